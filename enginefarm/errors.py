@@ -1,0 +1,207 @@
+"""Every error enginefarm raises on purpose.
+
+EnginefarmError                    1
+├── RecipeError                   10  the recipe says something that cannot be done
+├── GpuError                      11  unknown GPU, or a precision that the GPU lacks
+├── SourceError                   12  the model cannot be loaded (file, checkpoint, callable)
+│   └── UnsafeCheckpointError     13  a checkpoint that would execute code
+├── ExportError                   14  PyTorch -> ONNX failed, or the ONNX is not valid
+├── SlimError                     15  OnnxSlim failed, or changed the numbers
+├── PrecisionError                16  the cast or the quantiser failed
+├── CalibrationError              17  calibration data is missing, empty, or of the wrong shape
+├── BuildError                    20  the builder refused the network
+│   ├── ParseError                21  the ONNX parser refused a node
+│   ├── BuildCrashed              22  the builder process died (signal)
+│   ├── BuildTimeout              23  wall-clock limit
+│   ├── BuildOutOfMemory          24  memory limit
+│   └── BuildCancelled            25
+├── ToolchainError                26  a toolchain is not installed, or lacks what was asked for
+├── AccuracyError                 30  over the accuracy budget: not published
+├── StoreError                    40  the store answered with an error
+│   ├── StoreUnavailable          41  down, unreachable, throttling (transient)
+│   ├── StoreDenied               42  wrong or missing credentials
+│   ├── StoreMissing              43  no such bucket or object
+│   ├── CorruptBlob               44  bytes do not match their digest
+│   └── StoreConflict             45  somebody else wrote first
+├── DiskFull                      46
+├── NoEngineFits                  50  pull found nothing that can run on this host
+├── SignatureRejected             51  unsigned, or signed by a key that is not trusted
+├── GateError                     55  promotion refused by a gate
+├── HostError                     60  no driver, no GPU, wrong GPU
+│   └── DriverTooOld              61
+├── EngineRunError                62  an engine could not be loaded or run on this GPU
+├── FarmError                     70  server, work pool, worker or deployment
+│   └── WorkerMismatch            71  the worker's GPU is not the one it was labelled with
+└── UsageError                     2  the command line
+
+The number is the exit code of the command line. An error says what is wrong, why,
+and what to do next; `transient` errors are worth a retry, all others never are.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EnginefarmError(Exception):
+    """Base of every deliberate error.
+
+    what: one line that names the field, file, tensor, node or GPU.
+    why:  the cause, where it is known.
+    fix:  what the reader can do next.
+    """
+
+    exit_code: ClassVar[int] = 1
+    transient: ClassVar[bool] = False
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process boundaries (builder child, Prefect); keyword-only
+        # arguments do not survive Exception's own pickling.
+        return (_rebuild, (type(self), self.what, self.why, self.fix))
+
+
+def _rebuild(kind: type[EnginefarmError], what: str, why: str, fix: str) -> EnginefarmError:
+    return kind(what, why=why, fix=fix)
+
+
+class UsageError(EnginefarmError):
+    exit_code = 2
+
+
+class RecipeError(EnginefarmError):
+    exit_code = 10
+
+
+class GpuError(EnginefarmError):
+    exit_code = 11
+
+
+class SourceError(EnginefarmError):
+    exit_code = 12
+
+
+class UnsafeCheckpointError(SourceError):
+    exit_code = 13
+
+
+class ExportError(EnginefarmError):
+    exit_code = 14
+
+
+class SlimError(EnginefarmError):
+    exit_code = 15
+
+
+class PrecisionError(EnginefarmError):
+    exit_code = 16
+
+
+class CalibrationError(EnginefarmError):
+    exit_code = 17
+
+
+class BuildError(EnginefarmError):
+    exit_code = 20
+
+
+class ParseError(BuildError):
+    exit_code = 21
+
+
+class BuildCrashed(BuildError):
+    exit_code = 22
+
+
+class BuildTimeout(BuildError):
+    exit_code = 23
+
+
+class BuildOutOfMemory(BuildError):
+    exit_code = 24
+
+
+class BuildCancelled(BuildError):
+    exit_code = 25
+
+
+class ToolchainError(EnginefarmError):
+    exit_code = 26
+
+
+class AccuracyError(EnginefarmError):
+    exit_code = 30
+
+
+class StoreError(EnginefarmError):
+    exit_code = 40
+
+
+class StoreUnavailable(StoreError):
+    exit_code = 41
+    transient = True
+
+
+class StoreDenied(StoreError):
+    exit_code = 42
+
+
+class StoreMissing(StoreError):
+    exit_code = 43
+
+
+class CorruptBlob(StoreError):
+    exit_code = 44
+
+
+class StoreConflict(StoreError):
+    exit_code = 45
+
+
+class DiskFull(EnginefarmError):
+    exit_code = 46
+
+
+class NoEngineFits(EnginefarmError):
+    exit_code = 50
+
+
+class SignatureRejected(EnginefarmError):
+    exit_code = 51
+
+
+class GateError(EnginefarmError):
+    exit_code = 55
+
+
+class HostError(EnginefarmError):
+    exit_code = 60
+
+
+class DriverTooOld(HostError):
+    exit_code = 61
+
+
+class EngineRunError(EnginefarmError):
+    exit_code = 62
+
+
+class FarmError(EnginefarmError):
+    exit_code = 70
+
+
+class WorkerMismatch(FarmError):
+    exit_code = 71

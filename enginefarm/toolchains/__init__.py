@@ -1,0 +1,97 @@
+"""Ways to turn ONNX into a plan, a file each behind one Protocol.
+
+Importing this package imports no native library: each toolchain does so in the child
+process that `isolate.py` starts.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field, JsonValue
+
+from enginefarm.errors import ToolchainError
+from enginefarm.manifest import TensorInfo
+from enginefarm.schema import Frozen
+from enginefarm.spec import BuildSpec, ToolchainId
+
+
+class BuildRequest(Frozen):
+    """One build, as it is handed to a toolchain (and, as JSON, to the child process)."""
+
+    spec: BuildSpec
+    onnx: Path = Field(description="model.onnx; its external data, if any, beside it.")
+    work_dir: Path = Field(description="Empty; plan, log and layers are written here.")
+    plugins: tuple[Path, ...] = ()
+    timing_cache: Path | None = None
+    calibration: Path | None = Field(None, description="npz, for TensorRT 10's classic INT8.")
+    timeout_s: float = 3600
+    memory_limit_bytes: int | None = None
+
+
+class BuildOutput(Frozen):
+    """What a toolchain leaves in the request's work_dir."""
+
+    plan: Path
+    tensors: tuple[TensorInfo, ...]
+    seconds: float
+    peak_memory_bytes: int = 0
+    log: Path | None = None
+    layers: Path | None = None
+    timing_cache: Path | None = None
+    command: str | None = None
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Toolchain(Protocol):
+    """One way to build.
+
+    cross: True where no GPU is needed to build for one.
+    """
+
+    name: str
+    cross: bool
+
+    def identity(self) -> ToolchainId:
+        """The exact build installed here, from package metadata alone: no library is loaded.
+
+        Raises: ToolchainError when it is not installed, with the command that installs it.
+        """
+        ...
+
+    def check(self, spec: BuildSpec) -> None:
+        """Refuses, before anything runs, options that this toolchain lacks (ToolchainError)."""
+        ...
+
+    def build(self, request: BuildRequest) -> BuildOutput:
+        """Builds in this very process; call it through `isolate.build`.
+
+        Raises: ParseError (node and operator named), BuildError.
+        """
+        ...
+
+
+TOOLCHAINS: dict[str, str] = {
+    "tensorrt-rtx": "enginefarm.toolchains.tensorrt_rtx:TensorRTRTX",
+    "tensorrt": "enginefarm.toolchains.tensorrt:TensorRT",
+    "trtexec": "enginefarm.toolchains.trtexec:Trtexec",
+    "ort-trt": "enginefarm.toolchains.ort_trt:OrtTensorRT",
+}
+"""Name -> class. To add one: a file beside this, and a line here."""
+
+
+def toolchain(name: str) -> Toolchain:
+    """The toolchain of that name.
+
+    Raises: ToolchainError for a name that is not in the table.
+    """
+    if name not in TOOLCHAINS:
+        raise ToolchainError(
+            f"no toolchain is called {name!r}",
+            fix=f"use one of: {', '.join(TOOLCHAINS)}",
+        )
+    module, _, attribute = TOOLCHAINS[name].partition(":")
+    made: Toolchain = getattr(import_module(module), attribute)()
+    return made
