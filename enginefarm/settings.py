@@ -1,0 +1,56 @@
+"""What the environment decides, read once at the edge."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginefarm.errors import UsageError
+
+
+def home() -> Path:
+    """Where enginefarm keeps its own files: the embedded store and its credentials."""
+    chosen = os.environ.get("ENGINEFARM_HOME")
+    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "enginefarm"
+
+
+def cache_root() -> Path:
+    """Where blobs are cached by digest."""
+    chosen = os.environ.get("ENGINEFARM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "enginefarm"
+
+
+@dataclass(frozen=True)
+class BuildLimits:
+    """What one builder process may take. Plan for 3 to 4 times the weights in memory."""
+
+    timeout_s: float
+    memory_bytes: int | None
+
+
+def build_limits() -> BuildLimits:
+    """ENGINEFARM_BUILD_TIMEOUT_S (3600) and ENGINEFARM_BUILD_MEMORY_MIB (no limit).
+
+    Raises: UsageError for a value that is not a positive number.
+    """
+    memory_mib = _positive("ENGINEFARM_BUILD_MEMORY_MIB", None)
+    return BuildLimits(
+        timeout_s=_positive("ENGINEFARM_BUILD_TIMEOUT_S", 3600.0) or 3600.0,
+        memory_bytes=None if memory_mib is None else int(memory_mib * (1 << 20)),
+    )
+
+
+def _positive(name: str, default: float | None) -> float | None:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise UsageError(
+            f"{name}: {text!r} is not a positive number", fix=f"set {name} to a number, or unset it"
+        )
+    return value

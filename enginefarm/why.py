@@ -1,0 +1,42 @@
+"""Why a spec would rebuild: the field-by-field difference from the nearest one there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from enginefarm.schema import Frozen
+from enginefarm.spec import BuildSpec
+
+
+class FieldChange(Frozen):
+    field: str
+    before: str
+    after: str
+
+
+def differences(before: BuildSpec, after: BuildSpec) -> tuple[FieldChange, ...]:
+    """Every leaf that differs, by its path: `precision.calibration.seed`."""
+    old, new = _leaves(before.model_dump(mode="json")), _leaves(after.model_dump(mode="json"))
+    return tuple(
+        FieldChange(field=field, before=old.get(field, "absent"), after=new.get(field, "absent"))
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    )
+
+
+def nearest(spec: BuildSpec, others: Iterable[BuildSpec]) -> BuildSpec | None:
+    """The spec with the fewest differing fields; ties go to the lower digest."""
+    return min(
+        others, key=lambda other: (len(differences(other, spec)), other.digest), default=None
+    )
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        items = [(f"{path}.{key}" if path else str(key), child) for key, child in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
+    else:
+        return {path: str(value)}
+    return {leaf: text for name, child in items for leaf, text in _leaves(child, name).items()}
