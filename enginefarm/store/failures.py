@@ -1,0 +1,150 @@
+"""botocore's and the disk's failures -> the error tree. Messages name the place, never a key."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from botocore import exceptions as boto
+from urllib3.exceptions import HTTPError
+
+from enginefarm.errors import (
+    DiskFull,
+    EnginefarmError,
+    StoreConflict,
+    StoreDenied,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
+
+NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
+DENIED = frozenset(
+    {
+        "AccessDenied",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "AuthorizationHeaderMalformed",
+        "403",
+        "401",
+    }
+)
+CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+# Raised between us and the server, before or in the middle of an answer.
+TRANSPORT = (
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+NO_KEY = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
+
+
+def code_of(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: boto.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_missing_key(error: boto.ClientError) -> bool:
+    return code_of(error) in NOT_FOUND or (
+        status_of(error) == 404 and code_of(error) != "NoSuchBucket"
+    )
+
+
+def translate(error: Exception, *, bucket: str, where: str, key: str = "") -> EnginefarmError:
+    """The error of our tree for one of botocore's.
+
+    where: the endpoint, for people; `key` the object, when there is one.
+    """
+    place = f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
+    if isinstance(error, NO_KEY):
+        return StoreDenied(
+            f"store {place}: no credentials",
+            why="neither the environment nor the AWS configuration has a complete key",
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)",
+        )
+    if isinstance(error, TRANSPORT):
+        return StoreUnavailable(
+            f"store {place}: no answer from {where}",
+            why=type(error).__name__,
+            fix="check that the server is up and that AWS_ENDPOINT_URL names it",
+        )
+    if isinstance(error, boto.ClientError):
+        return _of_code(error, bucket, place, where)
+    return StoreError(f"store {place}: {type(error).__name__}", why=_first_line(str(error)))
+
+
+def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> EnginefarmError:
+    code, status = code_of(error), status_of(error)
+    if code == "NoSuchBucket":
+        return StoreMissing(
+            f"store: there is no bucket {bucket!r} at {where}",
+            fix=f"create it (aws s3 mb s3://{bucket}), or correct ENGINEFARM_STORE",
+        )
+    if is_missing_key(error):
+        return StoreMissing(f"store: there is no object {place}")
+    if code in CONFLICT or status == 412:
+        return StoreConflict(f"store: {place} was written by somebody else first")
+    if code in DENIED or status in (401, 403):
+        return StoreDenied(
+            f"store {place}: access refused by {where}",
+            why=code,
+            fix="check AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY and the bucket's policy",
+        )
+    if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling"):
+        return StoreUnavailable(f"store {place}: {where} answered {status} {code}")
+    return StoreError(f"store {place}: {where} answered {status} {code}")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:300] if text else ""
+
+
+def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
+    """DiskFull when that is what it is; None for every other OSError."""
+    if error.errno not in NO_SPACE:
+        return None
+    return DiskFull(
+        f"disk: no room to write {path}",
+        why=error.strerror or "",
+        fix="free space there, or choose another folder (--dest, ENGINEFARM_CACHE)",
+    )
+
+
+@contextmanager
+def mapped(bucket: str, where: str, key: str = "") -> Iterator[None]:
+    """Runs S3 calls; raises our errors instead of botocore's."""
+    try:
+        yield
+    except (
+        boto.BotoCoreError,
+        boto.ClientError,
+        HTTPError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise translate(error, bucket=bucket, where=where, key=key) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Runs writes to the disk; a full disk becomes DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        full = disk_error(error, path)
+        if full is None:
+            raise
+        raise full from error

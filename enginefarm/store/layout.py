@@ -1,0 +1,62 @@
+"""Every key of the store, in one place.
+
+blobs/sha256/ab/<digest>                          bytes, by content
+specs/<spec_digest>.json                          BuildSpec, for `why`
+manifests/<spec_digest>.json                      complete: created once, never changed
+index/<recipe>/<gpu>/<precision>/<spec_digest>    empty; one listing answers what is complete
+stages/<stage>/<key>.json                         StageRecord: a step already done
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from enginefarm.spec import BlobRef
+
+BLOBS = "blobs/sha256/"
+SPECS = "specs/"
+MANIFESTS = "manifests/"
+INDEX = "index/"
+STAGES = "stages/"
+
+
+class IndexEntry(NamedTuple):
+    """What the key of an index entry says."""
+
+    recipe: str
+    gpu: str
+    precision: str
+    spec_digest: str
+
+
+def blob(ref: BlobRef) -> str:
+    return f"{BLOBS}{ref.digest[:2]}/{ref.digest}"
+
+
+def spec(spec_digest: str) -> str:
+    return f"{SPECS}{spec_digest}.json"
+
+
+def manifest(spec_digest: str) -> str:
+    return f"{MANIFESTS}{spec_digest}.json"
+
+
+def stage(stage: str, key: str) -> str:
+    return f"{STAGES}{stage}/{key}.json"
+
+
+def index(entry: IndexEntry) -> str:
+    return INDEX + "/".join(entry)
+
+
+def index_prefix(recipe: str | None = None, gpu: str | None = None) -> str:
+    """The longest prefix that these filters allow."""
+    if recipe is None:
+        return INDEX
+    return f"{INDEX}{recipe}/" if gpu is None else f"{INDEX}{recipe}/{gpu}/"
+
+
+def parse_index(key: str) -> IndexEntry | None:
+    """None for a key that is not an index entry (a stray object)."""
+    parts = key.removeprefix(INDEX).split("/")
+    return IndexEntry(*parts) if len(parts) == 4 and all(parts) else None

@@ -1,0 +1,277 @@
+"""ObjectStore: the few S3 calls that everything else is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from enginefarm.errors import StoreConflict, StoreMissing, UsageError
+from enginefarm.store.failures import is_missing_key, mapped
+
+PART_BYTES = 16 << 20
+LISTING_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A key pair that does not come from the AWS environment. Never printed."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object, without its bytes. `key` is relative to the store's prefix."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified: datetime
+    metadata: dict[str, str]
+    sha256_base64: str | None = None
+
+
+class ObjectStore:
+    """One bucket and prefix. Safe to share between threads.
+
+    Raises, from every method: StoreUnavailable, StoreDenied, StoreMissing, StoreConflict,
+    StoreError.
+    """
+
+    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
+        self.client = client
+        self.bucket = bucket
+        self.prefix = prefix
+        self.where: str = client.meta.endpoint_url
+
+    def full(self, key: str) -> str:
+        return f"{self.prefix}{key}"
+
+    def _mapped(self, key: str = "") -> Any:
+        return mapped(self.bucket, self.where, self.full(key) if key else "")
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """Bytes and etag; None when there is no such object. For small objects."""
+        with self._mapped(key):
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
+            except ClientError as error:
+                if is_missing_key(error):
+                    return None
+                raise
+            return answer["Body"].read(), answer["ETag"]
+
+    def head(self, key: str) -> ObjectInfo | None:
+        with self._mapped(key):
+            try:
+                answer = self.client.head_object(
+                    Bucket=self.bucket, Key=self.full(key), ChecksumMode="ENABLED"
+                )
+            except ClientError as error:
+                if is_missing_key(error):
+                    return None
+                raise
+        return ObjectInfo(
+            key=key,
+            size_bytes=answer["ContentLength"],
+            etag=answer["ETag"],
+            modified=answer["LastModified"],
+            metadata=answer.get("Metadata", {}),
+            sha256_base64=answer.get("ChecksumSHA256"),
+        )
+
+    def put(self, key: str, data: bytes, **extra: Any) -> str:
+        """Writes, replacing what was there. Gives the etag."""
+        with self._mapped(key):
+            answer = self.client.put_object(
+                Bucket=self.bucket,
+                Key=self.full(key),
+                Body=data,
+                ChecksumAlgorithm="SHA256",
+                **extra,
+            )
+        return answer["ETag"]
+
+    def put_if_absent(self, key: str, data: bytes) -> str | None:
+        """Creates; None when the object was already there. One winner in a race."""
+        try:
+            return self.put(key, data, IfNoneMatch="*")
+        except StoreConflict:
+            return None
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        """Replaces exactly that version; StoreConflict when it is not the current one."""
+        try:
+            return self.put(key, data, IfMatch=etag)
+        except StoreMissing as error:  # S3 answers 404 when the object was deleted meanwhile
+            if self.head(key) is not None:
+                raise
+            raise StoreConflict(f"store: {self.full(key)} was deleted by somebody else") from error
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object under a prefix, page by page, in key order."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket,
+            Prefix=self.full(prefix),
+            PaginationConfig={"PageSize": LISTING_PAGE},
+        )
+        with self._mapped(prefix):
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield ObjectInfo(
+                        key=item["Key"].removeprefix(self.prefix),
+                        size_bytes=item["Size"],
+                        etag=item["ETag"],
+                        modified=item["LastModified"],
+                        metadata={},
+                    )
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names one level below a prefix that ends in a slash."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.full(prefix), Delimiter="/"
+        )
+        with self._mapped(prefix):
+            for page in pages:
+                for item in page.get("CommonPrefixes", ()):
+                    yield item["Prefix"].removeprefix(self.full(prefix)).rstrip("/")
+
+    def delete(self, key: str) -> None:
+        """Deletes; no error when it is not there."""
+        with self._mapped(key):
+            self.client.delete_object(Bucket=self.bucket, Key=self.full(key))
+
+    def touch(self, info: ObjectInfo) -> None:
+        """Gives an object a new modification time, by a copy on the server."""
+        with self._mapped(info.key):
+            self.client.copy_object(
+                Bucket=self.bucket,
+                Key=self.full(info.key),
+                CopySource={"Bucket": self.bucket, "Key": self.full(info.key)},
+                Metadata=info.metadata,
+                MetadataDirective="REPLACE",
+                ChecksumAlgorithm="SHA256",
+            )
+
+    def upload_file(
+        self,
+        path: Path,
+        key: str,
+        *,
+        metadata: dict[str, str],
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        """Streams a file, in parts, each with its sha256 checked by the server.
+
+        on_bytes: called with the bytes just sent, from upload threads.
+        """
+        with self._mapped(key):
+            self.client.upload_file(
+                str(path),
+                self.bucket,
+                self.full(key),
+                ExtraArgs={"Metadata": metadata, "ChecksumAlgorithm": "SHA256"},
+                Callback=on_bytes,
+                Config=TransferConfig(
+                    multipart_threshold=PART_BYTES,
+                    multipart_chunksize=PART_BYTES,
+                    max_concurrency=4,
+                ),
+            )
+
+    def range(self, key: str, start: int, end: int) -> tuple[Any, int]:
+        """A stream over bytes [start, end) and the object's whole size.
+
+        botocore's and urllib3's errors pass through: the caller resumes from where it stopped.
+        """
+        answer = self.client.get_object(
+            Bucket=self.bucket, Key=self.full(key), Range=f"bytes={start}-{end - 1}"
+        )
+        total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+        return answer["Body"], int(total) if total.isdigit() else -1
+
+    def presigned_get(self, key: str, seconds: int) -> str:
+        with self._mapped(key):
+            return self.client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self.bucket, "Key": self.full(key)},
+                ExpiresIn=seconds,
+            )
+
+    def create_bucket(self) -> None:
+        """Creates the bucket when it is not there."""
+        with self._mapped():
+            try:
+                self.client.create_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in (
+                    "BucketAlreadyOwnedByYou",
+                    "BucketAlreadyExists",
+                ):
+                    raise
+
+
+def parse_url(url: str) -> tuple[str, str]:
+    """Bucket and prefix (empty, or ending in a slash) of `s3://bucket/prefix`.
+
+    Raises: UsageError.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
+        raise UsageError(
+            "store: the URL must be s3://bucket or s3://bucket/prefix, without a key in it",
+            fix="set ENGINEFARM_STORE to it, and the key in AWS_ACCESS_KEY_ID and so on",
+        )
+    prefix = parts.path.strip("/")
+    return parts.netloc, f"{prefix}/" if prefix else ""
+
+
+def connect(
+    url: str,
+    *,
+    endpoint: str | None = None,
+    credentials: Credentials | None = None,
+    attempts: int = 4,
+    connect_timeout_s: float = 5,
+    read_timeout_s: float = 60,
+) -> ObjectStore:
+    """An ObjectStore for `s3://bucket/prefix`; makes no request.
+
+    Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
+    """
+    bucket, prefix = parse_url(url)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint = (
+        endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    config = Config(
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=32,
+        # Our own sha256 covers every byte; botocore's default CRC would hash them again.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"} if endpoint else {},
+    )
+    make: Any = boto3.session.Session(region_name=region) if region else boto3.session.Session()
+    client = make.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=make.region_name or "us-east-1",
+        aws_access_key_id=credentials.access_key if credentials else None,
+        aws_secret_access_key=credentials.secret_key if credentials else None,
+        config=config,
+    )
+    return ObjectStore(client, bucket, prefix)

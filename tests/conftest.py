@@ -1,0 +1,53 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from enginefarm.store import embedded, s3
+from enginefarm.store.embedded import Server
+from enginefarm.store.engine_store import EngineStore
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real SeaweedFS on free loopback ports, with a key of its own. One a test process."""
+    home = tmp_path_factory.mktemp("s3") / "store"
+    server = embedded.start(home)
+    yield server
+    embedded.stop(home)
+
+
+@pytest.fixture
+def make_store(s3_server: Server) -> Callable[[], EngineStore]:
+    """Opens stores on fresh prefixes of the real server."""
+
+    def make() -> EngineStore:
+        url = f"s3://{embedded.BUCKET}/{secrets.token_hex(4)}"
+        objects = s3.connect(url, endpoint=s3_server.endpoint, credentials=s3_server.credentials)
+        return EngineStore(objects, url)
+
+    return make
+
+
+@pytest.fixture
+def store(make_store: Callable[[], EngineStore]) -> EngineStore:
+    """An empty EngineStore on the real server."""
+    return make_store()
+
+
+@pytest.fixture
+def store_environment(
+    s3_server: Server, store: EngineStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> EngineStore:
+    """The same store, named in the environment as a user would; the cache is fresh too."""
+    monkeypatch.setenv("ENGINEFARM_STORE", store.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.credentials.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.credentials.secret_key)
+    monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path / "cache"))
+    return store
