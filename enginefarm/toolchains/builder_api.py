@@ -1,0 +1,278 @@
+"""What TensorRT and TensorRT-RTX share of the Builder API.
+
+`trt` is the imported binding (`tensorrt` or `tensorrt_rtx_bindings`): both are native
+modules without types, hence `Any`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from enginefarm.errors import BuildCancelled, BuildError, BuildOutOfMemory, ParseError
+from enginefarm.manifest import TensorInfo
+from enginefarm.progress import SINK, report
+from enginefarm.recipe import DType
+from enginefarm.spec import ShapeProfile
+
+DTYPES: dict[str, DType] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""trt.DataType by name -> ours."""
+
+_NOISE = re.compile(r"cudaError 35\b|CUDA initialization failure with error: 35\b")
+"""'No driver', which a cross-build says on every machine without a GPU, to no effect."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"std::bad_alloc|out of memory|OutOfMemory|Requested amount of GPU memory", re.IGNORECASE
+)
+
+
+class Messages:
+    """The errors that a builder logged. They hold causes that no return value does."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def add(self, severity: str, text: str) -> None:
+        print(f"[{severity[0]}] {text}", flush=True)
+        if severity in {"ERROR", "INTERNAL_ERROR"} and not _NOISE.search(text):
+            self.errors.append(tidy(text))
+
+    def cause(self, lines: int = 3) -> str:
+        """The last distinct errors, oldest first."""
+        return "; ".join(list(dict.fromkeys(self.errors))[-lines:])
+
+    def out_of_memory(self) -> bool:
+        return any(_OUT_OF_MEMORY.search(text) for text in self.errors)
+
+
+def tidy(text: str) -> str:
+    """A native message without the noise about the missing driver, on one line."""
+    kept = [line.strip() for line in text.splitlines() if not _NOISE.search(line)]
+    return " ".join(line for line in kept if line)
+
+
+def make_logger(trt: Any, messages: Messages) -> Any:
+    """An ILogger that prints everything from INFO up and remembers errors.
+
+    The first logger of a process wins, inside TensorRT: make one, and only one.
+    """
+    severity_info = trt.ILogger.Severity.INFO
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity <= severity_info:
+                messages.add(severity.name, msg)
+
+    return Logger()
+
+
+def make_monitor(trt: Any, step: str = "build") -> Any:
+    """An IProgressMonitor that reports percent of the whole build to the current SINK."""
+    # Builders call back on threads of their own, where the context variable is not set.
+    sink = SINK.get()
+    tree = _PhaseTree()
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tree.start(phase_name, parent_phase, num_steps)
+            sink(step, tree.percent(), 100.0, phase_name)
+
+        def step_complete(self, phase_name: str, step_index: int) -> bool:
+            tree.step(phase_name, step_index + 1)
+            sink(step, tree.percent(), 100.0, phase_name)
+            return True  # False would cancel; the parent process kills instead, which is prompt
+
+        def phase_finish(self, phase_name: str) -> None:
+            tree.finish(phase_name)
+
+    return Monitor()
+
+
+class _PhaseTree:
+    """Nested phases -> one figure that only grows."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, tuple[str | None, int, int]] = {}
+        self._percent = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = (parent, 0, max(steps, 1))
+
+    def step(self, name: str, done: int) -> None:
+        if name in self._phases:
+            parent, _, steps = self._phases[name]
+            self._phases[name] = (parent, min(done, steps), steps)
+
+    def finish(self, name: str) -> None:
+        self._phases.pop(name, None)
+
+    def percent(self) -> float:
+        roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]
+        now = 100.0 * max((self._fraction(name) for name in roots), default=0.0)
+        self._percent = max(self._percent, now)
+        return self._percent
+
+    def _fraction(self, name: str) -> float:
+        _, done, steps = self._phases[name]
+        children = [child for child, (parent, _, _) in self._phases.items() if parent == name]
+        inner = max((self._fraction(child) for child in children), default=0.0)
+        return min((done + inner) / steps, 1.0)
+
+
+def parse_onnx(parser: Any, network: Any, onnx: Path, messages: Messages, toolchain: str) -> None:
+    """Parses model and external data into `network`.
+
+    Raises: ParseError, which names the node and its operator.
+    """
+    parsed = parser.parse_from_file(str(onnx))
+    if not parsed or parser.num_errors:
+        raise _parse_error(parser, messages, toolchain)
+    # Zero-byte and text files parse as true.
+    if network.num_layers == 0 or network.num_outputs == 0:
+        raise ParseError(
+            f"{onnx.name}: {network.num_layers} layers and {network.num_outputs} outputs after "
+            "parsing: this is no model",
+            why=messages.cause(),
+            fix="check the file with `onnx.checker.check_model`",
+        )
+
+
+def _parse_error(parser: Any, messages: Messages, toolchain: str) -> ParseError:
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not found:
+        return ParseError(f"{toolchain} cannot parse the model", why=messages.cause())
+    first = next((error for error in found if error.node_operator()), found[0])
+    where = f"node {first.node_name()!r} (operator {first.node_operator()})"
+    if not first.node_operator():
+        where = "the model"
+    others = sorted({error.node_operator() for error in found} - {first.node_operator(), ""})
+    code = str(first.code()).rpartition(".")[2]
+    return ParseError(
+        f"{toolchain} cannot parse {where}: {code}",
+        why=tidy(first.desc()) or messages.cause(),
+        fix="replace the operator in the model"
+        + (f"; others that it refuses: {', '.join(others)}" if others else ""),
+    )
+
+
+def add_profiles(
+    builder: Any, config: Any, network: Any, profiles: tuple[ShapeProfile, ...]
+) -> None:
+    """One optimization profile for each of the spec's, in their order.
+
+    Raises: BuildError, which names the profile and the input.
+    """
+    inputs = {tensor.name: tensor for tensor in _inputs(network)}
+    for index, profile in enumerate(profiles):
+        made = builder.create_optimization_profile()
+        for name, shapes in profile.shapes.items():
+            if name not in inputs:
+                raise BuildError(
+                    f"profile {profile.name!r}: the network has no input {name!r}",
+                    why=f"its inputs are {', '.join(inputs)}",
+                )
+            values = (shapes.min, shapes.opt, shapes.max)
+            if inputs[name].is_shape_tensor:
+                made.set_shape_input(name, *values)
+            else:
+                made.set_shape(name, *values)
+        # set_shape returns None even where min > max; only this call says so.
+        added = config.add_optimization_profile(made)
+        if added != index:
+            shapes = ", ".join(
+                f"{name} {s.min}/{s.opt}/{s.max}" for name, s in profile.shapes.items()
+            )
+            raise BuildError(
+                f"profile {profile.name!r} is not valid for this network: {shapes}",
+                why=f"add_optimization_profile gave {added}",
+                fix="min ≤ opt ≤ max must hold in each dim, and static dims must be equal in all",
+            )
+
+
+def network_tensors(network: Any) -> tuple[TensorInfo, ...]:
+    """Inputs and outputs, as the parsed network declares them."""
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return (
+        *(_tensor(tensor, "input") for tensor in _inputs(network)),
+        *(_tensor(tensor, "output") for tensor in outputs),
+    )
+
+
+def set_checked(target: Any, attribute: str, value: Any, option: str) -> None:
+    """Sets, and reads back: some setters log an error and go on.
+
+    Raises: BuildError, naming the option.
+    """
+    setattr(target, attribute, value)
+    now = getattr(target, attribute)
+    if now != value:
+        raise BuildError(f"{option}: asked for {value}, and the builder kept {now}")
+
+
+def set_flag(trt: Any, config: Any, name: str, option: str) -> None:
+    """Sets a BuilderFlag by name.
+
+    Raises: BuildError where this version has no such flag, or refuses it.
+    """
+    flag = getattr(trt.BuilderFlag, name, None)
+    if flag is None:
+        raise BuildError(f"{option}: {trt.__name__} {trt.__version__} has no BuilderFlag.{name}")
+    config.set_flag(flag)
+    if not config.get_flag(flag):
+        raise BuildError(f"{option}: the builder did not keep BuilderFlag.{name}")
+
+
+def write_plan(builder: Any, network: Any, config: Any, dest: Path, messages: Messages) -> None:
+    """Builds and writes the plan.
+
+    Raises: BuildError with the logger's cause; BuildOutOfMemory; BuildCancelled.
+    """
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if messages.out_of_memory():
+            raise BuildOutOfMemory(
+                "the builder ran out of memory",
+                why=messages.cause(),
+                fix="lower the profile's max shapes or builder.workspace_mib",
+            )
+        if not messages.errors:
+            raise BuildCancelled("the builder stopped without an error: cancelled")
+        raise BuildError(
+            "the builder refused the network",
+            why=messages.cause(),
+            fix="the cause names a layer; see build.log for what the builder did before",
+        )
+    with dest.open("wb") as stream:
+        stream.write(memoryview(plan))
+    report("build", 100.0, 100.0, "plan written")
+
+
+def _inputs(network: Any) -> list[Any]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
+
+
+def _tensor(tensor: Any, role: Literal["input", "output"]) -> TensorInfo:
+    return TensorInfo(name=tensor.name, dtype=_dtype(tensor), shape=tuple(tensor.shape), role=role)
+
+
+def _dtype(tensor: Any) -> DType:
+    name = str(tensor.dtype).rpartition(".")[2]
+    if name not in DTYPES:
+        raise BuildError(f"tensor {tensor.name!r}: its type {name} has no numpy counterpart here")
+    return DTYPES[name]

@@ -1,0 +1,148 @@
+"""TensorRT-RTX: builds for a GPU that this machine need not have.
+
+The plan holds no machine code yet: kernels are specialised when it is loaded on the GPU.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from enginefarm.errors import BuildError, ToolchainError
+from enginefarm.spec import BuildSpec, ToolchainId
+from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
+
+NAME = "tensorrt-rtx"
+CUDA = "13"
+LIBRARIES = f"tensorrt-rtx-cu{CUDA}-libs"
+BINDINGS = f"tensorrt-rtx-cu{CUDA}-bindings"
+
+COMPUTE_CAPABILITIES: dict[str, str] = {
+    "7.5": "SM75",
+    "8.0": "SM80",
+    "8.6": "SM86",
+    "8.9": "SM89",
+    "12.0": "SM120",
+    "12.1": "SM121",
+}
+"""Compute capability -> the name of trt.ComputeCapability. Hopper (9.0) and data-centre
+Blackwell (10.0) are not among them."""
+
+
+class TensorRTRTX:
+    """Cross-builds through the Builder API of tensorrt_rtx_bindings."""
+
+    name = NAME
+    cross = True
+
+    def identity(self) -> ToolchainId:
+        try:
+            build, bindings = version(LIBRARIES), version(BINDINGS)
+        except PackageNotFoundError as error:
+            raise ToolchainError(
+                f"toolchain {NAME}: {error.name} is not installed",
+                fix="pip install 'enginefarm[farm]'",
+            ) from None
+        if build != bindings:
+            raise ToolchainError(
+                f"toolchain {NAME}: libraries {build} and bindings {bindings} do not match",
+                fix=f"pip install {LIBRARIES}=={build} {BINDINGS}=={build}",
+            )
+        return ToolchainId(
+            name=NAME,
+            build=build,
+            cuda=CUDA,
+            os=platform.system().lower(),
+            arch=platform.machine(),
+        )
+
+    def check(self, spec: BuildSpec) -> None:
+        capability = spec.gpu.compute_capability
+        if capability not in COMPUTE_CAPABILITIES:
+            raise ToolchainError(
+                f"toolchain {NAME}: cannot build for {spec.gpu.label} "
+                f"(compute capability {capability})",
+                why=f"TensorRT-RTX builds for {', '.join(COMPUTE_CAPABILITIES)}",
+                fix="use toolchain `tensorrt` or `trtexec` on a worker that has the GPU",
+            )
+        for option, wanted, why in _refused(spec):
+            if wanted:
+                raise ToolchainError(
+                    f"{option}: toolchain {NAME} does not have it",
+                    why=why,
+                    fix=f"leave {option} out, or use toolchain `tensorrt`",
+                )
+
+    def build(self, request: BuildRequest) -> BuildOutput:
+        trt: Any = import_module("tensorrt_rtx_bindings")
+        self.check(request.spec)
+        started = time.monotonic()
+        messages = builder_api.Messages()
+        logger = builder_api.make_logger(trt, messages)
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
+        config = _config(trt, builder, request.spec)
+        builder_api.add_profiles(builder, config, network, request.spec.profiles)
+        monitor = builder_api.make_monitor(trt)
+        config.progress_monitor = monitor
+        plan = request.work_dir / "engine.plan"
+        builder_api.write_plan(builder, network, config, plan, messages)
+        return BuildOutput(
+            plan=plan,
+            tensors=builder_api.network_tensors(network),
+            seconds=time.monotonic() - started,
+            details={"layers": network.num_layers},
+        )
+
+
+def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
+    """(option, asked for, why it is refused), each tried against 1.7.1."""
+    needs_gpu = "TensorRT-RTX can do so only on a machine with the GPU"
+    return (
+        ("builder.refit", spec.builder.refit, needs_gpu),
+        ("builder.strip_plan", spec.builder.strip_plan, needs_gpu),
+        (
+            "builder.compatibility",
+            spec.builder.compatibility != "none",
+            "the setting is there and without effect; a plan already runs on every GPU of "
+            "its compute capability",
+        ),
+        ("builder.tactic_sources", spec.builder.tactic_sources is not None, "no tactics are timed"),
+        ("builder.attempts", spec.builder.attempts > 1, "builds repeat: a lottery has one ticket"),
+        (
+            "builder.classic_int8",
+            spec.builder.classic_int8,
+            "calibrators are gone; precision lives in the graph as Q/DQ",
+        ),
+        ("plugins", bool(spec.plugins), "plugins cannot be serialised into its plans"),
+    )
+
+
+def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
+    config = builder.create_builder_config()
+    options = spec.builder
+    builder_api.set_checked(config, "num_compute_capabilities", 1, "gpu")
+    capability = getattr(trt.ComputeCapability, COMPUTE_CAPABILITIES[spec.gpu.compute_capability])
+    config.set_compute_capability(capability, 0)
+    if config.get_compute_capability(0) != capability:
+        raise BuildError(f"gpu: the builder did not keep {capability}")
+    builder_api.set_checked(
+        config,
+        "builder_optimization_level",
+        options.optimization_level,
+        "builder.optimization_level",
+    )
+    if options.workspace_mib is not None:
+        pool = trt.MemoryPoolType.WORKSPACE
+        config.set_memory_pool_limit(pool, options.workspace_mib << 20)
+    if options.sparse_weights:
+        builder_api.set_flag(trt, config, "SPARSE_WEIGHTS", "builder.sparse_weights")
+    if options.version_compatible:
+        for flag in ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"):
+            builder_api.set_flag(trt, config, flag, "builder.version_compatible")
+    return config
