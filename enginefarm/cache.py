@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class BlobCache:
         return ref
 
     @contextmanager
-    def _locked(self, ref: BlobRef) -> Iterator[None]:
+    def _locked(self, ref: BlobRef) -> Generator[None]:
         """One downloader a digest. The kernel frees the lock of a process that dies."""
         path = self.path(ref)
         with writing(path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from botocore.exceptions import ClientError
 
@@ -21,6 +21,10 @@ PIECE_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
+
+
+class _Sha(Protocol):
+    def update(self, data: bytes, /) -> None: ...
 
 
 class _Stopped(Exception):
@@ -70,7 +74,7 @@ class Download:
                 raise
         return sha.hexdigest()
 
-    def _hash(self, sha: hashlib._Hash, start: int, end: int) -> None:
+    def _hash(self, sha: _Sha, start: int, end: int) -> None:
         for offset in range(start, end, CHUNK_BYTES):
             sha.update(os.pread(self._fd, min(CHUNK_BYTES, end - offset), offset))
 

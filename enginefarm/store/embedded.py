@@ -17,8 +17,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -212,7 +212,7 @@ def _credentials(home: Path) -> Credentials:
 
 
 @contextmanager
-def _lock(home: Path) -> Iterator[None]:
+def _lock(home: Path) -> Generator[None]:
     """One starter or stopper at a time."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -230,7 +230,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _free_ports(count: int) -> Iterator[list[int]]:
+def _free_ports(count: int) -> Generator[list[int]]:
     """Distinct ports that are free now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -258,7 +258,5 @@ def _alive(server: Server) -> bool:
 
 def _reap(pid: int) -> None:
     """Collects the server if this very process started it: a zombie is not alive."""
-    try:
+    with suppress(OSError):
         os.waitpid(pid, os.WNOHANG)
-    except OSError:
-        pass

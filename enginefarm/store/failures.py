@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
 
 
 @contextmanager
-def mapped(bucket: str, where: str, key: str = "") -> Iterator[None]:
+def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
     """Runs S3 calls; raises our errors instead of botocore's."""
     try:
         yield
@@ -139,7 +139,7 @@ def mapped(bucket: str, where: str, key: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Generator[None]:
     """Runs writes to the disk; a full disk becomes DiskFull."""
     try:
         yield

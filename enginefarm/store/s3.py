@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
-from enginefarm.store.failures import is_missing_key, mapped
+from enginefarm.store.failures import code_of, is_missing_key, mapped
 
 PART_BYTES = 16 << 20
 LISTING_PAGE = 1000
@@ -215,7 +215,7 @@ class ObjectStore:
             try:
                 self.client.create_bucket(Bucket=self.bucket)
             except ClientError as error:
-                if error.response["Error"]["Code"] not in (
+                if code_of(error) not in (
                     "BucketAlreadyOwnedByYou",
                     "BucketAlreadyExists",
                 ):
@@ -265,11 +265,11 @@ def connect(
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint else {},
     )
-    make: Any = boto3.session.Session(region_name=region) if region else boto3.session.Session()
-    client = make.client(
+    session: Any = boto3.Session(region_name=region)
+    client = session.client(
         "s3",
         endpoint_url=endpoint,
-        region_name=make.region_name or "us-east-1",
+        region_name=session.region_name or "us-east-1",
         aws_access_key_id=credentials.access_key if credentials else None,
         aws_secret_access_key=credentials.secret_key if credentials else None,
         config=config,
