@@ -7,6 +7,7 @@ nothing of the build can be found by anybody.
 from __future__ import annotations
 
 import fcntl
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -29,13 +30,16 @@ from enginefarm.manifest import (
     Manifest,
     TensorInfo,
 )
-from enginefarm.progress import report
+from enginefarm.progress import SINK, report
 from enginefarm.recipe import BuilderOptions
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.spec import BlobRef, BuildSpec
 from enginefarm.stages import Prepared, Site, materialise
 from enginefarm.toolchains import BuildRequest
+
+# A builder keeps about one core busy: more of them at once only take more memory.
+_SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 RECORDED_PACKAGES = ("enginefarm", "onnx", "onnxruntime", "onnxslim", "torch", "tensorrt")
 
@@ -98,7 +102,8 @@ def build(
                 timeout_s=limits.timeout_s,
                 memory_limit_bytes=limits.memory_bytes,
             )
-            output = isolate.build(request, cancel=cancel)
+            with _SLOTS, _named(spec.label):
+                output = isolate.build(request, toolchain=spec.toolchain.name, cancel=cancel)
             details = dict(output.details)
             if workspace_mib is not None:
                 details["workspace_mib_after_out_of_memory"] = workspace_mib
@@ -190,6 +195,21 @@ def environment() -> Environment:
         python=platform.python_version(),
         packages=packages,
     )
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Progress of this build on a line of its own, beside the builds that run with it."""
+    watcher = SINK.get()
+
+    def named(step: str, done: float, total: float | None, note: str = "") -> None:
+        watcher(f"{step} {label}", done, total, note)
+
+    token = SINK.set(named)
+    try:
+        yield
+    finally:
+        SINK.reset(token)
 
 
 def _with_workspace(options: BuilderOptions, workspace_mib: int) -> BuilderOptions:

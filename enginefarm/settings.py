@@ -15,12 +15,6 @@ def home() -> Path:
     return Path(chosen) if chosen else Path.home() / ".local" / "share" / "enginefarm"
 
 
-def cache_root() -> Path:
-    """Where blobs are cached by digest."""
-    chosen = os.environ.get("ENGINEFARM_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "enginefarm"
-
-
 @dataclass(frozen=True)
 class BuildLimits:
     """What one builder process may take. Plan for 3 to 4 times the weights in memory."""

@@ -24,9 +24,10 @@ from enginefarm.manifest import GraphVerification
 from enginefarm.progress import report
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen, canonical_json
-from enginefarm.settings import cache_root
 from enginefarm.spec import BlobRef, CalibrationUse, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.store import EngineStore, StageRecord, open_store
+from enginefarm.store import open_store
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.records import StageRecord
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -53,7 +54,7 @@ class Site:
 
 def here() -> Site:
     """The site that the environment names (ENGINEFARM_STORE, ENGINEFARM_CACHE)."""
-    return Site(store=open_store(), cache=BlobCache(cache_root()))
+    return Site(store=open_store(), cache=BlobCache())
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,9 @@ class Exported(Frozen):
 def export_key(recipe: Recipe) -> str:
     """Everything that decides the exported graph. Loads no torch."""
     from enginefarm.export import export_tool
-    from enginefarm.sources import fingerprint
 
     return stage_key(
-        source=fingerprint(recipe.source, recipe.root),
+        source=_source_digest(recipe),
         inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
         profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
         exporter=export_tool(recipe).model_dump(mode="json"),
@@ -143,6 +143,12 @@ def export(site: Site, recipe: Recipe) -> Exported:
     )
 
 
+def _source_digest(recipe: Recipe) -> str:
+    from enginefarm.sources import source
+
+    return source(recipe.source.kind).fingerprint(recipe.source, recipe.root)
+
+
 class Reference(Frozen):
     """Verification inputs and their FP32 outputs from the source model, as an npz."""
 
@@ -159,14 +165,13 @@ def reference(site: Site, recipe: Recipe) -> Reference:
     from enginefarm.data import data_digest
     from enginefarm.export import export_tool
     from enginefarm.reference import make_reference, verification_data
-    from enginefarm.sources import fingerprint
 
     def work(scratch: Path) -> Produced:
         return Produced(files={"npz": make_reference(recipe, scratch / "reference.npz")})
 
     settings = recipe.verification
     key = stage_key(
-        source=fingerprint(recipe.source, recipe.root),
+        source=_source_digest(recipe),
         inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
         runtime=export_tool(recipe).model_dump(mode="json"),
         data=data_digest(verification_data(recipe), recipe.root),
@@ -337,8 +342,15 @@ def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
         if ref is not None:
-            site.cache.link(site.store, ref, folder / name)
+            _link(site.cache.ensure(site.store, ref), folder / name)
     return folder / MODEL_FILE
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _onnx_files(path: Path) -> dict[str, Path]:

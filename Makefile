@@ -1,0 +1,39 @@
+# make demo    build example 1 for T4, A100 and L4 on this machine, no GPU needed
+# make test    everything that passes on a CPU machine
+# make check   format, lint, types, import rules
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-unit test-gpu check bench install system-packages clean
+
+demo: $(STAMP)
+	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
+
+test: $(STAMP)
+	$(BIN)/pytest tests/unit tests/flows tests/browser
+
+test-unit: $(STAMP)
+	$(BIN)/pytest tests/unit
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+install: $(STAMP)
+
+# constraints.txt is the lock: every version, resolved and tested together.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "enginefarm needs Python 3.11 or newer; set PYTHON=python3.x"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "this Python cannot make environments; apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,examples,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) test-output

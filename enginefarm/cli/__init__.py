@@ -1,0 +1,104 @@
+"""The command line. A command is loaded when it is called, so `--help` costs nothing.
+
+The table holds strings: enginefarm itself never imports Prefect, whose commands live in
+`flows/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from enginefarm import __version__
+from enginefarm.errors import EnginefarmError, ToolchainError, UsageError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (where it is, the line that --help shows)
+    "plan": ("enginefarm.cli.planning:plan", "What would be built, what is cached, and why."),
+    "build": ("flows.commands.build:build", "Build a recipe's engines (runs the Prefect flow)."),
+    "pull": ("enginefarm.cli.pull:pull", "Download the engine that fits this host."),
+    "list": ("enginefarm.cli.listing:list_", "Engines in the store."),
+    "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
+    "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),
+    "gpus": ("enginefarm.cli.tables:gpus", "GPUs, their precisions and compute capabilities."),
+    "schema": ("enginefarm.cli.tables:schema", "JSON Schema of a recipe, for editors."),
+}
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Knows every command's name and help line; imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        if module.startswith("flows.") and find_spec("prefect") is None:
+            raise ToolchainError(
+                f"enginefarm {cmd_name} needs the farm",
+                why="prefect is not installed: this is the pull client alone",
+                fix="pip install 'enginefarm[farm]'",
+            )
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names or super().shell_complete(ctx, incomplete)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="enginefarm")
+def cli() -> None:
+    """Verified, benchmarked TensorRT engines for every GPU of a fleet.
+
+    Exit codes: 0 done; 2 usage; 10-17 recipe, source, export, calibration; 20-26 build;
+    30 accuracy; 40-46 store and disk; 50 no engine fits; 51 signature; 55 gate;
+    60-62 host; 70-71 farm. `docs/errors.md` has them all.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; every deliberate error becomes its message and its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """main() without the exit: gives the exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
+    except EnginefarmError as error:
+        return _fail(error)
+    except click.exceptions.Abort:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _fail(error: EnginefarmError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code

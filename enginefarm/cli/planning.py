@@ -1,0 +1,96 @@
+"""`enginefarm plan` and `enginefarm why`: what would be built, and what would change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from enginefarm.cli.tables import print_json, print_table
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plan(recipe: Path, as_json: bool) -> None:
+    """What RECIPE asks for: each engine, its toolchain, cached or to build, and why."""
+    from enginefarm import recipe_file, stages
+    from enginefarm.survey import local_offers, survey
+
+    found = survey(stages.here(), recipe_file.load(recipe), local_offers())
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    rows = [
+        (
+            planned.target.gpu,
+            planned.target.precision,
+            f"{planned.target.toolchain.name} {planned.target.toolchain.build}",
+            planned.spec.digest[:12] if planned.spec else "–",
+            planned.reason,
+            "cached" if planned.cached else "to build",
+        )
+        for planned in found.builds
+    ]
+    rows += [
+        (skip.gpu, skip.precision, "–", "–", skip.reason, "skipped") for skip in found.skipped
+    ]
+    print_table(
+        f"Plan of {found.recipe}", ("GPU", "precision", "toolchain", "spec", "why", "state"), rows
+    )
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--gpu", required=True, metavar="LABEL", help="The GPU to ask about.")
+@click.option("--precision", help="The precision; the recipe's first by default.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
+    """Field by field, how RECIPE's spec differs from the nearest one that is built."""
+    from enginefarm import plan as planning
+    from enginefarm import recipe_file, stages
+    from enginefarm.survey import local_offers, survey
+    from enginefarm.why import differences, nearest
+
+    loaded = recipe_file.load(recipe)
+    wanted = planning.narrowed(
+        loaded, gpus=[gpu], precisions=[precision or loaded.precisions[0]]
+    )
+    site = stages.here()
+    planned = survey(site, wanted, local_offers()).builds[0]
+    others = [
+        manifest.spec
+        for manifest in site.store.manifests(wanted.name, gpu=gpu)
+        if planned.spec is None or manifest.spec.precision.name == planned.spec.precision.name
+    ]
+    before = nearest(planned.spec, others) if planned.spec else None
+    changes = differences(before, planned.spec) if before and planned.spec else ()
+    if as_json:
+        print_json(
+            {
+                "spec_digest": planned.spec.digest if planned.spec else None,
+                "cached": planned.cached,
+                "nearest": before.digest if before else None,
+                "changes": [change.model_dump() for change in changes],
+                "reason": planned.reason,
+            }
+        )
+        return
+    label = planned.target.label
+    if planned.cached:
+        click.echo(f"{label}: would not rebuild; spec {_short(planned.spec)} is complete")
+    elif planned.spec is None:
+        click.echo(f"{label}: would build; {planned.reason}")
+    elif before is None:
+        click.echo(f"{label}: would build; no engine of {wanted.name} for it is in the store")
+    else:
+        print_table(
+            f"{label}: would rebuild; nearest spec {before.digest[:12]}",
+            ("field", "built with", "now"),
+            [(change.field, change.before, change.after) for change in changes],
+        )
+
+
+def _short(spec: object) -> str:
+    digest: str = getattr(spec, "digest", "")
+    return digest[:12]

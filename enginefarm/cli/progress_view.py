@@ -1,0 +1,81 @@
+"""What a person sees while steps run: one line a step, bytes where bytes move."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from enginefarm.progress import SINK
+
+MOVES_BYTES = ("upload", "download")
+
+
+class View:
+    """A progress sink: keeps one line for each step that has been heard of."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lines: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        with self._lock:
+            line = self._lines.get(step)
+            if line is None:
+                line = self._progress.add_task(step, total=total, note="")
+                self._lines[step] = line
+            if not note and total and step.startswith(MOVES_BYTES):
+                note = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+            self._progress.update(line, completed=done, total=total, note=note)
+            if total is not None and done >= total:
+                self._progress.stop_task(line)
+
+
+@contextmanager
+def watched(*, enabled: bool = True) -> Iterator[None]:
+    """Shows progress on standard error while the block runs.
+
+    Where standard error is no terminal, each step is one plain line when it ends.
+    """
+    if not enabled:
+        yield
+        return
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        token = SINK.set(_plain)
+        try:
+            yield
+        finally:
+            SINK.reset(token)
+        return
+    progress = Progress(
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console,
+    )
+    with progress:
+        token = SINK.set(View(progress))
+        try:
+            yield
+        finally:
+            SINK.reset(token)
+
+
+def _plain(step: str, done: float, total: float | None, note: str = "") -> None:
+    if total is not None and done >= total:
+        print(f"  {step} {note or 'done'}", file=sys.stderr, flush=True)

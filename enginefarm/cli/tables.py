@@ -1,0 +1,99 @@
+"""Tables for people, JSON for programs: outcomes, GPUs, the recipe's schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.outcome import Outcome
+
+STYLES = {
+    "built": "green",
+    "cached": "cyan",
+    "rejected": "red",
+    "failed": "red",
+    "skipped": "yellow",
+}
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+    """The table of engines, and under it the line to try next."""
+    from enginefarm.outcome import HEADER, cells, pull_line
+
+    if as_json:
+        print_json([outcome.model_dump(mode="json") for outcome in outcomes])
+        return
+    rows = [cells(outcome) for outcome in outcomes]
+    styles = [STYLES[outcome.status] for outcome in outcomes]
+    title = f"Engines of {outcomes[0].recipe}" if outcomes else "No engines"
+    print_table(title, HEADER, rows, styles)
+    command = pull_line(outcomes)
+    if command:
+        click.echo(f"\nTry next:\n  {command}")
+
+
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    last_column_styles: Sequence[str] = (),
+) -> None:
+    """One table on standard output. Piped, it is wide enough never to wrap a cell."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for index, row in enumerate(rows):
+        style = last_column_styles[index] if last_column_styles else ""
+        *cells, last = row
+        table.add_row(*(Text(cell) for cell in cells), Text(last, style=style))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def gpus(as_json: bool) -> None:
+    """GPUs that recipes can name, with what each can do."""
+    from enginefarm.gpus import table
+
+    rows = table().values()
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+        return
+    print_table(
+        "GPUs",
+        ("label", "compute capability", "memory", "bandwidth", "precisions"),
+        [
+            (
+                row.label,
+                row.compute_capability,
+                f"{row.memory_gib:g} GiB",
+                f"{row.bandwidth_gb_s:g} GB/s",
+                " ".join(row.precisions),
+            )
+            for row in rows
+        ],
+    )
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
+def schema(as_json: bool) -> None:
+    """JSON Schema of a recipe: point your editor's YAML extension at it."""
+    from enginefarm.recipe_file import json_schema
+
+    print_json(json_schema())

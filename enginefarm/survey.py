@@ -1,0 +1,83 @@
+"""Where a recipe stands before anything runs: wanted, skipped, known, already built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from enginefarm import plan, stages
+from enginefarm.errors import ToolchainError
+from enginefarm.recipe import Recipe
+from enginefarm.schema import Frozen
+from enginefarm.spec import BuildSpec
+from enginefarm.stages import Site
+from enginefarm.toolchains import toolchain
+
+EXPORT_FIRST = "the model was not exported with these versions and this source yet"
+NO_MANIFEST = "no manifest of this spec is in the store"
+
+
+class Planned(Frozen):
+    """One target, its spec once the model is known, and whether its engine is there."""
+
+    target: plan.Target
+    spec: BuildSpec | None
+    cached: bool
+    reason: str
+
+
+class Survey(Frozen):
+    recipe: str
+    model: plan.Model | None
+    builds: tuple[Planned, ...]
+    skipped: tuple[plan.Skip, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Every engine wanted is in the store: nothing has to run."""
+        return all(planned.cached for planned in self.builds)
+
+
+def local_offers() -> tuple[plan.Offer, ...]:
+    """What this machine can build with no worker: the cross toolchain, if it is installed."""
+    try:
+        cross = toolchain("tensorrt-rtx").identity()
+    except ToolchainError:
+        return ()
+    return (plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=(cross,)),)
+
+
+def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
+    """Looks, and runs nothing: two stage records and one listing, whatever the number of specs.
+
+    Raises: what plan.targets raises; StoreError.
+    """
+    wanted = plan.targets(recipe, offers)
+    model = stages.known_model(site, recipe)
+    if model is None:
+        builds = tuple(
+            Planned(target=target, spec=None, cached=False, reason=EXPORT_FIRST)
+            for target in wanted.wanted
+        )
+    else:
+        builds = _with_specs(site, recipe, wanted.wanted, model)
+    return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
+
+
+def _with_specs(
+    site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
+) -> tuple[Planned, ...]:
+    uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
+    complete = site.store.complete(recipe.name)
+    planned: list[Planned] = []
+    for target in wanted:
+        spec = plan.resolve(recipe, target, model, uses[target.precision])
+        cached = spec.digest in complete
+        planned.append(
+            Planned(
+                target=target,
+                spec=spec,
+                cached=cached,
+                reason="the same spec is complete" if cached else NO_MANIFEST,
+            )
+        )
+    return tuple(planned)

@@ -1,0 +1,1 @@
+"""Commands of the farm side; enginefarm.cli names them by string."""

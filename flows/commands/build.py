@@ -1,0 +1,70 @@
+"""`enginefarm build`: the flow, run here, with its progress and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--gpu", "gpus", multiple=True, metavar="LABEL", help="Only this GPU (repeat).")
+@click.option("--precision", "precisions", multiple=True, help="Only this precision (repeat).")
+@click.option("--json", "as_json", is_flag=True, help="Outcomes as JSON on standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Prefect's log lines too.")
+def build(
+    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...], as_json: bool, verbose: bool
+) -> int:
+    """Build every engine of RECIPE that is not in the store yet.
+
+    Runs the Prefect flow build-model in this process; workers are used by the deployment
+    of the same name (enginefarm deploy).
+    """
+    from flows.environment import prepare
+
+    prepare(verbose=verbose)
+
+    from enginefarm import outcome
+    from enginefarm.cli.progress_view import watched
+    from enginefarm.cli.tables import print_outcomes
+    from flows.build_model import EnginesMissing, build_model
+
+    with _stopped_by_signals(), watched(enabled=not as_json):
+        state = build_model(
+            recipe.resolve(), list(gpus) or None, list(precisions) or None, return_state=True
+        )
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, EnginesMissing):
+        print_outcomes(result.outcomes, as_json=as_json)
+        return outcome.exit_code(result.outcomes)
+    if isinstance(result, BaseException):
+        raise result
+    print_outcomes(result, as_json=as_json)
+    return 0
+
+
+def _stopped_by_signals() -> object:
+    """Ctrl-C and SIGTERM kill the builders first, then end the command."""
+    import signal
+    from contextlib import contextmanager
+
+    from enginefarm.cancellation import CANCEL
+
+    @contextmanager
+    def guard():  # type: ignore[no-untyped-def]
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: object) -> None:
+            CANCEL.set()
+            raise KeyboardInterrupt
+
+        for name in before:
+            signal.signal(name, stop)
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    return guard()

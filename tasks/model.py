@@ -1,0 +1,76 @@
+"""Once a recipe, on CPU: plan, export, reference, slim, one graph a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from enginefarm import plan, stages
+from enginefarm.recipe import Recipe
+from enginefarm.survey import Survey, survey
+from tasks.policy import MINUTE_S, STEP
+
+
+@task(name="plan", task_run_name="plan {recipe.name}", timeout_seconds=2 * MINUTE_S, **STEP)
+def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
+    found = survey(stages.here(), recipe, offers)
+    cached = sum(planned.cached for planned in found.builds)
+    get_run_logger().info(
+        "%s: %d engines wanted, %d cached, %d skipped",
+        recipe.name,
+        len(found.builds),
+        cached,
+        len(found.skipped),
+    )
+    return found
+
+
+@task(name="export", task_run_name="export {recipe.name}", timeout_seconds=60 * MINUTE_S, **STEP)
+def export_model(recipe: Recipe) -> stages.Exported:
+    exported = stages.export(stages.here(), recipe)
+    get_run_logger().info(
+        "ONNX %s, opset %d, %.1f s%s",
+        exported.onnx.digest[:12],
+        exported.onnx.opset,
+        exported.seconds,
+        " (cached)" if exported.cached else "",
+    )
+    return exported
+
+
+@task(
+    name="reference",
+    task_run_name="reference {recipe.name}",
+    timeout_seconds=60 * MINUTE_S,
+    **STEP,
+)
+def reference_outputs(recipe: Recipe) -> stages.Reference:
+    made = stages.reference(stages.here(), recipe)
+    get_run_logger().info("FP32 reference %s, %.1f s", made.npz.digest[:12], made.seconds)
+    return made
+
+
+@task(name="slim", task_run_name="slim {recipe.name}", timeout_seconds=30 * MINUTE_S, **STEP)
+def slim_model(
+    recipe: Recipe, exported: stages.Exported, reference: stages.Reference
+) -> stages.Slimmed:
+    slimmed = stages.slim(stages.here(), recipe, exported, reference)
+    get_run_logger().info("slimmed ONNX %s", slimmed.model.onnx.digest[:12])
+    return slimmed
+
+
+@task(
+    name="calibrate",
+    task_run_name="{precision} {recipe.name}",
+    timeout_seconds=120 * MINUTE_S,
+    **STEP,
+)
+def prepare_precision(
+    recipe: Recipe, slimmed: stages.Slimmed, reference: stages.Reference, precision: str
+) -> stages.Prepared:
+    prepared = stages.prepare(stages.here(), recipe, slimmed.model, reference, precision)
+    verdict = "within budget" if prepared.verification.passed else "over budget"
+    get_run_logger().info("%s graph %s: %s", precision, prepared.graph.digest[:12], verdict)
+    return prepared

@@ -1,0 +1,47 @@
+"""Engine by engine: cached, rejected, or built by its own flow; and the tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from enginefarm import stages
+from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
+from tasks.policy import MINUTE_S, STEP
+
+
+@task(
+    name="cached", task_run_name="cached {recipe}", timeout_seconds=10 * MINUTE_S, **STEP
+)
+def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outcome]]:
+    """The manifests that are there already: one task, however many engines."""
+    store = stages.here().store
+    found = [manifest for digest in spec_digests if (manifest := store.manifest(digest))]
+    outcomes = [of_manifest(manifest, "cached") for manifest in found]
+    return Completed(name="Cached", message=f"{len(outcomes)} of {recipe}", data=outcomes)
+
+
+@task(name="tables", task_run_name="tables {recipe}", timeout_seconds=MINUTE_S, **STEP)
+def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
+    key = f"engines-{recipe.replace('.', '-').replace('_', '-')}"
+    rows = [dict(zip(HEADER, cells(outcome), strict=True)) for outcome in outcomes]
+    create_table_artifact(key=key, table=rows, description=f"Engines of {recipe}")
+    create_markdown_artifact(
+        key=f"{key}-summary", markdown=markdown(outcomes), description=f"Engines of {recipe}"
+    )
+
+
+def engine_state(outcome: Outcome) -> State[Outcome]:
+    """The named state of one engine: Built, Cached, `Rejected: accuracy`, `Failed: …`."""
+    if outcome.fine:
+        return Completed(name=outcome.status.capitalize(), data=outcome, message=outcome.label)
+    kind = "accuracy" if outcome.status == "rejected" else outcome.reason.partition(":")[0]
+    return Failed(
+        name=f"{outcome.status.capitalize()}: {kind}",
+        message=f"{outcome.label}: {outcome.reason}",
+        data=outcome,
+    )

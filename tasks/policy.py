@@ -1,0 +1,35 @@
+"""What every task has in common: when to retry, and whose log lines say what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from enginefarm.errors import EnginefarmError
+
+MINUTE_S = 60
+BACKOFF_S = [2, 8, 30]
+
+
+def only_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """A store or a network that is away is worth another try; a refusal is not."""
+    try:
+        state.result()
+    except EnginefarmError as error:
+        return error.transient
+    except BaseException:
+        return False
+    return False
+
+
+STEP: dict[str, Any] = {
+    "retries": len(BACKOFF_S),
+    "retry_delay_seconds": BACKOFF_S,
+    "retry_condition_fn": only_transient,
+    # The store is the one cache: Prefect's cannot see that a blob has gone.
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
