@@ -188,10 +188,16 @@ def add_profiles(
                     why=f"its inputs are {', '.join(inputs)}",
                 )
             values = (shapes.min, shapes.opt, shapes.max)
-            if inputs[name].is_shape_tensor:
-                made.set_shape_input(name, *values)
-            else:
-                made.set_shape(name, *values)
+            setter = made.set_shape_input if inputs[name].is_shape_tensor else made.set_shape
+            try:
+                setter(name, *values)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise BuildError(
+                    f"profile {profile.name!r}: input {name!r} refuses min {shapes.min}, "
+                    f"opt {shapes.opt}, max {shapes.max}",
+                    why=str(error),
+                    fix="min ≤ opt ≤ max must hold in each dim; the rank must be the input's",
+                ) from None
         # set_shape returns None even where min > max; only this call says so.
         added = config.add_optimization_profile(made)
         if added != index:
