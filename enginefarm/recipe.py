@@ -119,7 +119,8 @@ class Data(Frozen):
     """Where arrays come from; each batch is a dict from input name to array.
 
     `path`: an `.npz` (one array a input, first axis = samples) or a folder of `.npz`/`.npy`
-    batches. `callable`: gives an iterator of dicts; called with `seed`.
+    batches. `callable`: gives an iterator of dicts; called with `arguments` and, where it takes
+    them, `seed` and `batch_size`.
     """
 
     path: str | None = None
@@ -207,7 +208,12 @@ class Recipe(Frozen):
 
     name: Name
     source: Source
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    inputs: tuple[TensorSpec, ...] = Field(
+        min_length=1, description="In the order in which the module's forward takes them."
+    )
+    outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
+        (), description="Names for the outputs, in order; empty: those the exporter gives."
+    )
     profiles: tuple[Profile, ...] = Field((Profile(),), min_length=1)
     precisions: tuple[PrecisionName, ...] = Field(("fp16",), min_length=1)
     gpus: tuple[Name, ...] = Field(min_length=1)
@@ -251,6 +257,13 @@ class Recipe(Frozen):
         _unique("profiles", [profile.name for profile in self.profiles])
         _unique("gpus", self.gpus)
         _unique("precisions", self.precisions)
+        _unique("outputs", self.outputs)
+        unknown = sorted(set(self.verification.class_scores) - set(self.outputs))
+        if self.outputs and unknown:
+            raise ValueError(
+                f"verification.class_scores: no output is called {', '.join(unknown)}; "
+                f"outputs are {', '.join(self.outputs)}"
+            )
         wanted = set(self.dynamic_dims)
         for index, profile in enumerate(self.profiles):
             for dim in sorted(wanted - profile.dims.keys()):

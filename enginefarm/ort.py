@@ -1,0 +1,72 @@
+"""ONNX Runtime on CPU, set up once for every place that runs a graph."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import EnginefarmError
+from enginefarm.onnx_files import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from onnxruntime import InferenceSession
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+"""ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with it."""
+
+
+def session(
+    model: Path | bytes, *, error: type[EnginefarmError], what: str, plain: bool = False
+) -> InferenceSession:
+    """A session on the CPU. `plain` switches every graph optimization off.
+
+    Raises: `error` when ONNX Runtime refuses the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal: errors come back as exceptions
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    try:
+        return ort.InferenceSession(
+            source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=DISABLED_OPTIMIZERS,
+        )
+    except Exception as cause:
+        raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
+
+
+def run(
+    session: InferenceSession,
+    feeds: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    error: type[EnginefarmError],
+    what: str,
+) -> Arrays:
+    """Outputs by name.
+
+    Raises: `error` when the run fails.
+    """
+    names = [output.name for output in session.get_outputs()]
+    try:
+        values = session.run(names, dict(feeds))
+    except Exception as cause:
+        raise error(f"{what}: ONNX Runtime cannot run the graph", why=one_line(cause)) from cause
+    return dict(zip(names, values, strict=True))
+
+
+def version() -> str:
+    """`onnxruntime 1.32.0`, without importing it."""
+    from importlib.metadata import version
+
+    return f"onnxruntime {version('onnxruntime')}"

@@ -1,0 +1,45 @@
+"""A user's file in S3: its version, and a streamed download. Not the engine store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginefarm.errors import SourceError, StoreMissing
+from enginefarm.store.failures import mapped, writing
+from enginefarm.store.s3 import ObjectStore, connect
+
+
+def version(url: str) -> str:
+    """What changes when the object does: its sha256 where the server keeps one, else etag.
+
+    Raises: SourceError when there is no such object; StoreError.
+    """
+    objects, key = _open(url)
+    info = objects.head(key)
+    if info is None:
+        raise SourceError(f"source.path: {url}: there is no such object", fix="correct the path")
+    return info.sha256_base64 or info.etag
+
+
+def download(url: str, folder: Path) -> Path:
+    """The object as a file in the folder.
+
+    Raises: SourceError when there is no such object; StoreError; DiskFull.
+    """
+    objects, key = _open(url)
+    file = folder / key
+    try:
+        with mapped(objects.bucket, objects.where, objects.full(key)), writing(file):
+            objects.client.download_file(objects.bucket, objects.full(key), str(file))
+    except StoreMissing as error:
+        raise SourceError(f"source.path: {url}: there is no such object", why=error.what) from error
+    return file
+
+
+def _open(url: str) -> tuple[ObjectStore, str]:
+    folder, _, key = url.rpartition("/")
+    if not key or folder in ("s3:", "s3:/"):
+        raise SourceError(
+            f"source.path: {url}: not a file in S3", fix="s3://bucket/path/model.onnx"
+        )
+    return connect(folder), key
