@@ -2,4 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from enginefarm.pulling import pull
+    from enginefarm.tables import benchmarks
+
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "benchmarks", "pull"]
+
+# Name -> where it is. Loaded at first use, so that `import enginefarm` costs nothing.
+_LAZY: dict[str, str] = {
+    "benchmarks": "enginefarm.tables:benchmarks",
+    "pull": "enginefarm.pulling:pull",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,20 @@ class BlobCache:
             finally:
                 new.unlink(missing_ok=True)
         return ref
+
+    def link(self, name: str, ref: BlobRef) -> Path:
+        """A name for people: `engines/<name>`, a link to the blob. Replaced atomically."""
+        path = self.root / "engines" / name
+        target = os.path.relpath(self.path(ref), path.parent)
+        if path.is_symlink() and str(path.readlink()) == target:
+            return path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}")
+            new.unlink(missing_ok=True)
+            new.symlink_to(target)
+            new.replace(path)
+        return path
 
     @contextmanager
     def _locked(self, ref: BlobRef) -> Generator[None]:

@@ -92,6 +92,11 @@ class EngineStore:
             )
         return manifest
 
+    def digests(self, beginning: str) -> Iterator[str]:
+        """Spec digests of complete engines that begin so."""
+        for info in self.objects.list(layout.MANIFESTS + beginning):
+            yield info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
+
     def index(
         self, recipe: str | None = None, gpu: str | None = None, precision: str | None = None
     ) -> Iterator[IndexEntry]:

@@ -1,0 +1,112 @@
+"""`enginefarm list` and `enginefarm show`: what is in the store."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.manifest import Manifest
+    from enginefarm.store.engine_store import EngineStore
+
+HEADER = ("recipe", "GPU", "precision", "toolchain", "engine", "size", "built", "spec", "on device")
+SPEC = re.compile(r"[0-9a-f]{8,64}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--gpu", metavar="LABEL", help="Only this GPU's.")
+@click.option("--precision", help="Only this precision.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(name: str | None, gpu: str | None, precision: str | None, as_json: bool) -> None:
+    """Engines in the store, all of them or those of recipe NAME."""
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.store import open_store
+
+    store = open_store()
+    found = sorted(
+        store.manifests(name, gpu, precision),
+        key=lambda one: (one.recipe, one.gpu, one.precision, -one.created_at.timestamp()),
+    )
+    if as_json:
+        print_json([summary(manifest) for manifest in found])
+        return
+    title = f"Engines in {store.url}" if found else f"No engines in {store.url}"
+    print_table(title, HEADER, [row(manifest) for manifest in found])
+
+
+def summary(manifest: Manifest) -> dict[str, object]:
+    return {
+        "recipe": manifest.recipe,
+        "gpu": manifest.gpu,
+        "precision": manifest.precision,
+        "toolchain": manifest.spec.toolchain.model_dump(mode="json"),
+        "engine": manifest.engine.model_dump(mode="json"),
+        "spec_digest": manifest.spec_digest,
+        "device_verification": manifest.device_verification.status,
+        "created_at": manifest.created_at.isoformat(),
+    }
+
+
+def row(manifest: Manifest) -> tuple[str, ...]:
+    toolchain = manifest.spec.toolchain
+    return (
+        manifest.recipe,
+        manifest.gpu,
+        manifest.precision,
+        f"{toolchain.name} {toolchain.build}",
+        manifest.engine.digest[:12],
+        f"{manifest.engine.size_bytes / 1e6:,.1f} MB",
+        f"{manifest.created_at:%Y-%m-%d %H:%M}",
+        manifest.spec_digest[:12],
+        manifest.device_verification.status,
+    )
+
+
+@click.command()
+@click.argument("what", metavar="NAME|SPEC")
+@click.option("--gpu", metavar="LABEL", help="Of NAME: only this GPU's.")
+@click.option("--precision", help="Of NAME: only this precision.")
+@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
+def show(what: str, gpu: str | None, precision: str | None, as_json: bool) -> None:
+    """One manifest, whole: by its spec digest (8 digits are enough), or a recipe's newest."""
+    from enginefarm.cli.tables import print_json
+    from enginefarm.store import open_store
+
+    manifest = find(open_store(), what, gpu, precision)
+    print_json(manifest.model_dump(mode="json"))
+
+
+def find(store: EngineStore, what: str, gpu: str | None, precision: str | None) -> Manifest:
+    """By digest or its beginning; else the newest of the recipe of that name.
+
+    Raises: StoreMissing; UsageError when several specs begin so.
+    """
+    from enginefarm.errors import StoreMissing
+
+    found = by_digest(store, what) if SPEC.fullmatch(what) else None
+    if found is None:
+        of_name = store.manifests(what, gpu, precision)
+        found = max(of_name, key=lambda one: one.created_at, default=None)
+    if found is None:
+        raise StoreMissing(
+            f"show: the store {store.url} has no spec and no recipe {what!r}",
+            fix=f"recipes there: {', '.join(store.recipes()) or 'none'}; `enginefarm list`",
+        )
+    return found
+
+
+def by_digest(store: EngineStore, beginning: str) -> Manifest | None:
+    from enginefarm.errors import UsageError
+
+    if len(beginning) == 64:
+        return store.manifest(beginning)
+    digests = list(store.digests(beginning))
+    if len(digests) > 1:
+        raise UsageError(
+            f"show: {len(digests)} specs begin with {beginning}",
+            fix=f"give more digits: {', '.join(digest[:16] for digest in digests[:5])}",
+        )
+    return store.manifest(digests[0]) if digests else None

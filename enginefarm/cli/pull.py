@@ -1,0 +1,68 @@
+"""`enginefarm pull`: the engine that fits, on this disk, its digest checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.pulling import PulledEngine
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--gpu",
+    default="auto",
+    show_default=True,
+    metavar="LABEL",
+    help="Pull for this GPU; auto is this machine's.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the best that fits.")
+@click.option(
+    "--dest",
+    type=click.Path(path_type=Path),
+    help="A file, or a folder that exists. Default: the engine stays in the cache.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
+def pull(name: str, gpu: str, precision: Any, dest: Path | None, as_json: bool) -> None:
+    """Download the engine of NAME that fits this host.
+
+    The bytes are checked against the manifest's sha256, and appear whole or not at all. When
+    nothing fits, each engine's reason is listed and the exit code is 50.
+    """
+    from enginefarm.cli.progress_view import watched
+    from enginefarm.pulling import pull as pull_engine
+
+    with watched(enabled=not as_json):
+        pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest)
+    if as_json:
+        from enginefarm.cli.tables import print_json
+
+        print_json(summary(pulled))
+        return
+    manifest = pulled.manifest
+    click.echo(pulled.path)
+    origin = "already in the cache" if pulled.cached else "downloaded"
+    click.echo(
+        f"{manifest.recipe} {manifest.spec.label}, {manifest.spec.toolchain.name} "
+        f"{manifest.spec.toolchain.build}, {manifest.engine.size_bytes / 1e6:,.1f} MB, sha256 "
+        f"{manifest.engine.digest[:12]}, fit: {pulled.candidate.fit.words}; {origin}",
+        err=True,
+    )
+    for caveat in pulled.candidate.caveats:
+        click.echo(f"note: {caveat}", err=True)
+
+
+def summary(pulled: PulledEngine) -> dict[str, Any]:
+    return {
+        "path": str(pulled.path),
+        "cached": pulled.cached,
+        "fit": pulled.candidate.fit.name.lower(),
+        "caveats": list(pulled.candidate.caveats),
+        "manifest": pulled.manifest.model_dump(mode="json"),
+    }

@@ -1,0 +1,142 @@
+"""Pull: the engine that fits this host, from the store into the local cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginefarm.cache import BlobCache
+from enginefarm.errors import NoEngineFits, StoreMissing
+from enginefarm.host import Host, detect
+from enginefarm.manifest import Manifest
+from enginefarm.recipe import PrecisionName
+from enginefarm.select import Candidate, Selection, select
+from enginefarm.store import open_store
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.failures import writing
+
+REJECTIONS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class PulledEngine:
+    """An engine on the local disk, its digest checked.
+
+    path: the plan; in the cache, or at `dest`. Do not write to it.
+    """
+
+    path: Path
+    manifest: Manifest
+    candidate: Candidate
+    cached: bool
+
+
+def pull(
+    name: str,
+    *,
+    gpu: str = "auto",
+    precision: PrecisionName | None = None,
+    dest: Path | str | None = None,
+    store: EngineStore | None = None,
+    cache: BlobCache | None = None,
+) -> PulledEngine:
+    """Downloads the engine of a recipe that fits this host best.
+
+    name: the recipe's. gpu: a label, or `auto`. precision: None takes the best that fits.
+    dest: a file, or a folder that exists; None leaves it in the cache.
+    Progress goes to enginefarm.progress as "download".
+    Raises: NoEngineFits with the reason of each rejection, StoreMissing for an unknown name,
+    HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
+    """
+    host = detect(gpu)
+    store = store or open_store()
+    selection = select(candidates_of(store, name), host, precision)
+    best = require_fit(selection, name, host)
+    return fetch(best, store=store, cache=cache or BlobCache(), dest=dest)
+
+
+def candidates_of(store: EngineStore, name: str) -> tuple[Manifest, ...]:
+    """Every complete engine of a recipe.
+
+    Raises: StoreMissing, naming the recipes there are.
+    """
+    manifests = tuple(store.manifests(name))
+    if not manifests:
+        recipes = store.recipes()
+        raise StoreMissing(
+            f"pull: the store {store.url} has no engine of {name!r}",
+            fix=f"recipes there: {', '.join(recipes)}" if recipes else "build one first",
+        )
+    return manifests
+
+
+def require_fit(selection: Selection, name: str, host: Host) -> Candidate:
+    """The best candidate.
+
+    Raises: NoEngineFits.
+    """
+    if selection.candidates:
+        return selection.candidates[0]
+    raise NoEngineFits(
+        f"pull: none of the {len(selection.rejections)} engines of {name!r} fits ({host})",
+        why="\n       ".join(_lines(selection)),
+        fix="build one for this host: add its GPU to the recipe, or match the runtime's build",
+    )
+
+
+def _lines(selection: Selection) -> Iterable[str]:
+    for rejection in selection.rejections[:REJECTIONS_SHOWN]:
+        manifest = rejection.manifest
+        reasons = "; ".join(rejection.reasons)
+        yield f"{manifest.spec.label} {manifest.spec_digest[:12]}: {reasons}"
+    more = len(selection.rejections) - REJECTIONS_SHOWN
+    if more > 0:
+        yield f"and {more} more"
+
+
+def fetch(
+    candidate: Candidate, *, store: EngineStore, cache: BlobCache, dest: Path | str | None
+) -> PulledEngine:
+    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one."""
+    manifest = candidate.manifest
+    cached = cache.has(manifest.engine)
+    blob = cache.ensure(store, manifest.engine)
+    if dest is None:
+        path = cache.link(file_name(manifest), manifest.engine)
+    else:
+        path = copy_out(blob, target(Path(dest), manifest))
+    return PulledEngine(path=path, manifest=manifest, candidate=candidate, cached=cached)
+
+
+def file_name(manifest: Manifest) -> str:
+    """`model-t4-fp16-0123456789ab.plan`"""
+    return f"{manifest.recipe}-{manifest.gpu}-{manifest.precision}-{manifest.spec_digest[:12]}.plan"
+
+
+def target(dest: Path, manifest: Manifest) -> Path:
+    """`dest` itself, or a file in it when it is a folder."""
+    return dest / file_name(manifest) if dest.is_dir() else dest
+
+
+def copy_out(blob: Path, dest: Path) -> Path:
+    """Copies out of the cache; `dest` appears whole or not at all.
+
+    A copy, not a link: who writes to it must not change the cache.
+    """
+    with writing(dest):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
+        os.close(fd)
+        part = Path(name)
+        try:
+            shutil.copyfile(blob, part)
+            part.chmod(0o644)
+            part.replace(dest)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    return dest
