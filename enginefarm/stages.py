@@ -106,6 +106,7 @@ def recorded(
 
 class Exported(Frozen):
     onnx: OnnxRef
+    outputs: tuple[str, ...]
     exporter: ToolUse
     seconds: float
     cached: bool
@@ -132,11 +133,13 @@ def export(site: Site, recipe: Recipe) -> Exported:
 
     def work(scratch: Path) -> Produced:
         made = export_onnx(recipe, scratch)
-        return Produced(files=_onnx_files(made.path), values={"opset": made.opset})
+        values = {"opset": made.opset, "outputs": list(made.outputs)}
+        return Produced(files=_onnx_files(made.path), values=values)
 
     record, cached = recorded(site, "export", export_key(recipe), work)
     return Exported(
         onnx=_onnx_ref(record),
+        outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
         exporter=export_tool(recipe),
         seconds=record.seconds,
         cached=cached,
@@ -157,17 +160,22 @@ class Reference(Frozen):
     cached: bool
 
 
-def reference(site: Site, recipe: Recipe) -> Reference:
+def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference:
     """Runs the source model in FP32 on the recipe's verification data.
 
+    outputs: the graph's output names, in order.
     Raises: CalibrationError for data that does not fit the inputs, SourceError.
     """
     from enginefarm.data import data_digest
     from enginefarm.export import export_tool
-    from enginefarm.reference import make_reference, verification_data
+    from enginefarm.feeds import verification_data
+    from enginefarm.reference import make_reference
+    from enginefarm.sources import source
 
     def work(scratch: Path) -> Produced:
-        return Produced(files={"npz": make_reference(recipe, scratch / "reference.npz")})
+        loaded = source(recipe.source.kind).load(recipe.source, recipe.root, scratch)
+        npz = make_reference(recipe, loaded, scratch / "reference.npz", outputs=outputs)
+        return Produced(files={"npz": npz})
 
     settings = recipe.verification
     key = stage_key(
@@ -176,6 +184,7 @@ def reference(site: Site, recipe: Recipe) -> Reference:
         runtime=export_tool(recipe).model_dump(mode="json"),
         data=data_digest(verification_data(recipe), recipe.root),
         settings=settings.model_dump(mode="json"),
+        outputs=outputs,
     )
     record, cached = recorded(site, "reference", key, work)
     return Reference(npz=record.outputs["npz"], seconds=record.seconds, cached=cached)
@@ -187,22 +196,25 @@ class Slimmed(Frozen):
     cached: bool
 
 
-def _slim_key(onnx: OnnxRef, slimmer: ToolUse, reference_npz: BlobRef | None = None) -> str:
+def _slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
     return stage_key(onnx=onnx.digest, slimmer=slimmer.model_dump(mode="json"))
 
 
-def slim(site: Site, recipe: Recipe, exported: Exported, ref: Reference) -> Slimmed:
+def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
     """OnnxSlim; refused when ONNX Runtime gives other numbers than before.
 
     Raises: SlimError.
     """
+    from enginefarm import feeds
     from enginefarm.slim import slim_onnx, slim_tool
 
     slimmer = slim_tool()
 
     def work(scratch: Path) -> Produced:
         source = materialise(site, exported.onnx, scratch / "in")
-        made = slim_onnx(source, scratch / "out", site.cache.ensure(site.store, ref.npz))
+        batch = feeds.sample(recipe)
+        corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
+        made = slim_onnx(source, scratch / "out", corners)
         return Produced(files=_onnx_files(made.path), values={"opset": exported.onnx.opset})
 
     record, cached = recorded(site, "slim", _slim_key(exported.onnx, slimmer), work)

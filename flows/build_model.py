@@ -67,8 +67,8 @@ def _build_missing(wanted: Recipe, found: Survey) -> list[tuple[plan.Target, Pre
     """The stages that the missing engines need, and a run for each of these engines."""
     missing = [planned.target for planned in found.builds if not planned.cached]
     exported = export_model.submit(wanted)
-    reference = reference_outputs.submit(wanted)
-    slimmed = slim_model.submit(wanted, exported, reference)
+    reference = reference_outputs.submit(wanted, exported)
+    slimmed = slim_model.submit(wanted, exported)
     prepared = {
         precision: prepare_precision.submit(wanted, slimmed, reference, precision)
         for precision in dict.fromkeys(target.precision for target in missing)

@@ -46,17 +46,15 @@ def export_model(recipe: Recipe) -> stages.Exported:
     timeout_seconds=60 * MINUTE_S,
     **STEP,
 )
-def reference_outputs(recipe: Recipe) -> stages.Reference:
-    made = stages.reference(stages.here(), recipe)
+def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Reference:
+    made = stages.reference(stages.here(), recipe, exported.outputs)
     get_run_logger().info("FP32 reference %s, %.1f s", made.npz.digest[:12], made.seconds)
     return made
 
 
 @task(name="slim", task_run_name="slim {recipe.name}", timeout_seconds=30 * MINUTE_S, **STEP)
-def slim_model(
-    recipe: Recipe, exported: stages.Exported, reference: stages.Reference
-) -> stages.Slimmed:
-    slimmed = stages.slim(stages.here(), recipe, exported, reference)
+def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
+    slimmed = stages.slim(stages.here(), recipe, exported)
     get_run_logger().info("slimmed ONNX %s", slimmed.model.onnx.digest[:12])
     return slimmed
 

@@ -32,12 +32,15 @@ class View:
 
     def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
         with self._lock:
-            line = self._lines.get(step)
+            name = step
+            if step.startswith(MOVES_BYTES):
+                # Several blobs move at once: the note is the digest of each.
+                name = f"{step} {note[:12]}"
+                note = f"{done / 1e6:,.1f} of {(total or 0) / 1e6:,.1f} MB"
+            line = self._lines.get(name)
             if line is None:
-                line = self._progress.add_task(step, total=total, note="")
-                self._lines[step] = line
-            if not note and total and step.startswith(MOVES_BYTES):
-                note = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+                line = self._progress.add_task(name, total=total, note="")
+                self._lines[name] = line
             self._progress.update(line, completed=done, total=total, note=note)
             if total is not None and done >= total:
                 self._progress.stop_task(line)
@@ -78,4 +81,6 @@ def watched(*, enabled: bool = True) -> Iterator[None]:
 
 def _plain(step: str, done: float, total: float | None, note: str = "") -> None:
     if total is not None and done >= total:
+        if step.startswith(MOVES_BYTES):
+            note = f"{note[:12]} {total / 1e6:,.1f} MB"
         print(f"  {step} {note or 'done'}", file=sys.stderr, flush=True)

@@ -132,7 +132,6 @@ def _launch(home: Path) -> Server:
         "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
         "-s3.allowDeleteBucketNotEmpty=false",
-        f"-bucket={BUCKET}",
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
@@ -152,6 +151,7 @@ def _launch(home: Path) -> Server:
     server = Server(home, process.pid, port, credentials)
     try:
         _await_ready(server, process, log)
+        _make_bucket(server)
     except BaseException:
         process.kill()
         process.wait()
@@ -182,6 +182,15 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
         why=tail or f"no answer in {START_TIMEOUT_S} s",
         fix=f"read {log}; or set ENGINEFARM_STORE to an S3 store of yours",
     )
+
+
+def _make_bucket(server: Server) -> None:
+    """The server makes its bucket some time after it answers; we do not wait for that."""
+    from enginefarm.store import s3
+
+    where = f"s3://{BUCKET}"
+    objects = s3.connect(where, endpoint=server.endpoint, credentials=server.credentials)
+    objects.create_bucket()
 
 
 def _binary() -> Path:
@@ -233,10 +242,15 @@ def _lock(home: Path) -> Generator[None]:
 def _free_ports(count: int) -> Generator[list[int]]:
     """Distinct ports that are free now."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
+        ports: list[int] = []
+        while len(ports) < count:
+            one = stack.enter_context(socket.socket())
             one.bind(("127.0.0.1", 0))
-        yield [one.getsockname()[1] for one in sockets]
+            port = one.getsockname()[1]
+            # SeaweedFS adds 10,000 to some ports for its own gRPC.
+            if port + 10_000 < 1 << 16:
+                ports.append(port)
+        yield ports
 
 
 def _alive(server: Server) -> bool:
