@@ -66,13 +66,9 @@ def default_home() -> Path:
 
 
 def running(home: Path) -> Server | None:
-    """The server of that folder, when it is alive."""
-    try:
-        state = json.loads((home / "server.json").read_text("utf-8"))
-        server = Server(home, int(state["pid"]), int(state["port"]), _credentials(home))
-    except (OSError, ValueError, KeyError):
-        return None
-    return server if _alive(server) else None
+    """The server of that folder, when it is alive and answers."""
+    server = _recorded(home)
+    return server if server is not None and _exists(server) and _answers(server) else None
 
 
 def start(home: Path) -> Server:
@@ -85,24 +81,43 @@ def start(home: Path) -> Server:
         return found
     with _lock(home):
         found = running(home)
-        return found if found is not None else _launch(home)
+        if found is not None:
+            return found
+        hung = _recorded(home)
+        if hung is not None:  # two servers on one folder would damage it
+            _end(hung)
+        return _launch(home)
 
 
 def stop(home: Path) -> bool:
     """Ends the server, cleanly. False when none was running. The data stays."""
     with _lock(home):
-        server = running(home)
+        server = _recorded(home)
+        ended = server is not None and _end(server)
         (home / "server.json").unlink(missing_ok=True)
-        if server is None:
-            return False
-        os.kill(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while _alive(server) and time.monotonic() < deadline:
-            _reap(server.pid)
-            time.sleep(0.05)
-        if _alive(server):
+        return ended
+
+
+def _recorded(home: Path) -> Server | None:
+    """The server that was started last, dead or alive."""
+    try:
+        state = json.loads((home / "server.json").read_text("utf-8"))
+        return Server(home, int(state["pid"]), int(state["port"]), _credentials(home))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _end(server: Server) -> bool:
+    """Waits until the process is gone. False when it was gone already."""
+    if not _exists(server):
+        return False
+    os.kill(server.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while _exists(server):
+        if time.monotonic() > deadline:
             os.kill(server.pid, signal.SIGKILL)
-        return True
+        time.sleep(0.05)
+    return True
 
 
 def _launch(home: Path) -> Server:
@@ -253,24 +268,22 @@ def _free_ports(count: int) -> Generator[list[int]]:
         yield ports
 
 
-def _alive(server: Server) -> bool:
-    """The process exists, is ours, and its port answers."""
-    _reap(server.pid)
+def _exists(server: Server) -> bool:
+    """The process is there, and is that server: a pid can be somebody else's by now."""
+    with suppress(OSError):  # collects it, if this very process started it
+        os.waitpid(server.pid, os.WNOHANG)
+    if not Path("/proc/self").exists():
+        return _answers(server)
     try:
         command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
-        if f"-dir={server.home / 'data'}".encode() not in command.split(b"\0"):
-            return False
     except OSError:
-        if Path("/proc/self").exists():
-            return False
+        return False
+    return f"-dir={server.home / 'data'}".encode() in command.split(b"\0")
+
+
+def _answers(server: Server) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port), timeout=2).close()
     except OSError:
         return False
     return True
-
-
-def _reap(pid: int) -> None:
-    """Collects the server if this very process started it: a zombie is not alive."""
-    with suppress(OSError):
-        os.waitpid(pid, os.WNOHANG)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-from boto3.s3.transfer import TransferConfig
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -154,15 +154,18 @@ class ObjectStore:
 
     def touch(self, info: ObjectInfo) -> None:
         """Gives an object a new modification time, by a copy on the server."""
-        with self._mapped(info.key):
-            self.client.copy_object(
-                Bucket=self.bucket,
-                Key=self.full(info.key),
-                CopySource={"Bucket": self.bucket, "Key": self.full(info.key)},
-                Metadata=info.metadata,
-                MetadataDirective="REPLACE",
-                ChecksumAlgorithm="SHA256",
-            )
+        key = self.full(info.key)
+        with self._mapped(info.key), transfers(self.client) as manager:
+            manager.copy(
+                {"Bucket": self.bucket, "Key": key},
+                self.bucket,
+                key,
+                extra_args={
+                    "Metadata": info.metadata,
+                    "MetadataDirective": "REPLACE",
+                    "ChecksumAlgorithm": "SHA256",
+                },
+            ).result()
 
     def upload_file(
         self,
@@ -176,19 +179,14 @@ class ObjectStore:
 
         on_bytes: called with the bytes just sent, from upload threads.
         """
-        with self._mapped(key):
-            self.client.upload_file(
+        with self._mapped(key), transfers(self.client) as manager:
+            manager.upload(
                 str(path),
                 self.bucket,
                 self.full(key),
-                ExtraArgs={"Metadata": metadata, "ChecksumAlgorithm": "SHA256"},
-                Callback=on_bytes,
-                Config=TransferConfig(
-                    multipart_threshold=PART_BYTES,
-                    multipart_chunksize=PART_BYTES,
-                    max_concurrency=4,
-                ),
-            )
+                extra_args={"Metadata": metadata, "ChecksumAlgorithm": "SHA256"},
+                subscribers=[_Watcher(on_bytes)] if on_bytes else None,
+            ).result()
 
     def range(self, key: str, start: int, end: int) -> tuple[Any, int]:
         """A stream over bytes [start, end) and the object's whole size.
@@ -220,6 +218,27 @@ class ObjectStore:
                     "BucketAlreadyExists",
                 ):
                     raise
+
+
+class _Watcher:
+    """Passes s3transfer's progress on."""
+
+    def __init__(self, on_bytes: Callable[[int], None]) -> None:
+        self._on_bytes = on_bytes
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
+        self._on_bytes(bytes_transferred)
+
+
+def transfers(client: Any) -> Any:
+    """boto3's own engine of multipart transfers, loaded when something is sent."""
+    manager: Any = import_module("s3transfer.manager")
+    config = manager.TransferConfig(
+        multipart_threshold=PART_BYTES,
+        multipart_chunksize=PART_BYTES,
+        max_request_concurrency=4,
+    )
+    return manager.TransferManager(client, config)
 
 
 def parse_url(url: str) -> tuple[str, str]:
@@ -265,11 +284,11 @@ def connect(
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint else {},
     )
-    session: Any = boto3.Session(region_name=region)
-    client = session.client(
+    session: Any = botocore.session.get_session()
+    client = session.create_client(
         "s3",
         endpoint_url=endpoint,
-        region_name=session.region_name or "us-east-1",
+        region_name=region or session.get_config_variable("region") or "us-east-1",
         aws_access_key_id=credentials.access_key if credentials else None,
         aws_secret_access_key=credentials.secret_key if credentials else None,
         config=config,

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from botocore import exceptions as boto
+
+from enginefarm.errors import (
+    DiskFull,
+    EnginefarmError,
+    StoreConflict,
+    StoreDenied,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
+from enginefarm.store.failures import translate, writing
+
+
+def answer(status: int, code: str) -> boto.ClientError:
+    return boto.ClientError(
+        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetObject",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (answer(404, "NoSuchKey"), StoreMissing),
+        (answer(404, "NoSuchBucket"), StoreMissing),
+        (answer(404, "404"), StoreMissing),
+        (answer(403, "AccessDenied"), StoreDenied),
+        (answer(403, "403"), StoreDenied),
+        (answer(403, "SignatureDoesNotMatch"), StoreDenied),
+        (answer(400, "ExpiredToken"), StoreDenied),
+        (answer(412, "PreconditionFailed"), StoreConflict),
+        (answer(409, "ConditionalRequestConflict"), StoreConflict),
+        (answer(500, "InternalError"), StoreUnavailable),
+        (answer(503, "SlowDown"), StoreUnavailable),
+        (answer(429, "TooManyRequests"), StoreUnavailable),
+        (answer(400, "InvalidArgument"), StoreError),
+        (boto.NoCredentialsError(), StoreDenied),
+        (boto.EndpointConnectionError(endpoint_url="http://x"), StoreUnavailable),
+        (boto.ReadTimeoutError(endpoint_url="http://x"), StoreUnavailable),
+        (ConnectionResetError(), StoreUnavailable),
+    ],
+)
+def test_each_answer_has_its_error(error: Exception, expected: type[EnginefarmError]) -> None:
+    translated = translate(error, bucket="engines", where="http://store", key="a/b")
+    assert type(translated) is expected
+    assert translated.transient == (expected is StoreUnavailable)
+
+
+def test_a_missing_bucket_is_named_with_the_command_that_makes_it() -> None:
+    translated = translate(answer(404, "NoSuchBucket"), bucket="engines", where="http://store")
+    assert "'engines'" in translated.what
+    assert "aws s3 mb s3://engines" in translated.fix
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_no_room_is_disk_full(code: int) -> None:
+    with pytest.raises(DiskFull, match=r"/models/x\.plan"), writing(Path("/models/x.plan")):
+        raise OSError(code, "no room")
+
+
+def test_another_disk_error_is_not_disguised() -> None:
+    with pytest.raises(PermissionError), writing(Path("/models/x.plan")):
+        raise PermissionError(errno.EACCES, "no")
