@@ -8,12 +8,19 @@ from enginefarm import plan, stages
 from enginefarm.errors import ToolchainError
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
-from enginefarm.spec import BuildSpec
+from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.stages import Site
 from enginefarm.toolchains import toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
 NO_MANIFEST = "no manifest of this spec is in the store"
+
+UNKNOWN_MODEL = plan.Model(
+    onnx=OnnxRef(model=BlobRef(digest="0" * 64, size_bytes=0), opset=0),
+    exporter=ToolUse(name="none", version="0"),
+    slimmer=ToolUse(name="none", version="0"),
+)
+"""Stands for a model that is not exported yet, where only a target's options are asked about."""
 
 
 class Planned(Frozen):
@@ -51,7 +58,7 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 
     Raises: what plan.targets raises; StoreError.
     """
-    wanted = plan.targets(recipe, offers)
+    wanted = _buildable(recipe, plan.targets(recipe, offers))
     model = stages.known_model(site, recipe)
     if model is None:
         builds = tuple(
@@ -61,6 +68,29 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     else:
         builds = _with_specs(site, recipe, wanted.wanted, model)
     return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
+
+
+def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
+    """Asks each target's toolchain whether it can, before hours of work say so.
+
+    Raises: ToolchainError, unless the recipe allows to skip.
+    """
+    wanted: list[plan.Target] = []
+    skipped = list(found.skipped)
+    for target in found.wanted:
+        asked = plan.resolve(
+            recipe, target, UNKNOWN_MODEL, PrecisionUse(name=target.precision, tools=())
+        )
+        try:
+            toolchain(target.toolchain.name).check(asked)
+        except ToolchainError as error:
+            if not recipe.allow_skip:
+                raise
+            skip = plan.Skip(gpu=target.gpu, precision=target.precision, reason=error.what)
+            skipped.append(skip)
+        else:
+            wanted.append(target)
+    return plan.Targets(wanted=tuple(wanted), skipped=tuple(skipped))
 
 
 def _with_specs(
