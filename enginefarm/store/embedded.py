@@ -31,6 +31,9 @@ from enginefarm.store.s3 import Credentials
 BUCKET = "enginefarm"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
+HIGHEST_PORT = (1 << 16) - 10_001
+"""SeaweedFS adds 10,000 to some ports for its own gRPC."""
+
 PORTS = (
     "master.port",
     "master.port.grpc",
@@ -125,8 +128,7 @@ def _launch(home: Path) -> Server:
     data = home / "data"
     data.mkdir(exist_ok=True)
     credentials = _credentials(home)
-    with _free_ports(len(PORTS) + 1) as ports:
-        port, *others = ports
+    port, *others = _ports(home)
     # Values go by the environment, so that `ps` does not show them.
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -253,19 +255,31 @@ def _lock(home: Path) -> Generator[None]:
         yield
 
 
-@contextmanager
-def _free_ports(count: int) -> Generator[list[int]]:
-    """Distinct ports that are free now."""
+def _ports(home: Path) -> list[int]:
+    """The folder's ports, while they are free: SeaweedFS keeps a folder a master port."""
+    kept = home / "ports.json"
+    try:
+        ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])
+    except (OSError, ValueError):
+        ports = _bound([0] * (len(PORTS) + 1))
+    kept.write_text(json.dumps(ports), "utf-8")
+    return ports
+
+
+def _bound(wanted: list[int]) -> list[int]:
+    """Distinct free ports; 0 takes any. Raises OSError when one is taken."""
     with ExitStack() as stack:
         ports: list[int] = []
-        while len(ports) < count:
-            one = stack.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            # SeaweedFS adds 10,000 to some ports for its own gRPC.
-            if port + 10_000 < 1 << 16:
-                ports.append(port)
-        yield ports
+        for port in wanted:
+            while True:
+                one = stack.enter_context(socket.socket())
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(("127.0.0.1", port))
+                number = one.getsockname()[1]
+                if number <= HIGHEST_PORT:
+                    break
+            ports.append(number)
+        return ports
 
 
 def _exists(server: Server) -> bool:
