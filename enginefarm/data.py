@@ -182,7 +182,7 @@ class _Samples:
         shape, fortran, self._dtype = read(stream)
         if self._dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if not shape or fortran and len(shape) > 1:
+        if not shape or (fortran and len(shape) > 1):
             raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
         self.count, self._shape = int(shape[0]), shape[1:]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    from onnx import ModelProto
     from onnxruntime import InferenceSession
 
     Arrays = dict[str, np.ndarray[Any, Any]]
@@ -22,7 +23,7 @@ DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 def session(
-    model: Path | bytes, *, error: type[EnginefarmError], what: str, plain: bool = False
+    model: Path, *, error: type[EnginefarmError], what: str, plain: bool = False
 ) -> InferenceSession:
     """A session on the CPU. `plain` switches every graph optimization off.
 
@@ -34,16 +35,28 @@ def session(
     options.log_severity_level = 4  # fatal: errors come back as exceptions
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return ort.InferenceSession(
-            source,
+            os.fspath(model),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as cause:
         raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
+
+
+def session_of(model: ModelProto, *, error: type[EnginefarmError], what: str) -> InferenceSession:
+    """A session on a model in memory, of any size. The model's weights may be moved out of it.
+
+    Raises: `error`, as `session` does.
+    """
+    import tempfile
+
+    from enginefarm.onnx_files import write
+
+    with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
+        return session(write(model, Path(folder)), error=error, what=what)
 
 
 def run(

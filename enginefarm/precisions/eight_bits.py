@@ -1,0 +1,117 @@
+"""INT8 and FP8: calibrated Q/DQ over an FP16 base.
+
+The base is FP16 because a GPU of compute capability 7.5 has no FP32 GEMM in TensorRT-RTX.
+Scales are FP16 too, so that DequantizeLinear feeds Conv and Gemm directly: a Cast between
+them would keep the builder from fusing the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginefarm import calibration, onnx_files
+from enginefarm.errors import CalibrationError, PrecisionError
+from enginefarm.precisions import ConversionReport, fp16, qdq
+from enginefarm.precisions.graph import finish
+from enginefarm.recipe import Calibration, PrecisionName, Recipe
+from enginefarm.spec import CalibrationUse, PrecisionUse, ToolUse
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from enginefarm.data import Batch
+
+VERSION = "1"
+"""Of calibration.py and qdq.py: raise it when the graph they make changes."""
+
+
+class EightBits:
+    """Either of the two; they differ by how a number is stored."""
+
+    name: PrecisionName
+    storage: qdq.Storage
+    calibrated = True
+
+    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+        options = _options(recipe)
+        if calibration_digest is None:
+            raise CalibrationError(f"{self.name}: the calibration data has no digest")
+        quantiser = ToolUse(
+            name="enginefarm.qdq",
+            version=VERSION,
+            arguments={
+                "operators": sorted(qdq.OUTPUT_AXIS),
+                "storage": self.storage.element,
+                "bins": calibration.BINS,
+                "levels": calibration.LEVELS,
+                "stride": calibration.STRIDE,
+            },
+        )
+        return PrecisionUse(
+            name=self.name,
+            tools=(quantiser, fp16.cast_tool()),
+            calibration=CalibrationUse(
+                data_digest=calibration_digest,
+                method=options.method,
+                percentile=options.percentile if options.method == "percentile" else None,
+                batches=options.batches,
+                batch_size=options.batch_size,
+                seed=options.seed,
+            ),
+        )
+
+    def convert(
+        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+    ) -> ConversionReport:
+        options = _options(recipe)
+        model = onnx_files.read(src, error=PrecisionError)
+        names = qdq.activations(model)
+        ranges = calibration.ranges(model, names, batches, options)
+        counts = qdq.insert(model, ranges, self.storage)
+        model = fp16.cast(model)
+        _expect(model, counts, self.name)
+        return finish(
+            model,
+            dest_dir,
+            self.name,
+            {
+                "method": options.method,
+                "quantize_nodes": counts.quantize,
+                "dequantize_nodes": counts.dequantize,
+                "quantized_operators": counts.nodes,
+                **fp16.wide_nodes(model),
+            },
+        )
+
+
+class Int8(EightBits):
+    name: PrecisionName = "int8"
+    storage = qdq.INT8
+
+
+class FP8(EightBits):
+    name: PrecisionName = "fp8"
+    storage = qdq.FP8
+
+
+def _options(recipe: Recipe) -> Calibration:
+    if recipe.calibration is None:
+        raise CalibrationError(
+            "calibration: int8 and fp8 need representative data", fix="add it to the recipe"
+        )
+    return recipe.calibration
+
+
+def _expect(model: ModelProto, counts: qdq.Counts, name: str) -> None:
+    """A graph that was silently left unquantised builds and verifies well: count."""
+    found = [node.op_type for node in model.graph.node]
+    quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
+    if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):
+        raise PrecisionError(
+            f"{name}: the graph has {quantize} QuantizeLinear and {dequantize} DequantizeLinear",
+            why=f"{counts.quantize} and {counts.dequantize} were inserted, "
+            f"for {counts.nodes} operators",
+            fix="this is a defect of enginefarm: report it with the graph",
+        )

@@ -1,0 +1,75 @@
+"""What every precision does to a graph before and after its own work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from enginefarm import onnx_files
+from enginefarm.errors import PrecisionError
+from enginefarm.precisions import ConversionReport
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+LARGE_BYTES = 1 << 16
+
+
+def infer_types(model: ModelProto) -> None:
+    """Writes the dtype and shape of every tensor into the graph.
+
+    Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
+    Raises: PrecisionError.
+    """
+    import onnx
+
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(_without_weights(model))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
+    except Exception as error:
+        raise PrecisionError(
+            "types and shapes of the graph cannot be inferred", why=onnx_files.one_line(error)
+        ) from error
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    import onnx
+
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LARGE_BYTES:
+            light.graph.initializer.append(tensor)
+            continue
+        copy = light.graph.initializer.add()
+        copy.name, copy.data_type = tensor.name, tensor.data_type
+        copy.dims.extend(tensor.dims)
+        copy.data_location = onnx.TensorProto.EXTERNAL
+        copy.external_data.add(key="location", value="not-needed")
+    return light
+
+
+def finish(
+    model: ModelProto, dest_dir: Path, name: str, details: dict[str, JsonValue] | None = None
+) -> ConversionReport:
+    """Writes the graph in normal form, and checks it.
+
+    Raises: PrecisionError when the graph is not valid.
+    """
+    path = onnx_files.write(model, dest_dir)
+    onnx_files.check(path, error=PrecisionError, what=f"the {name} graph")
+    files = onnx_files.files(path)
+    return ConversionReport(
+        path=path, data=files[1] if len(files) > 1 else None, details=details or {}
+    )
