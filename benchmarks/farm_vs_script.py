@@ -42,7 +42,9 @@ corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)
 slimmed = slim_onnx(exported.path, root / "slim", corners)
 graphs = {}
 for name in recipe.precisions:
-    graphs[name] = precision(name).convert(slimmed.path, root / name, recipe).path
+    found = precision(name)
+    batches = stages._calibration_batches(recipe) if found.calibrated else ()
+    graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
     scores = recipe.verification.class_scores
     result = verify_graph(graphs[name], reference, recipe.budget(name), scores)
     assert result.passed, result.over_budget

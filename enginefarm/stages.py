@@ -24,7 +24,7 @@ from enginefarm.manifest import GraphVerification
 from enginefarm.progress import report
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen, canonical_json
-from enginefarm.spec import BlobRef, CalibrationUse, OnnxRef, PrecisionUse, ToolUse
+from enginefarm.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.store import open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.records import StageRecord
@@ -239,45 +239,55 @@ class Prepared(Frozen):
     cached: bool
 
 
-def precision_use(recipe: Recipe, precision: str) -> PrecisionUse:
+def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
     """What decides that precision's graph. Cheap: reads no array, loads no library."""
     from enginefarm.data import data_digest
-    from enginefarm.precisions import precision as find
+    from enginefarm.precisions import precision
 
-    calibration = recipe.calibration
-    use = None
-    if calibration is not None and precision in ("int8", "fp8"):
-        use = CalibrationUse(
-            data_digest=data_digest(calibration.data, recipe.root),
-            method=calibration.method,
-            percentile=calibration.percentile if calibration.method == "percentile" else None,
-            batches=calibration.batches,
-            batch_size=calibration.batch_size,
-            seed=calibration.seed,
-        )
-    return PrecisionUse(name=precision, tools=find(precision).tools(), calibration=use)  # type: ignore[arg-type]
+    found = precision(name)
+    digest = None
+    if found.calibrated and recipe.calibration is not None:
+        digest = data_digest(recipe.calibration.data, recipe.root)
+    return found.use(recipe, digest)
 
 
-def convert(site: Site, recipe: Recipe, model: plan.Model, precision: str) -> StageRecord:
+def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRecord:
     """The graph rewritten to one precision: cast, or calibrated into Q/DQ.
 
     Raises: PrecisionError, CalibrationError.
     """
-    from enginefarm.precisions import precision as find
+    from enginefarm.precisions import precision
 
-    use = precision_use(recipe, precision)
+    found = precision(name)
 
     def work(scratch: Path) -> Produced:
         source = materialise(site, model.onnx, scratch / "in")
-        made = find(precision).convert(source, scratch / "out", recipe)
+        batches = _calibration_batches(recipe) if found.calibrated else ()
+        made = found.convert(source, scratch / "out", recipe, batches)
         return Produced(
             files=_onnx_files(made.path),
             values={"opset": model.onnx.opset, "details": made.details},
         )
 
+    use = precision_use(recipe, name)
     key = stage_key(onnx=model.onnx.digest, precision=use.model_dump(mode="json"))
-    record, _ = recorded(site, f"precision-{precision}", key, work)
+    record, _ = recorded(site, f"precision-{name}", key, work)
     return record
+
+
+def _calibration_batches(recipe: Recipe) -> Iterator[Any]:
+    from enginefarm import data
+
+    calibration = recipe.calibration
+    assert calibration is not None, "the recipe was validated"
+    return data.batches(
+        calibration.data,
+        root=recipe.root,
+        inputs=recipe.inputs,
+        batches=calibration.batches,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
+    )
 
 
 def prepare(

@@ -25,7 +25,7 @@ from tasks.model import (
     reference_outputs,
     slim_model,
 )
-from tasks.outcomes import cached_outcomes, engine_state, publish_tables
+from tasks.outcomes import EngineMissing, cached_outcomes, engine_state, publish_tables
 from tasks.policy import STEP
 
 # Threads here only wait: builds are held to the number of cores where they start.
@@ -113,13 +113,13 @@ def _gather(
     rows: list[Outcome] = list(cached.result())
     rows += [outcome.of_skip(wanted.name, skip) for skip in found.skipped]
     for target, future in built:
-        future.wait()
-        result = future.state.data if future.state.is_failed() else future.result()
-        if isinstance(result, EnginefarmError):
+        result = future.result(raise_on_failure=False)
+        if isinstance(result, EngineMissing):
+            result = result.outcome
+        elif isinstance(result, EnginefarmError):
             result = outcome.of_error(wanted.name, target.gpu, target.precision, result)
-        elif not isinstance(result, Outcome):
-            # A stage before the engine failed; its own error says why.
-            future.result()
+        elif isinstance(result, BaseException):
+            raise result
         rows.append(result)
     order = {label: index for index, label in enumerate(wanted.gpus)}
     rank = {name: index for index, name in enumerate(wanted.precisions)}

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from enginefarm import stages
+from enginefarm.errors import EnginefarmError
 from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
 from tasks.policy import MINUTE_S, STEP
 
@@ -35,6 +36,14 @@ def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
     )
 
 
+class EngineMissing(EnginefarmError):
+    """One engine did not come to be; `outcome` says why. The data of its Failed state."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"{outcome.label} {outcome.status}: {outcome.reason}")
+        self.outcome = outcome
+
+
 def engine_state(outcome: Outcome) -> State[Outcome]:
     """The named state of one engine: Built, Cached, `Rejected: accuracy`, `Failed: …`."""
     if outcome.fine:
@@ -43,5 +52,5 @@ def engine_state(outcome: Outcome) -> State[Outcome]:
     return Failed(
         name=f"{outcome.status.capitalize()}: {kind}",
         message=f"{outcome.label}: {outcome.reason}",
-        data=outcome,
+        data=EngineMissing(outcome),
     )
