@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
     "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),
     "gpus": ("enginefarm.cli.tables:gpus", "GPUs, their precisions and compute capabilities."),
-    "schema": ("enginefarm.cli.tables:schema", "JSON Schema of a recipe, for editors."),
+    "schema": ("enginefarm.cli.planning:schema", "JSON Schema of a recipe, for editors."),
 }
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""`enginefarm plan` and `enginefarm why`: what would be built, and what would change it."""
+"""`enginefarm plan`, `why` and `schema`: what would be built, and how a recipe is written."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def plan(recipe: Path, as_json: bool) -> None:
         )
         for planned in found.builds
     ]
-    rows += [
-        (skip.gpu, skip.precision, "–", "–", skip.reason, "skipped") for skip in found.skipped
-    ]
+    rows += [(skip.gpu, skip.precision, "–", "–", skip.reason, "skipped") for skip in found.skipped]
     print_table(
         f"Plan of {found.recipe}", ("GPU", "precision", "toolchain", "spec", "why", "state"), rows
     )
@@ -53,9 +51,7 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
     from enginefarm.why import differences, nearest
 
     loaded = recipe_file.load(recipe)
-    wanted = planning.narrowed(
-        loaded, gpus=[gpu], precisions=[precision or loaded.precisions[0]]
-    )
+    wanted = planning.narrowed(loaded, gpus=[gpu], precisions=[precision or loaded.precisions[0]])
     site = stages.here()
     planned = survey(site, wanted, local_offers()).builds[0]
     others = [
@@ -89,6 +85,15 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
             ("field", "built with", "now"),
             [(change.field, change.before, change.after) for change in changes],
         )
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
+def schema(as_json: bool) -> None:
+    """JSON Schema of a recipe: point your editor's YAML extension at it."""
+    from enginefarm.recipe_file import json_schema
+
+    print_json(json_schema())
 
 
 def _short(spec: object) -> str:

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs: outcomes, GPUs, the recipe's schema."""
+"""Tables for people, JSON for programs: outcomes, GPUs."""
 
 from __future__ import annotations
 
@@ -88,12 +88,3 @@ def gpus(as_json: bool) -> None:
             for row in rows
         ],
     )
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
-def schema(as_json: bool) -> None:
-    """JSON Schema of a recipe: point your editor's YAML extension at it."""
-    from enginefarm.recipe_file import json_schema
-
-    print_json(json_schema())
