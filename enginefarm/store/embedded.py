@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from enginefarm.errors import StoreUnavailable
 from enginefarm.store.failures import disk_error
@@ -181,11 +181,12 @@ def _launch(home: Path) -> Server:
 
 def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
+    direct = build_opener(ProxyHandler({}))
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            urlopen(f"{server.endpoint}/{BUCKET}", timeout=2).close()  # noqa: S310
+            direct.open(f"{server.endpoint}/{BUCKET}", timeout=2).close()
         except HTTPError as answer:
             answer.close()
             if answer.code in (401, 403):

@@ -283,6 +283,7 @@ def connect(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint else {},
+        proxies={} if credentials else None,  # the embedded server: never by a proxy
     )
     session: Any = botocore.session.get_session()
     client = session.create_client(

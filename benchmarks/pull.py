@@ -1,0 +1,226 @@
+"""How fast pull is: against rclone and boto3 from the same server, and from a cold start.
+
+    python benchmarks/pull.py [--rounds 5] [--sizes-mb 10 1000]
+
+Each round runs every contender once, each as a process of its own, in turn, so that a noisy
+machine is noisy for all; the table has medians and ratios. The server is a SeaweedFS on this
+machine, sharing its cores. Wall time is of the whole process, start included; `moving` leaves
+out the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from enginefarm.spec import BlobRef
+from enginefarm.store import embedded, layout, s3
+from enginefarm.store.embedded import Server
+from enginefarm.store.engine_store import EngineStore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from sample_manifest import make_manifest  # noqa: E402
+
+PYTHON = sys.executable
+SCRIPTS = Path(sys.executable).parent
+
+PULL = """
+import sys, time
+from pathlib import Path
+from enginefarm.spec import BlobRef
+from enginefarm.store import open_store
+digest, size, dest = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+store = open_store()
+store.objects.head("warm-up")
+began = time.perf_counter()
+store.fetch_blob(BlobRef(digest=digest, size_bytes=size), dest)
+print(time.perf_counter() - began)
+"""
+
+BOTO3 = """
+import sys, time
+import boto3
+bucket, key, dest = sys.argv[1:4]
+client = boto3.client("s3", region_name="us-east-1")
+client.list_objects_v2(Bucket=bucket, Prefix="warm-up")
+began = time.perf_counter()
+client.download_file(bucket, key, dest)
+print(time.perf_counter() - began)
+"""
+
+
+class Timing:
+    """Of one process: seconds of its whole life, seconds of moving bytes, peak memory."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.peak_mb = 0.0
+        while process.poll() is None:
+            self.peak_mb = max(self.peak_mb, peak_memory_mb(process.pid))
+            time.sleep(0.005)
+        self.wall_s = time.perf_counter() - began
+        out, err = process.communicate()
+        if process.returncode != 0:
+            raise SystemExit(f"{command[:3]} failed:\n{err}")
+        last = out.split()[-1:] or [""]
+        try:
+            self.moving_s = float(last[0])
+        except ValueError:
+            self.moving_s = self.wall_s
+
+
+def peak_memory_mb(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1000
+    except (OSError, IndexError):
+        return 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes-mb", type=int, nargs="*", default=[10, 1000])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="enginefarm-bench-") as folder:
+        root = Path(folder)
+        server = embedded.start(root / "store")
+        try:
+            describe()
+            for size_mb in options.sizes_mb:
+                throughput(root, server, size_mb * 1_000_000, options.rounds)
+            cold_start(root, server, max(5, options.rounds))
+        finally:
+            embedded.stop(root / "store")
+
+
+def describe() -> None:
+    weed = subprocess.run(
+        [SCRIPTS / "weed", "version"], capture_output=True, text=True
+    ).stdout.split()
+    rclone = subprocess.run([SCRIPTS / "rclone", "version"], capture_output=True, text=True)
+    print(
+        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python "
+        f"{platform.python_version()}, boto3 {version('boto3')}, {rclone.stdout.split()[0]} "
+        f"{rclone.stdout.split()[1]}, SeaweedFS {' '.join(weed[2:4])}"
+    )
+
+
+def store_on(server: Server) -> EngineStore:
+    url = f"s3://{embedded.BUCKET}/bench"
+    objects = s3.connect(url, endpoint=server.endpoint, credentials=server.credentials)
+    return EngineStore(objects, url)
+
+
+def environment(root: Path, server: Server) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(root),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": server.credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.credentials.secret_key,
+        "ENGINEFARM_STORE": f"s3://{embedded.BUCKET}/bench",
+        "ENGINEFARM_CACHE": str(root / "cache"),
+        "RCLONE_CONFIG": str(root / "rclone.conf"),
+    }
+
+
+def upload(root: Path, server: Server, size: int) -> BlobRef:
+    source = root / "source.bin"
+    with source.open("wb") as stream:
+        for start in range(0, size, 1 << 20):
+            stream.write(os.urandom(min(1 << 20, size - start)))
+    ref = store_on(server).put_blob(source)
+    source.unlink()
+    return ref
+
+
+def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
+    ref = upload(root, server, size)
+    key = f"bench/{layout.blob(ref)}"
+    (root / "rclone.conf").write_text(
+        "[s]\ntype = s3\nprovider = SeaweedFS\nenv_auth = true\nregion = us-east-1\n"
+        f"endpoint = {server.endpoint}\n"
+    )
+    out = root / "out"
+    contenders = {
+        "enginefarm": [PYTHON, "-c", PULL, ref.digest, str(size), str(out / "file")],
+        "rclone copy": [
+            str(SCRIPTS / "rclone"),
+            "copyto",
+            f"s:{embedded.BUCKET}/{key}",
+            str(out / "file"),
+        ],
+        "boto3.download_file": [
+            PYTHON,
+            "-c",
+            BOTO3,
+            embedded.BUCKET,
+            key,
+            str(out / "file"),
+        ],
+    }
+    timings: dict[str, list[Timing]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, command in contenders.items():
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            timings[name].append(Timing(command, environment(root, server)))
+    print(f"\n{size / 1e6:,.0f} MB, median of {rounds}")
+    print(f"{'':22}{'wall s':>8}{'moving s':>10}{'MB/s':>8}{'over wall of':>14}{'peak MB':>9}")
+    ours = statistics.median(one.wall_s for one in timings["enginefarm"])
+    for name, found in timings.items():
+        wall = statistics.median(one.wall_s for one in found)
+        moving = statistics.median(one.moving_s for one in found)
+        ratio = "" if name == "enginefarm" else f"{wall / ours:.2f}×"
+        print(
+            f"{name:22}{wall:8.2f}{moving:10.2f}{size / 1e6 / moving:8.0f}{ratio:>14}"
+            f"{max(one.peak_mb for one in found):9.0f}"
+        )
+
+
+def cold_start(root: Path, server: Server, rounds: int) -> None:
+    store = store_on(server)
+    engine = os.urandom(10_000_000)
+    source = root / "engine"
+    source.write_bytes(engine)
+    store.put_blob(source)
+    store.put_bytes(b"graph")
+    for label in ("t4", "a100", "l4"):
+        for precision in ("fp16", "int8"):
+            store.publish(make_manifest(engine=engine, label=label, precision=precision))
+    enginefarm = str(SCRIPTS / "enginefarm")
+    command = [enginefarm] if Path(enginefarm).exists() else [PYTHON, "-m", "enginefarm"]
+    asked = [*command, "pull", "model", "--gpu", "t4"]
+    settings = environment(root, server)
+    Timing(asked, settings)
+    contenders = {
+        "python -c pass": [PYTHON, "-c", "pass"],
+        "enginefarm --help": [*command, "--help"],
+        "enginefarm pull --help": [*command, "pull", "--help"],
+        "pull, engine cached": asked,
+    }
+    timings: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, one in contenders.items():
+            timings[name].append(Timing(one, settings).wall_s)
+    print(f"\ncold processes, median of {rounds}; six engines in the store")
+    for name, found in timings.items():
+        print(f"{name:26}{statistics.median(found) * 1000:6.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
