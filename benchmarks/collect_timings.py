@@ -1,11 +1,12 @@
 """Collects real latencies, night after night in small: one fresh process a session.
 
-    python benchmarks/collect_timings.py --sessions 90 --pause-s 40 --dest FILE.parquet
+    python benchmarks/collect_timings.py --sessions 150 --pause-s 15 --dest FILE.parquet
 
 Two real models (EfficientNet-Lite0 and MiniLM, both with their published weights) run
 through ONNX Runtime on this CPU. Each session is a new process: session creation, memory
-layout and the neighbours' load differ as they differ between two nights. The file carries
-its provenance in the Parquet metadata; `benchmarks/regression.py` resamples it.
+layout and the neighbours' load differ as they differ between two nights. A session waits for
+a quiet machine, as a farm's worker holds its GPU alone; after a minute it runs regardless, so
+that noisy nights are in the data too. The file carries its provenance in the Parquet metadata; `benchmarks/regression.py` resamples it.
 """
 
 from __future__ import annotations
@@ -92,12 +93,21 @@ def cpu_model() -> str:
     return platform.processor()
 
 
+def wait_for_quiet(busy_percent: float = 20, at_most_s: float = 60) -> None:
+    import psutil
+
+    deadline = time.monotonic() + at_most_s
+    while psutil.cpu_percent(interval=0.7) > busy_percent and time.monotonic() < deadline:
+        time.sleep(1.5)
+
+
 def collect(models: dict[str, Path], sessions: int, pause_s: float, dest: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows: list[dict[str, object]] = []
     for index in range(sessions):
+        wait_for_quiet()
         started = datetime.now(UTC)
         done = subprocess.run(
             [sys.executable, __file__, "--one", json.dumps({k: str(v) for k, v in models.items()})],
@@ -139,8 +149,8 @@ def collect(models: dict[str, Path], sessions: int, pause_s: float, dest: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=90)
-    parser.add_argument("--pause-s", type=float, default=40)
+    parser.add_argument("--sessions", type=int, default=150)
+    parser.add_argument("--pause-s", type=float, default=15)
     parser.add_argument("--models", type=Path, default=Path("/tmp/enginefarm-timings"))
     parser.add_argument(
         "--dest", type=Path, default=Path(__file__).parent / "data" / "ort_cpu_timings.parquet"

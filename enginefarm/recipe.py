@@ -199,6 +199,28 @@ class BuilderOptions(Frozen):
     )
 
 
+class Regression(Frozen):
+    """When a night's timing counts as slower. No part of the action key.
+
+    Slower means both: above `latency_ratio` × the baseline's median, and above it by more
+    than `spreads` robust spreads (1.4826 × median absolute deviation) of the baseline.
+    """
+
+    latency_ratio: float = Field(default=1.10, gt=1, le=10)
+    spreads: float = Field(default=4.0, ge=0, le=20)
+    nights: int = Field(default=14, ge=2, le=365, description="The baseline: so many before.")
+    min_nights: int = Field(default=5, ge=2, le=365, description="Fewer: no verdict.")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Regression:
+        if self.min_nights > self.nights:
+            raise ValueError(
+                f"min_nights is {self.min_nights} and nights only {self.nights}; "
+                "raise `nights`, or lower `min_nights`"
+            )
+        return self
+
+
 class Export(Frozen):
     opset: int = Field(20, ge=18, le=23)
 
@@ -223,6 +245,7 @@ class Recipe(Frozen):
     calibration: Calibration | None = None
     verification: Verification = Verification()
     accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict)
+    regression: Regression = Regression()
     toolchain: ToolchainName = "auto"
     builder: BuilderOptions = BuilderOptions()
     export: Export = Export()

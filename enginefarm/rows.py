@@ -30,6 +30,9 @@ Runtime = Literal[
 
 Outcome = Literal["measured", "built", "failed", "skipped"]
 
+STABLE_COV = 0.10
+"""Timings whose coefficient of variation is above this are unstable."""
+
 CLOCK_TOLERANCE = 0.05
 """Median SM clocks further apart than this are two power states."""
 
@@ -48,9 +51,7 @@ class BenchmarkRow(Frozen):
     reason: str = Field(default="", max_length=2000, description="Why it failed or was skipped.")
     runtime: Runtime
     precision: PrecisionName
-    gpu: Name | None = Field(
-        default=None, description="Label; None: a CPU row."
-    )
+    gpu: Name | None = Field(default=None, description="Label; None: a CPU row.")
     spec_digest: Digest | None = None
     engine_digest: Digest | None = None
 
@@ -59,9 +60,7 @@ class BenchmarkRow(Frozen):
     toolchain_build: str = ""
     cuda: str = ""
     driver: str = ""
-    host_class: str = Field(
-        default="", description="Kind of machine; two never compare."
-    )
+    host_class: str = Field(default="", description="Kind of machine; two never compare.")
     host: str = ""
     gpu_name: str = ""
 
@@ -98,7 +97,9 @@ class BenchmarkRow(Frozen):
     d2h_ms_p99: float | None = None
     throughput_samples_per_s: float | None = None
     latency_cov: float | None = Field(default=None, description="Standard deviation over mean.")
-    cov_verdict: Literal["stable", "unstable"] | None = None
+    cov_verdict: Literal["stable", "unstable"] | None = Field(
+        default=None, description="Unstable above STABLE_COV."
+    )
 
     # state of the GPU meanwhile
     sm_clock_mhz: float | None = Field(default=None, description="Median while measuring.")
@@ -119,9 +120,7 @@ class BenchmarkRow(Frozen):
     relative_l2_max: float | None = None
     top1_agreement: float | None = None
     top1_accuracy: float | None = None
-    top1_drop_points: float | None = Field(
-        default=None, description="Lost, labelled data."
-    )
+    top1_drop_points: float | None = Field(default=None, description="Lost, labelled data.")
 
     # the engine
     size_bytes: int | None = Field(default=None, ge=0)
@@ -173,10 +172,10 @@ def comparable(
         mine, theirs = getattr(row, field), getattr(other, field)
         if mine != theirs and field not in across:
             return f"{words} differs: {_shown(mine)} and {_shown(theirs)}"
-    return _clocks_differ(row.sm_clock_mhz, other.sm_clock_mhz)
+    return clocks_differ(row.sm_clock_mhz, other.sm_clock_mhz)
 
 
-def _clocks_differ(mine: float | None, theirs: float | None) -> str | None:
+def clocks_differ(mine: float | None, theirs: float | None) -> str | None:
     if mine is None or theirs is None:
         return None
     if abs(mine - theirs) <= CLOCK_TOLERANCE * max(mine, theirs):

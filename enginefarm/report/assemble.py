@@ -1,0 +1,209 @@
+"""Benchmark rows -> what the report shows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from enginefarm.gpus import table as gpu_table
+from enginefarm.recipe import Regression
+from enginefarm.regression import walk
+from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
+from enginefarm.rows import BenchmarkRow
+from enginefarm.select import version_tuple
+
+PRECISION_ORDER = ("fp32", "bf16", "fp16", "fp8", "int8")
+RUNTIME_ORDER = (
+    "pytorch",
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+FIGURES = (
+    "size_bytes",
+    "build_seconds",
+    "cosine_min",
+    "relative_l2_max",
+    "top1_agreement",
+    "top1_accuracy",
+    "top1_drop_points",
+    "verified_on",
+    "device_verification",
+)
+"""Columns that a later row of the same engine may lack: the newest value is shown."""
+
+CellKey = tuple[str, str]
+
+
+def assemble(
+    rows: Sequence[BenchmarkRow],
+    *,
+    title: str,
+    store: str,
+    wanted: Iterable[Wanted] = (),
+    rules: Mapping[str, Regression] | None = None,
+    generated_at: dt.datetime | None = None,
+    notes: Sequence[str] = (),
+) -> ReportData:
+    """rows: oldest first. rules: by recipe; the default rule for the others."""
+    by_recipe: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
+    for row in rows:
+        by_recipe[row.recipe].append(row)
+    asked: defaultdict[str, dict[CellKey, Wanted]] = defaultdict(dict)
+    for one in wanted:
+        asked[one.recipe][one.gpu, one.precision] = one
+    newest = _newest_builds(rows)
+    models = tuple(
+        _model(recipe, by_recipe[recipe], asked[recipe], newest, (rules or {}).get(recipe))
+        for recipe in sorted({*by_recipe, *asked})
+    )
+    gpus = {gpu for model in models for gpu, _ in model.cells}
+    precisions = {precision for model in models for _, precision in model.cells}
+    order = [*gpu_table()]
+    return ReportData(
+        title=title,
+        store=store,
+        generated_at=generated_at or dt.datetime.now(dt.UTC),
+        night=max((row.date for row in rows), default=None),
+        gpus=tuple(sorted(gpus, key=lambda gpu: (order.index(gpu) if gpu in order else 999, gpu))),
+        precisions=tuple(sorted(precisions, key=PRECISION_ORDER.index)),
+        models=models,
+        notes=tuple(notes),
+    )
+
+
+def _newest_builds(rows: Iterable[BenchmarkRow]) -> dict[str, str]:
+    builds: dict[str, str] = {}
+    for row in rows:
+        if row.engine_digest and row.toolchain_build:
+            known = builds.get(row.toolchain, "")
+            builds[row.toolchain] = max(known, row.toolchain_build, key=version_tuple)
+    return builds
+
+
+def _model(
+    recipe: str,
+    rows: list[BenchmarkRow],
+    asked: Mapping[CellKey, Wanted],
+    newest: Mapping[str, str],
+    rule: Regression | None,
+) -> ModelSection:
+    by_cell: defaultdict[CellKey, list[BenchmarkRow]] = defaultdict(list)
+    for row in rows:
+        if row.gpu is not None and (row.engine_digest or row.outcome in ("failed", "skipped")):
+            by_cell[row.gpu, row.precision].append(row)
+    cells = {
+        key: _cell(recipe, key, by_cell.get(key, []), asked.get(key), newest)
+        for key in sorted(
+            {*by_cell, *asked}, key=lambda key: (key[0], PRECISION_ORDER.index(key[1]))
+        )
+    }
+    return ModelSection(
+        recipe=recipe,
+        cells=cells,
+        latest=_latest(rows),
+        lines=_lines(rows, rule or Regression()),
+    )
+
+
+def _cell(
+    recipe: str,
+    key: CellKey,
+    rows: list[BenchmarkRow],
+    asked: Wanted | None,
+    newest: Mapping[str, str],
+) -> Cell:
+    gpu, precision = key
+    engines = [row for row in rows if row.engine_digest and row.outcome in ("built", "measured")]
+    figures = _figures(engines)
+
+    def cell(state: str, reason: str = "") -> Cell:
+        return Cell(recipe, gpu, precision, state, reason, figures)  # type: ignore[arg-type]
+
+    if asked is not None and asked.skip_reason:
+        return cell("skipped", asked.skip_reason)
+    if not rows:
+        return cell("pending", "not built yet")
+    last = rows[-1]
+    if last.outcome == "skipped":
+        return cell("skipped", last.reason)
+    if last.outcome == "failed" or last.device_verification == "failed":
+        return cell("failed", last.reason or "the check on the GPU failed")
+    if asked is not None and asked.spec_digest not in (None, last.spec_digest):
+        return cell("stale", "the recipe, its model or its toolchain changed since")
+    if last.toolchain_build != newest.get(last.toolchain, last.toolchain_build):
+        return cell(
+            "stale",
+            f"built with {last.toolchain} {last.toolchain_build}; "
+            f"{newest[last.toolchain]} is in use elsewhere",
+        )
+    if figures is not None and figures.device_verification == "passed":
+        return cell("verified")
+    return cell("built", "the check on the GPU is still due")
+
+
+def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:
+    """The newest row, completed from older rows of the same engine."""
+    if not engines:
+        return None
+    last = engines[-1]
+    same = [row for row in engines if row.engine_digest == last.engine_digest]
+    filled = {
+        name: next((getattr(r, name) for r in reversed(same) if getattr(r, name) is not None), None)
+        for name in (*FIGURES, "latency_ms_median", "latency_ms_p99", "throughput_samples_per_s")
+    }
+    return last.model_copy(update=filled)
+
+
+def host_of(row: BenchmarkRow) -> str:
+    """GPU label, or what the CPU is."""
+    return row.gpu or row.host_class or "cpu"
+
+
+def _latest(rows: Iterable[BenchmarkRow]) -> tuple[BenchmarkRow, ...]:
+    newest: dict[tuple[object, ...], BenchmarkRow] = {}
+    for row in rows:
+        if row.latency_ms_median is not None:
+            key = (host_of(row), row.runtime, row.precision, row.profile, row.batch, row.cuda_graph)
+            newest[key] = row
+    return tuple(sorted(newest.values(), key=_order))
+
+
+def _order(row: BenchmarkRow) -> tuple[object, ...]:
+    return (
+        row.gpu is None,
+        host_of(row),
+        RUNTIME_ORDER.index(row.runtime),
+        PRECISION_ORDER.index(row.precision),
+        row.profile,
+        row.batch,
+    )
+
+
+def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
+    """A line for each host × runtime × precision, at its most measured profile and batch."""
+    groups: defaultdict[tuple[str, str, str], defaultdict[tuple[str, int], list[BenchmarkRow]]]
+    groups = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.latency_ms_median is not None:
+            groups[host_of(row), row.runtime, row.precision][row.profile, row.batch].append(row)
+    lines: list[Line] = []
+    for (host, runtime, precision), shapes in groups.items():
+        # Ties go to the smallest batch, so that the same shape is shown every night.
+        (_, batch), most = max(shapes.items(), key=lambda item: (len(item[1]), -item[0][1]))
+        points = tuple(walk(most, rule))
+        if len(points) > 1:
+            lines.append(Line(host, runtime, precision, batch, points))
+    return tuple(
+        sorted(
+            lines,
+            key=lambda one: (
+                one.host,
+                RUNTIME_ORDER.index(one.runtime),
+                PRECISION_ORDER.index(one.precision),
+            ),
+        )
+    )

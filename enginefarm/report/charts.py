@@ -1,0 +1,179 @@
+"""Which figures go into which chart of a model's section."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from enginefarm.report import svg
+from enginefarm.report.assemble import host_of
+from enginefarm.report.model import Cell, Line, ModelSection
+from enginefarm.report.svg import number, power
+from enginefarm.rows import BenchmarkRow
+
+RUNTIME_NAMES = {
+    "pytorch": "PyTorch",
+    "onnxruntime-cpu": "ONNX Runtime",
+    "onnxruntime-cuda": "ONNX Runtime CUDA",
+    "onnxruntime-tensorrt": "ONNX Runtime TensorRT",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+OURS = ("tensorrt", "tensorrt-rtx")
+MAX_TRACKS = 10
+
+
+def tone(row: BenchmarkRow | Line) -> str:
+    """CSS class: engines by precision, what they are compared with in greys."""
+    return f"p-{row.precision}" if row.runtime in OURS else f"r-{row.runtime}"
+
+
+def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
+    """(host, chart) for each host: every runtime at the smallest batch they share."""
+    by_host: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
+    for row in model.latest:
+        by_host[host_of(row)].append(row)
+    charts: list[tuple[str, str]] = []
+    for host, rows in by_host.items():
+        profile, batch = _shared_shape(rows)
+        alike = [row for row in rows if (row.profile, row.batch) == (profile, batch)]
+        slowest = max((row.latency_ms_median or 0.0) for row in alike)
+        items = [
+            svg.Bar(
+                label=f"{RUNTIME_NAMES[row.runtime]} {row.precision}",
+                value=row.latency_ms_median or 0.0,
+                to=row.latency_ms_p99,
+                text=f"{number(row.latency_ms_median or 0.0)} ms"
+                + _times(slowest, row.latency_ms_median or 0.0),
+                tone=tone(row),
+                title=_timing(row),
+            )
+            for row in alike
+        ]
+        charts.append((f"{host}, batch {batch}", svg.bars(items, label_width=204)))
+    return charts
+
+
+def _shared_shape(rows: Sequence[BenchmarkRow]) -> tuple[str, int]:
+    """The profile and batch that most rows have; the smallest batch of those."""
+    counts: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for row in rows:
+        counts[row.profile, row.batch] += 1
+    return max(counts, key=lambda shape: (counts[shape], -shape[1]))
+
+
+def _times(slowest: float, value: float) -> str:
+    ratio = slowest / value if value else 1
+    return f"  {ratio:.1f}×" if ratio >= 1.05 else ""
+
+
+def _timing(row: BenchmarkRow) -> str:
+    parts = [
+        f"{RUNTIME_NAMES[row.runtime]} {row.precision}, {host_of(row)}, batch {row.batch}",
+        f"median {number(row.latency_ms_median or 0.0)} ms",
+    ]
+    if row.latency_ms_p99 is not None:
+        parts.append(f"p99 {number(row.latency_ms_p99)} ms")
+    if row.throughput_samples_per_s:
+        parts.append(f"{number(row.throughput_samples_per_s)} samples/s")
+    if row.cov_verdict == "unstable":
+        parts.append("unstable timings")
+    return "; ".join(parts)
+
+
+def throughput(model: ModelSection) -> str:
+    """Latency against throughput, a track for each host × runtime × precision over batches."""
+    groups: defaultdict[tuple[str, str, str], list[BenchmarkRow]] = defaultdict(list)
+    for row in model.latest:
+        if row.throughput_samples_per_s and row.latency_ms_median:
+            groups[host_of(row), row.runtime, row.precision].append(row)
+    tracks: list[svg.Track] = []
+    for (host, runtime, precision), rows in groups.items():
+        ordered = sorted(rows, key=lambda row: row.batch)
+        name = f"{host if len(host) < 10 else 'CPU'} {precision}"
+        if runtime not in OURS:
+            name = f"{host if len(host) < 10 else 'CPU'} {_SHORT.get(runtime, runtime)} {precision}"
+        tracks.append(
+            svg.Track(
+                name=name,
+                tone=tone(ordered[0]),
+                dots=tuple(
+                    svg.Dot(
+                        x=row.latency_ms_median or 0.0,
+                        y=row.throughput_samples_per_s or 0.0,
+                        tone=tone(row),
+                        title=_timing(row),
+                    )
+                    for row in ordered
+                ),
+            )
+        )
+    best = sorted(tracks, key=lambda track: -max(dot.y for dot in track.dots))[:MAX_TRACKS]
+    return svg.scatter(best, x_name="median latency, ms", y_name="samples / s")
+
+
+_SHORT = {"pytorch": "PyTorch", "onnxruntime-cpu": "ORT", "onnxruntime-cuda": "ORT CUDA"}
+
+
+def accuracy(model: ModelSection) -> str:
+    """Relative L2 of the worst output against FP32, a row for each precision."""
+    rows: defaultdict[str, list[svg.Dot]] = defaultdict(list)
+    for cell in model.engines:
+        found = cell.row.relative_l2_max if cell.row else None
+        if found is not None and found > 0:
+            rows[cell.precision].append(
+                svg.Dot(
+                    x=found, y=0, tone=f"p-{cell.precision}", title=f"{cell.gpu}: {power(found)}"
+                )
+            )
+    named = [
+        (f"{precision} ({len(dots)} GPU{'s' if len(dots) > 1 else ''})", dots)
+        for precision, dots in rows.items()
+    ]
+    return svg.dots(named, x_name="relative L2 of the worst output against FP32")
+
+
+def sizes(model: ModelSection) -> str:
+    return _engine_bars(model, "size_bytes", lambda value: f"{number(value / 1e6)} MB")
+
+
+def build_times(model: ModelSection) -> str:
+    return _engine_bars(model, "build_seconds", duration)
+
+
+def _engine_bars(model: ModelSection, column: str, show: Callable[[float], str]) -> str:
+    def bar(cell: Cell) -> svg.Bar | None:
+        value: float | None = getattr(cell.row, column)
+        if value is None:
+            return None
+        words = show(value)
+        return svg.Bar(f"{cell.gpu} {cell.precision}", value, words, f"p-{cell.precision}")
+
+    made = (bar(cell) for cell in model.engines)
+    return svg.bars([one for one in made if one is not None], width=420, label_width=110)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{number(seconds)} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def history(line: Line) -> str:
+    words = {
+        "slower": "slower than the nights before",
+        "faster": "faster than the nights before",
+        "unstable": "unstable timings, not judged",
+        "no-baseline": "too few nights before it to judge",
+        "ok": "as before",
+    }
+    points = [
+        svg.Point(
+            day=night.toordinal(),
+            value=latency,
+            state=state,
+            title=f"{night}: {number(latency)} ms, {words[state]}",
+        )
+        for night, latency, state in line.points
+    ]
+    return svg.history(points, tone=tone(line))

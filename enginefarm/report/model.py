@@ -1,0 +1,128 @@
+"""What the report shows, as values: cells of the matrix, models, and lines over the nights."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from enginefarm.regression import State
+from enginefarm.rows import BenchmarkRow
+
+CellState = Literal["verified", "built", "pending", "stale", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class StateStyle:
+    """How a state looks: never by colour alone."""
+
+    glyph: str
+    meaning: str
+
+
+STATES: dict[CellState, StateStyle] = {
+    "verified": StateStyle("✓", "built, and its outputs checked on the GPU itself"),
+    "built": StateStyle("●", "built; the graph is verified, the check on the GPU is still due"),
+    "pending": StateStyle("○", "wanted, and not built yet"),
+    "stale": StateStyle("↻", "built from inputs that have changed since; it will be rebuilt"),
+    "failed": StateStyle("✕", "the build or its verification failed"),
+    "skipped": StateStyle("–", "cannot be, and the recipe allows it to be left out"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a recipe asks for today."""
+
+    recipe: str
+    gpu: str
+    precision: str
+    spec_digest: str | None = None
+    skip_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model × GPU × precision."""
+
+    recipe: str
+    gpu: str
+    precision: str
+    state: CellState
+    reason: str = ""
+    row: BenchmarkRow | None = None
+    """The engine's newest figures; None where there is no engine."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell's timings over the nights, each held against the nights before it."""
+
+    host: str
+    runtime: str
+    precision: str
+    batch: int
+    points: tuple[tuple[dt.date, float, State], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.host} · {self.runtime} · {self.precision}"
+
+    @property
+    def usual_ms(self) -> float | None:
+        """Median of the nights before the newest."""
+        before = [latency for _, latency, state in self.points[:-1] if state != "unstable"]
+        return median(before) if before else None
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the newest verdict says slower."""
+        return self.points[-1][2] == "slower"
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    recipe: str
+    cells: dict[tuple[str, str], Cell]
+    """By (GPU, precision)."""
+    latest: tuple[BenchmarkRow, ...]
+    """The newest measurement of every host × runtime × precision × profile × batch."""
+    lines: tuple[Line, ...]
+
+    @property
+    def slug(self) -> str:
+        return f"model-{self.recipe}"
+
+    @property
+    def engines(self) -> list[Cell]:
+        return [cell for cell in self.cells.values() if cell.row is not None]
+
+    @property
+    def regressions(self) -> list[Line]:
+        return [line for line in self.lines if line.regressed]
+
+    @property
+    def attention(self) -> bool:
+        return bool(self.regressions) or any(cell.state == "failed" for cell in self.cells.values())
+
+
+@dataclass(frozen=True)
+class ReportData:
+    title: str
+    store: str
+    generated_at: dt.datetime
+    night: dt.date | None
+    gpus: tuple[str, ...]
+    precisions: tuple[str, ...]
+    models: tuple[ModelSection, ...]
+    notes: tuple[str, ...] = field(default=())
+    """Where the figures come from: machine, versions."""
+
+    @property
+    def counts(self) -> dict[CellState, int]:
+        found = dict.fromkeys(STATES, 0)
+        for model in self.models:
+            for cell in model.cells.values():
+                found[cell.state] += 1
+        return found
