@@ -39,11 +39,13 @@ _OUT_OF_MEMORY = re.compile(
 class Messages:
     """The errors that a builder logged. They hold causes that no return value does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo: bool = True) -> None:
         self.errors: list[str] = []
+        self._echo = echo
 
     def add(self, severity: str, text: str) -> None:
-        print(f"[{severity[0]}] {text}", flush=True)
+        if self._echo:
+            print(f"[{severity[0]}] {text}", flush=True)
         if severity in {"ERROR", "INTERNAL_ERROR"} and not _NOISE.search(text):
             self.errors.append(tidy(text))
 
