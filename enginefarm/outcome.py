@@ -8,7 +8,7 @@ from typing import Literal
 from enginefarm.errors import AccuracyError, BuildError, EnginefarmError
 from enginefarm.manifest import Failure, GraphVerification, Manifest
 from enginefarm.plan import Skip
-from enginefarm.recipe import PrecisionName
+from enginefarm.recipe import PrecisionName, Recipe
 from enginefarm.schema import Frozen, Name
 
 Status = Literal["built", "cached", "rejected", "failed", "skipped"]
@@ -107,6 +107,14 @@ def of_skip(recipe: str, skip: Skip) -> Outcome:
         precision=skip.precision,
         status="skipped",
         reason=skip.reason,
+    )
+
+
+def in_order(recipe: Recipe, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """As the recipe lists them: GPUs, then precisions."""
+    return sorted(
+        outcomes,
+        key=lambda row: (recipe.gpus.index(row.gpu), recipe.precisions.index(row.precision)),
     )
 
 

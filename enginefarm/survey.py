@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from enginefarm import plan, stages
+from enginefarm import outcome, plan, stages
 from enginefarm.errors import ToolchainError
+from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
 from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
@@ -68,6 +69,18 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     else:
         builds = _with_specs(site, recipe, wanted.wanted, model)
     return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
+
+
+def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
+    """One outcome for each engine that is there already, and for each that was skipped."""
+    manifests = [
+        site.store.manifest(planned.spec.digest)
+        for planned in found.builds
+        if planned.cached and planned.spec
+    ]
+    rows = [outcome.of_manifest(manifest, "cached") for manifest in manifests if manifest]
+    rows += [outcome.of_skip(recipe.name, skip) for skip in found.skipped]
+    return outcome.in_order(recipe, rows)
 
 
 def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:

@@ -121,9 +121,7 @@ def _gather(
         elif isinstance(result, BaseException):
             raise result
         rows.append(result)
-    order = {label: index for index, label in enumerate(wanted.gpus)}
-    rank = {name: index for index, name in enumerate(wanted.precisions)}
-    return sorted(rows, key=lambda row: (order[row.gpu], rank[row.precision]))
+    return outcome.in_order(wanted, rows)
 
 
 def _final_state(recipe: str, outcomes: list[Outcome]) -> State[list[Outcome]]:

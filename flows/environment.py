@@ -19,7 +19,9 @@ EPHEMERAL = {
 def prepare(*, verbose: bool = False) -> None:
     """Fills in what the user has not set: an ephemeral API unless PREFECT_API_URL names one."""
     if not os.environ.get("PREFECT_API_URL"):
-        os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
+        folder = home() / "prefect"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("PREFECT_HOME", str(folder))
     for name, value in EPHEMERAL.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")

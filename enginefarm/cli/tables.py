@@ -37,7 +37,18 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     print_table(title, HEADER, rows, styles)
     command = pull_line(outcomes)
     if command:
-        click.echo(f"\nTry next:\n  {command}")
+        click.echo(f"\nTry next:\n  {_as_called(command)}")
+
+
+def _as_called(command: str) -> str:
+    """The command as this shell would find it: by path, where it was called so."""
+    import shutil
+    import sys
+
+    called = sys.argv[0]
+    if called.endswith("/enginefarm") and shutil.which("enginefarm") is None:
+        return command.replace("enginefarm", called, 1)
+    return command
 
 
 def print_table(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from enginefarm.outcome import Outcome
 
 
 @click.command()
@@ -19,15 +23,21 @@ def build(
     """Build every engine of RECIPE that is not in the store yet.
 
     Runs the Prefect flow build-model in this process; workers are used by the deployment
-    of the same name (enginefarm deploy).
+    of the same name (enginefarm deploy). When every engine is there already, no flow runs.
     """
+    from enginefarm import outcome
+    from enginefarm.cli.tables import print_outcomes
+
+    cached = _all_cached(recipe, gpus, precisions)
+    if cached is not None:
+        print_outcomes(cached, as_json=as_json)
+        return 0
+
     from flows.environment import prepare
 
     prepare(verbose=verbose)
 
-    from enginefarm import outcome
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_outcomes
     from flows.build_model import EnginesMissing, build_model
 
     with _stopped_by_signals(), watched(enabled=not as_json):
@@ -42,6 +52,19 @@ def build(
         raise result
     print_outcomes(result, as_json=as_json)
     return 0
+
+
+def _all_cached(
+    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...]
+) -> list[Outcome] | None:
+    """The outcomes when there is nothing to do, without the seconds that an API takes."""
+    from enginefarm import plan, recipe_file, stages
+    from enginefarm.survey import cached_outcomes, local_offers, survey
+
+    wanted = plan.narrowed(recipe_file.load(recipe), gpus=gpus, precisions=precisions)
+    site = stages.here()
+    found = survey(site, wanted, local_offers())
+    return cached_outcomes(site, wanted, found) if found.complete else None
 
 
 def _stopped_by_signals() -> object:
