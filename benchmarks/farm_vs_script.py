@@ -103,9 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     scripts, farms = [], []
     for _ in range(options.rounds):
-        scripts.append(
-            timed([sys.executable, "-c", SCRIPT, str(options.recipe)], dict(os.environ))
-        )
+        scripts.append(timed([sys.executable, "-c", SCRIPT, str(options.recipe)], dict(os.environ)))
         home = Path(tempfile.mkdtemp(prefix="farm-bench-"))
         command, environment = farm(options.recipe, home)
         farms.append(timed(command, environment))

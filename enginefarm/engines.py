@@ -10,7 +10,7 @@ import fcntl
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -198,7 +198,7 @@ def environment() -> Environment:
 
 
 @contextmanager
-def _named(label: str) -> Iterator[None]:
+def _named(label: str) -> Generator[None]:
     """Progress of this build on a line of its own, beside the builds that run with it."""
     watcher = SINK.get()
 
@@ -221,7 +221,7 @@ def _kept(site: Site, path: Path | None) -> BlobRef | None:
 
 
 @contextmanager
-def _alone(site: Site, spec_digest: str) -> Iterator[None]:
+def _alone(site: Site, spec_digest: str) -> Generator[None]:
     """Holds a lock that the kernel gives back when this process dies, however it dies."""
     folder = site.cache.root / "locks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,9 @@ class OutputComparison(Frozen):
     max_abs: float
     relative_l2: float
     top1_agreement: float | None = None
-    top1_accuracy: float | None = Field(None, description="On true labels, where there are any.")
+    top1_accuracy: float | None = Field(
+        default=None, description="On true labels, where there are any."
+    )
     reference_top1_accuracy: float | None = None
 
 
@@ -42,7 +44,8 @@ class GraphVerification(Frozen):
     runtime: str
     outputs: tuple[OutputComparison, ...]
     over_budget: tuple[str, ...] = Field(
-        (), description="One line for each figure over budget, and by how much; empty: passed."
+        default=(),
+        description="One line for each figure over budget, and by how much; empty: passed.",
     )
 
     @property
@@ -76,8 +79,10 @@ class BuildRecord(Frozen):
     seconds: float = Field(ge=0)
     peak_memory_bytes: int = Field(ge=0)
     log: BlobRef | None = None
-    layers: BlobRef | None = Field(None, description="Engine inspector JSON.")
-    command: str | None = Field(None, description="The trtexec line, for the trtexec toolchain.")
+    layers: BlobRef | None = Field(default=None, description="Engine inspector JSON.")
+    command: str | None = Field(
+        default=None, description="The trtexec line, for the trtexec toolchain."
+    )
     details: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -102,7 +107,7 @@ class Manifest(Frozen):
     spec_digest: Digest
     engine: BlobRef
     graph: OnnxRef = Field(description="The ONNX that was built: after slim and precision.")
-    reference: BlobRef | None = Field(None, description="npz of inputs and FP32 outputs.")
+    reference: BlobRef | None = Field(default=None, description="npz of inputs and FP32 outputs.")
     tensors: tuple[TensorInfo, ...]
     verification: GraphVerification
     device_verification: DeviceVerification

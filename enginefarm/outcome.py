@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 from enginefarm.errors import AccuracyError, BuildError, EnginefarmError
 from enginefarm.manifest import Failure, GraphVerification, Manifest
@@ -75,9 +75,7 @@ def of_rejection(
     )
 
 
-def of_error(
-    recipe: str, gpu: str, precision: PrecisionName, error: EnginefarmError
-) -> Outcome:
+def of_error(recipe: str, gpu: str, precision: PrecisionName, error: EnginefarmError) -> Outcome:
     return Outcome(
         recipe=recipe,
         gpu=gpu,
@@ -154,11 +152,11 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
         outcome.gpu,
         outcome.precision,
         outcome.engine_digest[:12] or "–",
-        _text(outcome.size_bytes, lambda size: f"{size / 1e6:.1f} MB"),
-        _text(outcome.build_seconds, lambda seconds: f"{seconds:.1f} s"),
-        _text(outcome.cosine_min, lambda value: f"{value:.5f}"),
-        _text(outcome.relative_l2_max, lambda value: f"{value:.4f}"),
-        _text(outcome.top1_agreement_min, lambda value: f"{value:.1%}"),
+        "–" if outcome.size_bytes is None else f"{outcome.size_bytes / 1e6:.1f} MB",
+        _text(outcome.build_seconds, "{:.1f} s"),
+        _text(outcome.cosine_min, "{:.5f}"),
+        _text(outcome.relative_l2_max, "{:.4f}"),
+        _text(outcome.top1_agreement_min, "{:.1%}"),
         outcome.on_device or "–",
         f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status,
     )
@@ -176,11 +174,18 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def _text(value: float | None, show: object) -> str:
-    return "–" if value is None else show(value)  # type: ignore[operator]
+def _text(value: float | None, pattern: str) -> str:
+    return "–" if value is None else pattern.format(value)
 
 
-def _figures(verification: GraphVerification) -> dict[str, float | None]:
+class _Figures(TypedDict):
+    cosine_min: float | None
+    relative_l2_max: float | None
+    top1_agreement_min: float | None
+    top1_accuracy: float | None
+
+
+def _figures(verification: GraphVerification) -> _Figures:
     outputs = verification.outputs
     agreements = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
     accuracies = [o.top1_accuracy for o in outputs if o.top1_accuracy is not None]

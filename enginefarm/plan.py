@@ -32,7 +32,9 @@ CROSS_POOL = "cpu"
 class Offer(Frozen):
     """What one worker offers: a GPU label, and the toolchains it can build with."""
 
-    gpu: Name | None = Field(None, description="None: a worker without a GPU, for any label.")
+    gpu: Name | None = Field(
+        default=None, description="None: a worker without a GPU, for any label."
+    )
     pool: Name = CROSS_POOL
     toolchains: tuple[ToolchainId, ...]
 
@@ -134,9 +136,7 @@ def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUs
         slimmer=model.slimmer,
         precision=precision,
         profiles=shape_profiles(recipe),
-        gpu=GpuTarget(
-            label=target.gpu, compute_capability=gpu(target.gpu).compute_capability
-        ),
+        gpu=GpuTarget(label=target.gpu, compute_capability=gpu(target.gpu).compute_capability),
         toolchain=target.toolchain,
         builder=recipe.builder,
         plugins=model.plugins,

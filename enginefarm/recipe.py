@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BeforeValidator,
@@ -38,10 +38,11 @@ class TorchSource(Frozen):
         default_factory=dict, description="Keyword arguments of the callable."
     )
     checkpoint: str | None = Field(
-        None, description="safetensors, or a .pt/.pth/.bin state dict read with weights_only."
+        default=None,
+        description="safetensors, or a .pt/.pth/.bin state dict read with weights_only.",
     )
     depends: tuple[str, ...] = Field(
-        (), description="More files whose change must rebuild, relative to the recipe."
+        default=(), description="More files whose change must rebuild, relative to the recipe."
     )
 
 
@@ -82,11 +83,12 @@ class TensorSpec(Frozen):
 
 
 def _three_numbers(value: Any) -> Any:
-    if isinstance(value, list | tuple) and len(value) == 3:
-        return {"min": value[0], "opt": value[1], "max": value[2]}
+    if isinstance(value, list | tuple) and len(cast("list[Any]", value)) == 3:
+        low, opt, high = cast("list[Any]", value)
+        return {"min": low, "opt": opt, "max": high}
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
-    return value
+    return cast("Any", value)
 
 
 class DimRange(Frozen):
@@ -128,7 +130,8 @@ class Data(Frozen):
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     depends: tuple[str, ...] = ()
     labels: str | None = Field(
-        None, description="Key of the true classes in each batch, when the data is labelled."
+        default=None,
+        description="Key of the true classes in each batch, when the data is labelled.",
     )
 
     @model_validator(mode="after")
@@ -143,9 +146,9 @@ class Calibration(Frozen):
 
     data: Data
     method: Literal["entropy", "minmax", "percentile"] = "entropy"
-    percentile: float = Field(99.99, gt=50, le=100)
-    batches: int = Field(16, ge=1, le=100_000)
-    batch_size: int = Field(8, ge=1, le=4096)
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    batches: int = Field(default=16, ge=1, le=100_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
     seed: int = 0
 
 
@@ -153,23 +156,26 @@ class Verification(Frozen):
     """What every stage is compared on. Without `data`, the calibration data is used."""
 
     data: Data | None = None
-    batches: int = Field(4, ge=1, le=10_000)
-    batch_size: int = Field(8, ge=1, le=4096)
+    batches: int = Field(default=4, ge=1, le=10_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
     seed: int = 1
     class_scores: tuple[str, ...] = Field(
-        (), description="Outputs that are class scores: top-1 is compared on these."
+        default=(), description="Outputs that are class scores: top-1 is compared on these."
     )
 
 
 class Budget(Frozen):
     """How far a precision may stray from the FP32 PyTorch reference."""
 
-    min_cosine: float = Field(0.99, ge=-1, le=1)
-    max_relative_l2: float = Field(0.2, ge=0)
-    max_abs: float | None = Field(None, ge=0)
-    min_top1_agreement: float | None = Field(None, ge=0, le=1)
+    min_cosine: float = Field(default=0.99, ge=-1, le=1)
+    max_relative_l2: float = Field(default=0.2, ge=0)
+    max_abs: float | None = Field(default=None, ge=0)
+    min_top1_agreement: float | None = Field(default=None, ge=0, le=1)
     max_top1_drop_points: float | None = Field(
-        None, ge=0, le=100, description="Labelled data: points of top-1 accuracy it may lose."
+        default=None,
+        ge=0,
+        le=100,
+        description="Labelled data: points of top-1 accuracy it may lose.",
     )
 
 
@@ -185,17 +191,21 @@ DEFAULT_BUDGETS: dict[str, Budget] = {
 class BuilderOptions(Frozen):
     """What the builder is asked for; every field is part of the action key."""
 
-    optimization_level: int = Field(3, ge=0, le=5)
-    workspace_mib: int | None = Field(None, ge=1, description="None: the builder's own limit.")
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    workspace_mib: int | None = Field(
+        default=None, ge=1, description="None: the builder's own limit."
+    )
     compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     version_compatible: bool = False
     refit: bool = False
     strip_plan: bool = False
     sparse_weights: bool = False
     tactic_sources: tuple[str, ...] | None = None
-    attempts: int = Field(1, ge=1, le=20, description="Build lottery: keep the best accurate one.")
+    attempts: int = Field(
+        default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
+    )
     classic_int8: bool = Field(
-        False, description="TensorRT 10 only: IInt8EntropyCalibrator2 instead of Q/DQ."
+        default=False, description="TensorRT 10 only: IInt8EntropyCalibrator2 instead of Q/DQ."
     )
 
 
@@ -222,7 +232,7 @@ class Regression(Frozen):
 
 
 class Export(Frozen):
-    opset: int = Field(20, ge=18, le=23)
+    opset: int = Field(default=20, ge=18, le=23)
 
 
 class Recipe(Frozen):
@@ -234,23 +244,26 @@ class Recipe(Frozen):
         min_length=1, description="In the order in which the module's forward takes them."
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
-        (), description="Names for the outputs, in order; empty: those the exporter gives."
+        default=(), description="Names for the outputs, in order; empty: those the exporter gives."
     )
-    profiles: tuple[Profile, ...] = Field((Profile(),), min_length=1)
-    precisions: tuple[PrecisionName, ...] = Field(("fp16",), min_length=1)
+    profiles: tuple[Profile, ...] = Field(default=(Profile(),), min_length=1)
+    precisions: tuple[PrecisionName, ...] = Field(default=("fp16",), min_length=1)
     gpus: tuple[Name, ...] = Field(min_length=1)
     allow_skip: bool = Field(
-        False, description="Skip, visibly, a precision that a GPU lacks; else it is refused."
+        default=False,
+        description="Skip, visibly, a precision that a GPU lacks; else it is refused.",
     )
     calibration: Calibration | None = None
     verification: Verification = Verification()
-    accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict)
+    accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
     regression: Regression = Regression()
     toolchain: ToolchainName = "auto"
     builder: BuilderOptions = BuilderOptions()
     export: Export = Export()
-    plugins: tuple[str, ...] = Field((), description="Plugin libraries, relative to the recipe.")
-    salt: str = Field("", max_length=100, description="Change it to build everything anew.")
+    plugins: tuple[str, ...] = Field(
+        default=(), description="Plugin libraries, relative to the recipe."
+    )
+    salt: str = Field(default="", max_length=100, description="Change it to build everything anew.")
 
     _root: Path = PrivateAttr(default=Path())
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import JsonValue
 
 from enginefarm import plan
 from enginefarm.cache import BlobCache
@@ -41,7 +43,7 @@ class Site:
     cache: BlobCache
 
     @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Generator[Path]:
         """A folder on the cache's disk, so that results move into it by rename."""
         root = self.cache.root / "scratch"
         root.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,8 @@ def here() -> Site:
 class Produced:
     """What the work of a stage gives back."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def stage_key(**parts: Any) -> str:
@@ -234,7 +236,7 @@ class Prepared(Frozen):
     graph: OnnxRef
     reference: BlobRef
     verification: GraphVerification
-    details: dict[str, Any]
+    details: dict[str, JsonValue]
     seconds: float
     cached: bool
 
@@ -306,9 +308,7 @@ def prepare(
 
     def work(scratch: Path) -> Produced:
         path = materialise(site, graph, scratch / "in")
-        result = verify_graph(
-            path, site.cache.ensure(site.store, ref.npz), budget, class_scores
-        )
+        result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, class_scores)
         return Produced(values={"verification": result.model_dump(mode="json")})
 
     key = stage_key(
@@ -323,7 +323,7 @@ def prepare(
         graph=graph,
         reference=ref.npz,
         verification=GraphVerification.model_validate(verified.values["verification"]),
-        details=dict(converted.values.get("details") or {}),
+        details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
         seconds=converted.seconds + verified.seconds,
         cached=cached,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from enginefarm.schema import Frozen
 from enginefarm.spec import BuildSpec
@@ -33,10 +33,13 @@ def nearest(spec: BuildSpec, others: Iterable[BuildSpec]) -> BuildSpec | None:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, str]:
+    leaves: dict[str, str] = {}
     if isinstance(value, dict):
-        items = [(f"{path}.{key}" if path else str(key), child) for key, child in value.items()]
+        for key, child in cast("dict[str, Any]", value).items():
+            leaves.update(_leaves(child, f"{path}.{key}" if path else key))
     elif isinstance(value, list):
-        items = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
+        for index, child in enumerate(cast("list[Any]", value)):
+            leaves.update(_leaves(child, f"{path}[{index}]"))
     else:
-        return {path: str(value)}
-    return {leaf: text for name, child in items for leaf, text in _leaves(child, name).items()}
+        leaves[path] = str(value)
+    return leaves

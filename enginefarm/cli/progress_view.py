@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -47,7 +47,7 @@ class View:
 
 
 @contextmanager
-def watched(*, enabled: bool = True) -> Iterator[None]:
+def watched(*, enabled: bool = True) -> Generator[None]:
     """Shows progress on standard error while the block runs.
 
     Where standard error is no terminal, each step is one plain line when it ends.

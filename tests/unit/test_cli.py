@@ -83,8 +83,12 @@ def test_json_is_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> No
 def test_completion_offers_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from enginefarm.cli import main; main()"],
-        env={"_ENGINEFARM_COMPLETE": "bash_complete", "COMP_WORDS": "enginefarm pu",
-             "COMP_CWORD": "1", "PATH": "/usr/bin:/bin"},
+        env={
+            "_ENGINEFARM_COMPLETE": "bash_complete",
+            "COMP_WORDS": "enginefarm pu",
+            "COMP_CWORD": "1",
+            "PATH": "/usr/bin:/bin",
+        },
         capture_output=True,
         text=True,
         check=False,

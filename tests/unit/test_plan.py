@@ -127,8 +127,11 @@ KEY_CHANGES: dict[str, object] = {
     "salt": spec_of(RECIPE.model_copy(update={"salt": "again"})),
     "onnx": spec_of(
         model=MODEL.model_copy(
-            update={"onnx": MODEL.onnx.model_copy(update={"opset": 20, "model": BlobRef(
-                digest="c" * 64, size_bytes=10)})}
+            update={
+                "onnx": MODEL.onnx.model_copy(
+                    update={"opset": 20, "model": BlobRef(digest="c" * 64, size_bytes=10)}
+                )
+            }
         )
     ),
     "external data": spec_of(
