@@ -179,10 +179,11 @@ def child_environment(work_dir: Path) -> dict[str, str]:
     """The allowed variables, a home of its own, and where to import enginefarm from."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     package_parent = str(Path(enginefarm.__file__).resolve().parents[1])
+    inherited = os.environ.get("PYTHONPATH", "")
     return kept | {
         "HOME": str(work_dir),
         "TMPDIR": str(work_dir),
-        "PYTHONPATH": package_parent,
+        "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, inherited))),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
     }

@@ -1,0 +1,101 @@
+"""The fresh process of `device_verify`: loads one plan, runs it, compares, and ends.
+
+python -m enginefarm.device_child REQUEST.json RESULT.json PARENT_PID
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.builder_child import die_with_parent
+from enginefarm.device_verify import DeviceRequest, profile_for
+from enginefarm.errors import EnginefarmError, EngineRunError
+from enginefarm.manifest import DeviceVerification
+from enginefarm.reference import ReferenceBatch, read_reference
+from enginefarm.runtime import Engine
+from enginefarm.verify import compare
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def main(arguments: list[str]) -> int:
+    asked, answer, parent_pid = arguments
+    die_with_parent(int(parent_pid))
+    request = DeviceRequest.model_validate_json(Path(asked).read_bytes())
+    try:
+        fields: dict[str, Any] = {"verification": verified(request).model_dump(mode="json")}
+    except EnginefarmError as error:
+        print(error, flush=True)
+        fields = {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "why": error.why,
+            "fix": error.fix,
+        }
+    Path(answer).write_text(json.dumps(fields), "utf-8")
+    return 0
+
+
+def verified(request: DeviceRequest) -> DeviceVerification:
+    """Runs every batch of the reference on the profile that takes it.
+
+    Raises: HostError, EngineRunError.
+    """
+    with ExitStack() as stack:
+        engine = stack.enter_context(
+            Engine(
+                request.plan,
+                toolchain=request.toolchain,
+                plugins=request.plugins,
+                cuda_major=request.cuda_major,
+                host_code_allowed=request.host_code_allowed,
+            )
+        )
+        sessions: dict[int, Any] = {}
+
+        def run(batch: ReferenceBatch) -> Arrays:
+            shapes = {name: tuple(array.shape) for name, array in batch.inputs.items()}
+            profile = profile_for(shapes, request.profiles)
+            if profile is None:
+                raise EngineRunError(f"no profile takes the reference's shapes {shapes}")
+            if profile not in sessions:
+                sessions[profile] = stack.enter_context(engine.session(profile))
+            session = sessions[profile]
+            session.bind(batch.inputs)
+            session.copy_in()
+            session.compute()
+            session.copy_out()
+            return session.outputs()
+
+        batches = read_reference(request.reference)
+        result = compare(batches, run, request.budget, request.class_scores)
+        name = engine.device_name
+    print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
+    return DeviceVerification(
+        status="failed" if result.over_budget else "passed",
+        gpu=name,
+        driver=_driver(),
+        outputs=result.outputs,
+        reason="; ".join(result.over_budget),
+    )
+
+
+def _driver() -> str | None:
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no NVML here; the engine ran, so the driver is there all the same
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

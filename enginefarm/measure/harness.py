@@ -1,0 +1,111 @@
+"""How things are timed, and the loop that times several in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pydantic import Field
+
+from enginefarm.measure.gpu_state import GpuSampler, GpuState
+from enginefarm.progress import report
+from enginefarm.rows import Runtime
+from enginefarm.schema import Frozen
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+HARNESS = "enginefarm/1"
+
+
+class Harness(Frozen):
+    """Settings; all are part of a row, and rows with other settings are never compared."""
+
+    warmup_iterations: int = Field(default=50, ge=0)
+    warmup_s: float = Field(default=0.5, ge=0)
+    min_iterations: int = Field(default=200, ge=1)
+    min_seconds: float = Field(default=3.0, ge=0)
+    round_iterations: int = Field(
+        default=10,
+        ge=1,
+        description="Iterations of one contender before it is the next one's turn.",
+    )
+    cuda_graph: bool = False
+
+    @property
+    def flags(self) -> str:
+        values = self.model_dump(mode="json", exclude={"cuda_graph"})
+        return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
+
+
+class Iteration(NamedTuple):
+    """One pass, in milliseconds. total: on the host's clock, from before the copy in to after
+    the copy out; the parts: on the GPU's clock, None where the runtime does not tell."""
+
+    total: float
+    copy_in: float | None = None
+    compute: float | None = None
+    copy_out: float | None = None
+
+
+class Contender(Protocol):
+    """Something that turns the same feeds into outputs."""
+
+    name: str
+    runtime: Runtime
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        """Takes the inputs; whatever depends on shapes is done here, not in iterate."""
+        ...
+
+    def iterate(self) -> Iteration:
+        """One pass, timed."""
+        ...
+
+    def outputs(self) -> Arrays:
+        """Of the last pass."""
+        ...
+
+
+class Samples(NamedTuple):
+    iterations: list[Iteration]
+    seconds: float
+    """Wall time of this contender's own turns."""
+
+
+def interleave(contenders: Sequence[Contender], harness: Harness) -> tuple[list[Samples], GpuState]:
+    """Times the contenders in turns, so that a change of clocks meets all of them alike."""
+    for contender in contenders:
+        _warm_up(contender, harness)
+    samples = [Samples([], 0.0) for _ in contenders]
+    with GpuSampler() as sampler:
+        while unfinished := [i for i, found in enumerate(samples) if not _enough(found, harness)]:
+            for index in unfinished:
+                samples[index] = _turn(contenders[index], samples[index], harness)
+            done = min(len(found.iterations) for found in samples)
+            report("measure", done, None, f"{len(contenders)} contenders")
+    return samples, sampler.state()
+
+
+def _warm_up(contender: Contender, harness: Harness) -> None:
+    started, count = time.perf_counter(), 0
+    while count < harness.warmup_iterations or time.perf_counter() - started < harness.warmup_s:
+        contender.iterate()
+        count += 1
+        if count >= 1 and time.perf_counter() - started > 10 * max(harness.warmup_s, 0.5):
+            return  # a slow model is warm after a few passes
+
+
+def _turn(contender: Contender, found: Samples, harness: Harness) -> Samples:
+    started = time.perf_counter()
+    passes = [contender.iterate() for _ in range(harness.round_iterations)]
+    return Samples([*found.iterations, *passes], found.seconds + time.perf_counter() - started)
+
+
+def _enough(found: Samples, harness: Harness) -> bool:
+    return len(found.iterations) >= harness.min_iterations and (
+        found.seconds >= harness.min_seconds
+    )
