@@ -127,8 +127,6 @@ def _export(model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Ar
                 model,
                 () if exported else arguments,
                 dynamo=True,
-                input_names=[tensor.name for tensor in recipe.inputs],
-                output_names=list(recipe.outputs) or None,
                 opset_version=recipe.export.opset,
                 dynamic_shapes=None if exported or not any(shapes) else shapes,
                 verbose=False,
@@ -136,7 +134,33 @@ def _export(model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Ar
     except Exception as error:
         raise _failure(error, recipe) from error
     assert program is not None
-    return program.model_proto
+    graph = program.model_proto
+    _name_values(graph, recipe)
+    return graph
+
+
+def _name_values(graph: ModelProto, recipe: Recipe) -> None:
+    """Gives inputs and outputs the recipe's names. torch would take a name twice when an
+    inner value has it already."""
+    found = [value.name for value in graph.graph.input]
+    if len(found) != len(recipe.inputs):
+        raise ExportError(
+            f"inputs: the graph has {len(found)} inputs, the recipe {len(recipe.inputs)}",
+            why=f"the graph's are {', '.join(found) or 'none'}; one that is not used is dropped",
+            fix="list exactly the inputs that the model uses",
+        )
+    names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
+    outputs = [value.name for value in graph.graph.output]
+    if recipe.outputs:
+        if len(outputs) != len(recipe.outputs):
+            raise ExportError(
+                f"outputs: the graph has {len(outputs)} outputs, the recipe names "
+                f"{len(recipe.outputs)}",
+                why=f"the graph's are {', '.join(outputs)}",
+                fix="name every tensor that the model gives, in order",
+            )
+        names |= dict(zip(outputs, recipe.outputs, strict=True))
+    onnx_files.rename(graph.graph, names)
 
 
 def _distinct(recipe: Recipe) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.errors import EnginefarmError, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from onnx import GraphProto, ModelProto, TensorProto
 
@@ -147,6 +147,27 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Renames values of the main graph, and every use of them; a value that has one of the
+    new names already is moved out of the way."""
+    taken = {name for node in graph.node for name in node.output}
+    taken |= {value.name for value in (*graph.input, *graph.initializer)}
+    changes = dict(names)
+    for name in names.values():
+        if name in taken and name not in names:
+            free = next(
+                f"{name}_{count}" for count in range(1, 1 << 20) if f"{name}_{count}" not in taken
+            )
+            changes[name] = free
+            taken.add(free)
+    for inner in graphs(graph):
+        for node in inner.node:
+            node.input[:] = [changes.get(name, name) for name in node.input]
+            node.output[:] = [changes.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = changes.get(value.name, value.name)
 
 
 def opset(model: ModelProto) -> int:

@@ -159,7 +159,11 @@ def _path(location: Iterable[int | str]) -> str:
     for part in location:
         if isinstance(part, int):
             parts += f"[{part}]"
-        elif (part in _BRANCHES and parts in ("source",)) or part in ("int", "[key]") or part.startswith(("constrained-", "function-")):
+        elif (
+            (part in _BRANCHES and parts in ("source",))
+            or part in ("int", "[key]")
+            or part.startswith(("constrained-", "function-"))
+        ):
             continue
         else:
             parts += f".{part}" if parts else part

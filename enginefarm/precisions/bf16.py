@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm import onnx_files, progress
 from enginefarm.errors import PrecisionError
-from enginefarm.precisions import ConversionReport, fp16
-from enginefarm.precisions.graph import finish
+from enginefarm.precisions import ConversionReport
+from enginefarm.precisions.graph import cast_tool, finish, wide_nodes
 from enginefarm.recipe import Recipe
 from enginefarm.spec import PrecisionUse, ToolUse
 
 if TYPE_CHECKING:
-    import numpy as np
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto
 
     from enginefarm.data import Batch
 
@@ -32,17 +31,18 @@ class BF16:
         converter = ToolUse(
             name="onnx.version_converter", version=version("onnx"), arguments={"opset": OPSET}
         )
-        return PrecisionUse(name="bf16", tools=(fp16.cast_tool(), converter))
+        return PrecisionUse(name="bf16", tools=(cast_tool("BFLOAT16"), converter))
 
     def convert(
         self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
     ) -> ConversionReport:
+        from onnx import TensorProto
+
+        from enginefarm.precisions.mixed import cast
+
         progress.report("bf16", 0, 1)
-        model = _at_opset(onnx_files.read(src, error=PrecisionError))
-        weights = _weights(model)
-        model = fp16.cast(model)
-        relabel(model, weights)
-        report = finish(model, dest_dir, "bf16", fp16.wide_nodes(model))
+        model = cast(_at_opset(onnx_files.read(src, error=PrecisionError)), TensorProto.BFLOAT16)
+        report = finish(model, dest_dir, "bf16", wide_nodes(model))
         progress.report("bf16", 1, 1)
         return report
 
@@ -62,48 +62,6 @@ def _at_opset(model: ModelProto) -> ModelProto:
         ) from error
 
 
-def _weights(model: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
-    """FP32 values by name: FP16's range must not cut them on the way."""
-    from onnx import TensorProto, numpy_helper
-
-    return {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT
-    }
-
-
-def relabel(model: ModelProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Turns every FP16 tensor into BF16, in place; weights from their FP32 values."""
-    from onnx import TensorProto
-
-    for graph in onnx_files.graphs(model.graph):
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                    attribute.i = TensorProto.BFLOAT16
-    for tensor in onnx_files.tensors(model):
-        if tensor.data_type == TensorProto.FLOAT16:
-            _to_bf16(tensor, weights)
-
-
-def _to_bf16(tensor: TensorProto, weights: dict[str, np.ndarray[Any, Any]]) -> None:
-    import ml_dtypes
-    import numpy as np
-    from onnx import TensorProto, numpy_helper
-
-    values = weights.get(tensor.name)
-    if values is None:
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-    data = values.astype(ml_dtypes.bfloat16).tobytes()
-    tensor.ClearField("int32_data")
-    tensor.data_type = TensorProto.BFLOAT16
-    tensor.raw_data = data
-
-
 def emulate(model: ModelProto) -> ModelProto:
     """The same arithmetic for a runtime without BF16: in FP32, every result rounded to BF16.
 
@@ -115,7 +73,7 @@ def emulate(model: ModelProto) -> ModelProto:
 
     made = Model()
     made.CopyFrom(model)
-    if any(len(list(onnx_files.graphs(node_graph))) > 1 for node_graph in [made.graph]):
+    if len(list(onnx_files.graphs(made.graph))) > 1:
         raise PrecisionError("bf16 with subgraphs (If, Loop) cannot be emulated on a CPU")
     narrow = {
         value.name

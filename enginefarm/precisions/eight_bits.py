@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from enginefarm import calibration, onnx_files
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.precisions import ConversionReport, fp16, qdq
-from enginefarm.precisions.graph import finish
+from enginefarm.precisions import ConversionReport, qdq
+from enginefarm.precisions.graph import cast_tool, finish, wide_nodes
 from enginefarm.recipe import Calibration, PrecisionName, Recipe
 from enginefarm.spec import CalibrationUse, PrecisionUse, ToolUse
 
@@ -51,7 +51,7 @@ class EightBits:
         )
         return PrecisionUse(
             name=self.name,
-            tools=(quantiser, fp16.cast_tool()),
+            tools=(quantiser, cast_tool("FLOAT16")),
             calibration=CalibrationUse(
                 data_digest=calibration_digest,
                 method=options.method,
@@ -65,12 +65,16 @@ class EightBits:
     def convert(
         self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
     ) -> ConversionReport:
+        from onnx import TensorProto
+
+        from enginefarm.precisions.mixed import cast
+
         options = _options(recipe)
         model = onnx_files.read(src, error=PrecisionError)
         names = qdq.activations(model)
         ranges = calibration.ranges(model, names, batches, options)
         counts = qdq.insert(model, ranges, self.storage)
-        model = fp16.cast(model)
+        model = cast(model, TensorProto.FLOAT16)
         _expect(model, counts, self.name)
         return finish(
             model,
@@ -81,7 +85,7 @@ class EightBits:
                 "quantize_nodes": counts.quantize,
                 "dequantize_nodes": counts.dequantize,
                 "quantized_operators": counts.nodes,
-                **fp16.wide_nodes(model),
+                **wide_nodes(model),
             },
         )
 

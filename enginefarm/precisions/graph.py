@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from pydantic import JsonValue
 from enginefarm import onnx_files
 from enginefarm.errors import PrecisionError
 from enginefarm.precisions import ConversionReport
+from enginefarm.spec import ToolUse
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -73,3 +75,19 @@ def finish(
     return ConversionReport(
         path=path, data=files[1] if len(files) > 1 else None, details=details or {}
     )
+
+
+def cast_tool(low: str) -> ToolUse:
+    """The mixed-precision cast: raise its version when the graph that it makes changes."""
+    from enginefarm.precisions.mixed import WIDE
+
+    return ToolUse(name="enginefarm.mixed", version="1", arguments={"low": low, "wide": list(WIDE)})
+
+
+def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
+    """How many nodes of which operators stayed wide, for the manifest."""
+    from enginefarm.precisions.mixed import WIDE
+
+    found = Counter(node.op_type for node in model.graph.node if node.op_type in WIDE)
+    casts = sum(node.op_type == "Cast" for node in model.graph.node)
+    return {"wide_nodes": dict(sorted(found.items())), "casts": casts}
