@@ -28,7 +28,7 @@ from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from sample_manifest import make_manifest  # noqa: E402
+from sample_manifest import make_manifest
 
 PYTHON = sys.executable
 SCRIPTS = Path(sys.executable).parent
@@ -202,8 +202,7 @@ def cold_start(root: Path, server: Server, rounds: int) -> None:
     for label in ("t4", "a100", "l4"):
         for precision in ("fp16", "int8"):
             store.publish(make_manifest(engine=engine, label=label, precision=precision))
-    enginefarm = str(SCRIPTS / "enginefarm")
-    command = [enginefarm] if Path(enginefarm).exists() else [PYTHON, "-m", "enginefarm"]
+    command = [PYTHON, "-c", "from enginefarm.cli import main; main()"]  # as the script does
     asked = [*command, "pull", "model", "--gpu", "t4"]
     settings = environment(root, server)
     Timing(asked, settings)

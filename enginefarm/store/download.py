@@ -17,14 +17,15 @@ from enginefarm.spec import BlobRef
 from enginefarm.store.failures import TRANSPORT, status_of, translate, writing
 from enginefarm.store.s3 import ObjectStore
 
-PIECE_BYTES = 8 << 20
-CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 32 << 20
+CHUNK_BYTES = 256 << 10
+HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
 
 
 class _Sha(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 class _Stopped(Exception):
@@ -42,6 +43,7 @@ class Download:
         self._path = path
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._buffer = memoryview(bytearray(HASH_BYTES))
         self.done = 0
 
     def run(self, on_progress: Callable[[int], None]) -> str:
@@ -75,8 +77,10 @@ class Download:
         return sha.hexdigest()
 
     def _hash(self, sha: _Sha, start: int, end: int) -> None:
-        for offset in range(start, end, CHUNK_BYTES):
-            sha.update(os.pread(self._fd, min(CHUNK_BYTES, end - offset), offset))
+        while start < end:
+            count = os.preadv(self._fd, [self._buffer[: end - start]], start)
+            sha.update(self._buffer[:count])
+            start += count
 
     def _piece(self, start: int, end: int) -> None:
         tries = 0
