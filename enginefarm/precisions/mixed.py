@@ -43,7 +43,7 @@ WIDE = (
 """Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
 and NonMaxSuppression count in floats; Resize has scales among its inputs. Softmax subtracts
 its maximum and is safe; in FP32 it would break fused attention."""
-MAX_FP16 = 65504.0
+MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
 
 
 @dataclass
@@ -153,17 +153,17 @@ def _free(state: _Cast, name: str) -> str:
 
 
 def _lowered(tensor: TensorProto, name: str, target: int) -> TensorProto:
-    """Rounded to nearest. A finite number stays finite: FP16 ends at 65504, and masks such as
-    -3.4e38 become its end."""
+    """Rounded to nearest, but a finite number stays finite and one above zero stays above it:
+    a mask of -3.4e38 becomes -65504, an epsilon of 1e-12 becomes 6e-8."""
     import ml_dtypes
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     values = numpy_helper.to_array(tensor)
     if target == TensorProto.FLOAT16:
-        finite = np.isfinite(values)
-        clipped = np.where(finite, np.clip(values, -MAX_FP16, MAX_FP16), values)
-        data = clipped.astype(np.float16).tobytes()
+        kept = np.where(np.isfinite(values), np.clip(values, -MAX_FP16, MAX_FP16), values)
+        vanishing = (values != 0) & (np.abs(values) < MIN_FP16)
+        data = np.where(vanishing, np.copysign(MIN_FP16, values), kept).astype(np.float16).tobytes()
     else:
         data = values.astype(ml_dtypes.bfloat16).tobytes()
     return helper.make_tensor(name, target, tensor.dims, data, raw=True)

@@ -1,0 +1,142 @@
+"""How far each precision and calibration method strays from FP32, on the examples.
+
+    python benchmarks/precisions.py examples/01_efficientnet_lite0 [more recipes]
+
+Prints SQNR (signal to quantisation noise, dB), cosine and top-1 agreement against the FP32
+PyTorch reference, and the time that calibration takes. ONNX Runtime's own calibrators are
+in the table for comparison: with `--ort` (slow). No figure is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from enginefarm import calibration, data, export, feeds, onnx_files, recipe_file, slim, verify
+from enginefarm.precisions import precision, qdq
+from enginefarm.precisions.graph import finish
+from enginefarm.precisions.mixed import cast
+from enginefarm.recipe import Recipe
+from enginefarm.reference import make_reference
+
+PERCENTILES = (99.9, 99.99, 99.999)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("--ort", action="store_true", help="ONNX Runtime's calibrators too")
+    options = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {verify.ort.version()}")
+    for path in options.recipes:
+        with tempfile.TemporaryDirectory(prefix="enginefarm-bench-") as folder:
+            one(recipe_file.load(path), Path(folder), with_ort=options.ort)
+
+
+def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> None:
+    report = export.export_onnx(recipe, folder / "export")
+    reference = make_reference(
+        recipe, report.model, folder / "reference.npz", outputs=report.outputs
+    )
+    batch = feeds.sample(recipe)
+    corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
+    source = slim.slim_onnx(report.path, folder / "slim", corners).path
+    print(f"\n{recipe.name}: {recipe.verification.batches} verification batches")
+    print(f"{'precision':22} {'SQNR dB':>8} {'cosine':>9} {'top-1':>7} {'ranges s':>9}")
+
+    def show(name: str, onnx: Path, seconds: float | None = None) -> None:
+        found = verify.verify_graph(
+            onnx, reference, recipe.budget("int8"), recipe.verification.class_scores
+        )
+        for output in found.outputs:
+            sqnr = -20 * math.log10(output.relative_l2) if output.relative_l2 else math.inf
+            top1 = f"{output.top1_agreement:.3f}" if output.top1_agreement is not None else "-"
+            took = f"{seconds:.1f}" if seconds is not None else "-"
+            print(f"{name:22} {sqnr:8.1f} {output.cosine:9.5f} {top1:>7} {took:>9}", flush=True)
+
+    for name in ("fp32", "fp16", "bf16"):
+        show(name, precision(name).convert(source, folder / name, recipe, ()).path)
+    if recipe.calibration is None:
+        return
+    for label, ranges, seconds in all_ranges(recipe, source, with_ort=with_ort):
+        for storage in (qdq.INT8, qdq.FP8):
+            from onnx import TensorProto
+
+            model = onnx_files.read(source)
+            qdq.insert(model, ranges, storage)
+            made = finish(cast(model, TensorProto.FLOAT16), folder / "eight", "eight bits")
+            show(f"{storage.element[:6].lower()} {label}", made.path, seconds)
+
+
+def all_ranges(
+    recipe: Recipe, source: Path, *, with_ort: bool
+) -> Iterator[tuple[str, dict[str, float], float]]:
+    options = recipe.calibration
+    assert options is not None
+    model = onnx_files.read(source)
+    names = qdq.activations(model)
+    methods = [("minmax", {}), ("entropy", {})]
+    methods += [("percentile", {"percentile": value}) for value in PERCENTILES]
+    for method, extra in methods:
+        chosen = options.model_copy(update={"method": method, **extra})
+        started = time.monotonic()
+        ranges = calibration.ranges(model, names, batches(recipe), chosen)
+        label = f"{method} {extra['percentile']}" if extra else method
+        yield label, ranges, time.monotonic() - started
+    if with_ort:
+        started = time.monotonic()
+        yield "ORT entropy", ort_entropy(source, names, recipe), time.monotonic() - started
+
+
+def batches(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    options = recipe.calibration
+    assert options is not None
+    return data.batches(
+        options.data,
+        root=recipe.root,
+        inputs=recipe.inputs,
+        batches=options.batches,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+
+
+def ort_entropy(source: Path, names: tuple[str, ...], recipe: Recipe) -> dict[str, float]:
+    """onnxruntime.quantization's entropy calibrator, fed a batch at a time."""
+    from onnxruntime.quantization.calibrate import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        create_calibrator,
+    )
+
+    class One(CalibrationDataReader):
+        def __init__(self, batch: dict[str, Any]) -> None:
+            self.left = [batch]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        made = create_calibrator(
+            source,
+            op_types_to_calibrate=sorted(qdq.OUTPUT_AXIS),
+            augmented_model_path=f"{folder}/augmented.onnx",
+            calibrate_method=CalibrationMethod.Entropy,
+            extra_options={"num_bins": 2048, "num_quantized_bins": 128, "symmetric": True},
+        )
+        for batch in batches(recipe):
+            made.collect_data(One(batch))
+        found = made.compute_data().data
+    return {name: max(abs(float(v)) for v in found[name].range_value) for name in names}
+
+
+if __name__ == "__main__":
+    main()
