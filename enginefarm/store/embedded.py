@@ -24,11 +24,12 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
-from enginefarm.errors import StoreUnavailable
+from enginefarm.errors import StoreError, StoreUnavailable
 from enginefarm.store.failures import disk_error
 from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
+PROBE = ".ready"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 HIGHEST_PORT = (1 << 16) - 10_001
@@ -168,7 +169,7 @@ def _launch(home: Path) -> Server:
     server = Server(home, process.pid, port, credentials)
     try:
         _await_ready(server, process, log)
-        _make_bucket(server)
+        _prepare(server)
     except BaseException:
         process.kill()
         process.wait()
@@ -202,13 +203,26 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
     )
 
 
-def _make_bucket(server: Server) -> None:
-    """The server makes its bucket some time after it answers; we do not wait for that."""
+def _prepare(server: Server) -> None:
+    """Makes the bucket, and waits until bytes of earlier runs can be read and new ones written.
+
+    The port answers before the volumes behind it are known.
+    """
     from enginefarm.store import s3
 
     where = f"s3://{BUCKET}"
     objects = s3.connect(where, endpoint=server.endpoint, credentials=server.credentials)
-    objects.create_bucket()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            objects.create_bucket()
+            objects.get(PROBE)
+            objects.put(PROBE, b"ready")
+            return
+        except StoreError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _binary() -> Path:
