@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enginefarm.report.assemble import assemble
 from enginefarm.report.render import REPORT_COLUMNS, render
 
-__all__ = ["REPORT_COLUMNS", "render"]
+__all__ = ["REPORT_COLUMNS", "assemble", "render"]

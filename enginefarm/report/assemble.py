@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from enginefarm.gpus import table as gpu_table
@@ -62,13 +62,12 @@ def assemble(
     )
     gpus = {gpu for model in models for gpu, _ in model.cells}
     precisions = {precision for model in models for _, precision in model.cells}
-    order = [*gpu_table()]
     return ReportData(
         title=title,
         store=store,
         generated_at=generated_at or dt.datetime.now(dt.UTC),
         night=max((row.date for row in rows), default=None),
-        gpus=tuple(sorted(gpus, key=lambda gpu: (order.index(gpu) if gpu in order else 999, gpu))),
+        gpus=tuple(sorted(gpus, key=_gpu_order)),
         precisions=tuple(sorted(precisions, key=PRECISION_ORDER.index)),
         models=models,
         notes=tuple(notes),
@@ -97,9 +96,7 @@ def _model(
             by_cell[row.gpu, row.precision].append(row)
     cells = {
         key: _cell(recipe, key, by_cell.get(key, []), asked.get(key), newest)
-        for key in sorted(
-            {*by_cell, *asked}, key=lambda key: (key[0], PRECISION_ORDER.index(key[1]))
-        )
+        for key in sorted({*by_cell, *asked}, key=_cell_order)
     }
     return ModelSection(
         recipe=recipe,
@@ -107,6 +104,16 @@ def _model(
         latest=_latest(rows),
         lines=_lines(rows, rule or Regression()),
     )
+
+
+def _gpu_order(gpu: str) -> tuple[int, str]:
+    """gpus.toml's order; labels that are not in it last."""
+    known = [*gpu_table()]
+    return (known.index(gpu) if gpu in known else len(known), gpu)
+
+
+def _cell_order(key: CellKey) -> tuple[object, ...]:
+    return (*_gpu_order(key[0]), PRECISION_ORDER.index(key[1]))
 
 
 def _cell(
@@ -146,16 +153,24 @@ def _cell(
 
 
 def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:
-    """The newest row, completed from older rows of the same engine."""
+    """The newest engine: its newest timing, and its other figures from whichever row has them."""
     if not engines:
         return None
-    last = engines[-1]
-    same = [row for row in engines if row.engine_digest == last.engine_digest]
+    same = [row for row in engines if row.engine_digest == engines[-1].engine_digest]
+    measured = [row for row in same if row.latency_ms_median is not None]
+    shape = usual_shape(measured) if measured else None
+    shown = [row for row in measured if (row.profile, row.batch) == shape] or same
     filled = {
         name: next((getattr(r, name) for r in reversed(same) if getattr(r, name) is not None), None)
-        for name in (*FIGURES, "latency_ms_median", "latency_ms_p99", "throughput_samples_per_s")
+        for name in FIGURES
     }
-    return last.model_copy(update=filled)
+    return shown[-1].model_copy(update=filled)
+
+
+def usual_shape(rows: Iterable[BenchmarkRow]) -> tuple[str, int]:
+    """The profile and batch that most rows have; of equals the smallest batch."""
+    counts = Counter((row.profile, row.batch) for row in rows)
+    return max(counts, key=lambda shape: (counts[shape], -shape[1]))
 
 
 def host_of(row: BenchmarkRow) -> str:
@@ -174,8 +189,7 @@ def _latest(rows: Iterable[BenchmarkRow]) -> tuple[BenchmarkRow, ...]:
 
 def _order(row: BenchmarkRow) -> tuple[object, ...]:
     return (
-        row.gpu is None,
-        host_of(row),
+        *_gpu_order(host_of(row)),
         RUNTIME_ORDER.index(row.runtime),
         PRECISION_ORDER.index(row.precision),
         row.profile,
@@ -185,15 +199,14 @@ def _order(row: BenchmarkRow) -> tuple[object, ...]:
 
 def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
     """A line for each host × runtime × precision, at its most measured profile and batch."""
-    groups: defaultdict[tuple[str, str, str], defaultdict[tuple[str, int], list[BenchmarkRow]]]
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: defaultdict[tuple[str, str, str], list[BenchmarkRow]] = defaultdict(list)
     for row in rows:
         if row.latency_ms_median is not None:
-            groups[host_of(row), row.runtime, row.precision][row.profile, row.batch].append(row)
+            groups[host_of(row), row.runtime, row.precision].append(row)
     lines: list[Line] = []
-    for (host, runtime, precision), shapes in groups.items():
-        # Ties go to the smallest batch, so that the same shape is shown every night.
-        (_, batch), most = max(shapes.items(), key=lambda item: (len(item[1]), -item[0][1]))
+    for (host, runtime, precision), found in groups.items():
+        profile, batch = usual_shape(found)
+        most = [row for row in found if (row.profile, row.batch) == (profile, batch)]
         points = tuple(walk(most, rule))
         if len(points) > 1:
             lines.append(Line(host, runtime, precision, batch, points))
@@ -201,7 +214,7 @@ def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
         sorted(
             lines,
             key=lambda one: (
-                one.host,
+                *_gpu_order(one.host),
                 RUNTIME_ORDER.index(one.runtime),
                 PRECISION_ORDER.index(one.precision),
             ),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from enginefarm.report import svg
-from enginefarm.report.assemble import host_of
+from enginefarm.report.assemble import host_of, usual_shape
 from enginefarm.report.model import Cell, Line, ModelSection
 from enginefarm.report.svg import number, power
 from enginefarm.rows import BenchmarkRow
@@ -29,13 +29,13 @@ def tone(row: BenchmarkRow | Line) -> str:
 
 
 def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
-    """(host, chart) for each host: every runtime at the smallest batch they share."""
+    """(host, chart) for each host: every runtime at the shape that most of them have."""
     by_host: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
     for row in model.latest:
         by_host[host_of(row)].append(row)
     charts: list[tuple[str, str]] = []
     for host, rows in by_host.items():
-        profile, batch = _shared_shape(rows)
+        profile, batch = usual_shape(rows)
         alike = [row for row in rows if (row.profile, row.batch) == (profile, batch)]
         slowest = max((row.latency_ms_median or 0.0) for row in alike)
         items = [
@@ -52,14 +52,6 @@ def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
         ]
         charts.append((f"{host}, batch {batch}", svg.bars(items, label_width=204)))
     return charts
-
-
-def _shared_shape(rows: Sequence[BenchmarkRow]) -> tuple[str, int]:
-    """The profile and batch that most rows have; the smallest batch of those."""
-    counts: defaultdict[tuple[str, int], int] = defaultdict(int)
-    for row in rows:
-        counts[row.profile, row.batch] += 1
-    return max(counts, key=lambda shape: (counts[shape], -shape[1]))
 
 
 def _times(slowest: float, value: float) -> str:
@@ -82,37 +74,34 @@ def _timing(row: BenchmarkRow) -> str:
 
 
 def throughput(model: ModelSection) -> str:
-    """Latency against throughput, a track for each host × runtime × precision over batches."""
-    groups: defaultdict[tuple[str, str, str], list[BenchmarkRow]] = defaultdict(list)
-    for row in model.latest:
-        if row.throughput_samples_per_s and row.latency_ms_median:
-            groups[host_of(row), row.runtime, row.precision].append(row)
-    tracks: list[svg.Track] = []
-    for (host, runtime, precision), rows in groups.items():
-        ordered = sorted(rows, key=lambda row: row.batch)
-        name = f"{host if len(host) < 10 else 'CPU'} {precision}"
-        if runtime not in OURS:
-            name = f"{host if len(host) < 10 else 'CPU'} {_SHORT.get(runtime, runtime)} {precision}"
-        tracks.append(
-            svg.Track(
-                name=name,
-                tone=tone(ordered[0]),
-                dots=tuple(
-                    svg.Dot(
-                        x=row.latency_ms_median or 0.0,
-                        y=row.throughput_samples_per_s or 0.0,
-                        tone=tone(row),
-                        title=_timing(row),
-                    )
-                    for row in ordered
-                ),
-            )
+    """Latency against throughput over batches: a track for each engine.
+
+    Where no engine was measured, the runtimes that were.
+    """
+    measured = [row for row in model.latest if row.throughput_samples_per_s]
+    shown = [row for row in measured if row.runtime in OURS] or measured
+    groups: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
+    for row in shown:
+        place = row.gpu or ("" if row.runtime in OURS else RUNTIME_NAMES[row.runtime])
+        groups[f"{place} {row.precision}"].append(row)
+    tracks = [
+        svg.Track(
+            name=name,
+            tone=tone(rows[0]),
+            dots=tuple(
+                svg.Dot(
+                    x=row.latency_ms_median or 0.0,
+                    y=row.throughput_samples_per_s or 0.0,
+                    tone=tone(row),
+                    title=_timing(row),
+                )
+                for row in sorted(rows, key=lambda row: row.batch)
+            ),
         )
+        for name, rows in groups.items()
+    ]
     best = sorted(tracks, key=lambda track: -max(dot.y for dot in track.dots))[:MAX_TRACKS]
     return svg.scatter(best, x_name="median latency, ms", y_name="samples / s")
-
-
-_SHORT = {"pytorch": "PyTorch", "onnxruntime-cpu": "ORT", "onnxruntime-cuda": "ORT CUDA"}
 
 
 def accuracy(model: ModelSection) -> str:
@@ -150,7 +139,7 @@ def _engine_bars(model: ModelSection, column: str, show: Callable[[float], str])
         return svg.Bar(f"{cell.gpu} {cell.precision}", value, words, f"p-{cell.precision}")
 
     made = (bar(cell) for cell in model.engines)
-    return svg.bars([one for one in made if one is not None], width=420, label_width=110)
+    return svg.bars([one for one in made if one is not None], label_width=110)
 
 
 def duration(seconds: float) -> str:

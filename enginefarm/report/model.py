@@ -103,6 +103,15 @@ class ModelSection:
         return [line for line in self.lines if line.regressed]
 
     @property
+    def failures(self) -> dict[str, list[Cell]]:
+        """Failed cells by reason: one cause often fails on every GPU."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells.values():
+            if cell.state == "failed":
+                found.setdefault(cell.reason, []).append(cell)
+        return found
+
+    @property
     def attention(self) -> bool:
         return bool(self.regressions) or any(cell.state == "failed" for cell in self.cells.values())
 

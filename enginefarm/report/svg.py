@@ -25,11 +25,11 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{min(decimals, 6)}f}"
 
 
-def power(value: float) -> str:
+def power(value: float, digits: int = 3) -> str:
     """For figures near zero: 1.2e-05 as 1.2 × 10⁻⁵."""
     if value == 0 or 0.001 <= abs(value) < 1000:
-        return number(value)
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return number(value, digits)
+    mantissa, _, exponent = f"{value:.{min(digits - 1, 1)}e}".partition("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
@@ -161,7 +161,7 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str, width: int =
     for value in _ticks(low, high):
         x = across(value)
         parts.append(f'<path class="grid" d="M{x:.1f} 0V{height - 32}"/>')
-        parts.append(_text(x, height - 20, power(value), "middle", "tick"))
+        parts.append(_text(x, height - 20, power(value, 1), "middle", "tick"))
     parts.append(_text((left + width - right) / 2, height - 5, x_name, "middle", "axis"))
     for index, (label, found) in enumerate(rows):
         y = index * BAR_STEP + BAR_STEP / 2
@@ -187,7 +187,7 @@ class Point:
 
 
 def history(points: Sequence[Point], *, tone: str, width: int = 300, height: int = 84) -> str:
-    """A line over the nights, from zero to a little above its highest point.
+    """A line over the nights; dashed, its median. The axis does not start at zero.
 
     Slower nights are ringed, unstable ones hollow; a gap in the nights is a gap in the line.
     """
@@ -204,14 +204,15 @@ def history(points: Sequence[Point], *, tone: str, width: int = 300, height: int
         return left + share * (width - left - right), height - bottom - up * (height - top - bottom)
 
     places = [at(point) for point in points]
+    middle = at(Point(first, values[len(values) // 2], "", ""))[1]
     parts = [
         _open(width, height),
-        f'<path class="base" d="M{left} {height - bottom}H{width - right}"/>',
+        f'<path class="usual" d="M{left} {middle:.1f}H{width - right}"/>',
     ]
-    usual = _usual_gap([point.day for point in points])
+    gap = _usual_gap([point.day for point in points])
     path = ""
     for index, (x, y) in enumerate(places):
-        joined = index and points[index].day - points[index - 1].day <= 2 * usual
+        joined = index and points[index].day - points[index - 1].day <= 2 * gap
         path += f"{'L' if joined else 'M'}{x:.1f} {y:.1f}"
     parts.append(f'<path class="line {tone}" d="{path}"/>')
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
