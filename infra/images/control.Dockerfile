@@ -13,6 +13,7 @@ RUN python infra/images/requirements.py farm > farm.txt \
 COPY enginefarm enginefarm
 COPY flows flows
 COPY tasks tasks
+COPY deployments deployments
 RUN /opt/enginefarm/bin/pip install --no-cache-dir --no-deps . \
     && /opt/enginefarm/bin/pip check
 
@@ -22,7 +23,6 @@ RUN groupadd --gid 10001 farm \
     && install -d -o farm -g farm /var/lib/enginefarm/s3 # a volume there takes its owner
 COPY --from=install /opt/enginefarm /opt/enginefarm
 COPY --chmod=0555 infra/images/entrypoint.sh /usr/local/bin/entrypoint
-COPY deployments /opt/enginefarm/deployments
 ENV PATH=/opt/enginefarm/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ENGINEFARM_HOME=/var/lib/enginefarm \

@@ -24,6 +24,7 @@ RUN python3 infra/images/requirements.py farm gpu > farm.txt \
 COPY enginefarm enginefarm
 COPY flows flows
 COPY tasks tasks
+COPY deployments deployments
 RUN /opt/enginefarm/bin/pip install --no-cache-dir --no-deps . \
     && /opt/enginefarm/bin/pip check
 # The metadata only: the library itself cannot be loaded where no driver is.
