@@ -36,6 +36,7 @@ from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.spec import BlobRef, BuildSpec
 from enginefarm.stages import Prepared, Site, materialise
+from enginefarm.store.failures import writing
 from enginefarm.toolchains import BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
@@ -86,7 +87,7 @@ def build(
         if published is not None:
             report(f"build {spec.label}", 1, 1, "cached")
             return published
-        with site.scratch() as scratch:
+        with site.scratch() as scratch, writing(scratch):
             work_dir = scratch / "build"
             work_dir.mkdir()
             limits = build_limits()

@@ -29,6 +29,7 @@ from enginefarm.schema import Frozen, canonical_json
 from enginefarm.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.store import open_store
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.failures import writing
 from enginefarm.store.records import StageRecord
 
 MODEL_FILE = "model.onnx"
@@ -46,8 +47,9 @@ class Site:
     def scratch(self) -> Generator[Path]:
         """A folder on the cache's disk, so that results move into it by rename."""
         root = self.cache.root / "scratch"
-        root.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(dir=root))
+        with writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(dir=root))
         try:
             yield path
         finally:
@@ -85,7 +87,7 @@ def recorded(
         return found, True
     report(stage, 0, None)
     started = time.monotonic()
-    with site.scratch() as scratch:
+    with site.scratch() as scratch, writing(scratch):
         produced = work(scratch)
         outputs = {name: site.cache.add(path) for name, path in produced.files.items()}
     for ref in outputs.values():

@@ -42,7 +42,7 @@ def build(
 
     with _stopped_by_signals(), watched(enabled=not as_json):
         state = build_model(
-            recipe.resolve(), list(gpus) or None, list(precisions) or None, return_state=True
+            str(recipe.resolve()), list(gpus) or None, list(precisions) or None, return_state=True
         )
     result = state.result(raise_on_failure=False)
     if isinstance(result, EnginesMissing):
