@@ -34,8 +34,9 @@ from enginefarm.progress import SINK, report
 from enginefarm.recipe import BuilderOptions
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
+from enginefarm.site import Site, materialise
 from enginefarm.spec import BlobRef, BuildSpec
-from enginefarm.stages import Prepared, Site, materialise
+from enginefarm.stages import Prepared
 from enginefarm.store.failures import writing
 from enginefarm.toolchains import BuildRequest
 

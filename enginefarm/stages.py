@@ -1,111 +1,36 @@
-"""The stages from recipe to manifest, each looked up in the store before it runs.
+"""The stages from recipe to precision graphs, each looked up in the store before it runs.
 
 A stage takes values and gives values; files travel through the store by digest, so two
-stages may run on two machines. What a stage makes is recorded under a key of everything
-that decided it: the same question is never worked out twice, by anyone.
+stages may run on two machines.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import JsonValue
 
 from enginefarm import plan
-from enginefarm.cache import BlobCache
-from enginefarm.digest import sha256_bytes, sha256_file
+from enginefarm.digest import sha256_file
 from enginefarm.manifest import GraphVerification
-from enginefarm.progress import report
 from enginefarm.recipe import Recipe
-from enginefarm.schema import Frozen, canonical_json
+from enginefarm.schema import Frozen
+from enginefarm.site import (
+    Produced,
+    Site,
+    here,
+    materialise,
+    onnx_files_of,
+    onnx_ref_of,
+    recorded,
+    stage_key,
+)
 from enginefarm.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.store import open_store
-from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import writing
 from enginefarm.store.records import StageRecord
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where stages run: the store that everybody shares, and this machine's cache."""
-
-    store: EngineStore
-    cache: BlobCache
-
-    @contextmanager
-    def scratch(self) -> Generator[Path]:
-        """A folder on the cache's disk, so that results move into it by rename."""
-        root = self.cache.root / "scratch"
-        with writing(root):
-            root.mkdir(parents=True, exist_ok=True)
-            path = Path(tempfile.mkdtemp(dir=root))
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def here() -> Site:
-    """The site that the environment names (ENGINEFARM_STORE, ENGINEFARM_CACHE)."""
-    return Site(store=open_store(), cache=BlobCache())
-
-
-@dataclass(frozen=True)
-class Produced:
-    """What the work of a stage gives back."""
-
-    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-def stage_key(**parts: Any) -> str:
-    """The key of everything that decides a stage's result."""
-    return sha256_bytes(canonical_json(parts))
-
-
-def recorded(
-    site: Site, stage: str, key: str, work: Callable[[Path], Produced]
-) -> tuple[StageRecord, bool]:
-    """The stage's record, and whether it was there already.
-
-    A record whose blobs have gone from the store is worked out again.
-    """
-    found = site.store.stage(stage, key)
-    if found is not None and all(site.store.has_blob(ref) for ref in found.outputs.values()):
-        report(stage, 1, 1, "cached")
-        return found, True
-    report(stage, 0, None)
-    started = time.monotonic()
-    with site.scratch() as scratch, writing(scratch):
-        produced = work(scratch)
-        outputs = {name: site.cache.add(path) for name, path in produced.files.items()}
-    for ref in outputs.values():
-        site.store.put_blob(site.cache.path(ref))
-    record = StageRecord(
-        stage=stage,
-        key=key,
-        outputs=outputs,
-        values=dict(produced.values),
-        seconds=time.monotonic() - started,
-        created_at=datetime.now(UTC),
-    )
-    site.store.put_stage(record)
-    report(stage, 1, 1)
-    return record, False
-
-
-# --- once a recipe -----------------------------------------------------------------------
+__all__ = ["Exported", "Prepared", "Reference", "Site", "Slimmed", "here"]
 
 
 class Exported(Frozen):
@@ -138,11 +63,11 @@ def export(site: Site, recipe: Recipe) -> Exported:
     def work(scratch: Path) -> Produced:
         made = export_onnx(recipe, scratch)
         values = {"opset": made.opset, "outputs": list(made.outputs)}
-        return Produced(files=_onnx_files(made.path), values=values)
+        return Produced(files=onnx_files_of(made.path), values=values)
 
     record, cached = recorded(site, "export", export_key(recipe), work)
     return Exported(
-        onnx=_onnx_ref(record),
+        onnx=onnx_ref_of(record),
         outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
         exporter=export_tool(recipe),
         seconds=record.seconds,
@@ -219,11 +144,11 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         batch = feeds.sample(recipe)
         corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
         made = slim_onnx(source, scratch / "out", corners)
-        return Produced(files=_onnx_files(made.path), values={"opset": exported.onnx.opset})
+        return Produced(files=onnx_files_of(made.path), values={"opset": exported.onnx.opset})
 
     record, cached = recorded(site, "slim", _slim_key(exported.onnx, slimmer), work)
     model = plan.Model(
-        onnx=_onnx_ref(record),
+        onnx=onnx_ref_of(record),
         exporter=exported.exporter,
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
@@ -269,7 +194,7 @@ def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRe
         batches = _calibration_batches(recipe) if found.calibrated else ()
         made = found.convert(source, scratch / "out", recipe, batches)
         return Produced(
-            files=_onnx_files(made.path),
+            files=onnx_files_of(made.path),
             values={"opset": model.onnx.opset, "details": made.details},
         )
 
@@ -304,7 +229,7 @@ def prepare(
     from enginefarm.verify import verify_graph
 
     converted = convert(site, recipe, model, precision)
-    graph = _onnx_ref(converted)
+    graph = onnx_ref_of(converted)
     budget = recipe.budget(precision)
     class_scores = recipe.verification.class_scores
 
@@ -331,9 +256,6 @@ def prepare(
     )
 
 
-# --- what is known without running anything ------------------------------------------------
-
-
 def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     """The model as earlier runs recorded it; None when it has to be exported first."""
     from enginefarm.export import export_tool
@@ -343,11 +265,11 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     if exported is None:
         return None
     slimmer = slim_tool()
-    slimmed = site.store.stage("slim", _slim_key(_onnx_ref(exported), slimmer))
+    slimmed = site.store.stage("slim", _slim_key(onnx_ref_of(exported), slimmer))
     if slimmed is None:
         return None
     return plan.Model(
-        onnx=_onnx_ref(slimmed),
+        onnx=onnx_ref_of(slimmed),
         exporter=export_tool(recipe),
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
@@ -356,38 +278,3 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
 
 def plugin_digests(recipe: Recipe) -> tuple[str, ...]:
     return tuple(sha256_file(recipe.root / path) for path in recipe.plugins)
-
-
-# --- ONNX files by digest -------------------------------------------------------------------
-
-
-def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
-    """The model (and its external data) in a folder, by link where the disk allows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
-        if ref is not None:
-            _link(site.cache.ensure(site.store, ref), folder / name)
-    return folder / MODEL_FILE
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _onnx_files(path: Path) -> dict[str, Path]:
-    files = {"model": path}
-    data = path.with_name(DATA_FILE)
-    if data.exists():
-        files["data"] = data
-    return files
-
-
-def _onnx_ref(record: StageRecord) -> OnnxRef:
-    return OnnxRef(
-        model=record.outputs["model"],
-        data=record.outputs.get("data"),
-        opset=int(str(record.values["opset"])),
-    )

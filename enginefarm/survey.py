@@ -10,7 +10,7 @@ from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
 from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.stages import Site
+from enginefarm.site import Site
 from enginefarm.toolchains import toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
