@@ -1,0 +1,181 @@
+"""`enginefarm bench`: the benchmark tables on the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from enginefarm.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from enginefarm.tables import BenchmarkTables
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN = (
+    "date",
+    "recipe",
+    "gpu",
+    "runtime",
+    "precision",
+    "batch",
+    "outcome",
+    "latency_ms_median",
+    "latency_ms_p99",
+    "throughput_samples_per_s",
+    "cov_verdict",
+    "cosine_min",
+    "size_bytes",
+    "build_seconds",
+    "toolchain_build",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Benchmark rows: every engine, every night."""
+
+
+def _filters(command: F) -> F:
+    for option in reversed(
+        (
+            click.option("--recipe", multiple=True, help="Only this recipe's; repeatable."),
+            click.option("--gpu", multiple=True, metavar="LABEL", help="Only this GPU's."),
+            click.option("--precision", multiple=True, help="Only this precision's."),
+            click.option("--runtime", multiple=True, help="Only this runtime's."),
+            click.option("--since", metavar="DATE", help="First night: 2026-11-01."),
+            click.option("--until", metavar="DATE", help="Last night."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@bench.command("table")
+@_filters
+@click.option("--columns", metavar="A,B,…", help="These columns, in this order.")
+@click.option("--csv", "form", flag_value="csv", help="As CSV, every column.")
+@click.option("--markdown", "form", flag_value="markdown", help="As a Markdown table.")
+@click.option("--json", "form", flag_value="json", help="As JSON, every column.")
+def table_(columns: str | None, form: str | None, **filters: Any) -> None:
+    """Rows of the nights asked for, oldest first."""
+    from enginefarm.row_filter import RowFilter
+
+    where = RowFilter.of(**{name: value or None for name, value in filters.items()})
+    chosen = tuple(columns.split(",")) if columns else None if form in ("csv", "json") else SHOWN
+    found = _tables().read(where, chosen)
+    names, rows = list(found.column_names), [list(row.values()) for row in found.to_pylist()]
+    if form == "json":
+        print_json([_jsonable(names, row) for row in rows])
+    elif form == "csv":
+        click.echo(_csv(names, rows), nl=False)
+    elif form == "markdown":
+        click.echo(_markdown(names, rows))
+    else:
+        texts = [[_text(value) for value in row] for row in rows]
+        title = f"{len(rows):,} benchmark rows" if rows else "No benchmark rows"
+        print_table(title, [_heading(name) for name in names], texts)
+
+
+@bench.command()
+@click.argument("recipe")
+@click.option("--gpu", metavar="LABEL", help="Only this GPU's.")
+@click.option("--precision", help="Only this precision's.")
+@click.option("--runtime", help="Only this runtime's.")
+@click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:
+    """RECIPE's latencies, night after night, each judged against the nights before."""
+    import datetime as dt
+
+    from enginefarm.report.assemble import assemble
+    from enginefarm.report.render import REPORT_COLUMNS
+    from enginefarm.row_filter import RowFilter
+
+    since = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=nights)
+    where = RowFilter.of(recipe=recipe, since=since, **filters)
+    models = assemble(_tables().rows(where, REPORT_COLUMNS), title="", store="").models
+    found = [
+        {
+            "date": str(night),
+            "host": line.host,
+            "runtime": line.runtime,
+            "precision": line.precision,
+            "batch": line.batch,
+            "latency_ms": latency,
+            "verdict": state,
+        }
+        for model in models
+        for line in model.lines
+        for night, latency, state in line.points
+    ]
+    if as_json:
+        print_json(found)
+        return
+    header = list(found[0]) if found else ["date"]
+    styles = [{"slower": "red", "faster": "green"}.get(str(row["verdict"]), "") for row in found]
+    title = f"{recipe} over the last {nights} nights" if found else f"No history of {recipe}"
+    rows = [[_text(value) for value in row.values()] for row in found]
+    print_table(title, [_heading(name) for name in header], rows, styles)
+
+
+@bench.command()
+@click.option("--before", metavar="DATE", help="Nights before this one; today by default.")
+def compact(before: str | None) -> None:
+    """Merges each past night's files into one, so that long queries stay quick."""
+    import datetime as dt
+
+    from enginefarm.row_filter import RowFilter
+
+    end = RowFilter.of(until=before).until or dt.datetime.now(dt.UTC).date()
+    tables = _tables()
+    nights = [night for night in tables.nights() if night < end]
+    replaced = sum(tables.compact(night) for night in nights)
+    click.echo(f"{replaced} files of {len(nights)} nights merged")
+
+
+def _tables() -> BenchmarkTables:
+    from enginefarm.store import open_store
+    from enginefarm.tables import BenchmarkTables
+
+    return BenchmarkTables(open_store().objects)
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _jsonable(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    plain = (str, int, float, bool, type(None))
+    return {
+        name: value if isinstance(value, plain) else value.isoformat()
+        for name, value in zip(names, row, strict=True)
+    }
+
+
+def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    return sink.getvalue()
+
+
+def _markdown(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(map(_heading, names))} |", f"|{'---|' * len(names)}"]
+    for row in rows:
+        cells = (_text(value).replace("|", "\\|").replace("\n", " ") for value in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

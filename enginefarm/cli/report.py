@@ -1,0 +1,46 @@
+"""`enginefarm report`: one HTML page of everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where to write the page.",
+)
+@click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
+@click.option("--title", default="Engine farm", show_default=True)
+@click.option("--publish", is_flag=True, help="Put it into the store too, and print a link.")
+def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, publish: bool) -> None:
+    """Writes the benchmark report: one HTML file that needs no network.
+
+    With RECIPES, it also shows what these ask for and the store does not hold yet.
+    """
+    import datetime as dt
+
+    from enginefarm import recipe_file, site
+    from enginefarm.report import nightly
+    from enginefarm.store import open_store
+    from enginefarm.store.failures import writing
+    from enginefarm.survey import local_offers, survey
+
+    loaded = [recipe_file.load(path) for path in recipes]
+    surveys = [(one, survey(site.here(), one, local_offers())) for one in loaded]
+    store = open_store()
+    html = nightly.page(store, nights=nights, recipes=surveys, title=title)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(html, "utf-8")
+    click.echo(f"{output}: {len(html.encode()) / 1e6:.1f} MB")
+    if publish:
+        key = nightly.publish(store, html, dt.datetime.now(dt.UTC).date())
+        click.echo(f"published as {key}; open for a week at\n{nightly.link(store, key)}")

@@ -1,0 +1,76 @@
+"""`enginefarm upgrade`: what a new toolchain build would do, or did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from enginefarm.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from enginefarm.upgrade import Change
+
+
+@click.command()
+@click.argument("toolchain")
+@click.argument("build")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def upgrade(toolchain: str, build: str, as_json: bool) -> None:
+    """What TOOLCHAIN's new BUILD does: which engines die, are rebuilt, got slower or worse.
+
+    Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
+    """
+    from enginefarm.errors import UsageError
+    from enginefarm.row_filter import RowFilter
+    from enginefarm.store import open_store
+    from enginefarm.tables import BenchmarkTables
+    from enginefarm.upgrade import upgrade_report
+
+    store = open_store()
+    manifests = list(store.manifests())
+    used = sorted({manifest.spec.toolchain.name for manifest in manifests})
+    if toolchain not in used:
+        raise UsageError(
+            f"upgrade: no engine in the store was built with {toolchain!r}",
+            fix=f"use one of: {', '.join(used) or 'none, the store is empty'}",
+        )
+    rows = BenchmarkTables(store.objects).rows(RowFilter.of(toolchain=toolchain))
+    found = upgrade_report(manifests, toolchain, build, rows)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print_table(
+        f"{toolchain} {build}: {len(found.of('to-rebuild'))} to rebuild "
+        f"(about {found.rebuild_seconds / 60:.1f} min of builds), "
+        f"{len(found.of('rebuilt'))} rebuilt, {len(found.of('lives'))} live on",
+        ("recipe", "GPU", "precision", "built with", "why", "fate"),
+        [(e.recipe, e.gpu, e.precision, e.build, e.reason, e.fate) for e in found.engines],
+        [{"lives": "green", "to-rebuild": "yellow"}.get(e.fate, "") for e in found.engines],
+    )
+    if found.changes:
+        print_table(
+            "After the rebuild, new over old",
+            ("recipe", "GPU", "precision", "latency", "accuracy", "size", "build", "verdict"),
+            [_cells(change) for change in found.changes],
+            [{"slower": "red", "faster": "green"}.get(c.state, "") for c in found.changes],
+        )
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    distance = _pair(change.relative_l2_old, change.relative_l2_new, "{:.2g}")
+    return (
+        change.recipe,
+        change.gpu,
+        change.precision,
+        _pair(change.latency_ms_old, change.latency_ms_new, "{:.3g} ms"),
+        f"{distance}{' (worse)' if change.less_accurate else ''}",
+        _pair(change.size_bytes_old, change.size_bytes_new, "{:,} B"),
+        _pair(change.build_seconds_old, change.build_seconds_new, "{:.1f} s"),
+        f"{change.state}: {change.because}" if change.because else change.state,
+    )
+
+
+def _pair(old: float | None, new: float | None, form: str) -> str:
+    shown = ("–" if value is None else form.format(value) for value in (old, new))
+    return " → ".join(shown)

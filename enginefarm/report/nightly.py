@@ -1,0 +1,102 @@
+"""The page of one store, and publishing it there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Iterable, Sequence
+
+from enginefarm import __version__
+from enginefarm.manifest import Manifest
+from enginefarm.manifest_rows import rows_from_manifest
+from enginefarm.recipe import Recipe
+from enginefarm.report.assemble import assemble
+from enginefarm.report.model import Wanted
+from enginefarm.report.render import REPORT_COLUMNS, render
+from enginefarm.row_filter import RowFilter
+from enginefarm.rows import BenchmarkRow
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.survey import Survey
+from enginefarm.tables import BenchmarkTables
+
+PREFIX = "reports/"
+LATEST = f"{PREFIX}latest.html"
+LINK_SECONDS = 7 * 24 * 3600
+"""How long a published page's link works: the longest that S3 signs."""
+
+
+def page(
+    store: EngineStore,
+    *,
+    nights: int = 30,
+    recipes: Sequence[tuple[Recipe, Survey]] = (),
+    title: str = "Engine farm",
+    today: dt.date | None = None,
+) -> str:
+    """HTML of what the store holds: benchmark rows of the last nights, and every manifest.
+
+    recipes: with these the page also shows what is wanted and not built, and what is stale;
+    thresholds are theirs too.
+    """
+    since = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=nights)
+    rows = BenchmarkTables(store.objects).rows(RowFilter(since=since), REPORT_COLUMNS)
+    rows = with_manifests(rows, store.manifests())
+    return render(
+        assemble(
+            rows,
+            title=title,
+            store=store.url,
+            wanted=[one for _, survey in recipes for one in wanted_of(survey)],
+            rules={recipe.name: recipe.regression for recipe, _ in recipes},
+            notes=(
+                f"enginefarm {__version__}, Python {platform.python_version()}, "
+                f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "
+                f"It shows the last {nights} nights.",
+            ),
+        )
+    )
+
+
+def with_manifests(
+    rows: Iterable[BenchmarkRow], manifests: Iterable[Manifest]
+) -> list[BenchmarkRow]:
+    """Oldest first; engines that no row speaks of get one from their manifest."""
+    found = list(rows)
+    spoken_of = {(row.spec_digest, row.engine_digest) for row in found}
+    for manifest in manifests:
+        if (manifest.spec_digest, manifest.engine.digest) not in spoken_of:
+            found += rows_from_manifest(manifest)
+    return sorted(found, key=lambda row: row.measured_at)
+
+
+def wanted_of(survey: Survey) -> list[Wanted]:
+    """Every cell that the recipe asks for today."""
+    builds = [
+        Wanted(
+            recipe=survey.recipe,
+            gpu=planned.target.gpu,
+            precision=planned.target.precision,
+            spec_digest=planned.spec.digest if planned.spec else None,
+        )
+        for planned in survey.builds
+    ]
+    skipped = [
+        Wanted(survey.recipe, skip.gpu, skip.precision, skip_reason=skip.reason)
+        for skip in survey.skipped
+    ]
+    return builds + skipped
+
+
+def publish(store: EngineStore, html: str, night: dt.date) -> str:
+    """Writes the page to the store, dated and as the latest; gives the dated key."""
+    key = f"{PREFIX}date={night}.html"
+    data = html.encode()
+    for name in (key, LATEST):
+        store.objects.put(name, data, ContentType="text/html; charset=utf-8")
+    return key
+
+
+def link(store: EngineStore, key: str) -> str:
+    """A URL that opens the page in a browser without credentials, for a week."""
+    return store.objects.presigned_get(key, LINK_SECONDS)
