@@ -132,18 +132,9 @@ def pull_line(outcomes: Sequence[Outcome]) -> str:
     return ""
 
 
-HEADER = (
-    "GPU",
-    "precision",
-    "engine",
-    "size",
-    "build",
-    "cosine",
-    "rel. L2",
-    "top-1 agree",
-    "on device",
-    "status",
-)
+HEADER = ("GPU", "prec.", "engine", "size", "build", "cosine", "top-1", "device", "status")
+"""cosine: the worst output's, against FP32 PyTorch. top-1: share of samples whose best class
+is the same. device: verification on the GPU itself."""
 
 
 def cells(outcome: Outcome) -> tuple[str, ...]:
@@ -155,11 +146,19 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
         "–" if outcome.size_bytes is None else f"{outcome.size_bytes / 1e6:.1f} MB",
         _text(outcome.build_seconds, "{:.1f} s"),
         _text(outcome.cosine_min, "{:.5f}"),
-        _text(outcome.relative_l2_max, "{:.4f}"),
         _text(outcome.top1_agreement_min, "{:.1%}"),
         outcome.on_device or "–",
-        f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status,
+        outcome.status,
     )
+
+
+def reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    """One text for each distinct reason, with the engines that it holds for."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            found.setdefault(f"{outcome.status}: {outcome.reason}", []).append(outcome.label)
+    return [f"{', '.join(labels)} {reason}" for reason, labels in found.items()]
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
@@ -168,6 +167,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         row = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells(outcome))
         lines.append(f"| {' | '.join(row)} |")
+    lines += [f"\n{reason}" for reason in reasons(outcomes)]
     command = pull_line(outcomes)
     if command:
         lines += ["", "```sh", command, "```"]

@@ -26,7 +26,7 @@ def print_json(value: Any) -> None:
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     """The table of engines, and under it the line to try next."""
-    from enginefarm.outcome import HEADER, cells, pull_line
+    from enginefarm.outcome import HEADER, cells, pull_line, reasons
 
     if as_json:
         print_json([outcome.model_dump(mode="json") for outcome in outcomes])
@@ -35,6 +35,8 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     styles = [STYLES[outcome.status] for outcome in outcomes]
     title = f"Engines of {outcomes[0].recipe}" if outcomes else "No engines"
     print_table(title, HEADER, rows, styles)
+    for reason in reasons(outcomes):
+        click.echo(reason)
     command = pull_line(outcomes)
     if command:
         click.echo(f"\nTry next:\n  {_as_called(command)}")
@@ -60,11 +62,12 @@ def print_table(
     """One table on standard output. Piped, it is wide enough never to wrap a cell."""
     import sys
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     for name in header:
         table.add_column(name, overflow="fold")
     for index, row in enumerate(rows):
