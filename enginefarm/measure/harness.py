@@ -28,6 +28,9 @@ class Harness(Frozen):
     warmup_s: float = Field(default=0.5, ge=0)
     min_iterations: int = Field(default=200, ge=1)
     min_seconds: float = Field(default=3.0, ge=0)
+    max_seconds: float = Field(
+        default=30.0, gt=0, description="A slow model stops here, with fewer iterations."
+    )
     round_iterations: int = Field(
         default=10,
         ge=1,
@@ -106,6 +109,5 @@ def _turn(contender: Contender, found: Samples, harness: Harness) -> Samples:
 
 
 def _enough(found: Samples, harness: Harness) -> bool:
-    return len(found.iterations) >= harness.min_iterations and (
-        found.seconds >= harness.min_seconds
-    )
+    asked = len(found.iterations) >= harness.min_iterations
+    return found.seconds >= harness.max_seconds or (asked and found.seconds >= harness.min_seconds)

@@ -20,7 +20,8 @@ from enginefarm.spec import (
     ToolUse,
 )
 
-OPSET = 20
+OPSET = 17
+"""What every TensorRT since 8.6 parses; nothing here needs more."""
 CAPABILITIES = {"t4": "7.5", "a100": "8.0", "l4": "8.9", "h100": "9.0"}
 
 
@@ -28,7 +29,7 @@ def save(
     path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[Any]
 ) -> Path:
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     onnx.save(model, path)
     return path
 

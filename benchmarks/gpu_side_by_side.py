@@ -1,0 +1,138 @@
+"""The same model in several runtimes, timed in turns in one run, as a Markdown table.
+
+    python benchmarks/gpu_side_by_side.py --models FOLDER --plans FOLDER [--json OUT]
+
+FOLDER of models: `NAME.onnx` and `NAME.npz` by tests/gpu/make_models.py. FOLDER of plans:
+`NAME-PRECISION.plan`. Runtimes that this machine lacks are left out, by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
+
+import make_models  # noqa: E402
+
+from enginefarm.benchmark import Measured, side_by_side  # noqa: E402
+from enginefarm.errors import EnginefarmError  # noqa: E402
+from enginefarm.measure.contenders import (  # noqa: E402
+    EngineContender,
+    OrtContender,
+    TorchContender,
+)
+from enginefarm.measure.harness import Harness  # noqa: E402
+from enginefarm.measure.shapes import sized  # noqa: E402
+from enginefarm.reference import read_reference  # noqa: E402
+from enginefarm.runtime import Engine  # noqa: E402
+
+HEADER = (
+    "| runtime | batch | median ms | p99 ms | CoV | verdict | GPU compute ms | copies ms "
+    "| samples/s | × first | cosine to first |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def contenders(name: str, models: Path, plans: Path | None) -> Iterator[tuple[str, Any]]:
+    """(label, a callable that makes the contender); what is missing raises when it is made."""
+    import torch
+
+    def torch_on(device: str) -> Callable[[], Any]:
+        return lambda: TorchContender(
+            f"PyTorch {torch.__version__} eager FP32, {device}",
+            make_models.TORCH[name](),
+            outputs=["scores"],
+            device=device,
+        )
+
+    def ort(label: str, runtime: Any, provider: str) -> Callable[[], Any]:
+        return lambda: OrtContender(
+            label, models / f"{name}.onnx", runtime=runtime, provider=provider
+        )
+
+    yield "PyTorch", torch_on("cuda" if torch.cuda.is_available() else "cpu")
+    yield "ORT CUDA", ort("ORT CUDA EP", "onnxruntime-cuda", "CUDAExecutionProvider")
+    yield (
+        "ORT TensorRT",
+        ort("ORT TensorRT EP", "onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    )
+    yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
+    for plan in sorted(plans.glob(f"{name}-*.plan")) if plans else ():
+        engine = Engine(plan, toolchain="tensorrt")
+        for graph in (False, True):
+            label = f"TensorRT {plan.stem.rpartition('-')[2]}{' + CUDA graph' if graph else ''}"
+            yield (
+                label,
+                lambda e=engine, la=label, g=graph: EngineContender(
+                    la, e, runtime="tensorrt", profile=0, cuda_graph=g
+                ),
+            )
+
+
+def available(name: str, models: Path, plans: Path | None) -> list[Any]:
+    found = []
+    for label, make in contenders(name, models, plans):
+        try:
+            found.append(make())
+        except EnginefarmError as error:
+            print(f"left out: {label}: {error.what}")
+    return found
+
+
+def line(one: Measured, first: Measured, batch: int) -> str:
+    compute = f"{one.compute.ms_median:.3f}" if one.compute else "-"
+    copies = (
+        f"{one.copy_in.ms_median + one.copy_out.ms_median:.3f}"
+        if one.copy_in and one.copy_out
+        else "-"
+    )
+    total = one.total
+    return (
+        f"| {one.name} | {batch} | {total.ms_median:.3f} | {total.ms_p99:.3f} | {total.cov:.3f} "
+        f"| {total.verdict} | {compute} | {copies} | {one.samples_per_s:.0f} "
+        f"| {first.total.ms_median / total.ms_median:.2f} "
+        f"| {min(o.cosine for o in one.against_first):.6f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--plans", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    plans = options.plans if importlib.util.find_spec("pycuda") else None
+    harness = Harness(min_seconds=options.seconds, min_iterations=100, warmup_s=0.3)
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {harness.flags}")
+    results: list[dict[str, Any]] = []
+    for name in make_models.TORCH:
+        if not (options.models / f"{name}.npz").exists():
+            continue
+        running = available(name, options.models, plans)
+        inputs = next(read_reference(options.models / f"{name}.npz")).inputs
+        print(f"\n### {name}\n{HEADER}", flush=True)
+        for batch in options.batches:
+            feeds = sized(inputs, {"images": (batch, 3, 224, 224)})
+            found = side_by_side(running, feeds, batch=batch, harness=harness)
+            for one in found:
+                print(line(one, found[0], batch), flush=True)
+                results.append({"model": name, "batch": batch, **one.model_dump(mode="json")})
+            state = found[0].gpu
+            if state.samples:
+                print(f"| | | {state.model_dump_json()} |", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

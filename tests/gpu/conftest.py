@@ -1,0 +1,46 @@
+"""Engines for a machine with a GPU.
+
+ENGINEFARM_GPU_PLANS names a folder of plans (build_with_trt86.py), ENGINEFARM_GPU_MODELS the
+ONNX models and references that they came from (make_models.py). `tests/gpu/run.sh` makes both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginefarm.runtime import Engine
+
+
+def folder(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.fail(f"{variable} is not set: start these tests with tests/gpu/run.sh")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def plans() -> Path:
+    return folder("ENGINEFARM_GPU_PLANS")
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    return folder("ENGINEFARM_GPU_MODELS")
+
+
+@pytest.fixture
+def engine(plans: Path) -> Iterator[Callable[[str], Engine]]:
+    """Loads a plan by name; all are closed at the end, the last one first."""
+    opened: list[Any] = []
+
+    def load(name: str) -> Engine:
+        opened.append(Engine(plans / f"{name}.plan", toolchain="tensorrt"))
+        return opened[-1]
+
+    yield load
+    for one in reversed(opened):
+        one.close()

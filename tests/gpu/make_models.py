@@ -1,0 +1,120 @@
+"""The models that tests/gpu and benchmarks/gpu.py run: python make_models.py FOLDER
+
+Small ones made node by node, a ResNet-50 of fixed random weights, and EfficientNet-Lite0
+with its pretrained weights where its packages are installed. Opset 17, which every TensorRT
+since 8.6 parses. Beside each `NAME.onnx`: `NAME.npz`, inputs and FP32 outputs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny_onnx
+import torch
+from onnx import TensorProto, helper
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def data_dependent(path: Path) -> Path:
+    """NonZero: how large the output is depends on what the input holds."""
+    node = helper.make_node("NonZero", ["x"], ["y"], "find_nonzero")
+    return tiny_onnx.save(
+        path,
+        [node],
+        [tiny_onnx.value("x", ["n", 4], TensorProto.FLOAT)],
+        [tiny_onnx.value("y", [2, "k"], TensorProto.INT64)],
+        [],
+    )
+
+
+def float_convolutions(path: Path) -> Path:
+    """The convolutions in FP32, so that every builder takes them without flags."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(tiny_onnx.convolutions(path, layers=6, channels=16))
+    for weight in model.graph.initializer:
+        weight.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), weight.name)
+        )
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.save(model, path)
+    return path
+
+
+def resnet50() -> torch.nn.Module:
+    import torchvision
+
+    torch.manual_seed(0)
+    return torchvision.models.resnet50(weights=None).eval()
+
+
+def efficientnet_lite0() -> torch.nn.Module:
+    sys.path.insert(0, str(ROOT / "examples" / "01_efficientnet_lite0"))
+    from model import efficientnet_lite0 as made
+
+    return made().eval()
+
+
+TORCH: dict[str, Any] = {"resnet50": resnet50, "efficientnet_lite0": efficientnet_lite0}
+
+
+def pictures(count: int) -> np.ndarray[Any, Any]:
+    """(count, 3, 224, 224) float32 in -1 … 1: crops of scikit-image's own photographs."""
+    import skimage.data
+    from skimage.transform import resize
+
+    random = np.random.default_rng(3)
+    sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]
+    found = []
+    for _ in range(count):
+        picture = sources[random.integers(len(sources))]
+        side = int(min(picture.shape[:2]) * random.uniform(0.5, 1))
+        top, left = (int(random.integers(picture.shape[axis] - side + 1)) for axis in (0, 1))
+        crop = resize(picture[top : top + side, left : left + side], (224, 224))
+        found.append((2 * crop - 1).transpose(2, 0, 1))
+    return np.stack(found).astype(np.float32)
+
+
+def from_torch(folder: Path, name: str) -> None:
+    module = TORCH[name]()
+    images = pictures(16)
+    torch.onnx.export(
+        module,
+        (torch.from_numpy(images[:2]),),
+        folder / f"{name}.onnx",
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_axes={"images": {0: "batch"}, "scores": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+    with torch.inference_mode():
+        batches = [images[:8], images[8:]]
+        scores = [module(torch.from_numpy(batch)).numpy() for batch in batches]
+    arrays = {}
+    for index, (batch, out) in enumerate(zip(batches, scores, strict=True)):
+        arrays |= {f"{index:04d}/input/images": batch, f"{index:04d}/output/scores": out}
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    float_convolutions(folder / "conv.onnx")
+    data_dependent(folder / "nonzero.onnx")
+    tiny_onnx.reshape_by_input(folder / "reshape.onnx")
+    for name in TORCH:
+        try:
+            from_torch(folder, name)
+        except ImportError as error:
+            print(f"{name}: left out, {error}")
+    print(*sorted(path.name for path in folder.iterdir()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
