@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginefarm.cache import BlobCache
-from enginefarm.errors import NoEngineFits, StoreMissing
+from enginefarm.catalog import CachedCatalog, Catalog, StoreCatalog
+from enginefarm.channels import split
+from enginefarm.errors import NoEngineFits
 from enginefarm.host import Host, detect
 from enginefarm.manifest import Manifest
 from enginefarm.recipe import PrecisionName
 from enginefarm.select import Candidate, Selection, select
+from enginefarm.signing import trust
 from enginefarm.store import open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
@@ -41,37 +44,36 @@ def pull(
     gpu: str = "auto",
     precision: PrecisionName | None = None,
     dest: Path | str | None = None,
+    offline: bool = False,
     store: EngineStore | None = None,
     cache: BlobCache | None = None,
 ) -> PulledEngine:
     """Downloads the engine of a recipe that fits this host best.
 
-    name: the recipe's. gpu: a label, or `auto`. precision: None takes the best that fits.
-    dest: a file, or a folder that exists; None leaves it in the cache.
-    Progress goes to enginefarm.progress as "download".
-    Raises: NoEngineFits with the reason of each rejection, StoreMissing for an unknown name,
-    HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
+    name: the recipe's, or `recipe@channel` for what that channel names. gpu: a label, or
+    `auto`. precision: None takes the best that fits. dest: a file, or a folder that exists;
+    None leaves it in the cache. offline: only what this host pulled before; nothing is asked
+    of the store.
+    With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
+    is read. Progress goes to enginefarm.progress as "download".
+    Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
+    an unknown name, HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
     """
+    recipe, channel = split(name)
+    trusted = trust()
     host = detect(gpu)
-    store = store or open_store()
-    selection = select(candidates_of(store, name), host, precision)
+    cache = cache or BlobCache()
+    records = CachedCatalog(cache)
+    opened = None if offline else store or open_store()
+    catalog: Catalog = records if opened is None else StoreCatalog(opened)
+    selection = select(catalog.manifests(recipe, channel), host, precision)
     best = require_fit(selection, name, host)
-    return fetch(best, store=store, cache=cache or BlobCache(), dest=dest)
-
-
-def candidates_of(store: EngineStore, name: str) -> tuple[Manifest, ...]:
-    """Every complete engine of a recipe.
-
-    Raises: StoreMissing, naming the recipes there are.
-    """
-    manifests = tuple(store.manifests(name))
-    if not manifests:
-        recipes = store.recipes()
-        raise StoreMissing(
-            f"pull: the store {store.url} has no engine of {name!r}",
-            fix=f"recipes there: {', '.join(recipes)}" if recipes else "build one first",
-        )
-    return manifests
+    envelope = catalog.attestation(best.manifest) if trusted else None
+    if trusted is not None:
+        trusted.require(best.manifest, envelope)
+    pulled = fetch(best, store=opened, cache=cache, dest=dest)
+    records.remember(best.manifest, channel, envelope)
+    return pulled
 
 
 def require_fit(selection: Selection, name: str, host: Host) -> Candidate:
@@ -99,12 +101,15 @@ def _lines(selection: Selection) -> Iterable[str]:
 
 
 def fetch(
-    candidate: Candidate, *, store: EngineStore, cache: BlobCache, dest: Path | str | None
+    candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
 ) -> PulledEngine:
-    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one."""
+    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one.
+
+    store: None where the engine is in the cache already.
+    """
     manifest = candidate.manifest
-    cached = cache.has(manifest.engine)
-    blob = cache.ensure(store, manifest.engine)
+    cached = store is None or cache.has(manifest.engine)
+    blob = cache.path(manifest.engine) if store is None else cache.ensure(store, manifest.engine)
     if dest is None:
         path = cache.link(file_name(manifest), manifest.engine)
     else:

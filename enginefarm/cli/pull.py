@@ -28,9 +28,12 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
     type=click.Path(path_type=Path),
     help="A file, or a folder that exists. Default: the engine stays in the cache.",
 )
+@click.option("--offline", is_flag=True, help="Only what this host pulled before.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
-def pull(name: str, gpu: str, precision: Any, dest: Path | None, as_json: bool) -> None:
-    """Download the engine of NAME that fits this host.
+def pull(
+    name: str, gpu: str, precision: Any, dest: Path | None, offline: bool, as_json: bool
+) -> None:
+    """Download the engine of NAME, or of NAME@CHANNEL, that fits this host.
 
     The bytes are checked against the manifest's sha256, and appear whole or not at all. When
     nothing fits, each engine's reason is listed and the exit code is 50.
@@ -39,7 +42,7 @@ def pull(name: str, gpu: str, precision: Any, dest: Path | None, as_json: bool) 
     from enginefarm.pulling import pull as pull_engine
 
     with watched(enabled=not as_json):
-        pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest)
+        pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest, offline=offline)
     if as_json:
         from enginefarm.cli.tables import print_json
 

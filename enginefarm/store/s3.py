@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +16,8 @@ from botocore.exceptions import ClientError
 
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.store.failures import code_of, is_missing_key, mapped
+from enginefarm.store.transfers import Watcher, transfers
 
-PART_BYTES = 16 << 20
 LISTING_PAGE = 1000
 
 
@@ -137,6 +136,15 @@ class ObjectStore:
                         metadata={},
                     )
 
+    def first(self, prefix: str) -> str | None:
+        """The first key under a prefix, in key order; None when there is none."""
+        with self._mapped(prefix):
+            page = self.client.list_objects_v2(
+                Bucket=self.bucket, Prefix=self.full(prefix), MaxKeys=1
+            )
+        found = page.get("Contents", ())
+        return found[0]["Key"].removeprefix(self.prefix) if found else None
+
     def folders(self, prefix: str) -> Iterator[str]:
         """Names one level below a prefix that ends in a slash."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -185,7 +193,7 @@ class ObjectStore:
                 self.bucket,
                 self.full(key),
                 extra_args={"Metadata": metadata, "ChecksumAlgorithm": "SHA256"},
-                subscribers=[_Watcher(on_bytes)] if on_bytes else None,
+                subscribers=[Watcher(on_bytes)] if on_bytes else None,
             ).result()
 
     def range(self, key: str, start: int, end: int) -> tuple[Any, int]:
@@ -218,27 +226,6 @@ class ObjectStore:
                     "BucketAlreadyExists",
                 ):
                     raise
-
-
-class _Watcher:
-    """Passes s3transfer's progress on."""
-
-    def __init__(self, on_bytes: Callable[[int], None]) -> None:
-        self._on_bytes = on_bytes
-
-    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
-        self._on_bytes(bytes_transferred)
-
-
-def transfers(client: Any) -> Any:
-    """boto3's own engine of multipart transfers, loaded when something is sent."""
-    manager: Any = import_module("s3transfer.manager")
-    config = manager.TransferConfig(
-        multipart_threshold=PART_BYTES,
-        multipart_chunksize=PART_BYTES,
-        max_request_concurrency=4,
-    )
-    return manager.TransferManager(client, config)
 
 
 def parse_url(url: str) -> tuple[str, str]:

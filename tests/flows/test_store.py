@@ -26,13 +26,13 @@ from enginefarm.errors import (
     StoreUnavailable,
 )
 from enginefarm.progress import SINK
-from enginefarm.store import blobs, embedded, layout, open_store, s3
+from enginefarm.store import blobs, embedded, layout, open_store, s3, transfers
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.records import StageRecord
 from enginefarm.store.s3 import Credentials, ObjectStore
 
-MULTIPART_BYTES = s3.PART_BYTES * 2 + 12345
+MULTIPART_BYTES = transfers.PART_BYTES * 2 + 12345
 
 
 def write(path: Path, size: int) -> Path:

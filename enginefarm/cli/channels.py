@@ -1,0 +1,149 @@
+"""`enginefarm promote`, `rollback` and `channel`: what each host gets, and who decided it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.channels import Revision
+    from enginefarm.gates import GateResult
+
+STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--to", "channel", default="production", show_default=True, help="The channel.")
+@click.option("--from", "source", metavar="CHANNEL", help="Default: the newest engines.")
+@click.option("--why", default="", help="For the log.")
+@click.option("--allow-pending", is_flag=True, help="Engines not yet run on their GPU too.")
+@click.option("--allow-missing", is_flag=True, help="Though the channel loses a GPU by it.")
+@click.option("--dry-run", is_flag=True, help="Run the gates, move nothing.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def promote(
+    recipe: str,
+    channel: str,
+    source: str | None,
+    why: str,
+    allow_pending: bool,
+    allow_missing: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Point a channel at all of RECIPE's engines at once, if every gate passes."""
+    from enginefarm import channels
+    from enginefarm.signing import trust
+    from enginefarm.store import open_store
+
+    def stop(_: object, results: tuple[GateResult, ...]) -> None:
+        _print_gates(results, as_json=as_json)
+        raise _DryRun
+
+    try:
+        revision = channels.promote(
+            open_store(),
+            recipe,
+            channel,
+            source=source,
+            why=why,
+            allow_pending=allow_pending,
+            allow_missing=allow_missing,
+            trust=trust(),
+            approve=stop if dry_run else None,
+        )
+    except _DryRun:
+        return
+    _print_move(revision, as_json=as_json)
+
+
+class _DryRun(Exception):
+    """The gates were run, and that is all that was asked for."""
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("channel")
+@click.option("--to", "revision", type=int, help="Default: the last one with other engines.")
+@click.option("--why", default="", help="For the log.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json: bool) -> None:
+    """Point RECIPE's CHANNEL back at an earlier revision."""
+    from enginefarm import channels
+    from enginefarm.store import open_store
+
+    moved = channels.rollback(open_store(), recipe, channel, to=revision, why=why)
+    _print_move(moved, as_json=as_json)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("name", required=False, metavar="[CHANNEL]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def channel(recipe: str, name: str | None, as_json: bool) -> None:
+    """RECIPE's channels; of one CHANNEL, every move: when, who, from what, and why."""
+    from enginefarm import channels
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.store import open_store
+
+    store = open_store()
+    if name is not None:
+        channels.require_current(store, recipe, name)
+        found = list(channels.history(store, recipe, name))
+    else:
+        now = (channels.current(store, recipe, one) for one in channels.names(store, recipe))
+        found = [one for one in now if one is not None]
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    print_table(
+        f"{recipe}@{name}" if name else f"Channels of {recipe}",
+        ("channel", "revision", "at", "by", "action", "from", "engines", "why"),
+        [_row(one) for one in found],
+    )
+
+
+def _row(one: Revision) -> tuple[str, ...]:
+    engines = " ".join(
+        f"{engine.gpu}/{engine.precision}:{engine.engine.digest[:8]}" for engine in one.engines
+    )
+    return (
+        one.channel,
+        str(one.revision),
+        f"{one.at:%Y-%m-%d %H:%M}",
+        one.by,
+        one.action,
+        one.source,
+        engines,
+        one.why,
+    )
+
+
+def _print_move(revision: Revision, *, as_json: bool) -> None:
+    from enginefarm.cli.tables import print_json
+
+    if as_json:
+        print_json(revision.model_dump(mode="json"))
+        return
+    if revision.action == "promote":
+        _print_gates(revision.gates, as_json=False)
+    click.echo(
+        f"{revision.recipe}@{revision.channel} is revision {revision.revision}: "
+        f"{len(revision.engines)} engines, from {revision.source}"
+    )
+    click.echo(f"\nTry next:\n  enginefarm pull {revision.recipe}@{revision.channel}")
+
+
+def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
+    from enginefarm.cli.tables import print_json, print_table
+
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in results])
+        return
+    print_table(
+        "Gates",
+        ("engine", "gate", "says", "verdict"),
+        [(one.label or "all", one.gate, one.detail, one.verdict) for one in results],
+        [STYLES[one.verdict] for one in results],
+    )

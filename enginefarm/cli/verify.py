@@ -1,0 +1,101 @@
+"""`enginefarm verify`, `sign` and `keygen`: signatures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.manifest import Manifest
+    from enginefarm.store.engine_store import EngineStore
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.option("--bytes", "read_bytes", is_flag=True, help="Download and hash each engine too.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def verify(name: str, read_bytes: bool, as_json: bool) -> None:
+    """Check the signature of every engine of a recipe, or of one of its channels."""
+    from enginefarm.catalog import StoreCatalog
+    from enginefarm.channels import split
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.errors import EnginefarmError, SignatureRejected
+    from enginefarm.signing import trust
+    from enginefarm.store import open_store
+
+    trusted = trust()
+    if trusted is None:
+        raise SignatureRejected(
+            "verify: no trust key is configured", fix="set ENGINEFARM_TRUST to a public key"
+        )
+    store = open_store()
+    catalog = StoreCatalog(store)
+    rows: list[tuple[str, str, str]] = []
+    failed: list[EnginefarmError] = []
+    for manifest in catalog.manifests(*split(name)):
+        try:
+            keyid = trusted.require(manifest, catalog.attestation(manifest))
+            if read_bytes:
+                _hash(store, manifest)
+            rows.append((manifest.spec.label, manifest.spec_digest[:12], f"signed by {keyid[:12]}"))
+        except EnginefarmError as error:
+            failed.append(error)
+            rows.append((manifest.spec.label, manifest.spec_digest[:12], error.why or error.what))
+    if as_json:
+        print_json([dict(zip(("engine", "spec", "verdict"), row, strict=True)) for row in rows])
+    else:
+        print_table(f"Signatures of {name}", ("engine", "spec", "verdict"), rows)
+    if failed:
+        raise type(failed[0])(
+            f"verify {name}: {len(failed)} of {len(rows)} engines are refused",
+            why=failed[0].what,
+            fix=failed[0].fix,
+        )
+
+
+def _hash(store: EngineStore, manifest: Manifest) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        store.fetch_blob(manifest.engine, Path(folder) / "engine")
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@CHANNEL]")
+def sign(name: str) -> None:
+    """Sign the engines of a recipe or channel that were published without a key.
+
+    Their bytes are downloaded and hashed first.
+    """
+    from enginefarm import signing
+    from enginefarm.catalog import StoreCatalog
+    from enginefarm.channels import split
+    from enginefarm.errors import SignatureRejected
+    from enginefarm.store import open_store
+
+    signer = signing.signer()
+    if signer is None:
+        raise SignatureRejected(
+            "sign: no key is configured",
+            fix="enginefarm keygen farm.pem, then set ENGINEFARM_SIGNING_KEY=farm.pem",
+        )
+    store = open_store()
+    for manifest in StoreCatalog(store).manifests(*split(name)):
+        _hash(store, manifest)
+        envelope = signer.attest(manifest).canonical_json()
+        store.put_object(signing.attestation_key(manifest), envelope)
+        click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} signed")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+def keygen(path: Path) -> None:
+    """Make a signing key at PATH (mode 0600), and its public key beside it."""
+    from enginefarm import signing
+
+    public, keyid = signing.generate(path)
+    click.echo(f"private key  {path}  (on the farm: ENGINEFARM_SIGNING_KEY={path})")
+    click.echo(f"public key   {public}  (on hosts: ENGINEFARM_TRUST={public})")
+    click.echo(f"key id       {keyid}")
