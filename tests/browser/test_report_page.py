@@ -1,0 +1,166 @@
+"""The report in a real browser: it opens from a file, alone, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+from sample_rows import make_row
+
+from enginefarm.report import assemble, render
+from enginefarm.rows import BenchmarkRow
+
+EVIL = "<img src=x onerror=window.hacked=1>"
+GPUS = ("t4", "a100", "l4")
+
+
+def rows(models: int) -> list[BenchmarkRow]:
+    made = [
+        make_row(
+            night,
+            recipe=f"model-{index:02}",
+            gpu=gpu,
+            precision=precision,
+            latency_ms_median=2.0 + 0.01 * (night % 3),
+            device_verification="passed",
+            cosine_min=0.999,
+            relative_l2_max=0.01,
+            size_bytes=9_000_000,
+            build_seconds=30.0,
+            reason=EVIL,
+        )
+        for night in range(8)
+        for index in range(models)
+        for gpu in GPUS
+        for precision in ("fp16", "int8")
+    ]
+    slow = make_row(9, recipe="model-00", latency_ms_median=3.0, device_verification="passed")
+    failed = make_row(9, recipe="model-01", gpu="l4", outcome="failed", reason=EVIL)
+    return [*made, slow, failed]
+
+
+class Watched:
+    """A page, and everything that it asked for or complained of."""
+
+    def __init__(self, page: Page, path: Path) -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(path.as_uri())
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def opened(
+    chromium: Browser, tmp_path: Path, scheme: str, request: pytest.FixtureRequest
+) -> Iterator[Watched]:
+    models = getattr(request, "param", 3)
+    path = tmp_path / "report.html"
+    path.write_text(render(assemble(rows(models), title="Farm", store="s3://b")), "utf-8")
+    context = chromium.new_context(
+        color_scheme="dark" if scheme == "dark" else "light",
+        offline=True,
+        viewport={"width": 1240, "height": 900},
+    )
+    yield Watched(context.new_page(), path)
+    context.close()
+
+
+def test_it_opens_offline_and_asks_for_nothing(opened: Watched) -> None:
+    assert opened.page.locator("h1").inner_text() == "Farm"
+    assert len(opened.requests) == 1
+    assert opened.complaints == []
+
+
+def test_text_from_outside_stays_text(opened: Watched) -> None:
+    assert opened.page.evaluate("window.hacked") is None
+    assert EVIL in opened.page.locator("#attention").inner_text()
+    assert opened.page.locator("img").count() == 0
+
+
+def test_the_matrix_and_the_list_say_what_is_wrong(opened: Watched) -> None:
+    page = opened.page
+    attention = page.locator("#attention li")
+    assert attention.count() == 2
+    assert "× 1.4" in attention.nth(0).inner_text()
+    assert page.locator(".matrix .s-verified").count() == 3 * 6 - 1
+    assert page.locator(".matrix .s-failed").count() == 1
+
+
+def test_text_contrasts_with_its_background(opened: Watched) -> None:
+    """WCAG's 4.5 for text, measured on the computed colours of every kind of text."""
+    ratios = opened.page.evaluate(
+        """() => {
+          const rgb = c => c.match(/[\\d.]+/g).map(Number);
+          const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .03928
+            ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+          const behind = node => {
+            for (; node; node = node.parentElement) {
+              const c = rgb(getComputedStyle(node).backgroundColor);
+              if (c.length === 3 || c[3] > 0) return c;
+            }
+          };
+          const out = {};
+          for (const what of ["h1", "p.quiet", ".tile dt", ".tile.bad dd", "a", ".s-verified",
+                              ".s-failed", ".s-slower", "td", "thead th", "code", "figcaption",
+                              "footer p", ".legend .s-built", ".legend .s-stale", ".s-skipped", "svg text"]) {
+            const node = document.querySelector(what);
+            const style = getComputedStyle(node);
+            const ink = rgb(node instanceof SVGElement ? style.fill : style.color);
+            const [a, b] = [light(ink), light(behind(node))].sort((x, y) => y - x);
+            out[what] = (a + .05) / (b + .05);
+          }
+          return out;
+        }"""
+    )
+    assert {what: round(ratio, 1) for what, ratio in ratios.items() if ratio < 4.5} == {}
+
+
+def test_the_two_schemes_differ(opened: Watched, scheme: str) -> None:
+    colour = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(colour.removeprefix("rgb(").split(",")[0])
+    assert (red < 60) is (scheme == "dark")
+
+
+@pytest.mark.parametrize("width", [400, 1240])
+def test_nothing_sticks_out_sideways(opened: Watched, width: int) -> None:
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_no_label_overlaps_its_bar_or_leaves_its_chart(opened: Watched) -> None:
+    outside = opened.page.evaluate(
+        """() => [...document.querySelectorAll("figure svg")].filter(s => s.checkVisibility())
+          .flatMap(s => {
+            const box = s.getBoundingClientRect();
+            return [...s.querySelectorAll("text")].filter(t => {
+              const b = t.getBoundingClientRect();
+              return b.left < box.left - 1 || b.right > box.right + 1;
+            }).map(t => t.textContent);
+          })"""
+    )
+    assert outside == []
+
+
+@pytest.mark.parametrize("opened", [20], indirect=True)
+def test_of_many_models_those_that_need_attention_are_open_and_names_filter(
+    opened: Watched,
+) -> None:
+    page = opened.page
+    assert page.locator("details[open]").count() == 2
+    page.locator("#filter").fill("model-1")
+    assert page.locator(".matrix tbody tr:visible").count() == 10
+    page.locator("#filter").fill("")
+    page.locator(".matrix a", has_text="model-07").click()
+    assert page.locator("#model-model-07").get_attribute("open") is not None
+    assert page.locator("#model-model-07 h2").is_visible()
