@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from enginefarm import import_path
-from enginefarm.digest import sha256_files
+from enginefarm.digest import sha256_file, sha256_files
 from enginefarm.errors import CalibrationError
 from enginefarm.recipe import Data, TensorSpec
 
@@ -58,14 +58,16 @@ def data_digest(data: Data, root: Path) -> str:
     parts: dict[str, object] = {"labels": data.labels}
     if data.path is not None:
         files = _files(data, root)
-        parts["files"] = sha256_files((file.name, file) for file in files)
+        # In the order in which they are read; what they are called does not count.
+        named = ((f"{index:06d}{file.suffix}", file) for index, file in enumerate(files))
+        parts["files"] = sha256_files(named)
         parts["kind"] = "npz" if len(files) == 1 and (root / data.path).is_file() else "folder"
     else:
         assert data.callable is not None
         parts["code"] = import_path.fingerprint(data.callable, root, field="data.callable")
         parts["name"] = data.callable.partition(":")[2]
         parts["arguments"] = dict(data.arguments)
-    parts["depends"] = [sha256_files((path, root / path) for path in data.depends)]
+    parts["depends"] = [sha256_file(_local(path, root, "data.depends")) for path in data.depends]
     return import_path.digest(parts)
 
 
@@ -125,6 +127,12 @@ def _files(data: Data, root: Path) -> list[Path]:
             fix="the path is taken relative to the recipe's folder",
         )
     return [path]
+
+
+def _local(path: str, root: Path, field: str) -> Path:
+    if not (root / path).is_file():
+        raise CalibrationError(f"{field}: {path}: no such file", why=f"looked for {root / path}")
+    return root / path
 
 
 def _from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginefarm import feeds, onnx_files, ort, progress
 from enginefarm.errors import ExportError, SourceError
@@ -132,7 +132,7 @@ def _export(model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Ar
                 verbose=False,
             )
     except Exception as error:
-        raise _failure(error, recipe) from error
+        raise _failure(error, model, recipe) from error
     assert program is not None
     graph = program.model_proto
     _name_values(graph, recipe)
@@ -187,7 +187,7 @@ def _check_forward(model: nn.Module, recipe: Recipe) -> None:
         ) from None
 
 
-def _failure(error: Exception, recipe: Recipe) -> ExportError:
+def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     """torch's error, many pages long, as one that names the dim or the first cause."""
     text = str(error)
     cause: BaseException = error
@@ -195,23 +195,30 @@ def _failure(error: Exception, recipe: Recipe) -> ExportError:
         cause = cause.__cause__
         text += f"\n{cause}"
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    for tensor in recipe.inputs:
-        for axis, dim in enumerate(tensor.shape):
-            named = re.search(
-                rf"(?:{re.escape(tensor.name)}\b|L\['\w+'\]|'{dim}').{{0,40}}\[{axis}\]", text
-            )
-            if isinstance(dim, str) and "speciali" in text and named:
-                return ExportError(
-                    f"inputs: dim {dim!r} of {tensor.name!r} is not dynamic: the model fixes it",
-                    why=onnx_files.one_line(cause, 300),
-                    fix=f"take the fixed number out of the model's forward, or write it in place "
-                    f"of `{dim}` in the recipe",
-                )
+    fixed = re.search(r"(?:inputs|L)\['(\w+)'\]\.(?:shape|size\(\))\[(\d+)\]", text)
+    dim = _dim_at(model, recipe, fixed[1], int(fixed[2])) if fixed else None
+    if dim is not None and re.search("static|speciali|constant", text):
+        return ExportError(
+            f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
+            why=onnx_files.one_line(cause, 300),
+            fix="take the fixed number out of the model's forward, or write it in the recipe "
+            f"in place of `{dim[1]}`",
+        )
     return ExportError(
         f"torch.onnx.export failed for {recipe.name}",
         why=onnx_files.one_line(f"{type(cause).__name__}: {cause}"),
         fix="the operator or the Python code named above cannot be exported",
     )
+
+
+def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, str] | None:
+    """The recipe's input and dim for an argument of forward, as torch names it."""
+    arguments = list(inspect.signature(model.forward).parameters)
+    if argument not in arguments or arguments.index(argument) >= len(recipe.inputs):
+        return None
+    tensor = recipe.inputs[arguments.index(argument)]
+    dim = tensor.shape[axis] if axis < len(tensor.shape) else None
+    return (tensor.name, dim) if isinstance(dim, str) else None
 
 
 def _check_inputs(

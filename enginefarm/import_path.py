@@ -78,7 +78,8 @@ def _load_file(file: Path) -> Any:
         raise FileNotFoundError(file)
     name = f"_enginefarm_{sha256_bytes(str(file).encode())[:16]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, file
+    assert spec is not None, file
+    assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look a class's module up here
     try:

@@ -119,30 +119,52 @@ def _yaml(text: str, name: str) -> object:
 
 
 def _lines(details: Sequence[ErrorDetails]) -> list[str]:
-    return list(dict.fromkeys(_line(detail) for detail in details))
+    """One line a field; where pydantic tried several readings of a value, one line with all."""
+    found: dict[str, list[str]] = {}
+    for detail in details:
+        if _is_echo(detail):
+            continue
+        path, what = _mistake(detail)
+        if what not in found.setdefault(path, []):
+            found[path].append(what)
+    return [f"{path}: {', or '.join(whats)}" if path else whats[0] for path, whats in found.items()]
 
 
-def _line(detail: ErrorDetails) -> str:
-    path = _path(detail["loc"])
-    kind, context = detail["type"], detail.get("ctx", {})
-    message = detail["msg"].removeprefix("Value error, ")
+def _is_echo(detail: ErrorDetails) -> bool:
+    """A list that is called too short because of a mistake in an item of it."""
+    least = detail.get("ctx", {}).get("min_length", 0)
+    return detail["type"] == "too_short" and len(detail["input"]) >= least
+
+
+def _mistake(detail: ErrorDetails) -> tuple[str, str]:
+    path, kind, given = _path(detail["loc"]), detail["type"], detail["input"]
+    context = detail.get("ctx", {})
     if kind == "missing":
-        return f"{path}: missing; add it"
+        return path, "missing; add it"
     if kind == "extra_forbidden":
-        return f"{path}: no such field; remove it or correct its name"
+        return path, "no such field; remove it or correct its name"
     if kind == "literal_error":
-        return f"{path}: {detail['input']!r} is not known; use one of: {context['expected']}"
+        return path, f"{given!r} is not known; use one of: {context['expected']}"
     if kind == "union_tag_invalid":
-        return (
-            f"{path}.kind: {context['tag']!r} is not known; use one of: {context['expected_tags']}"
-        )
+        tags = context["expected_tags"]
+        return f"{path}.kind", f"{context['tag']!r} is not known; use one of: {tags}"
     if kind == "union_tag_not_found":
-        return f"{path}.kind: missing; use torch, lightning, exported_program or onnx"
+        return f"{path}.kind", f"missing; use one of: {', '.join(_BRANCHES)}"
     if kind == "string_pattern_mismatch":
-        return f"{path}: {detail['input']!r} does not fit; it must match {context['pattern']}"
-    if not detail["loc"]:
-        return message
-    return f"{path}: {message}; it is {_short(detail['input'])}"
+        return path, f"{given!r} does not fit; write {_pattern(context['pattern'])}"
+    if kind == "value_error":  # our own words
+        message = detail["msg"].removeprefix("Value error, ")
+        return (path if detail["loc"] else ""), message
+    message = detail["msg"].removeprefix("Input ")
+    return path, f"{message}; it is {_short(given)}"
+
+
+def _pattern(pattern: str) -> str:
+    if ":" in pattern:
+        return "`file.py:name`, relative to the recipe, or `package.module:name`"
+    if pattern.startswith("^[a-z0-9]("):
+        return "lower-case letters, digits, and . _ - between them, 64 at most"
+    return f"something that matches {pattern}"
 
 
 def _short(value: object) -> str:
@@ -150,21 +172,18 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-# pydantic puts the branches of a union into the path; a recipe has no such fields.
-_BRANCHES = frozenset({"torch", "lightning", "exported_program", "onnx", "int", "constrained-int"})
+# pydantic names the branch of a union in the path; a recipe has no such level.
+_BRANCHES = ("torch", "lightning", "exported_program", "onnx")
+_NOT_FIELDS = ("constrained-", "function-", "[key]")
 
 
 def _path(location: Iterable[int | str]) -> str:
-    parts = ""
+    path = ""
     for part in location:
         if isinstance(part, int):
-            parts += f"[{part}]"
-        elif (
-            (part in _BRANCHES and parts in ("source",))
-            or part in ("int", "[key]")
-            or part.startswith(("constrained-", "function-"))
-        ):
+            path += f"[{part}]"
+        elif path == "source" and part in _BRANCHES:
             continue
-        else:
-            parts += f".{part}" if parts else part
-    return parts or "recipe"
+        elif part not in ("int", "str") and not part.startswith(_NOT_FIELDS):
+            path += f".{part}" if path else part
+    return path or "recipe"

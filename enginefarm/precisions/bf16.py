@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import onnx_files, progress
 from enginefarm.errors import PrecisionError
 from enginefarm.precisions import ConversionReport
-from enginefarm.precisions.graph import cast_tool, finish, wide_nodes
+from enginefarm.precisions.graph import at_opset, cast_tool, finish, wide_nodes
 from enginefarm.recipe import Recipe
 from enginefarm.spec import PrecisionUse, ToolUse
 
@@ -41,25 +41,11 @@ class BF16:
         from enginefarm.precisions.mixed import cast
 
         progress.report("bf16", 0, 1)
-        model = cast(_at_opset(onnx_files.read(src, error=PrecisionError)), TensorProto.BFLOAT16)
+        model = at_opset(onnx_files.read(src, error=PrecisionError), OPSET, "bf16")
+        model = cast(model, TensorProto.BFLOAT16)
         report = finish(model, dest_dir, "bf16", wide_nodes(model))
         progress.report("bf16", 1, 1)
         return report
-
-
-def _at_opset(model: ModelProto) -> ModelProto:
-    from onnx import version_converter
-
-    if onnx_files.opset(model) >= OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except Exception as error:
-        raise PrecisionError(
-            f"bf16 needs opset {OPSET}, and the graph cannot be converted to it",
-            why=onnx_files.one_line(error),
-            fix=f"set export.opset to {OPSET}",
-        ) from error
 
 
 def emulate(model: ModelProto) -> ModelProto:

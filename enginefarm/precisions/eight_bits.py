@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from enginefarm import calibration, onnx_files
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.precisions import ConversionReport, qdq
-from enginefarm.precisions.graph import cast_tool, finish, wide_nodes
+from enginefarm.precisions.graph import at_opset, cast_tool, finish, wide_nodes
 from enginefarm.recipe import Calibration, PrecisionName, Recipe
 from enginefarm.spec import CalibrationUse, PrecisionUse, ToolUse
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from enginefarm.data import Batch
 
+OPSET = 19
+"""The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "1"
 """Of calibration.py and qdq.py: raise it when the graph they make changes."""
 
@@ -34,8 +36,12 @@ class EightBits:
     storage: qdq.Storage
     calibrated = True
 
+    def options(self, recipe: Recipe) -> Calibration:
+        """The recipe's calibration, as this precision uses it."""
+        return _options(recipe)
+
     def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
-        options = _options(recipe)
+        options = self.options(recipe)
         if calibration_digest is None:
             raise CalibrationError(f"{self.name}: the calibration data has no digest")
         quantiser = ToolUse(
@@ -69,8 +75,8 @@ class EightBits:
 
         from enginefarm.precisions.mixed import cast
 
-        options = _options(recipe)
-        model = onnx_files.read(src, error=PrecisionError)
+        options = self.options(recipe)
+        model = at_opset(onnx_files.read(src, error=PrecisionError), OPSET, self.name)
         names = qdq.activations(model)
         ranges = calibration.ranges(model, names, batches, options)
         counts = qdq.insert(model, ranges, self.storage)
@@ -96,8 +102,14 @@ class Int8(EightBits):
 
 
 class FP8(EightBits):
+    """Ranges are always minmax: FP8's steps shrink towards zero, so clipping gains little and
+    costs the outliers (measured: docs/decisions/0021)."""
+
     name: PrecisionName = "fp8"
     storage = qdq.FP8
+
+    def options(self, recipe: Recipe) -> Calibration:
+        return _options(recipe).model_copy(update={"method": "minmax"})
 
 
 def _options(recipe: Recipe) -> Calibration:

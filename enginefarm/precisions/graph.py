@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 LARGE_BYTES = 1 << 16
 
 
+def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
+    """The model at that opset at least: older ones lack what the precision writes.
+
+    Raises: PrecisionError when onnx.version_converter cannot do it.
+    """
+    from onnx import version_converter
+
+    if onnx_files.opset(model) >= opset:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise PrecisionError(
+            f"{name} needs opset {opset}, and the graph, of opset {onnx_files.opset(model)}, "
+            "cannot be converted to it",
+            why=onnx_files.one_line(error),
+            fix=f"export the model at opset {opset}",
+        ) from error
+
+
 def infer_types(model: ModelProto) -> None:
     """Writes the dtype and shape of every tensor into the graph.
 

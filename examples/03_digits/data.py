@@ -18,7 +18,7 @@ def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def training(seed: int, batch_size: int = 32) -> Iterator[dict[str, np.ndarray]]:
+def training(seed: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Endless random batches of training images, for calibration."""
     images = split()[0]
     random = np.random.default_rng(seed)
@@ -26,7 +26,7 @@ def training(seed: int, batch_size: int = 32) -> Iterator[dict[str, np.ndarray]]
         yield {"images": images[random.integers(len(images), size=batch_size)]}
 
 
-def test(batch_size: int = 32) -> Iterator[dict[str, np.ndarray]]:
+def held_out(batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """All test images, in order, with their labels under `digit`."""
     _, images, _, labels = split()
     for start in range(0, len(images), batch_size):

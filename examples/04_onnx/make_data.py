@@ -1,6 +1,6 @@
 """Writes samples.npz: 32 crops of real pictures, 3 x 96 x 96, in 0-1.
 
-    python examples/04_onnx/make_data.py
+python examples/04_onnx/make_data.py
 """
 
 from __future__ import annotations
