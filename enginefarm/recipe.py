@@ -142,7 +142,10 @@ class Data(Frozen):
 
 
 class Calibration(Frozen):
-    """Representative data for INT8/FP8 scales, and how ranges are chosen from it."""
+    """Representative data for INT8/FP8 scales, and how ranges are chosen from it.
+
+    FP8 takes the largest value whatever the method.
+    """
 
     data: Data
     method: Literal["entropy", "minmax", "percentile"] = "entropy"
