@@ -113,7 +113,8 @@ def test_text_contrasts_with_its_background(opened: Watched) -> None:
           const out = {};
           for (const what of ["h1", "p.quiet", ".tile dt", ".tile.bad dd", "a", ".s-verified",
                               ".s-failed", ".s-slower", "td", "thead th", "code", "figcaption",
-                              "footer p", ".legend .s-built", ".legend .s-stale", ".s-skipped", "svg text"]) {
+                              "footer p", ".legend .s-built", ".legend .s-stale", ".s-skipped",
+                              "svg text"]) {
             const node = document.querySelector(what);
             const style = getComputedStyle(node);
             const ink = rgb(node instanceof SVGElement ? style.fill : style.color);
