@@ -113,9 +113,11 @@ def filled(
     row: BenchmarkRow, found: Measured, point: Point, *, host_class: str = ""
 ) -> BenchmarkRow:
     """A `built` row with the measurement in it."""
+    now = dt.datetime.now(dt.UTC)
     values: dict[str, Any] = {
         "outcome": "measured",
-        "measured_at": dt.datetime.now(dt.UTC),
+        "date": now.date(),  # the night it was measured, not the night it was built
+        "measured_at": now,
         "host": platform.node(),
         "host_class": host_class,
         "profile": point.profile_name,

@@ -91,17 +91,34 @@ def judge(
     *,
     production: Iterable[BenchmarkRow] = (),
 ) -> Verdict:
-    """The verdict on tonight's rows of one cell.
+    """The verdict on tonight's rows; of several batches or profiles, the worst.
 
-    tonight:    measurements of one cell, all alike; more than one steadies the verdict.
+    tonight:    measurements; those that are alike count together, by their median.
     earlier:    rows of other nights; those that are not alike are left out, with the reason.
     production: rows of the engine that the production channel names. Those of tonight count
                 by themselves; else its earlier nights do, as `earlier` does.
     """
-    measured = [row.latency_ms_median for row in tonight if row.latency_ms_median is not None]
-    if not measured:
+    alike: defaultdict[tuple[object, ...], list[BenchmarkRow]] = defaultdict(list)
+    for row in tonight:
+        if row.latency_ms_median is not None:
+            alike[_likeness(row)].append(row)
+    if not alike:
         return Verdict(state="no-baseline", because="nothing was measured tonight")
-    row, now = tonight[0], median(measured)
+    earlier, production = tuple(earlier), tuple(production)
+    verdicts = [_judge(rows, earlier, rule, production) for rows in alike.values()]
+    return min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict.state))
+
+
+WORST_FIRST: tuple[State, ...] = ("slower", "unstable", "no-baseline", "ok", "faster")
+
+
+def _judge(
+    tonight: Sequence[BenchmarkRow],
+    earlier: Sequence[BenchmarkRow],
+    rule: Regression,
+    production: Sequence[BenchmarkRow],
+) -> Verdict:
+    row, now = tonight[0], median([one.latency_ms_median or 0.0 for one in tonight])
     left_out: Counter[str] = Counter()
     before = _alike(row, earlier, left_out)
     channel = _alike(row, production, left_out)
@@ -161,7 +178,7 @@ def walk(rows: Iterable[BenchmarkRow], rule: Regression) -> list[tuple[dt.date, 
     stretches: defaultdict[tuple[object, ...], list[BenchmarkRow]] = defaultdict(list)
     for row in rows:
         if row.latency_ms_median is not None:
-            stretches[tuple(getattr(row, field) for field, _ in ALIKE)].append(row)
+            stretches[_likeness(row)].append(row)
     return sorted(point for stretch in stretches.values() for point in _walk(stretch, rule))
 
 
@@ -185,6 +202,10 @@ def _walk(rows: list[BenchmarkRow], rule: Regression) -> list[tuple[dt.date, flo
         if state != "unstable":
             seen.append((now, clock))
     return out
+
+
+def _likeness(row: BenchmarkRow) -> tuple[object, ...]:
+    return tuple(getattr(row, field) for field, _ in ALIKE)
 
 
 def _alike(

@@ -40,7 +40,7 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(html, "utf-8")
-    click.echo(f"{output}: {len(html.encode()) / 1e6:.1f} MB")
+    click.echo(f"{output}: {len(html.encode()) / 1e3:,.0f} kB")
     if publish:
         key = nightly.publish(store, html, dt.datetime.now(dt.UTC).date())
         click.echo(f"published as {key}; open for a week at\n{nightly.link(store, key)}")

@@ -159,7 +159,7 @@ def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:
     same = [row for row in engines if row.engine_digest == engines[-1].engine_digest]
     measured = [row for row in same if row.latency_ms_median is not None]
     shape = usual_shape(measured) if measured else None
-    shown = [row for row in measured if (row.profile, row.batch) == shape] or same
+    shown = [row for row in measured if shape_of(row) == shape] or same
     filled = {
         name: next((getattr(r, name) for r in reversed(same) if getattr(r, name) is not None), None)
         for name in FIGURES
@@ -167,10 +167,18 @@ def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:
     return shown[-1].model_copy(update=filled)
 
 
-def usual_shape(rows: Iterable[BenchmarkRow]) -> tuple[str, int]:
-    """The profile and batch that most rows have; of equals the smallest batch."""
-    counts = Counter((row.profile, row.batch) for row in rows)
-    return max(counts, key=lambda shape: (counts[shape], -shape[1]))
+Shape = tuple[str, int, bool]
+
+
+def shape_of(row: BenchmarkRow) -> Shape:
+    """Profile, batch, and whether a CUDA graph was used: timings of two never share a line."""
+    return (row.profile, row.batch, bool(row.cuda_graph))
+
+
+def usual_shape(rows: Iterable[BenchmarkRow]) -> Shape:
+    """What most rows have; of equals the one without a CUDA graph, and the smallest batch."""
+    counts = Counter(shape_of(row) for row in rows)
+    return max(counts, key=lambda shape: (counts[shape], not shape[2], -shape[1]))
 
 
 def host_of(row: BenchmarkRow) -> str:
@@ -182,8 +190,7 @@ def _latest(rows: Iterable[BenchmarkRow]) -> tuple[BenchmarkRow, ...]:
     newest: dict[tuple[object, ...], BenchmarkRow] = {}
     for row in rows:
         if row.latency_ms_median is not None:
-            key = (host_of(row), row.runtime, row.precision, row.profile, row.batch, row.cuda_graph)
-            newest[key] = row
+            newest[host_of(row), row.runtime, row.precision, shape_of(row)] = row
     return tuple(sorted(newest.values(), key=_order))
 
 
@@ -192,8 +199,7 @@ def _order(row: BenchmarkRow) -> tuple[object, ...]:
         *_gpu_order(host_of(row)),
         RUNTIME_ORDER.index(row.runtime),
         PRECISION_ORDER.index(row.precision),
-        row.profile,
-        row.batch,
+        shape_of(row),
     )
 
 
@@ -205,11 +211,11 @@ def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
             groups[host_of(row), row.runtime, row.precision].append(row)
     lines: list[Line] = []
     for (host, runtime, precision), found in groups.items():
-        profile, batch = usual_shape(found)
-        most = [row for row in found if (row.profile, row.batch) == (profile, batch)]
+        usual = usual_shape(found)
+        most = [row for row in found if shape_of(row) == usual]
         points = tuple(walk(most, rule))
         if len(points) > 1:
-            lines.append(Line(host, runtime, precision, batch, points))
+            lines.append(Line(host, runtime, precision, usual[1], points))
     return tuple(
         sorted(
             lines,

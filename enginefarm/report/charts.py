@@ -35,12 +35,13 @@ def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
         by_host[host_of(row)].append(row)
     charts: list[tuple[str, str]] = []
     for host, rows in by_host.items():
-        profile, batch = usual_shape(rows)
+        profile, batch, _ = usual_shape(rows)
         alike = [row for row in rows if (row.profile, row.batch) == (profile, batch)]
         slowest = max((row.latency_ms_median or 0.0) for row in alike)
         items = [
             svg.Bar(
-                label=f"{RUNTIME_NAMES[row.runtime]} {row.precision}",
+                label=f"{RUNTIME_NAMES[row.runtime]} {row.precision}"
+                + (" graph" if row.cuda_graph else ""),
                 value=row.latency_ms_median or 0.0,
                 to=row.latency_ms_p99,
                 text=f"{number(row.latency_ms_median or 0.0)} ms"
@@ -80,8 +81,9 @@ def throughput(model: ModelSection) -> str:
     """
     measured = [row for row in model.latest if row.throughput_samples_per_s]
     shown = [row for row in measured if row.runtime in OURS] or measured
+    plain = [row for row in shown if not row.cuda_graph]
     groups: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
-    for row in shown:
+    for row in plain or shown:
         place = row.gpu or ("" if row.runtime in OURS else RUNTIME_NAMES[row.runtime])
         groups[f"{place} {row.precision}"].append(row)
     tracks = [

@@ -96,6 +96,14 @@ def test_several_measurements_of_tonight_count_by_their_median() -> None:
     assert judge(tonight, nights(*CALM), RULE).state == "ok"
 
 
+def test_of_several_batches_each_is_held_against_its_own_and_the_worst_counts() -> None:
+    earlier = [*nights(*CALM), *nights(*(20 * value for value in CALM), batch=8)]
+    calm = [make_row(20, latency_ms_median=2.0), make_row(20, latency_ms_median=40.0, batch=8)]
+    assert judge(calm, earlier, RULE).state == "ok"
+    slow = [calm[0], make_row(20, latency_ms_median=60.0, batch=8)]
+    assert judge(slow, earlier, RULE).state == "slower"
+
+
 def test_rows_of_tonight_and_later_are_no_baseline() -> None:
     tonight = make_row(4, latency_ms_median=3.0)
     later = nights(*CALM)
