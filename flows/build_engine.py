@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from enginefarm.engines import Job, smaller_workspace
-from enginefarm.errors import BuildOutOfMemory
+from enginefarm.errors import BuildOutOfMemory, EnginefarmError
 from enginefarm.manifest import Manifest
+from enginefarm.workers import check_spec
 from tasks.engine import build_plan, record_manifest, upload_plan
 
 
 @flow(name="build-engine", flow_run_name="{job.recipe} {job.spec.label}", persist_result=False)
-def build_engine(job: Job) -> Manifest:
-    """Build the plan, upload it, write its manifest.
+def build_engine(job: Job) -> State[Manifest]:
+    """Build the plan, upload it, write its manifest. Ends Built, or `Failed: <kind>`."""
+    try:
+        manifest = build_here(job)
+    except EnginefarmError as error:
+        return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
+    return Completed(name="Built", message=manifest.engine.digest, data=manifest)
 
-    Out of memory is tried once more with half of the workspace; nothing else is.
-    """
+
+def build_here(job: Job) -> Manifest:
+    """The steps, in this process. Out of memory is tried once more, with half the workspace."""
+    check_spec(job.spec)
     try:
         built = build_plan(job)
     except BuildOutOfMemory:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
@@ -14,10 +15,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from enginefarm import engines, outcome, plan, recipe_file
 from enginefarm.errors import EnginefarmError
 from enginefarm.outcome import Outcome
-from enginefarm.recipe import PrecisionName, Recipe
+from enginefarm.recipe import Recipe
 from enginefarm.stages import Prepared, Slimmed
 from enginefarm.survey import Survey, local_offers
-from flows.build_engine import build_engine
+from flows.build_engine import build_here
+from flows.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once
+from flows.parameters import Gpus, Precisions, RecipePath, recipe_file_at
 from tasks.model import (
     export_model,
     plan_recipe,
@@ -28,8 +31,9 @@ from tasks.model import (
 from tasks.outcomes import EngineMissing, cached_outcomes, engine_state, publish_tables
 from tasks.policy import STEP
 
-# Threads here only wait: builds are held to the number of cores where they start.
-FAN_OUT = 32
+# Threads here only wait: builds are held to the number of cores where they start, or to
+# one a worker. A recipe's engines are all handed out at once, up to this many.
+FAN_OUT = 128
 
 
 class EnginesMissing(EnginefarmError):
@@ -50,21 +54,39 @@ class EnginesMissing(EnginefarmError):
     task_runner=ThreadPoolTaskRunner(max_workers=FAN_OUT),
     persist_result=False,
 )
-def build_model(
-    recipe: Path, gpus: list[str] | None = None, precisions: list[PrecisionName] | None = None
-) -> Any:
-    """Build, verify and publish every engine of a recipe; gives an Outcome for each."""
-    wanted = plan.narrowed(recipe_file.load(recipe), gpus=gpus, precisions=precisions)
-    found = plan_recipe(wanted, local_offers())
-    cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
-    built = [] if found.complete else _build_missing(wanted, found)
-    outcomes = _gather(wanted, found, cached, built)
-    publish_tables(wanted.name, outcomes)
-    return _final_state(wanted.name, outcomes)
+def build_model(recipe: RecipePath, gpus: Gpus = None, precisions: Precisions = None) -> Any:
+    """Build, verify and publish every engine of a recipe; gives an Outcome for each.
+
+    Run by a worker, engines are built on the pools of their GPUs; else all of it here.
+    """
+    with stopped_at_once():
+        on_farm = runtime.deployment.id is not None
+        file = recipe_file_at(recipe) if on_farm else Path(recipe)
+        wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
+        found = plan_recipe(wanted, online_offers() if on_farm else local_offers())
+        cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
+        built = [] if found.complete else _build_missing(wanted, found, on_farm)
+        outcomes = _gather(wanted, found, cached, built)
+        if on_farm and built:
+            leave_benchmarks(wanted, outcomes)
+        publish_tables(wanted.name, outcomes)
+        return _final_state(wanted.name, outcomes)
 
 
-def _build_missing(wanted: Recipe, found: Survey) -> list[tuple[plan.Target, PrefectFuture[Any]]]:
-    """The stages that the missing engines need, and a run for each of these engines."""
+@dataclass(frozen=True)
+class Awaited:
+    """An engine on its way: the graph it needs, then its own run."""
+
+    target: plan.Target
+    graph: PrefectFuture[Any]
+    engine: PrefectFuture[Any]
+
+
+def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Awaited]:
+    """The stages that the missing engines need, and a run for each of these engines.
+
+    Raises: what export, reference and slim raise: without these there is no engine at all.
+    """
     missing = [planned.target for planned in found.builds if not planned.cached]
     exported = export_model.submit(wanted)
     reference = reference_outputs.submit(wanted, exported)
@@ -73,30 +95,37 @@ def _build_missing(wanted: Recipe, found: Survey) -> list[tuple[plan.Target, Pre
         precision: prepare_precision.submit(wanted, slimmed, reference, precision)
         for precision in dict.fromkeys(target.precision for target in missing)
     }
-    return [
-        (target, engine.submit(wanted, target, slimmed, prepared[target.precision]))
+    built = [
+        Awaited(target, graph, engine.submit(wanted, target, slimmed, graph, on_farm))
         for target in missing
+        for graph in [prepared[target.precision]]
     ]
+    for stage in (exported, reference, slimmed):
+        stage.result()
+    return built
 
 
 @task(name="engine", task_run_name="{target.gpu} {target.precision}", **STEP)
 def engine(
-    wanted: Recipe, target: plan.Target, slimmed: Slimmed, prepared: Prepared
+    wanted: Recipe, target: plan.Target, slimmed: Slimmed, prepared: Prepared, on_farm: bool
 ) -> State[Outcome]:
     """One engine: refused when its graph is over budget, else built by its own run."""
     if not prepared.verification.passed:
         return engine_state(
-            outcome.of_rejection(
-                wanted.name, target.gpu, target.precision, prepared.verification
-            )
+            outcome.of_rejection(wanted.name, target.gpu, target.precision, prepared.verification)
         )
     spec = plan.resolve(wanted, target, slimmed.model, prepared.use)
     job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared)
     try:
-        manifest = build_engine(job)
+        if on_farm:
+            manifest, cached = build_on_pool(job, target.pool)
+        else:
+            manifest, cached = build_here(job), False
     except EnginefarmError as error:
+        if on_farm and error.transient:
+            raise  # this step is tried again
         return engine_state(outcome.of_error(wanted.name, target.gpu, target.precision, error))
-    return engine_state(outcome.of_manifest(manifest, "built"))
+    return engine_state(outcome.of_manifest(manifest, "cached" if cached else "built"))
 
 
 def _cached_specs(found: Survey) -> list[str]:
@@ -107,21 +136,28 @@ def _gather(
     wanted: Recipe,
     found: Survey,
     cached: PrefectFuture[Any],
-    built: list[tuple[plan.Target, PrefectFuture[Any]]],
+    built: list[Awaited],
 ) -> list[Outcome]:
     """Outcomes in the recipe's order: GPUs, then precisions."""
     rows: list[Outcome] = list(cached.result())
     rows += [outcome.of_skip(wanted.name, skip) for skip in found.skipped]
-    for target, future in built:
-        result = future.result(raise_on_failure=False)
-        if isinstance(result, EngineMissing):
-            result = result.outcome
-        elif isinstance(result, EnginefarmError):
-            result = outcome.of_error(wanted.name, target.gpu, target.precision, result)
-        elif isinstance(result, BaseException):
-            raise result
-        rows.append(result)
+    rows += [_outcome(wanted, awaited) for awaited in built]
     return outcome.in_order(wanted, rows)
+
+
+def _outcome(wanted: Recipe, awaited: Awaited) -> Outcome:
+    # Prefect never starts an engine whose graph failed: the graph's error is the reason.
+    result = awaited.graph.result(raise_on_failure=False)
+    if not isinstance(result, BaseException):
+        result = awaited.engine.result(raise_on_failure=False)
+    if isinstance(result, EngineMissing):
+        return result.outcome
+    if isinstance(result, EnginefarmError):
+        target = awaited.target
+        return outcome.of_error(wanted.name, target.gpu, target.precision, result)
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _final_state(recipe: str, outcomes: list[Outcome]) -> State[list[Outcome]]:

@@ -10,10 +10,10 @@ from prefect.logging import get_run_logger
 from enginefarm import plan, stages
 from enginefarm.recipe import Recipe
 from enginefarm.survey import Survey, survey
-from tasks.policy import MINUTE_S, STEP
+from tasks.policy import STEP
 
 
-@task(name="plan", task_run_name="plan {recipe.name}", timeout_seconds=2 * MINUTE_S, **STEP)
+@task(name="plan", task_run_name="plan {recipe.name}", **STEP)
 def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     found = survey(stages.here(), recipe, offers)
     cached = sum(planned.cached for planned in found.builds)
@@ -27,7 +27,7 @@ def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     return found
 
 
-@task(name="export", task_run_name="export {recipe.name}", timeout_seconds=60 * MINUTE_S, **STEP)
+@task(name="export", task_run_name="export {recipe.name}", **STEP)
 def export_model(recipe: Recipe) -> stages.Exported:
     exported = stages.export(stages.here(), recipe)
     get_run_logger().info(
@@ -43,7 +43,6 @@ def export_model(recipe: Recipe) -> stages.Exported:
 @task(
     name="reference",
     task_run_name="reference {recipe.name}",
-    timeout_seconds=60 * MINUTE_S,
     **STEP,
 )
 def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Reference:
@@ -52,7 +51,7 @@ def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Refer
     return made
 
 
-@task(name="slim", task_run_name="slim {recipe.name}", timeout_seconds=30 * MINUTE_S, **STEP)
+@task(name="slim", task_run_name="slim {recipe.name}", **STEP)
 def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
     slimmed = stages.slim(stages.here(), recipe, exported)
     get_run_logger().info("slimmed ONNX %s", slimmed.model.onnx.digest[:12])
@@ -62,7 +61,6 @@ def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
 @task(
     name="calibrate",
     task_run_name="{precision} {recipe.name}",
-    timeout_seconds=120 * MINUTE_S,
     **STEP,
 )
 def prepare_precision(

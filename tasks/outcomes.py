@@ -12,12 +12,10 @@ from prefect.states import Completed, Failed
 from enginefarm import stages
 from enginefarm.errors import EnginefarmError
 from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
-from tasks.policy import MINUTE_S, STEP
+from tasks.policy import STEP
 
 
-@task(
-    name="cached", task_run_name="cached {recipe}", timeout_seconds=10 * MINUTE_S, **STEP
-)
+@task(name="cached", task_run_name="cached {recipe}", **STEP)
 def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outcome]]:
     """The manifests that are there already: one task, however many engines."""
     store = stages.here().store
@@ -26,7 +24,7 @@ def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outc
     return Completed(name="Cached", message=f"{len(outcomes)} of {recipe}", data=outcomes)
 
 
-@task(name="tables", task_run_name="tables {recipe}", timeout_seconds=MINUTE_S, **STEP)
+@task(name="tables", task_run_name="tables {recipe}", **STEP)
 def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
     key = f"engines-{recipe.replace('.', '-').replace('_', '-')}"
     rows = [dict(zip(HEADER, cells(outcome), strict=True)) for outcome in outcomes]

@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from enginefarm.errors import EnginefarmError
 
-MINUTE_S = 60
 BACKOFF_S = [2, 8, 30]
 
 
@@ -25,6 +24,8 @@ def only_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> boo
     return False
 
 
+# No timeout_seconds: Prefect cannot end a task in a worker thread, it only warns. What can
+# hang has a limit of its own: builds by their wall clock (isolate), the store by its client.
 STEP: dict[str, Any] = {
     "retries": len(BACKOFF_S),
     "retry_delay_seconds": BACKOFF_S,

@@ -36,6 +36,7 @@ def build(
     from flows.environment import prepare
 
     prepare(verbose=verbose)
+    _warm()
 
     from enginefarm.cli.progress_view import watched
     from flows.build_model import EnginesMissing, build_model
@@ -52,6 +53,18 @@ def build(
         raise result
     print_outcomes(result, as_json=as_json)
     return 0
+
+
+def _warm() -> None:
+    """Loads what the first stages need while Prefect's API starts in a process of its own."""
+    import threading
+    from importlib import import_module
+
+    def load() -> None:
+        for name in ("onnxruntime", "onnxslim", "torch.onnx", "onnxscript"):
+            import_module(name)
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def _all_cached(

@@ -1,0 +1,89 @@
+"""What a run shows in Prefect's UI beside its state: progress while it builds, its log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.context import TaskRunContext
+
+from enginefarm import stages
+from enginefarm.errors import StoreError
+from enginefarm.manifest import Manifest
+from enginefarm.progress import SINK
+
+AFTER_S = 2.0
+EVERY_S = 2.0
+LOG_LINES = 200
+LOG_BYTES = 4 << 20
+
+
+@contextmanager
+def progress_artifact(label: str) -> Generator[None]:
+    """Shows the block's progress in the UI; a block that is done at once shows none.
+
+    Other watchers go on watching.
+    """
+    if TaskRunContext.get() is None:
+        yield
+        return
+    watcher = SINK.get()
+    artifact: UUID | None = None
+    shown_at = time.monotonic() + AFTER_S - EVERY_S
+
+    def show(step: str, done: float, total: float | None, note: str = "") -> None:
+        nonlocal artifact, shown_at
+        watcher(step, done, total, note)
+        if total is None or time.monotonic() - shown_at < EVERY_S:
+            return
+        shown_at = time.monotonic()
+        percent = 100.0 * min(1.0, done / total) if total else 0.0
+        if artifact is None:
+            made = create_progress_artifact(percent, description=f"{label}: {note}")
+            artifact = made if isinstance(made, UUID) else None
+        else:
+            update_progress_artifact(artifact, percent, description=f"{label}: {note}")
+
+    token = SINK.set(show)
+    try:
+        yield
+    finally:
+        SINK.reset(token)
+        if artifact is not None:
+            update_progress_artifact(artifact, 100.0, description=label)
+
+
+def publish_log(manifest: Manifest) -> None:
+    """The end of the native builder's log, and how to get the whole of it."""
+    log = manifest.build.log
+    if log is None:
+        return
+    try:
+        text = stages.here().store.read_bytes(log, LOG_BYTES).decode("utf-8", "replace")
+    except StoreError as error:
+        text = str(error)
+    lines = text.splitlines()
+    left_out = max(0, len(lines) - LOG_LINES)
+    create_markdown_artifact(
+        key=f"log-{manifest.spec_digest[:16]}",
+        description=f"Log of the builder: {manifest.recipe} {manifest.spec.label}",
+        markdown="\n".join(
+            [
+                f"# {manifest.recipe} {manifest.spec.label}",
+                "",
+                f"{len(lines)} lines, the last {len(lines) - left_out} below. Whole: blob "
+                f"`{log.digest}`, named by `enginefarm show {manifest.spec_digest[:12]}`.",
+                "",
+                "```",
+                *(line.replace("```", "'''") for line in lines[-LOG_LINES:]),
+                "```",
+            ]
+        ),
+    )

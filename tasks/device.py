@@ -1,0 +1,63 @@
+"""On the GPU itself: verification in a fresh process, then timings. One engine at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from enginefarm import device_records, stages
+from enginefarm.benchmark import benchmark_engine
+from enginefarm.device_verify import DeviceRequest, verify_on_device
+from enginefarm.errors import StoreMissing
+from enginefarm.manifest import Manifest
+from enginefarm.recipe import DEFAULT_BUDGETS, Budget
+from enginefarm.rows import BenchmarkRow
+from enginefarm.tables import BenchmarkTables
+from enginefarm.workers import check_device
+from tasks.policy import STEP
+
+
+@task(name="verify", **STEP)
+def verify_on_gpu(
+    spec_digest: str, budget: Budget | None, class_scores: tuple[str, ...]
+) -> Manifest:
+    site = stages.here()
+    manifest = site.store.manifest(spec_digest)
+    if manifest is None:
+        raise StoreMissing(f"benchmark: no engine of spec {spec_digest[:12]} is in the store")
+    check_device(manifest.gpu, cross=False)
+    plan, reference = _files(site, manifest)
+    request = DeviceRequest(
+        plan=plan,
+        reference=reference,
+        toolchain=manifest.spec.toolchain.name,
+        cuda_major=int(manifest.spec.toolchain.cuda.split(".")[0]),
+        profiles=manifest.spec.profiles,
+        budget=budget or DEFAULT_BUDGETS[manifest.precision],
+        class_scores=class_scores,
+    )
+    with site.scratch() as scratch:
+        verdict = verify_on_device(request, scratch / "device")
+        judged = device_records.record(site.store, manifest, verdict.verification, verdict.log)
+    get_run_logger().info("%s on its GPU: %s", manifest.spec.label, verdict.verification.status)
+    return judged
+
+
+@task(name="benchmark", **STEP)
+def measure(manifest: Manifest) -> tuple[BenchmarkRow, ...]:
+    site = stages.here()
+    plan, reference = _files(site, manifest)
+    rows = benchmark_engine(manifest, plan, reference)
+    BenchmarkTables(site.store.objects).append(rows)
+    return rows
+
+
+def _files(site: stages.Site, manifest: Manifest) -> tuple[Path, Path]:
+    if manifest.reference is None:
+        raise StoreMissing(f"benchmark: {manifest.spec.label} has no reference to be held against")
+    return (
+        site.cache.ensure(site.store, manifest.engine),
+        site.cache.ensure(site.store, manifest.reference),
+    )

@@ -1,0 +1,74 @@
+"""A night's steps: survey, regressions, report."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
+from enginefarm import nightly, stages
+from enginefarm.nightly import Slower, Standing
+from enginefarm.plan import Offer
+from tasks.policy import STEP
+
+
+@task(name="survey", task_run_name="survey {folder}", **STEP)
+def survey_recipes(folder: Path, offers: Sequence[Offer]) -> tuple[Standing, ...]:
+    found = nightly.standings(stages.here(), nightly.recipes_under(folder), offers)
+    get_run_logger().info(
+        "%d recipes, %d engines wanted, %d missing",
+        len(found),
+        sum(row.wanted for row in found),
+        sum(row.missing for row in found),
+    )
+    return found
+
+
+@task(name="regressions", **STEP)
+def find_slower(standings: Sequence[Standing]) -> tuple[Slower, ...]:
+    return nightly.slower_tonight(stages.here(), standings, dt.datetime.now(dt.UTC).date())
+
+
+def announce(slower: Sequence[Slower]) -> None:
+    """An event for each, for the automation `nightly regressed`."""
+    for row in slower:
+        emit_event(
+            "enginefarm.nightly.regressed",
+            resource={"prefect.resource.id": f"enginefarm.recipe.{row.recipe}"},
+            payload=row.model_dump(mode="json"),
+        )
+
+
+@task(name="report", **STEP)
+def publish_night(
+    standings: Sequence[Standing],
+    ended: Mapping[Path, tuple[str, str]],
+    slower: Sequence[Slower],
+) -> None:
+    rows = [
+        {
+            "recipe": row.recipe or row.file.parent.name,
+            "engines": row.wanted,
+            "cached": row.cached,
+            "skipped": row.skipped,
+            "tonight": "; ".join(part for part in ended[row.file] if part)
+            if row.file in ended
+            else row.error or "nothing to build",
+        }
+        for row in standings
+    ]
+    create_table_artifact(key="nightly", table=rows, description="Recipes of the night")
+    lines = [
+        f"{len(standings)} recipes, {sum(row.wanted for row in standings)} engines: "
+        f"{sum(row.cached for row in standings)} were there, {len(ended)} recipes were built.",
+        "",
+        *(f"- **{row.recipe}** {row.cell} got slower: {row.because}" for row in slower),
+    ]
+    create_markdown_artifact(
+        key="nightly-summary", markdown="\n".join(lines), description="The night"
+    )
