@@ -35,5 +35,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,examples,dev]'
 	touch $@
 
+# What tests use and pip cannot install: a browser, and PostgreSQL's server.
+system-packages:
+	@missing=; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+	  || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
 clean:
 	rm -rf $(VENV) test-output
