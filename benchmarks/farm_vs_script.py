@@ -10,6 +10,7 @@ engine costs in process, and through Prefect.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import statistics
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from enginefarm.store import embedded
 
 SCRIPT = """
 import sys, tempfile, time
@@ -101,10 +104,16 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, nargs="?", default=default)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    with contextlib.ExitStack() as folders:
+        measure(options, folders)
+
+
+def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> None:
     scripts, farms = [], []
     for _ in range(options.rounds):
         scripts.append(timed([sys.executable, "-c", SCRIPT, str(options.recipe)], dict(os.environ)))
-        home = Path(tempfile.mkdtemp(prefix="farm-bench-"))
+        home = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="farm-bench-")))
+        folders.callback(embedded.stop, home / "home" / "store")
         command, environment = farm(options.recipe, home)
         farms.append(timed(command, environment))
     # Starting Prefect's ephemeral API is paid once a command, not once an engine.
