@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from enginefarm.digest import sha256_file
+from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
 from enginefarm.spec import BlobRef
-from enginefarm.store.blobs import fetch_to_fd
+from enginefarm.store.blobs import fill
+from enginefarm.store.download import Journal, RangeSource
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
+from enginefarm.store.sources import BlobSource
 
 
 def default_root() -> Path:
@@ -46,30 +49,42 @@ class BlobCache:
     def ensure(self, store: EngineStore, ref: BlobRef) -> Path:
         """The blob's path; downloaded first when it is not there.
 
-        Of several processes that want one blob, one downloads and the others wait for it.
+        Of several processes that want one blob, one downloads and the others wait for it. A
+        download that was cut is resumed, by whoever comes next.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
-        if self.has(ref):
-            return self.path(ref)
+        return self.path(ref) if self.has(ref) else self.fill(BlobSource(store.objects, ref), ref)
+
+    def fill(self, source: RangeSource, ref: BlobRef) -> Path:
+        """ensure(), from any source."""
         with self._locked(ref):
             if not self.has(ref):
-                self._download(store, ref)
+                self._download(source, ref)
         return self.path(ref)
 
-    def _download(self, store: EngineStore, ref: BlobRef) -> None:
+    def _download(self, source: RangeSource, ref: BlobRef) -> None:
         path = self.path(ref)
         part = path.with_name(f"{path.name}.part")
+        note = path.with_name(f"{path.name}.pieces")
+        if not part.exists():
+            note.unlink(missing_ok=True)
+        journal = Journal(note)
+        resumed = bool(journal.finished)
         with writing(part):
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            fd = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fetch_to_fd(store.objects, ref, fd, part)
-            finally:
-                os.close(fd)
+            fill(source, ref, fd, part, journal)
             part.replace(path)
-        except BaseException:
+            note.unlink(missing_ok=True)
+        except (CorruptBlob, StoreMissing, DiskFull) as error:
             part.unlink(missing_ok=True)
-            raise
+            note.unlink(missing_ok=True)
+            if not (resumed and isinstance(error, CorruptBlob)):
+                raise
+            # What was resumed may be what was wrong: once more, from nothing.
+            self._download(source, ref)
+        finally:
+            os.close(fd)
 
     def add(self, path: Path) -> BlobRef:
         """Puts a file in: a hard link where the disk allows, else a copy.

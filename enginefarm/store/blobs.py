@@ -14,7 +14,7 @@ from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
 from enginefarm.spec import BlobRef
 from enginefarm.store import layout
-from enginefarm.store.download import Download
+from enginefarm.store.download import Download, Journal, RangeSource
 from enginefarm.store.failures import writing
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
 
@@ -81,22 +81,24 @@ def _present(objects: ObjectStore, ref: BlobRef) -> bool:
     return True
 
 
-def fetch_to_fd(objects: ObjectStore, ref: BlobRef, fd: int, path: Path) -> None:
+def fill(
+    source: RangeSource, ref: BlobRef, fd: int, path: Path, journal: Journal | None = None
+) -> None:
     """Fills an open file with the blob and checks its digest.
 
-    path: what `fd` is called, for messages.
+    path: what `fd` is called, for messages. journal: pieces that are in the file already.
     Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
     """
     sink = SINK.get()
     with writing(path):
         os.ftruncate(fd, ref.size_bytes)
-    download = Download(objects, layout.blob(ref), ref, fd, path)
+    download = Download(source, ref, fd, path, journal)
     digest = download.run(lambda done: sink("download", done, ref.size_bytes, ref.digest[:12]))
     if digest != ref.digest:
         raise corrupt(ref, digest)
 
 
-def fetch_file(objects: ObjectStore, ref: BlobRef, dest: Path) -> Path:
+def fetch_file(source: RangeSource, ref: BlobRef, dest: Path) -> Path:
     """Downloads to `dest`, which appears whole or not at all."""
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def fetch_file(objects: ObjectStore, ref: BlobRef, dest: Path) -> Path:
     part = Path(name)
     try:
         try:
-            fetch_to_fd(objects, ref, fd, part)
+            fill(source, ref, fd, part)
         finally:
             os.close(fd)
         part.chmod(0o644)

@@ -1,27 +1,70 @@
-"""One blob from the store to a file: parallel ranges, resumed after a cut, digest checked."""
+"""One blob to a file: parallel ranges, resumed after a cut, digest checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from botocore.exceptions import ClientError
 
 from enginefarm.errors import CorruptBlob, EnginefarmError
 from enginefarm.spec import BlobRef
-from enginefarm.store.failures import TRANSPORT, status_of, translate, writing
-from enginefarm.store.s3 import ObjectStore
+from enginefarm.store.failures import TRANSPORT, status_of, writing
 
 PIECE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
 HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
+
+
+class RangeSource(Protocol):
+    """Where ranges of one blob come from.
+
+    name: for messages; never holds a secret.
+    """
+
+    name: str
+
+    def range(self, start: int, end: int) -> tuple[Any, int]:
+        """A stream with read(n) and close() over [start, end), and the whole size (-1: not
+        said). Raises what failures.TRANSPORT and ClientError name."""
+        ...
+
+    def failure(self, error: Exception) -> EnginefarmError:
+        """Our error for one of those."""
+        ...
+
+
+class Journal:
+    """Which pieces of a partial file are complete, so that another process can go on.
+
+    A line a piece, appended after its bytes: a journal that is ahead of a file (power cut) is
+    caught by the digest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = f"pieces of {PIECE_BYTES}"
+        self.finished: set[int] = set()
+        try:
+            header, *lines = path.read_text("utf-8").splitlines()
+            if header == self._header:
+                self.finished = {int(line) for line in lines}
+        except (FileNotFoundError, ValueError):
+            pass
+        if not self.finished:
+            with writing(path):
+                path.write_text(self._header + "\n", "utf-8")
+
+    def add(self, index: int) -> None:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{index}\n")
 
 
 class _Sha(Protocol):
@@ -33,42 +76,45 @@ class _Stopped(Exception):
 
 
 class Download:
-    """Fills `fd` with the bytes of one blob. `done` is the number of bytes written."""
+    """Fills `fd` with the bytes of one blob. `done` is the number of bytes there."""
 
-    def __init__(self, objects: ObjectStore, key: str, ref: BlobRef, fd: int, path: Path) -> None:
-        self._objects = objects
-        self._key = key
+    def __init__(
+        self,
+        source: RangeSource,
+        ref: BlobRef,
+        fd: int,
+        path: Path,
+        journal: Journal | None = None,
+    ) -> None:
+        self._source = source
         self._ref = ref
         self._fd = fd
         self._path = path
+        self._journal = journal
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._buffer = memoryview(bytearray(HASH_BYTES))
         self.done = 0
 
     def run(self, on_progress: Callable[[int], None]) -> str:
-        """Downloads everything; gives the sha256 of what was written, read back in order.
+        """Downloads what is missing; gives the sha256 of all that is there, read in order.
 
         Hashing runs here while later pieces are still on their way.
         """
-        size = self._ref.size_bytes
-        starts = range(0, size, PIECE_BYTES)
+        ranges = list(self._ranges())
+        finished = self._journal.finished if self._journal else set[int]()
+        missing = [index for index in range(len(ranges)) if index not in finished]
+        self.done = sum(
+            end - start for index, (start, end) in enumerate(ranges) if index in finished
+        )
         sha = hashlib.sha256()
-        with ThreadPoolExecutor(min(THREADS, max(1, len(starts)))) as pool:
-            pieces: list[Future[None]] = [
-                pool.submit(self._piece, start, min(start + PIECE_BYTES, size)) for start in starts
-            ]
+        with ThreadPoolExecutor(min(THREADS, max(1, len(missing)))) as pool:
+            pieces = {index: pool.submit(self._piece, index, *ranges[index]) for index in missing}
             try:
-                for start, piece in zip(starts, pieces, strict=True):
-                    while True:
-                        try:
-                            piece.result(timeout=0.1)
-                            break
-                        except TimeoutError:
-                            if piece.done():
-                                raise
-                            on_progress(self.done)
-                    self._hash(sha, start, min(start + PIECE_BYTES, size))
+                for index, (start, end) in enumerate(ranges):
+                    if index in pieces:
+                        self._await(pieces[index], on_progress)
+                    self._hash(sha, start, end)
                     on_progress(self.done)
             except BaseException:
                 self._stop.set()
@@ -76,36 +122,52 @@ class Download:
                 raise
         return sha.hexdigest()
 
+    def _ranges(self) -> Iterable[tuple[int, int]]:
+        size = self._ref.size_bytes
+        return ((start, min(start + PIECE_BYTES, size)) for start in range(0, size, PIECE_BYTES))
+
+    def _await(self, piece: Future[None], on_progress: Callable[[int], None]) -> None:
+        while True:
+            try:
+                return piece.result(timeout=0.1)
+            except TimeoutError:
+                if piece.done():
+                    raise
+                on_progress(self.done)
+
     def _hash(self, sha: _Sha, start: int, end: int) -> None:
         while start < end:
             count = os.preadv(self._fd, [self._buffer[: end - start]], start)
             sha.update(self._buffer[:count])
             start += count
 
-    def _piece(self, start: int, end: int) -> None:
+    def _piece(self, index: int, start: int, end: int) -> None:
         tries = 0
         while start < end:
             before = start
+            cause: Exception | None = None
             try:
                 start = self._stream(start, end)
-                cause: Exception | None = None
             except TRANSPORT as error:
                 cause = error
             except ClientError as error:
                 if status_of(error) == 416:
                     raise self._wrong_size("shorter than that") from error
-                raise self._translated(error) from error
+                raise self._source.failure(error) from error
             if start > before:
                 tries = 0
             if start < end:
                 tries += 1
                 if tries >= TRIES_WITHOUT_PROGRESS:
-                    raise self._translated(cause or TimeoutError()) from cause
-                self._stop.wait(0.1 * 2**tries)
+                    raise self._source.failure(cause or ConnectionError()) from cause
+                if self._stop.wait(0.1 * 2**tries):
+                    raise _Stopped
+        if self._journal is not None:
+            self._journal.add(index)
 
     def _stream(self, start: int, end: int) -> int:
         """Writes what arrives of [start, end); gives the offset reached."""
-        body, total = self._objects.range(self._key, start, end)
+        body, total = self._source.range(start, end)
         try:
             if total not in (-1, self._ref.size_bytes):
                 raise self._wrong_size(f"{total:,} bytes")
@@ -129,14 +191,6 @@ class Download:
 
     def _wrong_size(self, has: str) -> CorruptBlob:
         return CorruptBlob(
-            f"store: {self._objects.full(self._key)} is {has}; {self._ref.size_bytes:,} expected",
-            fix="rebuild the engine, which uploads it again",
-        )
-
-    def _translated(self, error: Exception) -> EnginefarmError:
-        return translate(
-            error,
-            bucket=self._objects.bucket,
-            where=self._objects.where,
-            key=self._objects.full(self._key),
+            f"{self._source.name} is {has}; {self._ref.size_bytes:,} bytes expected",
+            fix="build the engine again, which uploads it anew",
         )

@@ -19,6 +19,7 @@ from enginefarm.store import blobs, layout
 from enginefarm.store.layout import IndexEntry
 from enginefarm.store.records import StageRecord
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
+from enginefarm.store.sources import BlobSource
 
 Model = TypeVar("Model", bound=Frozen)
 
@@ -51,7 +52,7 @@ class EngineStore:
 
         Raises: CorruptBlob, StoreMissing, DiskFull.
         """
-        return blobs.fetch_file(self.objects, ref, dest)
+        return blobs.fetch_file(BlobSource(self.objects, ref), ref, dest)
 
     def read_bytes(self, ref: BlobRef, limit_bytes: int = 64 << 20) -> bytes:
         """A small blob, digest checked (CorruptBlob)."""

@@ -189,14 +189,14 @@ def test_pull_loads_no_training_library(publish: Publish) -> None:
 def test_ctrl_c_in_the_middle_leaves_no_partial_engine(
     publish: Publish, store_environment: EngineStore, tmp_path: Path
 ) -> None:
-    manifest = publish(os.urandom(96 << 20))
+    manifest = publish(os.urandom(40 << 20))
     dest = tmp_path / "out" / "model.plan"
     code = (
         "import sys\nfrom enginefarm import cli\nfrom enginefarm.progress import SINK\n"
         "import enginefarm.store.download as download\n"
         "stream = download.Download._stream\n"
         "def slow(self, start, end):\n"
-        "    self._stop.wait(0.2); print('moving', flush=True); return stream(self, start, end)\n"
+        "    print('moving', flush=True); self._stop.wait(5); return stream(self, start, end)\n"
         "download.Download._stream = slow\n"
         f"sys.exit(cli.run(['pull', 'model', '--gpu', 't4', '--json', '--dest', '{dest}']))\n"
     )

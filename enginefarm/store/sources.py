@@ -1,0 +1,124 @@
+"""Where a download's ranges come from: the store, or a presigned URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+import urllib3
+from urllib3.util import Retry, Timeout
+
+from enginefarm.errors import (
+    EnginefarmError,
+    StoreDenied,
+    StoreMissing,
+    StoreUnavailable,
+    UsageError,
+)
+from enginefarm.spec import BlobRef
+from enginefarm.store import layout
+from enginefarm.store.failures import translate
+from enginefarm.store.s3 import ObjectStore
+
+
+class BlobSource:
+    """A blob of the store."""
+
+    def __init__(self, objects: ObjectStore, ref: BlobRef) -> None:
+        self._objects = objects
+        self._key = layout.blob(ref)
+        self.name = f"store: blob {ref.digest[:12]}"
+
+    def range(self, start: int, end: int) -> tuple[Any, int]:
+        return self._objects.range(self._key, start, end)
+
+    def failure(self, error: Exception) -> EnginefarmError:
+        return translate(
+            error,
+            bucket=self._objects.bucket,
+            where=self._objects.where,
+            key=self._objects.full(self._key),
+        )
+
+
+@dataclass(frozen=True)
+class PresignedUrl:
+    """A URL that needs no credentials, with what its bytes must hash to.
+
+    The digest is in the URL's fragment, which no client sends to a server.
+    """
+
+    url: str
+    ref: BlobRef
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url}#sha256={self.ref.digest}&size={self.ref.size_bytes}"
+            f"&name={quote(self.name)}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> PresignedUrl:
+        """Raises: UsageError for a URL without a digest."""
+        parts = urlsplit(text)
+        said = {name: values[0] for name, values in parse_qs(parts.fragment).items()}
+        try:
+            ref = BlobRef(digest=said["sha256"], size_bytes=int(said["size"]))
+        except (KeyError, ValueError):
+            raise UsageError(
+                "pull --url: the URL does not say what its bytes must be",
+                fix="take the whole line that `enginefarm url` printed: it ends in #sha256=…",
+            ) from None
+        if parts.scheme not in ("http", "https"):
+            raise UsageError("pull --url: only http and https URLs can be pulled")
+        name = said.get("name", ref.digest).replace("/", "_")
+        return cls(urlunsplit(parts._replace(fragment="")), ref, name)
+
+
+class _Answered(ConnectionError):
+    """An answer that is no range; a ConnectionError, so that 5xx are tried again."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(str(status))
+        self.status = status
+
+
+class UrlSource:
+    """A presigned URL. Messages name its host only: the rest of it is a credential."""
+
+    def __init__(self, presigned: PresignedUrl) -> None:
+        self._url = presigned.url
+        host = urlsplit(presigned.url).netloc.rpartition("@")[2]
+        self.name = f"{host}: blob {presigned.ref.digest[:12]}"
+        self._pool = urllib3.PoolManager(
+            maxsize=8, retries=Retry(0, redirect=2), timeout=Timeout(connect=5, read=60)
+        )
+
+    def range(self, start: int, end: int) -> tuple[Any, int]:
+        answer: Any = self._pool.request(
+            "GET",
+            self._url,
+            headers={"Range": f"bytes={start}-{end - 1}"},
+            preload_content=False,
+        )
+        if answer.status != 206:
+            answer.close()
+            if answer.status < 500:
+                raise self._refused(answer.status)
+            raise _Answered(answer.status)
+        total = str(answer.headers.get("Content-Range", "")).rpartition("/")[2]
+        return answer, int(total) if total.isdigit() else -1
+
+    def _refused(self, status: int) -> EnginefarmError:
+        if status in (401, 403):
+            return StoreDenied(
+                f"{self.name}: access refused ({status})",
+                why="the URL has expired, or was changed",
+                fix="ask for a new one: enginefarm url",
+            )
+        return StoreMissing(f"{self.name}: not there (HTTP {status})")
+
+    def failure(self, error: Exception) -> EnginefarmError:
+        return StoreUnavailable(f"{self.name}: no answer", why=type(error).__name__)
