@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from enginefarm.errors import BuildError, EnginefarmError
@@ -58,6 +59,12 @@ def die_with_parent(parent_pid: int) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the line above
         os._exit(1)
+
+
+def die_with_parent_of() -> Callable[[], None]:
+    """For a grandchild (trtexec): it dies with the process that calls this."""
+    pid = os.getpid()
+    return lambda: die_with_parent(pid)
 
 
 class ProgressPipe:

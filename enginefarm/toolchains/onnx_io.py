@@ -1,0 +1,37 @@
+"""Inputs and outputs of an ONNX graph, for toolchains that do not tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from enginefarm.errors import BuildError
+from enginefarm.manifest import TensorInfo
+from enginefarm.recipe import DType
+
+
+def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
+    """-1 for a dim that is symbolic or not known.
+
+    Raises: BuildError for a type that engines do not have.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {weight.name for weight in graph.initializer}
+    return (
+        *(_tensor(value, "input") for value in graph.input if value.name not in weights),
+        *(_tensor(value, "output") for value in graph.output),
+    )
+
+
+def _tensor(value: Any, role: Literal["input", "output"]) -> TensorInfo:
+    from onnx import TensorProto
+
+    kind = value.type.tensor_type
+    name = TensorProto.DataType.Name(kind.elem_type).lower().replace("float", "float32")
+    name = {"float3216": "float16", "bfloat3216": "bfloat16"}.get(name, name)
+    if name not in get_args(DType):
+        raise BuildError(f"tensor {value.name!r}: type {name} is none that engines have")
+    shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
+    return TensorInfo(name=value.name, dtype=cast(DType, name), shape=shape, role=role)

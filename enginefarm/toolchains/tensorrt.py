@@ -1,0 +1,263 @@
+"""TensorRT 10.x and 11.x: builds on the GPU that the engine is for, tactics timed on it.
+
+Networks are strongly typed on both: the graph says every precision. Where the two versions
+differ, NAMES_GONE_BY_11 says why; the API contract test holds this file to the real bindings.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from enginefarm.errors import BuildError, HostError, ToolchainError
+from enginefarm.host import first_gpu
+from enginefarm.progress import report
+from enginefarm.spec import BuildSpec, ToolchainId
+from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
+
+NAME = "tensorrt"
+MODULES = ("tensorrt", "tensorrt_bindings")
+CUDA_MAJORS = ("13", "12")
+
+NAMES_GONE_BY_11: dict[str, str] = {
+    "BuilderFlag.INT8": "implicit quantization was removed; precision lives in the graph (Q/DQ)",
+    "BuilderFlag.FP16": "networks are strongly typed; the graph is cast instead",
+    "IInt8EntropyCalibrator2": "calibrators were removed with implicit quantization",
+    "IBuilderConfig.int8_calibrator": "calibrators were removed with implicit quantization",
+    "IBuilderConfig.set_calibration_profile": "calibrators were removed",
+}
+"""What TensorRT 10 has for the classic INT8 path and 11 has not. Nothing else differs."""
+
+TACTIC_SOURCES: dict[int, frozenset[str]] = {
+    10: frozenset({"CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"}),
+    11: frozenset({"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"}),
+}
+"""Names of trt.TacticSource by major version."""
+
+COMPATIBILITY: dict[str, str] = {
+    "none": "NONE",
+    "same_compute_capability": "SAME_COMPUTE_CAPABILITY",
+    "ampere_plus": "AMPERE_PLUS",
+}
+"""BuilderOptions.compatibility -> trt.HardwareCompatibilityLevel."""
+
+
+def major(build: str) -> int:
+    return int(build.partition(".")[0])
+
+
+class TensorRT:
+    """Builds through the Builder API of the installed `tensorrt`."""
+
+    name = NAME
+    cross = False
+
+    def identity(self) -> ToolchainId:
+        for cuda in CUDA_MAJORS:
+            try:
+                build = version(f"tensorrt-cu{cuda}-libs")
+                bindings = version(f"tensorrt-cu{cuda}-bindings")
+            except PackageNotFoundError:
+                continue
+            if build != bindings:
+                raise ToolchainError(
+                    f"toolchain {NAME}: libraries {build} and bindings {bindings} do not match",
+                    fix=f"pip install tensorrt-cu{cuda}=={build}",
+                )
+            return ToolchainId(
+                name=NAME,
+                build=build,
+                cuda=cuda,
+                os=platform.system().lower(),
+                arch=platform.machine(),
+            )
+        raise ToolchainError(
+            f"toolchain {NAME}: TensorRT is not installed", fix="pip install 'enginefarm[gpu]'"
+        )
+
+    def check(self, spec: BuildSpec) -> None:
+        options, release = spec.builder, major(spec.toolchain.build)
+        if release not in TACTIC_SOURCES:
+            raise ToolchainError(
+                f"toolchain {NAME}: version {spec.toolchain.build} is not supported",
+                fix=f"use one of: {', '.join(f'{known}.x' for known in TACTIC_SOURCES)}",
+            )
+        if options.classic_int8 and release >= 11:
+            raise ToolchainError(
+                f"builder.classic_int8: TensorRT {spec.toolchain.build} does not have it",
+                why=NAMES_GONE_BY_11["IInt8EntropyCalibrator2"],
+                fix="leave it out: precision int8 calibrates into Q/DQ, which builds on 10 and 11",
+            )
+        if options.classic_int8 and spec.precision.name != "int8":
+            raise ToolchainError(
+                f"builder.classic_int8: precision is {spec.precision.name}",
+                fix="use it with precision int8 alone",
+            )
+        unknown = sorted(set(options.tactic_sources or ()) - TACTIC_SOURCES[release])
+        if unknown:
+            raise ToolchainError(
+                f"builder.tactic_sources: TensorRT {spec.toolchain.build} has no "
+                f"{', '.join(unknown)}",
+                fix=f"use names out of: {', '.join(sorted(TACTIC_SOURCES[release]))}",
+            )
+        if options.compatibility == "ampere_plus" and spec.gpu.compute_capability < "8.0":
+            raise ToolchainError(
+                f"builder.compatibility: {spec.gpu.label} is older than Ampere",
+                fix="use `none`, or build on an Ampere GPU",
+            )
+
+    def build(self, request: BuildRequest) -> BuildOutput:
+        self.check(request.spec)
+        require_gpu(request.spec)
+        trt = load()
+        started = time.monotonic()
+        messages = builder_api.Messages()
+        logger = builder_api.make_logger(trt, messages)
+        trt.init_libnvinfer_plugins(logger, "")
+        builder = trt.Builder(logger)
+        if builder is None:
+            raise HostError("TensorRT does not start on this GPU", why=messages.cause())
+        for library in request.plugins:
+            builder.get_plugin_registry().load_library(str(library))
+        network = builder.create_network(network_flags(trt, request.spec))
+        parser = trt.OnnxParser(network, logger)
+        builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
+        config = make_config(trt, builder, request)
+        builder_api.add_profiles(builder, config, network, request.spec.profiles)
+        calibrator = _classic_int8(trt, builder, config, request)
+        cache_used = use_timing_cache(config, request.timing_cache)
+        monitor = builder_api.make_monitor(trt)
+        config.progress_monitor = monitor
+        plan = request.work_dir / "engine.plan"
+        builder_api.write_plan(builder, network, config, plan, messages)
+        del calibrator  # kept alive until the plan is there: the config holds no reference
+        return BuildOutput(
+            plan=plan,
+            tensors=builder_api.network_tensors(network),
+            seconds=time.monotonic() - started,
+            layers=write_layers(trt, logger, plan, request.work_dir / "layers.json"),
+            timing_cache=save_timing_cache(config, request.work_dir / "timing.cache"),
+            details={"layers": network.num_layers, "timing_cache_used": cache_used},
+        )
+
+
+def load() -> Any:
+    """Raises: ToolchainError when no binding of the full TensorRT can be imported."""
+    cause = ""
+    for name in MODULES:
+        try:
+            return import_module(name)
+        except ImportError as error:
+            cause = str(error)
+    raise ToolchainError(
+        f"toolchain {NAME}: it cannot be imported",
+        why=cause,
+        fix="pip install 'enginefarm[gpu]', on a host with an NVIDIA driver",
+    )
+
+
+def require_gpu(spec: BuildSpec) -> None:
+    """A native build is for the GPU at hand.
+
+    Raises: HostError when there is none, or another one.
+    """
+    found = first_gpu()
+    if found is None:
+        raise HostError(
+            f"build {spec.label}: this host has no NVIDIA GPU",
+            why=f"toolchain {spec.toolchain.name} times its tactics on the GPU itself",
+            fix=f"run it on a worker labelled {spec.gpu.label}, or use toolchain tensorrt-rtx",
+        )
+    if found.compute_capability != spec.gpu.compute_capability:
+        raise HostError(
+            f"build {spec.label}: this host's GPU is {found.name} "
+            f"(compute capability {found.compute_capability}), not "
+            f"{spec.gpu.label} ({spec.gpu.compute_capability})",
+            fix=f"run it on a worker labelled {spec.gpu.label}",
+        )
+
+
+def network_flags(trt: Any, spec: BuildSpec) -> int:
+    """10: strongly typed by flag, except for classic INT8. 11: always so, and no flag."""
+    if major(trt.__version__) >= 11 or spec.builder.classic_int8:
+        return 0
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
+    """A builder config with every option of the spec, each read back.
+
+    Raises: BuildError, naming the option that the builder did not keep.
+    """
+    options = request.spec.builder
+    config = builder.create_builder_config()
+    builder_api.set_checked(
+        config,
+        "builder_optimization_level",
+        options.optimization_level,
+        "builder.optimization_level",
+    )
+    level = getattr(trt.HardwareCompatibilityLevel, COMPATIBILITY[options.compatibility])
+    builder_api.set_checked(config, "hardware_compatibility_level", level, "builder.compatibility")
+    # Layer names, precisions and tactics for the inspector; it changes no kernel.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mib is not None:
+        pool = trt.MemoryPoolType.WORKSPACE
+        config.set_memory_pool_limit(pool, options.workspace_mib << 20)
+    if options.tactic_sources is not None:
+        mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in options.tactic_sources)
+        if not config.set_tactic_sources(mask):
+            raise BuildError("builder.tactic_sources: the builder refused them")
+    for flag, wanted, option in (
+        ("VERSION_COMPATIBLE", options.version_compatible, "builder.version_compatible"),
+        ("REFIT", options.refit, "builder.refit"),
+        ("STRIP_PLAN", options.strip_plan, "builder.strip_plan"),
+        ("SPARSE_WEIGHTS", options.sparse_weights, "builder.sparse_weights"),
+    ):
+        if wanted:
+            builder_api.set_flag(trt, config, flag, option)
+    if request.plugins and options.version_compatible:
+        config.plugins_to_serialize = [str(library) for library in request.plugins]
+    return config
+
+
+def use_timing_cache(config: Any, path: Path | None) -> bool:
+    """Loads a timing cache, or starts an empty one; False when there was none, or it is of
+    another device or version (TensorRT decides: mismatches are never ignored)."""
+    if path is not None and path.is_file():
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+        report("build", 0, None, "timing cache of another device or version: not used")
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    return False
+
+
+def save_timing_cache(config: Any, dest: Path) -> Path | None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return None
+    dest.write_bytes(memoryview(cache.serialize()))
+    return dest
+
+
+def write_layers(trt: Any, logger: Any, plan: Path, dest: Path) -> Path | None:
+    """The engine inspector's JSON: layers, precisions, tactics. None for a plan that cannot
+    be loaded as it is (stripped of its weights)."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    dest.write_text(inspector.get_engine_information(trt.LayerInformationFormat.JSON), "utf-8")
+    return dest
+
+
+def _classic_int8(trt: Any, builder: Any, config: Any, request: BuildRequest) -> Any:
+    if not request.spec.builder.classic_int8:
+        return None
+    classic = import_module("enginefarm.toolchains.classic_int8")
+    return classic.enable(trt, builder, config, request)

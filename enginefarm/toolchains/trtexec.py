@@ -1,0 +1,287 @@
+"""trtexec: the same build as a command line that anyone can repeat.
+
+`command` writes it, `parse_log` and `parse_times` read what comes back. The option names are
+held to the lists recorded in tests/unit/toolchains/trtexec_options_*.txt.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+
+from pydantic import Field, TypeAdapter
+
+from enginefarm.builder_child import die_with_parent_of
+from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
+from enginefarm.manifest import TensorInfo
+from enginefarm.schema import Frozen
+from enginefarm.spec import BuildSpec, MinOptMax, ToolchainId
+from enginefarm.toolchains import BuildOutput, BuildRequest
+from enginefarm.toolchains.onnx_io import onnx_tensors
+from enginefarm.toolchains.tensorrt import TensorRT, major, require_gpu
+
+NAME = "trtexec"
+COMPATIBILITY = {
+    "same_compute_capability": "sameComputeCapability",
+    "ampere_plus": "ampere+",
+}
+BANNER = re.compile(r"\[TensorRT v(\d+)\](?: \[b(\d+)\])?")
+CUDA_LINE = re.compile(r"CUDA(?: Runtime)? version:? (\d+)")
+
+
+class Trtexec:
+    """Builds by running `trtexec`, found on PATH or in TENSORRT_HOME/bin."""
+
+    name = NAME
+    cross = False
+
+    def identity(self) -> ToolchainId:
+        said = subprocess.run(
+            [executable(), "--help"], capture_output=True, text=True, check=False, timeout=60
+        )
+        build = version_of(said.stdout + said.stderr)
+        if build is None:
+            raise ToolchainError(
+                f"toolchain {NAME}: its banner names no version",
+                why=(said.stdout + said.stderr)[:300],
+            )
+        return ToolchainId(
+            name=NAME,
+            build=build,
+            cuda=_cuda_of(said.stdout + said.stderr),
+            os=platform.system().lower(),
+            arch=platform.machine(),
+        )
+
+    def check(self, spec: BuildSpec) -> None:
+        TensorRT().check(spec)
+        if spec.builder.classic_int8:
+            raise ToolchainError(
+                f"builder.classic_int8: toolchain {NAME} does not have it",
+                why="trtexec takes a calibration cache, and no data",
+                fix="use toolchain `tensorrt` 10, or leave it out",
+            )
+
+    def build(self, request: BuildRequest) -> BuildOutput:
+        self.check(request.spec)
+        require_gpu(request.spec)
+        arguments = command(request)
+        started = time.monotonic()
+        log = request.work_dir / "trtexec.log"
+        with log.open("w") as stream:
+            code = subprocess.run(
+                arguments,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                check=False,
+                preexec_fn=die_with_parent_of(),
+            ).returncode
+        text = log.read_text("utf-8", "replace")
+        print(text)
+        report = parse_log(text)
+        plan = request.work_dir / "engine.plan"
+        if code != 0 or not report.passed or not plan.is_file():
+            raise failure(report, code)
+        layers, cache = request.work_dir / "layers.json", request.work_dir / "timing.cache"
+        return BuildOutput(
+            plan=plan,
+            tensors=_tensors(request),
+            seconds=report.build_seconds or time.monotonic() - started,
+            layers=layers if layers.is_file() else None,
+            timing_cache=cache if cache.is_file() else None,
+            command=shlex.join(arguments),
+            details={"trtexec": report.model_dump(mode="json", exclude={"errors"})},
+        )
+
+
+def executable() -> str:
+    """Raises: ToolchainError when there is no trtexec."""
+    found = shutil.which(NAME) or shutil.which(NAME, path="/usr/src/tensorrt/bin")
+    if found is None:
+        raise ToolchainError(
+            f"toolchain {NAME}: no trtexec on PATH or in /usr/src/tensorrt/bin",
+            fix="install TensorRT's Debian or tar package; wheels do not have it",
+        )
+    return found
+
+
+def command(request: BuildRequest, program: str | None = None) -> list[str]:
+    """The command line of a request.
+
+    10 and 11 differ in one word: strong typing is a flag in 10, and the only way in 11.
+    """
+    spec, options, folder = request.spec, request.spec.builder, request.work_dir
+    line = [
+        program or executable(),
+        f"--onnx={request.onnx}",
+        f"--saveEngine={folder / 'engine.plan'}",
+        "--skipInference",
+        f"--builderOptimizationLevel={options.optimization_level}",
+        "--profilingVerbosity=detailed",
+        f"--exportLayerInfo={folder / 'layers.json'}",
+        f"--timingCacheFile={folder / 'timing.cache'}",
+    ]
+    if major(spec.toolchain.build) < 11:
+        line.append("--stronglyTyped")
+    line += _profiles(spec)
+    if options.workspace_mib is not None:
+        line.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
+    if options.compatibility != "none":
+        line.append(f"--hardwareCompatibilityLevel={COMPATIBILITY[options.compatibility]}")
+    for wanted, option in (
+        (options.version_compatible, "--versionCompatible"),
+        (options.refit, "--refit"),
+        (options.strip_plan, "--stripWeights"),
+        (options.sparse_weights, "--sparsity=enable"),
+    ):
+        if wanted:
+            line.append(option)
+    if options.tactic_sources is not None:
+        line.append(f"--tacticSources={_tactic_sources(spec)}")
+    line += [f"--dynamicPlugins={library}" for library in request.plugins]
+    return line
+
+
+def _profiles(spec: BuildSpec) -> list[str]:
+    line: list[str] = []
+    for index, profile in enumerate(spec.profiles):
+        if len(spec.profiles) > 1:
+            line.append(f"--profile={index}")
+        if profile.shapes:
+            line += [
+                f"--{point}Shapes={_shapes(profile.shapes, point)}"
+                for point in ("min", "opt", "max")
+            ]
+    return line
+
+
+def _shapes(shapes: Mapping[str, MinOptMax], point: str) -> str:
+    return ",".join(
+        f"{name}:{'x'.join(str(dim) for dim in getattr(bounds, point))}"
+        for name, bounds in shapes.items()
+    )
+
+
+def _tactic_sources(spec: BuildSpec) -> str:
+    from enginefarm.toolchains.tensorrt import TACTIC_SOURCES
+
+    wanted = set(spec.builder.tactic_sources or ())
+    known = sorted(TACTIC_SOURCES[major(spec.toolchain.build)])
+    return ",".join(f"{'+' if name in wanted else '-'}{name}" for name in known)
+
+
+# --- what comes back ---------------------------------------------------------------------
+
+
+class TrtexecReport(Frozen):
+    """A trtexec log. None: the log does not say (with --skipInference, no latencies)."""
+
+    passed: bool
+    version: str | None = None
+    build_seconds: float | None = None
+    throughput_qps: float | None = None
+    latency_ms: dict[str, float] = Field(default_factory=dict)
+    compute_ms: dict[str, float] = Field(default_factory=dict)
+    h2d_ms: dict[str, float] = Field(default_factory=dict)
+    d2h_ms: dict[str, float] = Field(default_factory=dict)
+    peak_gpu_bytes: int | None = None
+    errors: tuple[str, ...] = ()
+
+
+_NUMBER = r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
+_BUILT = re.compile(rf"Engine (?:built|generation completed) in {_NUMBER} ?sec")
+_THROUGHPUT = re.compile(rf"Throughput: {_NUMBER} qps")
+_PEAK = re.compile(r"Peak memory usage[^:]*: CPU \d+ MiB, GPU (\d+) MiB")
+_SUMMARY = re.compile(r"\] (Latency|GPU Compute Time|H2D Latency|D2H Latency): (min = .*)$")
+_FIGURE = re.compile(rf"(min|max|mean|median|percentile\(\d+(?:\.\d+)?%\)) = {_NUMBER} ms")
+_ERROR = re.compile(r"^(?:\[[^\]]*\] )?\[[EF]\] (.*)$")
+_FIELDS = {
+    "Latency": "latency_ms",
+    "GPU Compute Time": "compute_ms",
+    "H2D Latency": "h2d_ms",
+    "D2H Latency": "d2h_ms",
+}
+
+
+def parse_log(text: str) -> TrtexecReport:
+    """Any text gives a report: what is not found is None."""
+    summaries: dict[str, dict[str, float]] = {}
+    errors: list[str] = []
+    for line in text.splitlines():
+        if found := _SUMMARY.search(line):
+            summaries[_FIELDS[found[1]]] = {
+                name: float(value) for name, value in _FIGURE.findall(found[2])
+            }
+        elif found := _ERROR.match(line.strip()):
+            errors.append(found[1].strip())
+    peak = _PEAK.search(text)
+    return TrtexecReport(
+        passed="&&&& PASSED TensorRT.trtexec" in text,
+        version=version_of(text),
+        build_seconds=_first(_BUILT, text),
+        throughput_qps=_first(_THROUGHPUT, text),
+        peak_gpu_bytes=int(peak[1]) << 20 if peak else None,
+        errors=tuple(dict.fromkeys(errors)),
+        latency_ms=summaries.get("latency_ms", {}),
+        compute_ms=summaries.get("compute_ms", {}),
+        h2d_ms=summaries.get("h2d_ms", {}),
+        d2h_ms=summaries.get("d2h_ms", {}),
+    )
+
+
+_TIMES = TypeAdapter(list[dict[str, float]])
+
+
+def parse_times(data: bytes) -> list[dict[str, float]]:
+    """--exportTimes: one dict a pass, of numbers in milliseconds, keys as trtexec writes them.
+
+    Raises: BuildError for anything else than that JSON.
+    """
+    try:
+        rows: list[dict[str, float]] = _TIMES.validate_json(data)
+    except ValueError as error:
+        raise BuildError(
+            "trtexec: --exportTimes wrote no list of times", why=str(error)[:300]
+        ) from None
+    return rows
+
+
+def version_of(text: str) -> str | None:
+    """`[TensorRT v101600] [b72]` -> 10.16.0.72. The older v8600 has one digit a part."""
+    found = BANNER.search(text)
+    if found is None:
+        return None
+    digits = found[1]
+    width = 2 if len(digits) > 4 else 1
+    parts = (digits[: -2 * width] or "0", digits[-2 * width : -width] or "0", digits[-width:])
+    numbers = [str(int(part)) for part in parts]
+    return ".".join([*numbers, found[2]] if found[2] else numbers)
+
+
+def failure(report: TrtexecReport, code: int) -> BuildError:
+    """The error of a failed run, with the log's own cause."""
+    cause = "; ".join(report.errors[-3:])
+    if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
+        return BuildOutOfMemory("trtexec ran out of memory", why=cause)
+    if "While parsing node" in cause or "Failed to parse" in cause:
+        return ParseError("trtexec cannot parse the model", why=cause)
+    return BuildError(f"trtexec ended with status {code} and no plan", why=cause)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> float | None:
+    found = pattern.search(text)
+    return float(found[1]) if found else None
+
+
+def _cuda_of(text: str) -> str:
+    found = CUDA_LINE.search(text)
+    return found[1] if found else "unknown"
+
+
+def _tensors(request: BuildRequest) -> tuple[TensorInfo, ...]:
+    return onnx_tensors(request.onnx)

@@ -1,0 +1,121 @@
+"""Every native name that our code touches, against the real bindings of three TensorRTs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import bindings
+import pytest
+from names_used import FILES, names_used
+
+import enginefarm
+from enginefarm.toolchains import builder_api, tensorrt, tensorrt_rtx
+
+ROOT = Path(enginefarm.__file__).parent
+VERSIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
+BOTH = {
+    "toolchains/builder_api.py",
+    "runtime.py",
+    "engine_session.py",
+    "cuda_buffers.py",
+}
+USED_BY = {
+    "10": {*BOTH, "toolchains/tensorrt.py", "toolchains/classic_int8.py"},
+    "11": {*BOTH, "toolchains/tensorrt.py", "toolchains/classic_int8.py"},
+    "rtx": {*BOTH, "toolchains/tensorrt_rtx.py"},
+}
+
+FLAGS = {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "SPARSE_WEIGHTS"}
+BY_NAME: dict[str, dict[str, set[str]]] = {
+    "10": {
+        "BuilderFlag": {*FLAGS, "INT8", "FP16"},
+        "HardwareCompatibilityLevel": set(tensorrt.COMPATIBILITY.values()),
+        "TacticSource": set(tensorrt.TACTIC_SOURCES[10]),
+        "DataType": set(builder_api.DTYPES),
+    },
+    "11": {
+        "BuilderFlag": {*FLAGS, "INT8", "FP16"},
+        "HardwareCompatibilityLevel": set(tensorrt.COMPATIBILITY.values()),
+        "TacticSource": set(tensorrt.TACTIC_SOURCES[11]),
+        "DataType": set(builder_api.DTYPES),
+    },
+    "rtx": {
+        "BuilderFlag": {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME", "SPARSE_WEIGHTS"},
+        "ComputeCapability": set(tensorrt_rtx.COMPUTE_CAPABILITIES.values()),
+        "DataType": set(builder_api.DTYPES),
+    },
+}
+"""Names that the code reaches through getattr, from the code's own tables."""
+
+LACKING: dict[str, dict[str, str]] = {
+    "10": {},
+    "11": tensorrt.NAMES_GONE_BY_11,
+    "rtx": {},
+}
+"""What a version lacks although our code names it, each with the reason."""
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
+    cache = Path.home() / ".cache" / "enginefarm" / "test-wheels"
+    found = {"rtx": bindings.listing("tensorrt_rtx_bindings")}
+    for key, version in VERSIONS.items():
+        folder = tmp_path_factory.mktemp(f"tensorrt{key}")
+        stubs = bindings.unpack(bindings.fetch("tensorrt_cu13_bindings", version, cache), folder)
+        found[key] = bindings.listing("tensorrt_bindings", folder, stubs)
+    return found
+
+
+def wanted(key: str) -> dict[str, set[str]]:
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for file in sorted(USED_BY[key]):
+        for owner, attributes in names_used(ROOT, file).items():
+            names[owner] |= attributes
+    for owner, attributes in BY_NAME[key].items():
+        names[owner] |= attributes
+    return dict(names)
+
+
+def missing(api: dict[str, set[str]], names: dict[str, set[str]]) -> set[str]:
+    lacking = {f"{name}" for name in names.get("", set()) if name not in api} - {
+        "__version__",
+        "__name__",
+    }
+    for owner, attributes in names.items():
+        if owner and owner in api:
+            lacking |= {f"{owner}.{name}" for name in attributes - api[owner]}
+        elif owner:
+            lacking.add(owner)
+    return lacking
+
+
+@pytest.mark.parametrize("key", ["10", "11", "rtx"])
+def test_every_name_that_we_touch_is_there(key: str, api: dict[str, dict[str, set[str]]]) -> None:
+    assert missing(api[key], wanted(key)) == set(LACKING[key])
+
+
+def test_the_check_sees_a_name_that_is_not_there(api: dict[str, dict[str, set[str]]]) -> None:
+    names = {"": {"NoSuchClass"}, "IBuilderConfig": {"no_such_method"}, "NoEnum": {"A"}}
+    assert missing(api["11"], names) == {
+        "NoSuchClass",
+        "IBuilderConfig.no_such_method",
+        "NoEnum",
+    }
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_every_file_names_something_native(file: str) -> None:
+    assert names_used(ROOT, file)
+
+
+def test_the_code_names_what_it_is_known_to_use() -> None:
+    names = wanted("10")
+    assert {"set_timing_cache", "create_timing_cache", "progress_monitor"} <= names[
+        "IBuilderConfig"
+    ]
+    assert {"execute_async_v3", "set_input_shape", "set_output_allocator"} <= (
+        names["IExecutionContext"]
+    )
+    assert {"get_error", "num_errors", "parse_from_file"} <= names["OnnxParser"]
+    assert "IOutputAllocator" in names[""]
