@@ -74,24 +74,17 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     model = source(recipe.source.kind).load(recipe.source, recipe.root, dest_dir)
     sample = feeds.sample(recipe)
     progress.report("export", 1, 4, "write ONNX")
+    error = SourceError if isinstance(model, Path) else ExportError
     if isinstance(model, Path):
-        path, error = model, SourceError
-        graph = onnx_files.read(path, error=error)
+        graph = onnx_files.read(model, error=error)
     else:
-        error = ExportError
         graph = _export(model, recipe, sample)
-        bad = onnx_files.nan_tensor(graph)
-        if bad is None:
-            path = onnx_files.write(graph, dest_dir)
-    bad = onnx_files.nan_tensor(graph)
-    if bad is not None:
-        raise error(
-            f"the weights of {recipe.name} are broken: tensor {bad!r} holds NaN or infinity",
-            fix="take a checkpoint from before the training diverged",
-        )
+    _refuse_nan(graph, recipe, error)
+    _check_inputs(graph, recipe, error)
+    outputs = tuple(output.name for output in graph.graph.output)
+    path = model if isinstance(model, Path) else onnx_files.write(graph, dest_dir)
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
-    _check_inputs(graph, recipe, error)
     progress.report("export", 3, 4, "run at every corner")
     _run_corners(path, recipe, sample, error)
     progress.report("export", 4, 4)
@@ -101,7 +94,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         data=files[1] if len(files) > 1 else None,
         opset=onnx_files.opset(graph),
         tool=export_tool(recipe),
-        outputs=tuple(output.name for output in graph.graph.output),
+        outputs=outputs,
         seconds=time.monotonic() - started,
         model=model,
     )
@@ -219,6 +212,17 @@ def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, 
     tensor = recipe.inputs[arguments.index(argument)]
     dim = tensor.shape[axis] if axis < len(tensor.shape) else None
     return (tensor.name, dim) if isinstance(dim, str) else None
+
+
+def _refuse_nan(
+    graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
+) -> None:
+    bad = onnx_files.nan_tensor(graph)
+    if bad is not None:
+        raise error(
+            f"the weights of {recipe.name} are broken: tensor {bad!r} holds NaN or infinity",
+            fix="take a checkpoint from before the training diverged",
+        )
 
 
 def _check_inputs(
