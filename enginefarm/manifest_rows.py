@@ -36,7 +36,7 @@ def rows_from_manifest(
             {
                 "date": night or created.date(),
                 "measured_at": created,
-                "writer": writer or _as_name(manifest.environment.host),
+                "writer": writer or writer_name(manifest.environment.host),
                 "recipe": manifest.recipe,
                 "outcome": "failed" if device.status == "failed" else "built",
                 "reason": device.reason if device.status == "failed" else "",
@@ -130,7 +130,7 @@ def not_built(
     )
 
 
-def _as_name(text: str) -> str:
+def writer_name(text: str) -> str:
     """A host name as a segment of a key."""
     kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in text.lower()).strip("-")
     return kept[:64].strip("-") or "unknown"

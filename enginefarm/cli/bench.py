@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -32,6 +33,15 @@ SHOWN = (
     "size_bytes",
     "build_seconds",
     "toolchain_build",
+)
+
+
+MEASURED = (
+    "latency_ms_median",
+    "latency_ms_p99",
+    "throughput_samples_per_s",
+    "cov_verdict",
+    "relative_l2_max",
 )
 
 
@@ -79,6 +89,33 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
         texts = [[_text(value) for value in row] for row in rows]
         title = f"{len(rows):,} benchmark rows" if rows else "No benchmark rows"
         print_table(title, [_heading(name) for name in names], texts)
+
+
+@bench.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--seconds", default=3.0, show_default=True, help="Of each runtime and shape.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, every column.")
+def run_(recipe: Path, seconds: float, as_json: bool) -> None:
+    """Times RECIPE on this machine's CPU: PyTorch and ONNX Runtime, in turns.
+
+    The rows go into the tables. Engines are timed by their GPU's worker.
+    """
+    from enginefarm import recipe_file, site
+    from enginefarm.cpu_benchmark import CPU_HARNESS, benchmark_cpu
+    from enginefarm.tables import BenchmarkTables
+
+    here = site.here()
+    harness = CPU_HARNESS.model_copy(
+        update={"min_seconds": seconds, "max_seconds": max(seconds, CPU_HARNESS.max_seconds)}
+    )
+    rows = benchmark_cpu(here, recipe_file.load(recipe), harness=harness)
+    BenchmarkTables(here.store.objects).append(rows)
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+        return
+    names = ("runtime", "precision", "shapes", *MEASURED)
+    texts = [[_text(getattr(row, name)) for name in names] for row in rows]
+    print_table(f"{rows[0].recipe} on {rows[0].host_class}", [_heading(n) for n in names], texts)
 
 
 @bench.command()
