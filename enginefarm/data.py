@@ -6,7 +6,7 @@ import inspect
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from enginefarm import import_path
 from enginefarm.digest import sha256_file, sha256_files
@@ -192,7 +192,7 @@ class _Samples:
             raise ValueError(f"{name} holds Python objects")
         if not shape or (fortran and len(shape) > 1):
             raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
-        self.count, self._shape = int(shape[0]), shape[1:]
+        self.count, *self._shape = (int(size) for size in shape)
 
     def take(self, samples: int) -> Array:
         import math
@@ -216,7 +216,7 @@ def _unreadable(file: Path, error: BaseException) -> CalibrationError:
     )
 
 
-def _checked(batch: Any, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:
+def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:
     """The batch, once its names, dtypes, shapes and values are those of the inputs."""
     import numpy as np
 
@@ -224,17 +224,20 @@ def _checked(batch: Any, data: Data, inputs: Sequence[TensorSpec], where: str) -
         raise CalibrationError(
             f"{where}: {type(batch).__name__}, where a dict from input name to array is needed"
         )
-    wanted = {tensor.name for tensor in inputs} | ({data.labels} if data.labels else set())
-    if batch.keys() != wanted:
+    given = cast("Mapping[str, Any]", batch)
+    wanted = {tensor.name for tensor in inputs}
+    if data.labels is not None:
+        wanted.add(data.labels)
+    if set(given) != wanted:
         raise CalibrationError(
-            f"{where}: it has {', '.join(sorted(map(str, batch.keys()))) or 'nothing'}",
-            why=f"the recipe's inputs (and labels) are {', '.join(sorted(map(str, wanted)))}",
+            f"{where}: it has {', '.join(sorted(map(str, given))) or 'nothing'}",
+            why=f"the recipe's inputs (and labels) are {', '.join(sorted(wanted))}",
             fix="give exactly one array for each",
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
-        _check_array(np.asarray(batch[tensor.name]), tensor, f"{where}: {tensor.name}", sizes)
-    return {str(name): np.ascontiguousarray(array) for name, array in batch.items()}
+        _check_array(np.asarray(given[tensor.name]), tensor, f"{where}: {tensor.name}", sizes)
+    return {str(name): np.ascontiguousarray(array) for name, array in given.items()}
 
 
 def _check_array(

@@ -7,9 +7,10 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,9 +102,9 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
 
 
 def _export(model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Arrays) -> ModelProto:
-    import torch
     from torch.export import ExportedProgram
 
+    torch: Any = import_module("torch")  # its functions are typed in part
     arguments = tuple(
         torch.from_numpy(array) for array in feeds.sized(sample, recipe, _distinct(recipe)).values()
     )
@@ -280,7 +281,7 @@ def _run_corners(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keeps the exporter's notes off the console. Errors are raised all the same."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -117,10 +117,10 @@ def check(path: Path, *, error: type[EnginefarmError], what: str) -> None:
 
     Raises: `error` whose cause names the node that is at fault.
     """
-    import onnx
+    from onnx.checker import check_model  # pyright: ignore[reportUnknownVariableType]
 
     try:
-        onnx.checker.check_model(os.fspath(path), full_check=True)
+        check_model(os.fspath(path), full_check=True)
     except Exception as cause:
         raise error(
             f"{what}: not a valid ONNX model", why=one_line(cause), fix="see the node named above"

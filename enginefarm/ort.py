@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from onnx import ModelProto
-    from onnxruntime import InferenceSession
 
     Arrays = dict[str, np.ndarray[Any, Any]]
+    InferenceSession = Any  # onnxruntime has no type stubs
 
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 """ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with it."""
@@ -29,8 +30,7 @@ def session(
 
     Raises: `error` when ONNX Runtime refuses the model.
     """
-    import onnxruntime as ort
-
+    ort: Any = import_module("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal: errors come back as exceptions
     if plain:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,10 @@ def _runner(model: LoadedModel, outputs: tuple[str, ...]) -> Runner:
 
 
 def _torch_runner(model: Any, outputs: tuple[str, ...]) -> Runner:
-    import torch
     from torch.export import ExportedProgram
     from torch.utils import _pytree as pytree
 
+    torch: Any = import_module("torch")  # its functions are typed in part
     module = model.module() if isinstance(model, ExportedProgram) else model
 
     def run(inputs: Arrays) -> Arrays:

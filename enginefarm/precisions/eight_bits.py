@@ -48,7 +48,7 @@ class EightBits:
             name="enginefarm.qdq",
             version=VERSION,
             arguments={
-                "operators": sorted(qdq.OUTPUT_AXIS),
+                "operators": [*sorted(qdq.OUTPUT_AXIS)],
                 "storage": self.storage.element,
                 "bins": calibration.BINS,
                 "levels": calibration.LEVELS,

@@ -8,7 +8,7 @@ and gains TensorRT nothing that it does not fuse by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +129,13 @@ def _transposed(node: NodeProto) -> bool:
     return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
-OUTPUT_AXIS: dict[str, Any] = {
+OUTPUT_AXIS: dict[str, Callable[[NodeProto, int], int]] = {
     "Conv": lambda node, rank: 0,
     "ConvTranspose": lambda node, rank: 1,
     "Gemm": lambda node, rank: 0 if _transposed(node) else 1,
     "MatMul": lambda node, rank: rank - 1,
 }
+"""Operator -> axis of the output channels in its weight, by node and the weight's rank."""
 
 
 def _uses(model: ModelProto) -> dict[str, int]:

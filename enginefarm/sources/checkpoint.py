@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.digest import sha256_file
 from enginefarm.errors import SourceError, UnsafeCheckpointError
@@ -79,17 +79,18 @@ def state_dict(file: Path, *, field: str) -> dict[str, Tensor]:
 
     found = read(file, field=field)
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        inner = cast("dict[str, Any]", found).get(key) if isinstance(found, dict) else None
+        found = cast("Any", inner) if isinstance(inner, dict) else found
+    weights = cast("dict[str, Any]", found)
     if not isinstance(found, dict) or not all(
-        isinstance(value, torch.Tensor) for value in found.values()
+        isinstance(value, torch.Tensor) for value in weights.values()
     ):
         raise SourceError(
             f"{field}: {file.name}: not a state dict",
-            why=f"it holds {type(found).__name__}, where a dict from name to tensor is needed",
+            why=f"it holds {type(weights).__name__}, where a dict from name to tensor is needed",
             fix="save model.state_dict()",
         )
-    return found
+    return weights
 
 
 def fill(module: Any, weights: dict[str, Any], file: Path, *, field: str) -> None:
@@ -110,7 +111,7 @@ def fill(module: Any, weights: dict[str, Any], file: Path, *, field: str) -> Non
 
 def _safetensors(file: Path, field: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     try:
         return load_file(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm import import_path
 from enginefarm.errors import SourceError
@@ -36,7 +36,8 @@ class Lightning:
 
         file = checkpoint.local_file(source.checkpoint, root, field="source.checkpoint")
         found = checkpoint.read(file, field="source.checkpoint")
-        if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+        parts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        if not isinstance(parts.get("state_dict"), dict):
             raise SourceError(
                 f"source.checkpoint: {file.name}: not a Lightning checkpoint",
                 why="it has no `state_dict`",
@@ -48,8 +49,8 @@ class Lightning:
                 f"source.module: {source.module!r} is not a LightningModule class",
                 fix="name the class whose checkpoint this is",
             )
-        module = _make(kind, found.get("hyper_parameters") or {}, source.module)
-        checkpoint.fill(module, found["state_dict"], file, field="source.checkpoint")
+        module = _make(kind, parts.get("hyper_parameters") or {}, source.module)
+        checkpoint.fill(module, parts["state_dict"], file, field="source.checkpoint")
         return module.eval()
 
 
