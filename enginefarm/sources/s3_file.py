@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from enginefarm.errors import SourceError, StoreMissing
 from enginefarm.store.failures import mapped, writing
 from enginefarm.store.s3 import ObjectStore, connect
+
+CHUNK_BYTES = 1 << 20
 
 
 def version(url: str) -> str:
@@ -30,7 +33,9 @@ def download(url: str, folder: Path) -> Path:
     file = folder / key
     try:
         with mapped(objects.bucket, objects.where, objects.full(key)), writing(file):
-            objects.client.download_file(objects.bucket, objects.full(key), str(file))
+            answer = objects.client.get_object(Bucket=objects.bucket, Key=objects.full(key))
+            with file.open("wb") as stream:
+                shutil.copyfileobj(answer["Body"], stream, CHUNK_BYTES)
     except StoreMissing as error:
         raise SourceError(f"source.path: {url}: there is no such object", why=error.what) from error
     return file

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny_models import recipe as tiny_recipe
 
 from enginefarm import data, export, feeds, onnx_files, ort, recipe_file, slim, verify
-from enginefarm.errors import PrecisionError
+from enginefarm.errors import PrecisionError, SourceError
 from enginefarm.manifest import GraphVerification
 from enginefarm.precisions import ConversionReport, precision
-from enginefarm.recipe import Recipe
+from enginefarm.recipe import OnnxSource, Recipe
 from enginefarm.reference import make_reference, read_reference
+from enginefarm.sources import source
+from enginefarm.store.engine_store import EngineStore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -229,3 +232,35 @@ def test_the_whole_road_with_external_data(tmp_path: Path, monkeypatch: pytest.M
 
 TINY_WIDE = {"kind": "torch", "callable": "code.py:small", "arguments": {"channels": 64}}
 MINMAX = {"data": {"callable": "code.py:data"}, "batches": 16, "method": "minmax"}
+
+
+def test_an_onnx_model_in_s3_is_a_source(store_environment: EngineStore, tmp_path: Path) -> None:
+    """On a real S3 server, external data included."""
+    random = np.random.default_rng(0)
+    path = EXAMPLES / "04_onnx" / "model.onnx"
+    model = onnx.load(path)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin")
+    objects = store_environment.objects
+    for name in ("m.onnx", "m.bin"):
+        objects.upload_file(tmp_path / name, f"models/{name}", metadata={})
+    url = f"{store_environment.url}/models/m.onnx"
+    made = OnnxSource(kind="onnx", path=url)
+    first = source("onnx").fingerprint(made, tmp_path)
+    loaded = source("onnx").load(made, tmp_path, tmp_path / "work")
+    assert isinstance(loaded, Path)
+    feeds = {"image": random.random((2, 3, 64, 80), np.float32)}
+    outputs = [
+        ort.run(ort.session(file, error=SourceError, what=""), feeds, error=SourceError, what="")
+        for file in (path, loaded)
+    ]
+    np.testing.assert_array_equal(outputs[0]["boxes"], outputs[1]["boxes"])
+    assert source("onnx").fingerprint(made, tmp_path) == first
+    model.doc_string = "changed"
+    onnx.save(model, tmp_path / "m.onnx")
+    objects.upload_file(tmp_path / "m.onnx", "models/m.onnx", metadata={})
+    assert source("onnx").fingerprint(made, tmp_path) != first
+    missing = OnnxSource(kind="onnx", path=f"{store_environment.url}/models/none.onnx")
+    for step in (source("onnx").fingerprint, source("onnx").load):
+        arguments = (missing, tmp_path, tmp_path / "work")
+        with pytest.raises(SourceError, match=r"none\.onnx: there is no such object"):
+            step(*arguments[: 2 if step.__name__ == "fingerprint" else 3])
