@@ -18,9 +18,10 @@ from enginefarm.manifest import Manifest
 from enginefarm.recipe import PrecisionName
 from enginefarm.select import Candidate, Selection, select
 from enginefarm.signing import trust
-from enginefarm.store import open_store
+from enginefarm.store import layout, open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
+from enginefarm.store.sources import PresignedUrl, UrlSource
 
 REJECTIONS_SHOWN = 20
 
@@ -59,21 +60,60 @@ def pull(
     Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
     an unknown name, HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
     """
-    recipe, channel = split(name)
-    trusted = trust()
-    host = detect(gpu)
     cache = cache or BlobCache()
     records = CachedCatalog(cache)
     opened = None if offline else store or open_store()
     catalog: Catalog = records if opened is None else StoreCatalog(opened)
+    best, envelope = choose(name, catalog, gpu=gpu, precision=precision)
+    pulled = fetch(best, store=opened, cache=cache, dest=dest)
+    records.remember(best.manifest, split(name)[1], envelope)
+    return pulled
+
+
+def choose(
+    name: str, catalog: Catalog, *, gpu: str, precision: PrecisionName | None
+) -> tuple[Candidate, bytes | None]:
+    """The best engine that fits, its signature checked where this host has a trust key.
+
+    Raises: as pull().
+    """
+    trusted = trust()
+    host = detect(gpu)
+    recipe, channel = split(name)
     selection = select(catalog.manifests(recipe, channel), host, precision)
     best = require_fit(selection, name, host)
     envelope = catalog.attestation(best.manifest) if trusted else None
     if trusted is not None:
         trusted.require(best.manifest, envelope)
-    pulled = fetch(best, store=opened, cache=cache, dest=dest)
-    records.remember(best.manifest, channel, envelope)
-    return pulled
+    return best, envelope
+
+
+def presign(
+    name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
+) -> tuple[PresignedUrl, Candidate]:
+    """A URL of the engine that fits, for a host without credentials. Raises: as pull()."""
+    store = open_store()
+    best, _ = choose(name, StoreCatalog(store), gpu=gpu, precision=precision)
+    engine = best.manifest.engine
+    url = store.objects.presigned_get(layout.blob(engine), expires_s)
+    return PresignedUrl(url, engine, file_name(best.manifest)), best
+
+
+def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
+    """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
+
+    Raises: UsageError for a URL without its digest; StoreDenied when it has expired;
+    CorruptBlob, DiskFull, StoreUnavailable.
+    """
+    presigned = PresignedUrl.parse(text)
+    cache = cache or BlobCache()
+    blob = cache.path(presigned.ref)
+    if not cache.has(presigned.ref):
+        blob = cache.fill(UrlSource(presigned), presigned.ref)
+    if dest is None:
+        return cache.link(presigned.name, presigned.ref)
+    path = Path(dest)
+    return copy_out(blob, path / presigned.name if path.is_dir() else path)
 
 
 def require_fit(selection: Selection, name: str, host: Host) -> Candidate:

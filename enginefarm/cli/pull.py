@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False, metavar="NAME[@CHANNEL]")
 @click.option(
     "--gpu",
     default="auto",
@@ -28,10 +29,17 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
     type=click.Path(path_type=Path),
     help="A file, or a folder that exists. Default: the engine stays in the cache.",
 )
+@click.option("--url", metavar="URL", help="Instead of NAME: what `enginefarm url` printed.")
 @click.option("--offline", is_flag=True, help="Only what this host pulled before.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
 def pull(
-    name: str, gpu: str, precision: Any, dest: Path | None, offline: bool, as_json: bool
+    name: str | None,
+    gpu: str,
+    precision: Any,
+    dest: Path | None,
+    url: str | None,
+    offline: bool,
+    as_json: bool,
 ) -> None:
     """Download the engine of NAME, or of NAME@CHANNEL, that fits this host.
 
@@ -39,7 +47,17 @@ def pull(
     nothing fits, each engine's reason is listed and the exit code is 50.
     """
     from enginefarm.cli.progress_view import watched
+    from enginefarm.errors import UsageError
     from enginefarm.pulling import pull as pull_engine
+    from enginefarm.pulling import pull_url
+
+    if url is not None and name is None:
+        with watched(enabled=not as_json):
+            path = pull_url(url, dest=dest)
+        click.echo(json.dumps({"path": str(path)}) if as_json else path)
+        return
+    if name is None or url is not None:
+        raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
 
     with watched(enabled=not as_json):
         pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest, offline=offline)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +17,12 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
-from enginefarm.store.failures import code_of, is_missing_key, mapped
+from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
 from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
+BODY_RETRIES_S = (0.1, 0.2, 0.4)
+"""Waits before reading again: botocore retries requests, and not a body that is cut."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,22 @@ class ObjectStore:
     def get(self, key: str) -> tuple[bytes, str] | None:
         """Bytes and etag; None when there is no such object. For small objects."""
         with self._mapped(key):
-            try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
-            except ClientError as error:
-                if is_missing_key(error):
-                    return None
-                raise
-            return answer["Body"].read(), answer["ETag"]
+            for wait_s in BODY_RETRIES_S:
+                with suppress(*TRANSPORT):
+                    return self._get(key)
+                time.sleep(wait_s)
+            return self._get(key)
+
+    def _get(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
+        except ClientError as error:
+            if is_missing_key(error):
+                return None
+            raise
+        except TRANSPORT as error:
+            raise translate(error, bucket=self.bucket, where=self.where, key=key) from error
+        return answer["Body"].read(), answer["ETag"]
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._mapped(key):

@@ -1,0 +1,46 @@
+"""`enginefarm url`: a pull for hosts that have no credentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from enginefarm.cli.pull import PRECISIONS
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.option("--gpu", default="auto", metavar="LABEL", help="For this GPU.", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the best that fits.")
+@click.option(
+    "--expires-s",
+    type=click.IntRange(1, 7 * 24 * 3600),
+    default=3600,
+    show_default=True,
+    help="Seconds that the URL works.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:
+    """Print a URL that needs no credentials, with the sha256 of its bytes.
+
+    Whoever has it can download that one engine until it expires. Give it, whole, to
+    `enginefarm pull --url`, which checks the bytes.
+    """
+    from enginefarm.cli.tables import print_json
+    from enginefarm.pulling import presign
+
+    made, chosen = presign(name, gpu=gpu, precision=precision, expires_s=expires_s)
+    if not as_json:
+        click.echo(str(made))
+        return
+    print_json(
+        {
+            "url": str(made),
+            "sha256": made.ref.digest,
+            "size_bytes": made.ref.size_bytes,
+            "expires_s": expires_s,
+            "spec_digest": chosen.manifest.spec_digest,
+            "caveats": list(chosen.caveats),
+        }
+    )
