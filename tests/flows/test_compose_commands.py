@@ -82,12 +82,12 @@ class Site:
             found["PREFECT_SERVER_DATABASE_HOST"] = "127.0.0.1"
         return found | {"PATH": f"{SCRIPTS}:/usr/local/bin:/usr/bin:/bin"}
 
-    def start(self, name: str, *extra: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *extra: str, **more: str) -> subprocess.Popen[bytes]:
         entrypoint = ROOT / "infra" / "images" / "entrypoint.sh"
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
                 [entrypoint, *self.command(name), *extra],
-                env=self.environment(name),
+                env=self.environment(name) | more,
                 cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -248,7 +248,7 @@ def test_prefect_keeps_its_state_in_postgresql(site: Site) -> None:
 
 
 def test_the_control_worker_comes_up_and_stops_when_told(site: Site) -> None:
-    worker = site.start("control")
+    worker = site.start("control", PREFECT_LOGGING_LEVEL="DEBUG")  # idle, it logs nothing else
     with ended(worker):
         site.healthy("control", worker)
         with urlopen(f"http://127.0.0.1:{site.metrics}/metrics", timeout=10) as answer:
@@ -257,8 +257,11 @@ def test_the_control_worker_comes_up_and_stops_when_told(site: Site) -> None:
         assert 'enginefarm_queue_runs{pool="gpu-t4",state="open"} 0.0' in text
         worker.terminate()
         worker.wait(60)
+    assert worker.returncode == 0
     lines = site.log("control").read_text().splitlines()
-    assert any(line.startswith("{") and json.loads(line)["level"] for line in lines), lines
+    logged = [json.loads(line) for line in lines if not line.startswith("control: ")]
+    assert logged
+    assert {line["level"] for line in logged} <= {"debug", "info"}
 
 
 @pytest.mark.parametrize("label", ["t4", "l4", "a100"])
