@@ -17,7 +17,8 @@ def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
     """
     import onnx
 
-    graph = onnx.load(str(path), load_external_data=False).graph
+    model: Any = onnx.load(str(path), load_external_data=False)  # pyright: ignore[reportUnknownMemberType]
+    graph = model.graph
     weights = {weight.name for weight in graph.initializer}
     return (
         *(_tensor(value, "input") for value in graph.input if value.name not in weights),

@@ -252,13 +252,13 @@ def parse_times(data: bytes) -> list[dict[str, float]]:
 
 
 def version_of(text: str) -> str | None:
-    """`[TensorRT v101600] [b72]` -> 10.16.0.72. The older v8600 has one digit a part."""
+    """`[TensorRT v101600] [b72]` -> 10.16.0.72. Before 10, `v8601` is 8.6.1."""
     found = BANNER.search(text)
     if found is None:
         return None
     digits = found[1]
-    width = 2 if len(digits) > 4 else 1
-    parts = (digits[: -2 * width] or "0", digits[-2 * width : -width] or "0", digits[-width:])
+    minor = -4 if len(digits) > 4 else -3
+    parts = (digits[:minor] or "0", digits[minor:-2] or "0", digits[-2:])
     numbers = [str(int(part)) for part in parts]
     return ".".join([*numbers, found[2]] if found[2] else numbers)
 

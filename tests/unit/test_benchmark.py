@@ -1,0 +1,113 @@
+"""The benchmark on a machine without a GPU: PyTorch and ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_onnx
+
+from enginefarm.benchmark import side_by_side
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.measure.contenders import OrtContender, TorchContender
+from enginefarm.measure.harness import Harness, Iteration, interleave
+from enginefarm.runtime import load_bindings, load_cuda
+
+QUICK = Harness(warmup_iterations=1, warmup_s=0, min_iterations=12, min_seconds=0)
+
+
+class Scripted:
+    """A contender that writes down when it was its turn."""
+
+    runtime = "onnxruntime-cpu"
+
+    def __init__(self, name: str, diary: list[str], value: float) -> None:
+        self.name = name
+        self._diary = diary
+        self._value = value
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        self._diary.append(f"bind {self.name}")
+
+    def iterate(self) -> Iteration:
+        self._diary.append(self.name)
+        return Iteration(total=2.0, copy_in=0.25, compute=1.5, copy_out=0.25)
+
+    def outputs(self) -> dict[str, Any]:
+        return {"y": np.full((1, 4), self._value, np.float32)}
+
+
+def test_contenders_take_turns() -> None:
+    diary: list[str] = []
+    harness = QUICK.model_copy(update={"round_iterations": 3, "min_iterations": 6})
+    interleave([Scripted("a", diary, 1), Scripted("b", diary, 1)], harness)
+    assert "".join(diary[2:]) == "aaabbbaaabbb"  # after one pass each to warm up
+
+
+def test_outputs_are_compared_with_the_first() -> None:
+    found = side_by_side([Scripted("a", [], 1), Scripted("b", [], -1)], {}, batch=4, harness=QUICK)
+    assert found[0].against_first[0].cosine == 1
+    assert found[1].against_first[0].cosine == pytest.approx(-1)
+    assert found[1].compute is not None
+    assert found[1].compute.ms_p99 == 1.5
+
+
+def test_a_slow_model_stops_at_its_limit() -> None:
+    harness = Harness(
+        warmup_iterations=0,
+        warmup_s=0,
+        min_iterations=10**9,
+        min_seconds=0,
+        max_seconds=0.05,
+    )
+    samples, _ = interleave([Scripted("a", [], 1)], harness)
+    assert 0.05 <= samples[0].seconds < 2
+
+
+def test_pytorch_and_onnx_runtime_on_the_cpu_agree(tmp_path: Path) -> None:
+    import onnx
+    import torch
+    from onnx import numpy_helper
+
+    path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
+    weight = numpy_helper.to_array(onnx.load(path).graph.initializer[0]).copy()
+    linear = torch.nn.Linear(4, 4, bias=False)
+    linear.weight.data = torch.from_numpy(weight.T.copy())
+    feeds = {"x": np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)}
+    found = side_by_side(
+        [
+            TorchContender("pytorch", linear, outputs=["y"], device="cpu"),
+            OrtContender("ort", path, runtime="onnxruntime-cpu", provider="CPUExecutionProvider"),
+        ],
+        feeds,
+        batch=8,
+        harness=QUICK,
+    )
+    assert [one.runtime for one in found] == ["pytorch", "onnxruntime-cpu"]
+    assert found[1].against_first[0].cosine > 0.999999
+    assert all(one.total.samples >= 12 for one in found)
+    assert all(one.compute is None for one in found)  # the CPU has no such clock
+    assert all(one.samples_per_s > 0 for one in found)
+
+
+def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
+    with pytest.raises(EngineRunError, match="no CUDAExecutionProvider"):
+        OrtContender("ort", path, runtime="onnxruntime-cuda", provider="CUDAExecutionProvider")
+
+
+def test_settings_are_part_of_the_flags() -> None:
+    assert "min_iterations=200" in Harness().flags
+    assert Harness().flags != Harness(min_iterations=300).flags
+
+
+def test_no_driver_and_no_runtime_are_the_hosts_errors() -> None:
+    with pytest.raises(HostError, match=r"pycuda is not installed|no NVIDIA driver"):
+        load_cuda()
+    with pytest.raises(HostError, match="no runtime for tensorrt"):
+        load_bindings("tensorrt")
+    with pytest.raises(HostError, match="ort-trt"):
+        load_bindings("ort-trt")

@@ -1,0 +1,57 @@
+"""Specs and requests of native toolchains, for tests that run no toolchain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from enginefarm.recipe import BuilderOptions
+from enginefarm.spec import (
+    BuildSpec,
+    GpuTarget,
+    MinOptMax,
+    PrecisionUse,
+    ShapeProfile,
+    ToolchainId,
+    ToolUse,
+)
+from enginefarm.toolchains import BuildRequest
+
+IMAGES = {"x": MinOptMax(min=(1, 3, 224, 224), opt=(8, 3, 224, 224), max=(32, 3, 224, 224))}
+TEXT = {
+    "ids": MinOptMax(min=(1, 1), opt=(1, 64), max=(4, 128)),
+    "mask": MinOptMax(min=(1, 1), opt=(1, 64), max=(4, 128)),
+}
+
+
+def spec(
+    toolchain: str = "tensorrt",
+    build: str = "10.16.1.11",
+    *,
+    precision: str = "fp16",
+    gpu: tuple[str, str] = ("a100", "8.0"),
+    profiles: tuple[dict[str, MinOptMax], ...] = (IMAGES,),
+    **builder: Any,
+) -> BuildSpec:
+    none = ToolUse(name="none", version="0")
+    return BuildSpec.model_validate(
+        {
+            "onnx_digest": "0" * 64,
+            "exporter": none,
+            "slimmer": none,
+            "precision": PrecisionUse.model_validate({"name": precision, "tools": ()}),
+            "profiles": tuple(
+                ShapeProfile(name=f"p{index}", shapes=shapes)
+                for index, shapes in enumerate(profiles)
+            ),
+            "gpu": GpuTarget(label=gpu[0], compute_capability=gpu[1]),
+            "toolchain": ToolchainId.model_validate(
+                {"name": toolchain, "build": build, "cuda": "13", "os": "linux", "arch": "x86_64"}
+            ),
+            "builder": BuilderOptions(**builder),
+        }
+    )
+
+
+def request(made: BuildSpec, **more: Any) -> BuildRequest:
+    return BuildRequest(spec=made, onnx=Path("/w/model.onnx"), work_dir=Path("/w/out"), **more)

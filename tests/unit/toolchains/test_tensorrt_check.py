@@ -1,0 +1,53 @@
+"""What TensorRT 10 and 11 refuse before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+from specs import request, spec
+
+from enginefarm.errors import HostError, ToolchainError
+from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
+
+
+def test_classic_int8_is_for_10_alone() -> None:
+    TensorRT().check(spec(precision="int8", classic_int8=True))
+    with pytest.raises(ToolchainError, match=r"classic_int8: TensorRT 11\.4\.0\.106") as caught:
+        TensorRT().check(spec(build="11.4.0.106", precision="int8", classic_int8=True))
+    assert "Q/DQ" in caught.value.fix
+
+
+def test_classic_int8_needs_precision_int8() -> None:
+    with pytest.raises(ToolchainError, match="precision is fp16"):
+        TensorRT().check(spec(classic_int8=True))
+
+
+def test_tactic_sources_of_10_that_11_lacks() -> None:
+    TensorRT().check(spec(tactic_sources=("CUDNN",)))
+    with pytest.raises(ToolchainError, match="no CUDNN") as caught:
+        TensorRT().check(spec(build="11.4.0.106", tactic_sources=("CUDNN",)))
+    assert "JIT_CONVOLUTIONS" in caught.value.fix
+
+
+def test_ampere_plus_on_turing() -> None:
+    with pytest.raises(ToolchainError, match="older than Ampere"):
+        TensorRT().check(spec(gpu=("t4", "7.5"), compatibility="ampere_plus"))
+
+
+def test_versions_that_nobody_tried() -> None:
+    with pytest.raises(ToolchainError, match="version 9"):
+        TensorRT().check(spec(build="9.3.0.1"))
+
+
+def test_a_host_without_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginefarm.toolchains.tensorrt.first_gpu", lambda: None)
+    with pytest.raises(HostError, match="no NVIDIA GPU"):
+        TensorRT().build(request(spec()))
+
+
+def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from enginefarm.host import NvmlGpu
+
+    h100 = NvmlGpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="580.1")
+    monkeypatch.setattr("enginefarm.toolchains.tensorrt.first_gpu", lambda: h100)
+    with pytest.raises(HostError, match=r"H100.*not a100 \(8\.0\)"):
+        require_gpu(spec())
