@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["open_store"]
 
 EMBEDDED = "embedded://"
+"""Scheme of the embedded store's URL; the folder follows."""
 
 
 def open_store(url: str | None = None) -> EngineStore:
@@ -25,11 +25,12 @@ def open_store(url: str | None = None) -> EngineStore:
     from enginefarm.store import embedded, s3
     from enginefarm.store.engine_store import EngineStore
 
-    url = url or os.environ.get("ENGINEFARM_STORE") or f"{EMBEDDED}{embedded.default_home()}"
-    if not url.startswith(EMBEDDED):
+    url = url or os.environ.get("ENGINEFARM_STORE") or ""
+    if url and not url.startswith(EMBEDDED):
         return EngineStore(s3.connect(url), url)
-    server = embedded.start(Path(url.removeprefix(EMBEDDED)))
+    home = embedded.home_of(url)
+    server = embedded.start(home)
     objects = s3.connect(
         f"s3://{embedded.BUCKET}", endpoint=server.endpoint, credentials=server.credentials
     )
-    return EngineStore(objects, url)
+    return EngineStore(objects, f"{EMBEDDED}{home}")

@@ -30,7 +30,7 @@ def put_file(objects: ObjectStore, path: Path) -> BlobRef:
     """
     before = path.stat()
     ref = BlobRef(digest=sha256_file(path), size_bytes=before.st_size)
-    if _present(objects, ref):
+    if present(objects, ref):
         return ref
     sink, lock, sent = SINK.get(), threading.Lock(), 0
 
@@ -51,7 +51,7 @@ def put_file(objects: ObjectStore, path: Path) -> BlobRef:
 
 def put_bytes(objects: ObjectStore, data: bytes) -> BlobRef:
     ref = BlobRef(digest=sha256_bytes(data), size_bytes=len(data))
-    if not _present(objects, ref):
+    if not present(objects, ref):
         objects.put(layout.blob(ref), data, Metadata={DIGEST_FIELD: ref.digest})
     return ref
 
@@ -72,7 +72,8 @@ def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
     return base64.b64decode(checksum).hex() == ref.digest
 
 
-def _present(objects: ObjectStore, ref: BlobRef) -> bool:
+def present(objects: ObjectStore, ref: BlobRef) -> bool:
+    """Whether the blob is there and intact; then it is dated anew, so that gc leaves it."""
     info = objects.head(layout.blob(ref))
     if info is None or not is_intact(info, ref):
         return False

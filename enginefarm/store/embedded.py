@@ -62,6 +62,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
+def home_of(url: str) -> Path:
+    """The folder of `embedded:///folder`; of an empty URL, the default one."""
+    return Path(url.partition("://")[2]) if url else default_home()
+
+
 def default_home() -> Path:
     """ENGINEFARM_HOME/store, else ~/.local/share/enginefarm/store."""
     root = os.environ.get("ENGINEFARM_HOME")

@@ -70,7 +70,7 @@ class EngineStore:
         if manifest.spec.digest != manifest.spec_digest:
             raise CorruptBlob("manifest: spec_digest is not the digest of its spec")
         for ref in (manifest.engine, manifest.graph.model):
-            if not self.has_blob(ref):
+            if not blobs.present(self.objects, ref):
                 raise blobs.missing(ref)
         body = manifest.canonical_json()
         signer = signing.signer()
@@ -82,6 +82,10 @@ class EngineStore:
         created = self.objects.put_if_absent(key, body)
         entry = IndexEntry(manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest)
         self.objects.put(layout.index(entry), b"")
+        if not self.has_blob(manifest.engine):  # gc was between its second look and the delete
+            self.objects.delete(layout.index(entry))
+            self.objects.delete(key)
+            raise blobs.missing(manifest.engine)
         return created is not None
 
     def manifest(self, spec_digest: str) -> Manifest | None:
