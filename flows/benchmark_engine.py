@@ -1,0 +1,37 @@
+"""One engine on the GPU that it was built for: verified in a fresh process, then timed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from enginefarm.errors import EnginefarmError
+from enginefarm.recipe import Budget
+from flows.parameters import SpecDigest
+from tasks.device import measure, verify_on_gpu
+
+
+@flow(name="benchmark-engine", persist_result=False)
+def benchmark_engine(
+    spec_digest: SpecDigest,
+    budget: Annotated[
+        Budget | None, Field(description="Accuracy budget; the precision's default if empty.")
+    ] = None,
+    class_scores: Annotated[
+        list[str], Field(description="Outputs that are class scores.", max_length=100)
+    ] = [],  # noqa: B006 - Prefect shows it in the form; nothing changes it
+) -> State[Any]:
+    """Ends Verified, or `Failed: <kind>`; an engine that fails on its GPU is quarantined."""
+    try:
+        manifest = verify_on_gpu(spec_digest, budget, tuple(class_scores))
+        if manifest.device_verification.status != "passed":
+            why = manifest.device_verification.reason
+            return Failed(name="Quarantined", message=f"{manifest.spec.label}: {why}")
+        rows = measure(manifest)
+    except EnginefarmError as error:
+        return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
+    return Completed(name="Verified", message=f"{manifest.spec.label}: {len(rows)} rows")

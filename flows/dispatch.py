@@ -1,0 +1,227 @@
+"""An engine built by a run on another machine: started, linked to its parent, waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Scheduled
+
+from enginefarm import errors, stages, workers
+from enginefarm.cancellation import CANCEL
+from enginefarm.engines import Job
+from enginefarm.errors import BuildCancelled, EnginefarmError, FarmError
+from enginefarm.manifest import Manifest
+from enginefarm.outcome import Outcome
+from enginefarm.plan import Offer
+from enginefarm.recipe import Recipe
+from flows import deployments, farm
+
+POLL_S = 1.0
+PAGE = 200
+
+MAX_ATTEMPTS = 3
+RESCHEDULED = "Rescheduled after a crash"
+"""As in deployments/automations.yaml, which does the rescheduling."""
+RESCHEDULING_S = 30
+"""How long a crashed run may take to be sent back to its queue."""
+
+
+def online_offers() -> tuple[Offer, ...]:
+    """What the workers that are online can build, from their cards in the store."""
+    return workers.offers(workers.listed(stages.here().store))
+
+
+@contextmanager
+def stopped_at_once() -> Generator[None]:
+    """Whatever ends the block early also ends the threads that wait, and their builders."""
+    try:
+        yield
+    except BaseException:
+        CANCEL.set()
+        raise
+
+
+def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
+    """The manifest of a build on that pool's workers, and whether it was there already.
+
+    Blocks until the child run has ended, crashes and their retries included.
+    Raises: what the child raised, by the kind that its state is named after; FarmError
+    when it crashed for good, BuildCancelled.
+    """
+    store = stages.here().store
+    published = store.manifest(job.spec.digest)
+    if published is not None:
+        return published, True
+    child = _start(job, pool)
+    ended = CHILDREN.wait(child.id)
+    manifest = store.manifest(job.spec.digest)
+    if manifest is None:
+        raise _why(job, ended)
+    return manifest, False
+
+
+def _start(job: Job, pool: str) -> FlowRun:
+    """A child run, or, for a parent that starts again, the one it had started before."""
+    child = run_deployment(
+        f"build-engine/{pool}",
+        parameters={"job": job.model_dump(mode="json")},
+        flow_run_name=f"{job.recipe} {job.spec.label}",
+        timeout=0,
+        idempotency_key=f"{runtime.flow_run.id}:{job.spec.digest}",
+    )
+    if child.state is not None and child.state.is_final():
+        _again(child)
+    return child
+
+
+def _again(child: FlowRun) -> None:
+    """Sends an ended child back to its queue: unless it failed, and the parent only crashed."""
+    with get_client(sync_client=True) as client:
+        asked_for = not _after_crash(client, UUID(str(runtime.flow_run.id)))
+        if child.state is not None and (asked_for or not child.state.is_failed()):
+            client.set_flow_run_state(child.id, Scheduled(), force=True)
+
+
+def _after_crash(client: SyncPrefectClient, run_id: UUID) -> bool:
+    """Whether this attempt was begun by the automation, and not by a person."""
+    scheduled = [state for state in client.read_flow_run_states(run_id) if state.is_scheduled()]
+    return bool(scheduled) and scheduled[-1].message == RESCHEDULED
+
+
+def _why(job: Job, ended: FlowRun) -> EnginefarmError:
+    state = ended.state
+    label = job.spec.label
+    if state is None or state.is_cancelled():
+        return BuildCancelled(f"{label}: cancelled")
+    kind = getattr(errors, (state.name or "").removeprefix("Failed: "), FarmError)
+    text = state.message or "no reason given"
+    if state.is_crashed():
+        return FarmError(f"{label}: crashed {ended.run_count} times", why=text)
+    if state.is_completed():
+        return FarmError(f"{label}: its run completed, and its manifest is not in the store")
+    made: EnginefarmError = kind(text)
+    return made
+
+
+class _Children:
+    """One poll of the server for every child that is waited for, whoever waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[UUID, threading.Event] = {}
+        self._ended: dict[UUID, FlowRun] = {}
+        self._thread: threading.Thread | None = None
+
+    def wait(self, run_id: UUID) -> FlowRun:
+        """The run in its last state. Raises: BuildCancelled when this process is to stop."""
+        with self._lock:
+            event = self._waiting.setdefault(run_id, threading.Event())
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._poll, name="children", daemon=True)
+                self._thread.start()
+        while not event.wait(0.2):
+            if CANCEL.is_set():
+                raise BuildCancelled("the parent run was cancelled")
+        return self._ended[run_id]
+
+    def _poll(self) -> None:
+        with get_client(sync_client=True) as client:
+            while True:
+                with self._lock:
+                    ids = list(self._waiting)
+                    if not ids:
+                        self._thread = None
+                        return
+                for start in range(0, len(ids), PAGE):
+                    self._look(client, ids[start : start + PAGE])
+                CANCEL.wait(POLL_S)
+
+    def _look(self, client: SyncPrefectClient, ids: list[UUID]) -> None:
+        try:
+            runs = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
+            )
+        except (httpx.HTTPError, PrefectHTTPStatusError):
+            return  # the server is away: the children go on, and so does the wait
+        for run in runs:
+            if _ended(run):
+                with self._lock:
+                    self._ended[run.id] = run
+                    self._waiting.pop(run.id).set()
+
+
+def _ended(run: FlowRun) -> bool:
+    """Final, and not about to be sent back to its queue."""
+    if run.state is None or not run.state.is_final():
+        return False
+    if not run.state.is_crashed() or run.run_count >= MAX_ATTEMPTS:
+        return True
+    return datetime.now(UTC) - run.state.timestamp > timedelta(seconds=RESCHEDULING_S)
+
+
+CHILDREN = _Children()
+
+
+class Ended(NamedTuple):
+    """How the run of one recipe ended."""
+
+    name: str
+    why: str
+    completed: bool
+
+
+def build_recipes(files: Sequence[Path]) -> dict[Path, Ended]:
+    """A build-model run for each recipe, all at once on the control pool, waited for."""
+    started = {
+        file: run_deployment(
+            "build-model/build-model",
+            parameters={"recipe": str(file)},
+            timeout=0,
+            idempotency_key=f"{runtime.flow_run.id}:{file}",
+        )
+        for file in files
+    }
+    ended: dict[Path, Ended] = {}
+    for file, child in started.items():
+        state = CHILDREN.wait(child.id).state
+        assert state is not None
+        why = "" if state.is_completed() else state.message or ""
+        ended[file] = Ended(state.name or state.type.value, why, state.is_completed())
+    return ended
+
+
+def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
+    """For each engine not run on its GPU yet, a run that waits for a worker that has one.
+
+    One a spec, however often it is asked for.
+    """
+    pending = [row for row in outcomes if row.on_device == "pending"]
+    with get_client(sync_client=True) as client:
+        for pool in sorted({farm.pool_of(row.gpu) for row in pending}):
+            deployments.ensure_applied(client, "benchmark-engine", pool)
+    for row in pending:
+        run_deployment(
+            f"benchmark-engine/{farm.pool_of(row.gpu)}",
+            parameters={
+                "spec_digest": row.spec_digest,
+                "budget": recipe.budget(row.precision).model_dump(mode="json"),
+                "class_scores": list(recipe.verification.class_scores),
+            },
+            flow_run_name=f"{row.recipe} {row.label}",
+            timeout=0,
+            as_subflow=False,
+            idempotency_key=f"benchmark:{row.spec_digest}",
+        )

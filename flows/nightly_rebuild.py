@@ -1,0 +1,43 @@
+"""Every recipe of a folder: surveyed, built where engines are missing, reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from enginefarm.nightly import Slower
+from flows.dispatch import Ended, build_recipes, online_offers, stopped_at_once
+from flows.parameters import Folder, folder_at
+from tasks.nightly import announce, find_slower, publish_night, survey_recipes
+
+
+@flow(name="nightly-rebuild", persist_result=False)
+def nightly_rebuild(folder: Folder = ".") -> Any:
+    """Build what is missing. A recipe whose engines are all there costs no run."""
+    with stopped_at_once():
+        standings = survey_recipes(folder_at(folder), online_offers())
+        ended = build_recipes([row.file for row in standings if row.missing])
+        slower = find_slower(standings)
+        announce(slower)
+        publish_night(standings, {file: (run.name, run.why) for file, run in ended.items()}, slower)
+        broken = [f"{row.file}: {row.error}" for row in standings if row.error]
+        return _final_state(len(standings), broken, ended, slower)
+
+
+def _final_state(
+    recipes: int, broken: list[str], ended: dict[Any, Ended], slower: tuple[Slower, ...]
+) -> State[Any]:
+    failed = [f"{file}: {run.name}: {run.why}" for file, run in ended.items() if not run.completed]
+    if broken or failed:
+        count = len(broken) + len(failed)
+        return Failed(message=f"{count} of {recipes} recipes\n" + "\n".join(broken + failed))
+    if slower:
+        return Completed(
+            name="Regressed", message="\n".join(f"{row.recipe} {row.cell}" for row in slower)
+        )
+    if not ended:
+        return Completed(name="Cached", message=f"{recipes} recipes, nothing to build")
+    return Completed(message=f"{len(ended)} of {recipes} recipes were built")

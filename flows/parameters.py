@@ -1,0 +1,108 @@
+"""The types of deployments' parameters: what the UI's run form offers, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from enginefarm import gpus
+from enginefarm.errors import RecipeError
+from enginefarm.recipe import PrecisionName
+from enginefarm.recipe_file import FILE_NAME
+
+ROOTS = "ENGINEFARM_RECIPE_ROOTS"
+
+GpuLabel = Literal[tuple(gpus.table())]  # type: ignore[valid-type]  # the rows are the choices
+
+Gpus = Annotated[
+    list[GpuLabel] | None,
+    Field(description="Only these of the recipe's GPUs. Empty: all of them."),
+]
+
+Precisions = Annotated[
+    list[PrecisionName] | None,
+    Field(description="Only these of the recipe's precisions. Empty: all of them."),
+]
+
+RecipePath = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=500,
+        description="Recipe file, or the folder it is in: absolute, or from a recipe root of "
+        f"the control worker ({ROOTS}). Example: 03_digits/recipe.yaml",
+    ),
+]
+
+
+Folder = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=500,
+        description="Folder of recipes: absolute, or from a recipe root of the control worker.",
+    ),
+]
+
+SpecDigest = Annotated[
+    str,
+    Field(
+        pattern="^[0-9a-f]{64}$",
+        description="Digest of the engine's spec, whole: enginefarm list --json",
+    ),
+]
+
+
+def roots() -> tuple[Path, ...]:
+    """Folders that recipes may come from: ENGINEFARM_RECIPE_ROOTS, else the working folder."""
+    text = os.environ.get(ROOTS) or str(Path.cwd())
+    return tuple(Path(part).resolve() for part in text.split(os.pathsep) if part)
+
+
+def recipe_file_at(path: str) -> Path:
+    """The recipe's file, inside one of the roots.
+
+    Raises: RecipeError for a path that leads elsewhere, by links or `..` too, or to nothing.
+    A recipe names code to run: only folders that the farm's owner chose may hold one.
+    """
+    for real in _inside(path):
+        file = real / FILE_NAME if real.is_dir() else real
+        if file.is_file():
+            return file
+    raise _nothing_at(path, "file")
+
+
+def folder_at(path: str) -> Path:
+    """A folder inside one of the roots. Raises: RecipeError."""
+    for real in _inside(path):
+        if real.is_dir():
+            return real
+    raise _nothing_at(path, "folder")
+
+
+def _inside(path: str) -> list[Path]:
+    allowed = roots()
+    candidates = [Path(path)] if Path(path).is_absolute() else [root / path for root in allowed]
+    inside = [
+        real
+        for real in (candidate.resolve() for candidate in candidates)
+        if any(real.is_relative_to(root) for root in allowed)
+    ]
+    if not inside:
+        raise RecipeError(
+            f"recipe: {path} is outside the folders that recipes may come from",
+            why=f"this worker allows {', '.join(map(str, allowed))}",
+            fix=f"move it there, or start the control worker with {ROOTS} naming its folder",
+        )
+    return inside
+
+
+def _nothing_at(path: str, kind: str) -> RecipeError:
+    return RecipeError(
+        f"recipe: there is no {kind} {path}",
+        why=f"looked in {', '.join(map(str, roots()))}",
+        fix="correct the path; it is read on the control worker's machine",
+    )
