@@ -21,6 +21,7 @@ from typing import Any
 from enginefarm.digest import sha256_bytes
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.schema import canonical_json
+from enginefarm.settings import recipe_roots
 
 OTHER_NAMES = {
     "PIL": "pillow",
@@ -39,13 +40,15 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
     A file is loaded under a private module name and `sys.path` stays as it is: two recipes
     may both have a `model.py`.
 
-    Raises: `error`, naming `field`, when the file, module or attribute is not there or
-    importing it fails.
+    Raises: `error`, naming `field`, when the file, module or attribute is not there, the file
+    is outside the recipe's folder and the recipe roots, or importing it fails.
     """
     where, _, attribute = path.partition(":")
     try:
         module = (
-            _load_file(root / where) if where.endswith(".py") else importlib.import_module(where)
+            _load_file(_inside(root, where, field, error))
+            if where.endswith(".py")
+            else importlib.import_module(where)
         )
         found: Any = module
         for part in attribute.split("."):
@@ -70,6 +73,23 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
             f"{field}: importing {path!r} failed", why=f"{type(cause).__name__}: {cause}"
         ) from cause
     return found
+
+
+def _inside(root: Path, where: str, field: str, error: type[EnginefarmError]) -> Path:
+    """The file, when it is in the recipe's folder or in a recipe root. Links are followed first.
+
+    Who may put a file there may run code on the farm (docs/security.md); nobody else may.
+    """
+    file = (root / where).resolve()
+    allowed = (root.resolve(), *recipe_roots())
+    if not any(file.is_relative_to(folder) for folder in allowed):
+        raise error(
+            f"{field}: {where!r} is outside the folders that code may come from",
+            why=f"allowed are {', '.join(map(str, allowed))}",
+            fix="move the file into the recipe's folder, or name its folder in "
+            "ENGINEFARM_RECIPE_ROOTS",
+        )
+    return file
 
 
 def _load_file(file: Path) -> Any:
@@ -98,7 +118,7 @@ def fingerprint(path: str, root: Path, *, field: str) -> dict[str, str]:
     """
     where = path.partition(":")[0]
     if where.endswith(".py"):
-        file = root / where
+        file = _inside(root, where, field, SourceError)
         if not file.is_file():
             raise SourceError(
                 f"{field}: {path!r}: no such file",

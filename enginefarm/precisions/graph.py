@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,14 @@ def _without_weights(model: ModelProto) -> ModelProto:
         copy.data_location = onnx.TensorProto.EXTERNAL
         copy.external_data.add(key="location", value="not-needed")
     return light
+
+
+def keep_initializers(model: ModelProto, names: Container[str]) -> None:
+    """Drops every other initializer, in place: copying would need the weights' memory twice."""
+    initializers = model.graph.initializer
+    for index in reversed(range(len(initializers))):
+        if initializers[index].name not in names:
+            del initializers[index]
 
 
 def finish(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm import onnx_files
 from enginefarm.errors import PrecisionError
-from enginefarm.precisions.graph import infer_types
+from enginefarm.precisions.graph import infer_types, keep_initializers
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -244,10 +244,7 @@ def _types(model: ModelProto) -> dict[str, int]:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    used = set(_reads(model))
-    kept = [_copy(tensor) for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    keep_initializers(model, set(_reads(model)))
 
 
 def _reads(model: ModelProto) -> Iterator[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
+from enginefarm.precisions.graph import keep_initializers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,21 +160,9 @@ def _replace(model: ModelProto, nodes: list[NodeProto], unused: set[str]) -> Non
         copy = Node()
         copy.CopyFrom(node)
         copies.append(copy)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in unused]
     del model.graph.node[:]
     model.graph.node.extend(copies)
-    if unused:
-        copies_of = [_copy(tensor) for tensor in kept]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend(copies_of)
-
-
-def _copy(tensor: TensorProto) -> TensorProto:
-    from onnx import TensorProto as Tensor
-
-    copy = Tensor()
-    copy.CopyFrom(tensor)
-    return copy
+    keep_initializers(model, {tensor.name for tensor in model.graph.initializer} - unused)
 
 
 def _scale(amax: Any, storage: Storage) -> Any:
