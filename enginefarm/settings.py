@@ -15,6 +15,12 @@ def home() -> Path:
     return Path(chosen) if chosen else Path.home() / ".local" / "share" / "enginefarm"
 
 
+def recipe_roots() -> tuple[Path, ...]:
+    """Folders besides a recipe's own that its code may come from: ENGINEFARM_RECIPE_ROOTS."""
+    parts = os.environ.get("ENGINEFARM_RECIPE_ROOTS", "").split(os.pathsep)
+    return tuple(Path(part).resolve() for part in parts if part)
+
+
 @dataclass(frozen=True)
 class BuildLimits:
     """What one builder process may take. Plan for 3 to 4 times the weights in memory."""

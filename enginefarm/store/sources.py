@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
@@ -20,6 +21,8 @@ from enginefarm.spec import BlobRef
 from enginefarm.store import layout
 from enginefarm.store.failures import translate
 from enginefarm.store.s3 import ObjectStore
+
+FILE_NAME = re.compile(r"\w[\w.@+-]{0,200}")
 
 
 class BlobSource:
@@ -73,7 +76,10 @@ class PresignedUrl:
             ) from None
         if parts.scheme not in ("http", "https"):
             raise UsageError("pull --url: only http and https URLs can be pulled")
-        name = said.get("name", ref.digest).replace("/", "_")
+        # The URL is somebody else's text: its name must not lead out of a folder.
+        name = said.get("name", "")
+        if not FILE_NAME.fullmatch(name):
+            name = ref.digest
         return cls(urlunsplit(parts._replace(fragment="")), ref, name)
 
 

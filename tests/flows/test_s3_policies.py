@@ -23,7 +23,7 @@ POLICIES = Path(__file__).parents[2] / "infra" / "s3-policies"
 ROLES = ("pull", "farm", "promote", "collect")
 BUCKET = "engines"
 ADMIN = Credentials("admin", "admin-secret")
-CHANNEL = "channels/sample/production.json"
+CHANNEL = "channels/sample/production/99999998.json"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,16 @@ def test_a_worker_publishes(stores: dict[str, EngineStore], tmp_path: Path) -> N
     large.write_bytes(bytes(40 << 20))  # in parts
     assert store.has_blob(store.put_blob(large))
     store.put_spec(make_manifest().spec)
-    store.write_document("channels/sample/candidate.json", b"{}", if_etag=None)
+    store.write_document("channels/sample/candidate/99999998.json", b"{}", if_etag=None)
+
+
+def test_no_recipe_or_channel_name_makes_another_channel_writable(
+    stores: dict[str, EngineStore],
+) -> None:
+    """`channels/*/candidate/*`: the stars must not reach over to production."""
+    store = stores["farm"]
+    denied(lambda: store.put_object("channels/candidate/production/1.json", b"{}"))
+    denied(lambda: store.put_object("channels/sample/candidate", b"{}"))
 
 
 def test_a_worker_promotes_nothing(stores: dict[str, EngineStore]) -> None:
