@@ -25,6 +25,8 @@ BINS = 2048
 LEVELS = 128
 """Of a symmetric 8-bit number, on one side of zero."""
 STRIDE = 4
+MIN_VALUES = 8 * BINS
+"""With fewer, most bins are empty by chance, and entropy would clip at random."""
 
 
 class AbsHistogram:
@@ -81,11 +83,12 @@ def entropy(histogram: AbsHistogram, options: Calibration) -> float:
 
     Kullback-Leibler divergence between the clipped distribution and its quantised self, as in
     S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) and NVIDIA's pytorch-quantization.
+    Of fewer than MIN_VALUES numbers the largest is taken.
     """
     import numpy as np
 
-    if histogram.counts is None:
-        return 0.0
+    if histogram.counts is None or histogram.counts.sum() < MIN_VALUES:
+        return histogram.amax
     counts = histogram.counts.astype(np.float64)
     counts[0] = counts[1]  # zeros, of ReLU above all, say nothing about the range
     total = np.cumsum(counts)

@@ -72,3 +72,24 @@ def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
 
 def at(profile: Profile, point: Point) -> dict[str, int]:
     return {dim: getattr(bounds, point) for dim, bounds in profile.dims.items()}
+
+
+def misfit(batch: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Why no profile admits this batch; None when one does."""
+    sizes = {
+        dim: batch[tensor.name].shape[axis]
+        for tensor in recipe.inputs
+        for axis, dim in enumerate(tensor.shape)
+        if isinstance(dim, str)
+    }
+    reasons: list[str] = []
+    for profile in recipe.profiles:
+        outside = [
+            f"{dim}={size} is not in {profile.dims[dim].min}..{profile.dims[dim].max}"
+            for dim, size in sizes.items()
+            if not profile.dims[dim].min <= size <= profile.dims[dim].max
+        ]
+        if not outside:
+            return None
+        reasons.append(f"profile {profile.name}: {', '.join(outside)}")
+    return "; ".join(reasons)

@@ -58,6 +58,7 @@ def make_reference(
     with zipfile.ZipFile(dest, "w") as archive:
         for index, batch in enumerate(found):
             inputs, labels = data.split(batch, source)
+            _fits(inputs, recipe, index)
             for name, array in inputs.items():
                 _add(archive, f"{index:04d}/input/{name}", array)
             for name, array in run(inputs).items():
@@ -66,6 +67,17 @@ def make_reference(
                 _add(archive, f"{index:04d}/labels", labels)
             progress.report("reference", index + 1, use.batches)
     return dest
+
+
+def _fits(inputs: Arrays, recipe: Recipe, index: int) -> None:
+    """The engine will be run on these inputs: a profile must admit their shapes."""
+    why = feeds.misfit(inputs, recipe)
+    if why is not None:
+        raise CalibrationError(
+            f"verification data: batch {index} fits no optimization profile",
+            why=why,
+            fix="give data within the profiles, or widen a profile",
+        )
 
 
 def read_reference(path: Path) -> Iterator[ReferenceBatch]:

@@ -38,6 +38,11 @@ def test_entropy_clips_where_minmax_does_not() -> None:
     assert 2.5 < calibration.entropy(made, OPTIONS) < 10, "outliers are cut, the bell is not"
 
 
+def test_entropy_of_a_handful_of_numbers_does_not_clip_at_random() -> None:
+    few = tailed(count=2000)
+    assert calibration.entropy(histogram(few), OPTIONS) == 40.0
+
+
 def test_entropy_keeps_a_uniform_range_whole() -> None:
     values = np.random.default_rng(0).uniform(-3, 3, 200_000).astype(np.float32)
     assert calibration.entropy(histogram(values), OPTIONS) > 2.9
