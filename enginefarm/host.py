@@ -35,8 +35,8 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 class Host(Frozen):
     """An inference host. None: not known, so nothing is refused for it, and pull says so."""
 
-    gpu_name: str | None = Field(None, description="As NVML reports it.")
-    gpu: str | None = Field(None, description="Label in gpus.toml.")
+    gpu_name: str | None = Field(default=None, description="As NVML reports it.")
+    gpu: str | None = Field(default=None, description="Label in gpus.toml.")
     compute_capability: str | None = None
     driver: str | None = None
     os: str | None = None
@@ -45,7 +45,7 @@ class Host(Frozen):
         default_factory=dict, description="tensorrt and tensorrt-rtx builds that are installed."
     )
     plugins: frozenset[Digest] | None = Field(
-        None, description="Plugin libraries that the server loads."
+        default=None, description="Plugin libraries that the server loads."
     )
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ from enginefarm.select import Candidate, Selection, select
 from enginefarm.signing import trust
 from enginefarm.store import layout, open_store
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import writing
+from enginefarm.store.failures import write_atomically, writing
 from enginefarm.store.sources import PresignedUrl, UrlSource
 
 REJECTIONS_SHOWN = 20
@@ -143,7 +143,8 @@ def _lines(selection: Selection) -> Iterable[str]:
 def fetch(
     candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
 ) -> PulledEngine:
-    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one.
+    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one, with
+    the manifest beside it as `<dest>.json`.
 
     store: None where the engine is in the cache already.
     """
@@ -154,6 +155,7 @@ def fetch(
         path = cache.link(file_name(manifest), manifest.engine)
     else:
         path = copy_out(blob, target(Path(dest), manifest))
+        write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
     return PulledEngine(path=path, manifest=manifest, candidate=candidate, cached=cached)
 
 

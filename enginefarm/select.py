@@ -66,6 +66,11 @@ class _Unknown(str):
     """A caveat: what could not be checked."""
 
 
+def is_caveat(said: str) -> bool:
+    """Whether what a check said is that it could not check, and no reason to refuse."""
+    return isinstance(said, _Unknown)
+
+
 Check = Callable[[Manifest, Host], str | None]
 
 
@@ -86,8 +91,8 @@ def select(
         findings = [finding for check in CHECKS if (finding := check(manifest, host))]
         if precision not in (None, manifest.precision):
             findings.insert(0, f"precision is {manifest.precision}; {precision} is asked for")
-        reasons = tuple(str(one) for one in findings if not isinstance(one, _Unknown))
-        caveats = tuple(str(one) for one in findings if isinstance(one, _Unknown))
+        reasons = tuple(str(one) for one in findings if not is_caveat(one))
+        caveats = tuple(str(one) for one in findings if is_caveat(one))
         fit = fit_of(manifest, host)
         if reasons or fit is None:
             rejections.append(Rejection(manifest=manifest, reasons=reasons))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
     help="A file, or a folder that exists. Default: the engine stays in the cache.",
 )
 @click.option("--url", metavar="URL", help="Instead of NAME: what `enginefarm url` printed.")
+@click.option(
+    "--watch",
+    "every_s",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="Go on: look so often, and keep the folder --dest at the engine that fits.",
+)
 @click.option("--offline", is_flag=True, help="Only what this host pulled before.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
 def pull(
@@ -38,6 +46,7 @@ def pull(
     precision: Any,
     dest: Path | None,
     url: str | None,
+    every_s: float | None,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -59,6 +68,13 @@ def pull(
     if name is None or url is not None:
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
 
+    if every_s is not None:
+        if dest is None:
+            raise UsageError("pull --watch: say which folder to keep", fix="add --dest FOLDER")
+        _watch(
+            lambda: pull_engine(name, gpu=gpu, precision=precision, offline=offline), dest, every_s
+        )
+        return
     with watched(enabled=not as_json):
         pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest, offline=offline)
     if as_json:
@@ -77,6 +93,24 @@ def pull(
     )
     for caveat in pulled.candidate.caveats:
         click.echo(f"note: {caveat}", err=True)
+
+
+def _watch(pull: Callable[[], PulledEngine], folder: Path, every_s: float) -> None:
+    """Until interrupted. One line a swap on standard output, errors on standard error."""
+    import threading
+
+    from enginefarm.watch import watch
+
+    watch(
+        pull,
+        folder,
+        every_s=every_s,
+        stop=threading.Event(),
+        on_swap=lambda manifest: click.echo(
+            f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}"
+        ),
+        on_error=lambda error: click.echo(f"error: {error}", err=True),
+    )
 
 
 def summary(pulled: PulledEngine) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""`enginefarm doctor`: this host, and whether a plan can run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
+
+
+@click.command()
+@click.argument("plan", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--gpu", default="auto", metavar="LABEL", help="For this GPU.", show_default=True)
+@click.option(
+    "--manifest",
+    "manifest_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: PLAN.json beside it, else what this host pulled.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: bool) -> None:
+    """Say what this host has, and whether PLAN can run on it.
+
+    From the plan's manifest and its first bytes: nothing is loaded onto a GPU. Exit code 50
+    when it cannot run.
+    """
+    from pydantic import ValidationError
+
+    from enginefarm.cache import BlobCache
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.doctor import failures, host_findings, manifest_for, plan_findings
+    from enginefarm.errors import CorruptBlob, HostError, NoEngineFits, UsageError
+    from enginefarm.host import Host, detect
+    from enginefarm.manifest import Manifest
+
+    cache = BlobCache()
+    try:
+        host = detect(gpu)
+    except HostError:
+        host = Host()
+    if plan is None:
+        findings = host_findings(host, cache)
+    else:
+        try:
+            manifest = (
+                Manifest.model_validate_json(manifest_path.read_bytes())
+                if manifest_path
+                else manifest_for(plan, cache)
+            )
+            findings = plan_findings(plan, manifest, host)
+        except OSError as error:
+            raise UsageError(f"doctor: {error.filename}: {error.strerror}") from error
+        except ValidationError as error:
+            raise CorruptBlob(f"doctor: the manifest of {plan} is not one") from error
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in findings])
+    else:
+        print_table(
+            f"{plan} on {host}" if plan else "This host",
+            ("subject", "detail", "verdict"),
+            [(one.subject, one.detail, one.verdict) for one in findings],
+            [STYLES[one.verdict] for one in findings],
+        )
+    failed = failures(findings)
+    if failed:
+        raise NoEngineFits(
+            f"doctor: {plan or 'this host'} fails {len(failed)} "
+            f"check{'s' if len(failed) > 1 else ''}",
+            why="\n       ".join(f"{one.subject}: {one.detail}" for one in failed),
+        )

@@ -1,0 +1,65 @@
+"""`enginefarm triton-repo`: a model repository for NVIDIA Triton Inference Server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from enginefarm.cli.pull import PRECISIONS
+
+
+@click.command("triton-repo")
+@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: fp16, where it is.")
+@click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def triton_repo(
+    name: str, destination: str, precision: Any, model_name: str | None, as_json: bool
+) -> None:
+    """Write config.pbtxt and the plans of all GPUs, so that Triton loads the right one.
+
+    Each signature is checked first where a trust key is configured. GPUs of one compute
+    capability get a repository each, in DIR/<gpu>.
+    """
+    from enginefarm import triton
+    from enginefarm.cache import BlobCache
+    from enginefarm.catalog import StoreCatalog
+    from enginefarm.channels import split
+    from enginefarm.cli.progress_view import watched
+    from enginefarm.cli.tables import print_json
+    from enginefarm.signing import trust
+    from enginefarm.store import open_store, s3
+
+    store, cache, trusted = open_store(), BlobCache(), trust()
+    recipe, channel = split(name)
+    catalog = StoreCatalog(store)
+    chosen = triton.choose(catalog.manifests(recipe, channel), recipe, precision)
+    files = triton.repository(chosen, name=model_name or recipe)
+    with watched(enabled=not as_json):
+        for manifest in chosen:
+            if trusted is not None:
+                trusted.require(manifest, catalog.attestation(manifest))
+        blobs = {one.engine.digest: cache.ensure(store, one.engine) for one in chosen}
+        if destination.startswith("s3://"):
+            target = s3.connect(destination)
+            for file in files:
+                if isinstance(file.content, bytes):
+                    target.put(file.path, file.content)
+                else:
+                    target.upload_file(blobs[file.content.digest], file.path, metadata={})
+        else:
+            triton.write_folder(files, Path(destination), blobs)
+    paths = [file.path for file in files]
+    if as_json:
+        print_json({"destination": destination, "files": paths})
+        return
+    for path in paths:
+        click.echo(path)
+    roots = sorted({path.split("/")[0] for path in paths if path.count("/") == 3})
+    where = [f"{destination.rstrip('/')}/{root}" for root in roots] or [destination]
+    click.echo("\nTry next:")
+    for root in where:
+        click.echo(f"  tritonserver --model-repository={root}")
