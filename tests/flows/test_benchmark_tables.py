@@ -18,8 +18,10 @@ from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
 
 import enginefarm
+from enginefarm import outcome_rows
 from enginefarm.cli import run
 from enginefarm.errors import CorruptBlob
+from enginefarm.outcome import Outcome, of_manifest
 from enginefarm.row_filter import RowFilter
 from enginefarm.store import s3
 from enginefarm.store.engine_store import EngineStore
@@ -226,3 +228,26 @@ def test_upgrade_lists_what_dies_and_refuses_a_toolchain_nobody_used(
     assert [engine["fate"] for engine in found["engines"]] == ["to-rebuild"]
     assert run(["upgrade", "trtexec", "11.0"]) == 2
     assert "use one of: tensorrt" in capsys.readouterr().err
+
+
+def test_a_runs_outcomes_become_rows_of_the_night(store: EngineStore) -> None:
+    store.put_bytes(b"engine")
+    store.put_bytes(b"graph")
+    manifest = make_manifest()
+    store.publish(manifest)
+    cell = {"recipe": "model", "precision": "fp16"}
+    outcomes = [
+        of_manifest(manifest, "built"),
+        of_manifest(manifest, "cached"),
+        Outcome(gpu="l4", status="rejected", reason="accuracy: cosine 0.9 < 0.99", **cell),
+        Outcome(gpu="a100", status="skipped", reason="no tensor cores", **cell),
+    ]
+    outcome_rows.record(store, outcomes, night=NIGHT)
+    found = {row.gpu: row for row in BenchmarkTables(store.objects).rows()}
+    assert {gpu: row.outcome for gpu, row in found.items()} == {
+        "t4": "built",
+        "l4": "failed",
+        "a100": "skipped",
+    }
+    assert found["l4"].reason == "accuracy: cosine 0.9 < 0.99"
+    assert {row.date for row in found.values()} == {NIGHT}
