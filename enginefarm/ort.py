@@ -33,6 +33,8 @@ def session(
     ort: Any = import_module("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal: errors come back as exceptions
+    # Threads that wait by spinning take the cores from the stages that run beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
