@@ -1,0 +1,87 @@
+"""A channel moved to a recipe's engines: gates first, then a person, then one atomic step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from enginefarm import channels
+from enginefarm.errors import EnginefarmError, GateError
+from enginefarm.gates import GateResult
+from enginefarm.manifest import Manifest
+from enginefarm.schema import Name
+from enginefarm.store import open_store
+
+APPROVAL_S = 24 * 3600
+
+
+class Approval(RunInput):
+    """What the person who resumes the run fills in."""
+
+    approved: bool = Field(description="Move the channel to these engines?")
+    by: str = Field(min_length=1, max_length=100, description="Your name, for the log.")
+    why: str = Field("", max_length=500)
+
+
+@flow(name="promote", persist_result=False)
+def promote(
+    recipe: Annotated[Name, Field(description="Name of the recipe.")],
+    channel: Annotated[Name, Field(description="The channel to move.")] = "production",
+    source: Annotated[
+        Name | None, Field(description="Channel to promote from. Empty: the newest engines.")
+    ] = "candidate",
+    ask: Annotated[bool, Field(description="Wait for a person's approval.")] = True,
+    allow_pending: Annotated[
+        bool, Field(description="Accept engines that were not run on their GPU yet.")
+    ] = False,
+) -> State[Any]:
+    """Ends Promoted, or `Failed: <kind>`; the channel moves whole or not at all."""
+    answer: list[Approval] = []
+
+    def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> None:
+        answer.append(_asked(recipe, channel, engines, gates))
+
+    try:
+        revision = channels.promote(
+            open_store(),
+            recipe,
+            channel,
+            source=source,
+            allow_pending=allow_pending,
+            approve=approve if ask else None,
+        )
+    except EnginefarmError as error:
+        return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
+    by = f", approved by {answer[0].by}" if answer else ""
+    return Completed(
+        name="Promoted", message=f"{recipe}@{channel} is revision {revision.revision}{by}"
+    )
+
+
+def _asked(
+    recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
+) -> Approval:
+    """Pauses the run until somebody fills in its form. Raises: GateError when they decline."""
+    lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
+    lines += [f"| {one.spec.label} | `{one.engine.digest[:12]}` |" for one in engines]
+    lines += ["", *(f"- {one.label} {one.gate}: {one.verdict} {one.detail}" for one in gates)]
+    create_markdown_artifact(
+        key=f"promote-{recipe}".replace(".", "-").replace("_", "-"),
+        markdown="\n".join(lines),
+        description=f"To approve: {recipe}@{channel}",
+    )
+    answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_S, poll_interval=2)
+    if not answer.approved:
+        raise GateError(
+            f"promote {recipe}@{channel}: declined by {answer.by}",
+            why=answer.why,
+            fix="the channel stays where it was",
+        )
+    return answer
