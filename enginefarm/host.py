@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from pathlib import Path
@@ -28,6 +29,9 @@ RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
 }
 """Runtime -> distributions whose version is its build; the first that is installed counts."""
+
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia")
+"""Without any of these a Linux host (WSL, Jetson) has no GPU: NVML need not be loaded."""
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -165,6 +169,8 @@ def installed_runtimes() -> dict[str, str]:
 
 def first_gpu() -> NvmlGpu | None:
     """The first GPU that NVML and CUDA_VISIBLE_DEVICES show; None without driver or GPU."""
+    if sys.platform == "linux" and not any(Path(file).exists() for file in DEVICE_FILES):
+        return None
     nvml: Any = import_module("pynvml")  # it has no types
     try:
         nvml.nvmlInit()

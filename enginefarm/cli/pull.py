@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,12 @@ def pull(
     The bytes are checked against the manifest's sha256, and appear whole or not at all. When
     nothing fits, each engine's reason is listed and the exit code is 50.
     """
-    from enginefarm.cli.progress_view import watched
     from enginefarm.errors import UsageError
     from enginefarm.pulling import pull as pull_engine
     from enginefarm.pulling import pull_url
 
     if url is not None and name is None:
-        with watched(enabled=not as_json):
+        with watched_if_any(enabled=not as_json):
             path = pull_url(url, dest=dest)
         click.echo(json.dumps({"path": str(path)}) if as_json else path)
         return
@@ -75,7 +75,7 @@ def pull(
             lambda: pull_engine(name, gpu=gpu, precision=precision, offline=offline), dest, every_s
         )
         return
-    with watched(enabled=not as_json):
+    with watched_if_any(enabled=not as_json):
         pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest, offline=offline)
     if as_json:
         from enginefarm.cli.tables import print_json
@@ -93,6 +93,31 @@ def pull(
     )
     for caveat in pulled.candidate.caveats:
         click.echo(f"note: {caveat}", err=True)
+
+
+@contextmanager
+def watched_if_any(*, enabled: bool) -> Generator[None]:
+    """`watched`, which is loaded at the first byte: a pull from the cache shows nothing."""
+    from enginefarm.progress import SINK
+
+    if not enabled:
+        yield
+        return
+    stack = ExitStack()
+
+    def first(step: str, done: float, total: float | None, note: str = "") -> None:
+        from enginefarm.cli.progress_view import watched
+
+        if SINK.get() is first:
+            stack.enter_context(watched())
+        SINK.get()(step, done, total, note)
+
+    token = SINK.set(first)
+    try:
+        with stack:
+            yield
+    finally:
+        SINK.reset(token)
 
 
 def _watch(pull: Callable[[], PulledEngine], folder: Path, every_s: float) -> None:
