@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -12,9 +12,11 @@ from enginefarm.errors import RecipeError
 from enginefarm.recipe import Recipe
 
 if TYPE_CHECKING:
+    import yaml
     from pydantic_core import ErrorDetails
 
 LIMIT_BYTES = 1 << 20
+LIMIT_NODES = 100_000
 FILE_NAME = "recipe.yaml"
 
 
@@ -94,20 +96,30 @@ def _yaml(text: str, name: str) -> object:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key.value, str):
+                raise RecipeError(f"{name}: line {line}: a field's name must be text")
             if key.value in lines:
                 raise RecipeError(
                     f"{name}: line {line}: `{key.value}` is written twice",
                     why=f"it is already there at line {lines[key.value]}",
                     fix="keep one of the two",
                 )
-            if isinstance(key.value, str):
-                lines[key.value] = line
+            lines[key.value] = line
         loader.flatten_mapping(node)
         return loader.construct_mapping(node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > LIMIT_NODES:
+            raise RecipeError(
+                f"{name}: its aliases (`*name`) unfold to more than {LIMIT_NODES:,} values",
+                fix="write the values out, or put data into a file beside the recipe",
+            )
+        return cast(Any, loader).construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark is not None else ""
@@ -116,6 +128,27 @@ def _yaml(text: str, name: str) -> object:
             why=str(getattr(error, "problem", None) or error),
             fix="check indentation, quotes and colons there",
         ) from error
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values in a document with every alias unfolded, counted without unfolding any.
+
+    Raises: RecursionError for a value that holds itself.
+    """
+    known = sizes.get(id(node))
+    if known == 0:
+        raise RecursionError("a value holds itself")
+    if known is None:
+        sizes[id(node)] = 0
+        held: Any = node.value  # text, nodes, or pairs of nodes
+        parts = [] if isinstance(held, str) else list(_flat(held))
+        sizes[id(node)] = known = 1 + sum(_expanded(part, sizes) for part in parts)
+    return known
+
+
+def _flat(held: Iterable[Any]) -> Iterable[yaml.Node]:
+    for part in held:
+        yield from part if isinstance(part, tuple) else (part,)
 
 
 def _lines(details: Sequence[ErrorDetails]) -> list[str]:
@@ -168,7 +201,10 @@ def _pattern(pattern: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
