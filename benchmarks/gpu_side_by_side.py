@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,19 +23,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
 
-import make_models  # noqa: E402
-
 from enginefarm.benchmark import Measured, side_by_side  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
 from enginefarm.measure.contenders import (  # noqa: E402
     EngineContender,
     OrtContender,
-    TorchContender,
 )
 from enginefarm.measure.harness import Harness  # noqa: E402
+from enginefarm.measure.remote import RemoteContender  # noqa: E402
 from enginefarm.measure.shapes import sized  # noqa: E402
 from enginefarm.reference import read_reference  # noqa: E402
 from enginefarm.runtime import Engine  # noqa: E402
+
+MODELS = ("efficientnet_lite0", "resnet50")
 
 HEADER = (
     "| runtime | batch | median ms | p99 ms | CoV | verdict | GPU compute ms | copies ms "
@@ -41,24 +43,30 @@ HEADER = (
 )
 
 
-def contenders(name: str, models: Path, plans: Path | None) -> Iterator[tuple[str, Any]]:
+def contenders(
+    name: str, models: Path, plans: Path | None, stack: ExitStack
+) -> Iterator[tuple[str, Any]]:
     """(label, a callable that makes the contender); what is missing raises when it is made."""
-    import torch
-
-    def torch_on(device: str) -> Callable[[], Any]:
-        return lambda: TorchContender(
-            f"PyTorch {torch.__version__} eager FP32, {device}",
-            make_models.TORCH[name](),
-            outputs=["scores"],
-            device=device,
-        )
+    python = os.environ.get("ENGINEFARM_TORCH_PYTHON", sys.executable)
+    path = os.environ.get("ENGINEFARM_TORCH_PYTHONPATH", os.pathsep.join(sys.path[:3]))
+    device = os.environ.get("ENGINEFARM_TORCH_DEVICE", "cuda" if plans else "cpu")
+    yield (
+        "PyTorch",
+        lambda: RemoteContender(
+            f"PyTorch eager FP32, {device}",
+            runtime="pytorch",
+            python=[python],
+            factory="make_models:torch_contender",
+            arguments=[name, device],
+            environment={"PYTHONPATH": path, "LD_LIBRARY_PATH": ""},
+        ),
+    )
 
     def ort(label: str, runtime: Any, provider: str) -> Callable[[], Any]:
         return lambda: OrtContender(
             label, models / f"{name}.onnx", runtime=runtime, provider=provider
         )
 
-    yield "PyTorch", torch_on("cuda" if torch.cuda.is_available() else "cpu")
     yield "ORT CUDA", ort("ORT CUDA EP", "onnxruntime-cuda", "CUDAExecutionProvider")
     yield (
         "ORT TensorRT",
@@ -66,7 +74,7 @@ def contenders(name: str, models: Path, plans: Path | None) -> Iterator[tuple[st
     )
     yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
     for plan in sorted(plans.glob(f"{name}-*.plan")) if plans else ():
-        engine = Engine(plan, toolchain="tensorrt")
+        engine = stack.enter_context(Engine(plan, toolchain="tensorrt"))
         for graph in (False, True):
             label = f"TensorRT {plan.stem.rpartition('-')[2]}{' + CUDA graph' if graph else ''}"
             yield (
@@ -77,11 +85,14 @@ def contenders(name: str, models: Path, plans: Path | None) -> Iterator[tuple[st
             )
 
 
-def available(name: str, models: Path, plans: Path | None) -> list[Any]:
+def available(name: str, models: Path, plans: Path | None, stack: ExitStack) -> list[Any]:
     found = []
-    for label, make in contenders(name, models, plans):
+    for label, make in contenders(name, models, plans, stack):
         try:
-            found.append(make())
+            made = make()
+            found.append(made)
+            if hasattr(made, "close"):
+                stack.callback(made.close)
         except EnginefarmError as error:
             print(f"left out: {label}: {error.what}")
     return found
@@ -115,21 +126,22 @@ def main() -> None:
     harness = Harness(min_seconds=options.seconds, min_iterations=100, warmup_s=0.3)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {harness.flags}")
     results: list[dict[str, Any]] = []
-    for name in make_models.TORCH:
+    states: list[str] = []
+    for name in MODELS:
         if not (options.models / f"{name}.npz").exists():
             continue
-        running = available(name, options.models, plans)
-        inputs = next(read_reference(options.models / f"{name}.npz")).inputs
-        print(f"\n### {name}\n{HEADER}", flush=True)
-        for batch in options.batches:
-            feeds = sized(inputs, {"images": (batch, 3, 224, 224)})
-            found = side_by_side(running, feeds, batch=batch, harness=harness)
-            for one in found:
-                print(line(one, found[0], batch), flush=True)
-                results.append({"model": name, "batch": batch, **one.model_dump(mode="json")})
-            state = found[0].gpu
-            if state.samples:
-                print(f"| | | {state.model_dump_json()} |", flush=True)
+        with ExitStack() as stack:
+            running = available(name, options.models, plans, stack)
+            inputs = next(read_reference(options.models / f"{name}.npz")).inputs
+            print(f"\n### {name}\n{HEADER}", flush=True)
+            for batch in options.batches:
+                feeds = sized(inputs, {"images": (batch, 3, 224, 224)})
+                found = side_by_side(running, feeds, batch=batch, harness=harness)
+                for one in found:
+                    print(line(one, found[0], batch), flush=True)
+                    results.append({"model": name, "batch": batch, **one.model_dump(mode="json")})
+                states.append(f"batch {batch}: {found[0].gpu.model_dump_json()}")
+            print("", *states, sep="\n")
     if options.json:
         options.json.write_text(json.dumps(results))
 

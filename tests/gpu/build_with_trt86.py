@@ -71,7 +71,10 @@ def build(model, profiles, flags, cache):
 
 def main(models, plans, names):
     plans.mkdir(parents=True, exist_ok=True)
+    written = plans / "builds.json"
     record = {"tensorrt": trt.__version__, "plans": {}}
+    if written.exists():
+        record = json.loads(written.read_text())
     for name, (model, profiles, flags) in PLANS.items():
         path = models / f"{model}.onnx"
         if not path.exists() or (names and name not in names):
@@ -91,8 +94,7 @@ def main(models, plans, names):
         }
         record["plans"][name] = figures
         print(name, figures, flush=True)
-    if not names:
-        (plans / "builds.json").write_text(json.dumps(record, indent=1))
+        written.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ ONNX models and references that they came from (make_models.py). `tests/gpu/run.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def plans() -> Path:
 @pytest.fixture(scope="session")
 def models() -> Path:
     return folder("ENGINEFARM_GPU_MODELS")
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> tuple[list[str], dict[str, str]]:
+    """A Python that has PyTorch, and its environment: this one, unless told otherwise."""
+    command = os.environ.get("ENGINEFARM_TORCH_PYTHON", sys.executable)
+    path = os.environ.get("ENGINEFARM_TORCH_PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    return [command], {"PYTHONPATH": path, "LD_LIBRARY_PATH": ""}
 
 
 @pytest.fixture

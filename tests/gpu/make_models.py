@@ -64,6 +64,14 @@ def efficientnet_lite0() -> torch.nn.Module:
 TORCH: dict[str, Any] = {"resnet50": resnet50, "efficientnet_lite0": efficientnet_lite0}
 
 
+def torch_contender(name: str, device: str) -> Any:
+    """For RemoteContender and for the same process."""
+    from enginefarm.measure.contenders import TorchContender
+
+    label = f"PyTorch {torch.__version__} eager FP32, {device}"
+    return TorchContender(label, TORCH[name](), outputs=["scores"], device=device)
+
+
 def pictures(count: int) -> np.ndarray[Any, Any]:
     """(count, 3, 224, 224) float32 in -1 … 1: crops of scikit-image's own photographs."""
     import skimage.data

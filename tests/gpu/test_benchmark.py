@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import make_models
 import pytest
 
 from enginefarm.benchmark import side_by_side
-from enginefarm.measure.contenders import EngineContender, OrtContender, TorchContender
+from enginefarm.measure.contenders import EngineContender, OrtContender
 from enginefarm.measure.gpu_state import GpuSampler
 from enginefarm.measure.harness import Harness
+from enginefarm.measure.remote import RemoteContender
 from enginefarm.reference import read_reference
 from enginefarm.runtime import Engine
 
@@ -20,11 +20,20 @@ pytestmark = pytest.mark.gpu
 QUICK = Harness(warmup_iterations=10, warmup_s=0.1, min_iterations=50, min_seconds=0.2)
 
 
-def test_side_by_side(engine: Callable[[str], Engine], models: Path) -> None:
+def test_side_by_side(
+    engine: Callable[[str], Engine],
+    models: Path,
+    torch_python: tuple[list[str], dict[str, str]],
+) -> None:
     feeds = next(read_reference(models / "efficientnet_lite0.npz")).inputs
     contenders = [
-        TorchContender(
-            "pytorch", make_models.efficientnet_lite0(), outputs=["scores"], device="cuda"
+        RemoteContender(
+            "pytorch",
+            runtime="pytorch",
+            python=torch_python[0],
+            factory="make_models:torch_contender",
+            arguments=["efficientnet_lite0", "cuda"],
+            environment=torch_python[1],
         ),
         OrtContender(
             "ort cpu",

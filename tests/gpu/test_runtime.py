@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import other_library
 import pytest
 
 from enginefarm import cuda_buffers
@@ -91,8 +92,10 @@ def test_an_output_whose_size_depends_on_the_data(engine: Load) -> None:
 
 def test_a_shape_tensor_is_read_on_the_host(engine: Load) -> None:
     x = np.arange(8, dtype=np.float32)
+    reshape = engine("reshape")
+    dtype = next(t.dtype for t in reshape.tensors if t.name == "shape")  # int32 before 10
     for shape in ((2, 4), (8, 1), (1, 8)):
-        found = engine("reshape").run({"x": x, "shape": np.array(shape, np.int64)})["y"]
+        found = reshape.run({"x": x, "shape": np.array(shape, dtype)})["y"]
         assert np.array_equal(found, x.reshape(shape))
 
 
@@ -116,15 +119,13 @@ def test_a_cuda_graph_of_a_data_dependent_engine_is_refused(engine: Load) -> Non
         session.bind({"x": np.ones((4, 4), np.float32)})
 
 
-def test_two_engines_and_pytorch_share_the_gpu(engine: Load, models: Path) -> None:
-    import torch
-
+def test_two_engines_and_another_library_share_the_gpu(engine: Load, models: Path) -> None:
     feeds = random_images(4)
-    on_gpu = torch.ones(1000, device="cuda")
+    before = other_library.ones(1000)
     first, second = engine("conv"), engine("nonzero")
     assert relative_l2(first.run(feeds)["y"], on_cpu(models, "conv", feeds)) < 2e-3
     assert second.run({"x": np.eye(4, dtype=np.float32)})["y"].shape == (2, 4)
-    assert float(on_gpu.sum()) == 1000
+    assert other_library.total(before) == 1000
 
 
 def test_the_inspector_lists_layers(engine: Load) -> None:
@@ -136,13 +137,6 @@ def test_a_plan_cut_short(plans: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.plan").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EngineRunError, match=r"cut\.plan cannot be loaded"):
         Engine(tmp_path / "cut.plan", toolchain="tensorrt")
-
-
-def test_a_plan_of_another_toolchain_build(plans: Path) -> None:
-    with pytest.raises(EngineRunError, match="cannot be loaded") as caught:
-        Engine(plans / "conv-notvc.plan", toolchain="tensorrt")
-    assert caught.value.why
-    assert caught.value.fix
 
 
 def test_device_memory_too_small(engine: Load) -> None:
