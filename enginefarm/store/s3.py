@@ -246,7 +246,10 @@ def parse_url(url: str) -> tuple[str, str]:
 
     Raises: UsageError.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a lone bracket, taken for an IPv6 address
+        parts = urlsplit("")
     if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
         raise UsageError(
             "store: the URL must be s3://bucket or s3://bucket/prefix, without a key in it",

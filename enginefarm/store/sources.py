@@ -65,9 +65,9 @@ class PresignedUrl:
     @classmethod
     def parse(cls, text: str) -> PresignedUrl:
         """Raises: UsageError for a URL without a digest."""
-        parts = urlsplit(text)
-        said = {name: values[0] for name, values in parse_qs(parts.fragment).items()}
         try:
+            parts = urlsplit(text)
+            said = {name: values[0] for name, values in parse_qs(parts.fragment).items()}
             ref = BlobRef(digest=said["sha256"], size_bytes=int(said["size"]))
         except (KeyError, ValueError):
             raise UsageError(

@@ -193,10 +193,11 @@ class TrtexecReport(Frozen):
     errors: tuple[str, ...] = ()
 
 
-_NUMBER = r"([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
+# Bounded: a log may hold anything, and 1e999 is no number of milliseconds.
+_NUMBER = r"([-+]?\d{1,18}(?:\.\d{1,18})?(?:e[-+]?\d{1,2})?)(?![\d.e])"
 _BUILT = re.compile(rf"Engine (?:built|generation completed) in {_NUMBER} ?sec")
 _THROUGHPUT = re.compile(rf"Throughput: {_NUMBER} qps")
-_PEAK = re.compile(r"Peak memory usage[^:]*: CPU \d+ MiB, GPU (\d+) MiB")
+_PEAK = re.compile(r"Peak memory usage[^:]*: CPU \d+ MiB, GPU (\d{1,9}) MiB")
 _SUMMARY = re.compile(r"\] (Latency|GPU Compute Time|H2D Latency|D2H Latency): (min = .*)$")
 _FIGURE = re.compile(rf"(min|max|mean|median|percentile\(\d+(?:\.\d+)?%\)) = {_NUMBER} ms")
 _ERROR = re.compile(r"^(?:\[[^\]]*\] )?\[[EF]\] (.*)$")

@@ -1,0 +1,101 @@
+"""What hostile bytes are given to, each as the farm itself would."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from enginefarm import recipe_file
+from enginefarm.errors import EnginefarmError
+from enginefarm.plan_header import read_plan_header
+from enginefarm.store import layout
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import parse_url
+from enginefarm.store.sources import PresignedUrl
+from enginefarm.toolchains.trtexec import parse_log, parse_times
+
+Target = Callable[[bytes], object]
+
+
+def recipe(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_bytes(data)
+        return recipe_file.load(file)
+
+
+class OneObject:
+    """A store that answers every get with the same bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        return self.data, '"etag"'
+
+
+def manifest(data: bytes) -> object:
+    store = EngineStore(OneObject(data), "s3://fuzz")  # type: ignore[arg-type]
+    found = store.manifest("0" * 64)
+    raise AssertionError(f"a manifest was accepted under a key that is not its own: {found}")
+
+
+def plan_header(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "engine.plan"
+        file.write_bytes(data)
+        return read_plan_header(file)
+
+
+def index_key(data: bytes) -> object:
+    """An entry, or None for a stray object; never a path that leads elsewhere."""
+    entry = layout.parse_index(data.decode("utf-8", "replace"))
+    if entry is not None and any("/" in part for part in entry):
+        raise AssertionError(entry)
+    return entry
+
+
+def store_url(data: bytes) -> object:
+    """A bucket, and a prefix that is empty or one folder."""
+    bucket, prefix = parse_url(data.decode("utf-8", "replace"))
+    assert "@" not in bucket, "a key in a URL would be printed"
+    assert prefix == "" or prefix.endswith("/")
+    return bucket
+
+
+def url(data: bytes) -> object:
+    parsed = PresignedUrl.parse(data.decode("utf-8", "replace"))
+    joined = Path("/folder") / parsed.name
+    assert joined.parent == Path("/folder"), parsed.name
+    assert parsed.name not in (".", "..")
+    return parsed
+
+
+TARGETS: dict[str, Target] = {
+    "recipe": recipe,
+    "manifest": manifest,
+    "trtexec_log": lambda data: parse_log(data.decode("utf-8", "replace")),
+    "trtexec_times": parse_times,
+    "plan_header": plan_header,
+    "index_key": index_key,
+    "url": url,
+    "store_url": store_url,
+}
+
+
+def outcome(target: Target, data: bytes) -> str:
+    """`accepted`, or the kind of the deliberate error. Anything else that is raised is a bug."""
+    try:
+        target(data)
+    except EnginefarmError as error:
+        check_message(str(error))
+        return type(error).__name__
+    return "accepted"
+
+
+def check_message(text: str) -> None:
+    """An error is for people to read."""
+    assert text
+    assert "Traceback" not in text
+    assert len(text) < 20_000
