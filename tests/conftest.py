@@ -5,12 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from enginefarm.store import embedded, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
+
+if TYPE_CHECKING:
+    from tests.flows.farm_fixture import Farm
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,16 @@ def store_environment(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.credentials.secret_key)
     monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path / "cache"))
     return store
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """A server, a control worker, and cross workers for t4, a100 and l4. Tests share it."""
+    from tests.flows import farm_fixture
+
+    root = tmp_path_factory.mktemp("farm")
+    with (
+        farm_fixture.database() as url,
+        farm_fixture.farm_of(root, "t4", "a100", "l4", database=url) as made,
+    ):
+        yield made
