@@ -6,7 +6,8 @@ Two real models (EfficientNet-Lite0 and MiniLM, both with their published weight
 through ONNX Runtime on this CPU. Each session is a new process: session creation, memory
 layout and the neighbours' load differ as they differ between two nights. A session waits for
 a quiet machine, as a farm's worker holds its GPU alone; after a minute it runs regardless, so
-that noisy nights are in the data too. The file carries its provenance in the Parquet metadata; `benchmarks/regression.py` resamples it.
+that noisy nights are in the data too. The file carries its provenance in the Parquet
+metadata; `benchmarks/regression.py` resamples it.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--pause-s", type=float, default=15)
     parser.add_argument("--models", type=Path, default=Path("/tmp/enginefarm-timings"))
     parser.add_argument(
-        "--dest", type=Path, default=Path(__file__).parent / "data" / "ort_cpu_timings.parquet"
+        "--dest", type=Path, default=Path(__file__).parent / "data" / "ort_crowded.parquet"
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()

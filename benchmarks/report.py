@@ -78,7 +78,7 @@ def nights_of(model: str, nights: int, sessions: list[list[float]]) -> Iterator[
 def measured_sessions() -> list[list[float]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(Path(__file__).parent / "data" / "ort_cpu_timings.parquet").to_pandas()
+    table = pq.read_table(Path(__file__).parent / "data" / "ort_crowded.parquet").to_pandas()
     groups: defaultdict[object, list[float]] = defaultdict(list)
     for row in table.itertuples():
         groups[row.model, row.session].append(row.latency_ms)
@@ -129,7 +129,8 @@ def main() -> None:
         finally:
             embedded.stop(Path(folder))
     print(
-        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, jinja2 {version('jinja2')}, "
+        f"{os.cpu_count()} CPUs (load {os.getloadavg()[0]:.0f}), Python {platform.python_version()}, "
+        f"jinja2 {version('jinja2')}, "
         f"pyarrow {version('pyarrow')}\n"
     )
     print(

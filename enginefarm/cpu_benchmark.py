@@ -56,7 +56,7 @@ def benchmark_cpu(
     rows: list[BenchmarkRow] = []
     with site.scratch() as scratch:
         contenders = _contenders(site, recipe, graphs, names, scratch)
-        wanted = _points(manifest)
+        wanted = _points(manifest, [tensor.name for tensor in recipe.inputs])
         for index, point in enumerate(wanted):
             report("benchmark", index, len(wanted), point.text)
             found = side_by_side(
@@ -111,12 +111,16 @@ def _contenders(
     return found
 
 
-def _points(manifest: Manifest) -> list[Point]:
-    """Each profile's smallest and opt shapes."""
+def _points(manifest: Manifest, order: Sequence[str]) -> list[Point]:
+    """Each profile's smallest and opt shapes.
+
+    order: the recipe's inputs. A stored spec is sorted by name, and PyTorch takes inputs by
+    place.
+    """
     found: list[Point] = []
     for index, profile in enumerate(manifest.spec.profiles):
         for end in ("min", "opt"):
-            shapes = {name: getattr(shape, end) for name, shape in profile.shapes.items()}
+            shapes = {name: getattr(profile.shapes[name], end) for name in order}
             point = Point(index, profile.name, shapes)
             if point not in found:
                 found.append(point)
