@@ -80,7 +80,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         graph = onnx_files.read(model, error=error)
     else:
         graph = _export(model, recipe, sample)
-    _refuse_nan(graph, recipe, error)
+    _refuse_broken(graph, recipe, error)
     _check_inputs(graph, recipe, error)
     outputs = tuple(output.name for output in graph.graph.output)
     path = model if isinstance(model, Path) else onnx_files.write(graph, dest_dir)
@@ -215,14 +215,14 @@ def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, 
     return (tensor.name, dim) if isinstance(dim, str) else None
 
 
-def _refuse_nan(
+def _refuse_broken(
     graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
 ) -> None:
-    bad = onnx_files.nan_tensor(graph)
+    bad = onnx_files.broken_tensor(graph)
     if bad is not None:
         raise error(
-            f"the weights of {recipe.name} are broken: tensor {bad!r} holds NaN or infinity",
-            fix="take a checkpoint from before the training diverged",
+            f"the weights of {recipe.name} are broken: {bad}",
+            fix="take a checkpoint from before the training diverged, or a sound file",
         )
 
 

@@ -175,8 +175,9 @@ def opset(model: ModelProto) -> int:
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
 
 
-def nan_tensor(model: ModelProto) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None when all are finite.
+def broken_tensor(model: ModelProto) -> str | None:
+    """What is wrong with the first tensor that cannot be used: NaN, infinity, or a size that
+    is not its shape's. None when all are sound.
 
     Infinities are let through in scalars, where graphs use them on purpose (masks, Clip).
     """
@@ -187,10 +188,13 @@ def nan_tensor(model: ModelProto) -> str | None:
     for tensor in tensors(model):
         if tensor.data_type not in floats:
             continue
-        values = numpy_helper.to_array(tensor)
+        try:
+            values = numpy_helper.to_array(tensor)
+        except Exception as error:
+            return f"tensor {tensor.name!r} cannot be read ({one_line(error, 200)})"
         bad = np.isnan(values).any() if values.size <= 1 else not np.isfinite(values).all()
         if bad:
-            return tensor.name
+            return f"tensor {tensor.name!r} holds NaN or infinity"
     return None
 
 

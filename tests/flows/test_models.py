@@ -11,16 +11,29 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tiny_onnx
 from tiny_models import recipe as tiny_recipe
 
-from enginefarm import data, export, feeds, onnx_files, ort, recipe_file, slim, verify
-from enginefarm.errors import PrecisionError, SourceError
+from enginefarm import (
+    data,
+    export,
+    feeds,
+    isolate,
+    onnx_files,
+    ort,
+    recipe_file,
+    slim,
+    verify,
+)
+from enginefarm.errors import BuildError, PrecisionError, SourceError
+from enginefarm.gpus import gpu as gpu_row
 from enginefarm.manifest import GraphVerification
 from enginefarm.precisions import ConversionReport, precision
 from enginefarm.recipe import OnnxSource, Recipe
 from enginefarm.reference import make_reference, read_reference
 from enginefarm.sources import source
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -184,6 +197,40 @@ def test_minilm_says_what_sentence_transformers_says(minilm: Road) -> None:
     found = ort.run(session, inputs, error=PrecisionError, what="test")["embedding"]
     wanted = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "lacking"),
+    [
+        ("fp16", ("t4", "a100", "l4"), ()),
+        ("int8", ("t4", "a100", "l4"), ()),
+        ("bf16", ("a100", "l4"), ("t4",)),
+        ("fp8", ("l4",), ("a100",)),
+    ],
+)
+def test_every_precision_builds_where_the_gpu_has_it(
+    digits: Road, tmp_path: Path, name: str, gpus: tuple[str, ...], lacking: tuple[str, ...]
+) -> None:
+    """Real TensorRT-RTX builds; where the GPU lacks the type, the builder refuses the graph."""
+    report, _ = digits.precision(name)
+    shapes = {"images": tuple((batch, 1, 8, 8) for batch in (1, 32, 128))}
+    identity = toolchain("tensorrt-rtx").identity()
+
+    def build(gpu: str) -> BuildOutput:
+        work = tmp_path / gpu
+        work.mkdir()
+        spec = tiny_onnx.spec(identity, shapes=shapes, gpu=gpu)
+        request = BuildRequest(spec=spec, onnx=report.path, work_dir=work)
+        return isolate.build(request, toolchain="tensorrt-rtx")
+
+    for gpu in gpus:
+        assert gpu_row(gpu).refuses(name) is None
+        made = build(gpu)
+        assert [tensor.dtype for tensor in made.tensors] == ["float32", "float32"]
+    for gpu in lacking:
+        assert gpu_row(gpu).refuses(name), "the table refuses it before anything runs"
+        with pytest.raises(BuildError):
+            build(gpu)
 
 
 def test_the_detector_file_is_the_one_that_the_script_writes(tmp_path: Path) -> None:

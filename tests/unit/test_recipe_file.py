@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from tiny_models import document
@@ -105,3 +106,8 @@ def test_the_schema_for_editors_accepts_what_recipes_write() -> None:
     assert {"type": "integer"} in dims["anyOf"], "`batch: 8`"
     assert any(form.get("type") == "array" for form in dims["anyOf"]), "`batch: [1, 8, 32]`"
     assert json.loads(json.dumps(schema)) == schema
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in EXAMPLES:
+        validator.validate(yaml.safe_load(path.read_text()))
+    for wrong in ({"name": "x"}, document(bogus=1), document(precisions=["int4"])):
+        assert not validator.is_valid(wrong)
