@@ -27,8 +27,8 @@ from enginefarm.store.s3 import ObjectInfo
 
 DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
-NOT_DOCUMENTS = (layout.BLOBS, layout.INDEX, "benchmarks/")
-"""Prefixes of objects that hold no blob."""
+DOCUMENT = ".json"
+"""What ends so is read, and holds what it names; tables, pages and caches are not."""
 
 
 class Policy(Frozen):
@@ -157,13 +157,13 @@ def _stale_records(
 
 
 def _held_by_documents(store: EngineStore, going: set[str]) -> frozenset[str]:
-    """Every digest that a document names, except those that go themselves.
+    """Every digest that a JSON document names, except those that go themselves.
 
     Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
     """
     bodies: list[bytes] = []
     for info in store.list_objects(""):
-        if info.key in going or info.key.startswith(NOT_DOCUMENTS):
+        if info.key in going or not info.key.endswith(DOCUMENT):
             continue
         found = store.read_document(info.key)
         if found is not None:
