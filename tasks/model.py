@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm import plan, stages
+from enginefarm import metrics, plan, stages
 from enginefarm.recipe import Recipe
 from enginefarm.survey import Survey, survey
 from tasks.policy import STEP
@@ -30,6 +30,7 @@ def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 @task(name="export", task_run_name="export {recipe.name}", **STEP)
 def export_model(recipe: Recipe) -> stages.Exported:
     exported = stages.export(stages.here(), recipe)
+    metrics.stage("export", hit=exported.cached)
     get_run_logger().info(
         "ONNX %s, opset %d, %.1f s%s",
         exported.onnx.digest[:12],
@@ -47,6 +48,7 @@ def export_model(recipe: Recipe) -> stages.Exported:
 )
 def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Reference:
     made = stages.reference(stages.here(), recipe, exported.outputs)
+    metrics.stage("reference", hit=made.cached)
     get_run_logger().info("FP32 reference %s, %.1f s", made.npz.digest[:12], made.seconds)
     return made
 
@@ -54,6 +56,7 @@ def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Refer
 @task(name="slim", task_run_name="slim {recipe.name}", **STEP)
 def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
     slimmed = stages.slim(stages.here(), recipe, exported)
+    metrics.stage("slim", hit=slimmed.cached)
     get_run_logger().info("slimmed ONNX %s", slimmed.model.onnx.digest[:12])
     return slimmed
 
@@ -67,6 +70,7 @@ def prepare_precision(
     recipe: Recipe, slimmed: stages.Slimmed, reference: stages.Reference, precision: str
 ) -> stages.Prepared:
     prepared = stages.prepare(stages.here(), recipe, slimmed.model, reference, precision)
+    metrics.stage("prepare", hit=prepared.cached)
     verdict = "within budget" if prepared.verification.passed else "over budget"
     get_run_logger().info("%s graph %s: %s", precision, prepared.graph.digest[:12], verdict)
     return prepared

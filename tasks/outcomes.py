@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm import stages
+from enginefarm import metrics, stages
 from enginefarm.errors import EnginefarmError
 from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
 from tasks.policy import STEP
@@ -21,6 +21,7 @@ def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outc
     store = stages.here().store
     found = [manifest for digest in spec_digests if (manifest := store.manifest(digest))]
     outcomes = [of_manifest(manifest, "cached") for manifest in found]
+    metrics.cached(recipe, len(outcomes))
     return Completed(name="Cached", message=f"{len(outcomes)} of {recipe}", data=outcomes)
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
+from enginefarm import metrics
 from enginefarm.store.engine_store import EngineStore
 from tests.flows import tiny_recipe
 
@@ -35,6 +38,7 @@ class Farm:
                 "PREFECT_HOME": str(self.folder / "prefect"),
                 "ENGINEFARM_HOME": str(self.folder / "home"),
                 "ENGINEFARM_CACHE": str(self.folder / "cache"),
+                metrics.FILES: str(self.folder / "metrics"),
             },
             capture_output=True,
             text=True,
@@ -50,6 +54,14 @@ class Farm:
             "tables": self.run("bench", "table"),
         }
 
+    def counted(self) -> dict[str, float]:
+        """What a worker would serve of its runs: `name{labels}` -> value."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self.folder / "metrics"))
+        lines = generate_latest(registry).decode().splitlines()
+        rows = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in rows}
+
     def lose_everything_but_the_store(self) -> None:
         for name in ("prefect", "home", "cache"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -57,6 +69,7 @@ class Farm:
 
 @pytest.fixture
 def farm(tmp_path: Path, store_environment: EngineStore) -> Farm:
+    (tmp_path / "metrics").mkdir()
     return Farm(tmp_path)
 
 
@@ -74,3 +87,9 @@ def test_the_store_alone_is_enough(farm: Farm) -> None:
     assert again["status"] == "cached"
     assert again["spec_digest"] == built["spec_digest"]
     assert farm.seen() == before, "a build of nothing changes nothing"
+    counted = farm.counted()
+    built_once = [name for name in counted if "builds_total" in name]
+    assert ['outcome="built"' in name for name in built_once] == [True]
+    assert counted[built_once[0]] == 1
+    assert counted['enginefarm_stages_total{result="ran",stage="slim"}'] == 1
+    assert counted['enginefarm_transferred_bytes_total{direction="upload"}'] > 10_000
