@@ -18,14 +18,16 @@ from tasks.device import measure, verify_on_gpu
 @flow(name="benchmark-engine", persist_result=False)
 def benchmark_engine(
     spec_digest: SpecDigest,
-    budget: Annotated[
-        Budget | None, Field(description="Accuracy budget; the precision's default if empty.")
-    ] = None,
-    class_scores: Annotated[
-        list[str], Field(description="Outputs that are class scores.", max_length=100)
-    ] = [],  # noqa: B006 - Prefect shows it in the form; nothing changes it
+    budget: Budget | None = None,
+    class_scores: Annotated[list[str], Field(max_length=100)] = [],  # noqa: B006 - never changed
 ) -> State[Any]:
-    """Ends Verified, or `Failed: <kind>`; an engine that fails on its GPU is quarantined."""
+    """Ends Verified, or `Failed: <kind>`; an engine that fails on its GPU is quarantined.
+
+    Args:
+        spec_digest: Digest of the engine's spec, whole: enginefarm list --json
+        budget: How far outputs may stray; the precision's default if empty.
+        class_scores: Outputs that are class scores: top-1 is compared on these.
+    """
     try:
         manifest = verify_on_gpu(spec_digest, budget, tuple(class_scores))
         if manifest.device_verification.status != "passed":

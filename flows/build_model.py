@@ -54,10 +54,20 @@ class EnginesMissing(EnginefarmError):
     task_runner=ThreadPoolTaskRunner(max_workers=FAN_OUT),
     persist_result=False,
 )
-def build_model(recipe: RecipePath, gpus: Gpus = None, precisions: Precisions = None) -> Any:
+def build_model(
+    recipe: RecipePath,
+    gpus: Gpus = [],  # noqa: B006 - the run form shows it, and nothing changes it
+    precisions: Precisions = [],  # noqa: B006
+) -> Any:
     """Build, verify and publish every engine of a recipe; gives an Outcome for each.
 
     Run by a worker, engines are built on the pools of their GPUs; else all of it here.
+
+    Args:
+        recipe: The recipe's file, or its folder: absolute, or from a recipe root of the
+            control worker (ENGINEFARM_RECIPE_ROOTS). Example: 03_digits/recipe.yaml
+        gpus: Only these of the recipe's GPUs. Empty: all of them.
+        precisions: Only these of the recipe's precisions. Empty: all of them.
     """
     with stopped_at_once():
         on_farm = runtime.deployment.id is not None

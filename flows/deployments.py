@@ -18,7 +18,6 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from pydantic import ValidationError
 
 from enginefarm.errors import FarmError
 from enginefarm.plan import CROSS_POOL

@@ -16,7 +16,12 @@ from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
 @flow(name="nightly-rebuild", persist_result=False)
 def nightly_rebuild(folder: Folder = ".") -> Any:
-    """Build what is missing. A recipe whose engines are all there costs no run."""
+    """Build what is missing. A recipe whose engines are all there costs no run.
+
+    Args:
+        folder: Every recipe.yaml below it. Absolute, or from a recipe root of the control
+            worker (ENGINEFARM_RECIPE_ROOTS).
+    """
     with stopped_at_once():
         standings = survey_recipes(folder_at(folder), online_offers())
         ended = build_recipes([row.file for row in standings if row.missing])

@@ -1,4 +1,7 @@
-"""The types of deployments' parameters: what the UI's run form offers, and what it refuses."""
+"""The types of deployments' parameters: what the UI's run form offers, and what it refuses.
+
+What the form says of each stands in the flows' docstrings: that is where Prefect looks.
+"""
 
 from __future__ import annotations
 
@@ -17,43 +20,15 @@ ROOTS = "ENGINEFARM_RECIPE_ROOTS"
 
 GpuLabel = Literal[tuple(gpus.table())]  # type: ignore[valid-type]  # the rows are the choices
 
-Gpus = Annotated[
-    list[GpuLabel] | None,
-    Field(description="Only these of the recipe's GPUs. Empty: all of them."),
-]
+Gpus = list[GpuLabel]
 
-Precisions = Annotated[
-    list[PrecisionName] | None,
-    Field(description="Only these of the recipe's precisions. Empty: all of them."),
-]
+Precisions = list[PrecisionName]
 
-RecipePath = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=500,
-        description="Recipe file, or the folder it is in: absolute, or from a recipe root of "
-        f"the control worker ({ROOTS}). Example: 03_digits/recipe.yaml",
-    ),
-]
+RecipePath = Annotated[str, Field(min_length=1, max_length=500)]
 
+Folder = Annotated[str, Field(min_length=1, max_length=500)]
 
-Folder = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=500,
-        description="Folder of recipes: absolute, or from a recipe root of the control worker.",
-    ),
-]
-
-SpecDigest = Annotated[
-    str,
-    Field(
-        pattern="^[0-9a-f]{64}$",
-        description="Digest of the engine's spec, whole: enginefarm list --json",
-    ),
-]
+SpecDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def roots() -> tuple[Path, ...]:

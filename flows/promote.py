@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -32,17 +32,21 @@ class Approval(RunInput):
 
 @flow(name="promote", persist_result=False)
 def promote(
-    recipe: Annotated[Name, Field(description="Name of the recipe.")],
-    channel: Annotated[Name, Field(description="The channel to move.")] = "production",
-    source: Annotated[
-        Name | None, Field(description="Channel to promote from. Empty: the newest engines.")
-    ] = "candidate",
-    ask: Annotated[bool, Field(description="Wait for a person's approval.")] = True,
-    allow_pending: Annotated[
-        bool, Field(description="Accept engines that were not run on their GPU yet.")
-    ] = False,
+    recipe: Name,
+    channel: Name = "production",
+    source: Name | None = "candidate",
+    ask: bool = True,
+    allow_pending: bool = False,
 ) -> State[Any]:
-    """Ends Promoted, or `Failed: <kind>`; the channel moves whole or not at all."""
+    """Ends Promoted, or `Failed: <kind>`; the channel moves whole or not at all.
+
+    Args:
+        recipe: Name of the recipe.
+        channel: The channel to move.
+        source: The channel to promote from. Empty: the newest engines.
+        ask: Wait for a person's approval.
+        allow_pending: Accept engines that were not run on their GPU yet.
+    """
     answer: list[Approval] = []
 
     def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> None:

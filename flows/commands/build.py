@@ -42,9 +42,7 @@ def build(
     from flows.build_model import EnginesMissing, build_model
 
     with _stopped_by_signals(), watched(enabled=not as_json):
-        state = build_model(
-            str(recipe.resolve()), list(gpus) or None, list(precisions) or None, return_state=True
-        )
+        state = build_model(str(recipe.resolve()), list(gpus), list(precisions), return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, EnginesMissing):
         print_outcomes(result.outcomes, as_json=as_json)
