@@ -78,7 +78,10 @@ def present(objects: ObjectStore, ref: BlobRef) -> bool:
     if info is None or not is_intact(info, ref):
         return False
     if datetime.now(UTC) - info.modified > TOUCH_AFTER:
-        objects.touch(info)
+        try:
+            objects.touch(info)
+        except StoreMissing:  # gc was faster: it is uploaded again
+            return False
     return True
 
 
