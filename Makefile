@@ -6,7 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-unit test-gpu check bench install system-packages clean
+# make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
+.PHONY: demo test test-unit test-gpu check bench chaos install system-packages clean
 
 demo: $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
@@ -22,6 +23,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+MINUTES ?= 60
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py --minutes $(MINUTES)
 
 install: $(STAMP)
 

@@ -24,6 +24,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from tests.flows import postgres_server
 from tests.flows.weed_server import OTHER_PORTS, free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -137,10 +138,19 @@ def ended(process: subprocess.Popen[bytes], *, kill: bool = False) -> Iterator[N
             process.wait()
 
 
+def search() -> str:
+    """Debian keeps the server's programs off the path."""
+    return f"{postgres_server.installed()}:{os.environ['PATH']}"
+
+
+def program(name: str) -> str:
+    return shutil.which(name, path=search()) or name
+
+
 @contextmanager
 def postgres(site: Site) -> Iterator[None]:
     """As the image does: initdb with the password from the file, then the service's command."""
-    if shutil.which("initdb") is None:
+    if postgres_server.installed() is None:
         if os.environ.get("CI"):
             pytest.fail("PostgreSQL is not installed, and CI has to run this")
         pytest.skip("PostgreSQL is not installed")
@@ -154,14 +164,15 @@ def postgres(site: Site) -> Iterator[None]:
         as_other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         for path in (folder, password):
             os.chown(path, 65534, 65534)
-    initdb = ["initdb", "-D", folder / "data", "-U", user, "--auth=scram-sha-256"]
+    initdb = [program("initdb"), "-D", folder / "data", "-U", user, "--auth=scram-sha-256"]
     subprocess.run(
         [*as_other, *initdb, f"--pwfile={password}"], check=True, capture_output=True, cwd=folder
     )
     server = subprocess.Popen(
         [
             *as_other,
-            *service["command"],
+            program(service["command"][0]),
+            *service["command"][1:],
             *("-D", folder / "data", "-p", str(site.postgres), "-k", folder),
             *("-c", "listen_addresses=127.0.0.1"),
         ],
@@ -171,13 +182,14 @@ def postgres(site: Site) -> Iterator[None]:
     )
     try:
         environment = {
-            "PATH": os.environ["PATH"],
+            "PATH": search(),
             "PGHOST": "127.0.0.1",
             "PGPORT": str(site.postgres),
             "PGUSER": user,
             "PGPASSWORD": password.read_text(),
         }
-        check = service["healthcheck"]["test"][1:]
+        name, *arguments = service["healthcheck"]["test"][1:]
+        check = [program(name), *arguments]
         for _ in range(100):
             done = subprocess.run(check, env=environment, capture_output=True)
             if done.returncode == 0:
@@ -188,7 +200,9 @@ def postgres(site: Site) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 continue
         subprocess.run(
-            ["createdb", service["environment"]["POSTGRES_DB"]], env=environment, check=True
+            [program("createdb"), service["environment"]["POSTGRES_DB"]],
+            env=environment,
+            check=True,
         )
         yield
     finally:
@@ -233,11 +247,18 @@ def test_the_server_asks_for_its_password(site: Site) -> None:
 def test_prefect_keeps_its_state_in_postgresql(site: Site) -> None:
     done = subprocess.run(
         [
-            *("psql", "-h127.0.0.1", f"-p{site.postgres}", "-Uprefect", "-dprefect", "-At"),
+            *(
+                program("psql"),
+                "-h127.0.0.1",
+                f"-p{site.postgres}",
+                "-Uprefect",
+                "-dprefect",
+                "-At",
+            ),
             *("-c", "select count(*) from deployment"),
         ],
         env={
-            "PATH": os.environ["PATH"],
+            "PATH": search(),
             "PGPASSWORD": (site.folder / "secrets" / "db_password").read_text(),
         },
         capture_output=True,
