@@ -122,6 +122,13 @@ def slower_tonight(site: Site, recipes: Sequence[Standing], night: dt.date) -> t
     return tuple(slower)
 
 
+def compact_yesterday(site: Site, night: dt.date) -> int:
+    """Merges the files of the night before, which nobody writes to any more; gives how many."""
+    from enginefarm.tables import BenchmarkTables
+
+    return BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))
+
+
 def _cell(row: object) -> tuple[str, ...]:
     fields = ("recipe", "gpu", "precision", "runtime", "profile", "batch", "cuda_graph")
     return tuple(str(getattr(row, field) or "") for field in fields)

@@ -31,7 +31,9 @@ def survey_recipes(folder: Path, offers: Sequence[Offer]) -> tuple[Standing, ...
 
 @task(name="regressions", **STEP)
 def find_slower(standings: Sequence[Standing]) -> tuple[Slower, ...]:
-    return nightly.slower_tonight(stages.here(), standings, dt.datetime.now(dt.UTC).date())
+    site, night = stages.here(), dt.datetime.now(dt.UTC).date()
+    nightly.compact_yesterday(site, night)
+    return nightly.slower_tonight(site, standings, night)
 
 
 def announce(slower: Sequence[Slower]) -> None:

@@ -1,0 +1,128 @@
+"""The nightly's survey at scale: recipes × 6 GPUs, all cached, against a real S3 server.
+
+    python benchmarks/nightly_scale.py --recipes 100 300 1000
+
+Plans are not built: the store is given the records and index entries that real builds leave,
+and then asked what the nightly asks. Prints seconds and S3 requests, counted on the wire.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from enginefarm import nightly, recipe_file, stages
+from enginefarm.cache import BlobCache
+from enginefarm.export import export_tool
+from enginefarm.slim import slim_tool
+from enginefarm.spec import BlobRef, OnnxRef
+from enginefarm.stages import Site
+from enginefarm.store import embedded, layout, s3
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.layout import IndexEntry
+from enginefarm.store.records import StageRecord
+from enginefarm.survey import local_offers, survey
+from tests.flows import tiny_recipe
+
+GPUS = ["t4", "a100", "l4", "a10g", "l40s", "rtx5090"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", type=int, nargs="+", default=[100, 300, 1000])
+    sizes = sorted(parser.parse_args().recipes)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        server = embedded.start(root / "s3")
+        try:
+            url = f"s3://{embedded.BUCKET}/night"
+            objects = s3.connect(url, endpoint=server.endpoint, credentials=server.credentials)
+            site = Site(store=EngineStore(objects, url), cache=BlobCache(root / "cache"))
+            _measure(site, root / "recipes", sizes)
+        finally:
+            embedded.stop(root / "s3")
+
+
+def _measure(site: Site, folder: Path, sizes: list[int]) -> None:
+    calls: Counter[str] = Counter()
+    site.store.objects.client.meta.events.register(
+        "before-send.s3", lambda request, **_: calls.update([request.method])
+    )
+    offers = local_offers()
+    print(f"{platform.node()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print("| recipes | specs | cached | seconds | ms a spec | S3 requests | a spec |")
+    print("|---|---|---|---|---|---|---|")
+    made = 0
+    for size in sizes:
+        new = [_write(folder, index) for index in range(made, size)]
+        made = size
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda path: _as_if_built(site, path, offers), new))
+        files = nightly.recipes_under(folder)
+        calls.clear()
+        started = time.perf_counter()
+        found = nightly.standings(site, files, offers)
+        seconds = time.perf_counter() - started
+        specs, cached = sum(row.wanted for row in found), sum(row.cached for row in found)
+        requests = calls.total()
+        print(
+            f"| {size} | {specs} | {cached} | {seconds:.1f} | {1e3 * seconds / specs:.2f} "
+            f"| {requests} | {requests / specs:.2f} |",
+            flush=True,
+        )
+        assert specs == cached == size * len(GPUS), [row.error for row in found if row.error][:1]
+        assert requests <= 2 * specs
+
+
+def _write(folder: Path, index: int) -> Path:
+    """Recipes that differ in their profile, hence in every digest."""
+    path = folder / f"r{index:04}" / "recipe.yaml"
+    first = folder / "r0000"
+    if index == 0:
+        tiny_recipe.write(first, name="r0000", gpus=GPUS, precisions=["fp16"])
+        return path
+    document = yaml.safe_load((first / "recipe.yaml").read_text())
+    document["name"] = f"r{index:04}"
+    document["profiles"] = [{"dims": {"batch": [1, 4, 8 + index]}}]
+    path.parent.mkdir()
+    for name in ("model.onnx", "data.npz"):
+        (path.parent / name).hardlink_to(first / name)
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def _as_if_built(site: Site, path: Path, offers: tuple[object, ...]) -> None:
+    """What the stages and the builds of a recipe leave in the store, bytes aside."""
+    recipe = recipe_file.load(path)
+    blob = BlobRef(digest=stages.stage_key(recipe=recipe.name), size_bytes=1)
+    onnx = OnnxRef(model=blob, opset=20)
+    slim_key = stages._slim_key(onnx, slim_tool())
+    for stage, key in (("export", stages.export_key(recipe)), ("slim", slim_key)):
+        site.store.put_stage(
+            StageRecord(
+                stage=stage,
+                key=key,
+                outputs={"model": blob},
+                values={"opset": 20, "outputs": ["scores"], "tool": export_tool(recipe).name},
+                seconds=0,
+                created_at=datetime.now(UTC),
+            )
+        )
+    for planned in survey(site, recipe, offers).builds:
+        assert planned.spec is not None
+        target = planned.target
+        entry = IndexEntry(recipe.name, target.gpu, target.precision, planned.spec.digest)
+        site.store.put_object(layout.index(entry), b"")
+
+
+if __name__ == "__main__":
+    main()

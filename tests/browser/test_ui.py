@@ -1,0 +1,94 @@
+"""The run form of build-model, filled in by a real browser, until its table is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+
+from tests.flows import tiny_recipe
+from tests.flows.farm_fixture import CHECKOUT, PATIENCE_S, Farm
+
+SCREENSHOTS = CHECKOUT / "test-output"
+PATIENCE_MS = 120_000
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    opened.set_default_timeout(PATIENCE_MS)
+    yield opened
+    context.close()
+
+
+def open_form(page: Page, farm: Farm) -> str:
+    """The run form; gives the deployment's id."""
+    with farm.client() as client:
+        deployment = client.read_deployment_by_name("build-model/build-model")
+    base = farm.api.removesuffix("/api")
+    page.goto(f"{base}/deployments/deployment/{deployment.id}/run")
+    page.get_by_role("button", name="Submit").wait_for()
+    return str(deployment.id)
+
+
+def runs(farm: Farm, deployment: str) -> list[FlowRun]:
+    with farm.client() as client:
+        return client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+            limit=200,
+        )
+
+
+def shot(page: Page, name: str) -> Path:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    path = SCREENSHOTS / f"{name}.png"
+    page.screenshot(path=path)
+    return path
+
+
+def choose(page: Page, field: int, value: str) -> None:
+    """Picks a value in the field-th list of choices of the form."""
+    page.locator(".p-select-button__control").nth(field).click()
+    page.locator(".p-select-option, .p-select-options__option").filter(has_text=value).get_by_text(
+        value, exact=True
+    ).click()
+    page.keyboard.press("Escape")
+
+
+def test_a_wrong_value_is_refused_by_the_form(farm: Farm, page: Page) -> None:
+    deployment = open_form(page, farm)
+    before = len(runs(farm, deployment))
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("'recipe' is a required property")).to_be_visible()
+    shot(page, "ui-refused")
+    assert len(runs(farm, deployment)) == before
+
+
+def test_the_form_builds_a_recipe_and_its_table_is_seen(farm: Farm, page: Page) -> None:
+    tiny_recipe.write(farm.recipes / "by-hand", name="by-hand")
+    deployment = open_form(page, farm)
+    before = {run.id for run in runs(farm, deployment)}
+    page.locator("textarea").first.fill("by-hand/recipe.yaml")
+    choose(page, 0, "a100")
+    choose(page, 1, "fp16")
+    shot(page, "ui-form")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: not url.endswith("/run"))
+    (run_id,) = {run.id for run in runs(farm, deployment)} - before
+
+    base = farm.api.removesuffix("/api")
+    page.goto(f"{base}/runs/flow-run/{run_id}")
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=PATIENCE_S * 1000)
+    shot(page, "ui-run")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text("engines-by-hand", exact=False).first.click()
+    expect(page.get_by_text("a100").first).to_be_visible()
+    picture = shot(page, "ui-table")
+    assert picture.stat().st_size > 10_000
+    assert farm.look(run_id).parameters["gpus"] == ["a100"]
+    assert [one.spec.label for one in farm.store.manifests("by-hand")] == ["a100/fp16"]
