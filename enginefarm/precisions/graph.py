@@ -108,15 +108,25 @@ def finish(
 
 def cast_tool(low: str) -> ToolUse:
     """The mixed-precision cast: raise its version when the graph that it makes changes."""
-    from enginefarm.precisions.mixed import WIDE
+    from enginefarm.precisions.mixed import WIDE, WIDE_IN_BF16
 
-    return ToolUse(name="enginefarm.mixed", version="1", arguments={"low": low, "wide": list(WIDE)})
+    wide = [*WIDE, *(WIDE_IN_BF16 if low == "BFLOAT16" else ())]
+    return ToolUse(name="enginefarm.mixed", version="1", arguments={"low": low, "wide": [*wide]})
 
 
 def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
-    """How many nodes of which operators stayed wide, for the manifest."""
-    from enginefarm.precisions.mixed import WIDE
+    """How many nodes of which operators compute in FP32, for the manifest."""
+    from onnx import TensorProto
 
-    found = Counter(node.op_type for node in model.graph.node if node.op_type in WIDE)
+    wide = {
+        value.name
+        for value in model.graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    found = Counter(
+        node.op_type
+        for node in model.graph.node
+        if node.op_type != "Cast" and wide.intersection(node.output)
+    )
     casts = sum(node.op_type == "Cast" for node in model.graph.node)
     return {"wide_nodes": dict(sorted(found.items())), "casts": casts}

@@ -43,7 +43,16 @@ WIDE = (
 """Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
 and NonMaxSuppression count in floats; Resize has scales among its inputs. Softmax subtracts
 its maximum and is safe; in FP32 it would break fused attention."""
+WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "Mish")
+"""TensorRT-RTX 1.7.1 refuses these four in BF16; it built 73 other operators."""
 MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
+
+
+def wide_operators(low: int) -> tuple[str, ...]:
+    """Operators that stay in FP32 when the rest becomes `low`."""
+    from onnx import TensorProto
+
+    return (*WIDE, *WIDE_IN_BF16) if low == TensorProto.BFLOAT16 else WIDE
 
 
 @dataclass
@@ -116,7 +125,7 @@ def _takes(state: _Cast, node: NodeProto) -> bool:
     """Whether the node computes in the low precision."""
     import onnx
 
-    if node.op_type in WIDE or node.domain not in ("", "ai.onnx"):
+    if node.op_type in wide_operators(state.low) or node.domain not in ("", "ai.onnx"):
         return False
     try:
         schema = onnx.defs.get_schema(node.op_type, state.opset, node.domain)

@@ -134,6 +134,28 @@ def test_products_are_narrow_and_sensitive_operators_wide(
     assert stored == {narrow: 4, TensorProto.FLOAT: 1}, "all but LayerNormalization's, once"
 
 
+@pytest.mark.parametrize(("name", "wide"), [("fp16", False), ("bf16", True)])
+def test_operators_that_tensorrt_lacks_in_bf16_stay_wide(
+    tmp_path: Path, name: str, wide: bool
+) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("HardSwish", ["h"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [weight("w", 4, 4)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = onnx_files.write(made, tmp_path / "in")
+    converted = convert(name, path, tmp_path)
+    found = types(converted)
+    swish = next(node for node in converted.graph.node if node.op_type == "HardSwish")
+    assert (found[swish.input[0]] == TensorProto.FLOAT) == wide
+
+
 def test_a_number_outside_the_range_of_fp16_stays_finite_and_above_zero() -> None:
     values = np.array([3e38, -3e38, 1e-12, -1e-12, 0, np.inf, 1.5], np.float32)
     low = mixed._lowered(numpy_helper.from_array(values, "v"), "v", TensorProto.FLOAT16)
