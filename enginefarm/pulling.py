@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginefarm.cache import BlobCache
 from enginefarm.catalog import CachedCatalog, Catalog, StoreCatalog
 from enginefarm.channels import split
-from enginefarm.errors import NoEngineFits
+from enginefarm.errors import NoEngineFits, SignatureRejected
 from enginefarm.host import Host, detect
 from enginefarm.manifest import Manifest
 from enginefarm.recipe import PrecisionName
@@ -24,6 +24,8 @@ from enginefarm.store.failures import write_atomically, writing
 from enginefarm.store.sources import PresignedUrl, UrlSource
 
 REJECTIONS_SHOWN = 20
+
+OnSelection = Callable[[Selection, Host], None]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ def pull(
     offline: bool = False,
     store: EngineStore | None = None,
     cache: BlobCache | None = None,
+    on_selection: OnSelection | None = None,
 ) -> PulledEngine:
     """Downloads the engine of a recipe that fits this host best.
 
     name: the recipe's, or `recipe@channel` for what that channel names. gpu: a label, or
     `auto`. precision: None takes the best that fits. dest: a file, or a folder that exists;
     None leaves it in the cache. offline: only what this host pulled before; nothing is asked
-    of the store.
+    of the store. on_selection: is told every candidate and rejection, before anything else
+    happens.
     With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
     is read. Progress goes to enginefarm.progress as "download".
     Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
@@ -64,28 +68,46 @@ def pull(
     records = CachedCatalog(cache)
     opened = None if offline else store or open_store()
     catalog: Catalog = records if opened is None else StoreCatalog(opened)
-    best, envelope = choose(name, catalog, gpu=gpu, precision=precision)
+    best, envelope = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection)
     pulled = fetch(best, store=opened, cache=cache, dest=dest)
     records.remember(best.manifest, split(name)[1], envelope)
     return pulled
 
 
 def choose(
-    name: str, catalog: Catalog, *, gpu: str, precision: PrecisionName | None
+    name: str,
+    catalog: Catalog,
+    *,
+    gpu: str,
+    precision: PrecisionName | None,
+    on_selection: OnSelection | None = None,
 ) -> tuple[Candidate, bytes | None]:
     """The best engine that fits, its signature checked where this host has a trust key.
 
-    Raises: as pull().
+    With a trust key an engine that is not signed by it does not fit; that it was passed over
+    is a caveat of the one that is chosen. Raises: as pull().
     """
     trusted = trust()
     host = detect(gpu)
     recipe, channel = split(name)
     selection = select(catalog.manifests(recipe, channel), host, precision)
+    if on_selection is not None:
+        on_selection(selection, host)
     best = require_fit(selection, name, host)
-    envelope = catalog.attestation(best.manifest) if trusted else None
-    if trusted is not None:
-        trusted.require(best.manifest, envelope)
-    return best, envelope
+    if trusted is None:
+        return best, None
+    refused: list[SignatureRejected] = []
+    for candidate in selection.candidates:
+        envelope = catalog.attestation(candidate.manifest)
+        try:
+            trusted.require(candidate.manifest, envelope)
+        except SignatureRejected as error:
+            refused.append(error)
+            continue
+        passed_over = tuple(f"{error.what}: {error.why}" for error in refused)
+        noted = candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
+        return noted, envelope
+    raise refused[0]
 
 
 def presign(
@@ -102,10 +124,15 @@ def presign(
 def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
     """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
 
-    Raises: UsageError for a URL without its digest; StoreDenied when it has expired;
-    CorruptBlob, DiskFull, StoreUnavailable.
+    Raises: UsageError for a URL without its digest; SignatureRejected where a trust key is
+    set; StoreDenied when it has expired; CorruptBlob, DiskFull, StoreUnavailable.
     """
     presigned = PresignedUrl.parse(text)
+    if trust() is not None:
+        raise SignatureRejected(
+            "pull --url: this host takes signed engines only, and a URL carries no signature",
+            fix="give the host read access to the store, or unset ENGINEFARM_TRUST for this pull",
+        )
     cache = cache or BlobCache()
     blob = cache.path(presigned.ref)
     if not cache.has(presigned.ref):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from enginefarm.host import Host
     from enginefarm.pulling import PulledEngine
+    from enginefarm.select import Selection
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
@@ -39,6 +41,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
     metavar="SECONDS",
     help="Go on: look so often, and keep the folder --dest at the engine that fits.",
 )
+@click.option("--explain", is_flag=True, help="Every engine, its rank, and what is against it.")
 @click.option("--offline", is_flag=True, help="Only what this host pulled before.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
 def pull(
@@ -48,6 +51,7 @@ def pull(
     dest: Path | None,
     url: str | None,
     every_s: float | None,
+    explain: bool,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +71,6 @@ def pull(
         return
     if name is None or url is not None:
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
-
     if every_s is not None:
         if dest is None:
             raise UsageError("pull --watch: say which folder to keep", fix="add --dest FOLDER")
@@ -76,7 +79,14 @@ def pull(
         )
         return
     with watched_if_any(enabled=not as_json):
-        pulled = pull_engine(name, gpu=gpu, precision=precision, dest=dest, offline=offline)
+        pulled = pull_engine(
+            name,
+            gpu=gpu,
+            precision=precision,
+            dest=dest,
+            offline=offline,
+            on_selection=print_selection if explain else None,
+        )
     if as_json:
         from enginefarm.cli.tables import print_json
 
@@ -93,6 +103,34 @@ def pull(
     )
     for caveat in pulled.candidate.caveats:
         click.echo(f"note: {caveat}", err=True)
+
+
+def print_selection(selection: Selection, host: Host) -> None:
+    """Every engine on standard error: the rank of those that fit, the reasons of the others."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"For {host}", title_justify="left")
+    for name in ("rank", "engine", "toolchain", "spec", "says"):
+        table.add_column(name, overflow="fold")
+    rows = [
+        (str(rank), one.manifest, f"fits: {one.fit.words}", one.caveats)
+        for rank, one in enumerate(selection.candidates, 1)
+    ]
+    rows += [("–", one.manifest, "", one.reasons) for one in selection.rejections]
+    for rank, manifest, fit, said in rows:
+        toolchain = manifest.spec.toolchain
+        table.add_row(
+            rank,
+            manifest.spec.label,
+            f"{toolchain.name} {toolchain.build}",
+            manifest.spec_digest[:12],
+            "\n".join(filter(None, (fit, *said))),
+        )
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
 
 
 @contextmanager

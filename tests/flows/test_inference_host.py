@@ -96,6 +96,23 @@ def test_a_signed_engine_is_pulled_and_so_is_one_that_was_signed_later(
     assert enginefarm.pull("model", gpu="t4", precision="int8")
 
 
+def test_with_a_trust_key_the_best_signed_engine_is_taken_and_that_is_said(
+    publish: Publish, farm_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as signing_farm:
+        signing_farm.setenv("ENGINEFARM_SIGNING_KEY", str(farm_key))
+        publish(b"signed")
+    publish(b"unsigned", salt="2", minutes=1)
+    pulled = enginefarm.pull("model", gpu="t4")
+    assert pulled.path.read_bytes() == b"signed"
+    assert any("it is not signed" in caveat for caveat in pulled.candidate.caveats)
+
+
+def test_a_url_has_no_signature_and_is_refused_where_one_is_asked_for(farm_key: Path) -> None:
+    line = f"https://store/blob?x=1#sha256={'0' * 64}&size=1"
+    assert cli.run(["pull", "--url", line]) == 51
+
+
 def test_a_manifest_that_was_changed_in_the_store_is_refused(
     publish: Publish,
     farm_key: Path,

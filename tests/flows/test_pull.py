@@ -154,6 +154,20 @@ def test_json_is_json_and_nothing_else(
     assert Manifest.model_validate_json(capsys.readouterr().out) == manifest
 
 
+def test_explain_lists_every_engine_with_its_rank_or_its_reason(
+    publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish()
+    publish(label="l4")
+    assert run("pull", "model", "--gpu", "t4", "--explain", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["manifest"]["recipe"] == "model"
+    assert "fits: exact gpu" in err
+    assert "built for l4" in err
+    assert run("pull", "model", "--gpu", "h100", "--explain") == 50
+    assert "fits:" not in capsys.readouterr().err
+
+
 def test_exit_codes(publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:
     publish()
     assert run("pull", "model", "--gpu", "h100") == 50
