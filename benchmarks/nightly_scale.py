@@ -1,6 +1,6 @@
 """The nightly's survey at scale: recipes × 6 GPUs, all cached, against a real S3 server.
 
-    python benchmarks/nightly_scale.py --recipes 100 300 1000
+    python -m benchmarks.nightly_scale --recipes 100 300 1000
 
 Plans are not built: the store is given the records and index entries that real builds leave,
 and then asked what the nightly asks. Prints seconds and S3 requests, counted on the wire.
@@ -63,10 +63,10 @@ def _measure(site: Site, folder: Path, sizes: list[int]) -> None:
     print("|---|---|---|---|---|---|---|")
     made = 0
     for size in sizes:
-        new = [_write(folder, index) for index in range(made, size)]
+        new = [write_recipe(folder, index) for index in range(made, size)]
         made = size
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda path: _as_if_built(site, path, offers), new))
+            list(pool.map(lambda path: as_if_built(site, path, offers), new))
         files = nightly.recipes_under(folder)
         calls.clear()
         started = time.perf_counter()
@@ -83,7 +83,7 @@ def _measure(site: Site, folder: Path, sizes: list[int]) -> None:
         assert requests <= 2 * specs
 
 
-def _write(folder: Path, index: int) -> Path:
+def write_recipe(folder: Path, index: int) -> Path:
     """Recipes that differ in their profile, hence in every digest."""
     path = folder / f"r{index:04}" / "recipe.yaml"
     first = folder / "r0000"
@@ -100,7 +100,7 @@ def _write(folder: Path, index: int) -> Path:
     return path
 
 
-def _as_if_built(site: Site, path: Path, offers: tuple[object, ...]) -> None:
+def as_if_built(site: Site, path: Path, offers: tuple[object, ...]) -> None:
     """What the stages and the builds of a recipe leave in the store, bytes aside."""
     recipe = recipe_file.load(path)
     blob = BlobRef(digest=stages.stage_key(recipe=recipe.name), size_bytes=1)

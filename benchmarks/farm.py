@@ -1,0 +1,154 @@
+"""What the farm costs: latency of a trigger, overhead an engine, a night, memory.
+
+    python -m benchmarks.farm --database sqlite postgresql
+
+A real Prefect server, a control worker, three cross workers, SeaweedFS, TensorRT-RTX builds,
+all on this machine, which they share with whatever else runs on it: the load is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from benchmarks.nightly_scale import GPUS, as_if_built, write_recipe
+from enginefarm import workers
+from enginefarm.cache import BlobCache
+from enginefarm.stages import Site
+from tests.flows import postgres_server, tiny_recipe
+from tests.flows.farm_fixture import Farm, farm_of
+
+LABELS = ("t4", "a100", "l4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--database", nargs="+", default=["sqlite", "postgresql"])
+    parser.add_argument("--recipes", type=int, default=5, help="Of 6 engines each.")
+    parser.add_argument("--triggers", type=int, default=10)
+    parser.add_argument("--cached", type=int, default=50, help="Recipes of 6 cached engines.")
+    chosen = parser.parse_args()
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    print(
+        f"{platform.node()}, {os.cpu_count()} cores, load {load} before; "
+        f"Python {platform.python_version()}, Prefect {version('prefect')}"
+    )
+    print("| figure | " + " | ".join(chosen.database) + " |")
+    print("|---|" + "---|" * len(chosen.database))
+    columns = [_column(name, chosen) for name in chosen.database]
+    for figure in columns[0]:
+        print(f"| {figure} | " + " | ".join(column[figure] for column in columns) + " |")
+
+
+def _column(database: str, chosen: argparse.Namespace) -> dict[str, str]:
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = stack.enter_context(postgres_server.running()) if database != "sqlite" else None
+        farm = stack.enter_context(farm_of(root / "farm", *LABELS, database=url))
+        return (
+            _engines(farm, chosen.recipes)
+            | _triggers(farm, chosen.triggers)
+            | _night(farm, chosen.cached)
+            | _memory(farm)
+        )
+
+
+def _engines(farm: Farm, recipes: int) -> dict[str, str]:
+    """Recipes all at once, so that each worker has a queue."""
+    names = [f"bench{index}" for index in range(recipes)]
+    for index, name in enumerate(names):
+        tiny_recipe.write(
+            farm.recipes / name, name=name, profiles=[{"dims": {"batch": [1, 4, 8 + index]}}]
+        )
+    started = time.monotonic()
+    ids = [farm.submit("build-model/build-model", recipe=name) for name in names]
+    runs = [farm.wait(one, patience_s=1800) for one in ids]
+    wall_s = time.monotonic() - started
+    assert all(run.state.is_completed() for run in runs), [run.state.message for run in runs]
+    builds = {
+        (one.recipe, one.spec.label): one.build.seconds
+        for name in names
+        for one in farm.store.manifests(name)
+    }
+    by_worker: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for run in runs:
+        for child in farm.children(run.id):
+            recipe, label = child.name.split()
+            by_worker[child.work_pool_name].append(
+                (
+                    child.start_time.timestamp(),
+                    child.end_time.timestamp(),
+                    builds[recipe, label],
+                )
+            )
+    overheads: list[float] = []
+    inside: list[float] = []
+    for rows in by_worker.values():
+        rows.sort()
+        inside += [end - start - build for start, end, build in rows]
+        overheads += [
+            end - before_end - build
+            for (_, before_end, _), (_, end, build) in itertools.pairwise(rows)
+        ]
+    return {
+        f"{len(builds)} tiny engines, 3 workers, from {recipes} recipes": f"{wall_s:.0f} s",
+        "builder itself, median": f"{median(builds.values()):.2f} s",
+        "overhead an engine on a busy worker, median": f"{median(overheads):.2f} s",
+        "of that inside the run (fetch, upload, manifest, states)": f"{median(inside):.2f} s",
+        "of that between two runs (poll, process start, imports)": (
+            f"{median(overheads) - median(inside):.2f} s"
+        ),
+    }
+
+
+def _triggers(farm: Farm, count: int) -> dict[str, str]:
+    """An idle farm, one cached recipe at a time: from the trigger to the flow's first line."""
+    seconds: list[float] = []
+    for _ in range(count):
+        run = farm.run("build-model/build-model", recipe="bench0")
+        assert run.state.name == "Cached"
+        seconds.append((run.start_time - run.created).total_seconds())
+    return {"trigger to start, idle worker, median": f"{median(seconds):.2f} s"}
+
+
+def _night(farm: Farm, recipes: int) -> dict[str, str]:
+    """The nightly over cached specs: one run, whatever their number."""
+    site = Site(store=farm.store, cache=BlobCache(farm.root / "caches" / "bench"))
+    # The night's other three labels are cross-built: a cpu worker has to be online.
+    farm.start_worker("cpu", "--cpu")
+    offers = [*workers.offers(workers.listed(farm.store))]
+    folder = farm.recipes / "night"
+    for index in range(recipes):
+        as_if_built(site, write_recipe(folder, index), tuple(offers))
+    run = farm.run("nightly-rebuild/nightly-rebuild", folder="night")
+    assert run.state.name == "Cached", run.state.message
+    assert farm.children(run.id) == []
+    return {
+        f"nightly, {recipes * len(GPUS)} cached specs": (
+            f"{(run.end_time - run.start_time).total_seconds():.1f} s"
+        )
+    }
+
+
+def _memory(farm: Farm) -> dict[str, str]:
+    def resident(name: str) -> str:
+        process = psutil.Process(farm.processes[name].pid)
+        family = [process, *process.children(recursive=True)]
+        return f"{sum(one.memory_info().rss for one in family) / (1 << 20):.0f} MiB"
+
+    return {"memory of the server": resident("server"), "memory of an idle worker": resident("t4")}
+
+
+if __name__ == "__main__":
+    main()
