@@ -74,8 +74,8 @@ def contenders(
     )
     yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
     for plan in sorted(plans.glob(f"{name}-*.plan")) if plans else ():
-        engine = stack.enter_context(Engine(plan, toolchain="tensorrt"))
         for graph in (False, True):
+            engine = stack.enter_context(Engine(plan, toolchain="tensorrt"))
             label = f"TensorRT {plan.stem.rpartition('-')[2]}{' + CUDA graph' if graph else ''}"
             yield (
                 label,

@@ -86,7 +86,7 @@ class Session:
         buffer = self._buffer(tensor)
         buffer.fill(cuda_buffers.as_dtype(array, tensor))
         on_host = self._engine.on_host(name)
-        if not on_host and not self.context.set_input_shape(name, tuple(array.shape)):
+        if not on_host and not self._takes(name, tuple(array.shape)):
             profile = int(self.context.active_optimization_profile)
             bounds = self._engine.profile_shapes(profile)[name]
             raise EngineRunError(
@@ -97,6 +97,15 @@ class Session:
         self.context.set_tensor_address(
             name, buffer.host_address if on_host else buffer.device_address
         )
+
+    def _takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        # TensorRT 8.6 takes a shape outside the profile here, and crashes at the next call.
+        profile = int(self.context.active_optimization_profile)
+        bounds = self._engine.profile_shapes(profile)[name]
+        inside = len(shape) == len(bounds.min) and all(
+            low <= dim <= high for low, dim, high in zip(bounds.min, shape, bounds.max, strict=True)
+        )
+        return inside and bool(self.context.set_input_shape(name, shape))
 
     def _bind_output(self, tensor: TensorInfo) -> None:
         shape = tuple(self.context.get_tensor_shape(tensor.name))
