@@ -60,7 +60,7 @@ class Audit:
 
 
 def audit(store: EngineStore) -> Audit:
-    """Reads every object. Blobs that nothing names are counted, not wrong: gc's to delete."""
+    """Reads every object. Blobs that no manifest names are counted, not wrong: stages' and gc's."""
     found = Audit()
     blobs = _check_blobs(store, found)
     named = set()
@@ -273,7 +273,7 @@ def _said(found: Audit) -> dict[str, object]:
         "manifests": found.manifests,
         "blobs read": found.blobs,
         "MB read": round(found.bytes_read / 1e6, 1),
-        "blobs that nothing names": found.orphans,
+        "blobs that no manifest names": found.orphans,
         "wrong": found.wrong,
     }
 
