@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -219,3 +221,27 @@ def test_bad_input_is_one_clear_error(
     assert ended.returncode == code, ended.stderr
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_that_is_too_old_is_refused(farm: Farm) -> None:
+    """Only its answer to the version question stands in: an old server is not installed here."""
+
+    class Old(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'"3.1.0"'
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Old)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    ended = farm.command("deploy", PREFECT_API_URL=url)
+    server.shutdown()
+    assert ended.returncode == 70, ended.stderr
+    assert "is 3.1.0; 3.8.0 or newer is needed" in ended.stderr

@@ -1,0 +1,89 @@
+"""What a worker is refused for, and what the planner makes of the workers it finds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from enginefarm import workers
+from enginefarm.errors import GpuError, HostError, WorkerMismatch
+from enginefarm.host import NvmlGpu
+from enginefarm.plan import CROSS_POOL
+from enginefarm.spec import ToolchainId
+from enginefarm.workers import Card, Listed, Role
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def rtx(build: str = "1.7.1.116") -> ToolchainId:
+    return ToolchainId(name="tensorrt-rtx", build=build, cuda="13.0", os="linux", arch="x86_64")
+
+
+def listed(name: str, role: Role, gpu: str | None = None, *, online: bool = True) -> Listed:
+    card = Card(
+        name=name,
+        role=role,
+        pool=f"gpu-{gpu}" if gpu else CROSS_POOL,
+        gpu=gpu,
+        toolchains=() if role == "control" else (rtx(),),
+        host="h",
+        pid=1,
+        started_at=NOW,
+    )
+    return Listed(card=card, seen_at=NOW, online=online)
+
+
+def nvml(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """NVML as it would answer on a machine with that GPU, or with none."""
+    found = name and NvmlGpu(name=name, compute_capability="8.9", driver="580.1")
+    monkeypatch.setattr(workers, "first_gpu", lambda: found or None)
+
+
+def test_the_gpu_of_its_label_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(monkeypatch, "NVIDIA L4")
+    assert workers.check_device("l4", cross=False) == ("NVIDIA L4", "580.1")
+
+
+def test_another_gpu_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(monkeypatch, "NVIDIA L4")
+    with pytest.raises(WorkerMismatch) as refused:
+        workers.check_device("t4", cross=False)
+    assert refused.value.exit_code == 71
+    assert "'NVIDIA L4'" in refused.value.what
+    assert "--gpu l4" in refused.value.fix
+
+
+def test_a_gpu_that_no_row_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(monkeypatch, "NVIDIA Imaginary 9000")
+    with pytest.raises(WorkerMismatch, match="Imaginary") as refused:
+        workers.check_device("t4", cross=False)
+    assert "gpus.toml" in refused.value.fix
+
+
+def test_no_gpu_is_refused_unless_it_cross_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(monkeypatch, None)
+    with pytest.raises(HostError, match="no NVIDIA GPU is found") as refused:
+        workers.check_device("t4", cross=False)
+    assert "--cross" in refused.value.fix
+    assert workers.check_device("t4", cross=True) == (None, None)
+
+
+def test_an_unknown_label_is_refused_even_to_cross_build() -> None:
+    with pytest.raises(GpuError, match="gtx480"):
+        workers.check_device("gtx480", cross=True)
+
+
+def test_the_gpu_itself_is_offered_before_a_stand_in_and_the_shared_pool() -> None:
+    rows = [
+        listed("a", "cpu"),
+        listed("b", "cross", "t4"),
+        listed("c", "gpu", "t4"),
+        listed("d", "control"),
+        listed("e", "gpu", "l4", online=False),
+    ]
+    assert [(offer.gpu, offer.pool) for offer in workers.offers(rows)] == [
+        ("t4", "gpu-t4"),
+        ("t4", "gpu-t4"),
+        (None, "cpu"),
+    ]
