@@ -9,8 +9,8 @@ from enginefarm.errors import ToolchainError
 from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
-from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.site import Site
+from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.toolchains import toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"

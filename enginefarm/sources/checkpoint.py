@@ -77,10 +77,10 @@ def state_dict(file: Path, *, field: str) -> dict[str, Tensor]:
     """
     import torch
 
-    found = read(file, field=field)
+    found: Any = read(file, field=field)
     for key in ("state_dict", "model"):
-        inner = cast("dict[str, Any]", found).get(key) if isinstance(found, dict) else None
-        found = cast("Any", inner) if isinstance(inner, dict) else found
+        if isinstance(found, dict) and isinstance(cast("dict[str, Any]", found).get(key), dict):
+            found = cast("dict[str, Any]", found)[key]
     weights = cast("dict[str, Any]", found)
     if not isinstance(found, dict) or not all(
         isinstance(value, torch.Tensor) for value in weights.values()

@@ -14,7 +14,7 @@ from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
 
 from enginefarm.manifest_rows import not_built, rows_from_manifest
-from enginefarm.report import assemble, render, svg
+from enginefarm.report import assemble, charts, render, svg
 from enginefarm.report.model import CellState, ReportData, Wanted
 from enginefarm.report.nightly import with_manifests
 from enginefarm.rows import BenchmarkRow
@@ -120,7 +120,7 @@ def test_an_empty_store_gives_a_page_that_says_nothing_is_wrong() -> None:
 def test_one_cause_on_several_gpus_is_one_line() -> None:
     rows = [failed("ParseError: node /up").model_copy(update={"gpu": gpu}) for gpu in ("t4", "l4")]
     page = render(assembled(rows))
-    attention = page.split("<section id=\"matrix\"")[0]
+    attention = page.split('<section id="matrix"')[0]
     assert attention.count("ParseError: node /up") == 1
     assert "t4 fp16, l4 fp16" in attention
 
@@ -153,6 +153,24 @@ def test_charts_are_well_formed_and_carry_their_figures() -> None:
         ET.fromstring(chart)
     for figure in ("1.50 ms", "5.00 MB", "1.7 min", "p99 2.40 ms"):
         assert figure in page
+
+
+def test_a_stray_p99_does_not_flatten_the_bars_and_unstable_timings_say_so() -> None:
+    rows = [
+        make_row(latency_ms_p99=400.0, cov_verdict="unstable"),
+        make_row(runtime="onnxruntime-cuda", latency_ms_median=4.0, engine_digest=None),
+    ]
+    chart = re.findall(r"<svg.*?</svg>", render(assembled(rows)), re.DOTALL)[0]
+    widths = [float(bar.attrib["width"]) for bar in ET.fromstring(chart).iter("rect")]
+    assert max(widths) > 100
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)
+    assert "2.00 ms  unstable" in chart
+
+
+def test_losing_nothing_is_not_a_minus_zero() -> None:
+    assert charts.points_lost(0.0) == "0.00 pt"
+    assert charts.points_lost(-0.001) == "0.00 pt"
+    assert charts.points_lost(1.5) == "-1.50 pt"
 
 
 @given(st.floats(1e-9, 1e9))
