@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Scheduled
+from prefect.states import Cancelled, Scheduled
 
 from enginefarm import errors, stages, workers
 from enginefarm.cancellation import CANCEL
@@ -37,6 +37,10 @@ RESCHEDULED = "Rescheduled after a crash"
 """As in deployments/automations.yaml, which does the rescheduling."""
 RESCHEDULING_S = 30
 """How long a crashed run may take to be sent back to its queue."""
+
+STRANDED_S = 300
+STRANDED = "No worker of its pool is online any more"
+"""A child that waited so long in a pool whose workers have all gone is given up."""
 
 
 def online_offers() -> tuple[Offer, ...]:
@@ -104,6 +108,12 @@ def _after_crash(client: SyncPrefectClient, run_id: UUID) -> bool:
 def _why(job: Job, ended: FlowRun) -> EnginefarmError:
     state = ended.state
     label = job.spec.label
+    if state is not None and state.message == STRANDED:
+        return FarmError(
+            f"{label}: the last worker of {ended.work_pool_name} went before it was built",
+            fix=f"start one, or run again: without a worker of {job.spec.gpu.label} the planner "
+            "cross-builds",
+        )
     if state is None or state.is_cancelled():
         return BuildCancelled(f"{label}: cancelled")
     kind = getattr(errors, (state.name or "").removeprefix("Failed: "), FarmError)
@@ -161,6 +171,8 @@ class _Children:
                 with self._lock:
                     self._ended[run.id] = run
                     self._waiting.pop(run.id).set()
+            elif _stranded(run):
+                client.set_flow_run_state(run.id, Cancelled(message=STRANDED), force=True)
 
 
 def _ended(run: FlowRun) -> bool:
@@ -170,6 +182,19 @@ def _ended(run: FlowRun) -> bool:
     if not run.state.is_crashed() or run.run_count >= MAX_ATTEMPTS:
         return True
     return datetime.now(UTC) - run.state.timestamp > timedelta(seconds=RESCHEDULING_S)
+
+
+def _stranded(run: FlowRun) -> bool:
+    state = run.state
+    if state is None or not state.is_scheduled():
+        return False
+    if datetime.now(UTC) - state.timestamp < timedelta(seconds=STRANDED_S):
+        return False
+    try:
+        found = workers.listed(stages.here().store)
+    except EnginefarmError:
+        return False
+    return not any(row.online and row.card.pool == run.work_pool_name for row in found)
 
 
 CHILDREN = _Children()

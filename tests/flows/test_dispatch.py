@@ -1,0 +1,55 @@
+"""When a child is waited for, when it has ended, and when it is given up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State, StateType
+
+from enginefarm import workers
+from enginefarm.store.engine_store import EngineStore
+from flows import dispatch
+
+
+def run(kind: StateType, *, ago_s: float, run_count: int = 1, name: str | None = None) -> FlowRun:
+    state = State(type=kind, name=name, timestamp=datetime.now(UTC) - timedelta(seconds=ago_s))
+    return FlowRun(flow_id=uuid4(), state=state, run_count=run_count, work_pool_name="gpu-t4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ago_s", "run_count", "ended"),
+    [
+        (StateType.COMPLETED, 0, 1, True),
+        (StateType.FAILED, 0, 1, True),
+        (StateType.RUNNING, 9000, 1, False),
+        (StateType.CRASHED, 0, 1, False),  # about to be sent back
+        (StateType.CRASHED, 0, 3, True),  # its last attempt
+        (StateType.CRASHED, 60, 1, True),  # nobody sent it back
+    ],
+)
+def test_a_crash_is_the_end_only_when_nobody_sends_it_back(
+    kind: StateType, ago_s: float, run_count: int, ended: bool
+) -> None:
+    assert dispatch._ended(run(kind, ago_s=ago_s, run_count=run_count)) is ended
+
+
+def test_a_child_is_given_up_when_its_pool_has_no_worker_left(
+    store_environment: EngineStore,
+) -> None:
+    waiting = run(StateType.SCHEDULED, ago_s=dispatch.STRANDED_S + 1)
+    assert dispatch._stranded(waiting)
+    assert not dispatch._stranded(run(StateType.SCHEDULED, ago_s=10))
+    assert not dispatch._stranded(run(StateType.RUNNING, ago_s=9000))
+    card = workers.Card(
+        name="t4",
+        role="cross",
+        pool="gpu-t4",
+        gpu="t4",
+        host="h",
+        pid=1,
+        started_at=datetime.now(UTC),
+    )
+    with workers.registered(store_environment, card):
+        assert not dispatch._stranded(waiting)
