@@ -85,18 +85,26 @@ def merge(
     key: TimingCacheKey,
     fresh: Path,
     combine: Callable[[bytes, bytes], bytes | None],
+    *,
+    loaded: Path | None = None,
 ) -> int:
     """Puts a build's cache into the store, merged with what is there; gives its size in bytes.
 
+    loaded: the cache that the build started from. While the store still holds that one, the
+        build's own contains it, and nothing needs combining.
     combine: (stored, fresh) -> both in one, by the toolchain itself; None when it refuses
         them, in which case the fresh one replaces the stored one.
     Raises: StoreConflict when others keep writing it.
     """
     own = fresh.read_bytes()
+    started_from = None if loaded is None else loaded.read_bytes()
     for _ in range(ATTEMPTS):
         found = store.read_document(key.key)
         stored = None if found is None else _body(found[0])
-        together = own if stored is None or stored == own else (combine(stored, own) or own)
+        if stored is None or stored in (own, started_from):
+            together = own
+        else:
+            together = combine(stored, own) or own
         if together == stored:
             return len(together)
         try:

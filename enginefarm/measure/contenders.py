@@ -56,6 +56,12 @@ class EngineContender:
         self._session.close()
 
 
+def open_engine(plan: str, toolchain: str) -> EngineContender:
+    """For RemoteContender: an engine on its first profile. The process ends with it."""
+    engine = Engine(Path(plan), toolchain=toolchain)
+    return EngineContender(plan, engine, runtime="tensorrt", profile=0, cuda_graph=False)
+
+
 class OrtContender:
     """ONNX Runtime with one execution provider. Inputs start, and outputs end, on the CPU."""
 

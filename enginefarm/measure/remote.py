@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EngineRunError
+from enginefarm.isolate import child_environment
 from enginefarm.measure.harness import Contender, Iteration
 from enginefarm.rows import Runtime
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def this_python() -> tuple[str, ...]:
+    """For a contender in a fresh process of this same environment."""
+    return (sys.executable, "-P")
 
 
 class RemoteContender:
@@ -39,7 +46,9 @@ class RemoteContender:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises: EngineRunError with the other process's words when it does not start."""
+        """environment: on top of a short list of harmless variables; no credentials.
+
+        Raises: EngineRunError with the other process's words when it does not start."""
         self.name = name
         self.runtime: Runtime = runtime
         key = secrets.token_bytes(16)
@@ -48,7 +57,11 @@ class RemoteContender:
             with Listener(address, "AF_UNIX", authkey=key) as listener:
                 self._process = subprocess.Popen(
                     [*python, "-m", "enginefarm.measure.remote", address, factory, *arguments],
-                    env={**os.environ, **(environment or {}), "ENGINEFARM_REMOTE_KEY": key.hex()},
+                    env={
+                        **child_environment(Path(tempfile.gettempdir())),
+                        **(environment or {}),
+                        "ENGINEFARM_REMOTE_KEY": key.hex(),
+                    },
                 )
                 self._connection = listener.accept()
         self._ask("ready")
@@ -105,6 +118,4 @@ def _answer(contender: Any, verb: str, values: list[Any]) -> Any:
 
 
 if __name__ == "__main__":
-    import sys
-
     serve(*sys.argv[1:])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import tiny_onnx
 
-from enginefarm import device_records, timing_cache
+from enginefarm import device_records, native_build, timing_cache
+from enginefarm.errors import ToolchainError
 from enginefarm.manifest import (
     BuildRecord,
     DeviceVerification,
@@ -19,6 +20,7 @@ from enginefarm.manifest import (
 )
 from enginefarm.spec import BuildSpec, OnnxRef, ToolchainId
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.toolchains import BuildRequest, toolchain
 
 TOOLCHAIN = ToolchainId(name="tensorrt", build="11.4.0.106", cuda="13", os="linux", arch="x86_64")
 SPEC = tiny_onnx.spec(TOOLCHAIN)
@@ -67,6 +69,22 @@ def test_a_mismatch_never_meets_it(
     (tmp_path / "fresh").write_bytes(b"conv1: 3 us")
     timing_cache.merge(store, timing_cache.key_for(SPEC, **A100), tmp_path / "fresh", union)
     assert timing_cache.fetch(store, other, tmp_path / "got") is None
+
+
+def test_what_a_build_started_from_needs_no_combining(store: EngineStore, tmp_path: Path) -> None:
+    key = timing_cache.key_for(SPEC, **A100)
+    for name, data in (("first", b"a"), ("second", b"a\nb")):
+        (tmp_path / name).write_bytes(data)
+    timing_cache.merge(store, key, tmp_path / "first", union)
+    loaded = timing_cache.fetch(store, key, tmp_path / "loaded")
+
+    def never(stored: bytes, fresh: bytes) -> bytes:
+        raise AssertionError("there was nothing to combine")
+
+    timing_cache.merge(store, key, tmp_path / "second", never, loaded=loaded)
+    found = timing_cache.fetch(store, key, tmp_path / "got")
+    assert found is not None
+    assert found.read_bytes() == b"a\nb"
 
 
 def test_sixteen_writers_at_once_lose_nothing(store: EngineStore, tmp_path: Path) -> None:
@@ -142,3 +160,24 @@ def test_a_failure_leaves_the_tables_and_keeps_its_log(store: EngineStore, tmp_p
     assert found.verification == failed
     assert store.read_bytes(found.log) == b"NaN in scores"
     assert found.manifest.engine == manifest.engine
+
+
+def test_a_cross_build_asks_for_no_gpu_and_no_cache(store: EngineStore, tmp_path: Path) -> None:
+    rtx = toolchain("tensorrt-rtx").identity()
+    request = BuildRequest(
+        spec=tiny_onnx.spec(rtx),
+        onnx=tiny_onnx.convolutions(tmp_path / "model.onnx"),
+        work_dir=tmp_path / "w",
+    )
+    assert native_build.build(store, request).plan.is_file()
+    assert not list(store.list_objects(timing_cache.PREFIX))
+
+
+def test_attempts_without_a_reference_are_refused(store: EngineStore, tmp_path: Path) -> None:
+    request = BuildRequest(
+        spec=tiny_onnx.spec(TOOLCHAIN, attempts=3),
+        onnx=tmp_path / "model.onnx",
+        work_dir=tmp_path / "w",
+    )
+    with pytest.raises(ToolchainError, match=r"builder\.attempts"):
+        native_build.build(store, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from enginefarm.benchmark import side_by_side
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.measure.contenders import OrtContender, TorchContender
 from enginefarm.measure.harness import Harness, Iteration, interleave
+from enginefarm.measure.remote import RemoteContender
 from enginefarm.runtime import load_bindings, load_cuda
 
 QUICK = Harness(warmup_iterations=1, warmup_s=0, min_iterations=12, min_seconds=0)
@@ -91,6 +94,36 @@ def test_pytorch_and_onnx_runtime_on_the_cpu_agree(tmp_path: Path) -> None:
     assert all(one.total.samples >= 12 for one in found)
     assert all(one.compute is None for one in found)  # the CPU has no such clock
     assert all(one.samples_per_s > 0 for one in found)
+
+
+def scripted(value: str) -> Scripted:
+    return Scripted(os.environ.get("AWS_SECRET_ACCESS_KEY", "remote"), [], float(value))
+
+
+def test_a_contender_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-child")
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    remote = RemoteContender(
+        "remote",
+        runtime="pytorch",
+        python=[sys.executable],
+        factory="test_benchmark:scripted",
+        arguments=["2.5"],
+        environment={"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{path}"},
+    )
+    found = side_by_side([Scripted("here", [], 2.5), remote], {}, batch=1, harness=QUICK)
+    assert found[1].against_first[0].cosine == 1
+    assert found[1].compute is not None
+    assert found[1].compute.ms_median == 1.5
+    remote.close()
+
+
+def test_a_contender_that_cannot_start_says_why() -> None:
+    with pytest.raises(EngineRunError, match="gone: failed in its process") as caught:
+        RemoteContender(
+            "gone", runtime="pytorch", python=[sys.executable], factory="no_such_module:x"
+        )
+    assert "no_such_module" in caught.value.why
 
 
 def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "error",
     ),
     "toolchains/tensorrt.py": ("builder", "config", "network", "parser", "cache", "inspector"),
+    "toolchains/combine_caches.py": ("builder", "config", "cache"),
     "toolchains/tensorrt_rtx.py": ("builder", "config", "network", "parser"),
     "toolchains/classic_int8.py": ("builder", "config", "profile"),
     "runtime.py": ("_runtime", "engine", "inspector"),

@@ -20,9 +20,14 @@ BOTH = {
     "engine_session.py",
     "cuda_buffers.py",
 }
+NATIVE = {
+    "toolchains/tensorrt.py",
+    "toolchains/classic_int8.py",
+    "toolchains/combine_caches.py",
+}
 USED_BY = {
-    "10": {*BOTH, "toolchains/tensorrt.py", "toolchains/classic_int8.py"},
-    "11": {*BOTH, "toolchains/tensorrt.py", "toolchains/classic_int8.py"},
+    "10": {*BOTH, *NATIVE},
+    "11": {*BOTH, *NATIVE},
     "rtx": {*BOTH, "toolchains/tensorrt_rtx.py"},
 }
 

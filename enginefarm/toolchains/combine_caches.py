@@ -1,0 +1,51 @@
+"""Two timing caches of one device into one, by TensorRT itself, in a process of its own.
+
+python -m enginefarm.toolchains.combine_caches STORED FRESH OUT
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from enginefarm.isolate import child_environment
+from enginefarm.toolchains import builder_api
+from enginefarm.toolchains.tensorrt import load
+
+
+def combine(stored: bytes, fresh: bytes) -> bytes | None:
+    """Both in one; None when TensorRT refuses (another device or version), or fails."""
+    with tempfile.TemporaryDirectory(prefix="enginefarm-") as name:
+        folder = Path(name)
+        first, second, out = folder / "stored", folder / "fresh", folder / "out"
+        first.write_bytes(stored)
+        second.write_bytes(fresh)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", "enginefarm.toolchains.combine_caches"),
+                *(str(first), str(second), str(out)),
+            ],
+            env=child_environment(folder),
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        return out.read_bytes() if done.returncode == 0 and out.is_file() else None
+
+
+def main(first: str, second: str, out: str) -> int:
+    trt = load()
+    builder = trt.Builder(builder_api.make_logger(trt, builder_api.Messages()))
+    config = builder.create_builder_config()
+    cache = config.create_timing_cache(Path(first).read_bytes())
+    other = config.create_timing_cache(Path(second).read_bytes())
+    if cache is None or other is None or not cache.combine(other, False):
+        return 1
+    Path(out).write_bytes(memoryview(cache.serialize()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
