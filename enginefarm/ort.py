@@ -24,9 +24,17 @@ DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 def session(
-    model: Path, *, error: type[EnginefarmError], what: str, plain: bool = False
+    model: Path,
+    *,
+    error: type[EnginefarmError],
+    what: str,
+    plain: bool = False,
+    narrow: bool = False,
 ) -> InferenceSession:
-    """A session on the CPU. `plain` switches every graph optimization off.
+    """A session on the CPU.
+
+    plain: every graph optimization off. narrow: the graph has FP16 in it, for which ONNX
+    Runtime 1.32's layout optimizations are not safe (it segfaults on a vision transformer).
 
     Raises: `error` when ONNX Runtime refuses the model.
     """
@@ -37,6 +45,8 @@ def session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif narrow:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         return ort.InferenceSession(
             os.fspath(model),

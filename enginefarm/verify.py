@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm import onnx_files, ort, progress
+from enginefarm import native, onnx_files, ort, progress
 from enginefarm.errors import PrecisionError
 from enginefarm.manifest import GraphVerification, OutputComparison
 from enginefarm.recipe import Budget
 from enginefarm.reference import ReferenceBatch, read_reference
+from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,15 +32,45 @@ class Comparison:
     over_budget: tuple[str, ...]
 
 
+class Request(Frozen):
+    """What `verify_graph` hands to its child process."""
+
+    onnx: Path
+    reference: Path
+    budget: Budget
+    class_scores: tuple[str, ...]
+
+
 def verify_graph(
     onnx: Path, reference: Path, budget: Budget, class_scores: Sequence[str]
 ) -> GraphVerification:
-    """Runs the graph with ONNX Runtime on the reference's inputs.
+    """Runs the graph with ONNX Runtime on the reference's inputs, in a child process.
 
     BF16 is emulated (ONNX Runtime has none on CPU), and `runtime` says so.
-    Raises: PrecisionError when the graph cannot be run, CalibrationError for the reference.
+    Raises: PrecisionError when the graph cannot be run, or crashes ONNX Runtime;
+    CalibrationError for the reference.
     """
-    model = onnx_files.read(onnx, error=PrecisionError)
+    request = Request(
+        onnx=onnx.resolve(),
+        reference=reference.resolve(),
+        budget=budget,
+        class_scores=tuple(class_scores),
+    )
+    progress.report("verify", 0, 1)
+    answer = native.call(
+        f"{__name__}:verify_here",
+        request.model_dump_json(),
+        error=PrecisionError,
+        what=f"verification of {onnx.name}",
+    )
+    progress.report("verify", 1, 1)
+    return GraphVerification.model_validate_json(answer)
+
+
+def verify_here(request_json: str) -> str:
+    """The child's part: a Request in, a GraphVerification out, both as JSON."""
+    request = Request.model_validate_json(request_json)
+    model = onnx_files.read(request.onnx, error=PrecisionError)
     runtime = f"{ort.version()} CPU"
     if _has_bf16(model):
         from enginefarm.precisions.bf16 import emulate
@@ -47,19 +78,20 @@ def verify_graph(
         session = ort.session_of(emulate(model), error=PrecisionError, what="the BF16 graph")
         runtime += ", BF16 emulated: computed in FP32, every result rounded"
     else:
-        session = ort.session(onnx, error=PrecisionError, what="the graph")
+        session = ort.session(request.onnx, error=PrecisionError, what="the graph", narrow=True)
     del model
 
     def run(batch: ReferenceBatch) -> Arrays:
         return ort.run(session, batch.inputs, error=PrecisionError, what="verification")
 
-    result = compare(read_reference(reference), run, budget, class_scores)
+    batches = read_reference(request.reference)
+    result = compare(batches, run, request.budget, request.class_scores)
     return GraphVerification(
         samples=result.samples,
         runtime=runtime,
         outputs=result.outputs,
         over_budget=result.over_budget,
-    )
+    ).model_dump_json()
 
 
 def compare(

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny_onnx
+from tiny_models import CODE
 from tiny_models import recipe as tiny_recipe
 
 from enginefarm import (
@@ -311,3 +312,45 @@ def test_an_onnx_model_in_s3_is_a_source(store_environment: EngineStore, tmp_pat
         arguments = (missing, tmp_path, tmp_path / "work")
         with pytest.raises(SourceError, match=r"none\.onnx: there is no such object"):
             step(*arguments[: 2 if step.__name__ == "fingerprint" else 3])
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_that_crashes_onnx_runtime_at_full_optimization(
+    tmp_path: Path,
+) -> None:
+    """ONNX Runtime 1.32 segfaults on its FP16 graph at ORT_ENABLE_ALL."""
+    code = CODE + VISION_TRANSFORMER
+    made = tiny_recipe(
+        tmp_path,
+        code=code.replace("3, 8, 8)", "3, 32, 32)"),
+        source={"kind": "torch", "callable": "code.py:vit"},
+        inputs=[{"name": "x", "shape": ["batch", 3, 32, 32]}],
+    )
+    walked = Road(made, tmp_path / "out")
+    for name in ("fp16", "bf16", "int8"):
+        assert walked.precision(name)[1].over_budget == ()
+
+
+VISION_TRANSFORMER = """
+class Vit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = nn.Conv2d(3, 64, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 64))
+        self.place = nn.Parameter(torch.randn(1, 17, 64))
+        layer = nn.TransformerEncoderLayer(
+            64, 4, 128, batch_first=True, norm_first=True, activation="gelu"
+        )
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
+        return self.head(self.encoder(x)[:, 0])
+
+
+def vit():
+    return Vit()
+"""
