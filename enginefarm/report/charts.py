@@ -45,7 +45,12 @@ def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
                 value=row.latency_ms_median or 0.0,
                 to=row.latency_ms_p99,
                 text=f"{number(row.latency_ms_median or 0.0)} ms"
-                + _times(slowest, row.latency_ms_median or 0.0),
+                + (
+                    "  unstable"
+                    if row.cov_verdict == "unstable"
+                    else _times(slowest, row.latency_ms_median or 0.0)
+                ),
+                doubtful=row.cov_verdict == "unstable",
                 tone=tone(row),
                 title=_timing(row),
             )
@@ -142,6 +147,11 @@ def _engine_bars(model: ModelSection, column: str, show: Callable[[float], str])
 
     made = (bar(cell) for cell in model.engines)
     return svg.bars([one for one in made if one is not None], label_width=110)
+
+
+def points_lost(drop: float) -> str:
+    """Top-1 against FP32, in points; never a minus zero."""
+    return "0.00 pt" if abs(drop) < 0.005 else f"{-drop:+.2f} pt"
 
 
 def duration(seconds: float) -> str:

@@ -38,7 +38,10 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar. `tone`: the CSS class that colours it; `to`: end of the whisker."""
+    """One horizontal bar. `tone`: the CSS class that colours it; `to`: end of the whisker.
+
+    doubtful: drawn pale, for a figure that is not to be trusted.
+    """
 
     label: str
     value: float
@@ -46,6 +49,11 @@ class Bar:
     tone: str
     to: float | None = None
     title: str = ""
+    doubtful: bool = False
+
+
+WHISKER_LIMIT = 1.5
+"""Whiskers end at 1.5 × the longest bar: one stray p99 must not flatten every bar."""
 
 
 def bars(items: Sequence[Bar], *, width: int = 520, label_width: int = LABEL_WIDTH) -> str:
@@ -54,7 +62,8 @@ def bars(items: Sequence[Bar], *, width: int = 520, label_width: int = LABEL_WID
         return ""
     text_width = 12 + 7 * max(len(item.text) for item in items)
     room = width - label_width - text_width
-    most = max(max(item.value, item.to or 0) for item in items) or 1
+    longest = max(item.value for item in items)
+    most = max(longest, min(max(item.to or 0 for item in items), WHISKER_LIMIT * longest)) or 1
     height = BAR_STEP * len(items)
     parts = [_open(width, height)]
     for index, item in enumerate(items):
@@ -65,14 +74,15 @@ def bars(items: Sequence[Bar], *, width: int = 520, label_width: int = LABEL_WID
         parts.append(f"<g><title>{escape(item.title or f'{item.label}: {item.text}')}</title>")
         parts.append(_text(label_width - 10, middle, item.label, "end", "label"))
         parts.append(
-            f'<rect class="{item.tone}" x="{label_width}" y="{y:g}" width="{length:.1f}" '
-            f'height="{BAR_HEIGHT}" rx="3"/>'
+            f'<rect class="{item.tone}{" doubtful" if item.doubtful else ""}" x="{label_width}" '
+            f'y="{y:g}" width="{length:.1f}" height="{BAR_HEIGHT}" rx="3"/>'
         )
         if item.to is not None and item.to > item.value:
-            end = item.to / most * room
+            end = min(item.to, most) / most * room
+            tip = "m0 -4v8" if item.to <= most else "m-4 -4l4 4l-4 4"
             parts.append(
                 f'<path class="whisker" d="M{label_width + length:.1f} {middle:g}H'
-                f'{label_width + end:.1f}m0 -4v8"/>'
+                f'{label_width + end:.1f}{tip}"/>'
             )
         parts.append(_text(label_width + end + 8, middle, item.text, "start", "figure"))
         parts.append("</g>")
