@@ -28,7 +28,16 @@ async def work(worker: ProcessWorker) -> None:
     poll = worker.get_and_submit_flow_runs
 
     async def poll_unless_draining() -> Any:
-        return [] if draining.is_set() else await poll()
+        if draining.is_set():
+            return []
+        try:
+            return await poll()
+        except RuntimeError as error:
+            # A crashed run was sent back before this worker had let go of its last attempt.
+            # It comes again with the next poll; Prefect's worker would end here.
+            if "already holding" not in str(error):
+                raise
+            return []
 
     def drain() -> None:
         task.cancel() if draining.is_set() else draining.set()
