@@ -6,14 +6,13 @@ pipe (inputs once, three numbers a pass) is outside every measured interval.
 
 from __future__ import annotations
 
-import os
-import secrets
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from multiprocessing.connection import Client, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,19 +50,16 @@ class RemoteContender:
         Raises: EngineRunError with the other process's words when it does not start."""
         self.name = name
         self.runtime: Runtime = runtime
-        key = secrets.token_bytes(16)
-        with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
-            address = str(Path(folder) / "socket")
-            with Listener(address, "AF_UNIX", authkey=key) as listener:
-                self._process = subprocess.Popen(
-                    [*python, "-m", "enginefarm.measure.remote", address, factory, *arguments],
-                    env={
-                        **child_environment(Path(tempfile.gettempdir())),
-                        **(environment or {}),
-                        "ENGINEFARM_REMOTE_KEY": key.hex(),
-                    },
-                )
-                self._connection = listener.accept()
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(*python, "-m", "enginefarm.measure.remote"),
+                    *(str(theirs.fileno()), factory, *arguments),
+                ],
+                env={**child_environment(Path(tempfile.gettempdir())), **(environment or {})},
+                pass_fds=(theirs.fileno(),),
+            )
         self._ask("ready")
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
@@ -91,10 +87,9 @@ class RemoteContender:
         return answer
 
 
-def serve(address: str, factory: str, *arguments: str) -> None:
+def serve(descriptor: str, factory: str, *arguments: str) -> None:
     """The other side: makes the contender, and answers until the connection closes."""
-    key = bytes.fromhex(os.environ["ENGINEFARM_REMOTE_KEY"])
-    with Client(address, "AF_UNIX", authkey=key) as connection:
+    with Connection(int(descriptor)) as connection:
         contender: Contender | None = None
         while True:
             try:

@@ -126,6 +126,11 @@ def test_a_contender_that_cannot_start_says_why() -> None:
     assert "no_such_module" in caught.value.why
 
 
+def test_a_python_that_dies_at_once_is_an_error_and_no_wait() -> None:
+    with pytest.raises(EngineRunError, match="its process ended"):
+        RemoteContender("dead", runtime="pytorch", python=["/bin/false"], factory="a:b")
+
+
 def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
     with pytest.raises(EngineRunError, match="no CUDAExecutionProvider"):
