@@ -69,6 +69,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+def test_every_environment_variable_is_there_and_none_that_is_not_read() -> None:
+    code = [
+        file.read_text("utf-8")
+        for folder in ("enginefarm", "flows", "tasks")
+        for file in (ROOT / folder).rglob("*.py")
+    ]
+    read = {name for text in code for name in re.findall(r"ENGINEFARM_[A-Z_]+[A-Z]", text)}
+    page = (DOCS / "environment.md").read_text("utf-8")
+    assert set(re.findall(r"`(ENGINEFARM_[A-Z_]+)`", page)) == read
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text("utf-8")
     for page in DOCS.glob("*.md"):
