@@ -22,6 +22,7 @@ from enginefarm import outcome_rows
 from enginefarm.cli import run
 from enginefarm.errors import CorruptBlob
 from enginefarm.outcome import Outcome, of_manifest
+from enginefarm.report import nightly
 from enginefarm.row_filter import RowFilter
 from enginefarm.store import s3
 from enginefarm.store.engine_store import EngineStore
@@ -251,3 +252,15 @@ def test_a_runs_outcomes_become_rows_of_the_night(store: EngineStore) -> None:
     }
     assert found["l4"].reason == "accuracy: cosine 0.9 < 0.99"
     assert {row.date for row in found.values()} == {NIGHT}
+
+
+def test_the_end_of_a_night_compacts_the_nights_before_and_publishes_the_page(
+    store: EngineStore,
+) -> None:
+    tables = BenchmarkTables(store.objects)
+    tables.append([make_row(night, recipe=recipe) for night in (0, 1) for recipe in ("a", "b")])
+    link = nightly.close_night(store, make_row(1).date)
+    assert len(keys(tables)) == 1 + 2
+    assert len(tables.rows()) == 4
+    with urllib.request.urlopen(link) as answer:
+        assert b"Night of <b>2026-11-21</b>" in answer.read()
