@@ -1,6 +1,6 @@
 """Real TensorRT bindings on a machine without TensorRT: the wheel over stub libraries.
 
-The wheels come from the package index, once, into a folder beside pytest's cache. The stubs
+The wheels come from the package index, once, into ~/.cache/enginefarm/test-wheels. The stubs
 export the symbols that the bindings are linked with, and do nothing.
 """
 
