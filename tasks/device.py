@@ -9,6 +9,7 @@ from prefect.logging import get_run_logger
 
 from enginefarm import device_records, stages
 from enginefarm.benchmark import benchmark_engine
+from enginefarm.cpu_benchmark import host_class
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
@@ -49,7 +50,7 @@ def verify_on_gpu(
 def measure(manifest: Manifest) -> tuple[BenchmarkRow, ...]:
     site = stages.here()
     plan, reference = _files(site, manifest)
-    rows = benchmark_engine(manifest, plan, reference)
+    rows = benchmark_engine(manifest, plan, reference, host_class=host_class())
     BenchmarkTables(site.store.objects).append(rows)
     return rows
 

@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 from enginefarm import nightly, stages
 from enginefarm.nightly import Slower, Standing
 from enginefarm.plan import Offer
+from enginefarm.report import nightly as report
 from tasks.policy import STEP
 
 
@@ -64,10 +65,14 @@ def publish_night(
         }
         for row in standings
     ]
+    store = stages.here().store
+    page = report.publish(store, report.page(store), dt.datetime.now(dt.UTC).date())
     create_table_artifact(key="nightly", table=rows, description="Recipes of the night")
     lines = [
         f"{len(standings)} recipes, {sum(row.wanted for row in standings)} engines: "
         f"{sum(row.cached for row in standings)} were there, {len(ended)} recipes were built.",
+        "",
+        f"Report: `{store.url}/{page}`; `enginefarm report` makes it anew.",
         "",
         *(f"- **{row.recipe}** {row.cell} got slower: {row.because}" for row in slower),
     ]

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm import metrics, stages
+from enginefarm import metrics, outcome_rows, stages
 from enginefarm.errors import EnginefarmError
 from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
 from tasks.policy import STEP
@@ -27,6 +27,8 @@ def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outc
 
 @task(name="tables", task_run_name="tables {recipe}", **STEP)
 def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
+    """Rows in the store's tables, artifacts in the UI."""
+    outcome_rows.record(stages.here().store, outcomes)
     key = f"engines-{recipe.replace('.', '-').replace('_', '-')}"
     rows = [dict(zip(HEADER, cells(outcome), strict=True)) for outcome in outcomes]
     create_table_artifact(key=key, table=rows, description=f"Engines of {recipe}")
