@@ -26,8 +26,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 import enginefarm
 from enginefarm import errors
 from enginefarm.progress import report
@@ -35,6 +33,7 @@ from enginefarm.toolchains import BuildOutput, BuildRequest
 
 LOG_NAME = "build.log"
 POLL_S = 0.05
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 QUIET_S = 1.0
 """No progress from the builder for that long: shown as running, length unknown."""
 
@@ -269,13 +268,24 @@ def _cause(work_dir: Path) -> str:
 
 
 def _resident_bytes(pid: int) -> int:
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
-    return total
+    """Resident memory of a process and its descendants; 0 for one that has gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * PAGE_BYTES + sum(_resident_bytes(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    # Asking for every process of the machine instead (psutil) took 20 ms, twenty times a second.
+    try:
+        return [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text("ascii").split()
+        ]
+    except OSError:  # it has gone, or the kernel lacks this file: then the leader alone counts
+        return []
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from enginefarm import errors, isolate
@@ -104,3 +107,22 @@ def test_a_parent_that_does_not_read_never_blocks_the_build() -> None:
     os.close(read_end)
     pipe("build", 1, 1, "reader gone")
     os.close(write_end)
+
+
+def test_memory_of_grandchildren_counts() -> None:
+    script = "import subprocess, sys, time; b = bytearray(60 << 20); "
+    nested = (
+        script
+        + "subprocess.Popen([sys.executable, '-c', "
+        + repr(script + "print(1, flush=True); time.sleep(30)")
+        + "]); time.sleep(30)"
+    )
+    with subprocess.Popen([sys.executable, "-c", nested], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = isolate._resident_bytes(child.pid)
+        for grandchild in psutil.Process(child.pid).children():
+            grandchild.kill()
+        child.kill()
+    assert 120 << 20 < found < 400 << 20
+    assert isolate._resident_bytes(child.pid) == 0
