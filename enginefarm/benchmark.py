@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.errors import EngineRunError
 from enginefarm.manifest import Manifest, OutputComparison
 from enginefarm.manifest_rows import rows_from_manifest
 from enginefarm.measure.contenders import EngineContender
@@ -86,7 +87,7 @@ def benchmark_engine(
     plugins: Sequence[Path] = (),
 ) -> tuple[BenchmarkRow, ...]:
     """Rows of one engine on this GPU: each profile's opt shapes, a batch sweep, with and
-    without a CUDA graph.
+    without a CUDA graph where one can be captured.
 
     reference: the manifest's npz, whose inputs are repeated to the shapes measured.
     Raises: HostError, EngineRunError.
@@ -103,7 +104,15 @@ def benchmark_engine(
             for graph in (False, True):
                 settings = chosen.model_copy(update={"cuda_graph": graph})
                 row = built[point.profile_name]
-                found = _one(engine, row.runtime, point, sized(inputs, point.shapes), settings)
+                feeds = sized(inputs, point.shapes)
+                try:
+                    found = _one(engine, row.runtime, point, feeds, settings)
+                except EngineRunError as error:
+                    if not graph:
+                        raise
+                    # Not every engine can be captured; it has its row without a graph.
+                    report("benchmark", index, len(wanted), error.what)
+                    continue
                 rows.append(filled(row, found, point, host_class=host_class))
     report("benchmark", len(wanted), len(wanted), manifest.spec.label)
     return tuple(rows)

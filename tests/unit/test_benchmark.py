@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ import tiny_onnx
 
 from enginefarm.benchmark import side_by_side
 from enginefarm.errors import EngineRunError, HostError
+from enginefarm.manifest import (
+    BuildRecord,
+    DeviceVerification,
+    Environment,
+    GraphVerification,
+    Manifest,
+)
 from enginefarm.measure.contenders import OrtContender, TorchContender
 from enginefarm.measure.harness import Harness, Iteration, interleave
 from enginefarm.measure.remote import RemoteContender
 from enginefarm.runtime import load_bindings, load_cuda
+from enginefarm.spec import BlobRef, OnnxRef, ToolchainId
 
 QUICK = Harness(warmup_iterations=1, warmup_s=0, min_iterations=12, min_seconds=0)
 
@@ -149,3 +159,55 @@ def test_no_driver_and_no_runtime_are_the_hosts_errors() -> None:
         load_bindings("tensorrt")
     with pytest.raises(HostError, match="ort-trt"):
         load_bindings("ort-trt")
+
+
+def test_rows_of_an_engine_and_none_for_a_graph_that_cannot_be_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is a stand-in (no GPU here); the rows, shapes and figures are the real ones."""
+    from enginefarm import benchmark
+
+    class StandIn(Scripted):
+        def __init__(self, name: str, *_: object, cuda_graph: bool, **__: object) -> None:
+            if cuda_graph:
+                raise EngineRunError("no CUDA graph of it can be captured")
+            super().__init__(name, [], 1.0)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(benchmark, "EngineContender", StandIn)
+    monkeypatch.setattr(benchmark, "Engine", lambda *_, **__: nullcontext())
+    x = np.ones((2, 3, 16, 16), np.float16)
+    np.savez(tmp_path / "r.npz", **{"0000/input/x": x, "0000/output/y": x})
+    rows = benchmark.benchmark_engine(
+        manifest(), tmp_path / "engine.plan", tmp_path / "r.npz", harness=QUICK
+    )
+    assert [row.batch for row in rows] == [2, 1, 4]
+    assert {row.outcome for row in rows} == {"measured"}
+    assert {row.cuda_graph for row in rows} == {False}
+    assert rows[0].shapes == "x:2x3x16x16"
+    assert rows[0].compute_ms_p99 == 1.5
+    assert rows[0].h2d_ms_median == 0.25
+    assert rows[0].cov_verdict == "stable"
+    assert rows[0].harness_flags == QUICK.flags
+
+
+def manifest() -> Manifest:
+    spec = tiny_onnx.spec(
+        ToolchainId(name="tensorrt", build="11.4.0.106", cuda="13", os="linux", arch="x86_64")
+    )
+    blob = BlobRef(digest="1" * 64, size_bytes=10)
+    return Manifest(
+        recipe="tiny",
+        spec=spec,
+        spec_digest=spec.digest,
+        engine=blob,
+        graph=OnnxRef(model=blob, opset=17),
+        tensors=(),
+        verification=GraphVerification(samples=1, runtime="ort", outputs=()),
+        device_verification=DeviceVerification(status="passed"),
+        build=BuildRecord(seconds=1, peak_memory_bytes=1),
+        environment=Environment(host="h", os="linux", arch="x86_64", python="3", packages={}),
+        created_at=datetime.now(UTC),
+    )
