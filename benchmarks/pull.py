@@ -4,8 +4,9 @@
 
 Each round runs every contender once, each as a process of its own, in turn, so that a noisy
 machine is noisy for all; the table has medians and ratios. The server is a SeaweedFS on this
-machine, sharing its cores. Wall time is of the whole process, start included; `moving` leaves
-out the start.
+machine, sharing its cores. Wall and CPU time are of the whole process, start included;
+`moving` leaves out the start. enginefarm checks the sha256 of what it wrote; rclone and boto3
+do not, so each has a second row with `sha256sum` after it. On a busy machine compare CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -59,9 +62,10 @@ print(time.perf_counter() - began)
 
 
 class Timing:
-    """Of one process: seconds of its whole life, seconds of moving bytes, peak memory."""
+    """Of one process: wall and CPU seconds of its life, seconds of moving bytes, peak memory."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.perf_counter()
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -72,6 +76,8 @@ class Timing:
             time.sleep(0.005)
         self.wall_s = time.perf_counter() - began
         out, err = process.communicate()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         if process.returncode != 0:
             raise SystemExit(f"{command[:3]} failed:\n{err}")
         last = out.split()[-1:] or [""]
@@ -114,7 +120,8 @@ def describe() -> None:
     print(
         f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python "
         f"{platform.python_version()}, boto3 {version('boto3')}, {rclone.stdout.split()[0]} "
-        f"{rclone.stdout.split()[1]}, SeaweedFS {' '.join(weed[2:4])}"
+        f"{rclone.stdout.split()[1]}, SeaweedFS {' '.join(weed[2:4])}, "
+        f"load average {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -173,6 +180,9 @@ def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
             str(out / "file"),
         ],
     }
+    for name in ("rclone copy", "boto3.download_file"):
+        line = f"{shlex.join(contenders[name])} && sha256sum {out / 'file'} >/dev/null"
+        contenders[f"{name} + sha256sum"] = ["sh", "-c", line]
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, command in contenders.items():
@@ -180,15 +190,16 @@ def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
             out.mkdir()
             timings[name].append(Timing(command, environment(root, server)))
     print(f"\n{size / 1e6:,.0f} MB, median of {rounds}")
-    print(f"{'':22}{'wall s':>8}{'moving s':>10}{'MB/s':>8}{'over wall of':>14}{'peak MB':>9}")
+    print(f"{'':32}{'wall s':>8}{'ratio':>7}{'CPU s':>7}{'moving s':>10}{'MB/s':>7}{'peak MB':>9}")
     ours = statistics.median(one.wall_s for one in timings["enginefarm"])
     for name, found in timings.items():
         wall = statistics.median(one.wall_s for one in found)
         moving = statistics.median(one.moving_s for one in found)
-        ratio = "" if name == "enginefarm" else f"{wall / ours:.2f}×"
+        cpu = statistics.median(one.cpu_s for one in found)
         print(
-            f"{name:22}{wall:8.2f}{moving:10.2f}{size / 1e6 / moving:8.0f}{ratio:>14}"
-            f"{max(one.peak_mb for one in found):9.0f}"
+            f"{name:32}{wall:8.2f}{wall / ours:6.2f}×{cpu:7.2f}{moving:10.2f}"
+            f"{size / 1e6 / moving:7.0f}"
+            + ("" if "+" in name else f"{max(one.peak_mb for one in found):9.0f}")
         )
 
 
@@ -212,13 +223,15 @@ def cold_start(root: Path, server: Server, rounds: int) -> None:
         "enginefarm pull --help": [*command, "pull", "--help"],
         "pull, engine cached": asked,
     }
-    timings: dict[str, list[float]] = {name: [] for name in contenders}
+    timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, one in contenders.items():
-            timings[name].append(Timing(one, settings).wall_s)
+            timings[name].append(Timing(one, settings))
     print(f"\ncold processes, median of {rounds}; six engines in the store")
     for name, found in timings.items():
-        print(f"{name:26}{statistics.median(found) * 1000:6.0f} ms")
+        wall = statistics.median(one.wall_s for one in found)
+        cpu = statistics.median(one.cpu_s for one in found)
+        print(f"{name:26}{wall * 1000:6.0f} ms wall{cpu * 1000:6.0f} ms CPU")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -24,7 +25,7 @@ from enginefarm.recipe import PrecisionName, Regression
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.signing import Trust
 from enginefarm.spec import BlobRef
-from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.engine_store import READERS, EngineStore
 
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
@@ -115,23 +116,26 @@ def manifests_of(store: EngineStore, revision: Revision) -> tuple[Manifest, ...]
 
     Raises: StoreMissing when one is gone; CorruptBlob when one has another engine by now.
     """
-    found: list[Manifest] = []
-    for engine in revision.engines:
-        manifest = store.manifest(engine.spec_digest)
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(store.manifest, [engine.spec_digest for engine in revision.engines])
+        found = list(zip(revision.engines, read, strict=True))
+    name = f"channel {revision.recipe}@{revision.channel}"
+    manifests: list[Manifest] = []
+    for engine, manifest in found:
         if manifest is None:
             raise StoreMissing(
-                f"channel {revision.recipe}@{revision.channel}: the manifest of {engine.gpu}/"
-                f"{engine.precision} ({engine.spec_digest[:12]}) is gone",
-                fix=f"roll back, or promote again: enginefarm rollback {revision.recipe} "
-                f"{revision.channel}",
+                f"{name}: the manifest of {engine.gpu}/{engine.precision} "
+                f"({engine.spec_digest[:12]}) is gone",
+                fix="roll back, or promote again: "
+                f"enginefarm rollback {revision.recipe} {revision.channel}",
             )
         if manifest.engine != engine.engine:
             raise CorruptBlob(
-                f"channel {revision.recipe}@{revision.channel}: {engine.gpu}/{engine.precision} "
-                "is another engine than the one that was promoted"
+                f"{name}: {engine.gpu}/{engine.precision} is another engine than the one that "
+                "was promoted"
             )
-        found.append(manifest)
-    return tuple(found)
+        manifests.append(manifest)
+    return tuple(manifests)
 
 
 def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
