@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -26,26 +26,13 @@ from urllib.request import ProxyHandler, build_opener
 
 from enginefarm.errors import StoreError, StoreUnavailable
 from enginefarm.store.failures import disk_error
+from enginefarm.store.ports import PORTS, ports_of
 from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
 PROBE = ".ready"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
-HIGHEST_PORT = (1 << 16) - 10_001
-"""SeaweedFS adds 10,000 to some ports for its own gRPC."""
-
-PORTS = (
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "admin.port",
-    "admin.port.grpc",
-    "s3.port.grpc",
-)
 
 
 @dataclass(frozen=True)
@@ -134,7 +121,7 @@ def _launch(home: Path) -> Server:
     data = home / "data"
     data.mkdir(exist_ok=True)
     credentials = _credentials(home)
-    port, *others = _ports(home)
+    port, *others = ports_of(home)
     # Values go by the environment, so that `ps` does not show them.
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -273,33 +260,6 @@ def _lock(home: Path) -> Generator[None]:
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _ports(home: Path) -> list[int]:
-    """The folder's ports, while they are free: SeaweedFS keeps a folder a master port."""
-    kept = home / "ports.json"
-    try:
-        ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])
-    except (OSError, ValueError):
-        ports = _bound([0] * (len(PORTS) + 1))
-    kept.write_text(json.dumps(ports), "utf-8")
-    return ports
-
-
-def _bound(wanted: list[int]) -> list[int]:
-    """Distinct free ports; 0 takes any. Raises OSError when one is taken."""
-    with ExitStack() as stack:
-        ports: list[int] = []
-        for port in wanted:
-            while True:
-                one = stack.enter_context(socket.socket())
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(("127.0.0.1", port))
-                number = one.getsockname()[1]
-                if number <= HIGHEST_PORT:
-                    break
-            ports.append(number)
-        return ports
 
 
 def _exists(server: Server) -> bool:

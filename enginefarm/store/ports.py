@@ -1,0 +1,50 @@
+"""Loopback ports of the embedded server: free ones, kept from run to run."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+HIGHEST_PORT = (1 << 16) - 10_001
+"""SeaweedFS adds 10,000 to some ports for its own gRPC."""
+
+PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+    "s3.port.grpc",
+)
+
+
+def ports_of(home: Path) -> list[int]:
+    """The folder's ports, while they are free: SeaweedFS keeps a folder a master port."""
+    kept = home / "ports.json"
+    try:
+        ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])
+    except (OSError, ValueError):
+        ports = _bound([0] * (len(PORTS) + 1))
+    kept.write_text(json.dumps(ports), "utf-8")
+    return ports
+
+
+def _bound(wanted: list[int]) -> list[int]:
+    """Distinct free ports; 0 takes any. Raises OSError when one is taken."""
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for port in wanted:
+            while True:
+                one = stack.enter_context(socket.socket())
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(("127.0.0.1", port))
+                number = one.getsockname()[1]
+                if number <= HIGHEST_PORT:
+                    break
+            ports.append(number)
+        return ports
