@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+from prefect.states import Cancelling
 
 from enginefarm.store import embedded
 from tests.flows import slow_recipe, tiny_recipe
@@ -42,6 +43,7 @@ def gone(process: psutil.Process) -> bool:
 def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     run_id = start(farm, "flowkill", "a100")
     builder = farm.seize("a100", BUILDER)
+    builder.suspend()
     (process,) = farm.running("a100", RUN)
     process.kill()
     until(lambda: gone(builder), "the builder dies with its run", 10)
@@ -59,6 +61,7 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
     tiny_recipe.write(farm.recipes / "quick", name="quick", gpus=["l4"], precisions=["fp16"])
     run_id = start(farm, "workerkill", "l4")
     builder = farm.seize("l4", BUILDER)
+    builder.suspend()
     (process,) = farm.running("l4", RUN)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
@@ -98,12 +101,12 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
 
 def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
     run_id = start(farm, "cancelled", "a100", "t4")
-    builder = farm.seize("a100", BUILDER)
+    builders = [farm.seize(label, BUILDER) for label in ("a100", "t4")]
+    for builder in builders:
+        builder.suspend()  # else it may be done before the word has gone round
     with farm.client() as client:
-        from prefect.states import Cancelling
-
         client.set_flow_run_state(run_id, Cancelling())
-    until(lambda: gone(builder), "the builder is killed", 60)
+    until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNISED_S)
     assert farm.wait(run_id).state.is_cancelled()
     until(
         lambda: all(child.state.is_cancelled() for child in farm.children(run_id)),
