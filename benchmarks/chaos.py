@@ -37,7 +37,7 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.store import embedded, layout, open_store
 from enginefarm.store.engine_store import EngineStore
 from tests.flows import tiny_recipe
-from tests.flows.farm_fixture import Farm, farm_of
+from tests.flows.farm_fixture import Farm, database, farm_of
 
 GPUS = ["t4", "l4"]
 PRECISIONS = ["fp16", "int8"]
@@ -122,6 +122,7 @@ class Chaos:
         self.restarts: Counter[str] = Counter()
         self.asked: list[str] = []
         self.open: dict[UUID, str] = {}
+        self.again = 0
         self.started = time.monotonic()
 
     def run(self, minutes: float, mean_s: float) -> None:
@@ -242,7 +243,8 @@ class Chaos:
 def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:
     with (
         tempfile.TemporaryDirectory(prefix="enginefarm-chaos") as folder,
-        farm_of(Path(folder)) as farm,
+        database() as url,
+        farm_of(Path(folder), database=url) as farm,
     ):
         test = Chaos(farm, random.Random(seed))
         test.run(minutes, mean_s)
@@ -264,6 +266,7 @@ def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:
             "recipes asked for once more": test.again,
             "lost": len(lost),
             **_said(found),
+            "database": "SQLite" if url is None else "PostgreSQL",
             "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         }
 
