@@ -79,13 +79,22 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
 
 def _start(job: Job, pool: str) -> FlowRun:
     """A child run, or, for a parent that starts again, the one it had started before."""
-    child = run_deployment(
-        f"build-engine/{pool}",
-        parameters={"job": job.model_dump(mode="json")},
-        flow_run_name=f"{job.recipe} {job.spec.label}",
-        timeout=0,
-        idempotency_key=f"{runtime.flow_run.id}:{job.spec.digest}",
-    )
+    try:
+        child = run_deployment(
+            f"build-engine/{pool}",
+            parameters={"job": job.model_dump(mode="json")},
+            flow_run_name=f"{job.recipe} {job.spec.label}",
+            timeout=0,
+            idempotency_key=f"{runtime.flow_run.id}:{job.spec.digest}",
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (409, 422):
+            raise
+        raise FarmError(
+            f"{job.spec.label}: the deployment build-engine/{pool} refuses this version's jobs",
+            why=str(error.response.text)[:300],
+            fix="enginefarm deploy, and workers of one version",
+        ) from error
     if child.state is not None and child.state.is_final():
         _again(child)
     return child
