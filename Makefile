@@ -18,6 +18,10 @@ test: $(STAMP)
 test-unit: $(STAMP)
 	$(BIN)/pytest tests/unit
 
+# On a machine with a GPU, pycuda and TensorRT; docs/measurements says what it needs.
+test-gpu:
+	sh tests/gpu/run.sh
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

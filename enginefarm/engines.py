@@ -17,10 +17,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
-from enginefarm import isolate
-from enginefarm.errors import EnginefarmError
+from enginefarm import device_records, native_build
+from enginefarm.errors import EnginefarmError, EngineRunError
 from enginefarm.gpus import gpu
 from enginefarm.manifest import (
     BuildRecord,
@@ -31,7 +31,7 @@ from enginefarm.manifest import (
     TensorInfo,
 )
 from enginefarm.progress import SINK, report
-from enginefarm.recipe import BuilderOptions
+from enginefarm.recipe import Budget, BuilderOptions
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.site import Site, materialise
@@ -52,6 +52,7 @@ class Job(Frozen):
     recipe: Name
     spec: BuildSpec
     prepared: Prepared
+    budget: Budget | None = Field(default=None, description="What several attempts are held to.")
 
 
 class Built(Frozen):
@@ -88,6 +89,7 @@ def build(
         if published is not None:
             report(f"build {spec.label}", 1, 1, "cached")
             return published
+        _refuse_quarantined(site, spec)
         with site.scratch() as scratch, writing(scratch):
             work_dir = scratch / "build"
             work_dir.mkdir()
@@ -101,11 +103,18 @@ def build(
                 spec=asked,
                 onnx=materialise(site, job.prepared.graph, scratch / "onnx"),
                 work_dir=work_dir,
+                plugins=tuple(site.cache.ensure(site.store, ref) for ref in job.prepared.plugins),
                 timeout_s=limits.timeout_s,
                 memory_limit_bytes=limits.memory_bytes,
             )
             with _SLOTS, _named(spec.label):
-                output = isolate.build(request, toolchain=spec.toolchain.name, cancel=cancel)
+                output = native_build.build(
+                    site.store,
+                    request,
+                    reference=_reference(site, job),
+                    budget=job.budget,
+                    cancel=cancel,
+                )
             details = dict(output.details)
             if workspace_mib is not None:
                 details["workspace_mib_after_out_of_memory"] = workspace_mib
@@ -119,6 +128,23 @@ def build(
                 command=output.command,
                 details=details,
             )
+
+
+def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
+    failed = device_records.quarantined(site.store, spec.digest)
+    if failed is not None:
+        raise EngineRunError(
+            f"{spec.label}: an engine of this very spec failed on its GPU and is in quarantine",
+            why=failed.verification.reason,
+            fix="mend what it says; change the recipe's `salt` to build the same thing again",
+        )
+
+
+def _reference(site: Site, job: Job) -> Path | None:
+    """Fetched only where several attempts are judged by it."""
+    if job.spec.builder.attempts == 1:
+        return None
+    return site.cache.ensure(site.store, job.prepared.reference)
 
 
 def upload(site: Site, built: Built) -> Built:

@@ -164,6 +164,7 @@ class Prepared(Frozen):
     reference: BlobRef
     verification: GraphVerification
     details: dict[str, JsonValue]
+    plugins: tuple[BlobRef, ...] = ()
     seconds: float
     cached: bool
 
@@ -251,6 +252,7 @@ def prepare(
         reference=ref.npz,
         verification=GraphVerification.model_validate(verified.values["verification"]),
         details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
+        plugins=_kept_plugins(site, recipe),
         seconds=converted.seconds + verified.seconds,
         cached=cached,
     )
@@ -274,6 +276,14 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
     )
+
+
+def _kept_plugins(site: Site, recipe: Recipe) -> tuple[BlobRef, ...]:
+    """The plugin libraries in the store, where the builders find them."""
+    refs = tuple(site.cache.add(recipe.root / path) for path in recipe.plugins)
+    for ref in refs:
+        site.store.put_blob(site.cache.path(ref))
+    return refs
 
 
 def plugin_digests(recipe: Recipe) -> tuple[str, ...]:

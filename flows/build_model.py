@@ -125,7 +125,8 @@ def engine(
             outcome.of_rejection(wanted.name, target.gpu, target.precision, prepared.verification)
         )
     spec = plan.resolve(wanted, target, slimmed.model, prepared.use)
-    job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared)
+    budget = wanted.budget(target.precision)
+    job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared, budget=budget)
     try:
         if on_farm:
             manifest, cached = build_on_pool(job, target.pool)
