@@ -10,7 +10,7 @@ from enginefarm.cli.tables import print_json, print_table
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: Path, as_json: bool) -> None:
     """What RECIPE asks for: each engine, its toolchain, cached or to build, and why."""
@@ -39,7 +39,7 @@ def plan(recipe: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--gpu", required=True, metavar="LABEL", help="The GPU to ask about.")
 @click.option("--precision", help="The precision; the recipe's first by default.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

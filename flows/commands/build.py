@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--gpu", "gpus", multiple=True, metavar="LABEL", help="Only this GPU (repeat).")
 @click.option("--precision", "precisions", multiple=True, help="Only this precision (repeat).")
 @click.option("--json", "as_json", is_flag=True, help="Outcomes as JSON on standard output.")
