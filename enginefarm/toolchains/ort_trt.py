@@ -100,7 +100,13 @@ class OrtTensorRT:
         settings = ort.SessionOptions()
         settings.log_severity_level = 1
         options = provider_options(request, plan)
-        session = ort.InferenceSession(str(request.onnx), settings, providers=[(PROVIDER, options)])
+        session = ort.InferenceSession(
+            str(request.onnx),
+            settings,
+            providers=[(PROVIDER, options)],
+            # With it ONNX Runtime 1.32 computes Q/DQ with FP16 scales wrongly.
+            disabled_optimizers=["WeightBiasQuantization"],
+        )
         if session.get_providers()[0] != PROVIDER or not plan.is_file():
             raise BuildError(
                 f"{PROVIDER} did not take the model",
