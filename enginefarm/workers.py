@@ -8,6 +8,7 @@ behind that grows old: nobody counts on it, and nothing waits for it to be clear
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,7 +18,13 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from enginefarm import plan
-from enginefarm.errors import HostError, StoreError, ToolchainError, WorkerMismatch
+from enginefarm.errors import (
+    HostError,
+    StoreError,
+    StoreUnavailable,
+    ToolchainError,
+    WorkerMismatch,
+)
 from enginefarm.gpus import by_nvml_name, gpu
 from enginefarm.host import first_gpu
 from enginefarm.schema import Frozen, Name
@@ -30,6 +37,9 @@ PREFIX = "workers/"
 HEARTBEAT_S = 15.0
 SILENT_S = 60.0
 """Older than that: offline. Clocks of farm and store may differ by about half of it."""
+
+FIRST_CARD_S = 60.0
+"""How long a starting worker waits for a store that does not answer."""
 
 CONTROL_POOL = "control"
 
@@ -173,6 +183,19 @@ def offers(workers: Sequence[Listed]) -> tuple[plan.Offer, ...]:
     )
 
 
+def _write_first(store: EngineStore, card: Card) -> None:
+    """A store that is only starting is waited for; one that refuses is not."""
+    deadline = time.monotonic() + FIRST_CARD_S
+    while True:
+        try:
+            write(store, card)
+            return
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 @contextmanager
 def registered(store: EngineStore, card: Card) -> Generator[None]:
     """Keeps the card fresh while the block runs, and takes it away at the end.
@@ -180,7 +203,7 @@ def registered(store: EngineStore, card: Card) -> Generator[None]:
     Raises: StoreError when the store refuses the first writing; a store that is away
     later only makes this worker look offline until it is back.
     """
-    write(store, card)
+    _write_first(store, card)
     stopped = threading.Event()
 
     def beat() -> None:
