@@ -90,7 +90,7 @@ def test_a_benchmark_waits_for_a_worker_that_has_the_gpu(farm: Farm, built: obje
         waiting = client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         )
-    assert {run.name for run in waiting} == {"digits t4/fp16", "digits t4/int8"}
+    assert {"digits t4/fp16", "digits t4/int8"} <= {run.name for run in waiting}
     assert {run.state.type.value for run in waiting} == {"SCHEDULED"}
 
 
