@@ -1,4 +1,4 @@
-"""The parts of the tables that need no server; the rest is in tests/flows/test_benchmark_tables.py."""
+"""The parts of the tables that need no server; the rest: tests/flows/test_benchmark_tables.py."""
 
 from __future__ import annotations
 
