@@ -69,7 +69,7 @@ def test_a_wrong_value_is_refused_by_the_form(farm: Farm, page: Page) -> None:
 
 
 def test_the_form_builds_a_recipe_and_its_table_is_seen(farm: Farm, page: Page) -> None:
-    tiny_recipe.write(farm.recipes / "by-hand", name="by-hand", precisions=["fp16"])
+    tiny_recipe.write(farm.recipes / "by-hand", name="by-hand", salt="by-hand", precisions=["fp16"])
     deployment = open_form(page, farm)
     before = {run.id for run in runs(farm, deployment)}
     page.locator("textarea").first.fill("by-hand/recipe.yaml")

@@ -111,6 +111,7 @@ def test_the_nightly_fires_at_its_time_and_rebuilds_nothing(farm: Farm, built: o
             nightly.id,
             schedule.id,
             schedule=CronSchedule(cron=f"{soon.minute} {soon.hour} * * *", timezone="UTC"),
+            parameters={"folder": EXAMPLE},
         )
 
         def tonight() -> list[object]:
@@ -137,6 +138,7 @@ def test_one_engine_that_fails_does_not_stop_the_others(farm: Farm) -> None:
     tiny_recipe.write(
         farm.recipes / "half",
         name="half",
+        salt="half",  # else it is another test's spec, and its engine is there
         gpus=["a100"],
         accuracy={"int8": {"min_cosine": 1.0, "max_relative_l2": 0.0}},
     )
@@ -165,7 +167,9 @@ def test_a_recipe_outside_the_roots_is_refused(farm: Farm, tmp_path: Path, path:
 
 
 def test_many_ask_for_one_spec_and_one_manifest_is_published(farm: Farm) -> None:
-    tiny_recipe.write(farm.recipes / "rush", name="rush", gpus=["a100"], precisions=["fp16"])
+    tiny_recipe.write(
+        farm.recipes / "rush", name="rush", salt="rush", gpus=["a100"], precisions=["fp16"]
+    )
     with ThreadPoolExecutor(8) as pool:
         ids = list(
             pool.map(lambda _: farm.submit("build-model/build-model", recipe="rush"), range(8))
