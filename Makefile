@@ -28,6 +28,12 @@ check: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# Every benchmark that needs no GPU, one after the other: an idle machine, about half an hour.
+BENCHMARKS := farm_vs_script pull precisions tables report regression nightly_scale farm
+bench: $(STAMP)
+	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; \
+	  $(BIN)/python -m benchmarks.$$name || exit 1; done
+
 MINUTES ?= 60
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py --minutes $(MINUTES)
