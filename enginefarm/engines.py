@@ -20,13 +20,12 @@ from pathlib import Path
 from pydantic import Field, JsonValue
 
 from enginefarm import device_records, native_build
-from enginefarm.errors import EnginefarmError, EngineRunError
+from enginefarm.errors import EngineRunError
 from enginefarm.gpus import gpu
 from enginefarm.manifest import (
     BuildRecord,
     DeviceVerification,
     Environment,
-    Failure,
     Manifest,
     TensorInfo,
 )
@@ -184,21 +183,6 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
         return manifest
     published = site.store.manifest(job.spec.digest)
     return manifest if published is None else published
-
-
-def failure(job: Job, error: EnginefarmError) -> Failure:
-    """What the tables show of a build that did not come to an engine."""
-    return Failure(
-        recipe=job.recipe,
-        spec_digest=job.spec.digest,
-        gpu=job.spec.gpu.label,
-        precision=job.spec.precision.name,
-        kind=type(error).__name__,
-        what=error.what,
-        why=error.why,
-        fix=error.fix,
-        created_at=datetime.now(UTC),
-    )
 
 
 def smaller_workspace(spec: BuildSpec) -> int:

@@ -86,20 +86,6 @@ class BuildRecord(Frozen):
     details: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class Failure(Frozen):
-    """A build that did not come to an engine; superseded by a manifest of the same spec."""
-
-    recipe: Name
-    spec_digest: Digest
-    gpu: Name
-    precision: PrecisionName
-    kind: str = Field(description="The error's class: ParseError, AccuracyError, …")
-    what: str
-    why: str = ""
-    fix: str = ""
-    created_at: datetime
-
-
 class Manifest(Frozen):
     schema_version: int = SCHEMA_VERSION
     recipe: Name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
-from enginefarm.errors import AccuracyError, BuildError, EnginefarmError
-from enginefarm.manifest import Failure, GraphVerification, Manifest
+from enginefarm.errors import AccuracyError, EnginefarmError
+from enginefarm.manifest import GraphVerification, Manifest
 from enginefarm.plan import Skip
 from enginefarm.recipe import PrecisionName, Recipe
 from enginefarm.schema import Frozen, Name
@@ -83,18 +83,6 @@ def of_error(recipe: str, gpu: str, precision: PrecisionName, error: EnginefarmE
         status="failed",
         reason=f"{type(error).__name__}: {error}",
         exit_code=error.exit_code,
-    )
-
-
-def of_failure(failure: Failure) -> Outcome:
-    return Outcome(
-        recipe=failure.recipe,
-        gpu=failure.gpu,
-        precision=failure.precision,
-        status="failed",
-        spec_digest=failure.spec_digest,
-        reason=f"{failure.kind}: {failure.what}",
-        exit_code=BuildError.exit_code,
     )
 
 
