@@ -45,7 +45,7 @@ def test_it_is_built_once_a_machine_and_published_once(
         builds.append("one")
         return build(request, **options)
 
-    monkeypatch.setattr(engines.isolate, "build", counted)
+    monkeypatch.setattr(isolate, "build", counted)
     sites = [Site(store=store, cache=BlobCache(tmp_path / f"machine{index}")) for index in (0, 1)]
 
     def request(index: int) -> Manifest:
