@@ -36,6 +36,17 @@ def whole(farm: Farm, recipe: str, *labels: str) -> None:
         assert farm.store.has_blob(manifest.graph.model)
 
 
+def freeze(builder: psutil.Process) -> None:
+    """Stops a builder that is at work: before that it has not yet tied its life to its run's."""
+    until(
+        lambda: any("libtensorrt_rtx" in mapped.path for mapped in builder.memory_maps()),
+        "the builder has loaded TensorRT-RTX",
+        30,
+        pause_s=0.02,
+    )
+    builder.suspend()
+
+
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
@@ -43,7 +54,7 @@ def gone(process: psutil.Process) -> bool:
 def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     run_id = start(farm, "flowkill", "a100")
     builder = farm.seize("a100", BUILDER)
-    builder.suspend()
+    freeze(builder)
     (process,) = farm.running("a100", RUN)
     process.kill()
     until(lambda: gone(builder), "the builder dies with its run", 10)
@@ -61,7 +72,7 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
     tiny_recipe.write(farm.recipes / "quick", name="quick", gpus=["l4"], precisions=["fp16"])
     run_id = start(farm, "workerkill", "l4")
     builder = farm.seize("l4", BUILDER)
-    builder.suspend()
+    freeze(builder)
     (process,) = farm.running("l4", RUN)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
@@ -103,7 +114,7 @@ def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
     run_id = start(farm, "cancelled", "a100", "t4")
     builders = [farm.seize(label, BUILDER) for label in ("a100", "t4")]
     for builder in builders:
-        builder.suspend()  # else it may be done before the word has gone round
+        freeze(builder)  # else it may be done before the word has gone round
     with farm.client() as client:
         client.set_flow_run_state(run_id, Cancelling())
     until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNISED_S)
