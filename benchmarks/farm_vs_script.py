@@ -46,7 +46,7 @@ slimmed = slim_onnx(exported.path, root / "slim", corners)
 graphs = {}
 for name in recipe.precisions:
     found = precision(name)
-    batches = stages._calibration_batches(recipe) if found.calibrated else ()
+    batches = stages.calibration_batches(recipe) if found.calibrated else ()
     graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
     scores = recipe.verification.class_scores
     result = verify_graph(graphs[name], reference, recipe.budget(name), scores)

@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from enginefarm import calibration, data, export, feeds, onnx_files, recipe_file, slim, verify
+from enginefarm import calibration, export, feeds, onnx_files, recipe_file, slim, verify
 from enginefarm.precisions import precision, qdq
 from enginefarm.precisions.graph import finish
 from enginefarm.precisions.mixed import cast
 from enginefarm.recipe import Recipe
 from enginefarm.reference import make_reference
+from enginefarm.stages import calibration_batches
 
 PERCENTILES = (99.9, 99.99, 99.999)
 
@@ -88,25 +89,12 @@ def all_ranges(
     for method, extra in methods:
         chosen = options.model_copy(update={"method": method, **extra})
         started = time.monotonic()
-        ranges = calibration.ranges(model, names, batches(recipe), chosen)
+        ranges = calibration.ranges(model, names, calibration_batches(recipe), chosen)
         label = f"{method} {extra['percentile']}" if extra else method
         yield label, ranges, time.monotonic() - started
     if with_ort:
         started = time.monotonic()
         yield "ORT entropy", ort_entropy(source, names, recipe), time.monotonic() - started
-
-
-def batches(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    options = recipe.calibration
-    assert options is not None
-    return data.batches(
-        options.data,
-        root=recipe.root,
-        inputs=recipe.inputs,
-        batches=options.batches,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
 
 
 def ort_entropy(source: Path, names: tuple[str, ...], recipe: Recipe) -> dict[str, float]:
@@ -132,7 +120,7 @@ def ort_entropy(source: Path, names: tuple[str, ...], recipe: Recipe) -> dict[st
             calibrate_method=CalibrationMethod.Entropy,
             extra_options={"num_bins": 2048, "num_quantized_bins": 128, "symmetric": True},
         )
-        for batch in batches(recipe):
+        for batch in calibration_batches(recipe):
             made.collect_data(One(batch))
         found = made.compute_data().data
     return {name: max(abs(float(v)) for v in found[name].range_value) for name in names}

@@ -192,7 +192,7 @@ def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRe
 
     def work(scratch: Path) -> Produced:
         source = materialise(site, model.onnx, scratch / "in")
-        batches = _calibration_batches(recipe) if found.calibrated else ()
+        batches = calibration_batches(recipe) if found.calibrated else ()
         made = found.convert(source, scratch / "out", recipe, batches)
         return Produced(
             files=onnx_files_of(made.path),
@@ -205,7 +205,8 @@ def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRe
     return record
 
 
-def _calibration_batches(recipe: Recipe) -> Iterator[Any]:
+def calibration_batches(recipe: Recipe) -> Iterator[Any]:
+    """The batches that the recipe calibrates on, one in memory at a time."""
     from enginefarm import data
 
     calibration = recipe.calibration
