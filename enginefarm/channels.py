@@ -14,14 +14,15 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from enginefarm.errors import CorruptBlob, GateError, StoreConflict, StoreMissing, UsageError
-from enginefarm.gates import GateContext, GateResult, run_gates
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing, UsageError
+from enginefarm.gates import GateContext, GateResult, require_passed
 from enginefarm.manifest import Manifest
-from enginefarm.recipe import PrecisionName, Regression
+from enginefarm.recipe import PrecisionName
+from enginefarm.regression_rules import recorded
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.signing import Trust
 from enginefarm.spec import BlobRef
@@ -56,6 +57,13 @@ class Revision(Frozen):
     @property
     def key(self) -> str:
         return f"{prefix(self.recipe, self.channel)}{LAST_REVISION - self.revision:08d}.json"
+
+
+class Approval(NamedTuple):
+    """Who let a move happen, and why: what the log then says."""
+
+    by: str
+    why: str
 
 
 def prefix(recipe: str, channel: str) -> str:
@@ -166,17 +174,17 @@ def promote(
     allow_pending: bool = False,
     allow_missing: bool = False,
     trust: Trust | None = None,
-    regression: Regression | None = None,
-    approve: Callable[[tuple[Manifest, ...], tuple[GateResult, ...]], None] | None = None,
+    approve: Callable[[tuple[Manifest, ...], tuple[GateResult, ...]], Approval] | None = None,
 ) -> Revision:
     """Moves a channel to all of a recipe's engines, in one atomic step, if every gate passes.
 
     source: a channel to promote from (`candidate`); None: the newest engine of each GPU and
-        precision. approve: called between the gates and the move; raises to stop it.
+        precision. approve: asked between the gates and the move, for as long as it takes; raises
+        to stop it. After it the gates are run once more: much can happen in a night.
     Raises: GateError with every refusal, StoreConflict when somebody else moved the channel
     meanwhile, StoreMissing.
     """
-    before = current(store, recipe, channel)
+    name, before = f"{recipe}@{channel}", current(store, recipe, channel)
     chosen = candidates(store, recipe, source)
     context = GateContext(
         store=store,
@@ -184,22 +192,13 @@ def promote(
         allow_pending=allow_pending,
         allow_missing=allow_missing,
         trust=trust,
-        regression=regression or Regression(),
+        regression=recorded(store, recipe),
     )
-    results = run_gates(chosen, context)
-    refusals = [one for one in results if one.verdict == "refused"]
-    if refusals:
-        raise GateError(
-            f"promote {recipe}@{channel}: refused by {len(refusals)} "
-            f"gate{'s' if len(refusals) > 1 else ''}",
-            why="\n       ".join(
-                f"{one.label + ': ' if one.label else ''}{one.gate}: {one.detail}"
-                for one in refusals
-            ),
-            fix="the channel stays where it was",
-        )
+    results = require_passed(name, chosen, context)
     if approve is not None:
-        approve(chosen, results)
+        by, why = approve(chosen, results)
+        chosen = tuple(store.manifest(one.spec_digest) or one for one in chosen)
+        results = require_passed(name, chosen, context)
     return _move(
         store,
         Revision(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from enginefarm import plan, recipe_file
+from enginefarm import plan, recipe_file, regression_rules
 from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.recipe import Regression
 from enginefarm.schema import Frozen
@@ -64,7 +64,9 @@ def recipes_under(folder: Path) -> tuple[Path, ...]:
 def standings(
     site: Site, files: Sequence[Path], offers: Sequence[plan.Offer]
 ) -> tuple[Standing, ...]:
-    """Each recipe's standing: three requests to the store for each, whatever its engines.
+    """Each recipe's standing: four requests to the store for each, whatever its engines.
+
+    The recipe's regression rule is remembered: gates and reports judge by it from here on.
 
     A recipe that cannot be read or planned stands with its error; the others go on.
     """
@@ -73,6 +75,7 @@ def standings(
         try:
             loaded = recipe_file.load(file)
             found = survey(site, loaded, offers)
+            regression_rules.remember(site.store, loaded)
         except EnginefarmError as error:
             return Standing(file=file, error=f"{type(error).__name__}: {error}")
         return Standing(

@@ -2,6 +2,7 @@
 
 benchmarks/date=<night>/recipe=<recipe>/<writer>-<sha256>.parquet
 benchmarks/date=<night>/recipe=_all/night-<sha256>.parquet          after `compact`
+benchmarks/rules/<recipe>.json                                      regression_rules
 
 Files are immutable and named after their content, so an append needs no lock, a retried
 append changes nothing, and no byte is trusted before its digest is checked. One night is one
@@ -78,8 +79,9 @@ class BenchmarkTables:
 
     def nights(self) -> tuple[dt.date, ...]:
         """Every night that has rows, oldest first."""
-        names = (name.removeprefix("date=") for name in self.objects.folders(PREFIX))
-        return tuple(sorted(dt.date.fromisoformat(name) for name in names))
+        folders = self.objects.folders(PREFIX)
+        dates = (name.removeprefix("date=") for name in folders if name.startswith("date="))
+        return tuple(sorted(map(dt.date.fromisoformat, dates)))
 
     def compact(self, night: dt.date) -> int:
         """Merges a night's files into one; gives how many it replaced.

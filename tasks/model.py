@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm import metrics, plan, stages
+from enginefarm import metrics, plan, regression_rules, stages
 from enginefarm.recipe import Recipe
 from enginefarm.survey import Survey, survey
 from tasks.policy import STEP
@@ -15,7 +15,9 @@ from tasks.policy import STEP
 
 @task(name="plan", task_run_name="plan {recipe.name}", **STEP)
 def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
-    found = survey(stages.here(), recipe, offers)
+    site = stages.here()
+    found = survey(site, recipe, offers)
+    regression_rules.remember(site.store, recipe)
     cached = sum(planned.cached for planned in found.builds)
     get_run_logger().info(
         "%s: %d engines wanted, %d cached, %d skipped",

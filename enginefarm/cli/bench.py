@@ -129,13 +129,22 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
     """RECIPE's latencies, night after night, each judged against the nights before."""
     import datetime as dt
 
+    from enginefarm.regression_rules import recorded
     from enginefarm.report.assemble import assemble
     from enginefarm.report.render import REPORT_COLUMNS
     from enginefarm.row_filter import RowFilter
+    from enginefarm.store import open_store
+    from enginefarm.tables import BenchmarkTables
 
     since = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=nights)
     where = RowFilter.of(recipe=recipe, since=since, **filters)
-    models = assemble(_tables().rows(where, REPORT_COLUMNS), title="", store="").models
+    store = open_store()
+    models = assemble(
+        BenchmarkTables(store.objects).rows(where, REPORT_COLUMNS),
+        title="",
+        store=store.url,
+        rules={recipe: recorded(store, recipe)},
+    ).models
     found = [
         {
             "date": str(night),

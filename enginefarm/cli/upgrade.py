@@ -22,6 +22,7 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
     Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
     """
     from enginefarm.errors import UsageError
+    from enginefarm.regression_rules import recorded_rules
     from enginefarm.row_filter import RowFilter
     from enginefarm.store import open_store
     from enginefarm.tables import BenchmarkTables
@@ -36,7 +37,8 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
             fix=f"use one of: {', '.join(used) or 'none, the store is empty'}",
         )
     rows = BenchmarkTables(store.objects).rows(RowFilter.of(toolchain=toolchain))
-    found = upgrade_report(manifests, toolchain, build, rows)
+    rules = recorded_rules(store, (row.recipe for row in rows))
+    found = upgrade_report(manifests, toolchain, build, rows, rules)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

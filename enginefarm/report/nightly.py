@@ -11,6 +11,7 @@ from enginefarm import __version__
 from enginefarm.manifest import Manifest
 from enginefarm.manifest_rows import rows_from_manifest
 from enginefarm.recipe import Recipe
+from enginefarm.regression_rules import recorded_rules
 from enginefarm.report.assemble import assemble
 from enginefarm.report.model import Wanted
 from enginefarm.report.render import REPORT_COLUMNS, render
@@ -37,18 +38,20 @@ def page(
     """HTML of what the store holds: benchmark rows of the last nights, and every manifest.
 
     recipes: with these the page also shows what is wanted and not built, and what is stale;
-    thresholds are theirs too.
+    a recipe's thresholds are those that it gives here, else those the farm saw last.
     """
     since = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=nights)
     rows = BenchmarkTables(store.objects).rows(RowFilter(since=since), REPORT_COLUMNS)
     rows = with_manifests(rows, store.manifests())
+    rules = recorded_rules(store, (row.recipe for row in rows))
+    rules |= {recipe.name: recipe.regression for recipe, _ in recipes}
     return render(
         assemble(
             rows,
             title=title,
             store=store.url,
             wanted=[one for _, survey in recipes for one in wanted_of(survey)],
-            rules={recipe.name: recipe.regression for recipe, _ in recipes},
+            rules=rules,
             notes=(
                 f"enginefarm {__version__}, Python {platform.python_version()}, "
                 f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from sample_manifest import make_manifest
+from tiny_onnx import convolutions
 
-from enginefarm import channels, signing
-from enginefarm.errors import GateError, StoreConflict, StoreMissing, UsageError
+from enginefarm import channels, nightly, signing
+from enginefarm.cache import BlobCache
+from enginefarm.errors import CorruptBlob, GateError, StoreConflict, StoreMissing, UsageError
 from enginefarm.manifest import Manifest
+from enginefarm.report.nightly import page
 from enginefarm.rows import BenchmarkRow
+from enginefarm.site import Site
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.survey import local_offers
 from enginefarm.tables import BenchmarkTables
 
 Publish = Callable[..., Manifest]
@@ -147,6 +152,58 @@ def test_a_slower_engine_is_refused(store: EngineStore, publish: Publish) -> Non
         + [row(new, nights[-1] + timedelta(days=1), 7.0)]
     )
     assert "regression" in refusal(store)
+
+
+RECIPE = """
+name: model
+source: {kind: onnx, path: model.onnx}
+inputs: [{name: x, dtype: float16, shape: [1, 3, 16, 16]}]
+gpus: [t4]
+verification: {data: {path: data.npz}}
+regression: {latency_ratio: RATIO, spreads: 1, nights: 7}
+"""
+
+
+@pytest.mark.parametrize(("ratio", "tonight_ms", "slower"), [(1.03, 5.3, True), (1.5, 7, False)])
+def test_the_recipe_s_thresholds_decide_and_not_the_defaults(
+    store: EngineStore,
+    publish: Publish,
+    tmp_path: Path,
+    ratio: float,
+    tonight_ms: float,
+    slower: bool,
+) -> None:
+    old = publish(engine=b"old")
+    promote(store)
+    new = publish(engine=b"new", graph=b"v2", minutes=1)
+    nights = [date(2026, 11, 1) + timedelta(days=day) for day in range(8)]
+    BenchmarkTables(store.objects).append(
+        [row(old, night, 5 + 0.01 * index) for index, night in enumerate(nights[:7])]
+        + [row(new, nights[7], tonight_ms)]
+    )
+    by_default = tonight_ms > 1.1 * 5.03
+    assert by_default != slower
+    convolutions(tmp_path / "model.onnx")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.replace("RATIO", str(ratio)))
+    site = Site(store, BlobCache(tmp_path / "cache"))
+    standings = nightly.standings(site, [file], local_offers())
+    assert [one.error for one in standings] == [""]
+    found = nightly.slower_tonight(site, standings, nights[7])
+    assert [one.recipe for one in found] == (["model"] if slower else [])
+    assert ('s-slower">▲' in page(store, nights=3650)) == slower
+    if slower:
+        assert "limit 5.18 ms" in refusal(store)
+    else:
+        promote(store)
+        assert specs(store) == {new.spec_digest}
+
+
+def test_a_damaged_rule_stops_the_promotion(store: EngineStore, publish: Publish) -> None:
+    publish()
+    store.put_object("benchmarks/rules/model.json", b'{"latency_ratio": "low"}')
+    with pytest.raises(CorruptBlob, match=r"rules/model\.json is no regression rule"):
+        promote(store)
 
 
 def test_with_a_trust_key_unsigned_engines_are_refused(
