@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from enginefarm.errors import SignatureRejected
+from enginefarm.errors import GateError, SignatureRejected
 from enginefarm.manifest import Manifest
 from enginefarm.recipe import Regression
 from enginefarm.schema import Digest, Frozen
@@ -166,3 +166,21 @@ def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[Ga
                 )
             )
     return tuple(results)
+
+
+def require_passed(
+    channel: str, manifests: tuple[Manifest, ...], context: GateContext
+) -> tuple[GateResult, ...]:
+    """What run_gates says. Raises: GateError with every refusal; channel: as it names it."""
+    results = run_gates(manifests, context)
+    refusals = [one for one in results if one.verdict == "refused"]
+    if refusals:
+        raise GateError(
+            f"promote {channel}: refused by {len(refusals)} gate{'s' if len(refusals) > 1 else ''}",
+            why="\n       ".join(
+                f"{one.label + ': ' if one.label else ''}{one.gate}: {one.detail}"
+                for one in refusals
+            ),
+            fix="the channel stays where it was",
+        )
+    return results

@@ -7,8 +7,10 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
@@ -17,6 +19,7 @@ from enginefarm.errors import EnginefarmError, GateError
 from enginefarm.gates import GateResult
 from enginefarm.manifest import Manifest
 from enginefarm.schema import Name
+from enginefarm.signing import trust
 from enginefarm.store import open_store
 
 APPROVAL_S = 24 * 3600
@@ -47,10 +50,9 @@ def promote(
         ask: Wait for a person's approval.
         allow_pending: Accept engines that were not run on their GPU yet.
     """
-    answer: list[Approval] = []
 
-    def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> None:
-        answer.append(_asked(recipe, channel, engines, gates))
+    def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> channels.Approval:
+        return _asked(recipe, channel, engines, gates)
 
     try:
         revision = channels.promote(
@@ -59,20 +61,24 @@ def promote(
             channel,
             source=source,
             allow_pending=allow_pending,
+            trust=trust(),
             approve=approve if ask else None,
         )
     except EnginefarmError as error:
         return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
-    by = f", approved by {answer[0].by}" if answer else ""
     return Completed(
-        name="Promoted", message=f"{recipe}@{channel} is revision {revision.revision}{by}"
+        name="Promoted",
+        message=f"{recipe}@{channel} is revision {revision.revision}, by {revision.by}",
     )
 
 
 def _asked(
     recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
-) -> Approval:
-    """Pauses the run until somebody fills in its form. Raises: GateError when they decline."""
+) -> channels.Approval:
+    """Pauses the run until somebody fills in its form.
+
+    Raises: GateError when they decline, or nobody does.
+    """
     lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
     lines += [f"| {one.spec.label} | `{one.engine.digest[:12]}` |" for one in engines]
     lines += ["", *(f"- {one.label} {one.gate}: {one.verdict} {one.detail}" for one in gates)]
@@ -81,11 +87,23 @@ def _asked(
         markdown="\n".join(lines),
         description=f"To approve: {recipe}@{channel}",
     )
-    answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_S, poll_interval=2)
+    try:
+        answer = pause_flow_run(
+            wait_for_input=Approval,
+            timeout=APPROVAL_S,
+            poll_interval=2,
+            # An attempt after a crash asks again: Prefect refuses a pause of the same key.
+            key=f"attempt-{flow_run.run_count}",
+        )
+    except FlowPauseTimeout:
+        raise GateError(
+            f"promote {recipe}@{channel}: nobody approved it within {APPROVAL_S // 3600} h",
+            fix="the channel stays where it was; run promote again",
+        ) from None
     if not answer.approved:
         raise GateError(
             f"promote {recipe}@{channel}: declined by {answer.by}",
             why=answer.why,
             fix="the channel stays where it was",
         )
-    return answer
+    return channels.Approval(by=answer.by, why=answer.why)

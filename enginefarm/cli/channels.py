@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -37,7 +37,7 @@ def promote(
     from enginefarm.signing import trust
     from enginefarm.store import open_store
 
-    def stop(_: object, results: tuple[GateResult, ...]) -> None:
+    def stop(_: object, results: tuple[GateResult, ...]) -> NoReturn:
         _print_gates(results, as_json=as_json)
         raise _DryRun
 
