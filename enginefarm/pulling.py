@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from enginefarm.cache import BlobCache
 from enginefarm.catalog import CachedCatalog, Catalog, StoreCatalog
 from enginefarm.channels import split
@@ -17,11 +19,11 @@ from enginefarm.host import Host, detect
 from enginefarm.manifest import Manifest
 from enginefarm.recipe import PrecisionName
 from enginefarm.select import Candidate, Selection, select
-from enginefarm.signing import trust
+from enginefarm.signing import Trust, attestation_key, trust
 from enginefarm.store import layout, open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import write_atomically, writing
-from enginefarm.store.sources import PresignedUrl, UrlSource
+from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 
 REJECTIONS_SHOWN = 20
 
@@ -113,26 +115,34 @@ def choose(
 def presign(
     name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
 ) -> tuple[PresignedUrl, Candidate]:
-    """A URL of the engine that fits, for a host without credentials. Raises: as pull()."""
+    """A URL of the engine that fits, for a host without credentials; of a signed engine also
+    those of its manifest and signature. Raises: as pull().
+    """
     store = open_store()
-    best, _ = choose(name, StoreCatalog(store), gpu=gpu, precision=precision)
-    engine = best.manifest.engine
-    url = store.objects.presigned_get(layout.blob(engine), expires_s)
-    return PresignedUrl(url, engine, file_name(best.manifest)), best
+    catalog = StoreCatalog(store)
+    best, _ = choose(name, catalog, gpu=gpu, precision=precision)
+    manifest = best.manifest
+    proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
+    signed = catalog.attestation(manifest) is not None
+    url, *urls = (
+        store.objects.presigned_get(key, expires_s)
+        for key in (layout.blob(manifest.engine), *(proofs if signed else ()))
+    )
+    return PresignedUrl(url, manifest.engine, file_name(manifest), *urls), best
 
 
 def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
     """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
 
+    With a trust key the signature is checked before a byte of the engine is read.
     Raises: UsageError for a URL without its digest; SignatureRejected where a trust key is
-    set; StoreDenied when it has expired; CorruptBlob, DiskFull, StoreUnavailable.
+    set and none of these keys signed it; StoreDenied when it has expired; CorruptBlob,
+    DiskFull, StoreUnavailable.
     """
     presigned = PresignedUrl.parse(text)
-    if trust() is not None:
-        raise SignatureRejected(
-            "pull --url: this host takes signed engines only, and a URL carries no signature",
-            fix="give the host read access to the store, or unset ENGINEFARM_TRUST for this pull",
-        )
+    trusted = trust()
+    if trusted is not None:
+        _require_signed(presigned, trusted)
     cache = cache or BlobCache()
     blob = cache.path(presigned.ref)
     if not cache.has(presigned.ref):
@@ -141,6 +151,30 @@ def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = No
         return cache.link(presigned.name, presigned.ref)
     path = Path(dest)
     return copy_out(blob, path / presigned.name if path.is_dir() else path)
+
+
+def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
+    """Raises: SignatureRejected: unsigned, by another key, or of other bytes than the URL's."""
+    if not presigned.manifest or not presigned.signature:
+        raise SignatureRejected(
+            "pull --url: this host takes signed engines only, and this URL carries no signature",
+            fix="sign the engine (enginefarm sign), and ask for a new URL",
+        )
+    try:
+        manifest = Manifest.model_validate_json(read_url(presigned.manifest, "manifest"))
+    except ValidationError as error:
+        raise SignatureRejected(
+            "pull --url: the manifest that the URL names is none of this version",
+            fix="update enginefarm on this host, or ask for a new URL",
+        ) from error
+    trusted.require(manifest, read_url(presigned.signature, "signature"))
+    if manifest.engine != presigned.ref:
+        raise SignatureRejected(
+            "pull --url: the signature is of another engine than the URL's",
+            why=f"signed is {manifest.engine.digest[:12]}, and the URL is of "
+            f"{presigned.ref.digest[:12]}",
+            fix="take the whole line that `enginefarm url` printed",
+        )
 
 
 def require_fit(selection: Selection, name: str, host: Host) -> Candidate:

@@ -11,6 +11,7 @@ import urllib3
 from urllib3.util import Retry, Timeout
 
 from enginefarm.errors import (
+    CorruptBlob,
     EnginefarmError,
     StoreDenied,
     StoreMissing,
@@ -22,6 +23,7 @@ from enginefarm.store import layout
 from enginefarm.store.failures import translate
 from enginefarm.store.s3 import ObjectStore
 
+DOCUMENT_BYTES = 4 << 20
 FILE_NAME = re.compile(r"\w[\w.@+-]{0,200}")
 
 
@@ -50,16 +52,21 @@ class PresignedUrl:
     """A URL that needs no credentials, with what its bytes must hash to.
 
     The digest is in the URL's fragment, which no client sends to a server.
+    manifest, signature: presigned URLs of these, for hosts that take signed engines only;
+    empty where the engine was not signed.
     """
 
     url: str
     ref: BlobRef
     name: str
+    manifest: str = ""
+    signature: str = ""
 
     def __str__(self) -> str:
+        signed = f"&manifest={quote(self.manifest, '')}&signature={quote(self.signature, '')}"
         return (
             f"{self.url}#sha256={self.ref.digest}&size={self.ref.size_bytes}"
-            f"&name={quote(self.name)}"
+            f"&name={quote(self.name)}{signed if self.signature else ''}"
         )
 
     @classmethod
@@ -74,13 +81,15 @@ class PresignedUrl:
                 "pull --url: the URL does not say what its bytes must be",
                 fix="take the whole line that `enginefarm url` printed: it ends in #sha256=…",
             ) from None
-        if parts.scheme not in ("http", "https"):
+        proofs = said.get("manifest", ""), said.get("signature", "")
+        schemes = {parts.scheme, *(urlsplit(url).scheme for url in proofs if url)}
+        if not schemes <= {"http", "https"}:
             raise UsageError("pull --url: only http and https URLs can be pulled")
         # The URL is somebody else's text: its name must not lead out of a folder.
         name = said.get("name", "")
         if not FILE_NAME.fullmatch(name):
             name = ref.digest
-        return cls(urlunsplit(parts._replace(fragment="")), ref, name)
+        return cls(urlunsplit(parts._replace(fragment="")), ref, name, *proofs)
 
 
 class _Answered(ConnectionError):
@@ -112,19 +121,44 @@ class UrlSource:
         if answer.status != 206:
             answer.close()
             if answer.status < 500:
-                raise self._refused(answer.status)
+                raise _refused(self.name, answer.status)
             raise _Answered(answer.status)
         total = str(answer.headers.get("Content-Range", "")).rpartition("/")[2]
         return answer, int(total) if total.isdigit() else -1
 
-    def _refused(self, status: int) -> EnginefarmError:
-        if status in (401, 403):
-            return StoreDenied(
-                f"{self.name}: access refused ({status})",
-                why="the URL has expired, or was changed",
-                fix="ask for a new one: enginefarm url",
-            )
-        return StoreMissing(f"{self.name}: not there (HTTP {status})")
-
     def failure(self, error: Exception) -> EnginefarmError:
         return StoreUnavailable(f"{self.name}: no answer", why=type(error).__name__)
+
+
+def read_url(url: str, what: str) -> bytes:
+    """A document behind a presigned URL; what: how errors call it.
+
+    Raises: StoreDenied when the URL has expired, StoreMissing, StoreUnavailable, CorruptBlob
+    for one of more than DOCUMENT_BYTES.
+    """
+    name = f"{urlsplit(url).netloc.rpartition('@')[2]}: {what}"
+    again = Retry(3, redirect=2, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504))
+    again.raise_on_status = False
+    try:
+        with urllib3.PoolManager(retries=again, timeout=Timeout(connect=5, read=60)) as pool:
+            answer: Any = pool.request("GET", url, preload_content=False)
+            if answer.status >= 500:
+                raise StoreUnavailable(f"{name}: no answer", why=f"HTTP {answer.status}")
+            if answer.status != 200:
+                raise _refused(name, answer.status)
+            data: bytes = answer.read(DOCUMENT_BYTES + 1)
+    except urllib3.exceptions.HTTPError as error:
+        raise StoreUnavailable(f"{name}: no answer", why=type(error).__name__) from error
+    if len(data) > DOCUMENT_BYTES:
+        raise CorruptBlob(f"{name}: more than {DOCUMENT_BYTES} bytes")
+    return data
+
+
+def _refused(name: str, status: int) -> EnginefarmError:
+    if status in (401, 403):
+        return StoreDenied(
+            f"{name}: access refused ({status})",
+            why="the URL has expired, or was changed",
+            fix="ask for a new one: enginefarm url",
+        )
+    return StoreMissing(f"{name}: not there (HTTP {status})")

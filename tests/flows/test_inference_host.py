@@ -108,9 +108,55 @@ def test_with_a_trust_key_the_best_signed_engine_is_taken_and_that_is_said(
     assert any("it is not signed" in caveat for caveat in pulled.candidate.caveats)
 
 
-def test_a_url_has_no_signature_and_is_refused_where_one_is_asked_for(farm_key: Path) -> None:
-    line = f"https://store/blob?x=1#sha256={'0' * 64}&size=1"
-    assert cli.run(["pull", "--url", line]) == 51
+def url_line(capsys: pytest.CaptureFixture[str], precision: str) -> str:
+    """What the farm prints for a host without credentials."""
+    capsys.readouterr()
+    assert cli.run(["url", "model", "--gpu", "t4", "--precision", precision]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_a_url_brings_the_signature_along_and_it_is_checked_first(
+    publish: Publish,
+    farm_key: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as farm:
+        farm.delenv("ENGINEFARM_TRUST")
+        publish(b"unsigned", precision="int8")
+        farm.setenv("ENGINEFARM_SIGNING_KEY", str(farm_key))
+        publish(b"signed")
+        signed, unsigned = url_line(capsys, "fp16"), url_line(capsys, "int8")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ENGINEFARM_STORE"):
+        monkeypatch.delenv(name)
+    filled: list[BlobRef] = []
+    fill = BlobCache.fill
+
+    def noted(self: BlobCache, source: object, ref: BlobRef) -> Path:
+        filled.append(ref)
+        return fill(self, source, ref)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BlobCache, "fill", noted)
+
+    def refused(line: str) -> str:
+        assert cli.run(["pull", "--url", line, "--dest", str(tmp_path / "no.plan")]) == 51
+        return capsys.readouterr().err
+
+    assert "carries no signature" in refused(unsigned)
+    # Another engine's URL and digest with the signed one's proof.
+    proof = signed[signed.index("&manifest=") :]
+    assert "the signature is of another engine" in refused(unsigned + proof)
+    signing.generate(tmp_path / "other.pem")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("ENGINEFARM_TRUST", str(tmp_path / "other.pub.pem"))
+        assert "it is signed by" in refused(signed)
+    assert filled == []
+    assert cli.run(["pull", "--url", signed, "--dest", str(tmp_path / "yes.plan")]) == 0
+    assert (tmp_path / "yes.plan").read_bytes() == b"signed"
+    expired = signed.replace("Signature%3D", "Signature%3D0")
+    assert cli.run(["pull", "--url", expired]) == 42
+    assert "Signature%" not in capsys.readouterr().err
 
 
 def test_a_manifest_that_was_changed_in_the_store_is_refused(
