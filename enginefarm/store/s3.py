@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
+from enginefarm.store.service_models import new_session
 from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
@@ -288,7 +288,7 @@ def connect(
         s3={"addressing_style": "path"} if endpoint else {},
         proxies={} if credentials else None,  # the embedded server: never by a proxy
     )
-    session: Any = botocore.session.get_session()
+    session = new_session()
     client = session.create_client(
         "s3",
         endpoint_url=endpoint,
