@@ -9,8 +9,6 @@ first in the listing, so the current revision is one listing of one key.
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -24,6 +22,7 @@ from enginefarm.manifest import Manifest
 from enginefarm.recipe import PrecisionName
 from enginefarm.regression_rules import recorded
 from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.settings import user
 from enginefarm.signing import Trust
 from enginefarm.spec import BlobRef
 from enginefarm.store.engine_store import READERS, EngineStore
@@ -209,7 +208,7 @@ def promote(
             engines=_engines(chosen),
             gates=results,
             source=source or "newest",
-            by=by or _whoami(),
+            by=by or user(),
             why=why,
             at=datetime.now(UTC),
         ),
@@ -258,7 +257,7 @@ def rollback(
                 "revision": now.revision + 1,
                 "action": "rollback",
                 "source": f"revision {target.revision}",
-                "by": by or _whoami(),
+                "by": by or user(),
                 "why": why,
                 "at": datetime.now(UTC),
             }
@@ -292,10 +291,3 @@ def _still_there(store: EngineStore, revision: Revision | None) -> tuple[Manifes
     engines = revision.engines if revision else ()
     found = (store.manifest(engine.spec_digest) for engine in engines)
     return tuple(one for one in found if one is not None)
-
-
-def _whoami() -> str:
-    try:
-        return os.environ.get("ENGINEFARM_USER") or getpass.getuser()
-    except (OSError, KeyError):  # a container's uid that has no name
-        return f"uid {os.getuid()}"

@@ -1,16 +1,16 @@
-"""A night: every recipe of a folder surveyed, and what got slower. Builds nothing itself."""
+"""A night: every recipe surveyed, and what got slower. Builds nothing itself."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from enginefarm import plan, recipe_file, regression_rules
 from enginefarm.errors import EnginefarmError, RecipeError
-from enginefarm.recipe import Regression
+from enginefarm.recipe import Recipe, Regression
 from enginefarm.schema import Frozen
 from enginefarm.stages import Site
 from enginefarm.survey import survey
@@ -62,10 +62,14 @@ def recipes_under(folder: Path) -> tuple[Path, ...]:
 
 
 def standings(
-    site: Site, files: Sequence[Path], offers: Sequence[plan.Offer]
+    site: Site,
+    files: Sequence[Path],
+    offers: Sequence[plan.Offer],
+    load: Callable[[Path], Recipe] = recipe_file.load,
 ) -> tuple[Standing, ...]:
     """Each recipe's standing: four requests to the store for each, whatever its engines.
 
+    load: how a recipe is read; one that lies in the store costs a request more.
     The recipe's regression rule is remembered: gates and reports judge by it from here on.
 
     A recipe that cannot be read or planned stands with its error; the others go on.
@@ -73,7 +77,7 @@ def standings(
 
     def one(file: Path) -> Standing:
         try:
-            loaded = recipe_file.load(file)
+            loaded = load(file)
             found = survey(site, loaded, offers)
             regression_rules.remember(site.store, loaded)
         except EnginefarmError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,31 @@ def home() -> Path:
     return Path(chosen) if chosen else Path.home() / ".local" / "share" / "enginefarm"
 
 
+STORE_ROOT = "@store"
+"""Stands among the recipe roots for recipes that are kept in the store."""
+
+
 def recipe_roots() -> tuple[Path, ...]:
     """Folders besides a recipe's own that its code may come from: ENGINEFARM_RECIPE_ROOTS."""
+    return tuple(Path(part).resolve() for part in _roots() if part != STORE_ROOT)
+
+
+def store_is_a_root() -> bool:
+    """Whether recipes may come from the store: nobody's do unless the farm's owner says so."""
+    return STORE_ROOT in _roots()
+
+
+def _roots() -> list[str]:
     parts = os.environ.get("ENGINEFARM_RECIPE_ROOTS", "").split(os.pathsep)
-    return tuple(Path(part).resolve() for part in parts if part)
+    return [part for part in parts if part]
+
+
+def user() -> str:
+    """Who does it, for logs that people read: ENGINEFARM_USER, else the system's user."""
+    try:
+        return os.environ.get("ENGINEFARM_USER") or getpass.getuser()
+    except (OSError, KeyError):  # a container's uid that has no name
+        return f"uid {os.getuid()}"
 
 
 @dataclass(frozen=True)

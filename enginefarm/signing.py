@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Trust:
             parsed = Envelope.model_validate_json(envelope)
             payload = base64.b64decode(parsed.payload, validate=True)
             signed = pre_authentication(parsed.payloadType, payload)
-            keyid = self._signer_of(parsed, signed)
+            keyid = self.signer_of(parsed.signatures, signed)
             said = json.loads(payload)
         except (ValueError, binascii.Error) as error:
             raise _rejected(manifest, "its signature is damaged") from error
@@ -91,10 +91,14 @@ class Trust:
             raise _rejected(manifest, "the signature is of another manifest")
         return keyid
 
-    def _signer_of(self, envelope: Envelope, signed: bytes) -> str | None:
+    def signer_of(self, signatures: Iterable[Signature], signed: bytes) -> str | None:
+        """The id of the first trusted key that made one of these signatures; None: no such.
+
+        Raises: ValueError for a signature that is not base64.
+        """
         from cryptography.exceptions import InvalidSignature
 
-        for one in envelope.signatures:
+        for one in signatures:
             key = self.keys.get(one.keyid)
             if key is None:
                 continue

@@ -104,11 +104,12 @@ def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
         if ref is not None:
-            _link(site.cache.ensure(site.store, ref), folder / name)
+            link(site.cache.ensure(site.store, ref), folder / name)
     return folder / MODEL_FILE
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy, where the disk does not allow that."""
     try:
         target.hardlink_to(source)
     except OSError:

@@ -66,6 +66,7 @@ def build_model(
     Args:
         recipe: The recipe's file, or its folder: absolute, or from a recipe root of the
             control worker (ENGINEFARM_RECIPE_ROOTS). Example: 03_digits/recipe.yaml
+            @store/NAME: the recipe of that name in the store.
         gpus: Only these of the recipe's GPUs. Empty: all of them.
         precisions: Only these of the recipe's precisions. Empty: all of them.
     """

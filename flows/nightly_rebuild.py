@@ -1,4 +1,4 @@
-"""Every recipe of a folder: surveyed, built where engines are missing, reported."""
+"""Every recipe of a folder or of the store: surveyed, built where engines lack, reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from enginefarm.nightly import Slower
 from flows.dispatch import Ended, build_recipes, online_offers, stopped_at_once
-from flows.parameters import Folder, folder_at
+from flows.parameters import Folder, recipe_at, recipes_in
 from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
 
@@ -20,10 +20,10 @@ def nightly_rebuild(folder: Folder = ".") -> Any:
 
     Args:
         folder: Every recipe.yaml below it. Absolute, or from a recipe root of the control
-            worker (ENGINEFARM_RECIPE_ROOTS).
+            worker (ENGINEFARM_RECIPE_ROOTS). @store: every recipe that is kept in the store.
     """
     with stopped_at_once():
-        standings = survey_recipes(folder_at(folder), online_offers())
+        standings = survey_recipes(recipes_in(folder), online_offers(), recipe_at)
         ended = build_recipes([row.file for row in standings if row.missing])
         slower = find_slower(standings)
         announce(slower)

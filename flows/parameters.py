@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from enginefarm import gpus
+from enginefarm import gpus, nightly, recipe_file, recipe_store, stages
 from enginefarm.errors import RecipeError
-from enginefarm.recipe import PrecisionName
+from enginefarm.recipe import PrecisionName, Recipe
 from enginefarm.recipe_file import FILE_NAME
+from enginefarm.settings import STORE_ROOT
 
 ROOTS = "ENGINEFARM_RECIPE_ROOTS"
 
@@ -34,20 +35,44 @@ SpecDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 def roots() -> tuple[Path, ...]:
     """Folders that recipes may come from: ENGINEFARM_RECIPE_ROOTS, else the working folder."""
     text = os.environ.get(ROOTS) or str(Path.cwd())
-    return tuple(Path(part).resolve() for part in text.split(os.pathsep) if part)
+    parts = (part for part in text.split(os.pathsep) if part and part != STORE_ROOT)
+    return tuple(Path(part).resolve() for part in parts)
 
 
 def recipe_file_at(path: str) -> Path:
-    """The recipe's file, inside one of the roots.
+    """The recipe's file, inside one of the roots; of `@store/NAME`, in this machine's cache.
 
-    Raises: RecipeError for a path that leads elsewhere, by links or `..` too, or to nothing.
+    Raises: RecipeError for a path that leads elsewhere, by links or `..` too, or to nothing;
+    what recipe_store.unpacked raises.
     A recipe names code to run: only folders that the farm's owner chose may hold one.
     """
+    if path.startswith(f"{STORE_ROOT}/"):
+        return recipe_store.unpacked(stages.here(), path.removeprefix(f"{STORE_ROOT}/"))
     for real in _inside(path):
         file = real / FILE_NAME if real.is_dir() else real
         if file.is_file():
             return file
     raise _nothing_at(path, "file")
+
+
+def recipes_in(folder: str) -> tuple[Path, ...]:
+    """What build-model takes for each recipe below a folder, or for each in the store.
+
+    Raises: RecipeError when there is none.
+    """
+    if folder != STORE_ROOT:
+        return nightly.recipes_under(folder_at(folder))
+    found = recipe_store.names(stages.here().store)
+    if not found:
+        raise RecipeError(
+            "nightly: the store holds no recipe", fix="enginefarm recipes push FOLDER"
+        )
+    return tuple(Path(STORE_ROOT, name) for name in found)
+
+
+def recipe_at(path: Path) -> Recipe:
+    """The recipe that recipe_file_at finds. Raises: as it does; RecipeError for its mistakes."""
+    return recipe_file.load(recipe_file_at(str(path)))
 
 
 def folder_at(path: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prefect import task
@@ -14,13 +14,17 @@ from prefect.logging import get_run_logger
 from enginefarm import nightly, stages
 from enginefarm.nightly import Slower, Standing
 from enginefarm.plan import Offer
+from enginefarm.recipe import Recipe
+from enginefarm.recipe_file import FILE_NAME
 from enginefarm.report import nightly as report
 from tasks.policy import STEP
 
 
-@task(name="survey", task_run_name="survey {folder}", **STEP)
-def survey_recipes(folder: Path, offers: Sequence[Offer]) -> tuple[Standing, ...]:
-    found = nightly.standings(stages.here(), nightly.recipes_under(folder), offers)
+@task(name="survey", **STEP)
+def survey_recipes(
+    files: Sequence[Path], offers: Sequence[Offer], load: Callable[[Path], Recipe]
+) -> tuple[Standing, ...]:
+    found = nightly.standings(stages.here(), files, offers, load)
     get_run_logger().info(
         "%d recipes, %d engines wanted, %d missing",
         len(found),
@@ -55,7 +59,7 @@ def publish_night(
 ) -> None:
     rows = [
         {
-            "recipe": row.recipe or row.file.parent.name,
+            "recipe": row.recipe or _called(row.file),
             "engines": row.wanted,
             "cached": row.cached,
             "skipped": row.skipped,
@@ -79,3 +83,8 @@ def publish_night(
     create_markdown_artifact(
         key="nightly-summary", markdown="\n".join(lines), description="The night"
     )
+
+
+def _called(file: Path) -> str:
+    """A recipe that could not be read: by its folder, or by its name in the store."""
+    return file.parent.name if file.name == FILE_NAME else file.name

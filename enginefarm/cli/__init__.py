@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
     "plan": ("enginefarm.cli.planning:plan", "What would be built, what is cached, and why."),
     "build": ("flows.commands.build:build", "Build a recipe's engines (runs the Prefect flow)."),
+    "recipes": ("enginefarm.cli.recipes:recipes", "Recipes kept in the store: push, list, remove."),
     "server": ("flows.commands.server:server", "Run the farm's Prefect server and its UI."),
     "worker": ("flows.commands.worker:worker", "Take runs from a work pool."),
     "workers": ("flows.commands.workers:workers", "Who is online, and with what."),

@@ -57,6 +57,7 @@ class Farm:
             "PREFECT_HOME": str(root / "prefect"),
             "PREFECT_API_URL": self.api,
             "ENGINEFARM_HOME": str(root / "home"),
+            "ENGINEFARM_RECIPE_ROOTS": f"{self.recipes}:@store",
             "ENGINEFARM_STORE": url,
             "AWS_ENDPOINT_URL": self.s3.endpoint,
             "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,

@@ -270,6 +270,21 @@ def test_a_person_can_stop_a_move(store: EngineStore, publish: Publish) -> None:
     assert channels.current(store, "model", "production") is None
 
 
+def test_what_is_lost_while_a_person_thinks_is_not_promoted(
+    store: EngineStore, publish: Publish
+) -> None:
+    manifest = publish()
+
+    def yes(manifests: object, results: object) -> channels.Approval:
+        store.delete_object(layout.blob(manifest.engine))
+        return channels.Approval(by="ana", why="")
+
+    with pytest.raises(GateError) as refused:
+        promote(store, approve=yes)
+    assert "bytes are not in the store" in refused.value.why
+    assert channels.current(store, "model", "production") is None
+
+
 def test_revisions_list_newest_first(store: EngineStore, publish: Publish) -> None:
     publish()
     for _ in range(12):

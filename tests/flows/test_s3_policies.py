@@ -11,16 +11,18 @@ from pathlib import Path
 import boto3
 import pytest
 
+from enginefarm import recipe_store
 from enginefarm.errors import StoreDenied
 from enginefarm.spec import BlobRef
 from enginefarm.store import s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import Credentials
+from tests.flows import tiny_recipe
 from tests.flows.weed_server import free_ports, weed_server
 from tests.sample_manifest import make_manifest
 
 POLICIES = Path(__file__).parents[2] / "infra" / "s3-policies"
-ROLES = ("pull", "farm", "promote", "collect")
+ROLES = ("pull", "farm", "promote", "recipes", "collect")
 BUCKET = "engines"
 ADMIN = Credentials("admin", "admin-secret")
 CHANNEL = "channels/sample/production/99999998.json"
@@ -176,6 +178,21 @@ def test_who_promotes_moves_channels_and_nothing_else(stores: dict[str, EngineSt
     denied(lambda: store.put_bytes(b"other engine"))
     denied(lambda: store.put_object("manifests/x.json", b"{}"))
     denied(lambda: store.delete_object(CHANNEL))
+
+
+def test_who_pushes_recipes_brings_code_and_no_engine(
+    stores: dict[str, EngineStore], tmp_path: Path
+) -> None:
+    tiny_recipe.write(tmp_path)
+    pushing = stores["recipes"]
+    assert recipe_store.push(pushing, tmp_path).name == "tiny"
+    assert recipe_store.names(pushing) == ("tiny",)
+    assert recipe_store.read(stores["farm"], "tiny").recipe.name == "tiny"
+    denied(lambda: pushing.put_object("manifests/x.json", b"{}"))
+    denied(lambda: pushing.put_object(CHANNEL, b"{}"))
+    # What a worker runs as code, no worker can write.
+    denied(lambda: recipe_store.push(stores["farm"], tmp_path))
+    recipe_store.remove(pushing, "tiny")
 
 
 def test_the_collector_deletes_and_never_writes(stores: dict[str, EngineStore]) -> None:

@@ -1,0 +1,72 @@
+"""`enginefarm recipes`: recipes that are kept in the store, for the farm to build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def recipes() -> None:
+    """Recipes in the store: what `nightly-rebuild` takes from the folder `@store`."""
+
+
+@recipes.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def push(path: Path) -> None:
+    """Put the recipe in the folder PATH into the store: all of that folder.
+
+    It takes the place of the recipe of that name. Signed where ENGINEFARM_SIGNING_KEY is set.
+    Refused when it needs a file or module that is not in its folder.
+    """
+    from enginefarm import recipe_store
+    from enginefarm.store import open_store
+
+    made = recipe_store.push(open_store(), path)
+    click.echo(f"{made.name}: {len(made.files)} files, {made.size_bytes / 1e6:,.1f} MB")
+    click.echo(
+        "\nTry next:\n"
+        f"  prefect deployment run build-model/build-model -p recipe=@store/{made.name}"
+    )
+
+
+@recipes.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(as_json: bool) -> None:
+    """Every recipe in the store: who pushed it when, and who signed it."""
+    from enginefarm import recipe_store
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.store import open_store
+
+    store = open_store()
+    found = [recipe_store.read(store, name) for name in recipe_store.names(store)]
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    print_table(
+        "Recipes in the store",
+        ("recipe", "files", "MB", "by", "at", "signed by"),
+        [
+            (
+                one.recipe.name,
+                str(len(one.recipe.files)),
+                f"{one.recipe.size_bytes / 1e6:,.1f}",
+                one.recipe.by,
+                f"{one.recipe.at:%Y-%m-%d %H:%M}",
+                " ".join(signature.keyid[:12] for signature in one.signatures) or "nobody",
+            )
+            for one in found
+        ],
+    )
+
+
+@recipes.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Take the recipe NAME out of the store. Its engines stay."""
+    from enginefarm import recipe_store
+    from enginefarm.store import open_store
+
+    recipe_store.remove(open_store(), name)
+    click.echo(f"{name} is out of the store")
