@@ -4,10 +4,11 @@
     python benchmarks/chaos.py --audit-only      audits the store of ENGINEFARM_STORE
 
 A Prefect server, an S3 server, a control worker and a build worker, each a process, on real
-small models. SIGKILL goes to a worker, the server, the store, a run or a builder. What dies is
-started again, as a supervisor would. At the end every recipe is asked for once more, and the
-store is read whole: each manifest complete, each blob's bytes of its digest, nothing
-half-published. Exit status 1 when something is lost or wrong.
+small models. SIGKILL goes to a worker, the server, the store, a zygote, a run or a builder. What
+dies is started again, as a supervisor would. Then every run is waited for, what is missing is
+asked for once more, and the store is read whole: each manifest complete, each blob's bytes of
+its digest, nothing half-published. Exit status 1 when something is lost or wrong, or a run
+has no end.
 """
 
 from __future__ import annotations
@@ -26,16 +27,26 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from uuid import UUID
 
 import psutil
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from enginefarm.errors import EnginefarmError
 from enginefarm.store import embedded, layout, open_store
 from enginefarm.store.engine_store import EngineStore
+from flows import recovery
 from tests.flows import tiny_recipe
 from tests.flows.farm_fixture import Farm, database, farm_of
 
@@ -44,7 +55,12 @@ PRECISIONS = ["fp16", "int8"]
 ENGINES = len(GPUS) * len(PRECISIONS)
 OPEN_BUILDS = 2
 WORKERS = {"control": ("--control",), "builds": ("--cpu",)}
-MODULES = {"run": "flows.run_process", "builder": "enginefarm.builder_child"}
+MODULES = {
+    "run": "flows.run_process",
+    "zygote": "flows.zygote",
+    "builder": "enginefarm.builder_child",
+}
+FLOWS = ["build-model", "build-engine"]
 SETTLE_S = 420
 
 
@@ -123,6 +139,7 @@ class Chaos:
         self.asked: list[str] = []
         self.open: dict[UUID, str] = {}
         self.again = 0
+        self.left: list[str] = []
         self.started = time.monotonic()
 
     def run(self, minutes: float, mean_s: float) -> None:
@@ -140,10 +157,7 @@ class Chaos:
     def ask(self) -> None:
         """Keeps builds open: each recipe is a new one, by its salt."""
         if self.open:
-            runs = self.farm.runs(list(self.open))
-            for run in runs:
-                if run.state is not None and run.state.is_final():
-                    self.open.pop(run.id, None)
+            self.look()
         while len(self.open) < OPEN_BUILDS:
             name = f"chaos-{len(self.asked):04d}"
             tiny_recipe.write(
@@ -196,8 +210,9 @@ class Chaos:
     def revive(self) -> None:
         """Starts whatever is dead: killed by us, or ended because something else was."""
         if embedded.running(self.farm.s3_home) is None:
-            embedded.start(self.farm.s3_home)
-            self.restarts["store"] += 1
+            with suppress(EnginefarmError):  # the next time
+                embedded.start(self.farm.s3_home)
+                self.restarts["store"] += 1
         if self.part("server") is None:
             self.farm.start("server", "server", "--port", str(self.farm.port))
             self.restarts["server"] += 1
@@ -223,21 +238,54 @@ class Chaos:
     def missing(self) -> list[str]:
         return [name for name in self.asked if len(self.farm.store.complete(name)) < ENGINES]
 
+    def look(self) -> None:
+        """Takes what has ended from what is open. A crash is no end while it is sent back."""
+        for run in self.farm.runs(list(self.open)):
+            if _ended(run):
+                self.open.pop(run.id, None)
+
+    def endless(self) -> list[str]:
+        """Runs, children too, that have not come to an end: name and state."""
+        with self.farm.client() as client:
+            found = client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(
+                        type=FlowRunFilterStateType(
+                            not_any_=[
+                                StateType.COMPLETED,
+                                StateType.FAILED,
+                                StateType.CANCELLED,
+                            ]
+                        )
+                    )
+                ),
+                limit=200,
+            )
+        return [f"{run.name} {run.state_name}" for run in found if not _ended(run)]
+
     def _wait(self) -> None:
         deadline = time.monotonic() + SETTLE_S
-        while self.open and time.monotonic() < deadline:
+        self.left = ["nobody has looked"]
+        while self.left and time.monotonic() < deadline:
             self.revive()
-            with suppress(Exception):
-                for run in self.farm.runs(list(self.open)):
-                    if run.state is not None and run.state.is_final():
-                        self.open.pop(run.id, None)
+            with suppress(Exception):  # the server may only be starting
+                self.look()
+                self.left = [*self.open.values(), *self.endless()]
             time.sleep(1)
-        if self.open:
-            self.say(f"still open after {SETTLE_S} s: {', '.join(self.open.values())}")
+        if self.left:
+            self.say(f"no end after {SETTLE_S} s: {', '.join(self.left)}")
             self.open.clear()
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.started:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def _ended(run: FlowRun) -> bool:
+    state = run.state
+    return state is not None and (
+        state.is_final() and not (state.is_crashed() and recovery.sent_back(run))
+    )
 
 
 def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:
@@ -249,7 +297,9 @@ def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:
         test = Chaos(farm, random.Random(seed))
         test.run(minutes, mean_s)
         first = len(test.missing())
+        ended = time.monotonic()
         lost = test.settle()
+        settled = time.monotonic() - ended
         found = audit(farm.store)
         if lost:
             for name in ("control", "builds"):
@@ -265,9 +315,12 @@ def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:
             "recipes unfinished when the kills ended": first,
             "recipes asked for once more": test.again,
             "lost": len(lost),
+            "runs without an end": test.left,
+            "seconds from the last kill to the last run's end": round(settled),
             **_said(found),
             "database": "SQLite" if url is None else "PostgreSQL",
-            "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+            "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"Prefect {version('prefect')}, load {os.getloadavg()[2]:.1f}",
         }
 
 
@@ -293,7 +346,7 @@ def main() -> int:
     else:
         result = chaos(options.minutes, options.mean_seconds, options.seed)
     print(json.dumps(result, indent=2))
-    return 1 if result["wrong"] or result.get("lost") else 0
+    return 1 if any(map(result.get, ("wrong", "lost", "runs without an end"))) else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -23,13 +24,17 @@ from statistics import median
 import psutil
 
 from benchmarks.nightly_scale import GPUS, as_if_built, write_recipe
+from benchmarks.request_counter import counting
 from enginefarm import workers
 from enginefarm.cache import BlobCache
 from enginefarm.stages import Site
 from tests.flows import postgres_server, tiny_recipe
-from tests.flows.farm_fixture import Farm, farm_of
+from tests.flows.farm_fixture import Farm, farm_of, until
 
 LABELS = ("t4", "a100", "l4")
+
+WORKERS_OWN = ("POST /work_pools", "GET /work_pools", "GET /admin", "GET /csrf")
+"""Polls, heartbeats, and what is asked once a worker."""
 
 
 def main() -> None:
@@ -59,6 +64,7 @@ def _column(database: str, chosen: argparse.Namespace) -> dict[str, str]:
         return (
             _engines(farm, chosen.recipes)
             | _triggers(farm, chosen.triggers)
+            | _requests(farm)
             | _night(farm, chosen.cached)
             | _memory(farm)
         )
@@ -122,6 +128,35 @@ def _triggers(farm: Farm, count: int) -> dict[str, str]:
     return {"trigger to start, idle worker, median": f"{median(seconds):.2f} s"}
 
 
+def _requests(farm: Farm) -> dict[str, str]:
+    """What a worker and its runs ask of the server for one engine, the worker's polls apart."""
+    count = 6
+    with counting(farm.port) as (url, asked):
+        farm.start(
+            "asking", "worker", "--name", "asking", "--gpu", "l40", "--cross", PREFECT_API_URL=url
+        )
+        until(
+            lambda: any(row.card.name == "asking" for row in workers.listed(farm.store)),
+            "the worker is online",
+        )
+        before = asked.copy()
+        for index in range(count):
+            tiny_recipe.write(
+                farm.recipes / f"asked{index}",
+                name=f"asked{index}",
+                salt=f"asked{index}",
+                gpus=["l40"],
+                precisions=["fp16"],
+            )
+        ids = [farm.submit("build-model/build-model", recipe=f"asked{n}") for n in range(count)]
+        assert all(farm.wait(one).state.is_completed() for one in ids)
+        farm.stop("asking")
+        during = asked - before
+    print(f"requests for {count} engines: {during.most_common()}", file=sys.stderr)
+    of_engines = sum(n for path, n in during.items() if not path.startswith(WORKERS_OWN))
+    return {"requests to the server an engine": f"{of_engines / count:.0f}"}
+
+
 def _night(farm: Farm, recipes: int) -> dict[str, str]:
     """The nightly over cached specs: one run, whatever their number."""
     site = Site(store=farm.store, cache=BlobCache(farm.root / "caches" / "bench"))
@@ -142,12 +177,18 @@ def _night(farm: Farm, recipes: int) -> dict[str, str]:
 
 
 def _memory(farm: Farm) -> dict[str, str]:
-    def resident(name: str) -> str:
-        process = psutil.Process(farm.processes[name].pid)
-        family = [process, *process.children(recursive=True)]
-        return f"{sum(one.memory_info().rss for one in family) / (1 << 20):.0f} MiB"
+    """Proportional sizes: pages that a process shares with others count in part."""
 
-    return {"memory of the server": resident("server"), "memory of an idle worker": resident("t4")}
+    def mib(*processes: psutil.Process) -> str:
+        return f"{sum(one.memory_full_info().pss for one in processes) / (1 << 20):.0f} MiB"
+
+    server = psutil.Process(farm.processes["server"].pid)
+    worker = psutil.Process(farm.processes["t4"].pid)
+    return {
+        "memory of the server": mib(server, *server.children(recursive=True)),
+        "memory of an idle worker": mib(worker, *worker.children(recursive=True)),
+        "of that its zygote": mib(*worker.children(recursive=True)),
+    }
 
 
 if __name__ == "__main__":

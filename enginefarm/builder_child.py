@@ -8,11 +8,9 @@ are the build log.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -20,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginefarm.errors import BuildError, EnginefarmError
+from enginefarm.lifeline import die_with_parent
 from enginefarm.progress import SINK
 from enginefarm.toolchains import BuildRequest, toolchain
 
-PR_SET_PDEATHSIG = 1
 MIN_INTERVAL_S = 0.05
 
 
@@ -51,14 +49,6 @@ def main(arguments: list[str]) -> int:
     output = output.model_copy(update={"peak_memory_bytes": max(peak, output.peak_memory_bytes)})
     _write(work_dir / "output.json", output.model_dump_json())
     return 0
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """A killed worker must not leave builders behind that nobody waits for."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the line above
-        os._exit(1)
 
 
 def die_with_parent_of() -> Callable[[], None]:

@@ -27,16 +27,10 @@ from enginefarm.manifest import Manifest
 from enginefarm.outcome import Outcome
 from enginefarm.plan import Offer
 from enginefarm.recipe import Recipe
-from flows import deployments, farm
+from flows import deployments, farm, recovery
 
 POLL_S = 1.0
 PAGE = 200
-
-MAX_ATTEMPTS = 3
-RESCHEDULED = "Rescheduled after a crash"
-"""As in deployments/automations.yaml, which does the rescheduling."""
-RESCHEDULING_S = 30
-"""How long a crashed run may take to be sent back to its queue."""
 
 STRANDED_S = 300
 STRANDED = "No worker of its pool is online any more"
@@ -111,7 +105,7 @@ def _again(child: FlowRun) -> None:
 def _after_crash(client: SyncPrefectClient, run_id: UUID) -> bool:
     """Whether this attempt was begun by the automation, and not by a person."""
     scheduled = [state for state in client.read_flow_run_states(run_id) if state.is_scheduled()]
-    return bool(scheduled) and scheduled[-1].message == RESCHEDULED
+    return bool(scheduled) and scheduled[-1].message == recovery.RESCHEDULED
 
 
 def _why(job: Job, ended: FlowRun) -> EnginefarmError:
@@ -188,14 +182,12 @@ def _ended(run: FlowRun) -> bool:
     """Final, and not about to be sent back to its queue."""
     if run.state is None or not run.state.is_final():
         return False
-    if not run.state.is_crashed() or run.run_count >= MAX_ATTEMPTS:
-        return True
-    return datetime.now(UTC) - run.state.timestamp > timedelta(seconds=RESCHEDULING_S)
+    return not (run.state.is_crashed() and recovery.sent_back(run))
 
 
 def _stranded(run: FlowRun) -> bool:
     state = run.state
-    if state is None or not state.is_scheduled():
+    if state is None or not (state.is_scheduled() or state.is_crashed()):
         return False
     if datetime.now(UTC) - state.timestamp < timedelta(seconds=STRANDED_S):
         return False

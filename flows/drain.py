@@ -1,7 +1,9 @@
-"""How a worker stops: SIGTERM lets its runs end, SIGINT does not.
+"""How a worker goes on to its next run, and how it stops.
 
-A scheduler's stop (Compose, Kubernetes, systemd) is SIGTERM and then a grace period; a build
-that is nearly done need not be lost to it.
+A run that ends makes room for another: the queue is asked at once, not at the next poll.
+
+SIGTERM lets a worker's runs end, SIGINT does not. A scheduler's stop (Compose, Kubernetes,
+systemd) is SIGTERM and then a grace period; a build that is nearly done need not be lost to it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import asyncio
 import signal
 from typing import Any
 
+import httpx
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessWorker
 
 IDLE_CHECK_S = 0.2
@@ -25,7 +29,8 @@ async def work(worker: ProcessWorker) -> None:
     assert task is not None
     loop = asyncio.get_running_loop()
     draining = asyncio.Event()
-    poll = worker.get_and_submit_flow_runs
+    poll, run = worker.get_and_submit_flow_runs, worker.run
+    asking: set[asyncio.Task[None]] = set()
 
     async def poll_unless_draining() -> Any:
         if draining.is_set():
@@ -39,6 +44,23 @@ async def work(worker: ProcessWorker) -> None:
                 raise
             return []
 
+    async def ask_for_the_next() -> None:
+        try:
+            await poll_unless_draining()
+        except (httpx.HTTPError, PrefectHTTPStatusError):
+            return  # the next poll says what is wrong
+
+    def asked() -> None:
+        question = loop.create_task(ask_for_the_next())
+        asking.add(question)
+        question.add_done_callback(asking.discard)
+
+    async def run_and_ask(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await run(*args, **kwargs)
+        finally:
+            loop.call_soon(asked)  # once this run's slot has been given back
+
     def drain() -> None:
         task.cancel() if draining.is_set() else draining.set()
 
@@ -51,6 +73,7 @@ async def work(worker: ProcessWorker) -> None:
 
     # On the instance: a subclass would be registered as another type of worker.
     worker.get_and_submit_flow_runs = poll_unless_draining  # type: ignore[method-assign]
+    worker.run = run_and_ask  # type: ignore[method-assign]
     loop.add_signal_handler(signal.SIGINT, task.cancel)
     loop.add_signal_handler(signal.SIGTERM, drain)
     watcher = asyncio.create_task(end_when_idle())

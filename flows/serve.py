@@ -8,11 +8,12 @@ import os
 import platform
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.events import emit_event
+from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from enginefarm import workers
@@ -21,7 +22,7 @@ from enginefarm.errors import FarmError
 from enginefarm.plan import CROSS_POOL
 from enginefarm.store import open_store
 from enginefarm.workers import CONTROL_POOL, Card, Role
-from flows import deployments, drain, farm
+from flows import deployments, drain, farm, recovery, zygote
 from flows.observed import observed
 
 EVENT_EVERY_S = 30.0
@@ -57,9 +58,23 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     # Runs for a benchmark need the GPU itself: only who has it listens to their queue.
     queues = None if role in ("gpu", "control") else ["default"]
     worker = ProcessWorker(pool, queues, name=f"{name}", limit=limit)
-    with _alone_on_gpu(role), workers.registered(store, card), _heard(card), observed(worker, card):
+    # Once a farm: whoever plans also looks for what was lost.
+    watched = recovery.watched() if role == "control" else nullcontext()
+    with (
+        _alone_on_gpu(role),
+        workers.registered(store, card),
+        _heard(card),
+        observed(worker, card),
+        watched,
+        zygote.kept(_runs_environment()),
+    ):
         print(f"{name}: pool {pool}, {limit} at once; {_offer(card)}", flush=True)
         asyncio.run(drain.work(worker))
+
+
+def _runs_environment() -> dict[str, str]:
+    """What Prefect's worker gives every run."""
+    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
 
 
 def _offer(card: Card) -> str:

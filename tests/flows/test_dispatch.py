@@ -26,7 +26,7 @@ def run(kind: StateType, *, ago_s: float, run_count: int = 1, name: str | None =
         (StateType.RUNNING, 9000, 1, False),
         (StateType.CRASHED, 0, 1, False),  # about to be sent back
         (StateType.CRASHED, 0, 3, True),  # its last attempt
-        (StateType.CRASHED, 60, 1, True),  # nobody sent it back
+        (StateType.CRASHED, 9000, 2, False),  # a server that was away answers late
     ],
 )
 def test_a_crash_is_the_end_only_when_nobody_sends_it_back(
@@ -40,6 +40,7 @@ def test_a_child_is_given_up_when_its_pool_has_no_worker_left(
 ) -> None:
     waiting = run(StateType.SCHEDULED, ago_s=dispatch.STRANDED_S + 1)
     assert dispatch._stranded(waiting)
+    assert dispatch._stranded(run(StateType.CRASHED, ago_s=dispatch.STRANDED_S + 1))
     assert not dispatch._stranded(run(StateType.SCHEDULED, ago_s=10))
     assert not dispatch._stranded(run(StateType.RUNNING, ago_s=9000))
     card = workers.Card(

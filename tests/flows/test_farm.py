@@ -94,6 +94,41 @@ def test_a_benchmark_waits_for_a_worker_that_has_the_gpu(farm: Farm, built: obje
     assert {run.state.type.value for run in waiting} == {"SCHEDULED"}
 
 
+def test_a_gpu_without_a_worker_is_built_on_the_cpu_pool_and_its_benchmark_waits(
+    farm: Farm,
+) -> None:
+    tiny_recipe.write(
+        farm.recipes / "absent", name="absent", salt="absent", gpus=["a10g"], precisions=["fp16"]
+    )
+
+    def benchmarks() -> list[tuple[str, str | None, str | None, str]]:
+        with farm.client() as client:
+            deployment = client.read_deployment_by_name("benchmark-engine/gpu-a10g")
+            runs = client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+            )
+        return [
+            (run.name, run.work_pool_name, run.work_queue_name, run.state.type.value)
+            for run in runs
+        ]
+
+    farm.start_worker("cpu", "--cpu")
+    try:
+        # Two at once: either would leave a benchmark.
+        ids = [farm.submit("build-model/build-model", recipe="absent") for _ in range(2)]
+        for ended in [farm.wait(one) for one in ids]:
+            assert ended.state.is_completed(), ended.state.message
+        pools = {child.work_pool_name for one in ids for child in farm.children(one)}
+        assert pools == {"cpu"}
+        assert [one.spec.label for one in farm.store.manifests("absent")] == ["a10g/fp16"]
+        left = [("absent a10g/fp16", "gpu-a10g", "benchmark", "SCHEDULED")]
+        assert benchmarks() == left
+        assert farm.run("build-model/build-model", recipe="absent").state.name == "Cached"
+        assert benchmarks() == left
+    finally:
+        farm.stop("cpu")
+
+
 def test_the_second_time_nothing_runs(farm: Farm, built: object, digits: str) -> None:
     again = farm.run("build-model/build-model", recipe=digits)
     assert again.state.name == "Cached"

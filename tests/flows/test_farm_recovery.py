@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from uuid import UUID
 
 import psutil
 import pytest
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed, Pending
 
 from enginefarm.store import embedded
 from tests.flows import slow_recipe, tiny_recipe
@@ -68,6 +70,22 @@ def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     whole(farm, "flowkill", "a100/fp16")
 
 
+def test_a_killed_zygote_takes_its_run_along_and_it_is_done_again(farm: Farm) -> None:
+    run_id = start(farm, "zygotekill", "t4")
+    builder = farm.seize("t4", BUILDER)
+    freeze(builder)
+    (leader,) = farm.running("t4", RUN)
+    worker = psutil.Process(farm.processes["t4"].pid)
+    (zygote,) = [one for one in worker.children() if "flows.zygote" in one.cmdline()]
+    zygote.kill()
+    until(lambda: gone(builder) and gone(leader), "the run dies with the zygote", 10)
+    ended = farm.wait(run_id)
+    assert ended.state.is_completed(), ended.state.message
+    (child,) = farm.children(run_id)
+    assert child.run_count == 2
+    whole(farm, "zygotekill", "t4/fp16")
+
+
 def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Farm) -> None:
     tiny_recipe.write(farm.recipes / "quick", name="quick", gpus=["l4"], precisions=["fp16"])
     run_id = start(farm, "workerkill", "l4")
@@ -96,7 +114,8 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
     run_id = start(farm, "parentkill", "a100", "t4")
     farm.seize("a100", BUILDER)
     before = {child.id for child in farm.children(run_id)}
-    # Its own run, among those of the control worker.
+    # The run of the test before may not have quite gone.
+    until(lambda: len(farm.running("control", RUN)) == 1, "its run is the only one")
     (process,) = farm.running("control", RUN)
     process.kill()
     until(lambda: "AwaitingRetry" in farm.states(run_id), "the parent is sent back", RECOGNISED_S)
@@ -108,6 +127,69 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
     assert len(children) == 2
     assert {child.run_count for child in children} == {1}
     whole(farm, "parentkill", "a100/fp16", "t4/fp16")
+
+
+@pytest.fixture
+def deaf(farm: Farm) -> Iterator[None]:
+    """The server's automations off: what a kill of the server at the wrong moment does."""
+    with farm.client() as client:
+        recovering = [
+            one for one in client.read_automations() if re.search("run gone|reschedule", one.name)
+        ]
+        assert len(recovering) == 3
+        for automation in recovering:
+            client.pause_automation(automation.id)
+        yield
+        for automation in recovering:
+            client.resume_automation(automation.id)
+
+
+def never_started(farm: Farm, *, times: int) -> UUID:
+    with farm.client() as client:
+        deployment = client.read_deployment_by_name("build-model/build-model")
+        run_id = client.create_flow_run_from_deployment(
+            deployment.id, parameters={"recipe": "none"}, state=Pending()
+        ).id
+        for state in [Crashed(), Pending()] * (times - 1) + [Crashed()]:
+            client.set_flow_run_state(run_id, state, force=True)
+    return run_id
+
+
+@pytest.mark.usefixtures("deaf")
+def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -> None:
+    """One run dies with its worker as it builds, another between Submitting and Running.
+
+    A third has died so often before it started that it is given up.
+    """
+    doomed_id = never_started(farm, times=11)
+    run_id = start(farm, "unheard", "l4")
+    freeze(farm.seize("l4", BUILDER))
+    (building,) = farm.children(run_id)
+    killed = time.monotonic()
+    farm.stop("l4", signal.SIGKILL)
+    tiny_recipe.write(farm.recipes / "taken", name="taken", gpus=["l4"], precisions=["fp16"])
+    quick_id = farm.submit("build-model/build-model", recipe="taken")
+    until(lambda: bool(farm.children(quick_id)), "the second engine has its run")
+    (taken,) = farm.children(quick_id)
+    with farm.client() as client:
+        # As the worker leaves it that takes a run, and is killed before its process starts.
+        client.set_flow_run_state(taken.id, Pending())
+        client.set_flow_run_state(taken.id, Pending(name="Submitting"))
+    for child in (building, taken):
+        until(
+            lambda child=child: "AwaitingRetry" in farm.states(child.id),
+            f"{child.name} is sent back",
+            RECOGNISED_S - (time.monotonic() - killed),
+        )
+    farm.start_worker("l4", "--gpu", "l4", "--cross")
+    for one in (run_id, quick_id):
+        ended = farm.wait(one)
+        assert ended.state.is_completed(), ended.state.message
+    whole(farm, "unheard", "l4/fp16")
+    whole(farm, "taken", "l4/fp16")
+    doomed = farm.look(doomed_id)
+    assert doomed.state.is_failed()
+    assert "lost 11 times" in doomed.state.message
 
 
 def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
@@ -173,6 +255,13 @@ def webhook() -> object:
     server.shutdown()
 
 
+def heard(farm: Farm, resource: str) -> bool:
+    """Whether the server has an event of it."""
+    with farm.client() as client:
+        wanted = {"filter": {"resource": {"id": [resource]}}, "limit": 1}
+        return bool(client.request("POST", "/events/filter", json=wanted).json()["events"])
+
+
 def test_a_nightly_that_fails_and_a_silent_worker_are_told_to_the_webhook(
     farm: Farm, webhook: tuple[str, list[dict[str, str]]]
 ) -> None:
@@ -180,8 +269,7 @@ def test_a_nightly_that_fails_and_a_silent_worker_are_told_to_the_webhook(
     deployed = farm.command("deploy", ENGINEFARM_WEBHOOK_URL=url)
     assert deployed.returncode == 0, deployed.stderr
     farm.start_worker("spare", "--cpu")
-    # Its first sign of life was an event; then it dies without a word.
-    time.sleep(3)
+    until(lambda: heard(farm, "enginefarm.worker.cpu.spare"), "it gives a sign of life")
     farm.stop("spare", signal.SIGKILL)
     broken = farm.recipes / "broken-night" / "one"
     broken.mkdir(parents=True)
