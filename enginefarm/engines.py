@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue
 
 from enginefarm import device_records, native_build
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import BuildCrashed, BuildError, EngineRunError
 from enginefarm.gpus import gpu
 from enginefarm.manifest import (
     BuildRecord,
@@ -30,17 +30,28 @@ from enginefarm.manifest import (
     TensorInfo,
 )
 from enginefarm.progress import SINK, report
-from enginefarm.recipe import Budget, BuilderOptions
+from enginefarm.recipe import Budget
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
-from enginefarm.site import Site, materialise
+from enginefarm.site import Produced, Site, materialise, recorded
 from enginefarm.spec import BlobRef, BuildSpec
 from enginefarm.stages import Prepared
-from enginefarm.store.failures import writing
-from enginefarm.toolchains import BuildRequest
+from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
 _SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+ONE_MAY_FAIL_ALL = (BuildError, BuildCrashed)
+"""How a shared plan fails when a single compute capability lacks something."""
+
+RECORDED_VALUES = {
+    "tensors",
+    "compute_capabilities",
+    "seconds",
+    "peak_memory_bytes",
+    "command",
+    "details",
+}
 
 RECORDED_PACKAGES = ("enginefarm", "onnx", "onnxruntime", "onnxslim", "torch", "tensorrt")
 
@@ -55,12 +66,13 @@ class Job(Frozen):
 
 
 class Built(Frozen):
-    """A plan in this machine's cache, and what was seen while it was built."""
+    """A plan in the store, and what was seen while it was built."""
 
     plan: BlobRef
     log: BlobRef | None
     layers: BlobRef | None
     tensors: tuple[TensorInfo, ...]
+    compute_capabilities: tuple[str, ...] = ()
     seconds: float
     peak_memory_bytes: int
     command: str | None
@@ -74,59 +86,86 @@ def build(
     cancel: threading.Event | None = None,
     workspace_mib: int | None = None,
 ) -> Built | Manifest:
-    """Builds the plan in a child process; gives the manifest instead when it is there already.
+    """The plan, built in a child process unless it is there; the manifest when that is there.
 
-    One process at a time builds a given spec on one machine: whoever comes second waits, and
-    then finds the first one's manifest. workspace_mib: less than the spec's, for the one
+    A plan that GPUs share is built by the first of them; the others find it recorded. One
+    process at a time builds a given plan on one machine: whoever comes second waits, and
+    then finds what the first one made. workspace_mib: less than the spec's, for the one
     retry after an out-of-memory; recorded in the manifest.
 
     Raises: ParseError, BuildError and its kinds, ToolchainError.
     """
     spec = job.spec
-    with _alone(site, spec.digest):
+    with _alone(site, spec.plan_key):
         published = site.store.manifest(spec.digest)
         if published is not None:
+            site.store.index_for(job.recipe, published)
             report(f"build {spec.label}", 1, 1, "cached")
             return published
         _refuse_quarantined(site, spec)
-        with site.scratch() as scratch, writing(scratch):
-            work_dir = scratch / "build"
-            work_dir.mkdir()
-            limits = build_limits()
-            asked = spec
-            if workspace_mib is not None:
-                asked = spec.model_copy(
-                    update={"builder": _with_workspace(spec.builder, workspace_mib)}
-                )
-            request = BuildRequest(
-                spec=asked,
-                onnx=materialise(site, job.prepared.graph, scratch / "onnx"),
-                work_dir=work_dir,
-                plugins=tuple(site.cache.ensure(site.store, ref) for ref in job.prepared.plugins),
-                timeout_s=limits.timeout_s,
-                memory_limit_bytes=limits.memory_bytes,
-            )
-            with _SLOTS, _named(spec.label):
-                output = native_build.build(
-                    site.store,
-                    request,
-                    reference=_reference(site, job),
-                    budget=job.budget,
-                    cancel=cancel,
-                )
-            details = dict(output.details)
-            if workspace_mib is not None:
-                details["workspace_mib_after_out_of_memory"] = workspace_mib
-            return Built(
-                plan=site.cache.add(output.plan),
-                log=_kept(site, output.log),
-                layers=_kept(site, output.layers),
-                tensors=output.tensors,
-                seconds=output.seconds,
-                peak_memory_bytes=output.peak_memory_bytes,
-                command=output.command,
-                details=details,
-            )
+        asked = spec
+        if workspace_mib is not None:
+            builder = spec.builder.model_copy(update={"workspace_mib": workspace_mib})
+            asked = spec.model_copy(update={"builder": builder})
+        try:
+            built = _plan(site, job, asked, cancel)
+        except BuildError as error:
+            if not asked.compute_capabilities or type(error) not in ONE_MAY_FAIL_ALL:
+                raise
+            report(f"build {spec.label}", 0, None, "for this GPU alone")
+            built = _plan(site, job, asked.model_copy(update={"compute_capabilities": ()}), cancel)
+        if workspace_mib is not None:
+            details = {**built.details, "workspace_mib_after_out_of_memory": workspace_mib}
+            built = built.model_copy(update={"details": details})
+        return built
+
+
+def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> Built:
+    """The plan that was asked for, as the store has recorded it, or built now and recorded."""
+
+    def work(scratch: Path) -> Produced:
+        output = _build(site, job, asked, scratch, cancel)
+        kept = {"plan": output.plan, "log": output.log, "layers": output.layers}
+        values = output.model_dump(mode="json", include=RECORDED_VALUES)
+        return Produced(
+            files={name: path for name, path in kept.items() if path and path.exists()},
+            values={**values, "gpu": asked.gpu.label},
+        )
+
+    record, cached = recorded(site, "plan", asked.plan_key, work)
+    values = dict(record.values)
+    first = values.pop("gpu")
+    built = Built.model_validate(
+        {**values, **{name: record.outputs.get(name) for name in ("plan", "log", "layers")}}
+    )
+    if not cached:
+        return built
+    details = {**built.details, "plan_built_for": first}
+    return built.model_copy(update={"seconds": 0.0, "peak_memory_bytes": 0, "details": details})
+
+
+def _build(
+    site: Site, job: Job, asked: BuildSpec, scratch: Path, cancel: threading.Event | None
+) -> BuildOutput:
+    work_dir = scratch / "build"
+    work_dir.mkdir()
+    limits = build_limits()
+    request = BuildRequest(
+        spec=asked,
+        onnx=materialise(site, job.prepared.graph, scratch / "onnx"),
+        work_dir=work_dir,
+        plugins=tuple(site.cache.ensure(site.store, ref) for ref in job.prepared.plugins),
+        timeout_s=limits.timeout_s,
+        memory_limit_bytes=limits.memory_bytes,
+    )
+    with _SLOTS, _named(asked.label):
+        return native_build.build(
+            site.store,
+            request,
+            reference=_reference(site, job),
+            budget=job.budget,
+            cancel=cancel,
+        )
 
 
 def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
@@ -147,9 +186,9 @@ def _reference(site: Site, job: Job) -> Path | None:
 
 
 def upload(site: Site, built: Built) -> Built:
-    """Plan, log and layers into the store; what is there already is not sent again."""
+    """Plan, log and layers in the store, dated anew: gc may have been there meanwhile."""
     for ref in (built.plan, built.log, built.layers):
-        if ref is not None:
+        if ref is not None and site.cache.has(ref):
             site.store.put_blob(site.cache.path(ref))
     return built
 
@@ -173,6 +212,7 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
             peak_memory_bytes=built.peak_memory_bytes,
             log=built.log,
             layers=built.layers,
+            compute_capabilities=built.compute_capabilities,
             command=built.command,
             details=built.details,
         ),
@@ -224,19 +264,11 @@ def _named(label: str) -> Generator[None]:
         SINK.reset(token)
 
 
-def _with_workspace(options: BuilderOptions, workspace_mib: int) -> BuilderOptions:
-    return options.model_copy(update={"workspace_mib": workspace_mib})
-
-
-def _kept(site: Site, path: Path | None) -> BlobRef | None:
-    return None if path is None or not path.exists() else site.cache.add(path)
-
-
 @contextmanager
-def _alone(site: Site, spec_digest: str) -> Generator[None]:
+def _alone(site: Site, plan_key: str) -> Generator[None]:
     """Holds a lock that the kernel gives back when this process dies, however it dies."""
     folder = site.cache.root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / spec_digest).open("w") as handle:
+    with (folder / plan_key).open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from pydantic import Field
@@ -77,12 +77,15 @@ def collect(
     # Blobs are listed first: one that comes later is not a candidate at all.
     old_blobs = [info for info in store.list_objects(layout.BLOBS) if info.modified < limit]
     all_bytes = sum(info.size_bytes for info in store.list_objects(layout.BLOBS))
-    manifests = list(store.manifests())
-    doomed = [one for one in _superseded(store, manifests, policy) if one.created_at < limit]
-    gone = {one.spec_digest for one in doomed}
-    kept = [one for one in manifests if one.spec_digest not in gone]
+    entries = list(store.index())
+    manifests = {one.spec_digest: one for one in store.manifests()}
+    superseded = _superseded(store, entries, manifests, policy)
+    doomed = {one.spec_digest: one for one in superseded if one.created_at < limit}
+    kept = [one for digest, one in manifests.items() if digest not in doomed]
     garbage = [
-        entry for manifest in doomed for entry in _documents(store, manifest, policy.keep_builds)
+        document
+        for manifest in doomed.values()
+        for document in _documents(store, entries, manifest, policy.keep_builds)
     ]
     held = _digests(one.canonical_json() for one in kept)
     stale = _stale_records(store, held, limit)
@@ -106,16 +109,22 @@ def collect(
 
 
 def _superseded(
-    store: EngineStore, manifests: Iterable[Manifest], policy: Policy
-) -> Iterable[Manifest]:
-    """Manifests beyond the last N that no channel names."""
-    named = _named_by_channels(store, policy.keep_revisions)
+    store: EngineStore,
+    entries: Iterable[layout.IndexEntry],
+    manifests: Mapping[str, Manifest],
+    policy: Policy,
+) -> list[Manifest]:
+    """Manifests that no channel names, and that are beyond the last N of every recipe's."""
+    held = set(_named_by_channels(store, policy.keep_revisions))
     groups: defaultdict[tuple[str, str, str], list[Manifest]] = defaultdict(list)
-    for one in manifests:
-        groups[one.recipe, one.gpu, one.precision].append(one)
+    for entry in entries:
+        if entry.spec_digest in manifests:
+            group = groups[entry.recipe, entry.gpu, entry.precision]
+            group.append(manifests[entry.spec_digest])
     for group in groups.values():
         group.sort(key=lambda one: (one.created_at, one.spec_digest), reverse=True)
-        yield from (one for one in group[policy.keep_builds :] if one.spec_digest not in named)
+        held |= {one.spec_digest for one in group[: policy.keep_builds]}
+    return [one for digest, one in manifests.items() if digest not in held]
 
 
 def _named_by_channels(store: EngineStore, revisions: int) -> frozenset[str]:
@@ -129,16 +138,20 @@ def _named_by_channels(store: EngineStore, revisions: int) -> frozenset[str]:
     return frozenset(named)
 
 
-def _documents(store: EngineStore, manifest: Manifest, keep_builds: int) -> Iterable[Garbage]:
-    """What is written about an engine; the index first, so that nobody finds it half gone."""
+def _documents(
+    store: EngineStore,
+    entries: Iterable[layout.IndexEntry],
+    manifest: Manifest,
+    keep_builds: int,
+) -> Iterable[Garbage]:
+    """What is written about an engine; its index first, so that nobody finds it half gone."""
     why = f"{manifest.recipe} {manifest.spec.label}: {keep_builds} newer builds, in no channel"
-    entry = layout.IndexEntry(
-        manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest
-    )
-    keys = [layout.index(entry), layout.manifest(manifest.spec_digest)]
-    attestations = store.list_objects(f"{ATTESTATIONS}{manifest.spec_digest}/")
+    digest = manifest.spec_digest
+    keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
+    keys.append(layout.manifest(digest))
+    attestations = store.list_objects(f"{ATTESTATIONS}{digest}/")
     keys += [info.key for info in attestations]
-    keys.append(layout.spec(manifest.spec_digest))
+    keys.append(layout.spec(digest))
     return (Garbage(key=key, size_bytes=0, why=why) for key in keys)
 
 

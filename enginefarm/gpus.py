@@ -62,6 +62,12 @@ def gpu(label: str) -> Gpu:
         ) from None
 
 
+def has_precision(compute_capability: str, precision: str) -> bool:
+    """Whether every GPU of that compute capability in the table has the precision."""
+    rows = [row for row in table().values() if row.compute_capability == compute_capability]
+    return bool(rows) and all(row.refuses(precision) is None for row in rows)
+
+
 def by_nvml_name(name: str) -> Gpu | None:
     """The row that an NVML device name belongs to; None for a card not in the table."""
     return next((row for row in table().values() if row.matches(name)), None)

@@ -80,6 +80,9 @@ class BuildRecord(Frozen):
     peak_memory_bytes: int = Field(ge=0)
     log: BlobRef | None = None
     layers: BlobRef | None = Field(default=None, description="Engine inspector JSON.")
+    compute_capabilities: tuple[str, ...] = Field(
+        default=(), description="What the plan carries; empty: its GPU's own alone."
+    )
     command: str | None = Field(
         default=None, description="The trtexec line, for the trtexec toolchain."
     )

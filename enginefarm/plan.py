@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from enginefarm import toolchains
 from enginefarm.errors import GpuError, RecipeError, ToolchainError
 from enginefarm.gpus import gpu
 from enginefarm.recipe import PrecisionName, Profile, Recipe, TensorSpec
@@ -129,6 +130,8 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
 
 def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUse) -> BuildSpec:
     """The one build that this target stands for, with everything that decides its plan."""
+    label = GpuTarget(label=target.gpu, compute_capability=gpu(target.gpu).compute_capability)
+    carries = toolchains.toolchain(target.toolchain.name).carries
     return BuildSpec(
         salt=recipe.salt,
         onnx_digest=model.onnx.digest,
@@ -136,7 +139,8 @@ def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUs
         slimmer=model.slimmer,
         precision=precision,
         profiles=shape_profiles(recipe),
-        gpu=GpuTarget(label=target.gpu, compute_capability=gpu(target.gpu).compute_capability),
+        gpu=label,
+        compute_capabilities=carries(label, target.precision),
         toolchain=target.toolchain,
         builder=recipe.builder,
         plugins=model.plugins,

@@ -141,6 +141,8 @@ def fit_of(manifest: Manifest, host: Host) -> Fit | None:
         return None
     if built_for.compute_capability == host.compute_capability:
         return Fit.PORTABLE if portable else Fit.SAME_COMPUTE_CAPABILITY
+    if host.compute_capability in manifest.build.compute_capabilities:
+        return Fit.PORTABLE
     if (
         not portable
         and manifest.spec.builder.compatibility == "ampere_plus"
@@ -155,8 +157,9 @@ def _gpu(manifest: Manifest, host: Host) -> str | None:
     fit = fit_of(manifest, host)
     built_for = manifest.spec.gpu
     if fit is None:
+        carried = ", ".join(manifest.build.compute_capabilities) or built_for.compute_capability
         return (
-            f"built for {built_for.label} (compute capability {built_for.compute_capability}), "
+            f"built for {built_for.label} (compute capability {carried}), "
             f"compatibility {manifest.spec.builder.compatibility}; the host has "
             f"{host.compute_capability or 'an unknown compute capability'}"
         )

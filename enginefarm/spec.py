@@ -6,12 +6,13 @@ name) is recorded in the manifest instead. Change a field's meaning: raise KEY_V
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from enginefarm.recipe import BuilderOptions, PrecisionName
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Frozen, Name, canonical_json
 
 KEY_VERSION = 1
 
@@ -101,14 +102,33 @@ class BuildSpec(Frozen):
     precision: PrecisionUse
     profiles: tuple[ShapeProfile, ...]
     gpu: GpuTarget
+    compute_capabilities: tuple[str, ...] = Field(
+        default=(), description="What the plan is to carry; empty: this GPU's alone."
+    )
     toolchain: ToolchainId
     builder: BuilderOptions
     plugins: tuple[Digest, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A spec that shares no plan reads, and is digested, as before there were such plans."""
+        written: dict[str, Any] = serialize(self)
+        if not self.compute_capabilities:
+            written.pop("compute_capabilities", None)
+        return written
 
     @property
     def digest(self) -> str:
         """The action key."""
         return self.sha256()
+
+    @property
+    def plan_key(self) -> str:
+        """What decides the plan's bytes: one for all the GPUs that share a plan."""
+        if not self.compute_capabilities:
+            return self.digest
+        decides = self.model_dump(mode="json", exclude={"gpu"})
+        return hashlib.sha256(canonical_json(decides)).hexdigest()
 
     @property
     def label(self) -> str:

@@ -88,6 +88,12 @@ class EngineStore:
             raise blobs.missing(manifest.engine)
         return created is not None
 
+    def index_for(self, recipe: str, manifest: Manifest) -> None:
+        """Lists an engine under one more recipe: two that ask for one spec share it."""
+        if recipe != manifest.recipe:
+            entry = IndexEntry(recipe, manifest.gpu, manifest.precision, manifest.spec_digest)
+            self.objects.put(layout.index(entry), b"")
+
     def manifest(self, spec_digest: str) -> Manifest | None:
         """The manifest of that spec; None when it is not complete.
 

@@ -14,8 +14,9 @@ from pydantic import Field, JsonValue
 
 from enginefarm.errors import ToolchainError
 from enginefarm.manifest import TensorInfo
+from enginefarm.recipe import PrecisionName
 from enginefarm.schema import Frozen
-from enginefarm.spec import BuildSpec, ToolchainId
+from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
 
 
 class BuildRequest(Frozen):
@@ -43,6 +44,9 @@ class BuildOutput(Frozen):
     log: Path | None = None
     layers: Path | None = None
     timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = Field(
+        default=(), description="What the plan carries beside its GPU's own."
+    )
     command: str | None = None
     details: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -65,6 +69,13 @@ class Toolchain(Protocol):
 
     def check(self, spec: BuildSpec) -> None:
         """Refuses, before anything runs, options that this toolchain lacks (ToolchainError)."""
+        ...
+
+    def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
+        """Compute capabilities of the plan that this GPU shares with others.
+
+        Empty where a plan is made for one GPU.
+        """
         ...
 
     def build(self, request: BuildRequest) -> BuildOutput:

@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.spec import BuildSpec, MinOptMax, ToolchainId
+from enginefarm.recipe import PrecisionName
+from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import require_gpu
@@ -65,6 +66,9 @@ class OrtTensorRT:
             f"toolchain {NAME}: the TensorRT that {PACKAGE} {runtime} needs is not installed",
             fix="pip install tensorrt-cu12",
         )
+
+    def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: BuildSpec) -> None:
         if spec.precision.name not in PRECISION_OPTIONS:

@@ -16,7 +16,8 @@ from typing import Any
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host import first_gpu
 from enginefarm.progress import report
-from enginefarm.spec import BuildSpec, ToolchainId
+from enginefarm.recipe import PrecisionName
+from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt"
@@ -78,6 +79,9 @@ class TensorRT:
         raise ToolchainError(
             f"toolchain {NAME}: TensorRT is not installed", fix="pip install 'enginefarm[gpu]'"
         )
+
+    def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: BuildSpec) -> None:
         options, release = spec.builder, major(spec.toolchain.build)

@@ -11,8 +11,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from enginefarm import gpus
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.spec import BuildSpec, ToolchainId
+from enginefarm.recipe import PrecisionName
+from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt-rtx"
@@ -30,6 +32,9 @@ COMPUTE_CAPABILITIES: dict[str, str] = {
 }
 """Compute capability -> the name of trt.ComputeCapability. Hopper (9.0) and data-centre
 Blackwell (10.0) are not among them."""
+
+NOT_SHARED: set[tuple[str, PrecisionName]] = {("7.5", "fp32")}
+"""What many networks lack there (no FP32 GEMM on 7.5), and would fail a whole shared plan."""
 
 
 class TensorRTRTX:
@@ -58,6 +63,16 @@ class TensorRTRTX:
             os=platform.system().lower(),
             arch=platform.machine(),
         )
+
+    def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
+        """One plan for every GPU here costs what a plan for one does: measured, decision 0090."""
+        shared = tuple(
+            capability
+            for capability in COMPUTE_CAPABILITIES
+            if gpus.has_precision(capability, precision)
+            and (capability, precision) not in NOT_SHARED
+        )
+        return shared if gpu.compute_capability in shared else ()
 
     def check(self, spec: BuildSpec) -> None:
         capability = spec.gpu.compute_capability
@@ -96,6 +111,7 @@ class TensorRTRTX:
             plan=plan,
             tensors=builder_api.network_tensors(network),
             seconds=time.monotonic() - started,
+            compute_capabilities=request.spec.compute_capabilities,
             details={"layers": network.num_layers},
         )
 
@@ -126,11 +142,13 @@ def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
 def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
     config = builder.create_builder_config()
     options = spec.builder
-    builder_api.set_checked(config, "num_compute_capabilities", 1, "gpu")
-    capability = getattr(trt.ComputeCapability, COMPUTE_CAPABILITIES[spec.gpu.compute_capability])
-    config.set_compute_capability(capability, 0)
-    if config.get_compute_capability(0) != capability:
-        raise BuildError(f"gpu: the builder did not keep {capability}")
+    carried = spec.compute_capabilities or (spec.gpu.compute_capability,)
+    builder_api.set_checked(config, "num_compute_capabilities", len(carried), "gpu")
+    for index, name in enumerate(carried):
+        capability = getattr(trt.ComputeCapability, COMPUTE_CAPABILITIES[name])
+        config.set_compute_capability(capability, index)
+        if config.get_compute_capability(index) != capability:
+            raise BuildError(f"gpu: the builder did not keep {capability}")
     builder_api.set_checked(
         config,
         "builder_optimization_level",

@@ -19,8 +19,9 @@ from pydantic import Field, TypeAdapter
 from enginefarm.builder_child import die_with_parent_of
 from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
 from enginefarm.manifest import TensorInfo
+from enginefarm.recipe import PrecisionName
 from enginefarm.schema import Frozen
-from enginefarm.spec import BuildSpec, MinOptMax, ToolchainId
+from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import TensorRT, major, require_gpu
@@ -57,6 +58,9 @@ class Trtexec:
             os=platform.system().lower(),
             arch=platform.machine(),
         )
+
+    def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: BuildSpec) -> None:
         TensorRT().check(spec)

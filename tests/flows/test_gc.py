@@ -67,6 +67,18 @@ def test_the_last_builds_stay_and_older_ones_go_with_their_bytes(store: EngineSt
     assert again.garbage == ()
 
 
+def test_an_engine_goes_only_when_no_recipe_that_shares_it_needs_it(store: EngineStore) -> None:
+    shared, *newer = [publish(store, number) for number in range(3)]
+    store.index_for("twin", shared)
+    collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert store.complete("twin") == {shared.spec_digest}
+    assert store.has_blob(shared.engine)
+    twin = publish(store, 9, recipe="twin")
+    collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert store.complete("twin") == {twin.spec_digest}
+    assert store.complete("model") == {newer[-1].spec_digest}, "no entry is left behind"
+
+
 def test_a_dry_run_deletes_nothing_and_says_the_same(store: EngineStore) -> None:
     for number in range(4):
         publish(store, number)

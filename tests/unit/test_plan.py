@@ -11,11 +11,13 @@ from enginefarm.spec import (
     BlobRef,
     BuildSpec,
     CalibrationUse,
+    GpuTarget,
     OnnxRef,
     PrecisionUse,
     ToolchainId,
     ToolUse,
 )
+from enginefarm.toolchains import toolchain
 
 RTX = ToolchainId(name="tensorrt-rtx", build="1.7.1.116", cuda="13", os="linux", arch="x86_64")
 TRT = ToolchainId(name="tensorrt", build="10.16.1.11", cuda="13", os="linux", arch="x86_64")
@@ -221,3 +223,27 @@ def test_the_key_is_the_same_in_another_process_and_another_field_order() -> Non
     spec = spec_of()
     turned = dict(reversed(spec.model_dump(mode="json").items()))
     assert BuildSpec.model_validate(turned).digest == spec.digest
+
+
+def test_cross_builds_of_one_precision_share_a_plan_and_no_spec() -> None:
+    t4, a100 = spec_of(), spec_of(gpu="a100")
+    assert t4.compute_capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+    assert t4.digest != a100.digest
+    assert t4.plan_key == a100.plan_key
+    assert t4.plan_key != spec_of(recipe=RECIPE.model_copy(update={"salt": "again"})).plan_key
+
+
+def test_only_compute_capabilities_with_the_precision_share() -> None:
+    a100 = GpuTarget(label="a100", compute_capability="8.0")
+    t4 = GpuTarget(label="t4", compute_capability="7.5")
+    rtx = toolchain("tensorrt-rtx")
+    assert "7.5" not in rtx.carries(a100, "bf16")
+    assert rtx.carries(t4, "fp32") == (), "many networks have an operator that 7.5 lacks in FP32"
+    assert "7.5" not in rtx.carries(a100, "fp32")
+
+
+def test_a_native_plan_is_one_gpus_and_its_digest_is_what_it_was_before_plans_were_shared() -> None:
+    native = spec_of(toolchain=TRT)
+    assert native.plan_key == native.digest
+    assert "compute_capabilities" not in native.model_dump(mode="json")
+    assert BuildSpec.model_validate(native.model_dump(mode="json")) == native

@@ -45,6 +45,15 @@ def test_the_rank_is_exact_then_same_capability_then_hardware_compatible_then_po
     assert [one.fit for one in chosen.candidates] == list(Fit)
 
 
+def test_a_plan_that_gpus_share_fits_each_of_them_and_no_other() -> None:
+    made = make_manifest(label="t4", **RTX)
+    carried = made.build.model_copy(update={"compute_capabilities": ("7.5", "8.0", "8.6")})
+    shared = made.model_copy(update={"build": carried})
+    (candidate,) = select([shared], host("a10g")).candidates
+    assert candidate.fit is Fit.PORTABLE
+    assert "(compute capability 7.5, 8.0, 8.6)" in reason(select([shared], host("l4")))
+
+
 def test_an_engine_whose_runtime_is_installed_comes_before_one_whose_runtime_is_not() -> None:
     native, portable = make_manifest(), make_manifest(**RTX)
     chosen = select([native, portable], host(runtimes={"tensorrt-rtx": "1.7.1.116"}))
