@@ -167,7 +167,9 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
     (building,) = farm.children(run_id)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
-    tiny_recipe.write(farm.recipes / "taken", name="taken", gpus=["l4"], precisions=["fp16"])
+    tiny_recipe.write(
+        farm.recipes / "taken", name="taken", salt="taken", gpus=["l4"], precisions=["fp16"]
+    )
     quick_id = farm.submit("build-model/build-model", recipe="taken")
     until(lambda: bool(farm.children(quick_id)), "the second engine has its run")
     (taken,) = farm.children(quick_id)
