@@ -12,6 +12,7 @@ from enginefarm.digest import sha256_file
 from enginefarm.errors import EnginefarmError
 from enginefarm.host import RUNTIME_PACKAGES, Host
 from enginefarm.manifest import Manifest
+from enginefarm.names import RUNTIME_OF
 from enginefarm.plan_header import MAGIC, read_plan_header
 from enginefarm.schema import Frozen
 from enginefarm.select import CHECKS, fit_of, is_caveat
@@ -98,7 +99,7 @@ def _bytes(plan: Path, manifest: Manifest) -> Finding:
 def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Finding]:
     with plan.open("rb") as stream:
         magic = stream.read(len(MAGIC))
-    portable = manifest is not None and manifest.spec.toolchain.name == "tensorrt-rtx"
+    portable = manifest is not None and RUNTIME_OF[manifest.spec.toolchain.name] == "tensorrt-rtx"
     if magic != MAGIC and not portable:
         yield Finding(
             subject="header",

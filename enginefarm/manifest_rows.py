@@ -6,16 +6,9 @@ import datetime as dt
 from typing import Literal
 
 from enginefarm.manifest import Manifest, OutputComparison
-from enginefarm.recipe import PrecisionName
+from enginefarm.names import RUNTIME_OF, PrecisionName
 from enginefarm.rows import BenchmarkRow, Runtime
 from enginefarm.spec import ShapeProfile
-
-RUNTIME_OF_TOOLCHAIN: dict[str, Runtime] = {
-    "tensorrt": "tensorrt",
-    "trtexec": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-    "ort-trt": "onnxruntime-tensorrt",
-}
 
 
 def rows_from_manifest(
@@ -40,7 +33,7 @@ def rows_from_manifest(
                 "recipe": manifest.recipe,
                 "outcome": "failed" if device.status == "failed" else "built",
                 "reason": device.reason if device.status == "failed" else "",
-                "runtime": RUNTIME_OF_TOOLCHAIN[spec.toolchain.name],
+                "runtime": _runtime(spec.toolchain.name),
                 "precision": manifest.precision,
                 "gpu": manifest.gpu,
                 "spec_digest": manifest.spec_digest,
@@ -68,6 +61,13 @@ def rows_from_manifest(
         )
         for profile in spec.profiles
     )
+
+
+def _runtime(toolchain: str) -> Runtime:
+    """What runs its plans: ONNX Runtime, or the library itself. A cell may have no toolchain."""
+    if toolchain == "ort-trt":
+        return "onnxruntime-tensorrt"
+    return RUNTIME_OF.get(toolchain, "tensorrt")
 
 
 def _batch(profile: ShapeProfile) -> int:
@@ -121,7 +121,7 @@ def not_built(
         recipe=recipe,
         outcome=outcome,
         reason=reason[:2000],
-        runtime=RUNTIME_OF_TOOLCHAIN.get(toolchain, "tensorrt"),
+        runtime=_runtime(toolchain),
         precision=precision,
         gpu=gpu,
         spec_digest=spec_digest,

@@ -13,7 +13,8 @@ from pydantic import Field
 from enginefarm import toolchains
 from enginefarm.errors import GpuError, RecipeError, ToolchainError
 from enginefarm.gpus import gpu
-from enginefarm.recipe import PrecisionName, Profile, Recipe, TensorSpec
+from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.recipe import Profile, Recipe, TensorSpec
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.spec import (
     BuildSpec,
@@ -75,7 +76,8 @@ class Model(Frozen):
     plugins: tuple[Digest, ...] = ()
 
 
-NATIVE_ORDER = ("tensorrt", "trtexec", "ort-trt")
+AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tensorrt-rtx")
+"""What `toolchain: auto` tries: native ones first."""
 
 
 def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
@@ -112,11 +114,11 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
     A worker that stands in for a label with no GPU offers the cross toolchain on that
     label's pool; it is preferred over the shared `cpu` pool.
     """
-    order = (*NATIVE_ORDER, "tensorrt-rtx") if recipe.toolchain == "auto" else (recipe.toolchain,)
+    order = AUTO_ORDER if recipe.toolchain == "auto" else (recipe.toolchain,)
     here = [offer for offer in offers if offer.gpu == label]
     anywhere = [offer for offer in offers if offer.gpu is None]
     for name in order:
-        for offer in (*here, *(anywhere if name == "tensorrt-rtx" else ())):
+        for offer in (*here, *(anywhere if toolchains.toolchain(name).cross else ())):
             for toolchain in offer.toolchains:
                 if toolchain.name == name:
                     return toolchain, offer.pool

@@ -14,11 +14,10 @@ from pydantic import (
     model_validator,
 )
 
+from enginefarm.names import PrecisionName, ToolchainName
 from enginefarm.schema import Frozen, Name
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-ToolchainName = Literal["auto", "tensorrt", "trtexec", "tensorrt-rtx", "ort-trt"]
 
 ImportPath = Annotated[
     str, StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300)
@@ -260,7 +259,7 @@ class Recipe(Frozen):
     verification: Verification = Verification()
     accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
     regression: Regression = Regression()
-    toolchain: ToolchainName = "auto"
+    toolchain: Literal["auto", ToolchainName] = "auto"
     builder: BuilderOptions = BuilderOptions()
     export: Export = Export()
     plugins: tuple[str, ...] = Field(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from enginefarm.engine_session import Session
 from enginefarm.errors import DriverTooOld, EngineRunError, HostError
 from enginefarm.manifest import TensorInfo
+from enginefarm.names import RUNTIME_OF
 from enginefarm.plan_header import read_plan_header
 from enginefarm.spec import MinOptMax
 from enginefarm.toolchains.builder_api import DTYPES, Messages, make_logger
@@ -37,10 +38,9 @@ BINDINGS: dict[str, tuple[str, ...]] = {
         "tensorrt_lean_bindings",
         "tensorrt_dispatch_bindings",
     ),
-    "trtexec": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-"""Toolchain -> modules that can run its plans, best first. The lean and dispatch runtimes run
+"""Library -> modules that can run its plans, best first. The lean and dispatch runtimes run
 version-compatible plans only."""
 
 CAUSES: tuple[tuple[str, str, str], ...] = (
@@ -59,10 +59,13 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
         "it needs a plugin that is not loaded",
         "pass the plugin library that the manifest lists",
     ),
-    (
-        "out of memory",
-        "the GPU has too little free memory",
-        "free the GPU, or build with smaller max shapes",
+    *(
+        (
+            mark,
+            "the GPU has too little free memory",
+            "free the GPU, or build with smaller max shapes",
+        )
+        for mark in ("out of memory", "outofmemory")
     ),
 )
 """(what the runtime's log says, why, fix): the first that matches explains a refusal."""
@@ -73,19 +76,20 @@ def load_bindings(toolchain: str) -> Any:
 
     Raises: HostError when none is installed.
     """
-    if toolchain not in BINDINGS:
+    library = RUNTIME_OF.get(toolchain)
+    if library is None or toolchain == "ort-trt":
         raise HostError(
             f"plans of toolchain {toolchain!r} are not run here",
             fix="ort-trt artifacts are run by ONNX Runtime; see toolchains/ort_trt.py",
         )
-    for name in BINDINGS[toolchain]:
+    for name in BINDINGS[library]:
         try:
             return import_module(name)
         except ImportError:
             continue
     raise HostError(
         f"no runtime for {toolchain} is installed on this host",
-        why=f"none of {', '.join(BINDINGS[toolchain])} can be imported",
+        why=f"none of {', '.join(BINDINGS[library])} can be imported",
         fix="pip install 'enginefarm[gpu]'",
     )
 
@@ -144,7 +148,7 @@ class Engine:
         self.cuda = load_cuda()
         if cuda_major is not None:
             require_driver(self.cuda, cuda_major)
-        if toolchain == "tensorrt-rtx":
+        if RUNTIME_OF[toolchain] == "tensorrt-rtx":
             read_plan_header(plan)
         self._stack = ExitStack()
         self.messages = Messages(echo=False)
@@ -164,6 +168,10 @@ class Engine:
         self._runtime = self.trt.Runtime(self._logger)
         if host_code_allowed:
             self._runtime.engine_host_code_allowed = True
+        # TensorRT's own plugins are in no registry until this call; the lean and dispatch
+        # runtimes and TensorRT-RTX have none.
+        if hasattr(self.trt, "init_libnvinfer_plugins"):
+            self.trt.init_libnvinfer_plugins(self._logger, "")
         for library in plugins:
             self._runtime.get_plugin_registry().load_library(str(library))
         self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())

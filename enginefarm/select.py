@@ -12,23 +12,12 @@ from enum import IntEnum
 
 from enginefarm.host import Host, architecture
 from enginefarm.manifest import Manifest
-from enginefarm.recipe import PrecisionName
+from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
 from enginefarm.schema import Frozen
-
-RUNTIME_OF = {
-    "tensorrt": "tensorrt",
-    "trtexec": "tensorrt",
-    "ort-trt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-}
-"""Toolchain -> the runtime that loads its plans."""
 
 MINIMUM_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 """CUDA major -> oldest Linux driver that runs it (CUDA release notes, minor-version
 compatibility)."""
-
-PRECISION_ORDER: tuple[PrecisionName, ...] = ("fp16", "bf16", "fp8", "int8", "fp32")
-"""What is taken when nobody asks for a precision: the least lossy fast one first."""
 
 
 class Fit(IntEnum):
@@ -134,7 +123,7 @@ def _newest_build(manifests: Iterable[Manifest]) -> dict[str, float]:
 def fit_of(manifest: Manifest, host: Host) -> Fit | None:
     """How the engine's GPU relates to the host's; None when it cannot run there."""
     built_for = manifest.spec.gpu
-    portable = manifest.spec.toolchain.name == "tensorrt-rtx"
+    portable = RUNTIME_OF[manifest.spec.toolchain.name] == "tensorrt-rtx"
     if host.gpu is not None and built_for.label == host.gpu:
         return Fit.PORTABLE if portable else Fit.EXACT_GPU
     if host.compute_capability is None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from enginefarm.recipe import BuilderOptions, PrecisionName
+from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.recipe import BuilderOptions
 from enginefarm.schema import Digest, Frozen, Name, canonical_json
 
 KEY_VERSION = 1
@@ -86,7 +87,7 @@ class GpuTarget(Frozen):
 class ToolchainId(Frozen):
     """The exact build of a toolchain. Plans of two builds are never confused."""
 
-    name: Literal["tensorrt", "trtexec", "tensorrt-rtx", "ort-trt"]
+    name: ToolchainName
     build: str = Field(description="Full version, as the library reports it: 1.7.1.116")
     cuda: str
     os: str

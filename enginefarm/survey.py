@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from enginefarm import outcome, plan, stages
 from enginefarm.errors import ToolchainError
@@ -10,8 +11,8 @@ from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
 from enginefarm.site import Site
-from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.toolchains import toolchain
+from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolchainId, ToolUse
+from enginefarm.toolchains import TOOLCHAINS, toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
 NO_MANIFEST = "no manifest of this spec is in the store"
@@ -46,12 +47,15 @@ class Survey(Frozen):
 
 
 def local_offers() -> tuple[plan.Offer, ...]:
-    """What this machine can build with no worker: the cross toolchain, if it is installed."""
-    try:
-        cross = toolchain("tensorrt-rtx").identity()
-    except ToolchainError:
+    """What this machine can build with no worker: the cross toolchains that are installed."""
+    crosses: list[ToolchainId] = []
+    for candidate in map(toolchain, TOOLCHAINS):
+        with suppress(ToolchainError):
+            if candidate.cross:
+                crosses.append(candidate.identity())
+    if not crosses:
         return ()
-    return (plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=(cross,)),)
+    return (plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=tuple(crosses)),)
 
 
 def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:

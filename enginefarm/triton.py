@@ -15,9 +15,9 @@ from pathlib import Path
 
 from enginefarm.errors import StoreMissing, ToolchainError
 from enginefarm.manifest import Manifest, TensorInfo
+from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
 from enginefarm.pulling import copy_out
-from enginefarm.recipe import DType, PrecisionName
-from enginefarm.select import PRECISION_ORDER, RUNTIME_OF
+from enginefarm.recipe import DType
 from enginefarm.spec import BlobRef, ShapeProfile
 from enginefarm.store.failures import write_atomically
 

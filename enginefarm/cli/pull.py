@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginefarm.names import PRECISION_NAMES
+
 if TYPE_CHECKING:
     from enginefarm.host import Host
     from enginefarm.pulling import PulledEngine
     from enginefarm.select import Selection
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @click.command()
@@ -28,7 +28,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
     metavar="LABEL",
     help="Pull for this GPU; auto is this machine's.",
 )
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the best that fits.")
+@click.option(
+    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: the best that fits."
+)
 @click.option(
     "--dest",
     type=click.Path(path_type=Path),

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from enginefarm.cli.pull import PRECISIONS
+from enginefarm.names import PRECISION_NAMES
 
 
 @click.command("triton-repo")
 @click.argument("name", metavar="NAME[@CHANNEL]")
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: fp16, where it is.")
+@click.option("--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, where it is.")
 @click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def triton_repo(

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
-from enginefarm.cli.pull import PRECISIONS
+from enginefarm.names import PRECISION_NAMES
 
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]")
 @click.option("--gpu", default="auto", metavar="LABEL", help="For this GPU.", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the best that fits.")
+@click.option(
+    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: the best that fits."
+)
 @click.option(
     "--expires-s",
     type=click.IntRange(1, 7 * 24 * 3600),

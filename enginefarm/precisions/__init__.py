@@ -63,7 +63,7 @@ PRECISIONS: dict[str, str] = {
     "int8": "enginefarm.precisions.eight_bits:Int8",
     "fp8": "enginefarm.precisions.eight_bits:FP8",
 }
-"""Name -> class. To add one: a file beside this, a line here, a name in recipe.py."""
+"""Name -> class. To add one: see docs/adding-a-precision.md."""
 
 
 def precision(name: str) -> Precision:

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from enginefarm.gpus import table as gpu_table
+from enginefarm.names import PRECISION_NAMES
 from enginefarm.recipe import Regression
 from enginefarm.regression import walk
 from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
 from enginefarm.rows import BenchmarkRow
 from enginefarm.select import version_tuple
 
-PRECISION_ORDER = ("fp32", "bf16", "fp16", "fp8", "int8")
 RUNTIME_ORDER = (
     "pytorch",
     "onnxruntime-cpu",
@@ -68,7 +68,7 @@ def assemble(
         generated_at=generated_at or dt.datetime.now(dt.UTC),
         night=max((row.date for row in rows), default=None),
         gpus=tuple(sorted(gpus, key=_gpu_order)),
-        precisions=tuple(sorted(precisions, key=PRECISION_ORDER.index)),
+        precisions=tuple(sorted(precisions, key=PRECISION_NAMES.index)),
         models=models,
         notes=tuple(notes),
     )
@@ -113,7 +113,7 @@ def _gpu_order(gpu: str) -> tuple[int, str]:
 
 
 def _cell_order(key: CellKey) -> tuple[object, ...]:
-    return (*_gpu_order(key[0]), PRECISION_ORDER.index(key[1]))
+    return (*_gpu_order(key[0]), PRECISION_NAMES.index(key[1]))
 
 
 def _cell(
@@ -198,7 +198,7 @@ def _order(row: BenchmarkRow) -> tuple[object, ...]:
     return (
         *_gpu_order(host_of(row)),
         RUNTIME_ORDER.index(row.runtime),
-        PRECISION_ORDER.index(row.precision),
+        PRECISION_NAMES.index(row.precision),
         shape_of(row),
     )
 
@@ -222,7 +222,7 @@ def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
             key=lambda one: (
                 *_gpu_order(one.host),
                 RUNTIME_ORDER.index(one.runtime),
-                PRECISION_ORDER.index(one.precision),
+                PRECISION_NAMES.index(one.precision),
             ),
         )
     )

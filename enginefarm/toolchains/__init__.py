@@ -92,7 +92,7 @@ TOOLCHAINS: dict[str, str] = {
     "trtexec": "enginefarm.toolchains.trtexec:Trtexec",
     "ort-trt": "enginefarm.toolchains.ort_trt:OrtTensorRT",
 }
-"""Name -> class. To add one: a file beside this, and a line here."""
+"""Name -> class. To add one: see docs/adding-a-toolchain.md."""
 
 
 def toolchain(name: str) -> Toolchain:
