@@ -73,6 +73,7 @@ class Built(Frozen):
     layers: BlobRef | None
     tensors: tuple[TensorInfo, ...]
     compute_capabilities: tuple[str, ...] = ()
+    built_with: Name | None = None
     seconds: float
     peak_memory_bytes: int
     command: str | None
@@ -132,16 +133,16 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
             values={**values, "gpu": asked.gpu.label},
         )
 
-    record, cached = recorded(site, "plan", asked.plan_key, work)
+    record, _ = recorded(site, f"plan-{asked.precision.name}", asked.plan_key, work)
     values = dict(record.values)
     first = values.pop("gpu")
     built = Built.model_validate(
         {**values, **{name: record.outputs.get(name) for name in ("plan", "log", "layers")}}
     )
-    if not cached:
+    if first == asked.gpu.label:
         return built
-    details = {**built.details, "plan_built_for": first}
-    return built.model_copy(update={"seconds": 0.0, "peak_memory_bytes": 0, "details": details})
+    none_of_its_own = {"built_with": first, "seconds": 0.0, "peak_memory_bytes": 0}
+    return built.model_copy(update=none_of_its_own)
 
 
 def _build(
@@ -213,6 +214,7 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
             log=built.log,
             layers=built.layers,
             compute_capabilities=built.compute_capabilities,
+            built_with=built.built_with,
             command=built.command,
             details=built.details,
         ),

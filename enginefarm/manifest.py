@@ -83,6 +83,9 @@ class BuildRecord(Frozen):
     compute_capabilities: tuple[str, ...] = Field(
         default=(), description="What the plan carries; empty: its GPU's own alone."
     )
+    built_with: Name | None = Field(
+        default=None, description="The GPU whose build made the shared plan; none: this one's own."
+    )
     command: str | None = Field(
         default=None, description="The trtexec line, for the trtexec toolchain."
     )

@@ -26,6 +26,7 @@ class Outcome(Frozen):
     engine_digest: str = ""
     size_bytes: int | None = None
     build_seconds: float | None = None
+    built_with: str = ""
     cosine_min: float | None = None
     relative_l2_max: float | None = None
     top1_agreement_min: float | None = None
@@ -55,6 +56,7 @@ def of_manifest(manifest: Manifest, status: Literal["built", "cached"]) -> Outco
         engine_digest=manifest.engine.digest,
         size_bytes=manifest.engine.size_bytes,
         build_seconds=manifest.build.seconds,
+        built_with=manifest.build.built_with or "",
         on_device=manifest.device_verification.status,
         **_figures(manifest.verification),
     )
@@ -132,7 +134,9 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
         outcome.precision,
         outcome.engine_digest[:12] or "–",
         "–" if outcome.size_bytes is None else f"{outcome.size_bytes / 1e6:.1f} MB",
-        _text(outcome.build_seconds, "{:.1f} s"),
+        f"with {outcome.built_with}"
+        if outcome.built_with
+        else _text(outcome.build_seconds, "{:.1f} s"),
         _text(outcome.cosine_min, "{:.5f}"),
         _text(outcome.top1_agreement_min, "{:.1%}"),
         outcome.on_device or "–",

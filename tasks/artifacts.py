@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import copy_context
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -36,6 +37,7 @@ def progress_artifact(label: str) -> Generator[None]:
         return
     watcher = SINK.get()
     artifact: UUID | None = None
+    run = copy_context()  # uploads report from threads that know no run
     shown_at = time.monotonic() + AFTER_S - EVERY_S
 
     def show(step: str, done: float, total: float | None, note: str = "") -> None:
@@ -46,10 +48,12 @@ def progress_artifact(label: str) -> Generator[None]:
         shown_at = time.monotonic()
         percent = 100.0 * min(1.0, done / total) if total else 0.0
         if artifact is None:
-            made = create_progress_artifact(percent, description=f"{label}: {note}")
+            made = run.copy().run(create_progress_artifact, percent, description=f"{label}: {note}")
             artifact = made if isinstance(made, UUID) else None
         else:
-            update_progress_artifact(artifact, percent, description=f"{label}: {note}")
+            run.copy().run(
+                update_progress_artifact, artifact, percent, description=f"{label}: {note}"
+            )
 
     token = SINK.set(show)
     try:

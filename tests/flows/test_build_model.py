@@ -121,8 +121,8 @@ def test_a_changed_budget_costs_neither_export_nor_calibration(
         key.split("/")[1] for key in before
     }
     added = {i.key for i in store_environment.list_objects("stages/")} - before
-    assert new == set()
-    assert {key.split("/")[1] for key in added} == {"verify-int8", "plan"}
+    assert new == {"plan-int8"}
+    assert {key.split("/")[1] for key in added} == {"verify-int8", "plan-int8"}
 
 
 def test_an_operator_that_tensorrt_lacks_names_its_node_and_fails_alone(

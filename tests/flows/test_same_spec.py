@@ -95,7 +95,7 @@ def test_gpus_share_one_build_and_one_blob(
     assert [one.gpu for one in manifests] == ["t4", "a100", "l4"]
     assert len(builds) == 1
     assert len({one.engine.digest for one in manifests}) == 1
-    assert [one.build.details.get("plan_built_for") for one in manifests] == [None, "t4", "t4"]
+    assert [one.build.built_with for one in manifests] == [None, "t4", "t4"]
     assert sum(one.build.seconds > 0 for one in manifests) == 1, "build minutes are counted once"
     plan_file = sites[0].cache.path(manifests[0].engine)
     carried = read_plan_header(plan_file).compute_capabilities
