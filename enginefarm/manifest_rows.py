@@ -54,7 +54,7 @@ def rows_from_manifest(
                 "device_verification": device.status,
                 "verification_samples": manifest.verification.samples,
                 "size_bytes": manifest.engine.size_bytes,
-                "build_seconds": manifest.build.seconds,
+                "build_seconds": None if manifest.build.built_with else manifest.build.seconds,
                 "build_peak_memory_bytes": manifest.build.peak_memory_bytes,
                 **verification_columns(outputs),
             }
