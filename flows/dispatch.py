@@ -28,9 +28,14 @@ from enginefarm.outcome import Outcome
 from enginefarm.plan import Offer
 from enginefarm.recipe import Recipe
 from flows import deployments, farm, recovery
+from flows.lanes import Lanes
 
 POLL_S = 1.0
 PAGE = 200
+
+NIGHT_QUEUE = "night"
+"""Of the control pool. Prefect gives a queue that it makes a lower priority than those before
+it: runs in the default queue go first."""
 
 STRANDED_S = 300
 STRANDED = "No worker of its pool is online any more"
@@ -63,8 +68,9 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
     published = store.manifest(job.spec.digest)
     if published is not None:
         return published, True
-    child = _start(job, pool)
-    ended = CHILDREN.wait(child.id)
+    with LANES.turn(pool):
+        child = _start(job, pool)
+        ended = CHILDREN.wait(child.id)
     manifest = store.manifest(job.spec.digest)
     if manifest is None:
         raise _why(job, ended)
@@ -198,7 +204,14 @@ def _stranded(run: FlowRun) -> bool:
     return not any(row.online and row.card.pool == run.work_pool_name for row in found)
 
 
+def _width(pool: str) -> int:
+    """One run for each worker of the pool that is online, and one that waits."""
+    found = workers.listed(stages.here().store)
+    return 1 + max(1, sum(row.online and row.card.pool == pool for row in found))
+
+
 CHILDREN = _Children()
+LANES = Lanes(_width)
 
 
 class Ended(NamedTuple):
@@ -210,12 +223,13 @@ class Ended(NamedTuple):
 
 
 def build_recipes(files: Sequence[Path]) -> dict[Path, Ended]:
-    """A build-model run for each recipe, all at once on the control pool, waited for."""
+    """A build-model run for each recipe, waited for. Runs that people ask for come before them."""
     started = {
         file: run_deployment(
             "build-model/build-model",
             parameters={"recipe": str(file)},
             timeout=0,
+            work_queue_name=NIGHT_QUEUE,
             idempotency_key=f"{runtime.flow_run.id}:{file}",
         )
         for file in files

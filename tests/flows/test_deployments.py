@@ -209,6 +209,12 @@ def test_a_night_of_the_recipes_in_the_store(farm: Farm, tmp_path: Path) -> None
     assert night.state.is_completed(), night.state.message
     children = farm.children(night.id)
     assert {str(run.parameters["recipe"]) for run in children} == {"@store/kept", "@store/kept-too"}
+    with farm.client() as client:
+        queues = {
+            one.name: one.priority for one in client.read_work_queues(work_pool_name="control")
+        }
+    assert {run.work_queue_name for run in children} == {"night"}
+    assert queues["default"] < queues["night"], "what people ask for comes before the night"
     for name in ("kept", "kept-too"):
         assert [one.spec.label for one in farm.store.manifests(name)] == ["a100/fp16"]
     again = farm.run("nightly-rebuild/nightly-rebuild", folder="@store")
