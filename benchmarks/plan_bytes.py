@@ -10,12 +10,14 @@ the store keeps them.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import machine
+from benchmarks.figures import Figure
 from enginefarm import isolate, plan, recipe_file, stages, survey
 from enginefarm.cache import BlobCache
 from enginefarm.digest import sha256_file
@@ -37,25 +39,29 @@ class Way(NamedTuple):
     seconds: float
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", type=Path, default=[Path(one) for one in RECIPES])
     parser.add_argument("--rounds", type=int, default=2)
-    arguments = parser.parse_args()
-    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores\n")
+    chosen = parser.parse_args(arguments)
+    print(machine.described("tensorrt-rtx-cu13-libs"), "\n")
     print("| recipe | precision | GPUs | way | plans | MB stored | s | bytes × one each |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         site = Site(store=open_store(), cache=BlobCache(Path(folder)))
-        for path in arguments.recipes:
-            _measure(site, recipe_file.load(path), arguments.rounds)
+        return [
+            figure
+            for path in chosen.recipes
+            for figure in _measure(site, recipe_file.load(path), chosen.rounds)
+        ]
 
 
-def _measure(site: Site, recipe: Recipe, rounds: int) -> None:
+def _measure(site: Site, recipe: Recipe, rounds: int) -> list[Figure]:
     exported = stages.export(site, recipe)
     slimmed = stages.slim(site, recipe, exported)
     reference = stages.reference(site, recipe, exported.outputs)
     targets = plan.targets(recipe, survey.local_offers()).wanted
+    figures: list[Figure] = []
     for name in dict.fromkeys(target.precision for target in targets):
         prepared = stages.prepare(site, recipe, slimmed.model, reference, name)
         shared = [
@@ -78,6 +84,13 @@ def _measure(site: Site, recipe: Recipe, rounds: int) -> None:
                 f"| {row.stored_bytes / base.stored_bytes:.3f} |",
                 flush=True,
             )
+        what = f"one plan for {gpus} GPUs over one each, {recipe.name} {name}"
+        stored, base_s = found["shared"][0].stored_bytes, min(w.seconds for w in found["one each"])
+        figures += [
+            Figure(f"bytes of {what}", stored / base.stored_bytes, "×"),
+            Figure(f"time of {what}", min(w.seconds for w in found["shared"]) / base_s, "×"),
+        ]
+    return figures
 
 
 def _build(site: Site, prepared: Prepared, specs: list[BuildSpec]) -> Way:

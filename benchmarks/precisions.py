@@ -1,10 +1,10 @@
 """How far each precision and calibration method strays from FP32, on the examples.
 
-    python benchmarks/precisions.py examples/01_efficientnet_lite0 [more recipes]
+    python benchmarks/precisions.py [RECIPE …]
 
 Prints SQNR (signal to quantisation noise, dB), cosine and top-1 agreement against the FP32
 PyTorch reference, and the time that calibration takes. ONNX Runtime's own calibrators are
-in the table for comparison: with `--ort` (slow). No figure is asserted.
+in the table for comparison: with `--ort` (slow).
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ import argparse
 import contextlib
 import io
 import math
-import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
+from benchmarks.figures import Figure
 from enginefarm import calibration, export, feeds, onnx_files, recipe_file, slim, verify
 from enginefarm.precisions import precision, qdq
 from enginefarm.precisions.graph import finish
 from enginefarm.precisions.mixed import cast
-from enginefarm.recipe import Recipe
+from enginefarm.recipe import PrecisionName, Recipe
 from enginefarm.reference import make_reference
 from enginefarm.stages import calibration_batches
 
 PERCENTILES = (99.9, 99.99, 99.999)
+EIGHT_BITS: dict[PrecisionName, Any] = {"int8": qdq.INT8, "fp8": qdq.FP8}
+WIDE: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipes", nargs="+", type=Path)
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = [Path("examples/01_efficientnet_lite0")]
+    parser.add_argument("recipes", nargs="*", type=Path, default=default)
     parser.add_argument("--ort", action="store_true", help="ONNX Runtime's calibrators too")
-    options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {verify.ort.version()}")
+    options = parser.parse_args(arguments)
+    print(machine.described("torch", "onnxruntime"))
+    figures: list[Figure] = []
     for path in options.recipes:
         with tempfile.TemporaryDirectory(prefix="enginefarm-bench-") as folder:
-            one(recipe_file.load(path), Path(folder), with_ort=options.ort)
+            figures += one(recipe_file.load(path), Path(folder), with_ort=options.ort)
+    return figures
 
 
-def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> None:
+def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> list[Figure]:
     report = export.export_onnx(recipe, folder / "export")
     reference = make_reference(
         recipe, report.model, folder / "reference.npz", outputs=report.outputs
@@ -53,28 +59,34 @@ def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> None:
     print(f"\n{recipe.name}: {recipe.verification.batches} verification batches")
     print(f"{'precision':22} {'SQNR dB':>8} {'cosine':>9} {'top-1':>7} {'ranges s':>9}")
 
-    def show(name: str, onnx: Path, seconds: float | None = None) -> None:
-        found = verify.verify_graph(
-            onnx, reference, recipe.budget("int8"), recipe.verification.class_scores
-        )
+    figures: list[Figure] = []
+
+    def show(name: str, kind: PrecisionName, onnx: Path, seconds: float | None = None) -> None:
+        budget = recipe.budget(kind)
+        found = verify.verify_graph(onnx, reference, budget, recipe.verification.class_scores)
+        worst = min(output.cosine for output in found.outputs)
+        title = f"cosine to FP32, {recipe.name}, {name}"
+        figures.append(Figure(title, worst, at_least=budget.min_cosine))
         for output in found.outputs:
             sqnr = -20 * math.log10(output.relative_l2) if output.relative_l2 else math.inf
             top1 = f"{output.top1_agreement:.3f}" if output.top1_agreement is not None else "-"
             took = f"{seconds:.1f}" if seconds is not None else "-"
             print(f"{name:22} {sqnr:8.1f} {output.cosine:9.5f} {top1:>7} {took:>9}", flush=True)
 
-    for name in ("fp32", "fp16", "bf16"):
-        show(name, precision(name).convert(source, folder / name, recipe, ()).path)
+    for name in WIDE:
+        show(name, name, precision(name).convert(source, folder / name, recipe, ()).path)
     if recipe.calibration is None:
-        return
+        return figures
     for label, ranges, seconds in all_ranges(recipe, source, with_ort=with_ort):
-        for storage in (qdq.INT8, qdq.FP8):
+        for kind, storage in EIGHT_BITS.items():
             from onnx import TensorProto
 
             model = onnx_files.read(source)
             qdq.insert(model, ranges, storage)
             made = finish(cast(model, TensorProto.FLOAT16), folder / "eight", "eight bits")
-            show(f"{storage.element[:6].lower()} {label}", made.path, seconds)
+            show(f"{kind} {label}", kind, made.path, seconds)
+    # Percentiles stay in this table: the gathered one is long enough.
+    return [figure for figure in figures if "percentile" not in figure.name]
 
 
 def all_ranges(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import shlex
 import shutil
@@ -22,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import machine
+from benchmarks.figures import Figure
 from enginefarm.spec import BlobRef
 from enginefarm.store import embedded, layout, s3
 from enginefarm.store.embedded import Server
@@ -95,19 +96,20 @@ def peak_memory_mb(pid: int) -> float:
         return 0.0
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes-mb", type=int, nargs="*", default=[10, 1000])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="enginefarm-bench-") as folder:
         root = Path(folder)
         server = embedded.start(root / "store")
         try:
             describe()
+            figures: list[Figure] = []
             for size_mb in options.sizes_mb:
-                throughput(root, server, size_mb * 1_000_000, options.rounds)
-            cold_start(root, server, max(5, options.rounds))
+                figures += throughput(root, server, size_mb * 1_000_000, options.rounds)
+            return figures + cold_start(root, server, max(5, options.rounds))
         finally:
             embedded.stop(root / "store")
 
@@ -118,10 +120,8 @@ def describe() -> None:
     ).stdout.split()
     rclone = subprocess.run([SCRIPTS / "rclone", "version"], capture_output=True, text=True)
     print(
-        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python "
-        f"{platform.python_version()}, boto3 {version('boto3')}, {rclone.stdout.split()[0]} "
-        f"{rclone.stdout.split()[1]}, SeaweedFS {' '.join(weed[2:4])}, "
-        f"load average {os.getloadavg()[0]:.1f}"
+        f"{machine.described('boto3')}, {' '.join(rclone.stdout.split()[:2])}, "
+        f"SeaweedFS {' '.join(weed[2:4])}"
     )
 
 
@@ -155,7 +155,7 @@ def upload(root: Path, server: Server, size: int) -> BlobRef:
     return ref
 
 
-def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
+def throughput(root: Path, server: Server, size: int, rounds: int) -> list[Figure]:
     ref = upload(root, server, size)
     key = f"bench/{layout.blob(ref)}"
     (root / "rclone.conf").write_text(
@@ -191,9 +191,10 @@ def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
             timings[name].append(Timing(command, environment(root, server)))
     print(f"\n{size / 1e6:,.0f} MB, median of {rounds}")
     print(f"{'':32}{'wall s':>8}{'ratio':>7}{'CPU s':>7}{'moving s':>10}{'MB/s':>7}{'peak MB':>9}")
-    ours = statistics.median(one.wall_s for one in timings["enginefarm"])
+    walls = {name: statistics.median(t.wall_s for t in found) for name, found in timings.items()}
+    ours = walls["enginefarm"]
     for name, found in timings.items():
-        wall = statistics.median(one.wall_s for one in found)
+        wall = walls[name]
         moving = statistics.median(one.moving_s for one in found)
         cpu = statistics.median(one.cpu_s for one in found)
         print(
@@ -201,9 +202,21 @@ def throughput(root: Path, server: Server, size: int, rounds: int) -> None:
             f"{size / 1e6 / moving:7.0f}"
             + ("" if "+" in name else f"{max(one.peak_mb for one in found):9.0f}")
         )
+    mb = f"{size / 1e6:,.0f} MB"
+    peak = max(one.peak_mb for one in timings["enginefarm"])
+    return [
+        Figure(
+            f"throughput of pull over {name}, {mb}",
+            walls[name] / ours,
+            "×",
+            at_least=1 if name == "rclone copy" else None,
+        )
+        for name in walls
+        if name != "enginefarm"
+    ] + [Figure(f"peak memory of pulling {mb}", peak, "MB", at_most=200)]
 
 
-def cold_start(root: Path, server: Server, rounds: int) -> None:
+def cold_start(root: Path, server: Server, rounds: int) -> list[Figure]:
     store = store_on(server)
     engine = os.urandom(10_000_000)
     source = root / "engine"
@@ -228,10 +241,14 @@ def cold_start(root: Path, server: Server, rounds: int) -> None:
         for name, one in contenders.items():
             timings[name].append(Timing(one, settings))
     print(f"\ncold processes, median of {rounds}; six engines in the store")
+    aims = {"enginefarm --help": 150, "enginefarm pull --help": 150, "pull, engine cached": 300}
+    figures: list[Figure] = []
     for name, found in timings.items():
-        wall = statistics.median(one.wall_s for one in found)
-        cpu = statistics.median(one.cpu_s for one in found)
-        print(f"{name:26}{wall * 1000:6.0f} ms wall{cpu * 1000:6.0f} ms CPU")
+        wall = 1000 * statistics.median(one.wall_s for one in found)
+        cpu = 1000 * statistics.median(one.cpu_s for one in found)
+        print(f"{name:26}{wall:6.0f} ms wall{cpu:6.0f} ms CPU")
+        figures.append(Figure(f"{name}, cold process", wall, "ms", at_most=aims.get(name)))
+    return figures
 
 
 if __name__ == "__main__":

