@@ -94,6 +94,11 @@ class Buffer:
             ) from None
         self._capacity = size_bytes
 
+    def free(self) -> None:
+        """Now, though an output allocator or a traceback may refer to this buffer for longer."""
+        self._device = self._host = None
+        self._capacity = 0
+
     def fill(self, array: Array) -> None:
         import numpy as np
 

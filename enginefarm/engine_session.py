@@ -54,6 +54,8 @@ class Session:
         self._graph = None
         self.context = None
         self._allocators.clear()
+        for buffer in self._buffers.values():
+            buffer.free()
         self._buffers.clear()
 
     def bind(self, feeds: Mapping[str, Array]) -> None:

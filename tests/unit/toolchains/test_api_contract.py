@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-import bindings
 import pytest
 from names_used import FILES, names_used
 
@@ -13,7 +12,6 @@ import enginefarm
 from enginefarm.toolchains import builder_api, tensorrt, tensorrt_rtx
 
 ROOT = Path(enginefarm.__file__).parent
-VERSIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
 BOTH = {
     "toolchains/builder_api.py",
     "runtime.py",
@@ -59,17 +57,6 @@ LACKING: dict[str, dict[str, str]] = {
     "rtx": {},
 }
 """What a version lacks although our code names it, each with the reason."""
-
-
-@pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
-    cache = Path.home() / ".cache" / "enginefarm" / "test-wheels"
-    found = {"rtx": bindings.listing("tensorrt_rtx_bindings")}
-    for key, version in VERSIONS.items():
-        folder = tmp_path_factory.mktemp(f"tensorrt{key}")
-        stubs = bindings.unpack(bindings.fetch("tensorrt_cu13_bindings", version, cache), folder)
-        found[key] = bindings.listing("tensorrt_bindings", folder, stubs)
-    return found
 
 
 def wanted(key: str) -> dict[str, set[str]]:

@@ -1,0 +1,1 @@
+"""pycuda, as far as enginefarm calls it, on a machine without CUDA."""
