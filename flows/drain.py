@@ -67,7 +67,8 @@ async def work(worker: ProcessWorker) -> None:
     async def end_when_idle() -> None:
         await draining.wait()
         print(f"{worker.name}: takes no more runs", flush=True)
-        while worker.limiter.borrowed_tokens > 0:
+        # One that still starts has no runs, nor anything yet to count them.
+        while worker.is_setup and worker.limiter.borrowed_tokens > 0:
             await asyncio.sleep(IDLE_CHECK_S)
         task.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 from tests.flows import slow_recipe
 from tests.flows.farm_fixture import Farm, until
@@ -51,3 +52,14 @@ def test_told_twice_it_stops_at_once(farm: Farm) -> None:
     finally:
         farm.stop(LABEL, signal.SIGKILL)
         farm.start_worker(LABEL, "--gpu", LABEL, "--cross")
+
+
+def test_told_to_stop_while_it_starts_it_stops(farm: Farm) -> None:
+    worker = farm.start("hasty", "worker", "--name", "hasty", "--cpu")
+    try:
+        until(lambda: "hasty: pool" in farm.log("hasty"), "it starts", pause_s=0.02)
+        time.sleep(0.1)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) in (0, -signal.SIGTERM), farm.log("hasty")
+    finally:
+        farm.stop("hasty", signal.SIGKILL)
