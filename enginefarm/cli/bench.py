@@ -162,11 +162,13 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
     if as_json:
         print_json(found)
         return
-    header = list(found[0]) if found else ["date"]
+    if not found:
+        click.echo(f"No history of {recipe}: it takes two nights")
+        return
     styles = [{"slower": "red", "faster": "green"}.get(str(row["verdict"]), "") for row in found]
-    title = f"{recipe} over the last {nights} nights" if found else f"No history of {recipe}"
     rows = [[_text(value) for value in row.values()] for row in found]
-    print_table(title, [_heading(name) for name in header], rows, styles)
+    header = [_heading(name) for name in found[0]]
+    print_table(f"{recipe} over the last {nights} nights", header, rows, styles)
 
 
 @bench.command()

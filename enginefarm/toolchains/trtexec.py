@@ -77,6 +77,9 @@ class Trtexec:
         arguments = command(request)
         started = time.monotonic()
         log = request.work_dir / "trtexec.log"
+        if request.timing_cache is not None:
+            # trtexec reads and writes one file: what it finds there it adds to.
+            shutil.copyfile(request.timing_cache, request.work_dir / "timing.cache")
         with log.open("w") as stream:
             code = subprocess.run(
                 arguments,

@@ -1,8 +1,15 @@
+"""What is known of an inference host: by NVML, and by what it is told."""
+
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from enginefarm import host
+from enginefarm.digest import sha256_bytes
 from enginefarm.errors import GpuError, HostError
 from enginefarm.host import NvmlGpu
 
@@ -63,3 +70,76 @@ def test_an_unknown_label_lists_the_labels() -> None:
     with pytest.raises(GpuError, match="quadro") as caught:
         host.detect("quadro", environ={})
     assert "t4" in caught.value.fix
+
+
+class NvmlError(Exception):
+    """As pynvml's."""
+
+
+def nvml(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[str]:
+    """NVML as it answers on a machine with one card; gives what it is asked for."""
+    asked: list[str] = []
+
+    def by_index(index: int) -> str:
+        asked.append(f"index {index}")
+        return "card"
+
+    def by_uuid(uuid: str) -> str:
+        asked.append(uuid)
+        return "card"
+
+    answers = {
+        "NVMLError": NvmlError,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: asked.append("shut down"),
+        "nvmlDeviceGetHandleByIndex": by_index,
+        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetCudaComputeCapability": lambda card: (8, 6),
+        "nvmlDeviceGetName": lambda card: b"NVIDIA A10G",
+        "nvmlSystemGetDriverVersion": lambda: "580.95.05",
+        **changes,
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**answers))  # type: ignore[arg-type]
+    monkeypatch.setattr(host, "DEVICE_FILES", ("/",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return asked
+
+
+def test_the_first_card_as_nvml_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = nvml(monkeypatch)
+    found = NvmlGpu(name="NVIDIA A10G", compute_capability="8.6", driver="580.95.05")
+    assert host.first_gpu() == found
+    assert asked == ["index 0", "shut down"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [("2,3", "index 2"), ("GPU-1a2b", "GPU-1a2b"), ("MIG-3c", "MIG-3c")]
+)
+def test_the_first_card_that_cuda_may_see(
+    monkeypatch: pytest.MonkeyPatch, visible: str, asked: str
+) -> None:
+    seen = nvml(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert host.first_gpu() is not None
+    assert seen[0] == asked
+
+
+def test_no_driver_and_no_visible_card_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise NvmlError
+
+    nvml(monkeypatch, nvmlInit=fails)
+    assert host.first_gpu() is None
+    nvml(monkeypatch, nvmlDeviceGetHandleByIndex=fails)
+    assert host.first_gpu() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "nonsense")
+    assert host.first_gpu() is None
+
+
+def test_plugins_are_known_by_their_bytes(tmp_path: Path) -> None:
+    library = tmp_path / "libmine.so"
+    library.write_bytes(b"mine")
+    told = host.detect("t4", environ={"ENGINEFARM_PLUGINS": f"{library}:"})
+    assert told.plugins == {sha256_bytes(b"mine")}
+    with pytest.raises(HostError, match=r"ENGINEFARM_PLUGINS names .*gone"):
+        host.detect("t4", environ={"ENGINEFARM_PLUGINS": str(tmp_path / "gone")})

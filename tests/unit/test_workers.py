@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from sample_manifest import make_spec
 
 from enginefarm import workers
-from enginefarm.errors import GpuError, HostError, WorkerMismatch
+from enginefarm.errors import GpuError, HostError, ToolchainError, WorkerMismatch
 from enginefarm.host import NvmlGpu
 from enginefarm.plan import CROSS_POOL
 from enginefarm.spec import ToolchainId
@@ -87,3 +88,23 @@ def test_the_gpu_itself_is_offered_before_a_stand_in_and_the_shared_pool() -> No
         ("t4", "gpu-t4"),
         (None, "cpu"),
     ]
+
+
+def test_a_worker_that_builds_has_something_to_build_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert workers.check_toolchains("control") == ()
+    assert [one.name for one in workers.check_toolchains("cross")] == ["tensorrt-rtx"]
+    monkeypatch.setattr(workers, "TOOLCHAINS", {})
+    with pytest.raises(ToolchainError, match="no toolchain is installed") as refused:
+        workers.check_toolchains("cpu")
+    assert "enginefarm[farm]" in refused.value.fix
+
+
+def test_a_spec_of_another_build_is_refused() -> None:
+    (here,) = workers.check_toolchains("cross")
+    spec = make_spec(toolchain="tensorrt-rtx")
+    workers.check_spec(spec.model_copy(update={"toolchain": here}))
+    other = here.model_copy(update={"build": "1.6.0.1"})
+    with pytest.raises(ToolchainError, match=r"tensorrt-rtx 1\.6\.0\.1 .*this worker has"):
+        workers.check_spec(spec.model_copy(update={"toolchain": other}))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tiny_onnx
 from specs import IMAGES, TEXT, request, spec
 
-from enginefarm.errors import ToolchainError
-from enginefarm.toolchains import ort_trt
+from enginefarm.errors import BuildError, ToolchainError
+from enginefarm.toolchains import BuildRequest, ort_trt
 
 KNOWN = {
     line
@@ -68,3 +73,76 @@ def test_fp8_is_refused() -> None:
 def test_without_the_package_the_error_says_what_to_install() -> None:
     with pytest.raises(ToolchainError, match="not installed"):
         ort_trt.OrtTensorRT().identity()
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(name: str) -> str:
+        if name.replace("-", "_") not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name.replace("-", "_")]
+
+    monkeypatch.setattr(ort_trt, "version", version)
+
+
+def test_it_is_known_by_both_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
+    found = ort_trt.OrtTensorRT().identity()
+    assert (found.build, found.cuda) == (BUILD, "12")
+    installed(monkeypatch, onnxruntime_gpu="1.31.1")
+    with pytest.raises(ToolchainError, match=r"the TensorRT that onnxruntime-gpu 1\.31\.1 needs"):
+        ort_trt.OrtTensorRT().identity()
+
+
+class Session:
+    """ONNX Runtime's, as far as the toolchain looks: `takes` decides who runs the model."""
+
+    takes = True
+
+    def __init__(self, model: str, settings: object, *, providers: Any, **_: object) -> None:
+        ((self._provider, options),) = providers
+        if self.takes:
+            Path(options["trt_ep_context_file_path"]).write_bytes(b"an artifact")
+            cache = Path(options["trt_timing_cache_path"])
+            cache.mkdir()
+            (cache / "gpu.timing").write_bytes(b"timings")
+
+    def get_providers(self) -> list[str]:
+        return [self._provider, "CPUExecutionProvider"] if self.takes else ["CPUExecutionProvider"]
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(
+        get_available_providers=lambda: [ort_trt.PROVIDER, "CPUExecutionProvider"],
+        SessionOptions=SimpleNamespace,
+        InferenceSession=Session,
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", made)  # type: ignore[arg-type]
+    monkeypatch.setattr(ort_trt, "require_gpu", lambda spec: None)
+    return made
+
+
+def asked(tmp_path: Path) -> BuildRequest:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    return BuildRequest(spec=spec("ort-trt", BUILD), onnx=onnx, work_dir=tmp_path)
+
+
+def test_the_artifact_and_its_timings_come_back(tmp_path: Path, runtime: SimpleNamespace) -> None:
+    output = ort_trt.OrtTensorRT().build(asked(tmp_path))
+    assert output.plan.read_bytes() == b"an artifact"
+    assert output.timing_cache is not None
+    assert output.timing_cache.read_bytes() == b"timings"
+    assert BUILD in str(output.details["valid_for"])
+    assert [tensor.name for tensor in output.tensors] == ["x", "y"]
+
+
+def test_a_model_that_is_left_to_the_cpu_is_no_artifact(
+    tmp_path: Path, runtime: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "takes", False)
+    with pytest.raises(BuildError, match="did not take the model") as caught:
+        ort_trt.OrtTensorRT().build(asked(tmp_path))
+    assert "CPUExecutionProvider" in caught.value.why
+    runtime.get_available_providers = lambda: ["CPUExecutionProvider"]
+    with pytest.raises(ToolchainError, match=f"has no {ort_trt.PROVIDER}"):
+        ort_trt.OrtTensorRT().build(asked(tmp_path))
