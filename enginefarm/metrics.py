@@ -44,10 +44,19 @@ class Meters(NamedTuple):
     transferred: Counter
 
 
-@cache
+FIRST = threading.Lock()
+"""Tasks of one run count from threads of their own, and a meter can be made but once."""
+
+
 def meters() -> Meters:
     """This process's counts. The first call decides where they live: after `serve`, or after
     the worker that started this process called it."""
+    with FIRST:
+        return _meters()
+
+
+@cache
+def _meters() -> Meters:
     from prometheus_client import Counter, Histogram
 
     target = ("gpu", "precision", "toolchain")

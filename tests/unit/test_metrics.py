@@ -36,6 +36,29 @@ metrics.stage("export", hit=True)
 metrics.stage("export", hit=False)
 """
 
+AT_ONCE = """
+import sys
+import threading
+from enginefarm import metrics
+import prometheus_client
+
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(16)
+failed = []
+
+def count():
+    together.wait()
+    try:
+        metrics.stage("export", hit=False)
+    except Exception as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=count) for _ in range(16)]
+[one.start() for one in threads]
+[one.join() for one in threads]
+sys.exit(str(failed) if failed else 0)
+"""
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[metrics.Served]:
@@ -108,3 +131,13 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(FarmError, match="cannot listen"):
             metrics.serve(tmp_path / "m", worker="w", port=taken.getsockname()[1])
+
+
+def test_the_first_counts_of_a_process_may_come_at_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_ONCE],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
