@@ -15,7 +15,7 @@ import click
 
 from enginefarm import errors, gpus
 from enginefarm.cli import COMMANDS, cli
-from enginefarm.recipe import DEFAULT_BUDGETS
+from enginefarm.thresholds import DEFAULT_BUDGETS
 
 DOCS = Path(__file__).parent
 WRITTEN = "<!-- written by docs/generate.py; edit the code instead -->\n"

@@ -23,11 +23,11 @@ from enginefarm.measure.gpu_state import GpuState
 from enginefarm.measure.harness import HARNESS, Contender, Harness, Samples, interleave
 from enginefarm.measure.shapes import Point, points, sized
 from enginefarm.progress import report
-from enginefarm.recipe import Budget
 from enginefarm.reference import ReferenceBatch, read_reference
 from enginefarm.rows import BenchmarkRow, Runtime
 from enginefarm.runtime import Engine
 from enginefarm.schema import Frozen
+from enginefarm.thresholds import Budget
 from enginefarm.verify import compare
 
 if TYPE_CHECKING:

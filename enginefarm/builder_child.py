@@ -96,13 +96,7 @@ def _unexpected(cause: str, request: BuildRequest) -> BuildError:
 
 
 def _write_error(work_dir: Path, error: EnginefarmError) -> None:
-    fields = {
-        "kind": type(error).__name__,
-        "what": error.what,
-        "why": error.why,
-        "fix": error.fix,
-    }
-    _write(work_dir / "error.json", json.dumps(fields))
+    _write(work_dir / "error.json", json.dumps(error.fields()))
 
 
 def _write(path: Path, text: str) -> None:

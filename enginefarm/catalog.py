@@ -12,8 +12,8 @@ from enginefarm import channels, signing
 from enginefarm.cache import BlobCache
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
+from enginefarm.store.appearing import write_atomically
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import write_atomically
 
 
 class Catalog(Protocol):

@@ -34,12 +34,7 @@ def main(arguments: list[str]) -> int:
         fields: dict[str, Any] = {"verification": verified(request).model_dump(mode="json")}
     except EnginefarmError as error:
         print(error, flush=True)
-        fields = {
-            "kind": type(error).__name__,
-            "what": error.what,
-            "why": error.why,
-            "fix": error.fix,
-        }
+        fields = dict(error.fields())
     Path(answer).write_text(json.dumps(fields), "utf-8")
     return 0
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from pydantic import Field
 
 from enginefarm import errors
-from enginefarm.isolate import child_environment
+from enginefarm.child_process import child_environment
 from enginefarm.manifest import DeviceVerification
-from enginefarm.recipe import Budget
 from enginefarm.schema import Frozen
 from enginefarm.spec import ShapeProfile
+from enginefarm.thresholds import Budget
 
 LOG_NAME = "device.log"
 
@@ -104,10 +104,10 @@ def profile_for(shapes: dict[str, tuple[int, ...]], profiles: Sequence[ShapeProf
 def _answer(fields: dict[str, str]) -> DeviceVerification:
     if "verification" in fields:
         return DeviceVerification.model_validate(fields["verification"])
-    kind = getattr(errors, fields["kind"], errors.EngineRunError)
-    if issubclass(kind, errors.HostError):
-        raise kind(fields["what"], why=fields["why"], fix=fields["fix"])
-    return _failed("; ".join(part for part in (fields["what"], fields["why"]) if part))
+    error = errors.of_fields(fields, errors.EngineRunError)
+    if isinstance(error, errors.HostError):
+        raise error
+    return _failed("; ".join(part for part in (error.what, error.why) if part))
 
 
 def _failed(reason: str) -> DeviceVerification:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from enginefarm import cuda_buffers
+from enginefarm.closing import Closing
 from enginefarm.errors import EngineRunError
 from enginefarm.manifest import TensorInfo
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, Array]
 
 
-class Session:
+class Session(Closing):
     """One execution context: bind, then copy_in, compute and copy_out as often as wanted."""
 
     def __init__(self, engine: Engine, profile: int, cuda_graph: bool) -> None:
@@ -37,17 +37,6 @@ class Session:
         self._allocators: dict[str, Any] = {}
         self._wants_graph = cuda_graph
         self._graph: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self.stream.synchronize()

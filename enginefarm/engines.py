@@ -30,12 +30,12 @@ from enginefarm.manifest import (
     TensorInfo,
 )
 from enginefarm.progress import SINK, report
-from enginefarm.recipe import Budget
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.site import Produced, Site, materialise, recorded
 from enginefarm.spec import BlobRef, BuildSpec
 from enginefarm.stages import Prepared
+from enginefarm.thresholds import Budget
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.

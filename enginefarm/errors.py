@@ -40,6 +40,7 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -67,6 +68,10 @@ class EnginefarmError(Exception):
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
+
+    def fields(self) -> dict[str, str]:
+        """What a child process writes for its parent, who makes it an error by `of_fields`."""
+        return {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process boundaries (builder child, Prefect); keyword-only
@@ -205,3 +210,12 @@ class FarmError(EnginefarmError):
 
 class WorkerMismatch(FarmError):
     exit_code = 71
+
+
+def of_fields(fields: Mapping[str, str], fallback: type[EnginefarmError]) -> EnginefarmError:
+    """The error that a child process wrote down; of kind `fallback` where it names no other."""
+    kind = globals().get(fields["kind"])
+    made = fallback
+    if isinstance(kind, type) and issubclass(kind, EnginefarmError):
+        made = kind
+    return made(fields["what"], why=fields["why"], fix=fields["fix"])

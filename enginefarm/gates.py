@@ -8,11 +8,11 @@ from typing import Literal
 
 from enginefarm.errors import GateError, SignatureRejected
 from enginefarm.manifest import Manifest
-from enginefarm.recipe import Regression
 from enginefarm.schema import Digest, Frozen
 from enginefarm.signing import Trust, attestation_key
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.thresholds import Regression
 
 Verdict = Literal["passed", "waived", "refused"]
 

@@ -11,48 +11,32 @@ lines through a pipe, and a result file or an error file out.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import platform
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from functools import cache
 from pathlib import Path
 
-import enginefarm
 from enginefarm import errors
+from enginefarm.child_process import (
+    child_environment,
+    kill_group,
+    randomisation_is_off,
+    randomisation_off,
+    resident_bytes,
+)
 from enginefarm.progress import report
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 LOG_NAME = "build.log"
 POLL_S = 0.05
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 QUIET_S = 1.0
 """No progress from the builder for that long: shown as running, length unknown."""
-
-ENVIRONMENT = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_HOME",
-    "CUDA_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-    "CUDA_MODULE_LOADING",
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-    "TENSORRT_HOME",
-)
-"""All that a child inherits. No AWS_*, no PREFECT_*, no tokens."""
 
 
 def build(
@@ -114,11 +98,11 @@ class _Watch:
                 self._follow(child, progress.fileno())
             return child.wait()
         finally:
-            _kill_group(child)
+            kill_group(child)
 
     def _command(self, work_dir: Path, progress_fd: int) -> list[str]:
         return [
-            *_randomisation_off(),
+            *randomisation_off(),
             sys.executable,
             "-P",
             "-m",
@@ -163,7 +147,7 @@ class _Watch:
                 why=_cause(self._request.work_dir),
                 fix="raise the build's time limit, or lower builder.optimization_level",
             )
-        resident = _resident_bytes(child.pid)
+        resident = resident_bytes(child.pid)
         self.peak_bytes = max(self.peak_bytes, resident)
         limit = self._request.memory_limit_bytes
         if limit is not None and resident > limit:
@@ -172,36 +156,6 @@ class _Watch:
                 f"{_mib(limit)}, and was killed",
                 fix="raise the memory limit (plan for 4× the weights), or build fewer at a time",
             )
-
-
-def child_environment(work_dir: Path) -> dict[str, str]:
-    """The allowed variables, a home of its own, and where to import enginefarm from."""
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    package_parent = str(Path(enginefarm.__file__).resolve().parents[1])
-    inherited = os.environ.get("PYTHONPATH", "")
-    return kept | {
-        "HOME": str(work_dir),
-        "TMPDIR": str(work_dir),
-        "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, inherited))),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-    }
-
-
-@cache
-def _randomisation_off() -> tuple[str, ...]:
-    """`setarch -R`, where it works. Docker's default seccomp profile forbids it."""
-    tool = shutil.which("setarch")
-    if tool is None:
-        return ()
-    prefix = (tool, platform.machine(), "-R")
-    probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
-    return prefix if probe.returncode == 0 else ()
-
-
-def randomisation_is_off() -> bool:
-    """Whether children of this process get fixed addresses, hence plans that repeat."""
-    return bool(_randomisation_off())
 
 
 def _relay(line: bytes, label: str) -> str:
@@ -214,7 +168,7 @@ def _outcome(code: int, work_dir: Path, request: BuildRequest, peak_bytes: int) 
     label = request.spec.label
     error = work_dir / "error.json"
     if error.is_file():
-        raise _error_from(error)
+        raise errors.of_fields(json.loads(error.read_text("utf-8")), errors.BuildError)
     if code < 0:
         if -code == signal.SIGKILL:
             raise errors.BuildOutOfMemory(
@@ -247,13 +201,6 @@ def _outcome(code: int, work_dir: Path, request: BuildRequest, peak_bytes: int) 
     )
 
 
-def _error_from(path: Path) -> errors.EnginefarmError:
-    fields = json.loads(path.read_text("utf-8"))
-    kind = getattr(errors, fields["kind"], errors.BuildError)
-    made: errors.EnginefarmError = kind(fields["what"], why=fields["why"], fix=fields["fix"])
-    return made
-
-
 _FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\(\))")
 
 
@@ -265,34 +212,6 @@ def _cause(work_dir: Path) -> str:
     lines = log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
     useful = [line.strip() for line in lines if _FATAL.match(line)]
     return "; ".join(useful[-3:]) or next((line for line in reversed(lines) if line.strip()), "")
-
-
-def _resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its descendants; 0 for one that has gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * PAGE_BYTES + sum(_resident_bytes(child) for child in _children(pid))
-
-
-def _children(pid: int) -> list[int]:
-    # Asking for every process of the machine instead (psutil) took 20 ms, twenty times a second.
-    try:
-        return [
-            int(child)
-            for thread in Path(f"/proc/{pid}/task").iterdir()
-            for child in (thread / "children").read_text("ascii").split()
-        ]
-    except OSError:  # it has gone, or the kernel lacks this file: then the leader alone counts
-        return []
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    # The group outlives its leader when a helper (trtexec) does: always sweep it.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _drop_plans(work_dir: Path) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from enginefarm import errors
 from enginefarm.builder_child import die_with_parent
 from enginefarm.cancellation import CANCEL
+from enginefarm.child_process import child_environment
 from enginefarm.errors import BuildCancelled, EnginefarmError
-from enginefarm.isolate import child_environment
 
 POLL_S = 0.1
 REQUEST, RESULT, ERROR, LOG = "request.json", "result.json", "error.json", "log"
@@ -43,7 +43,7 @@ def call(function: str, request: str, *, error: type[EnginefarmError], what: str
         if (folder / RESULT).is_file() and status == 0:
             return (folder / RESULT).read_text("utf-8")
         if (folder / ERROR).is_file():
-            raise _error_from((folder / ERROR).read_text("utf-8"), error)
+            raise errors.of_fields(json.loads((folder / ERROR).read_text("utf-8")), error)
         died = signal.Signals(-status).name if status < 0 else f"status {status}"
         raise error(
             f"{what}: the process that ran it died of {died}",
@@ -83,13 +83,6 @@ def _run(function: str, folder: Path, what: str) -> int:
             child.wait()
 
 
-def _error_from(text: str, fallback: type[EnginefarmError]) -> EnginefarmError:
-    fields = json.loads(text)
-    kind = getattr(errors, fields["kind"], fallback)
-    made: EnginefarmError = kind(fields["what"], why=fields["why"], fix=fields["fix"])
-    return made
-
-
 def _last_words(log: Path) -> str:
     lines = log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
     fatal = [line.strip() for line in lines if line.startswith(("Fatal", "terminate"))]
@@ -105,13 +98,11 @@ def main(arguments: list[str]) -> int:
         result = getattr(import_module(module), name)((folder / REQUEST).read_text("utf-8"))
     except Exception as cause:
         traceback.print_exc()
-        ours = isinstance(cause, EnginefarmError)
-        fields = {
-            "kind": type(cause).__name__ if ours else "",
-            "what": cause.what if isinstance(cause, EnginefarmError) else f"{function} failed",
-            "why": cause.why if ours else f"{type(cause).__name__}: {cause}",
-            "fix": cause.fix if ours else "",
-        }
+        if isinstance(cause, EnginefarmError):
+            fields = cause.fields()
+        else:
+            why = f"{type(cause).__name__}: {cause}"
+            fields = {"kind": "", "what": f"{function} failed", "why": why, "fix": ""}
         (folder / ERROR).write_text(json.dumps(fields), "utf-8")
         return 1
     (folder / RESULT).write_text(result, "utf-8")

@@ -14,9 +14,9 @@ from enginefarm.host import first_gpu
 from enginefarm.measure.harness import Harness
 from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.measure.shapes import points, sized
-from enginefarm.recipe import DEFAULT_BUDGETS, Budget
 from enginefarm.reference import read_reference
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
 from enginefarm.toolchains.combine_caches import combine
 

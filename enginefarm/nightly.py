@@ -10,10 +10,11 @@ from pathlib import Path
 
 from enginefarm import plan, recipe_file, regression_rules
 from enginefarm.errors import EnginefarmError, RecipeError
-from enginefarm.recipe import Recipe, Regression
+from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
 from enginefarm.stages import Site
 from enginefarm.survey import survey
+from enginefarm.thresholds import Regression
 
 THREADS = 8
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,9 @@ from enginefarm.recipe import PrecisionName
 from enginefarm.select import Candidate, Selection, select
 from enginefarm.signing import Trust, attestation_key, trust
 from enginefarm.store import layout, open_store
+from enginefarm.store.appearing import appearing, write_atomically
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import write_atomically, writing
+from enginefarm.store.failures import writing
 from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 
 REJECTIONS_SHOWN = 20
@@ -235,16 +234,6 @@ def copy_out(blob: Path, dest: Path) -> Path:
 
     A copy, not a link: who writes to it must not change the cache.
     """
-    with writing(dest):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
-        os.close(fd)
-        part = Path(name)
-        try:
-            shutil.copyfile(blob, part)
-            part.chmod(0o644)
-            part.replace(dest)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    with appearing(dest) as part, writing(dest):
+        shutil.copyfile(blob, part)
     return dest

@@ -17,9 +17,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from enginefarm.recipe import Regression
 from enginefarm.rows import ALIKE, BenchmarkRow, clocks_differ, comparable
 from enginefarm.schema import Frozen
+from enginefarm.thresholds import Regression
 
 MAD_TO_SIGMA = 1.4826
 CROUX_ROUSSEEUW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)

@@ -16,8 +16,9 @@ from functools import partial
 from pydantic import ValidationError
 
 from enginefarm.errors import CorruptBlob
-from enginefarm.recipe import Recipe, Regression
+from enginefarm.recipe import Recipe
 from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.thresholds import Regression
 
 RULES = "benchmarks/rules/"
 

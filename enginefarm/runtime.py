@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
+from enginefarm.closing import Closing
 from enginefarm.engine_session import Session
 from enginefarm.errors import DriverTooOld, EngineRunError, HostError
 from enginefarm.manifest import TensorInfo
@@ -125,7 +125,7 @@ def require_driver(cuda: Any, cuda_major: int) -> None:
         )
 
 
-class Engine:
+class Engine(Closing):
     """A plan, loaded on one GPU. Use it in a `with`."""
 
     def __init__(
@@ -177,17 +177,6 @@ class Engine:
         self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())
         if self.engine is None:
             raise self.failure("cannot be loaded")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Frees the engine, then leaves the GPU's context."""

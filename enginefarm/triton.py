@@ -19,7 +19,7 @@ from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
 from enginefarm.pulling import copy_out
 from enginefarm.recipe import DType
 from enginefarm.spec import BlobRef, ShapeProfile
-from enginefarm.store.failures import write_atomically
+from enginefarm.store.appearing import write_atomically
 
 TYPES: dict[DType, str] = {
     "float32": "TYPE_FP32",

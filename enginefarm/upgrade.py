@@ -14,12 +14,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from enginefarm.manifest import Manifest
-from enginefarm.recipe import Regression
 from enginefarm.regression import State, against, baseline
 from enginefarm.rows import BenchmarkRow, comparable
 from enginefarm.schema import Frozen
 from enginefarm.select import version_tuple
 from enginefarm.spec import BuildSpec
+from enginefarm.thresholds import Regression
 
 ACROSS = ("toolchain_build", "cuda", "driver")
 """What an upgrade changes on purpose; everything else must be alike."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import native, onnx_files, ort, progress
 from enginefarm.errors import PrecisionError
 from enginefarm.manifest import GraphVerification, OutputComparison
-from enginefarm.recipe import Budget
 from enginefarm.reference import ReferenceBatch, read_reference
 from enginefarm.schema import Frozen
+from enginefarm.thresholds import Budget
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,8 @@ from pathlib import Path
 from enginefarm.errors import EnginefarmError
 from enginefarm.manifest import Manifest
 from enginefarm.pulling import PulledEngine, copy_out
-from enginefarm.store.failures import write_atomically, writing
+from enginefarm.store.appearing import write_atomically
+from enginefarm.store.failures import writing
 
 PLAN = "model.plan"
 MANIFEST = "manifest.json"

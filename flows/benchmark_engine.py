@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from enginefarm.errors import EnginefarmError
-from enginefarm.recipe import Budget
+from enginefarm.thresholds import Budget
 from flows.parameters import SpecDigest
 from tasks.device import measure, verify_on_gpu
 

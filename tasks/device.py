@@ -13,9 +13,9 @@ from enginefarm.cpu_benchmark import host_class
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
-from enginefarm.recipe import DEFAULT_BUDGETS, Budget
 from enginefarm.rows import BenchmarkRow
 from enginefarm.tables import BenchmarkTables
+from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.workers import check_device
 from tasks.policy import STEP
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sample_manifest import make_manifest
 
+from enginefarm import host
+from enginefarm.manifest import Manifest
 from enginefarm.store import embedded, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
@@ -55,6 +58,26 @@ def store_environment(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.credentials.secret_key)
     monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path / "cache"))
     return store
+
+
+@pytest.fixture
+def publish(store_environment: EngineStore) -> Callable[..., Manifest]:
+    """Puts an engine of the given bytes into the store that the environment names."""
+
+    def put(engine: bytes = b"engine", **changes: Any) -> Manifest:
+        manifest = make_manifest(engine=engine, **changes)
+        store_environment.put_bytes(engine)
+        store_environment.put_bytes(b"graph")
+        assert store_environment.publish(manifest)
+        return manifest
+
+    return put
+
+
+@pytest.fixture
+def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine as one without a GPU, whatever it has."""
+    monkeypatch.setattr(host, "first_gpu", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.child_process import child_environment
 from enginefarm.errors import EngineRunError
-from enginefarm.isolate import child_environment
 from enginefarm.measure.harness import Contender, Iteration
 from enginefarm.rows import Runtime
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from enginefarm.gpus import table as gpu_table
 from enginefarm.names import PRECISION_NAMES
-from enginefarm.recipe import Regression
 from enginefarm.regression import walk
 from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
 from enginefarm.rows import BenchmarkRow
 from enginefarm.select import version_tuple
+from enginefarm.thresholds import Regression
 
 RUNTIME_ORDER = (
     "pytorch",

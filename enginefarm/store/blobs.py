@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
 from enginefarm.spec import BlobRef
 from enginefarm.store import layout
+from enginefarm.store.appearing import appearing
 from enginefarm.store.download import Download, Journal, RangeSource
 from enginefarm.store.failures import writing
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
@@ -104,20 +104,8 @@ def fill(
 
 def fetch_file(source: RangeSource, ref: BlobRef, dest: Path) -> Path:
     """Downloads to `dest`, which appears whole or not at all."""
-    with writing(dest):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
-    part = Path(name)
-    try:
-        try:
-            fill(source, ref, fd, part)
-        finally:
-            os.close(fd)
-        part.chmod(0o644)
-        part.replace(dest)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with appearing(dest) as part, part.open("r+b") as stream:
+        fill(source, ref, stream.fileno(), part)
     return dest
 
 

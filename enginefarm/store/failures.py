@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,21 +137,6 @@ def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
         TimeoutError,
     ) as error:
         raise translate(error, bucket=bucket, where=where, key=key) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A small file that appears, or is replaced, whole or not at all."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(data)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

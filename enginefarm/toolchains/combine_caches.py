@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from enginefarm.isolate import child_environment
+from enginefarm.child_process import child_environment
 from enginefarm.toolchains import builder_api
 from enginefarm.toolchains.tensorrt import load
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from uuid import UUID
 
 import psutil
@@ -18,6 +15,7 @@ from prefect.states import Cancelling, Crashed, Pending
 from enginefarm.store import embedded
 from tests.flows import slow_recipe, tiny_recipe
 from tests.flows.farm_fixture import Farm, until
+from tests.flows.webhook_receiver import Received, receiver
 
 BUILDER = "enginefarm.builder_child"
 RUN = "flows.run_process"
@@ -237,24 +235,9 @@ def test_an_s3_server_that_is_away_for_half_a_minute(farm: Farm) -> None:
 
 
 @pytest.fixture
-def webhook() -> object:
-    """A local receiver of notifications: (url, what arrived)."""
-    arrived: list[dict[str, str]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            arrived.append(json.loads(body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", arrived
-    server.shutdown()
+def webhook() -> Iterator[Received]:
+    with receiver() as made:
+        yield made
 
 
 def heard(farm: Farm, resource: str) -> bool:
@@ -265,7 +248,7 @@ def heard(farm: Farm, resource: str) -> bool:
 
 
 def test_a_nightly_that_fails_and_a_silent_worker_are_told_to_the_webhook(
-    farm: Farm, webhook: tuple[str, list[dict[str, str]]]
+    farm: Farm, webhook: Received
 ) -> None:
     url, arrived = webhook
     deployed = farm.command("deploy", ENGINEFARM_WEBHOOK_URL=url)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import tiny_onnx
-from sample_manifest import make_manifest
 
 import enginefarm
-from enginefarm import channels, cli, host, isolate, signing
+from enginefarm import channels, cli, isolate, signing
 from enginefarm.cache import BlobCache
 from enginefarm.errors import NoEngineFits, SignatureRejected, StoreMissing
 from enginefarm.manifest import Manifest
@@ -26,22 +25,7 @@ from enginefarm.watch import watch
 
 Publish = Callable[..., Manifest]
 
-
-@pytest.fixture(autouse=True)
-def _no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "first_gpu", lambda: None)
-
-
-@pytest.fixture
-def publish(store_environment: EngineStore) -> Publish:
-    def put(engine: bytes = b"engine", **changes: object) -> Manifest:
-        manifest = make_manifest(engine=engine, **changes)  # type: ignore[arg-type]
-        store_environment.put_bytes(engine)
-        store_environment.put_bytes(b"graph")
-        assert store_environment.publish(manifest)
-        return manifest
-
-    return put
+pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
 
 def promote(store: EngineStore) -> None:

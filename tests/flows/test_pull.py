@@ -13,10 +13,9 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sample_manifest import make_manifest
 
 import enginefarm
-from enginefarm import cli, host
+from enginefarm import cli
 from enginefarm.cache import BlobCache
 from enginefarm.errors import (
     CorruptBlob,
@@ -32,24 +31,7 @@ from enginefarm.store.engine_store import EngineStore
 
 Publish = Callable[..., Manifest]
 
-
-@pytest.fixture(autouse=True)
-def _no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "first_gpu", lambda: None)
-
-
-@pytest.fixture
-def publish(store_environment: EngineStore) -> Publish:
-    """Puts an engine of the given bytes into the store that the environment names."""
-
-    def put(engine: bytes = b"engine", **changes: object) -> Manifest:
-        manifest = make_manifest(engine=engine, **changes)  # type: ignore[arg-type]
-        store_environment.put_bytes(engine)
-        store_environment.put_bytes(b"graph")
-        assert store_environment.publish(manifest)
-        return manifest
-
-    return put
+pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
 
 def test_pull_gives_the_bytes_that_were_published(publish: Publish, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import tiny_onnx
 
-from enginefarm import isolate
+from enginefarm import child_process, isolate
 from enginefarm.digest import sha256_file
 from enginefarm.errors import (
     BuildCancelled,
@@ -92,7 +92,7 @@ def test_a_plan_its_tensors_and_its_log(tmp_path: Path) -> None:
     assert "Engine generation completed" in output.log.read_text()
 
 
-@pytest.mark.skipif(not isolate.randomisation_is_off(), reason="setarch -R is forbidden here")
+@pytest.mark.skipif(not child_process.randomisation_is_off(), reason="setarch -R is forbidden here")
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=6)
     digests = {sha256_file(run(onnx, tmp_path / f"w{n}").plan) for n in range(3)}

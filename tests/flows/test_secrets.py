@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.isolate import child_environment
+from enginefarm.child_process import child_environment
 from enginefarm.store import embedded, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore

@@ -10,8 +10,8 @@ import pytest
 from enginefarm import device_verify
 from enginefarm.device_verify import DeviceRequest, profile_for, verify_on_device
 from enginefarm.errors import HostError
-from enginefarm.recipe import Budget
 from enginefarm.spec import MinOptMax, ShapeProfile
+from enginefarm.thresholds import Budget
 
 SMALL = ShapeProfile(name="small", shapes={"x": MinOptMax(min=(1, 3), opt=(2, 3), max=(4, 3))})
 LARGE = ShapeProfile(name="large", shapes={"x": MinOptMax(min=(4, 3), opt=(8, 3), max=(64, 3))})

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from enginefarm import gpus
-from enginefarm.recipe import DEFAULT_BUDGETS
 from enginefarm.sources import SOURCES
+from enginefarm.thresholds import DEFAULT_BUDGETS
 from enginefarm.toolchains import TOOLCHAINS
 
 ROOT = Path(__file__).parents[2]

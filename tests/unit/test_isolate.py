@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from enginefarm import errors, isolate
+from enginefarm import child_process, errors, isolate
 from enginefarm.builder_child import ProgressPipe
 from enginefarm.recipe import BuilderOptions
 from enginefarm.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId, ToolUse
@@ -81,7 +81,7 @@ def test_the_childs_environment_is_a_short_list(monkeypatch: pytest.MonkeyPatch)
     for name in ("AWS_SECRET_ACCESS_KEY", "ENGINEFARM_STORE", "PREFECT_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    environment = isolate.child_environment(Path("/w"))
+    environment = child_process.child_environment(Path("/w"))
     assert "secret" not in environment.values()
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert environment["HOME"] == "/w"
@@ -120,9 +120,9 @@ def test_memory_of_grandchildren_counts() -> None:
     with subprocess.Popen([sys.executable, "-c", nested], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        found = isolate._resident_bytes(child.pid)
+        found = child_process.resident_bytes(child.pid)
         for grandchild in psutil.Process(child.pid).children():
             grandchild.kill()
         child.kill()
     assert 120 << 20 < found < 400 << 20
-    assert isolate._resident_bytes(child.pid) == 0
+    assert child_process.resident_bytes(child.pid) == 0

@@ -6,8 +6,8 @@ from typing import get_args
 
 from enginefarm import names
 from enginefarm.precisions import PRECISIONS, precision
-from enginefarm.recipe import DEFAULT_BUDGETS
 from enginefarm.rows import Runtime
+from enginefarm.thresholds import DEFAULT_BUDGETS
 from enginefarm.toolchains import TOOLCHAINS, toolchain
 
 

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 from tiny_models import document
 
-from enginefarm.recipe import DEFAULT_BUDGETS, Recipe
+from enginefarm.recipe import Recipe
+from enginefarm.thresholds import DEFAULT_BUDGETS
 
 
 def recipe(**changes: object) -> Recipe:

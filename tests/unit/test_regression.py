@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sample_rows import make_row
 
-from enginefarm.recipe import Regression
 from enginefarm.regression import against, baseline, judge, walk
 from enginefarm.rows import BenchmarkRow
+from enginefarm.thresholds import Regression
 
 RULE = Regression()
 CALM = [2.00, 2.02, 1.99, 2.01, 2.00, 1.98, 2.03, 2.00]

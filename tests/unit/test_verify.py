@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from enginefarm import onnx_files, verify
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.recipe import Budget
 from enginefarm.reference import ReferenceBatch
+from enginefarm.thresholds import Budget
 
 LOOSE = Budget(min_cosine=-1, max_relative_l2=1e9)
 

@@ -11,7 +11,7 @@ from tiny_plans import LARGE, SMALL
 
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import DriverTooOld
-from enginefarm.recipe import Budget
+from enginefarm.thresholds import Budget
 
 Plan = Callable[..., Path]
 Reference = Callable[..., Path]

@@ -14,9 +14,9 @@ from tiny_plans import LARGE, SMALL, doubling
 from enginefarm import isolate, native_build, timing_cache
 from enginefarm.errors import AccuracyError
 from enginefarm.host import NvmlGpu
-from enginefarm.recipe import Budget
 from enginefarm.spec import ToolchainId
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.thresholds import Budget
 from enginefarm.toolchains import BuildOutput, BuildRequest, tensorrt
 
 Reference = Callable[..., Path]
