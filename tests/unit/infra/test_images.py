@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_the_lock_layer_installs_what_the_package_asks_for(infra: Path) -> None:
     )
     wanted = [*project["dependencies"], *project["optional-dependencies"]["farm"]]
     assert done.stdout.splitlines() == wanted
+
+
+def test_the_sizes_on_paper_count_every_package_of_the_control_image(infra: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, infra / "images" / "sizes.py"], capture_output=True, text=True, check=True
+    )
+    control = [line for line in done.stdout.splitlines() if line.startswith("| control |")]
+    assert not any("not installed here" in line for line in control)
+    (packages,) = [line for line in control if "locked packages" in line]
+    assert int(packages.split("|")[-2].strip().replace(",", "")) > 1000
+    assert done.stdout.count("base nvcr.io/") == 2
 
 
 class TestEntrypoint:
