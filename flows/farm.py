@@ -24,8 +24,6 @@ MIN_SERVER = Version("3.8.0")
 
 RUN_COMMAND = "python -m flows.run_process"
 
-BENCHMARK_QUEUE = "benchmark"
-
 
 @contextmanager
 def connected() -> Generator[SyncPrefectClient]:
