@@ -42,7 +42,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 class Farm:
     """Starts and stops parts, runs deployments, and looks."""
 
-    def __init__(self, root: Path, *, database: str | None) -> None:
+    def __init__(self, root: Path, *, database: str | None, checkout: Path = CHECKOUT) -> None:
         self.root = root
         self.recipes = root / "recipes"
         self.recipes.mkdir(parents=True)
@@ -62,7 +62,10 @@ class Farm:
             "AWS_ENDPOINT_URL": self.s3.endpoint,
             "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": self.s3.credentials.secret_key,
-            "PYTHONPATH": str(CHECKOUT),
+            # What was on it stays: that is how coverage reaches the workers.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(checkout), os.environ.get("PYTHONPATH")))
+            ),
         }
         if database is not None:
             self.environment["ENGINEFARM_DATABASE_URL"] = database
