@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
+
 import pytest
 from specs import request, spec
 
 from enginefarm.errors import HostError, ToolchainError
+from enginefarm.toolchains import tensorrt, tensorrt_rtx
 from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
 
 
@@ -51,3 +55,41 @@ def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enginefarm.toolchains.tensorrt.first_gpu", lambda: h100)
     with pytest.raises(HostError, match=r"H100.*not a100 \(8\.0\)"):
         require_gpu(spec())
+
+
+def installed(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, versions: dict[str, str]
+) -> None:
+    """Package metadata as it is where exactly these distributions are installed."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(module, "version", version)
+
+
+def test_the_build_is_that_of_libraries_and_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"tensorrt-cu12-libs": "10.16.1.11", "tensorrt-cu12-bindings": "10.16.1.11"}
+    installed(monkeypatch, tensorrt, both)
+    found = TensorRT().identity()
+    assert (found.build, found.cuda) == ("10.16.1.11", "12")
+    installed(monkeypatch, tensorrt, {**both, "tensorrt-cu12-bindings": "10.13.3.9"})
+    with pytest.raises(ToolchainError, match=r"10\.16\.1\.11 and bindings 10\.13\.3\.9") as caught:
+        TensorRT().identity()
+    assert caught.value.fix == "pip install tensorrt-cu12==10.16.1.11"
+    installed(monkeypatch, tensorrt, {})
+    with pytest.raises(ToolchainError, match="not installed"):
+        TensorRT().identity()
+
+
+def test_the_same_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries, bindings = tensorrt_rtx.LIBRARIES, tensorrt_rtx.BINDINGS
+    installed(monkeypatch, tensorrt_rtx, {libraries: "1.7.1.116", bindings: "1.6.0.1"})
+    with pytest.raises(ToolchainError, match=r"1\.7\.1\.116 and bindings 1\.6\.0\.1"):
+        tensorrt_rtx.TensorRTRTX().identity()
+    installed(monkeypatch, tensorrt_rtx, {})
+    with pytest.raises(ToolchainError, match="not installed") as caught:
+        tensorrt_rtx.TensorRTRTX().identity()
+    assert "enginefarm[farm]" in caught.value.fix
