@@ -63,6 +63,11 @@ def tidy(text: str) -> str:
     return " ".join(line for line in kept if line)
 
 
+_LOGGERS: list[Any] = []
+"""TensorRT keeps a bare pointer to the process's first logger, and what is destroyed after
+that logger still writes to it: a build on a GPU died so, once its plan was there."""
+
+
 def make_logger(trt: Any, messages: Messages) -> Any:
     """An ILogger that prints everything from INFO up and remembers errors.
 
@@ -78,7 +83,9 @@ def make_logger(trt: Any, messages: Messages) -> Any:
             if severity <= severity_info:
                 messages.add(severity.name, msg)
 
-    return Logger()
+    made = Logger()
+    _LOGGERS.append(made)
+    return made
 
 
 def make_monitor(trt: Any, step: str = "build") -> Any:

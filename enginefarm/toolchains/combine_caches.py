@@ -12,7 +12,7 @@ from pathlib import Path
 
 from enginefarm.child_process import child_environment
 from enginefarm.toolchains import builder_api
-from enginefarm.toolchains.tensorrt import load
+from enginefarm.toolchains.tensorrt import load, read_timing_cache
 
 
 def combine(stored: bytes, fresh: bytes) -> bytes | None:
@@ -36,11 +36,11 @@ def combine(stored: bytes, fresh: bytes) -> bytes | None:
 
 
 def main(first: str, second: str, out: str) -> int:
-    trt = load()
-    builder = trt.Builder(builder_api.make_logger(trt, builder_api.Messages()))
+    trt, messages = load(), builder_api.Messages()
+    builder = trt.Builder(builder_api.make_logger(trt, messages))
     config = builder.create_builder_config()
-    cache = config.create_timing_cache(Path(first).read_bytes())
-    other = config.create_timing_cache(Path(second).read_bytes())
+    cache = read_timing_cache(config, Path(first).read_bytes(), messages)
+    other = read_timing_cache(config, Path(second).read_bytes(), messages)
     if cache is None or other is None or not cache.combine(other, False):
         return 1
     Path(out).write_bytes(memoryview(cache.serialize()))

@@ -133,7 +133,7 @@ class TensorRT:
         config = make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
         calibrator = _classic_int8(trt, builder, config, request)
-        cache_used = use_timing_cache(config, request.timing_cache)
+        cache_used = use_timing_cache(config, request.timing_cache, messages)
         monitor = builder_api.make_monitor(trt)
         config.progress_monitor = monitor
         plan = request.work_dir / "engine.plan"
@@ -229,16 +229,26 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def use_timing_cache(config: Any, path: Path | None) -> bool:
+def use_timing_cache(config: Any, path: Path | None, messages: builder_api.Messages) -> bool:
     """Loads a timing cache, or starts an empty one; False when there was none, or it is of
     another device or version (TensorRT decides: mismatches are never ignored)."""
     if path is not None and path.is_file():
-        cache = config.create_timing_cache(path.read_bytes())
+        cache = read_timing_cache(config, path.read_bytes(), messages)
         if cache is not None and config.set_timing_cache(cache, False):
             return True
         report("build", 0, None, "timing cache of another device or version: not used")
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False
+
+
+def read_timing_cache(config: Any, data: bytes, messages: builder_api.Messages) -> Any:
+    """The cache of these bytes; None when TensorRT does not take them."""
+    before = len(messages.errors)
+    cache = config.create_timing_cache(data)
+    # 8.6 gives an empty cache for bytes that it cannot read, and only its log says so.
+    refused = messages.errors[before:]
+    del messages.errors[before:]  # no cause of what may fail later
+    return None if refused else cache
 
 
 def save_timing_cache(config: Any, dest: Path) -> Path | None:

@@ -1,8 +1,9 @@
-"""The models that tests/gpu and benchmarks/gpu.py run: python make_models.py FOLDER
+"""The models that tests/gpu and benchmarks/gpu.py run: python make_models.py FOLDER [NAME …]
 
 Small ones made node by node, a ResNet-50 of fixed random weights, and EfficientNet-Lite0
 with its pretrained weights where its packages are installed. Opset 17, which every TensorRT
-since 8.6 parses. Beside each `NAME.onnx`: `NAME.npz`, inputs and FP32 outputs.
+since 8.6 parses. Beside each `NAME.onnx`: `NAME.npz`, inputs and FP32 outputs. And what the
+farm's recipe needs: `calibration.npz` and `verification.npz`, crops that no other file holds.
 """
 
 from __future__ import annotations
@@ -12,39 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_models
 import tiny_onnx
 import torch
-from onnx import TensorProto, helper
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def data_dependent(path: Path) -> Path:
-    """NonZero: how large the output is depends on what the input holds."""
-    node = helper.make_node("NonZero", ["x"], ["y"], "find_nonzero")
-    return tiny_onnx.save(
-        path,
-        [node],
-        [tiny_onnx.value("x", ["n", 4], TensorProto.FLOAT)],
-        [tiny_onnx.value("y", [2, "k"], TensorProto.INT64)],
-        [],
-    )
-
-
-def float_convolutions(path: Path) -> Path:
-    """The convolutions in FP32, so that every builder takes them without flags."""
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(tiny_onnx.convolutions(path, layers=6, channels=16))
-    for weight in model.graph.initializer:
-        weight.CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), weight.name)
-        )
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
-    onnx.save(model, path)
-    return path
 
 
 def resnet50() -> torch.nn.Module:
@@ -72,12 +45,12 @@ def torch_contender(name: str, device: str) -> Any:
     return TorchContender(label, TORCH[name](), outputs=["scores"], device=device)
 
 
-def pictures(count: int) -> np.ndarray[Any, Any]:
+def pictures(count: int, seed: int = 3) -> np.ndarray[Any, Any]:
     """(count, 3, 224, 224) float32 in -1 … 1: crops of scikit-image's own photographs."""
     import skimage.data
     from skimage.transform import resize
 
-    random = np.random.default_rng(3)
+    random = np.random.default_rng(seed)
     sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]
     found = []
     for _ in range(count):
@@ -111,12 +84,15 @@ def from_torch(folder: Path, name: str) -> None:
     np.savez(folder / f"{name}.npz", **arrays)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    float_convolutions(folder / "conv.onnx")
-    data_dependent(folder / "nonzero.onnx")
+    small_models.convolutions(folder / "conv.onnx")
+    small_models.data_dependent(folder / "nonzero.onnx")
+    small_models.other_classifier(folder / "other.onnx")
     tiny_onnx.reshape_by_input(folder / "reshape.onnx")
-    for name in TORCH:
+    np.savez(folder / "calibration.npz", images=pictures(64, seed=4))
+    np.savez(folder / "verification.npz", images=pictures(32, seed=5))
+    for name in names or TORCH:
         try:
             from_torch(folder, name)
         except ImportError as error:
@@ -125,4 +101,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

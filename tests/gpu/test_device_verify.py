@@ -10,8 +10,8 @@ import pytest
 
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import DriverTooOld
-from enginefarm.recipe import DEFAULT_BUDGETS
 from enginefarm.spec import MinOptMax, ShapeProfile
+from enginefarm.thresholds import DEFAULT_BUDGETS
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +47,7 @@ def test_a_good_engine_passes(plans: Path, models: Path, tmp_path: Path) -> None
 def test_an_engine_of_another_model_fails_and_says_by_how_much(
     plans: Path, models: Path, tmp_path: Path
 ) -> None:
-    wrong = request(plans, models, "efficientnet_lite0-fp16", plan=plans / "resnet50-fp16.plan")
+    wrong = request(plans, models, "efficientnet_lite0-fp16", plan=plans / "other.plan")
     verdict = verify_on_device(wrong, tmp_path)
     assert verdict.verification.status == "failed"
     assert "cosine" in verdict.verification.reason

@@ -1,0 +1,6 @@
+"""On PYTHONPATH or beside the packages of the GPU machine's Python: every process of the farm
+there, builders and workers too, finds TensorRT 8.6 where 10 and 11 would be."""
+
+from enginefarm.toolchains import TOOLCHAINS
+
+TOOLCHAINS["tensorrt"] = "trt86_toolchain:TensorRT86"
