@@ -50,11 +50,6 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
         "pull the engine of this GPU: enginefarm pull NAME --gpu auto",
     ),
     (
-        "version",
-        "it was built by another build of the toolchain",
-        "install the build that the manifest names, or pull an engine of the one installed",
-    ),
-    (
         "plugin",
         "it needs a plugin that is not loaded",
         "pass the plugin library that the manifest lists",
@@ -66,6 +61,12 @@ CAUSES: tuple[tuple[str, str, str], ...] = (
             "free the GPU, or build with smaller max shapes",
         )
         for mark in ("out of memory", "outofmemory")
+    ),
+    # Last: a plugin that is missing is named with its version, too.
+    (
+        "version",
+        "it was built by another build of the toolchain",
+        "install the build that the manifest names, or pull an engine of the one installed",
     ),
 )
 """(what the runtime's log says, why, fix): the first that matches explains a refusal."""

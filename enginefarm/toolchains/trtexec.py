@@ -1,7 +1,7 @@
 """trtexec: the same build as a command line that anyone can repeat.
 
 `command` writes it, `parse_log` and `parse_times` read what comes back. The option names are
-held to the lists recorded in tests/unit/toolchains/trtexec_options_*.txt.
+held to the lists in tests/unit/toolchains/data/trtexec_options_*.txt.
 """
 
 from __future__ import annotations

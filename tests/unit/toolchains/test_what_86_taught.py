@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from enginefarm.runtime import Engine
 from enginefarm.toolchains import builder_api, combine_caches
 from enginefarm.toolchains.tensorrt import read_timing_cache, use_timing_cache
 
@@ -94,3 +95,22 @@ def test_a_refused_cache_is_combined_with_none(
     (tmp_path / "b").write_bytes(b"not a cache")
     assert combine_caches.main(*(str(tmp_path / name) for name in ("a", "b", "out"))) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Error Code 1: Cuda Runtime (out of memory)", "too little free memory"),
+        ("Error Code 2: OutOfMemory (no further information)", "too little free memory"),
+        ("getPluginCreator could not find plugin: EfficientNMS_TRT version: 1", "a plugin"),
+    ],
+)
+def test_what_a_runtime_logs_is_explained(said: str, meant: str) -> None:
+    engine = object.__new__(Engine)
+    engine.plan, engine.device_name = Path("x.plan"), "a GPU"
+    engine.messages = builder_api.Messages(echo=False)
+    engine.messages.add("ERROR", said)
+    error = engine.failure("cannot be loaded")
+    assert meant in error.why
+    assert said in error.why
+    assert error.exit_code == 62
