@@ -6,7 +6,7 @@ import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import DeviceOutOfMemory, EngineRunError
 from enginefarm.manifest import TensorInfo
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Buffer:
             self._host = self._cuda.pagelocked_empty(size_bytes, np.uint8)
         except self._cuda.MemoryError:
             free, total = self._cuda.mem_get_info()
-            raise EngineRunError(
+            raise DeviceOutOfMemory(
                 f"tensor {self._name!r}: no room on the GPU for {size_bytes >> 20} MiB",
                 why=f"{free >> 20} of {total >> 20} MiB are free",
                 fix="run a smaller batch, or free the GPU",

@@ -30,6 +30,11 @@ EnginefarmError                    1
 ├── HostError                     60  no driver, no GPU, wrong GPU
 │   └── DriverTooOld              61
 ├── EngineRunError                62  an engine could not be loaded or run on this GPU
+│   ├── PlanDamaged               63  the file is no plan, or was cut short
+│   ├── OtherBuild                64  the plan is of another build of the toolchain
+│   ├── OtherGpu                  65  the plan is for another compute capability
+│   ├── PluginMissing             66  the plan needs a plugin that is not loaded
+│   └── DeviceOutOfMemory         67  the GPU has too little free memory
 ├── FarmError                     70  server, work pool, worker or deployment
 │   └── WorkerMismatch            71  the worker's GPU is not the one it was labelled with
 └── UsageError                     2  the command line
@@ -202,6 +207,26 @@ class DriverTooOld(HostError):
 
 class EngineRunError(EnginefarmError):
     exit_code = 62
+
+
+class PlanDamaged(EngineRunError):
+    exit_code = 63
+
+
+class OtherBuild(EngineRunError):
+    exit_code = 64
+
+
+class OtherGpu(EngineRunError):
+    exit_code = 65
+
+
+class PluginMissing(EngineRunError):
+    exit_code = 66
+
+
+class DeviceOutOfMemory(EngineRunError):
+    exit_code = 67
 
 
 class FarmError(EnginefarmError):

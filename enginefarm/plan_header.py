@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import PlanDamaged
 
 HEADER_BYTES = 48
 MAGIC = b"vtrt"
@@ -27,17 +27,15 @@ class PlanHeader:
 def read_plan_header(path: Path) -> PlanHeader:
     """The header of a TensorRT-RTX plan.
 
-    Raises: EngineRunError for a file that is no such plan, or is shorter than it says.
+    Raises: PlanDamaged for a file that is no such plan, or is shorter than it says.
     """
     with path.open("rb") as stream:
         head = stream.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES or head[:4] != MAGIC or head[28:32] != MAGIC:
-        raise EngineRunError(
-            f"{path.name}: this is no TensorRT-RTX plan", fix="pull the engine again"
-        )
+        raise PlanDamaged(f"{path.name}: this is no TensorRT-RTX plan", fix="pull the engine again")
     size_bytes = int.from_bytes(head[16:24], "little")
     if size_bytes != path.stat().st_size:
-        raise EngineRunError(
+        raise PlanDamaged(
             f"{path.name}: {path.stat().st_size} bytes, and its header says {size_bytes}",
             why="the file was cut short, or something was appended",
             fix="pull the engine again",

@@ -13,11 +13,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from enginefarm.closing import Closing
 from enginefarm.engine_session import Session
-from enginefarm.errors import DriverTooOld, EngineRunError, HostError
+from enginefarm.errors import (
+    DeviceOutOfMemory,
+    DriverTooOld,
+    EngineRunError,
+    HostError,
+    OtherBuild,
+    OtherGpu,
+    PluginMissing,
+)
 from enginefarm.manifest import TensorInfo
 from enginefarm.names import RUNTIME_OF
 from enginefarm.plan_header import read_plan_header
@@ -43,33 +51,50 @@ BINDINGS: dict[str, tuple[str, ...]] = {
 """Library -> modules that can run its plans, best first. The lean and dispatch runtimes run
 version-compatible plans only."""
 
-CAUSES: tuple[tuple[str, str, str], ...] = (
-    (
+
+class Cause(NamedTuple):
+    """What the runtime's log says when it refuses a plan, and what that means."""
+
+    mark: str
+    error: type[EngineRunError]
+    why: str
+    fix: str
+
+
+OUT_OF_MEMORY = ("out of memory", "outofmemory")
+CAUSES: tuple[Cause, ...] = (
+    Cause(
         "compute capability",
+        OtherGpu,
         "it was built for another GPU",
         "pull the engine of this GPU: enginefarm pull NAME --gpu auto",
     ),
-    (
+    Cause(
         "plugin",
+        PluginMissing,
         "it needs a plugin that is not loaded",
         "pass the plugin library that the manifest lists",
     ),
     *(
-        (
+        Cause(
             mark,
+            DeviceOutOfMemory,
             "the GPU has too little free memory",
             "free the GPU, or build with smaller max shapes",
         )
-        for mark in ("out of memory", "outofmemory")
+        for mark in OUT_OF_MEMORY
     ),
     # Last: a plugin that is missing is named with its version, too.
-    (
+    Cause(
         "version",
+        OtherBuild,
         "it was built by another build of the toolchain",
         "install the build that the manifest names, or pull an engine of the one installed",
     ),
 )
-"""(what the runtime's log says, why, fix): the first that matches explains a refusal."""
+"""The first that matches explains a refusal."""
+
+UNKNOWN = Cause("", EngineRunError, "", "pull the engine again; if it stays so, rebuild it")
 
 
 def load_bindings(toolchain: str) -> Any:
@@ -256,11 +281,9 @@ class Engine(Closing):
     def failure(self, what: str) -> EngineRunError:
         """The error of this engine, with the runtime's own words and what they mean."""
         cause = self.messages.cause()
-        why, fix = next(
-            ((why, fix) for mark, why, fix in CAUSES if mark in cause.lower()), ("", "")
-        )
-        return EngineRunError(
+        found = next((one for one in CAUSES if one.mark in cause.lower()), UNKNOWN)
+        return found.error(
             f"{self.plan.name} {what} on {self.device_name}",
-            why="; ".join(part for part in (why, cause) if part),
-            fix=fix or "pull the engine again; if it stays so, rebuild it",
+            why="; ".join(part for part in (found.why, cause) if part),
+            fix=found.fix,
         )

@@ -91,7 +91,7 @@ def cli() -> None:
 
     Exit codes: 0 done; 2 usage; 10-17 recipe, source, export, calibration; 20-26 build;
     30 accuracy; 40-46 store and disk; 50 no engine fits; 51 signature; 55 gate;
-    60-62 host; 70-71 farm. `docs/errors.md` has them all.
+    60-67 host; 70-71 farm. `docs/errors.md` has them all.
     """
 
 

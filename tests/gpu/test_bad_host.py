@@ -14,7 +14,7 @@ import pytest
 from small_models import with_plugin
 
 from enginefarm import isolate
-from enginefarm.errors import EngineRunError, HostError
+from enginefarm.errors import DeviceOutOfMemory, EngineRunError, HostError, PluginMissing
 from enginefarm.runtime import Engine
 from enginefarm.spec import MinOptMax
 
@@ -92,7 +92,7 @@ def test_tensorrts_own_plugins_are_there(plugin_plan: Path) -> None:
 def test_a_plugin_that_is_missing(plugin_plan: Path) -> None:
     done = fresh(WITHOUT_PLUGINS + RUN, plugin_plan)
     print(done.stdout)
-    assert done.returncode == EngineRunError.exit_code, done.stderr
+    assert done.returncode == PluginMissing.exit_code, done.stderr
     assert "it needs a plugin that is not loaded" in done.stdout
     assert "EfficientNMS_TRT" in done.stdout
 
@@ -100,7 +100,7 @@ def test_a_plugin_that_is_missing(plugin_plan: Path) -> None:
 def test_a_gpu_that_is_full(plans: Path) -> None:
     done = fresh(FULL_GPU + RUN, plans / "conv.plan")
     print(done.stdout)
-    assert done.returncode == EngineRunError.exit_code, done.stderr
+    assert done.returncode == DeviceOutOfMemory.exit_code, done.stderr
     assert "the GPU has too little free memory" in done.stdout
 
 

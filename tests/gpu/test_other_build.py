@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import OtherBuild
 from enginefarm.runtime import Engine
 
 pytestmark = pytest.mark.gpu
@@ -21,7 +21,7 @@ LEAN = find_spec("tensorrt_lean_bindings") is not None
 @pytest.mark.skipif(not LEAN, reason="needs tensorrt-lean 10 or 11; run.sh starts it apart")
 @pytest.mark.parametrize("name", ["conv", "conv-notvc"])
 def test_a_plan_of_another_release(plans: Path, name: str) -> None:
-    with pytest.raises(EngineRunError, match="cannot be loaded on NVIDIA") as caught:
+    with pytest.raises(OtherBuild, match="cannot be loaded on NVIDIA") as caught:
         Engine(plans / f"{name}.plan", toolchain="tensorrt")
     assert "another build of the toolchain" in caught.value.why
     assert "older TensorRT version" in caught.value.why

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import PlanDamaged
 from enginefarm.plan_header import read_plan_header
 
 
@@ -30,7 +30,7 @@ def test_version_size_and_capabilities(tmp_path: Path) -> None:
 
 
 def test_a_plan_cut_short_is_seen(tmp_path: Path) -> None:
-    with pytest.raises(EngineRunError, match=r"1000 bytes, and its header says 2000"):
+    with pytest.raises(PlanDamaged, match=r"1000 bytes, and its header says 2000"):
         read_plan_header(made(tmp_path / "a.plan", claimed=2000))
 
 
@@ -38,5 +38,5 @@ def test_a_plan_cut_short_is_seen(tmp_path: Path) -> None:
 def test_any_other_bytes_are_one_error(tmp_path_factory: pytest.TempPathFactory, b: bytes) -> None:
     path = tmp_path_factory.mktemp("p") / "a.plan"
     path.write_bytes(b)
-    with pytest.raises(EngineRunError):
+    with pytest.raises(PlanDamaged):
         read_plan_header(path)

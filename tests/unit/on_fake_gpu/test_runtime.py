@@ -13,7 +13,15 @@ from onnx import TensorProto, helper
 from tiny_plans import LARGE, SMALL, plan_of
 
 from enginefarm import cuda_graph
-from enginefarm.errors import DriverTooOld, EngineRunError, HostError
+from enginefarm.errors import (
+    DeviceOutOfMemory,
+    DriverTooOld,
+    EngineRunError,
+    HostError,
+    OtherBuild,
+    OtherGpu,
+    PluginMissing,
+)
 from enginefarm.runtime import Engine, load_bindings
 from enginefarm.spec import MinOptMax, ShapeProfile
 
@@ -90,18 +98,21 @@ def test_a_wrong_name_and_a_wrong_type_are_told(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "why", "fix"),
+    ("log", "error", "why", "fix"),
     [
-        ("Target GPU compute capability 9.0 is not supported", "another GPU", "--gpu auto"),
-        ("The engine plan file has version 8", "another build", "the manifest names"),
-        ("Cannot find plugin: MyOp", "a plugin", "the manifest lists"),
-        ("Requested: OutOfMemory", "too little free memory", "smaller max shapes"),
-        ("something new", "something new", "rebuild it"),
+        ("Target GPU compute capability 9.0 is not supported", OtherGpu, "another GPU", "--gpu"),
+        ("The engine plan file has version 8", OtherBuild, "another build", "the manifest names"),
+        ("Cannot find plugin: MyOp", PluginMissing, "a plugin", "the manifest lists"),
+        ("Requested: OutOfMemory", DeviceOutOfMemory, "too little free memory", "smaller max"),
+        ("something new", EngineRunError, "something new", "rebuild it"),
     ],
 )
-def test_a_refusal_is_explained(plan: Plan, log: str, why: str, fix: str) -> None:
-    with pytest.raises(EngineRunError, match=r"m\.plan cannot be loaded on Fake A100") as caught:
+def test_a_refusal_is_explained(
+    plan: Plan, log: str, error: type[EngineRunError], why: str, fix: str
+) -> None:
+    with pytest.raises(error, match=r"m\.plan cannot be loaded on Fake A100") as caught:
         opened(plan(load=log))
+    assert type(caught.value) is error, "each has an exit code of its own"
     assert why in caught.value.why
     assert log in caught.value.why
     assert fix in caught.value.fix
@@ -136,7 +147,7 @@ def test_too_little_memory_says_how_much_there_is(
     plan: Plan, cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "TOTAL_BYTES", 0)
-    with opened(plan()) as engine, pytest.raises(EngineRunError, match="no room on the GPU") as it:
+    with opened(plan()) as engine, pytest.raises(DeviceOutOfMemory, match="no room on the") as it:
         engine.run(images(1))
     assert it.value.why == "0 of 0 MiB are free"
 
