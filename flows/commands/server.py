@@ -19,5 +19,5 @@ def server(host: str, port: int) -> None:
     from flows.environment import prepare_server
 
     prepare_server()
-    prefect = [sys.executable, "-m", "prefect", "server", "start"]
+    prefect = [sys.executable, "-m", "flows.server_process", "server", "start"]
     os.execv(sys.executable, [*prefect, "--host", host, "--port", str(port)])  # noqa: S606

@@ -12,13 +12,23 @@ from tests.flows.farm_fixture import farm_of
 
 
 def test_sqlite_is_the_default_and_serves_one_person(tmp_path: Path) -> None:
-    """The shared farm of the other tests runs on PostgreSQL where that is installed."""
-    with farm_of(tmp_path / "farm", "a100", database=None) as farm:
-        tiny_recipe.write(farm.recipes / "one", gpus=["a100"], precisions=["fp16"])
-        run = farm.run("build-model/build-model", recipe="one")
-        assert run.state.is_completed(), run.state.message
+    """The shared farm of the other tests runs on PostgreSQL where that is installed.
+
+    Three recipes at once on three workers: enough for SQLite to refuse statements, after
+    which the server once stood still for good (flows/server_process.py).
+    """
+    names = ["one", "two", "three"]
+    with farm_of(tmp_path / "farm", "t4", "a100", "l4", database=None) as farm:
+        for name in names:
+            tiny_recipe.write(farm.recipes / name, name=name, salt=name)
+        ids = [farm.submit("build-model/build-model", recipe=name) for name in names]
+        for one in ids:
+            run = farm.wait(one)
+            assert run.state.is_completed(), run.state.message
+            assert run.run_count == 1
         assert (farm.root / "prefect" / "prefect.db").is_file()
-        assert [one.spec.label for one in farm.store.manifests("tiny")] == ["a100/fp16"]
+        for name in names:
+            assert len(list(farm.store.manifests(name))) == 6
 
 
 @pytest.mark.parametrize(
