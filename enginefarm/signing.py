@@ -25,6 +25,8 @@ from enginefarm.manifest import Manifest
 from enginefarm.provenance import is_about, signed_digest, statement
 from enginefarm.schema import Frozen, canonical_json
 
+KEY = "ENGINEFARM_SIGNING_KEY"
+KEY_PEM = "ENGINEFARM_SIGNING_KEY_PEM"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PEM_BLOCK = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
@@ -138,21 +140,20 @@ def signer(environ: Mapping[str, str] = os.environ) -> Signer | None:
 
     Raises: SignatureRejected when a key is set and cannot be read.
     """
-    path, text = environ.get("ENGINEFARM_SIGNING_KEY"), environ.get("ENGINEFARM_SIGNING_KEY_PEM")
+    path, text = environ.get(KEY), environ.get(KEY_PEM)
     if not path and not text:
         return None
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    where = "ENGINEFARM_SIGNING_KEY"
     try:
         data = Path(path).read_bytes() if path else (text or "").encode()
         key = load_pem_private_key(data, password=None)
     except (OSError, ValueError, TypeError) as error:
         reason = type(error).__name__  # the message could quote the file
-        raise SignatureRejected(f"signing: {where} cannot be read", why=reason) from None
+        raise SignatureRejected(f"signing: {KEY} cannot be read", why=reason) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureRejected(f"signing: {where} is not an Ed25519 key", fix="enginefarm keygen")
+        raise SignatureRejected(f"signing: {KEY} is not an Ed25519 key", fix="enginefarm keygen")
     return Signer(keyid=key_id(key.public_key()), sign=key.sign)
 
 

@@ -24,6 +24,7 @@ from enginefarm.store import open_store
 from enginefarm.workers import CONTROL_POOL, Card, Role
 from flows import deployments, drain, farm, recovery, zygote
 from flows.observed import observed
+from flows.signing_block import signing_key_from_block
 
 EVENT_EVERY_S = 30.0
 
@@ -51,6 +52,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     store = open_store()
     store.require_bucket()
     with farm.connected() as client:
+        signing_key_from_block()
         if role == "control":
             farm.ensure_pool(client, pool)
         else:

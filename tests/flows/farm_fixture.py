@@ -116,9 +116,11 @@ class Farm:
 
         until(healthy, "the server answers")
 
-    def start_worker(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str, *arguments: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """A worker, once it is online."""
-        process = self.start(name, "worker", "--name", name, *arguments)
+        process = self.start(name, "worker", "--name", name, *arguments, **environment)
 
         def online() -> bool:
             assert process.poll() is None, self.log(name)
