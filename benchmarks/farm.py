@@ -78,10 +78,12 @@ def _engines(farm: Farm, recipes: int) -> list[Figure]:
         tiny_recipe.write(
             farm.recipes / name, name=name, profiles=[{"dims": {"batch": [1, 4, 8 + index]}}]
         )
+    before = _cpu_s(farm)
     started = time.monotonic()
     ids = [farm.submit("build-model/build-model", recipe=name) for name in names]
     runs = [farm.wait(one, patience_s=1800) for one in ids]
     wall_s = time.monotonic() - started
+    spent = {name: used - before[name] for name, used in _cpu_s(farm).items()}
     assert all(run.state.is_completed() for run in runs), [run.state.message for run in runs]
     builds = {
         (one.recipe, one.spec.label): one.build.seconds
@@ -115,7 +117,29 @@ def _engines(farm: Farm, recipes: int) -> list[Figure]:
         Figure("overhead an engine on a busy worker, median", median(overheads), "s", at_most=1),
         Figure("of that inside the run (fetch, upload, manifest, states)", median(inside), "s"),
         Figure("of that between two runs (poll, process start, imports)", between_s, "s"),
+        *(
+            Figure(f"CPU seconds an engine: {name}", used / len(builds), "s")
+            for name, used in spent.items()
+        ),
     ]
+
+
+def _cpu_s(farm: Farm) -> dict[str, float]:
+    """CPU seconds used so far, by what used them."""
+
+    def of_runs(name: str) -> float:
+        """Of the runs that this worker's zygote forked, and of their children."""
+        below = psutil.Process(farm.processes[name].pid).children()
+        (zygote,) = [one for one in below if "flows.zygote" in one.cmdline()]
+        times = zygote.cpu_times()
+        return float(times.children_user + times.children_system)
+
+    server = psutil.Process(farm.processes["server"].pid).cpu_times()
+    return {
+        "the server": server.user + server.system,
+        "parent runs": of_runs("control"),
+        "engine runs and builders": sum(of_runs(label) for label in LABELS),
+    }
 
 
 def _triggers(farm: Farm, count: int) -> list[Figure]:
