@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -29,6 +29,7 @@ from enginefarm.plan import Offer
 from enginefarm.recipe import Recipe
 from flows import deployments, farm, recovery
 from flows.lanes import Lanes
+from tasks.policy import BACKOFF_S
 
 POLL_S = 1.0
 PAGE = 200
@@ -80,11 +81,10 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
 def _start(job: Job, pool: str) -> FlowRun:
     """A child run, or, for a parent that starts again, the one it had started before."""
     try:
-        child = run_deployment(
+        child = _started(
             f"build-engine/{pool}",
             parameters={"job": job.model_dump(mode="json")},
             flow_run_name=f"{job.recipe} {job.spec.label}",
-            timeout=0,
             idempotency_key=f"{runtime.flow_run.id}:{job.spec.digest}",
         )
     except PrefectHTTPStatusError as error:
@@ -98,6 +98,25 @@ def _start(job: Job, pool: str) -> FlowRun:
     if child.state is not None and child.state.is_final():
         _again(child)
     return child
+
+
+def _started(deployment: str, **options: Any) -> FlowRun:
+    """A run of the deployment. A server that is away, or too busy to answer, is asked again.
+
+    Asking twice starts one run: each has an idempotency key.
+    Raises: BuildCancelled; what the server answers when it refuses, or is asked for the last time.
+    """
+    for pause_s in BACKOFF_S:
+        try:
+            return run_deployment(deployment, timeout=0, **options)
+        except httpx.TransportError:
+            pass
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+        if CANCEL.wait(pause_s):
+            raise BuildCancelled("the parent run was cancelled")
+    return run_deployment(deployment, timeout=0, **options)
 
 
 def _again(child: FlowRun) -> None:
@@ -225,10 +244,9 @@ class Ended(NamedTuple):
 def build_recipes(files: Sequence[Path]) -> dict[Path, Ended]:
     """A build-model run for each recipe, waited for. Runs that people ask for come before them."""
     started = {
-        file: run_deployment(
+        file: _started(
             "build-model/build-model",
             parameters={"recipe": str(file)},
-            timeout=0,
             work_queue_name=NIGHT_QUEUE,
             idempotency_key=f"{runtime.flow_run.id}:{file}",
         )
@@ -253,7 +271,7 @@ def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
         for pool in sorted({farm.pool_of(row.gpu) for row in pending}):
             deployments.ensure_applied(client, "benchmark-engine", pool)
     for row in pending:
-        run_deployment(
+        _started(
             f"benchmark-engine/{farm.pool_of(row.gpu)}",
             parameters={
                 "spec_digest": row.spec_digest,
@@ -261,7 +279,6 @@ def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
                 "class_scores": list(recipe.verification.class_scores),
             },
             flow_run_name=f"{row.recipe} {row.label}",
-            timeout=0,
             as_subflow=False,
             idempotency_key=f"benchmark:{row.spec_digest}",
         )

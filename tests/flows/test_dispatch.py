@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import PrefectHTTPStatusError
 
 from enginefarm import workers
 from enginefarm.store.engine_store import EngineStore
@@ -54,3 +56,39 @@ def test_a_child_is_given_up_when_its_pool_has_no_worker_left(
     )
     with workers.registered(store_environment, card):
         assert not dispatch._stranded(waiting)
+
+
+def answer(status: int) -> PrefectHTTPStatusError:
+    request = httpx.Request("POST", "http://farm/api")
+    response = httpx.Response(status, request=request)
+    return PrefectHTTPStatusError(str(status), request=request, response=response)
+
+
+@pytest.mark.parametrize("refused", [answer(503), httpx.ConnectError("gone")])
+def test_a_server_that_is_too_busy_to_start_a_run_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, refused: Exception
+) -> None:
+    answers = iter([refused, refused, "the run"])
+
+    def run_deployment(name: str, **options: object) -> object:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
+    monkeypatch.setattr(dispatch, "BACKOFF_S", [0, 0])
+    assert dispatch._started("build-engine/cpu") == "the run"
+
+
+def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run_deployment(name: str, **options: object) -> object:
+        asked.append(name)
+        raise answer(409)
+
+    monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
+    with pytest.raises(PrefectHTTPStatusError):
+        dispatch._started("build-engine/cpu")
+    assert asked == ["build-engine/cpu"]
