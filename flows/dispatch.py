@@ -68,6 +68,7 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
     store = stages.here().store
     published = store.manifest(job.spec.digest)
     if published is not None:
+        store.index_for(job.recipe, published)
         return published, True
     with LANES.turn(pool):
         child = _start(job, pool)

@@ -9,8 +9,10 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import PrefectHTTPStatusError
+from sample_manifest import make_manifest
 
 from enginefarm import workers
+from enginefarm.engines import Job
 from enginefarm.store.engine_store import EngineStore
 from flows import dispatch
 
@@ -92,3 +94,15 @@ def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PrefectHTTPStatusError):
         dispatch._started("build-engine/cpu")
     assert asked == ["build-engine/cpu"]
+
+
+def test_an_engine_that_another_recipe_has_is_listed_under_this_one_too(
+    store_environment: EngineStore,
+) -> None:
+    store_environment.put_bytes(b"plan")
+    store_environment.put_bytes(b"graph")
+    made = make_manifest(engine=b"plan")
+    store_environment.publish(made)
+    job = Job.model_construct(recipe="twin", spec=made.spec)
+    assert dispatch.build_on_pool(job, "gpu-a100") == (made, True)
+    assert store_environment.complete("twin") == {made.spec_digest}
