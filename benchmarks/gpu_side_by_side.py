@@ -3,7 +3,9 @@
     python benchmarks/gpu_side_by_side.py --models FOLDER --plans FOLDER [--json OUT]
 
 FOLDER of models: `NAME.onnx` and `NAME.npz` by tests/gpu/make_models.py. FOLDER of plans:
-`NAME-PRECISION.plan`. Runtimes that this machine lacks are left out, by name.
+`NAME-PRECISION.plan`. Runtimes that this machine lacks are left out, by name. PyTorch and ONNX
+Runtime run in processes of their own, where ENGINEFARM_TORCH_PYTHON (and _PYTHONPATH) and
+ENGINEFARM_ORT_PYTHONPATH say: they seldom share one environment with TensorRT.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,20 +29,38 @@ from enginefarm.benchmark import Measured, side_by_side  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
 from enginefarm.measure.contenders import (  # noqa: E402
     EngineContender,
-    OrtContender,
+    on_provider,
 )
 from enginefarm.measure.harness import Harness  # noqa: E402
 from enginefarm.measure.remote import RemoteContender  # noqa: E402
 from enginefarm.measure.shapes import sized  # noqa: E402
+from enginefarm.ort_tensorrt import PROVIDER  # noqa: E402
 from enginefarm.reference import read_reference  # noqa: E402
+from enginefarm.rows import Runtime  # noqa: E402
 from enginefarm.runtime import Engine  # noqa: E402
 
 MODELS = ("efficientnet_lite0", "resnet50")
+
+TENSORRT_OPTIONS = {
+    "trt_profile_min_shapes": "images:1x3x224x224",
+    "trt_profile_opt_shapes": "images:8x3x224x224",
+    "trt_profile_max_shapes": "images:32x3x224x224",
+    "trt_builder_optimization_level": os.environ.get("ENGINEFARM_GPU_OPTIMIZATION", "3"),
+    "trt_tactic_sources": "+EDGE_MASK_CONVOLUTIONS,+JIT_CONVOLUTIONS",
+}
+"""The same as the engines beside it were built with."""
 
 HEADER = (
     "| runtime | batch | median ms | p99 ms | CoV | verdict | GPU compute ms | copies ms "
     "| samples/s | × first | cosine to first |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
+
+
+def ort_contender(label: str, onnx: str, runtime: Any, provider: str, options: str) -> Any:
+    """For RemoteContender."""
+    return on_provider(
+        label, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
+    )
 
 
 def contenders(
@@ -62,16 +82,27 @@ def contenders(
         ),
     )
 
-    def ort(label: str, runtime: Any, provider: str) -> Callable[[], Any]:
-        return lambda: OrtContender(
-            label, models / f"{name}.onnx", runtime=runtime, provider=provider
+    def ort(label: str, runtime: Runtime, provider: str, **provider_options: str) -> Any:
+        return lambda: RemoteContender(
+            label,
+            runtime=runtime,
+            python=[sys.executable],
+            factory="gpu_side_by_side:ort_contender",
+            arguments=[
+                *(label, str(models / f"{name}.onnx"), runtime, provider),
+                json.dumps(provider_options),
+            ],
+            environment={"PYTHONPATH": ort_path},
         )
 
-    yield "ORT CUDA", ort("ORT CUDA EP", "onnxruntime-cuda", "CUDAExecutionProvider")
-    yield (
-        "ORT TensorRT",
-        ort("ORT TensorRT EP", "onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    benchmarks = str(Path(__file__).parent)
+    ort_path = os.pathsep.join(
+        filter(None, (os.environ.get("ENGINEFARM_ORT_PYTHONPATH"), benchmarks, *sys.path[:3]))
     )
+    yield "ORT CUDA", ort("ORT CUDA EP FP32", "onnxruntime-cuda", "CUDAExecutionProvider")
+    for precision, allowed in (("FP32", {}), ("FP16", {"trt_fp16_enable": "1"})):
+        label = f"ORT TensorRT EP {precision}"
+        yield label, ort(label, "onnxruntime-tensorrt", PROVIDER, **TENSORRT_OPTIONS, **allowed)
     yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
     for plan in sorted(plans.glob(f"{name}-*.plan")) if plans else ():
         for graph in (False, True):
@@ -121,13 +152,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--model", action="append", help=f"of {', '.join(MODELS)}; all by default")
     options = parser.parse_args()
     plans = options.plans if importlib.util.find_spec("pycuda") else None
     harness = Harness(min_seconds=options.seconds, min_iterations=100, warmup_s=0.3)
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {platform.machine()}, {harness.flags}")
     results: list[dict[str, Any]] = []
     states: list[str] = []
-    for name in MODELS:
+    for name in options.model or MODELS:
         if not (options.models / f"{name}.npz").exists():
             continue
         with ExitStack() as stack:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.artifacts import Artifact, open_artifact
 from enginefarm.errors import EngineRunError
 from enginefarm.manifest import Manifest, OutputComparison
 from enginefarm.manifest_rows import rows_from_manifest
-from enginefarm.measure.contenders import EngineContender
 from enginefarm.measure.figures import Figures, figures
 from enginefarm.measure.gpu_state import GpuState
 from enginefarm.measure.harness import HARNESS, Contender, Harness, Samples, interleave
@@ -25,7 +25,6 @@ from enginefarm.measure.shapes import Point, points, sized
 from enginefarm.progress import report
 from enginefarm.reference import ReferenceBatch, read_reference
 from enginefarm.rows import BenchmarkRow, Runtime
-from enginefarm.runtime import Engine
 from enginefarm.schema import Frozen
 from enginefarm.thresholds import Budget
 from enginefarm.verify import compare
@@ -98,7 +97,7 @@ def benchmark_engine(
     rows: list[BenchmarkRow] = []
     wanted = points(manifest.spec.profiles, batch_sweep=batch_sweep)
     toolchain = manifest.spec.toolchain.name
-    with Engine(plan, toolchain=toolchain, plugins=plugins) as engine:
+    with open_artifact(plan, toolchain=toolchain, plugins=plugins) as artifact:
         for index, point in enumerate(wanted):
             report("benchmark", index, len(wanted), f"{manifest.spec.label} {point.text}")
             for graph in (False, True):
@@ -106,7 +105,7 @@ def benchmark_engine(
                 row = built[point.profile_name]
                 feeds = sized(inputs, point.shapes)
                 try:
-                    found = _one(engine, row.runtime, point, feeds, settings)
+                    found = _one(artifact, row.runtime, point, feeds, settings)
                 except EngineRunError as error:
                     if not graph:
                         raise
@@ -152,15 +151,13 @@ def filled(
 
 
 def _one(
-    engine: Engine, runtime: Runtime, point: Point, feeds: Mapping[str, Any], harness: Harness
+    artifact: Artifact, runtime: Runtime, point: Point, feeds: Mapping[str, Any], harness: Harness
 ) -> Measured:
-    contender = EngineContender(
-        runtime, engine, runtime=runtime, profile=point.profile, cuda_graph=harness.cuda_graph
-    )
+    running = artifact.running(runtime, profile=point.profile, cuda_graph=harness.cuda_graph)
     try:
-        return side_by_side([contender], feeds, batch=point.batch, harness=harness)[0]
+        return side_by_side([running], feeds, batch=point.batch, harness=harness)[0]
     finally:
-        contender.close()
+        running.close()
 
 
 def _measured(

@@ -19,7 +19,7 @@ from enginefarm.benchmark import Measured, filled, side_by_side
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
 from enginefarm.manifest_rows import verification_columns, writer_name
-from enginefarm.measure.contenders import OrtContender, TorchContender
+from enginefarm.measure.contenders import TorchContender, on_provider
 from enginefarm.measure.harness import Contender, Harness
 from enginefarm.measure.shapes import Point, sized
 from enginefarm.progress import report
@@ -100,7 +100,7 @@ def _contenders(
         found.append(
             (
                 precision,
-                OrtContender(
+                on_provider(
                     f"ONNX Runtime {precision}",
                     materialise(site, graph, folder),
                     runtime="onnxruntime-cpu",

@@ -12,12 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.artifacts import Running, open_artifact
 from enginefarm.builder_child import die_with_parent
 from enginefarm.device_verify import DeviceRequest, profile_for
 from enginefarm.errors import EnginefarmError, EngineRunError
 from enginefarm.manifest import DeviceVerification
 from enginefarm.reference import ReferenceBatch, read_reference
-from enginefarm.runtime import Engine
 from enginefarm.verify import compare
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def verified(request: DeviceRequest) -> DeviceVerification:
     Raises: HostError, EngineRunError.
     """
     with ExitStack() as stack:
-        engine = stack.enter_context(
-            Engine(
+        artifact = stack.enter_context(
+            open_artifact(
                 request.plan,
                 toolchain=request.toolchain,
                 plugins=request.plugins,
@@ -54,25 +54,24 @@ def verified(request: DeviceRequest) -> DeviceVerification:
                 host_code_allowed=request.host_code_allowed,
             )
         )
-        sessions: dict[int, Any] = {}
+        opened: dict[int, Running] = {}
 
         def run(batch: ReferenceBatch) -> Arrays:
             shapes = {name: tuple(array.shape) for name, array in batch.inputs.items()}
             profile = profile_for(shapes, request.profiles)
             if profile is None:
                 raise EngineRunError(f"no profile takes the reference's shapes {shapes}")
-            if profile not in sessions:
-                sessions[profile] = stack.enter_context(engine.session(profile))
-            session = sessions[profile]
-            session.bind(batch.inputs)
-            session.copy_in()
-            session.compute()
-            session.copy_out()
-            return session.outputs()
+            if profile not in opened:
+                running = artifact.running(request.plan.name, profile=profile)
+                stack.callback(running.close)
+                opened[profile] = running
+            opened[profile].bind(batch.inputs)
+            opened[profile].iterate()
+            return opened[profile].outputs()
 
         batches = read_reference(request.reference)
         result = compare(batches, run, request.budget, request.class_scores)
-        name = engine.device_name
+        name = artifact.device_name
     print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
     return DeviceVerification(
         status="failed" if result.over_budget else "passed",

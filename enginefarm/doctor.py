@@ -10,10 +10,11 @@ from typing import Literal
 from enginefarm.cache import BlobCache
 from enginefarm.digest import sha256_file
 from enginefarm.errors import EnginefarmError
-from enginefarm.host import RUNTIME_PACKAGES, Host
+from enginefarm.host import Host
 from enginefarm.manifest import Manifest
 from enginefarm.names import RUNTIME_OF
 from enginefarm.plan_header import MAGIC, read_plan_header
+from enginefarm.runtimes import TOLD_BY
 from enginefarm.schema import Frozen
 from enginefarm.select import CHECKS, fit_of, is_caveat
 
@@ -51,7 +52,7 @@ def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
                 verdict="ok" if runtime in host.runtimes else "unknown",
                 detail=host.runtimes.get(runtime, "no Python package of it is installed"),
             )
-            for runtime in RUNTIME_PACKAGES
+            for runtime in TOLD_BY
         ),
         _room(cache),
     )

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,8 @@ from pydantic import Field
 from enginefarm.digest import sha256_file
 from enginefarm.errors import HostError
 from enginefarm.gpus import by_nvml_name, gpu
+from enginefarm.runtimes import TOLD_BY, installed_runtimes
 from enginefarm.schema import Digest, Frozen
-
-RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {
-    "tensorrt": (
-        "tensorrt",
-        "tensorrt-cu13",
-        "tensorrt-cu12",
-        "tensorrt-lean",
-        "tensorrt-cu13-libs",
-        "tensorrt-cu12-libs",
-    ),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
-}
-"""Runtime -> distributions whose version is its build; the first that is installed counts."""
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia")
 """Without any of these a Linux host (WSL, Jetson) has no GPU: NVML need not be loaded."""
@@ -46,7 +34,7 @@ class Host(Frozen):
     os: str | None = None
     arch: str | None = None
     runtimes: dict[str, str] = Field(
-        default_factory=dict, description="tensorrt and tensorrt-rtx builds that are installed."
+        default_factory=dict, description="Runtimes that are installed, and their builds."
     )
     plugins: frozenset[Digest] | None = Field(
         default=None, description="Plugin libraries that the server loads."
@@ -67,6 +55,7 @@ class NvmlGpu(Frozen):
     name: str
     compute_capability: str
     driver: str
+    driver_cuda: int | None = Field(default=None, description="Its newest CUDA: 13010 is 13.1.")
 
 
 def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host:
@@ -74,8 +63,8 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
 
     label: `auto` is this machine; a GPU's label that is not this machine's GPU means another
         host, of which only the GPU is known.
-    environ: ENGINEFARM_GPU, _DRIVER, _OS, _ARCH, _TENSORRT, _TENSORRT_RTX and _PLUGINS
-        (paths, separated as in PATH) overrule what is detected.
+    environ: ENGINEFARM_GPU, _DRIVER, _OS, _ARCH, _TENSORRT, _TENSORRT_RTX, _ORT_TENSORRT and
+        _PLUGINS (paths, separated as in PATH) overrule what is detected.
     Raises: HostError when no GPU is found and none is named; GpuError for an unknown label.
     """
     found = first_gpu()
@@ -111,12 +100,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
 
 def _told(environ: Mapping[str, str]) -> dict[str, Any]:
     runtimes = {
-        name: environ[variable]
-        for name, variable in (
-            ("tensorrt", "ENGINEFARM_TENSORRT"),
-            ("tensorrt-rtx", "ENGINEFARM_TENSORRT_RTX"),
-        )
-        if environ.get(variable)
+        name: environ[variable] for name, variable in TOLD_BY.items() if environ.get(variable)
     }
     told: dict[str, Any] = {
         field: environ[variable].lower()
@@ -154,19 +138,6 @@ def architecture(machine: str) -> str:
     return ARCHITECTURES.get(machine.lower(), machine.lower())
 
 
-def installed_runtimes() -> dict[str, str]:
-    """tensorrt and tensorrt-rtx builds, by package metadata: no library is loaded."""
-    found: dict[str, str] = {}
-    for runtime, distributions in RUNTIME_PACKAGES.items():
-        for distribution in distributions:
-            try:
-                found[runtime] = metadata.version(distribution)
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return found
-
-
 def first_gpu() -> NvmlGpu | None:
     """The first GPU that NVML and CUDA_VISIBLE_DEVICES show; None without driver or GPU."""
     if sys.platform == "linux" and not any(Path(file).exists() for file in DEVICE_FILES):
@@ -177,21 +148,29 @@ def first_gpu() -> NvmlGpu | None:
     except nvml.NVMLError:
         return None
     try:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-        if visible.startswith(("GPU-", "MIG-")):
-            handle = nvml.nvmlDeviceGetHandleByUUID(visible)
-        else:
-            handle = nvml.nvmlDeviceGetHandleByIndex(int(visible or "-1"))
+        handle = visible_gpu(nvml)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         return NvmlGpu(
             name=_text(nvml.nvmlDeviceGetName(handle)),
             compute_capability=f"{major}.{minor}",
             driver=_text(nvml.nvmlSystemGetDriverVersion()),
+            driver_cuda=int(nvml.nvmlSystemGetCudaDriverVersion()),
         )
     except (nvml.NVMLError, ValueError):
         return None
     finally:
         nvml.nvmlShutdown()
+
+
+def visible_gpu(nvml: Any) -> Any:
+    """NVML's handle of the first GPU that CUDA_VISIBLE_DEVICES shows.
+
+    nvml: pynvml, initialised. Raises: nvml.NVMLError, ValueError when there is none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if visible.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(visible)
+    return nvml.nvmlDeviceGetHandleByIndex(int(visible or "-1"))
 
 
 def _text(value: str | bytes) -> str:

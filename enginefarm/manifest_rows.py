@@ -64,9 +64,7 @@ def rows_from_manifest(
 
 
 def _runtime(toolchain: str) -> Runtime:
-    """What runs its plans: ONNX Runtime, or the library itself. A cell may have no toolchain."""
-    if toolchain == "ort-trt":
-        return "onnxruntime-tensorrt"
+    """What runs its plans. A cell may have no toolchain."""
     return RUNTIME_OF.get(toolchain, "tensorrt")
 
 

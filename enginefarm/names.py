@@ -1,5 +1,5 @@
-"""Names of precisions and toolchains. It imports nothing: the command line offers them, and
-starts fast.
+"""Names of precisions, toolchains and runtimes. It imports nothing: the command line offers
+them, and starts fast.
 
 To add one: its name here, beside the file of its own and the line in that folder's table.
 """
@@ -18,10 +18,12 @@ PRECISION_ORDER: tuple[PrecisionName, ...] = ("fp16", "bf16", "fp8", "int8", "fp
 
 ToolchainName = Literal["tensorrt", "trtexec", "tensorrt-rtx", "ort-trt"]
 
-RUNTIME_OF: dict[str, Literal["tensorrt", "tensorrt-rtx"]] = {
+RuntimeName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"]
+
+RUNTIME_OF: dict[str, RuntimeName] = {
     "tensorrt": "tensorrt",
     "trtexec": "tensorrt",
-    "ort-trt": "tensorrt",
+    "ort-trt": "onnxruntime-tensorrt",
     "tensorrt-rtx": "tensorrt-rtx",
 }
-"""Toolchain -> the library that loads its plans."""
+"""Toolchain -> what loads its plans on a host."""

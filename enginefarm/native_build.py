@@ -14,6 +14,7 @@ from enginefarm.host import first_gpu
 from enginefarm.measure.harness import Harness
 from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.measure.shapes import points, sized
+from enginefarm.names import RUNTIME_OF
 from enginefarm.reference import read_reference
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
@@ -86,10 +87,10 @@ def _latency_ms(plan: Path, request: BuildRequest, reference: Path) -> float:
     point = points(request.spec.profiles, batch_sweep=False)[0]
     contender = RemoteContender(
         plan.parent.name,
-        runtime="tensorrt",
+        runtime=RUNTIME_OF[request.spec.toolchain.name],
         python=this_python(),
-        factory="enginefarm.measure.contenders:open_engine",
-        arguments=[str(plan), request.spec.toolchain.name],
+        factory="enginefarm.artifacts:running_artifact",
+        arguments=[str(plan), request.spec.toolchain.name, *map(str, request.plugins)],
     )
     try:
         feeds = sized(next(read_reference(reference)).inputs, point.shapes)

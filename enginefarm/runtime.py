@@ -13,22 +13,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from enginefarm.closing import Closing
 from enginefarm.engine_session import Session
-from enginefarm.errors import (
-    DeviceOutOfMemory,
-    DriverTooOld,
-    EngineRunError,
-    HostError,
-    OtherBuild,
-    OtherGpu,
-    PluginMissing,
-)
+from enginefarm.errors import DriverTooOld, EngineRunError, HostError
 from enginefarm.manifest import TensorInfo
 from enginefarm.names import RUNTIME_OF
 from enginefarm.plan_header import read_plan_header
+from enginefarm.refusals import refused
 from enginefarm.spec import MinOptMax
 from enginefarm.toolchains.builder_api import DTYPES, Messages, make_logger
 
@@ -38,7 +31,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = dict[str, Array]
 
-BINDINGS: dict[str, tuple[str, ...]] = {
+BINDINGS: dict[str | None, tuple[str, ...]] = {
     "tensorrt": (
         "tensorrt",
         "tensorrt_bindings",
@@ -52,61 +45,16 @@ BINDINGS: dict[str, tuple[str, ...]] = {
 version-compatible plans only."""
 
 
-class Cause(NamedTuple):
-    """What the runtime's log says when it refuses a plan, and what that means."""
-
-    mark: str
-    error: type[EngineRunError]
-    why: str
-    fix: str
-
-
-OUT_OF_MEMORY = ("out of memory", "outofmemory")
-CAUSES: tuple[Cause, ...] = (
-    Cause(
-        "compute capability",
-        OtherGpu,
-        "it was built for another GPU",
-        "pull the engine of this GPU: enginefarm pull NAME --gpu auto",
-    ),
-    Cause(
-        "plugin",
-        PluginMissing,
-        "it needs a plugin that is not loaded",
-        "pass the plugin library that the manifest lists",
-    ),
-    *(
-        Cause(
-            mark,
-            DeviceOutOfMemory,
-            "the GPU has too little free memory",
-            "free the GPU, or build with smaller max shapes",
-        )
-        for mark in OUT_OF_MEMORY
-    ),
-    # Last: a plugin that is missing is named with its version, too.
-    Cause(
-        "version",
-        OtherBuild,
-        "it was built by another build of the toolchain",
-        "install the build that the manifest names, or pull an engine of the one installed",
-    ),
-)
-"""The first that matches explains a refusal."""
-
-UNKNOWN = Cause("", EngineRunError, "", "pull the engine again; if it stays so, rebuild it")
-
-
 def load_bindings(toolchain: str) -> Any:
     """The Python module that runs this toolchain's plans.
 
     Raises: HostError when none is installed.
     """
     library = RUNTIME_OF.get(toolchain)
-    if library is None or toolchain == "ort-trt":
+    if library not in BINDINGS:
         raise HostError(
-            f"plans of toolchain {toolchain!r} are not run here",
-            fix="ort-trt artifacts are run by ONNX Runtime; see toolchains/ort_trt.py",
+            f"plans of toolchain {toolchain!r} are not TensorRT's own",
+            fix="see artifacts.py for what runs them",
         )
     for name in BINDINGS[library]:
         try:
@@ -140,9 +88,9 @@ def load_cuda() -> Any:
     return cuda
 
 
-def require_driver(cuda: Any, cuda_major: int) -> None:
-    """Raises DriverTooOld when the driver is older than CUDA `cuda_major`.0."""
-    have = cuda.get_driver_version()
+def require_driver(have: int, cuda_major: int) -> None:
+    """Raises DriverTooOld when the driver, of CUDA `have` (13010 is 13.1), is older than
+    CUDA `cuda_major`.0."""
     if have // 1000 < cuda_major:
         raise DriverTooOld(
             f"the driver supports CUDA {have // 1000}.{have % 1000 // 10}, and this engine's "
@@ -173,7 +121,7 @@ class Engine(Closing):
         self.trt = load_bindings(toolchain)
         self.cuda = load_cuda()
         if cuda_major is not None:
-            require_driver(self.cuda, cuda_major)
+            require_driver(self.cuda.get_driver_version(), cuda_major)
         if RUNTIME_OF[toolchain] == "tensorrt-rtx":
             read_plan_header(plan)
         self._stack = ExitStack()
@@ -280,10 +228,4 @@ class Engine(Closing):
 
     def failure(self, what: str) -> EngineRunError:
         """The error of this engine, with the runtime's own words and what they mean."""
-        cause = self.messages.cause()
-        found = next((one for one in CAUSES if one.mark in cause.lower()), UNKNOWN)
-        return found.error(
-            f"{self.plan.name} {what} on {self.device_name}",
-            why="; ".join(part for part in (found.why, cause) if part),
-            fix=found.fix,
-        )
+        return refused(self.plan, what, self.device_name, self.messages.cause())

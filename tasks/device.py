@@ -29,7 +29,7 @@ def verify_on_gpu(
     if manifest is None:
         raise StoreMissing(f"benchmark: no engine of spec {spec_digest[:12]} is in the store")
     check_device(manifest.gpu, cross=False)
-    plan, reference = _files(site, manifest)
+    plan, reference, plugins = _files(site, manifest)
     request = DeviceRequest(
         plan=plan,
         reference=reference,
@@ -38,6 +38,7 @@ def verify_on_gpu(
         profiles=manifest.spec.profiles,
         budget=budget or DEFAULT_BUDGETS[manifest.precision],
         class_scores=class_scores,
+        plugins=plugins,
     )
     with site.scratch() as scratch:
         verdict = verify_on_device(request, scratch / "device")
@@ -49,16 +50,21 @@ def verify_on_gpu(
 @task(name="benchmark", **STEP)
 def measure(manifest: Manifest) -> tuple[BenchmarkRow, ...]:
     site = stages.here()
-    plan, reference = _files(site, manifest)
-    rows = benchmark_engine(manifest, plan, reference, host_class=host_class())
+    plan, reference, plugins = _files(site, manifest)
+    rows = benchmark_engine(manifest, plan, reference, host_class=host_class(), plugins=plugins)
     BenchmarkTables(site.store.objects).append(rows)
     return rows
 
 
-def _files(site: stages.Site, manifest: Manifest) -> tuple[Path, Path]:
+def _files(site: stages.Site, manifest: Manifest) -> tuple[Path, Path, tuple[Path, ...]]:
+    """Plan, reference and plugin libraries, on this machine."""
     if manifest.reference is None:
         raise StoreMissing(f"benchmark: {manifest.spec.label} has no reference to be held against")
     return (
         site.cache.ensure(site.store, manifest.engine),
         site.cache.ensure(site.store, manifest.reference),
+        tuple(
+            site.cache.ensure(site.store, site.store.blob(digest))
+            for digest in manifest.spec.plugins
+        ),
     )

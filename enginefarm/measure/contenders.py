@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EngineRunError
 from enginefarm.measure.harness import Iteration
+from enginefarm.onnx_files import one_line
+from enginefarm.ort import DISABLED_OPTIMIZERS
 from enginefarm.rows import Runtime
 from enginefarm.runtime import Engine
 
@@ -56,44 +58,14 @@ class EngineContender:
         self._session.close()
 
 
-def open_engine(plan: str, toolchain: str) -> EngineContender:
-    """For RemoteContender: an engine on its first profile. The process ends with it."""
-    engine = Engine(Path(plan), toolchain=toolchain)
-    return EngineContender(plan, engine, runtime="tensorrt", profile=0, cuda_graph=False)
-
-
 class OrtContender:
-    """ONNX Runtime with one execution provider. Inputs start, and outputs end, on the CPU."""
+    """A session of ONNX Runtime. Inputs start, and outputs end, on the CPU."""
 
-    def __init__(
-        self,
-        name: str,
-        onnx: Path,
-        *,
-        runtime: Runtime,
-        provider: str,
-        options: Mapping[str, str] | None = None,
-    ) -> None:
-        """Raises: EngineRunError when the provider is not there, or does not take the model."""
-        ort = import_module("onnxruntime")
+    def __init__(self, name: str, session: Any, *, runtime: Runtime) -> None:
         self.name = name
         self.runtime: Runtime = runtime
-        if provider not in ort.get_available_providers():
-            raise EngineRunError(
-                f"{name}: this ONNX Runtime has no {provider}",
-                why=f"it has {', '.join(ort.get_available_providers())}",
-            )
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            str(onnx),
-            settings,
-            providers=[(provider, dict(options or {}))],
-            disabled_optimizers=["WeightBiasQuantization"],
-        )
-        if provider not in self._session.get_providers():
-            raise EngineRunError(f"{name}: {provider} is listed and did not start")
-        self._names = [output.name for output in self._session.get_outputs()]
+        self._session: Any = session
+        self._names = [output.name for output in session.get_outputs()]
         self._feeds: Arrays = {}
         self._found: list[Any] = []
 
@@ -106,11 +78,56 @@ class OrtContender:
 
     def iterate(self) -> Iteration:
         started = time.perf_counter()
-        self._found = self._session.run(self._names, self._feeds)
+        try:
+            self._found = self._session.run(self._names, self._feeds)
+        except Exception as error:
+            raise EngineRunError(
+                f"{self.name}: ONNX Runtime failed to run it", why=one_line(error)
+            ) from error
         return Iteration((time.perf_counter() - started) * 1000)
 
     def outputs(self) -> Arrays:
         return dict(zip(self._names, self._found, strict=True))
+
+    def close(self) -> None:
+        self._session, self._found = None, []
+
+
+def on_provider(
+    name: str,
+    onnx: Path,
+    *,
+    runtime: Runtime,
+    provider: str,
+    options: Mapping[str, str] | None = None,
+) -> OrtContender:
+    """A model on one execution provider, and on no other.
+
+    Raises: EngineRunError when the provider is not there, or does not take the model.
+    """
+    ort = import_module("onnxruntime")
+    if provider not in ort.get_available_providers():
+        raise EngineRunError(
+            f"{name}: this ONNX Runtime has no {provider}",
+            why=f"it has {', '.join(ort.get_available_providers())}",
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            str(onnx),
+            settings,
+            providers=[(provider, dict(options or {}))],
+            disabled_optimizers=DISABLED_OPTIMIZERS,
+            enable_fallback=0,
+        )
+    except Exception as error:
+        raise EngineRunError(
+            f"{name}: {provider} did not take the model", why=one_line(error)
+        ) from error
+    if provider not in session.get_providers():
+        raise EngineRunError(f"{name}: {provider} is listed and did not start")
+    return OrtContender(name, session, runtime=runtime)
 
 
 class TorchContender:

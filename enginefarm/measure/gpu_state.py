@@ -9,6 +9,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
+from enginefarm.host import visible_gpu
 from enginefarm.schema import Frozen
 
 INTERVAL_S = 0.02
@@ -45,13 +46,13 @@ class GpuState(Frozen):
 
 
 class GpuSampler:
-    """Samples in a thread between `with` and its end; then `state()`.
+    """Samples the GPU that this process may see, in a thread between `with` and its end; then
+    `state()`.
 
     On a host without NVML it samples nothing and says so by None.
     """
 
-    def __init__(self, device: int = 0) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._stop = threading.Event()
         self._samples: list[dict[str, float]] = []
         self._limit_w: float | None = None
@@ -61,7 +62,7 @@ class GpuSampler:
         try:
             nvml = import_module("pynvml")
             nvml.nvmlInit()
-            handle = nvml.nvmlDeviceGetHandleByIndex(self._device)
+            handle = visible_gpu(nvml)
         except Exception:
             return self
         self._limit_w = _ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)

@@ -47,6 +47,16 @@ class EngineStore:
         """Whether the blob is there, as far as the server's metadata tells."""
         return blobs.is_intact(self.objects.head(layout.blob(ref)), ref)
 
+    def blob(self, digest: str) -> BlobRef:
+        """The blob of this digest, with its size as the server tells it.
+
+        Raises: StoreMissing.
+        """
+        info = self.objects.head(layout.blob_of(digest))
+        if info is None:
+            raise blobs.missing(BlobRef(digest=digest, size_bytes=0))
+        return BlobRef(digest=digest, size_bytes=info.size_bytes)
+
     def fetch_blob(self, ref: BlobRef, dest: Path) -> Path:
         """Downloads to `dest`, whole or not at all. Reports progress "download".
 

@@ -30,7 +30,11 @@ class IndexEntry(NamedTuple):
 
 
 def blob(ref: BlobRef) -> str:
-    return f"{BLOBS}{ref.digest[:2]}/{ref.digest}"
+    return blob_of(ref.digest)
+
+
+def blob_of(digest: str) -> str:
+    return f"{BLOBS}{digest[:2]}/{digest}"
 
 
 def spec(spec_digest: str) -> str:

@@ -1,8 +1,8 @@
 """ONNX Runtime with its TensorRT execution provider: an EPContext model as the artifact.
 
-The artifact is an ONNX file whose one node holds the engine. ONNX Runtime's own engine cache
-has weak keys (it once reused engines of another precision), so it gets an empty folder for
-each build and is never read back: what names an artifact is our spec digest.
+The artifact is an ONNX file whose one node holds the engine; ort_tensorrt.py runs it. ONNX
+Runtime's own engine cache has weak keys (it once reused engines of another precision) and is
+never switched on: what names an artifact is our spec digest.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
-from enginefarm.errors import BuildError, ToolchainError
+from enginefarm.errors import BuildError, HostError, ToolchainError
+from enginefarm.onnx_files import one_line
+from enginefarm.ort_tensorrt import EVERYTHING, PROVIDER, open_session
 from enginefarm.recipe import PrecisionName
+from enginefarm.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import require_gpu
 
 NAME = "ort-trt"
-PROVIDER = "TensorrtExecutionProvider"
-PACKAGE = "onnxruntime-gpu"
 PRECISION_OPTIONS: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("trt_fp16_enable",),
@@ -43,28 +41,24 @@ class OrtTensorRT:
     cross = False
 
     def identity(self) -> ToolchainId:
-        try:
-            runtime = version(PACKAGE)
-        except PackageNotFoundError:
+        found = ort_tensorrt()
+        if found is None:
             raise ToolchainError(
-                f"toolchain {NAME}: {PACKAGE} is not installed",
-                fix=f"pip install {PACKAGE} tensorrt-cu12",
-            ) from None
-        for cuda in ("13", "12"):
-            try:
-                tensorrt = version(f"tensorrt-cu{cuda}-libs")
-            except PackageNotFoundError:
-                continue
-            return ToolchainId(
-                name=NAME,
-                build=f"{runtime}+tensorrt.{tensorrt}",
-                cuda=cuda,
-                os=platform.system().lower(),
-                arch=platform.machine(),
+                f"toolchain {NAME}: {ORT_PACKAGE} is not installed",
+                fix=f"pip install {ORT_PACKAGE} tensorrt-cu12",
             )
-        raise ToolchainError(
-            f"toolchain {NAME}: the TensorRT that {PACKAGE} {runtime} needs is not installed",
-            fix="pip install tensorrt-cu12",
+        if found.build is None or found.cuda is None:
+            raise ToolchainError(
+                f"toolchain {NAME}: the TensorRT that {ORT_PACKAGE} {found.onnxruntime} needs "
+                "is not installed",
+                fix="pip install tensorrt-cu12",
+            )
+        return ToolchainId(
+            name=NAME,
+            build=found.build,
+            cuda=found.cuda,
+            os=platform.system().lower(),
+            arch=platform.machine(),
         )
 
     def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
@@ -93,48 +87,33 @@ class OrtTensorRT:
     def build(self, request: BuildRequest) -> BuildOutput:
         self.check(request.spec)
         require_gpu(request.spec)
-        ort: Any = import_module("onnxruntime")
-        if PROVIDER not in ort.get_available_providers():
-            raise ToolchainError(
-                f"toolchain {NAME}: this ONNX Runtime has no {PROVIDER}",
-                fix=f"pip install {PACKAGE} in place of onnxruntime",
-            )
         started = time.monotonic()
         plan = request.work_dir / "engine.plan"
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 1
         options = provider_options(request, plan)
-        session = ort.InferenceSession(
-            str(request.onnx),
-            settings,
-            providers=[(PROVIDER, options)],
-            # With it ONNX Runtime 1.32 computes Q/DQ with FP16 scales wrongly.
-            disabled_optimizers=["WeightBiasQuantization"],
-        )
-        if session.get_providers()[0] != PROVIDER or not plan.is_file():
+        try:
+            open_session(request.onnx, options, log_severity=EVERYTHING)
+        except HostError:
+            raise
+        except Exception as error:
+            raise BuildError(f"{PROVIDER} refused the model", why=one_line(error)) from error
+        if not plan.is_file():
             raise BuildError(
-                f"{PROVIDER} did not take the model",
-                why=f"the session runs on {', '.join(session.get_providers())}",
+                f"{PROVIDER} did not take the whole model",
+                why="it wrote no context model",
                 fix="see build.log for the operators that it leaves to the CPU",
             )
         return BuildOutput(
             plan=plan,
             tensors=onnx_tensors(request.onnx),
             seconds=time.monotonic() - started,
-            timing_cache=_timing_cache(request.work_dir),
             details={"provider_options": dict(options), "valid_for": validity(request.spec)},
         )
 
 
 def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
     """Options of the TensorRT provider; names are checked against a recorded list."""
-    spec, folder = request.spec, request.work_dir
+    spec = request.spec
     options: dict[str, JsonValue] = {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder / "engine-cache"),
-        "trt_engine_cache_prefix": spec.digest[:16],
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder / "timing-cache"),
         "trt_dump_ep_context_model": "1",
         "trt_ep_context_file_path": str(plan),
         "trt_ep_context_embed_mode": "1",
@@ -179,7 +158,3 @@ def _shapes(shapes: Mapping[str, MinOptMax], point: str) -> str:
         f"{name}:{'x'.join(str(dim) for dim in getattr(bounds, point))}"
         for name, bounds in shapes.items()
     )
-
-
-def _timing_cache(folder: Path) -> Path | None:
-    return next(iter(sorted((folder / "timing-cache").glob("*.timing"))), None)

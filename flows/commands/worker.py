@@ -17,7 +17,7 @@ from enginefarm.errors import FarmError, UsageError
 @click.option("--cross", is_flag=True, help="With --gpu: no GPU here, cross-build for it.")
 @click.option("--cpu", is_flag=True, help="Cross-build for labels that have no worker.")
 @click.option("--control", is_flag=True, help="Plan, export, calibrate and fan out.")
-@click.option("--name", help="The worker's name; host and role by default.")
+@click.option("--name", help="The worker's name; host, role and card by default.")
 @click.option("--limit", type=click.IntRange(1, 64), help="Runs at once: 1; control 8.")
 def worker(
     label: str | None, cross: bool, cpu: bool, control: bool, name: str | None, limit: int | None
@@ -59,8 +59,15 @@ def _role(label: str | None, cross: bool, cpu: bool, control: bool) -> str:
     return "cpu" if cpu else "control"
 
 
+def default_name(role: str, label: str | None) -> str:
+    """The host's and the role's; the card's too, for a machine with several GPUs."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "") if role == "gpu" else ""
+    card = f"-{shown.split(',')[0]}" if shown else ""
+    return f"{platform.node()}-{label or role}{card}"
+
+
 def _name(name: str | None, role: str, label: str | None) -> str:
-    made = name or f"{platform.node()}-{label or role}"
+    made = name or default_name(role, label)
     made = re.sub(r"[^a-z0-9._-]+", "-", made.lower()).strip("-._")[:64].rstrip("-._")
     if not made:
         raise FarmError(f"worker: {name!r} is no name", fix="use letters, digits, - and _")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from enginefarm import workers
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.workers import Card
+from flows.commands import worker
 
 
 def card(name: str) -> Card:
@@ -39,3 +42,13 @@ def test_a_card_that_cannot_be_read_hides_no_other(store: EngineStore) -> None:
     store.put_object(f"{workers.PREFIX}gpu-t4/odd.json", b'{"version": "of tomorrow"}')
     workers.write(store, card("two"))
     assert [row.card.name for row in workers.listed(store)] == ["two"]
+
+
+def test_two_workers_of_one_machine_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for shown in ("0", "1", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        names.append(worker.default_name("gpu", "h100"))
+    assert [name.removeprefix(names[2]) for name in names] == ["-0", "-1", ""]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert worker.default_name("cross", "h100") == names[2]

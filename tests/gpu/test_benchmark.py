@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.benchmark import side_by_side
-from enginefarm.measure.contenders import EngineContender, OrtContender
+from enginefarm.measure.contenders import EngineContender, on_provider
 from enginefarm.measure.gpu_state import GpuSampler
 from enginefarm.measure.harness import Harness
 from enginefarm.measure.remote import RemoteContender
@@ -35,7 +35,7 @@ def test_side_by_side(
             arguments=["efficientnet_lite0", "cuda"],
             environment=torch_python[1],
         ),
-        OrtContender(
+        on_provider(
             "ort cpu",
             models / "efficientnet_lite0.onnx",
             runtime="onnxruntime-cpu",

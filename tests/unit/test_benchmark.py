@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from enginefarm.manifest import (
     GraphVerification,
     Manifest,
 )
-from enginefarm.measure.contenders import OrtContender, TorchContender
+from enginefarm.measure.contenders import TorchContender, on_provider
 from enginefarm.measure.harness import Harness, Iteration, interleave
 from enginefarm.measure.remote import RemoteContender
 from enginefarm.runtime import load_bindings, load_cuda
@@ -93,7 +94,7 @@ def test_pytorch_and_onnx_runtime_on_the_cpu_agree(tmp_path: Path) -> None:
     found = side_by_side(
         [
             TorchContender("pytorch", linear, outputs=["y"], device="cpu"),
-            OrtContender("ort", path, runtime="onnxruntime-cpu", provider="CPUExecutionProvider"),
+            on_provider("ort", path, runtime="onnxruntime-cpu", provider="CPUExecutionProvider"),
         ],
         feeds,
         batch=8,
@@ -144,7 +145,7 @@ def test_a_python_that_dies_at_once_is_an_error_and_no_wait() -> None:
 def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
     with pytest.raises(EngineRunError, match="no CUDAExecutionProvider"):
-        OrtContender("ort", path, runtime="onnxruntime-cuda", provider="CUDAExecutionProvider")
+        on_provider("ort", path, runtime="onnxruntime-cuda", provider="CUDAExecutionProvider")
 
 
 def test_settings_are_part_of_the_flags() -> None:
@@ -157,7 +158,7 @@ def test_no_driver_and_no_runtime_are_the_hosts_errors() -> None:
         load_cuda()
     with pytest.raises(HostError, match="no runtime for tensorrt"):
         load_bindings("tensorrt")
-    with pytest.raises(HostError, match="ort-trt"):
+    with pytest.raises(HostError, match="'ort-trt' are not TensorRT's own"):
         load_bindings("ort-trt")
 
 
@@ -176,8 +177,8 @@ def test_rows_of_an_engine_and_none_for_a_graph_that_cannot_be_captured(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(benchmark, "EngineContender", StandIn)
-    monkeypatch.setattr(benchmark, "Engine", lambda *_, **__: nullcontext())
+    opened = SimpleNamespace(running=StandIn)
+    monkeypatch.setattr(benchmark, "open_artifact", lambda *_, **__: nullcontext(opened))
     x = np.ones((2, 3, 16, 16), np.float16)
     np.savez(tmp_path / "r.npz", **{"0000/input/x": x, "0000/output/y": x})
     rows = benchmark.benchmark_engine(

@@ -97,6 +97,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[str]:
         "nvmlDeviceGetCudaComputeCapability": lambda card: (8, 6),
         "nvmlDeviceGetName": lambda card: b"NVIDIA A10G",
         "nvmlSystemGetDriverVersion": lambda: "580.95.05",
+        "nvmlSystemGetCudaDriverVersion": lambda: 13010,
         **changes,
     }
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**answers))  # type: ignore[arg-type]
@@ -107,8 +108,9 @@ def nvml(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[str]:
 
 def test_the_first_card_as_nvml_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = nvml(monkeypatch)
-    found = NvmlGpu(name="NVIDIA A10G", compute_capability="8.6", driver="580.95.05")
-    assert host.first_gpu() == found
+    assert host.first_gpu() == NvmlGpu(
+        name="NVIDIA A10G", compute_capability="8.6", driver="580.95.05", driver_cuda=13010
+    )
     assert asked == ["index 0", "shut down"]
 
 

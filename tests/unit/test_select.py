@@ -61,6 +61,16 @@ def test_an_engine_whose_runtime_is_installed_comes_before_one_whose_runtime_is_
     assert "needs tensorrt 10.16.1.11" in chosen.candidates[1].caveats[0]
 
 
+def test_a_context_model_needs_the_very_pair_of_onnx_runtime_and_tensorrt() -> None:
+    pair = "1.31.1+tensorrt.10.16.1.11"
+    made = make_manifest(toolchain="ort-trt", build=pair)
+    has = {"tensorrt": "10.16.1.11", "onnxruntime-tensorrt": pair}
+    (candidate,) = select([made], host(runtimes=has)).candidates
+    assert (candidate.fit, candidate.caveats) == (Fit.EXACT_GPU, ("not yet verified on a GPU",))
+    newer = has | {"onnxruntime-tensorrt": "1.32.0+tensorrt.10.16.1.11"}
+    assert "the host has 1.32.0+tensorrt" in reason(select([made], host(runtimes=newer)))
+
+
 @pytest.mark.parametrize(
     ("manifest", "on", "says"),
     [

@@ -118,10 +118,16 @@ def test_a_model_without_a_batch_dim_is_not_batched() -> None:
     assert not config.HasField("dynamic_batching")
 
 
-def test_what_triton_cannot_load_is_refused_and_says_what_to_build() -> None:
-    portable = make_manifest(toolchain="tensorrt-rtx", build="1.7.1.116")
-    with pytest.raises(ToolchainError, match="tensorrt-rtx") as caught:
-        triton.repository([portable], name="model")
+@pytest.mark.parametrize(
+    ("toolchain", "build"),
+    [("tensorrt-rtx", "1.7.1.116"), ("ort-trt", "1.31.1+tensorrt.10.16.1.11")],
+)
+def test_what_triton_cannot_load_is_refused_and_says_what_to_build(
+    toolchain: str, build: str
+) -> None:
+    engine = make_manifest(toolchain=toolchain, build=build)
+    with pytest.raises(ToolchainError, match=toolchain) as caught:
+        triton.repository([engine], name="model")
     assert "toolchain `tensorrt`" in caught.value.fix
 
 

@@ -84,7 +84,7 @@ def test_an_engine_in_a_process_of_its_own(plan: Plan) -> None:
         "engine",
         runtime="tensorrt",
         python=this_python(),
-        factory="enginefarm.measure.contenders:open_engine",
+        factory="enginefarm.artifacts:running_artifact",
         arguments=[str(plan()), "tensorrt"],
     )
     try:
@@ -111,7 +111,7 @@ NVML = SimpleNamespace(
     NVML_TEMPERATURE_GPU=0,
     nvmlInit=lambda: None,
     nvmlDeviceGetHandleByIndex=lambda index: f"gpu{index}",
-    nvmlDeviceGetEnforcedPowerLimit=lambda handle: 400_000,
+    nvmlDeviceGetEnforcedPowerLimit=lambda handle: {"gpu0": 400_000, "gpu1": 72_000}[handle],
     nvmlDeviceGetClockInfo=lambda handle, kind: {1: 1410, 2: 1215}[kind],
     nvmlDeviceGetPowerUsage=lambda handle: 250_500,
     nvmlDeviceGetTemperature=no_temperature,
@@ -124,7 +124,8 @@ def test_the_gpus_state_meanwhile_and_none_for_what_it_does_not_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", NVML)  # type: ignore[arg-type]
-    with GpuSampler(device=0) as sampler:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with GpuSampler() as sampler:
         pass
     state = sampler.state()
     assert state.samples >= 1
@@ -132,3 +133,13 @@ def test_the_gpus_state_meanwhile_and_none_for_what_it_does_not_tell(
     assert (state.power_w, state.power_limit_w) == (250.5, 400)
     assert state.temperature_c is None
     assert state.throttle_reasons == "software power cap"
+
+
+def test_the_state_is_that_of_the_gpu_this_process_may_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", NVML)  # type: ignore[arg-type]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with GpuSampler() as sampler:
+        pass
+    assert sampler.state().power_limit_w == 72

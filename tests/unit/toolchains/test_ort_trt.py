@@ -13,7 +13,9 @@ import tiny_onnx
 from published_options import recorded
 from specs import IMAGES, TEXT, request, spec
 
-from enginefarm.errors import BuildError, ToolchainError
+from enginefarm import runtimes
+from enginefarm.errors import BuildError, HostError, ToolchainError
+from enginefarm.ort_tensorrt import PROVIDER
 from enginefarm.toolchains import BuildRequest, ort_trt
 
 KNOWN = recorded("ort_trt_options.txt")
@@ -46,10 +48,10 @@ def test_profiles_are_listed_one_after_another() -> None:
     assert options["trt_profile_min_shapes"] == "ids:1x1,mask:1x1,ids:1x1,mask:1x1"
 
 
-def test_its_own_cache_lives_and_dies_with_the_build() -> None:
+def test_its_own_cache_is_never_on() -> None:
     options = ort_trt.provider_options(request(spec("ort-trt", BUILD)), Path("/w/out/engine.plan"))
-    assert str(options["trt_engine_cache_path"]).startswith("/w/out/")
-    assert str(options["trt_timing_cache_path"]).startswith("/w/out/")
+    assert options["trt_ep_context_file_path"] == "/w/out/engine.plan"
+    assert not [name for name in options if "engine_cache" in name]
 
 
 def test_an_artifact_says_what_it_is_valid_for() -> None:
@@ -80,7 +82,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
             raise PackageNotFoundError(name)
         return versions[name.replace("-", "_")]
 
-    monkeypatch.setattr(ort_trt, "version", version)
+    monkeypatch.setattr(runtimes.metadata, "version", version)
 
 
 def test_it_is_known_by_both_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,27 +94,34 @@ def test_it_is_known_by_both_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         ort_trt.OrtTensorRT().identity()
 
 
-class Session:
-    """ONNX Runtime's, as far as the toolchain looks: `takes` decides who runs the model."""
+def test_a_host_that_has_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
+    found = runtimes.installed_runtimes()
+    assert found == {"tensorrt": "10.16.1.11", "onnxruntime-tensorrt": BUILD}
 
+
+class Session:
+    """ONNX Runtime's, as far as the toolchain looks. Its words are recorded from
+    onnxruntime-gpu 1.17.1 and 1.31.1 on a machine without TensorRT's libraries."""
+
+    refuses: Exception | None = None
     takes = True
 
     def __init__(self, model: str, settings: object, *, providers: Any, **_: object) -> None:
         ((self._provider, options),) = providers
+        if self.refuses is not None:
+            raise self.refuses
         if self.takes:
             Path(options["trt_ep_context_file_path"]).write_bytes(b"an artifact")
-            cache = Path(options["trt_timing_cache_path"])
-            cache.mkdir()
-            (cache / "gpu.timing").write_bytes(b"timings")
 
     def get_providers(self) -> list[str]:
-        return [self._provider, "CPUExecutionProvider"] if self.takes else ["CPUExecutionProvider"]
+        return [self._provider, "CPUExecutionProvider"]
 
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     made = SimpleNamespace(
-        get_available_providers=lambda: [ort_trt.PROVIDER, "CPUExecutionProvider"],
+        get_available_providers=lambda: [PROVIDER, "CPUExecutionProvider"],
         SessionOptions=SimpleNamespace,
         InferenceSession=Session,
     )
@@ -126,11 +135,9 @@ def asked(tmp_path: Path) -> BuildRequest:
     return BuildRequest(spec=spec("ort-trt", BUILD), onnx=onnx, work_dir=tmp_path)
 
 
-def test_the_artifact_and_its_timings_come_back(tmp_path: Path, runtime: SimpleNamespace) -> None:
+def test_the_artifact_comes_back(tmp_path: Path, runtime: SimpleNamespace) -> None:
     output = ort_trt.OrtTensorRT().build(asked(tmp_path))
     assert output.plan.read_bytes() == b"an artifact"
-    assert output.timing_cache is not None
-    assert output.timing_cache.read_bytes() == b"timings"
     assert BUILD in str(output.details["valid_for"])
     assert [tensor.name for tensor in output.tensors] == ["x", "y"]
 
@@ -139,9 +146,26 @@ def test_a_model_that_is_left_to_the_cpu_is_no_artifact(
     tmp_path: Path, runtime: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Session, "takes", False)
-    with pytest.raises(BuildError, match="did not take the model") as caught:
+    with pytest.raises(BuildError, match="did not take the whole model"):
         ort_trt.OrtTensorRT().build(asked(tmp_path))
-    assert "CPUExecutionProvider" in caught.value.why
+
+
+def test_what_tensorrt_says_of_a_model_is_the_reason(
+    tmp_path: Path, runtime: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "refuses", RuntimeError("TensorRT EP failed to create engine"))
+    with pytest.raises(BuildError, match="refused the model") as caught:
+        ort_trt.OrtTensorRT().build(asked(tmp_path))
+    assert "failed to create engine" in caught.value.why
+
+
+def test_a_host_that_cannot_start_the_provider_says_nothing_of_the_model(
+    tmp_path: Path, runtime: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as mentioned in"
+    monkeypatch.setattr(Session, "refuses", RuntimeError(words))
+    with pytest.raises(HostError, match="does not start on this host"):
+        ort_trt.OrtTensorRT().build(asked(tmp_path))
     runtime.get_available_providers = lambda: ["CPUExecutionProvider"]
-    with pytest.raises(ToolchainError, match=f"has no {ort_trt.PROVIDER}"):
+    with pytest.raises(HostError, match=f"has no {PROVIDER}"):
         ort_trt.OrtTensorRT().build(asked(tmp_path))

@@ -1,0 +1,124 @@
+"""What a toolchain made, opened on this machine's GPU: run in one way, whatever runs it.
+
+with open_artifact(plan, toolchain="ort-trt") as artifact:
+    running = artifact.running("int8")
+    running.bind(feeds)
+    running.iterate()
+    outputs = running.outputs()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from enginefarm.closing import Closing
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.measure.contenders import EngineContender, OrtContender
+from enginefarm.measure.harness import Contender
+from enginefarm.names import RUNTIME_OF, RuntimeName
+from enginefarm.ort_tensorrt import OrtEngine
+from enginefarm.runtime import Engine
+
+
+class Running(Contender, Protocol):
+    """An artifact on one profile, with buffers of its own. Close it before the artifact."""
+
+    def close(self) -> None: ...
+
+
+class Artifact(AbstractContextManager["Artifact"], Protocol):
+    """Loaded, and not yet run."""
+
+    device_name: str
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+        """Raises: EngineRunError when there is no such profile."""
+        ...
+
+
+class Opening(NamedTuple):
+    """What is to be opened, and how; see `open_artifact`."""
+
+    plan: Path
+    toolchain: str
+    plugins: Sequence[Path]
+    cuda_major: int | None
+    host_code_allowed: bool
+
+
+class _Plan(Closing):
+    """A plan of TensorRT or TensorRT-RTX."""
+
+    def __init__(self, asked: Opening) -> None:
+        self._runtime: RuntimeName = RUNTIME_OF[asked.toolchain]
+        self._engine = Engine(
+            asked.plan,
+            toolchain=asked.toolchain,
+            plugins=asked.plugins,
+            cuda_major=asked.cuda_major,
+            host_code_allowed=asked.host_code_allowed,
+        )
+        self.device_name = self._engine.device_name
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+        return EngineContender(
+            name, self._engine, runtime=self._runtime, profile=profile, cuda_graph=cuda_graph
+        )
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _ContextModel(Closing):
+    """An EPContext model of ONNX Runtime, which chooses the profile by itself."""
+
+    def __init__(self, asked: Opening) -> None:
+        self._name = asked.plan.name
+        self._engine = OrtEngine(asked.plan, plugins=asked.plugins, cuda_major=asked.cuda_major)
+        self.device_name = self._engine.device_name
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+        if cuda_graph:
+            raise EngineRunError(
+                f"{self._name}: no CUDA graph of it can be captured",
+                why="ONNX Runtime captures its own",
+            )
+        return OrtContender(name, self._engine.session, runtime="onnxruntime-tensorrt")
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+OPENED_BY: dict[RuntimeName, Callable[[Opening], Artifact]] = {
+    "tensorrt": _Plan,
+    "tensorrt-rtx": _Plan,
+    "onnxruntime-tensorrt": _ContextModel,
+}
+
+
+def open_artifact(
+    plan: Path,
+    *,
+    toolchain: str,
+    plugins: Sequence[Path] = (),
+    cuda_major: int | None = None,
+    host_code_allowed: bool = False,
+) -> Artifact:
+    """Loads it on the GPU. Use it in a `with`.
+
+    cuda_major: what the driver must be able to run. host_code_allowed: see runtime.Engine.
+    Raises: HostError, DriverTooOld, EngineRunError.
+    """
+    if toolchain not in RUNTIME_OF:
+        raise HostError(f"plans of toolchain {toolchain!r} are not run here")
+    asked = Opening(plan, toolchain, plugins, cuda_major, host_code_allowed)
+    return OPENED_BY[RUNTIME_OF[toolchain]](asked)
+
+
+def running_artifact(plan: str, toolchain: str, *plugins: str) -> Running:
+    """For RemoteContender: on its first profile. The process ends with it."""
+    artifact = open_artifact(Path(plan), toolchain=toolchain, plugins=[*map(Path, plugins)])
+    return artifact.running(plan)
