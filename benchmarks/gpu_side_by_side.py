@@ -100,11 +100,13 @@ def contenders(
         filter(None, (os.environ.get("ENGINEFARM_ORT_PYTHONPATH"), benchmarks, *sys.path[:3]))
     )
     yield "ORT CUDA", ort("ORT CUDA EP FP32", "onnxruntime-cuda", "CUDAExecutionProvider")
-    for precision, allowed in (("FP32", {}), ("FP16", {"trt_fp16_enable": "1"})):
+    for precision, allowed in (("FP32", {}), ("FP16", {"trt_fp16_enable": "True"})):
         label = f"ORT TensorRT EP {precision}"
         yield label, ort(label, "onnxruntime-tensorrt", PROVIDER, **TENSORRT_OPTIONS, **allowed)
-    yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
-    for plan in sorted(plans.glob(f"{name}-*.plan")) if plans else ():
+    if plans is None:  # beside a GPU its threads, which wait by spinning, disturb the others
+        yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
+        return
+    for plan in sorted(plans.glob(f"{name}-*.plan")):
         for graph in (False, True):
             engine = stack.enter_context(Engine(plan, toolchain="tensorrt"))
             label = f"TensorRT {plan.stem.rpartition('-')[2]}{' + CUDA graph' if graph else ''}"

@@ -73,7 +73,7 @@ class _Plan(Closing):
 
 
 class _ContextModel(Closing):
-    """An EPContext model of ONNX Runtime, which chooses the profile by itself."""
+    """An EPContext model of ONNX Runtime, which has one profile."""
 
     def __init__(self, asked: Opening) -> None:
         self._name = asked.plan.name

@@ -9,12 +9,12 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from enginefarm import stages
+from enginefarm import ort, stages
 from enginefarm.benchmark import Measured, filled, side_by_side
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
@@ -25,7 +25,7 @@ from enginefarm.measure.shapes import Point, sized
 from enginefarm.progress import report
 from enginefarm.recipe import PrecisionName, Recipe
 from enginefarm.reference import read_reference
-from enginefarm.rows import BenchmarkRow
+from enginefarm.rows import BenchmarkRow, Runtime
 from enginefarm.site import Site, materialise
 from enginefarm.sources import source
 from enginefarm.spec import OnnxRef
@@ -33,7 +33,11 @@ from enginefarm.spec import OnnxRef
 CPU_HARNESS = Harness(warmup_iterations=3, warmup_s=0.3, min_iterations=20, max_seconds=10)
 """A CPU pass can take seconds: fewer of them."""
 
-DISTRIBUTIONS = {"pytorch": "torch", "onnxruntime-cpu": "onnxruntime"}
+BUILDS: dict[Runtime, Callable[[], str]] = {
+    "pytorch": lambda: version("torch"),
+    "onnxruntime-cpu": ort.build,
+}
+TOOLCHAINS: dict[Runtime, str] = {"pytorch": "torch", "onnxruntime-cpu": "onnxruntime"}
 
 
 def benchmark_cpu(
@@ -128,7 +132,6 @@ def _points(manifest: Manifest, order: Sequence[str]) -> list[Point]:
 
 
 def _row(recipe: str, precision: PrecisionName, found: Measured, point: Point) -> BenchmarkRow:
-    distribution = DISTRIBUTIONS[found.runtime]
     now = dt.datetime.now(dt.UTC)
     row = BenchmarkRow(
         date=now.date(),
@@ -138,8 +141,8 @@ def _row(recipe: str, precision: PrecisionName, found: Measured, point: Point) -
         outcome="measured",
         runtime=found.runtime,
         precision=precision,
-        toolchain=distribution,
-        toolchain_build=version(distribution),
+        toolchain=TOOLCHAINS[found.runtime],
+        toolchain_build=BUILDS[found.runtime](),
     ).model_copy(update=verification_columns(found.against_first))
     return filled(row, found, point, host_class=host_class())
 

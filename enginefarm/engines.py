@@ -53,7 +53,15 @@ RECORDED_VALUES = {
     "details",
 }
 
-RECORDED_PACKAGES = ("enginefarm", "onnx", "onnxruntime", "onnxslim", "torch", "tensorrt")
+RECORDED_PACKAGES = (
+    "enginefarm",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxslim",
+    "torch",
+    "tensorrt",
+)
 
 
 class Job(Frozen):

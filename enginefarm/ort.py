@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EnginefarmError
+from enginefarm.errors import EnginefarmError, HostError
 from enginefarm.onnx_files import one_line
+from enginefarm.runtimes import ORT_PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +94,14 @@ def run(
 
 def version() -> str:
     """`onnxruntime 1.32.0`, without importing it."""
-    from importlib.metadata import version
+    return f"onnxruntime {build()}"
 
-    return f"onnxruntime {version('onnxruntime')}"
+
+def build() -> str:
+    """Its version, whichever distribution it came in."""
+    # With both installed, the later one's files are there: pip installs onnxruntime first, since
+    # enginefarm needs it.
+    for distribution in (ORT_PACKAGE, "onnxruntime"):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    raise HostError("ONNX Runtime is not installed", fix="pip install onnxruntime")

@@ -70,6 +70,12 @@ class OrtTensorRT:
                 f"toolchain {NAME}: it has no {spec.precision.name}",
                 fix=f"use one of: {', '.join(PRECISION_OPTIONS)}; or toolchain `tensorrt`",
             )
+        if len(spec.profiles) > 1:
+            raise ToolchainError(
+                f"profiles: toolchain {NAME} takes one, and there are {len(spec.profiles)}",
+                why="ONNX Runtime builds all of them into the engine, and runs the first alone",
+                fix="make one profile that covers them, or use toolchain `tensorrt` or `trtexec`",
+            )
         options = spec.builder
         for option, wanted in (
             ("builder.refit", options.refit),
@@ -114,29 +120,29 @@ def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
     """Options of the TensorRT provider; names are checked against a recorded list."""
     spec = request.spec
     options: dict[str, JsonValue] = {
-        "trt_dump_ep_context_model": "1",
+        "trt_dump_ep_context_model": "True",
         "trt_ep_context_file_path": str(plan),
         "trt_ep_context_embed_mode": "1",
         "trt_builder_optimization_level": str(spec.builder.optimization_level),
     }
     for name in PRECISION_OPTIONS[spec.precision.name]:
-        options[name] = "1"
+        options[name] = "True"
     if spec.builder.workspace_mib is not None:
         options["trt_max_workspace_size"] = str(spec.builder.workspace_mib << 20)
     if spec.builder.compatibility == "ampere_plus":
-        options["trt_engine_hw_compatible"] = "1"
+        options["trt_engine_hw_compatible"] = "True"
     if spec.builder.sparse_weights:
-        options["trt_sparsity_enable"] = "1"
+        options["trt_sparsity_enable"] = "True"
     if spec.builder.strip_plan:
-        options["trt_weight_stripped_engine_enable"] = "1"
+        options["trt_weight_stripped_engine_enable"] = "True"
     if spec.builder.tactic_sources is not None:
         options["trt_tactic_sources"] = ",".join(f"+{name}" for name in spec.builder.tactic_sources)
     if request.plugins:
         options["trt_extra_plugin_lib_paths"] = ";".join(map(str, request.plugins))
+    (profile,) = spec.profiles
     for point in ("min", "opt", "max"):
-        shapes = [text for profile in spec.profiles if (text := _shapes(profile.shapes, point))]
-        if shapes:
-            options[f"trt_profile_{point}_shapes"] = ",".join(shapes)
+        if profile.shapes:
+            options[f"trt_profile_{point}_shapes"] = _shapes(profile.shapes, point)
     return options
 
 

