@@ -9,6 +9,7 @@ with open_artifact(plan, toolchain="ort-trt") as artifact:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from enginefarm.closing import Closing
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.measure.contenders import EngineContender, OrtContender
 from enginefarm.measure.harness import Contender
+from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.names import RUNTIME_OF, RuntimeName
 from enginefarm.ort_tensorrt import OrtEngine
 from enginefarm.runtime import Engine
@@ -118,7 +120,43 @@ def open_artifact(
     return OPENED_BY[RUNTIME_OF[toolchain]](asked)
 
 
-def running_artifact(plan: str, toolchain: str, *plugins: str) -> Running:
-    """For RemoteContender: on its first profile. The process ends with it."""
-    artifact = open_artifact(Path(plan), toolchain=toolchain, plugins=[*map(Path, plugins)])
-    return artifact.running(plan)
+def in_a_process(
+    name: str,
+    plan: Path,
+    *,
+    toolchain: str,
+    plugins: Sequence[Path] = (),
+    profile: int = 0,
+    cuda_graph: bool = False,
+) -> RemoteContender:
+    """One artifact on one profile, in a fresh process that ends with it.
+
+    Raises: EngineRunError when it does not load.
+    """
+    asked = {
+        "plan": str(plan),
+        "toolchain": toolchain,
+        "plugins": [*map(str, plugins)],
+        "profile": profile,
+        "cuda_graph": cuda_graph,
+    }
+    return RemoteContender(
+        name,
+        runtime=RUNTIME_OF[toolchain],
+        python=this_python(),
+        factory="enginefarm.artifacts:run_asked",
+        arguments=[json.dumps(asked)],
+    )
+
+
+def run_asked(asked: str) -> Running:
+    """The other side of `in_a_process`."""
+    fields = json.loads(asked)
+    artifact = open_artifact(
+        Path(fields["plan"]),
+        toolchain=fields["toolchain"],
+        plugins=[*map(Path, fields["plugins"])],
+    )
+    return artifact.running(
+        fields["plan"], profile=fields["profile"], cuda_graph=fields["cuda_graph"]
+    )

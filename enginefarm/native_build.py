@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from enginefarm import isolate, lottery, timing_cache
+from enginefarm.artifacts import in_a_process
 from enginefarm.benchmark import side_by_side
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import ToolchainError
 from enginefarm.host import first_gpu
 from enginefarm.measure.harness import Harness
-from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.measure.shapes import points, sized
-from enginefarm.names import RUNTIME_OF
 from enginefarm.reference import read_reference
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
@@ -85,12 +84,11 @@ def _refuse(plan: Path, request: BuildRequest, reference: Path, budget: Budget) 
 def _latency_ms(plan: Path, request: BuildRequest, reference: Path) -> float:
     """Median at the first profile's opt shapes, in a process of its own."""
     point = points(request.spec.profiles, batch_sweep=False)[0]
-    contender = RemoteContender(
+    contender = in_a_process(
         plan.parent.name,
-        runtime=RUNTIME_OF[request.spec.toolchain.name],
-        python=this_python(),
-        factory="enginefarm.artifacts:running_artifact",
-        arguments=[str(plan), request.spec.toolchain.name, *map(str, request.plugins)],
+        plan,
+        toolchain=request.spec.toolchain.name,
+        plugins=request.plugins,
     )
     try:
         feeds = sized(next(read_reference(reference)).inputs, point.shapes)

@@ -9,10 +9,10 @@ from prefect.logging import get_run_logger
 
 from enginefarm import device_records, stages
 from enginefarm.benchmark import benchmark_engine
-from enginefarm.cpu_benchmark import host_class
 from enginefarm.device_verify import DeviceRequest, verify_on_device
 from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
+from enginefarm.recipe_benchmark import host_class
 from enginefarm.rows import BenchmarkRow
 from enginefarm.tables import BenchmarkTables
 from enginefarm.thresholds import DEFAULT_BUDGETS, Budget

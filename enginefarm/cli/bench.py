@@ -94,28 +94,43 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 @bench.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--seconds", default=3.0, show_default=True, help="Of each runtime and shape.")
+@click.option("--cpu", is_flag=True, help="On the CPU, even where there is a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, every column.")
-def run_(recipe: Path, seconds: float, as_json: bool) -> None:
-    """Times RECIPE on this machine's CPU: PyTorch and ONNX Runtime, in turns.
+def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:
+    """Times RECIPE on this machine, runtimes side by side, in turns on the same inputs.
 
-    The rows go into the tables. Engines are timed by their GPU's worker.
+    On a GPU: PyTorch, ONNX Runtime with its CUDA and its TensorRT provider, and the engines
+    that the store has for that GPU; without one, or with --cpu: PyTorch and ONNX Runtime. What
+    the machine lacks is left out by name. The rows go into the tables.
     """
     from enginefarm import recipe_file, site
     from enginefarm.cpu_benchmark import CPU_HARNESS, benchmark_cpu
+    from enginefarm.gpu_benchmark import benchmark_gpu
+    from enginefarm.host import first_gpu
+    from enginefarm.measure.harness import Harness
     from enginefarm.tables import BenchmarkTables
 
-    here = site.here()
-    harness = CPU_HARNESS.model_copy(
-        update={"min_seconds": seconds, "max_seconds": max(seconds, CPU_HARNESS.max_seconds)}
+    here, loaded = site.here(), recipe_file.load(recipe)
+    on_cpu = cpu or first_gpu() is None
+    usual = CPU_HARNESS if on_cpu else Harness()
+    harness = usual.model_copy(
+        update={"min_seconds": seconds, "max_seconds": max(seconds, usual.max_seconds)}
     )
-    rows = benchmark_cpu(here, recipe_file.load(recipe), harness=harness)
+    if on_cpu:
+        rows = [*benchmark_cpu(here, loaded, harness=harness)]
+    else:
+        found = benchmark_gpu(here, loaded, harness=harness)
+        rows = found.rows
+        for name, why in found.left_out.items():
+            click.echo(f"left out: {name}: {why}", err=True)
     BenchmarkTables(here.store.objects).append(rows)
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])
         return
-    names = ("runtime", "precision", "shapes", *MEASURED)
+    names = ("runtime", "precision", "shapes", *([] if on_cpu else ["cuda_graph"]), *MEASURED)
     texts = [[_text(getattr(row, name)) for name in names] for row in rows]
-    print_table(f"{rows[0].recipe} on {rows[0].host_class}", [_heading(n) for n in names], texts)
+    where = rows[0].gpu_name or rows[0].host_class
+    print_table(f"{rows[0].recipe} on {where}", [_heading(n) for n in names], texts)
 
 
 @bench.command()

@@ -19,7 +19,7 @@ from enginefarm.onnx_files import one_line
 from enginefarm.ort_tensorrt import EVERYTHING, PROVIDER, open_session
 from enginefarm.recipe import PrecisionName
 from enginefarm.runtimes import ORT_PACKAGE, ort_tensorrt
-from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
+from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import require_gpu
@@ -125,8 +125,7 @@ def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
         "trt_ep_context_embed_mode": "1",
         "trt_builder_optimization_level": str(spec.builder.optimization_level),
     }
-    for name in PRECISION_OPTIONS[spec.precision.name]:
-        options[name] = "True"
+    options |= graph_options(spec.precision.name, spec.profiles[0])
     if spec.builder.workspace_mib is not None:
         options["trt_max_workspace_size"] = str(spec.builder.workspace_mib << 20)
     if spec.builder.compatibility == "ampere_plus":
@@ -139,7 +138,15 @@ def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
         options["trt_tactic_sources"] = ",".join(f"+{name}" for name in spec.builder.tactic_sources)
     if request.plugins:
         options["trt_extra_plugin_lib_paths"] = ";".join(map(str, request.plugins))
-    (profile,) = spec.profiles
+    return options
+
+
+def graph_options(precision: str, profile: ShapeProfile) -> dict[str, str]:
+    """What the provider must be told of any graph: its precision, and its shapes.
+
+    precision: one of PRECISION_OPTIONS.
+    """
+    options = dict.fromkeys(PRECISION_OPTIONS[precision], "True")
     for point in ("min", "opt", "max"):
         if profile.shapes:
             options[f"trt_profile_{point}_shapes"] = _shapes(profile.shapes, point)

@@ -16,7 +16,7 @@ import tiny_onnx
 from sample_manifest import make_manifest
 
 from enginefarm import ort_tensorrt
-from enginefarm.artifacts import open_artifact, running_artifact
+from enginefarm.artifacts import open_artifact
 from enginefarm.benchmark import benchmark_engine
 from enginefarm.device_child import verified
 from enginefarm.device_verify import DeviceRequest
@@ -123,7 +123,7 @@ def test_what_the_gpu_reports_while_it_runs_is_an_error(provider: Any, plan: Pat
         return opened
 
     provider(session)
-    running = running_artifact(str(plan), "ort-trt")
+    running = open_artifact(plan, toolchain="ort-trt").running("engine")
     running.bind({"x": np.ones((1, 4), np.float32)})
     with pytest.raises(EngineRunError, match="failed to run") as caught:
         running.iterate()

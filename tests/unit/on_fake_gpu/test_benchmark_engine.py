@@ -14,11 +14,11 @@ from sample_manifest import make_manifest
 from tiny_plans import LARGE, SMALL
 
 from enginefarm import cuda_graph
+from enginefarm.artifacts import in_a_process
 from enginefarm.benchmark import benchmark_engine, side_by_side
 from enginefarm.errors import EngineRunError
 from enginefarm.measure.gpu_state import GpuSampler
 from enginefarm.measure.harness import Harness
-from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.spec import ToolchainId
 
 Plan = Callable[..., Path]
@@ -80,13 +80,7 @@ def test_an_engine_that_does_not_run_is_an_error(plan: Plan, reference: Referenc
 
 def test_an_engine_in_a_process_of_its_own(plan: Plan) -> None:
     x = np.ones((2, 4), np.float32)
-    remote = RemoteContender(
-        "engine",
-        runtime="tensorrt",
-        python=this_python(),
-        factory="enginefarm.artifacts:running_artifact",
-        arguments=[str(plan()), "tensorrt"],
-    )
+    remote = in_a_process("engine", plan(), toolchain="tensorrt")
     try:
         found = side_by_side([remote], {"x": x}, batch=2, harness=QUICK)[0]
         assert found.compute is not None
