@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from enginefarm import outcome, plan, stages
 from enginefarm.errors import ToolchainError
+from enginefarm.gpus import by_nvml_name
+from enginefarm.host import first_gpu
 from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
@@ -47,15 +49,22 @@ class Survey(Frozen):
 
 
 def local_offers() -> tuple[plan.Offer, ...]:
-    """What this machine can build with no worker: the cross toolchains that are installed."""
+    """What this machine can build with no worker: for any GPU with the cross toolchains that
+    are installed, and for the GPU that it has with the native ones too."""
     crosses: list[ToolchainId] = []
+    natives: list[ToolchainId] = []
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
     for candidate in map(toolchain, TOOLCHAINS):
-        with suppress(ToolchainError):
-            if candidate.cross:
-                crosses.append(candidate.identity())
-    if not crosses:
-        return ()
-    return (plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=tuple(crosses)),)
+        if candidate.cross or row is not None:
+            with suppress(ToolchainError):
+                (crosses if candidate.cross else natives).append(candidate.identity())
+    offers: list[plan.Offer] = []
+    if row is not None and natives:
+        offers.append(plan.Offer(gpu=row.label, pool=row.work_pool, toolchains=tuple(natives)))
+    if crosses:
+        offers.append(plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=tuple(crosses)))
+    return tuple(offers)
 
 
 def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
