@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -47,6 +48,8 @@ def command(tmp_path: Path) -> Command:
 @pytest.fixture
 def recipe(models: Path, tmp_path: Path) -> Path:
     shutil.copy(models / "conv.onnx", tmp_path / "conv.onnx")
+    x = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
     written = {
         "name": "conv",
         "source": {"kind": "onnx", "path": "conv.onnx"},
@@ -59,7 +62,7 @@ def recipe(models: Path, tmp_path: Path) -> Path:
             "tactic_sources": ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
             "optimization_level": 0,
         },
-        "verification": {"batches": 2, "batch_size": 8},
+        "verification": {"data": {"path": "data.npz"}, "batches": 2, "batch_size": 8},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
     return tmp_path / "recipe.yaml"
