@@ -129,11 +129,16 @@ def _entries(
 
 
 def _engines(model: Known, label: str) -> list[Manifest]:
-    """The newest of each precision and toolchain that were built for this GPU, and not refused."""
+    """The newest of each precision and toolchain that were built for this GPU, and not refused.
+
+    Engines of an older recipe, with other profiles, do not take the same shapes.
+    """
     newest = {
         (one.precision, one.spec.toolchain.name): one
         for one in model.manifests
-        if one.gpu == label and one.device_verification.status != "failed"
+        if one.gpu == label
+        and one.spec.profiles == model.profiles
+        and one.device_verification.status != "failed"
     }
     return [*newest.values()]
 

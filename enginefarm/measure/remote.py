@@ -59,6 +59,7 @@ class RemoteContender:
                 ],
                 env={**child_environment(Path(tempfile.gettempdir())), **(environment or {})},
                 pass_fds=(theirs.fileno(),),
+                stdout=2,  # what it prints is no answer of ours: `--json` owns the other one
             )
         self._ask("ready")
 
