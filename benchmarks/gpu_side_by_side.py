@@ -29,7 +29,7 @@ from enginefarm.benchmark import Measured, side_by_side  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
 from enginefarm.measure.contenders import (  # noqa: E402
     EngineContender,
-    on_provider,
+    on_provider_in_a_process,
 )
 from enginefarm.measure.harness import Harness  # noqa: E402
 from enginefarm.measure.remote import RemoteContender  # noqa: E402
@@ -56,13 +56,6 @@ HEADER = (
 )
 
 
-def ort_contender(label: str, onnx: str, runtime: Any, provider: str, options: str) -> Any:
-    """For RemoteContender."""
-    return on_provider(
-        label, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
-    )
-
-
 def contenders(
     name: str, models: Path, plans: Path | None, stack: ExitStack
 ) -> Iterator[tuple[str, Any]]:
@@ -83,21 +76,17 @@ def contenders(
     )
 
     def ort(label: str, runtime: Runtime, provider: str, **provider_options: str) -> Any:
-        return lambda: RemoteContender(
+        return lambda: on_provider_in_a_process(
             label,
+            models / f"{name}.onnx",
             runtime=runtime,
-            python=[sys.executable],
-            factory="gpu_side_by_side:ort_contender",
-            arguments=[
-                *(label, str(models / f"{name}.onnx"), runtime, provider),
-                json.dumps(provider_options),
-            ],
+            provider=provider,
+            options=provider_options,
             environment={"PYTHONPATH": ort_path},
         )
 
-    benchmarks = str(Path(__file__).parent)
     ort_path = os.pathsep.join(
-        filter(None, (os.environ.get("ENGINEFARM_ORT_PYTHONPATH"), benchmarks, *sys.path[:3]))
+        filter(None, (os.environ.get("ENGINEFARM_ORT_PYTHONPATH"), str(ROOT)))
     )
     yield "ORT CUDA", ort("ORT CUDA EP FP32", "onnxruntime-cuda", "CUDAExecutionProvider")
     for precision, allowed in (("FP32", {}), ("FP16", {"trt_fp16_enable": "True"})):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from enginefarm.closing import Closing
-from enginefarm.errors import EngineRunError, HostError
-from enginefarm.measure.contenders import EngineContender, OrtContender
+from enginefarm.errors import HostError
+from enginefarm.measure.contenders import EngineContender
 from enginefarm.measure.harness import Contender
 from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.names import RUNTIME_OF, RuntimeName
@@ -74,30 +74,14 @@ class _Plan(Closing):
         self._engine.close()
 
 
-class _ContextModel(Closing):
-    """An EPContext model of ONNX Runtime, which has one profile."""
-
-    def __init__(self, asked: Opening) -> None:
-        self._name = asked.plan.name
-        self._engine = OrtEngine(asked.plan, plugins=asked.plugins, cuda_major=asked.cuda_major)
-        self.device_name = self._engine.device_name
-
-    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
-        if cuda_graph:
-            raise EngineRunError(
-                f"{self._name}: no CUDA graph of it can be captured",
-                why="ONNX Runtime captures its own",
-            )
-        return OrtContender(name, self._engine.session, runtime="onnxruntime-tensorrt")
-
-    def close(self) -> None:
-        self._engine.close()
+def _context_model(asked: Opening) -> OrtEngine:
+    return OrtEngine(asked.plan, plugins=asked.plugins, cuda_major=asked.cuda_major)
 
 
 OPENED_BY: dict[RuntimeName, Callable[[Opening], Artifact]] = {
     "tensorrt": _Plan,
     "tensorrt-rtx": _Plan,
-    "onnxruntime-tensorrt": _ContextModel,
+    "onnxruntime-tensorrt": _context_model,
 }
 
 

@@ -8,7 +8,6 @@ out by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,9 +23,9 @@ from enginefarm.gpus import by_nvml_name
 from enginefarm.host import NvmlGpu, first_gpu
 from enginefarm.manifest import Manifest
 from enginefarm.manifest_rows import rows_from_manifest
-from enginefarm.measure.contenders import TorchContender, on_provider
-from enginefarm.measure.harness import Contender, Harness
-from enginefarm.measure.remote import RemoteContender, this_python
+from enginefarm.measure.contenders import TorchContender, on_provider_in_a_process
+from enginefarm.measure.harness import Harness
+from enginefarm.measure.remote import RemoteContender
 from enginefarm.measure.shapes import Point, sized
 from enginefarm.onnx_files import one_line
 from enginefarm.ort_tensorrt import PROVIDER
@@ -40,8 +39,8 @@ from enginefarm.recipe_benchmark import (
     row_of,
     smallest_and_opt,
 )
-from enginefarm.rows import BenchmarkRow, Runtime
-from enginefarm.site import Site, materialise
+from enginefarm.rows import BenchmarkRow
+from enginefarm.site import Site, materialise, plugin_libraries
 from enginefarm.sources import source
 from enginefarm.toolchains.ort_trt import PRECISION_OPTIONS, graph_options
 
@@ -117,11 +116,13 @@ def _entries(
         onnx = materialise(site, graph, folder)
         row = partial(row_of, recipe.name, precision, **on_gpu)
         name = f"ONNX Runtime CUDA {precision}"
-        yield Entry(name, partial(_provider, name, onnx, "onnxruntime-cuda", CUDA, {}), row)
+        on = partial(on_provider_in_a_process, name, onnx)
+        yield Entry(name, partial(on, runtime="onnxruntime-cuda", provider=CUDA, options={}), row)
         if precision in PRECISION_OPTIONS:
             name = f"ONNX Runtime TensorRT {precision}"
             options = graph_options(precision, model.profiles[profile])
-            make = partial(_provider, name, onnx, "onnxruntime-tensorrt", PROVIDER, options)
+            on = partial(on_provider_in_a_process, name, onnx)
+            make = partial(on, runtime="onnxruntime-tensorrt", provider=PROVIDER, options=options)
             yield Entry(name, make, row)
     for manifest in _engines(model, label):
         for graph_too in (False, True):
@@ -152,10 +153,7 @@ def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> E
             name,
             site.cache.ensure(site.store, manifest.engine),
             toolchain=toolchain,
-            plugins=[
-                site.cache.ensure(site.store, site.store.blob(digest))
-                for digest in manifest.spec.plugins
-            ],
+            plugins=plugin_libraries(site, manifest.spec),
             profile=profile,
             cuda_graph=cuda_graph,
         )
@@ -176,25 +174,6 @@ def _torch(recipe: Recipe, model: Known, scratch: Path) -> TorchContender:
     work.mkdir()
     module: Any = source(recipe.source.kind).load(recipe.source, recipe.root, work)
     return TorchContender(TORCH, module, outputs=model.outputs, device="cuda")
-
-
-def _provider(
-    name: str, onnx: Path, runtime: Runtime, provider: str, options: dict[str, str]
-) -> RemoteContender:
-    return RemoteContender(
-        name,
-        runtime=runtime,
-        python=this_python(),
-        factory="enginefarm.gpu_benchmark:open_provider",
-        arguments=[name, str(onnx), runtime, provider, json.dumps(options)],
-    )
-
-
-def open_provider(name: str, onnx: str, runtime: Any, provider: str, options: str) -> Contender:
-    """The other side of `_provider`."""
-    return on_provider(
-        name, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
-    )
 
 
 def _started(

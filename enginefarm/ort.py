@@ -1,16 +1,15 @@
-"""ONNX Runtime on CPU, set up once for every place that runs a graph."""
+"""ONNX Runtime, set up once for every place that runs a graph: on the CPU, or on a provider."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError
 from enginefarm.onnx_files import one_line
-from enginefarm.runtimes import ORT_PACKAGE
+from enginefarm.runtimes import ORT_PACKAGE, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +22,14 @@ if TYPE_CHECKING:
 
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 """ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with it."""
+
+
+DOES_NOT_START = ("Please install TensorRT libraries", "CUDA failure 35", "CUDA failure 100")
+"""What ONNX Runtime 1.17 to 1.32 says where libraries are missing, the driver is too old, or
+there is no GPU."""
+
+EVERYTHING, ERRORS, NOTHING = 1, 3, 4
+"""ONNX Runtime's log_severity_level: all but its verbose words, errors, or fatal ones alone."""
 
 
 def session(
@@ -58,6 +65,62 @@ def session(
         )
     except Exception as cause:
         raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
+
+
+def on_provider(
+    model: Path,
+    provider: str,
+    options: Mapping[str, Any],
+    *,
+    log_severity: int = NOTHING,
+    optimise: bool = True,
+) -> InferenceSession:
+    """A session whose first provider is this one, never one that fell back to another.
+
+    Raises: HostError when this host cannot start the provider; ONNX Runtime's own exceptions
+    when the provider, or what is behind it, refuses the model.
+    """
+    try:
+        ort: Any = import_module("onnxruntime")
+    except ImportError as error:
+        raise HostError("ONNX Runtime is not installed", why=str(error), fix=_install()) from None
+    if provider not in ort.get_available_providers():
+        raise HostError(
+            f"this ONNX Runtime has no {provider}",
+            why=f"it has {', '.join(ort.get_available_providers())}",
+            fix=f"{_install()}, in place of onnxruntime",
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = log_severity
+    if not optimise:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(
+            os.fspath(model),
+            settings,
+            providers=[(provider, dict(options))],
+            disabled_optimizers=DISABLED_OPTIMIZERS,
+            enable_fallback=0,
+        )
+    except RuntimeError as error:
+        if any(words in str(error) for words in DOES_NOT_START):
+            raise _does_not_start(provider, one_line(error)) from None
+        raise
+    if session.get_providers()[0] != provider:
+        raise _does_not_start(provider, f"the session runs on {', '.join(session.get_providers())}")
+    return session
+
+
+def _does_not_start(provider: str, why: str) -> HostError:
+    return HostError(
+        f"ONNX Runtime's {provider} does not start on this host",
+        why=why,
+        fix="install the TensorRT, CUDA and cuDNN that this ONNX Runtime was built for",
+    )
+
+
+def _install() -> str:
+    return f"pip install {ORT_PACKAGE} tensorrt-cu12"
 
 
 def session_of(model: ModelProto, *, error: type[EnginefarmError], what: str) -> InferenceSession:
@@ -101,7 +164,7 @@ def build() -> str:
     """Its version, whichever distribution it came in."""
     # With both installed, the later one's files are there: pip installs onnxruntime first, since
     # enginefarm needs it.
-    for distribution in (ORT_PACKAGE, "onnxruntime"):
-        with suppress(metadata.PackageNotFoundError):
-            return metadata.version(distribution)
-    raise HostError("ONNX Runtime is not installed", fix="pip install onnxruntime")
+    found = version_of(ORT_PACKAGE) or version_of("onnxruntime")
+    if found is None:
+        raise HostError("ONNX Runtime is not installed", fix="pip install onnxruntime")
+    return found

@@ -32,7 +32,7 @@ TOLD_BY: dict[RuntimeName, str] = {
 """Runtime -> the environment variable that says which build of it a host has."""
 
 
-class OrtTensorRT(NamedTuple):
+class OrtPair(NamedTuple):
     """ONNX Runtime with its TensorRT provider. tensorrt, cuda: None where no package says."""
 
     onnxruntime: str
@@ -45,23 +45,23 @@ class OrtTensorRT(NamedTuple):
         return f"{self.onnxruntime}+tensorrt.{self.tensorrt}" if self.tensorrt else None
 
 
-def ort_tensorrt() -> OrtTensorRT | None:
+def ort_tensorrt() -> OrtPair | None:
     """What is installed of it; None without ONNX Runtime for GPUs."""
-    onnxruntime = _version(ORT_PACKAGE)
+    onnxruntime = version_of(ORT_PACKAGE)
     if onnxruntime is None:
         return None
     for distribution, cuda in ORT_TENSORRT_LIBRARIES.items():
-        tensorrt = _version(distribution)
+        tensorrt = version_of(distribution)
         if tensorrt is not None:
-            return OrtTensorRT(onnxruntime, tensorrt, cuda)
-    return OrtTensorRT(onnxruntime, None, None)
+            return OrtPair(onnxruntime, tensorrt, cuda)
+    return OrtPair(onnxruntime, None, None)
 
 
 def installed_runtimes() -> dict[str, str]:
     """Runtime -> its build, of those that are installed."""
     found: dict[str, str] = {}
     for runtime, distributions in PACKAGES.items():
-        version = next(filter(None, map(_version, distributions)), None)
+        version = next(filter(None, map(version_of, distributions)), None)
         if version is not None:
             found[runtime] = version
     pair = ort_tensorrt()
@@ -70,7 +70,8 @@ def installed_runtimes() -> dict[str, str]:
     return found
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """None when it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

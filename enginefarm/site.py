@@ -20,7 +20,7 @@ from enginefarm.cache import BlobCache
 from enginefarm.digest import sha256_bytes
 from enginefarm.progress import report
 from enginefarm.schema import canonical_json
-from enginefarm.spec import OnnxRef
+from enginefarm.spec import BuildSpec, OnnxRef
 from enginefarm.store import open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
@@ -53,6 +53,11 @@ class Site:
 def here() -> Site:
     """The site that the environment names (ENGINEFARM_STORE, ENGINEFARM_CACHE)."""
     return Site(store=open_store(), cache=BlobCache())
+
+
+def plugin_libraries(site: Site, spec: BuildSpec) -> tuple[Path, ...]:
+    """An engine's plugin libraries, on this machine. Raises: StoreMissing, CorruptBlob."""
+    return tuple(site.cache.ensure(site.store, site.store.blob(digest)) for digest in spec.plugins)
 
 
 @dataclass(frozen=True)

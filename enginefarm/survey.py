@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from enginefarm import outcome, plan, stages
 from enginefarm.errors import ToolchainError
@@ -13,8 +12,8 @@ from enginefarm.outcome import Outcome
 from enginefarm.recipe import Recipe
 from enginefarm.schema import Frozen
 from enginefarm.site import Site
-from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolchainId, ToolUse
-from enginefarm.toolchains import TOOLCHAINS, toolchain
+from enginefarm.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
+from enginefarm.toolchains import installed, toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
 NO_MANIFEST = "no manifest of this spec is in the store"
@@ -51,19 +50,16 @@ class Survey(Frozen):
 def local_offers() -> tuple[plan.Offer, ...]:
     """What this machine can build with no worker: for any GPU with the cross toolchains that
     are installed, and for the GPU that it has with the native ones too."""
-    crosses: list[ToolchainId] = []
-    natives: list[ToolchainId] = []
+    offers: list[plan.Offer] = []
+    crosses = installed(cross_only=True)
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
-    for candidate in map(toolchain, TOOLCHAINS):
-        if candidate.cross or row is not None:
-            with suppress(ToolchainError):
-                (crosses if candidate.cross else natives).append(candidate.identity())
-    offers: list[plan.Offer] = []
-    if row is not None and natives:
-        offers.append(plan.Offer(gpu=row.label, pool=row.work_pool, toolchains=tuple(natives)))
+    if row is not None:
+        natives = tuple(t for t in installed(cross_only=False) if t not in crosses)
+        if natives:
+            offers.append(plan.Offer(gpu=row.label, pool=row.work_pool, toolchains=natives))
     if crosses:
-        offers.append(plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=tuple(crosses)))
+        offers.append(plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=crosses))
     return tuple(offers)
 
 

@@ -31,7 +31,7 @@ from enginefarm.schema import Frozen, Name
 from enginefarm.spec import BuildSpec, ToolchainId
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import ObjectInfo
-from enginefarm.toolchains import TOOLCHAINS, toolchain
+from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
 
 PREFIX = "workers/"
 HEARTBEAT_S = 15.0
@@ -108,21 +108,14 @@ def check_toolchains(role: Role) -> tuple[ToolchainId, ...]:
     """
     if role == "control":
         return ()
-    found: list[ToolchainId] = []
-    for name in TOOLCHAINS:
-        try:
-            candidate = toolchain(name)
-            if role == "gpu" or candidate.cross:
-                found.append(candidate.identity())
-        except (ToolchainError, ImportError):
-            continue
+    found = installed(cross_only=role != "gpu")
     if not found:
         raise ToolchainError(
             "worker: no toolchain is installed that could build here",
             why=f"looked for {', '.join(TOOLCHAINS)}",
             fix="pip install 'enginefarm[farm]' cross-builds; 'enginefarm[gpu]' builds natively",
         )
-    return tuple(found)
+    return found
 
 
 def check_spec(spec: BuildSpec) -> None:

@@ -14,6 +14,7 @@ from enginefarm.errors import StoreMissing
 from enginefarm.manifest import Manifest
 from enginefarm.recipe_benchmark import host_class
 from enginefarm.rows import BenchmarkRow
+from enginefarm.site import plugin_libraries
 from enginefarm.tables import BenchmarkTables
 from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.workers import check_device
@@ -63,8 +64,5 @@ def _files(site: stages.Site, manifest: Manifest) -> tuple[Path, Path, tuple[Pat
     return (
         site.cache.ensure(site.store, manifest.engine),
         site.cache.ensure(site.store, manifest.reference),
-        tuple(
-            site.cache.ensure(site.store, site.store.blob(digest))
-            for digest in manifest.spec.plugins
-        ),
+        plugin_libraries(site, manifest.spec),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,21 @@ def publish(store_environment: EngineStore) -> Callable[..., Manifest]:
         return manifest
 
     return put
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes these the only distributions there are: installed(onnxruntime_gpu="1.31.1")."""
+
+    def only(**versions: str) -> None:
+        def version(name: str) -> str:
+            if name.replace("-", "_") not in versions:
+                raise metadata.PackageNotFoundError(name)
+            return versions[name.replace("-", "_")]
+
+        monkeypatch.setattr(metadata, "version", version)
+
+    return only
 
 
 @pytest.fixture

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EngineRunError
+from enginefarm import ort
+from enginefarm.errors import EngineRunError, HostError
 from enginefarm.measure.harness import Iteration
+from enginefarm.measure.remote import RemoteContender, this_python
 from enginefarm.onnx_files import one_line
-from enginefarm.ort import DISABLED_OPTIMIZERS
 from enginefarm.rows import Runtime
 from enginefarm.runtime import Engine
 
@@ -105,29 +107,42 @@ def on_provider(
 
     Raises: EngineRunError when the provider is not there, or does not take the model.
     """
-    ort = import_module("onnxruntime")
-    if provider not in ort.get_available_providers():
-        raise EngineRunError(
-            f"{name}: this ONNX Runtime has no {provider}",
-            why=f"it has {', '.join(ort.get_available_providers())}",
-        )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
     try:
-        session = ort.InferenceSession(
-            str(onnx),
-            settings,
-            providers=[(provider, dict(options or {}))],
-            disabled_optimizers=DISABLED_OPTIMIZERS,
-            enable_fallback=0,
-        )
+        session = ort.on_provider(onnx, provider, options or {}, log_severity=ort.ERRORS)
+    except HostError as error:
+        raise EngineRunError(f"{name}: {error.what}", why=error.why) from error
     except Exception as error:
         raise EngineRunError(
             f"{name}: {provider} did not take the model", why=one_line(error)
         ) from error
-    if provider not in session.get_providers():
-        raise EngineRunError(f"{name}: {provider} is listed and did not start")
     return OrtContender(name, session, runtime=runtime)
+
+
+def on_provider_in_a_process(
+    name: str,
+    onnx: Path,
+    *,
+    runtime: Runtime,
+    provider: str,
+    options: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+) -> RemoteContender:
+    """The same in a fresh process. environment: as RemoteContender's."""
+    return RemoteContender(
+        name,
+        runtime=runtime,
+        python=this_python(),
+        factory="enginefarm.measure.contenders:open_provider",
+        arguments=[name, str(onnx), runtime, provider, json.dumps(dict(options))],
+        environment=environment,
+    )
+
+
+def open_provider(name: str, onnx: str, runtime: Any, provider: str, options: str) -> OrtContender:
+    """The other side of `on_provider_in_a_process`."""
+    return on_provider(
+        name, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
+    )
 
 
 class TorchContender:

@@ -6,6 +6,7 @@ process that `isolate.py` starts.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -108,3 +109,17 @@ def toolchain(name: str) -> Toolchain:
     module, _, attribute = TOOLCHAINS[name].partition(":")
     made: Toolchain = getattr(import_module(module), attribute)()
     return made
+
+
+def installed(*, cross_only: bool) -> tuple[ToolchainId, ...]:
+    """The toolchains of the table that are installed here, in its order.
+
+    cross_only: those that need no GPU.
+    """
+    found: list[ToolchainId] = []
+    for name in TOOLCHAINS:
+        with suppress(ToolchainError, ImportError):
+            candidate = toolchain(name)
+            if candidate.cross or not cross_only:
+                found.append(candidate.identity())
+    return tuple(found)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from enginefarm import ort
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.onnx_files import one_line
-from enginefarm.ort_tensorrt import EVERYTHING, PROVIDER, open_session
+from enginefarm.ort_tensorrt import PROVIDER
 from enginefarm.recipe import PrecisionName
 from enginefarm.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
@@ -97,7 +98,7 @@ class OrtTensorRT:
         plan = request.work_dir / "engine.plan"
         options = provider_options(request, plan)
         try:
-            open_session(request.onnx, options, log_severity=EVERYTHING)
+            ort.on_provider(request.onnx, PROVIDER, options, log_severity=ort.EVERYTHING)
         except HostError:
             raise
         except Exception as error:

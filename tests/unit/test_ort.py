@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
+from collections.abc import Callable
 
 import onnxruntime
 import pytest
@@ -10,23 +10,16 @@ import pytest
 from enginefarm import ort
 from enginefarm.errors import HostError
 
-
-def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    def version(name: str) -> str:
-        if name.replace("-", "_") not in versions:
-            raise PackageNotFoundError(name)
-        return versions[name.replace("-", "_")]
-
-    monkeypatch.setattr(ort.metadata, "version", version)
+Installed = Callable[..., None]
 
 
 def test_it_is_the_one_that_is_imported() -> None:
     assert ort.version() == f"onnxruntime {onnxruntime.__version__}"
 
 
-def test_a_worker_with_the_one_for_gpus_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, onnxruntime_gpu="1.31.1")
+def test_a_worker_with_the_one_for_gpus_needs_no_other(installed: Installed) -> None:
+    installed(onnxruntime_gpu="1.31.1")
     assert ort.version() == "onnxruntime 1.31.1"
-    installed(monkeypatch)
+    installed()
     with pytest.raises(HostError, match="not installed"):
         ort.version()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from sample_manifest import make_spec
 
-from enginefarm import workers
+from enginefarm import toolchains, workers
 from enginefarm.errors import GpuError, HostError, ToolchainError, WorkerMismatch
 from enginefarm.host import NvmlGpu
 from enginefarm.plan import CROSS_POOL
@@ -95,7 +95,7 @@ def test_a_worker_that_builds_has_something_to_build_with(
 ) -> None:
     assert workers.check_toolchains("control") == ()
     assert [one.name for one in workers.check_toolchains("cross")] == ["tensorrt-rtx"]
-    monkeypatch.setattr(workers, "TOOLCHAINS", {})
+    monkeypatch.setattr(toolchains, "TOOLCHAINS", {})
     with pytest.raises(ToolchainError, match="no toolchain is installed") as refused:
         workers.check_toolchains("cpu")
     assert "enginefarm[farm]" in refused.value.fix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.ort_tensorrt import PROVIDER
 from enginefarm.toolchains import BuildRequest, ort_trt
 
+Installed = Callable[..., None]
 KNOWN = recorded("ort_trt_options.txt")
 BUILD = "1.31.1+tensorrt.10.16.1.11"
 
@@ -95,26 +96,17 @@ def test_without_the_package_the_error_says_what_to_install() -> None:
         ort_trt.OrtTensorRT().identity()
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    def version(name: str) -> str:
-        if name.replace("-", "_") not in versions:
-            raise PackageNotFoundError(name)
-        return versions[name.replace("-", "_")]
-
-    monkeypatch.setattr(runtimes.metadata, "version", version)
-
-
-def test_it_is_known_by_both_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
+def test_it_is_known_by_both_builds(installed: Installed) -> None:
+    installed(onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
     found = ort_trt.OrtTensorRT().identity()
     assert (found.build, found.cuda) == (BUILD, "12")
-    installed(monkeypatch, onnxruntime_gpu="1.31.1")
+    installed(onnxruntime_gpu="1.31.1")
     with pytest.raises(ToolchainError, match=r"the TensorRT that onnxruntime-gpu 1\.31\.1 needs"):
         ort_trt.OrtTensorRT().identity()
 
 
-def test_a_host_that_has_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
+def test_a_host_that_has_it_says_so(installed: Installed) -> None:
+    installed(onnxruntime_gpu="1.31.1", tensorrt_cu12_libs="10.16.1.11")
     found = runtimes.installed_runtimes()
     assert found == {"tensorrt": "10.16.1.11", "onnxruntime-tensorrt": BUILD}
 
