@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest tests/unit tests/flows tests/browser
+	$(BIN)/pytest tests/unit tests/integration tests/farm tests/browser
 
 test-unit: $(STAMP)
 	$(BIN)/pytest tests/unit

@@ -44,11 +44,11 @@ from prefect.client.schemas.objects import FlowRun, StateType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from enginefarm.errors import EnginefarmError
+from enginefarm.farm import recovery
 from enginefarm.store import embedded, layout, open_store
 from enginefarm.store.engine_store import EngineStore
-from flows import recovery
-from tests.flows import tiny_recipe
-from tests.flows.farm_fixture import Farm, database, farm_of
+from tests import tiny_recipe
+from tests.farm.farm_fixture import Farm, database, farm_of
 
 GPUS = ["t4", "l4"]
 PRECISIONS = ["fp16", "int8"]
@@ -56,9 +56,9 @@ ENGINES = len(GPUS) * len(PRECISIONS)
 OPEN_BUILDS = 2
 WORKERS = {"control": ("--control",), "builds": ("--cpu",)}
 MODULES = {
-    "run": "flows.run_process",
-    "zygote": "flows.zygote",
-    "builder": "enginefarm.builder_child",
+    "run": "enginefarm.farm.worker.run_process",
+    "zygote": "enginefarm.farm.worker.zygote",
+    "builder": "enginefarm.build.child",
 }
 FLOWS = ["build-model", "build-engine"]
 SETTLE_S = 420

@@ -25,11 +25,12 @@ from benchmarks import machine
 from benchmarks.figures import Figure
 from benchmarks.nightly_scale import GPUS, as_if_built, write_recipe
 from benchmarks.request_counter import counting
-from enginefarm import workers
-from enginefarm.cache import BlobCache
-from enginefarm.stages import Site
-from tests.flows import postgres_server, tiny_recipe
-from tests.flows.farm_fixture import Farm, farm_of, until
+from enginefarm.farm.worker import card as workers
+from enginefarm.planning.stages import Site
+from enginefarm.store.cache import BlobCache
+from tests import tiny_recipe
+from tests.farm import postgres_server
+from tests.farm.farm_fixture import Farm, farm_of, until
 
 LABELS = ("t4", "a100", "l4")
 
@@ -130,7 +131,7 @@ def _cpu_s(farm: Farm) -> dict[str, float]:
     def of_runs(name: str) -> float:
         """Of the runs that this worker's zygote forked, and of their children."""
         below = psutil.Process(farm.processes[name].pid).children()
-        (zygote,) = [one for one in below if "flows.zygote" in one.cmdline()]
+        (zygote,) = [one for one in below if "enginefarm.farm.worker.zygote" in one.cmdline()]
         times = zygote.cpu_times()
         return float(times.children_user + times.children_system)
 

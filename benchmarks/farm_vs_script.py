@@ -27,16 +27,18 @@ from enginefarm.store import embedded
 SCRIPT = """
 import sys, tempfile, time
 from pathlib import Path
-from enginefarm import feeds, plan, recipe_file, stages, survey
-from enginefarm.engines import Job
-from enginefarm.export import export_onnx
-from enginefarm.manifest import GraphVerification
-from enginefarm.precisions import precision
-from enginefarm.reference import make_reference
-from enginefarm.slim import slim_onnx, slim_tool
-from enginefarm.spec import BlobRef, OnnxRef
+from enginefarm.graph import feeds
+from enginefarm.planning import plan, stages, survey
+from enginefarm.recipes import file as recipe_file
+from enginefarm.build.engine import Job
+from enginefarm.graph.export import export_onnx
+from enginefarm.documents.manifest import GraphVerification
+from enginefarm.graph.precisions import precision
+from enginefarm.graph.reference import make_reference
+from enginefarm.graph.slim import slim_onnx, slim_tool
+from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.toolchains import BuildRequest, toolchain
-from enginefarm.verify import verify_graph
+from enginefarm.graph.verify import verify_graph
 
 recipe = recipe_file.load(Path(sys.argv[1]))
 root = Path(tempfile.mkdtemp())
@@ -70,7 +72,8 @@ for target in targets:
 CACHED = """
 import sys, time
 from pathlib import Path
-from enginefarm import recipe_file, stages, survey
+from enginefarm.recipes import file as recipe_file
+from enginefarm.planning import stages, survey
 site, recipe = stages.here(), recipe_file.load(Path(sys.argv[1]))
 survey.survey(site, recipe, survey.local_offers())
 times = []
@@ -85,7 +88,7 @@ print(min(times), len(found.builds))
 
 FLOW = """
 import sys, time
-from flows.environment import prepare
+from enginefarm.farm.server.environment import prepare
 prepare()
 from flows.build_model import build_model
 times = []

@@ -25,19 +25,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
 
-from enginefarm.benchmark import Measured, side_by_side  # noqa: E402
+from enginefarm.bench.engine import Measured, side_by_side  # noqa: E402
+from enginefarm.bench.harness import Harness  # noqa: E402
+from enginefarm.bench.shapes import sized  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
-from enginefarm.measure.contenders import (  # noqa: E402
+from enginefarm.graph.reference import read_reference  # noqa: E402
+from enginefarm.run.contenders import (  # noqa: E402
     EngineContender,
     on_provider_in_a_process,
 )
-from enginefarm.measure.harness import Harness  # noqa: E402
-from enginefarm.measure.remote import RemoteContender  # noqa: E402
-from enginefarm.measure.shapes import sized  # noqa: E402
-from enginefarm.ort_tensorrt import PROVIDER  # noqa: E402
-from enginefarm.reference import read_reference  # noqa: E402
-from enginefarm.rows import Runtime  # noqa: E402
-from enginefarm.runtime import Engine  # noqa: E402
+from enginefarm.run.engine import Engine  # noqa: E402
+from enginefarm.run.ort_engine import PROVIDER  # noqa: E402
+from enginefarm.run.remote import RemoteContender  # noqa: E402
+from enginefarm.tables.rows import Runtime  # noqa: E402
 
 MODELS = ("efficientnet_lite0", "resnet50")
 

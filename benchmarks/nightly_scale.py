@@ -21,18 +21,20 @@ import yaml
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm import nightly, recipe_file, stages
-from enginefarm.cache import BlobCache
-from enginefarm.export import export_tool
-from enginefarm.slim import slim_tool
-from enginefarm.spec import BlobRef, OnnxRef
-from enginefarm.stages import Site
+from enginefarm.documents.spec import BlobRef, OnnxRef
+from enginefarm.documents.stage import StageRecord
+from enginefarm.farm import night as nightly
+from enginefarm.graph.export import export_tool
+from enginefarm.graph.slim import slim_tool
+from enginefarm.planning import stages
+from enginefarm.planning.stages import Site
+from enginefarm.planning.survey import local_offers, survey
+from enginefarm.recipes import file as recipe_file
 from enginefarm.store import embedded, layout, s3
+from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.layout import IndexEntry
-from enginefarm.store.records import StageRecord
-from enginefarm.survey import local_offers, survey
-from tests.flows import tiny_recipe
+from tests import tiny_recipe
 
 GPUS = ["t4", "a100", "l4", "a10g", "l40s", "rtx5090"]
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from enginefarm import recipe_file, site
+from enginefarm.planning.survey import local_offers, survey
+from enginefarm.recipes import file as recipe_file
 from enginefarm.report import nightly
-from enginefarm.survey import local_offers, survey
+from enginefarm.store import site
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

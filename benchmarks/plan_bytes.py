@@ -18,14 +18,16 @@ from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm import isolate, plan, recipe_file, stages, survey
-from enginefarm.cache import BlobCache
+from enginefarm.build import isolate
 from enginefarm.digest import sha256_file
-from enginefarm.recipe import Recipe
-from enginefarm.site import Site, materialise
-from enginefarm.spec import BuildSpec
-from enginefarm.stages import Prepared
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import BuildSpec
+from enginefarm.planning import plan, stages, survey
+from enginefarm.planning.stages import Prepared
+from enginefarm.recipes import file as recipe_file
 from enginefarm.store import open_store
+from enginefarm.store.cache import BlobCache
+from enginefarm.store.site import Site, materialise
 from enginefarm.toolchains import BuildRequest
 
 RECIPES = ("examples/01_efficientnet_lite0", "examples/02_minilm")

@@ -21,13 +21,14 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm import calibration, export, feeds, onnx_files, recipe_file, slim, verify
-from enginefarm.precisions import precision, qdq
-from enginefarm.precisions.graph import finish
-from enginefarm.precisions.mixed import cast
-from enginefarm.recipe import PrecisionName, Recipe
-from enginefarm.reference import make_reference
-from enginefarm.stages import calibration_batches
+from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.graph import calibration, export, feeds, onnx_files, slim, verify
+from enginefarm.graph.precisions import precision, qdq
+from enginefarm.graph.precisions.graph import finish
+from enginefarm.graph.precisions.mixed import cast
+from enginefarm.graph.reference import make_reference
+from enginefarm.planning.stages import calibration_batches
+from enginefarm.recipes import file as recipe_file
 
 PERCENTILES = (99.9, 99.99, 99.999)
 EIGHT_BITS: dict[PrecisionName, Any] = {"int8": qdq.INT8, "fp8": qdq.FP8}

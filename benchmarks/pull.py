@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm.spec import BlobRef
+from enginefarm.documents.spec import BlobRef
 from enginefarm.store import embedded, layout, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
@@ -40,7 +40,7 @@ SCRIPTS = Path(sys.executable).parent
 PULL = """
 import sys, time
 from pathlib import Path
-from enginefarm.spec import BlobRef
+from enginefarm.documents.spec import BlobRef
 from enginefarm.store import open_store
 digest, size, dest = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 store = open_store()

@@ -30,9 +30,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.figures import Figure
-from enginefarm.regression import against, baseline
-from enginefarm.rows import STABLE_COV
-from enginefarm.thresholds import Regression
+from enginefarm.documents.thresholds import Regression
+from enginefarm.tables.regression import against, baseline
+from enginefarm.tables.rows import STABLE_COV
 
 DATA = Path(__file__).parent / "data"
 SLOWDOWNS = (1.0, 1.07, 1.15, 1.25, 1.5)

@@ -22,9 +22,9 @@ from benchmarks import machine, scratch
 from benchmarks.figures import Figure
 from benchmarks.scratch import GPUS, LAST_NIGHT, PRECISIONS
 from enginefarm.report import REPORT_COLUMNS, assemble, render
-from enginefarm.rows import STABLE_COV, BenchmarkRow
 from enginefarm.store import s3
-from enginefarm.tables import BenchmarkTables
+from enginefarm.tables.rows import STABLE_COV, BenchmarkRow
+from enginefarm.tables.tables import BenchmarkTables
 
 SPEED = {"t4": 1.0, "a10g": 0.55, "a100": 0.3, "l4": 0.7, "l40s": 0.3, "h100": 0.18}
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enginefarm import rows_parquet
-from enginefarm.rows import BenchmarkRow
 from enginefarm.store import embedded, s3
-from enginefarm.tables import EVERY_RECIPE, PREFIX
+from enginefarm.tables import parquet as rows_parquet
+from enginefarm.tables.rows import BenchmarkRow
+from enginefarm.tables.tables import EVERY_RECIPE, PREFIX
 
 GPUS = ("t4", "a10g", "a100", "l4", "l40s", "h100")
 PRECISIONS = ("fp16", "int8")

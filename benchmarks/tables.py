@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks import machine, scratch
 from benchmarks.figures import Figure
 from benchmarks.scratch import GPUS, LAST_NIGHT, PRECISIONS
-from enginefarm.row_filter import RowFilter
-from enginefarm.rows import BenchmarkRow
-from enginefarm.tables import BenchmarkTables
+from enginefarm.tables.filter import RowFilter
+from enginefarm.tables.rows import BenchmarkRow
+from enginefarm.tables.tables import BenchmarkTables
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("date", "recipe", "gpu", "precision", "batch", "latency_ms_median", "latency_ms_p99")

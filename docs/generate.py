@@ -13,9 +13,10 @@ from pathlib import Path
 
 import click
 
-from enginefarm import errors, gpus
+from enginefarm import errors
 from enginefarm.cli import COMMANDS, cli
-from enginefarm.thresholds import DEFAULT_BUDGETS
+from enginefarm.documents import gpus
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 
 DOCS = Path(__file__).parent
 WRITTEN = "<!-- written by docs/generate.py; edit the code instead -->\n"
@@ -85,7 +86,7 @@ def gpus_page() -> str:
     rows = [
         "# GPUs and precisions",
         WRITTEN,
-        "A row is a table of `enginefarm/gpus.toml`; to add a GPU, add one there.\n",
+        "A row is a table of `enginefarm/documents/gpus.toml`; to add a GPU, add one there.\n",
         "| label | compute capability | memory, GiB | bandwidth, GB/s | precisions | work pool |",
         "|---|---|---|---|---|---|",
     ]

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from enginefarm.pulling import pull
-    from enginefarm.tables import benchmarks
+    from enginefarm.pulling.pull import pull
+    from enginefarm.tables.tables import benchmarks
 
 __version__ = "0.1.0"
 
@@ -15,8 +15,8 @@ __all__ = ["__version__", "benchmarks", "pull"]
 
 # Name -> where it is. Loaded at first use, so that `import enginefarm` costs nothing.
 _LAZY: dict[str, str] = {
-    "benchmarks": "enginefarm.tables:benchmarks",
-    "pull": "enginefarm.pulling:pull",
+    "benchmarks": "enginefarm.tables.tables:benchmarks",
+    "pull": "enginefarm.pulling.pull:pull",
 }
 
 

@@ -9,9 +9,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EnginefarmError
-from enginefarm.thresholds import Budget
-from flows.parameters import SpecDigest
+from enginefarm.farm.parameters import SpecDigest
 from tasks.device import measure, verify_on_gpu
 
 

@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm.engines import Job, smaller_workspace
+from enginefarm.build.engine import Job, smaller_workspace
+from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import BuildOutOfMemory, EnginefarmError
-from enginefarm.manifest import Manifest
-from enginefarm.workers import check_spec
+from enginefarm.farm.worker.card import check_spec
 from tasks.engine import build_plan, record_manifest, upload_plan
 
 

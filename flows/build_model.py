@@ -12,15 +12,18 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from enginefarm import engines, outcome, plan, recipe_file
+from enginefarm.build import engine as engines
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
-from enginefarm.outcome import Outcome
-from enginefarm.recipe import Recipe
-from enginefarm.stages import Prepared, Slimmed
-from enginefarm.survey import Survey, local_offers
+from enginefarm.farm.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once
+from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, recipe_file_at
+from enginefarm.farm.policy import STEP
+from enginefarm.planning import outcome, plan
+from enginefarm.planning.outcome import Outcome
+from enginefarm.planning.stages import Prepared, Slimmed
+from enginefarm.planning.survey import Survey, local_offers
+from enginefarm.recipes import file as recipe_file
 from flows.build_engine import build_here
-from flows.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once
-from flows.parameters import Gpus, Precisions, RecipePath, recipe_file_at
 from tasks.model import (
     export_model,
     plan_recipe,
@@ -29,7 +32,6 @@ from tasks.model import (
     slim_model,
 )
 from tasks.outcomes import EngineMissing, cached_outcomes, engine_state, publish_tables
-from tasks.policy import STEP
 
 # Threads here only wait: builds are held to the number of cores where they start, or to
 # one a worker. A recipe's engines are all handed out at once, up to this many.

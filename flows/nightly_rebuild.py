@@ -8,9 +8,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm.nightly import Slower
-from flows.dispatch import Ended, build_recipes, online_offers, stopped_at_once
-from flows.parameters import Folder, recipe_at, recipes_in
+from enginefarm.farm.dispatch import Ended, build_recipes, online_offers, stopped_at_once
+from enginefarm.farm.night import Slower
+from enginefarm.farm.parameters import Folder, recipe_at, recipes_in
 from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
 

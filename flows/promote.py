@@ -14,13 +14,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from enginefarm import channels
+from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, GateError
-from enginefarm.gates import GateResult
-from enginefarm.manifest import Manifest
+from enginefarm.release import promote as release
 from enginefarm.schema import Name
-from enginefarm.signing import trust
 from enginefarm.store import open_store
+from enginefarm.store.channels import GateResult
+from enginefarm.store.signing import trust
 
 APPROVAL_S = 24 * 3600
 
@@ -51,11 +51,11 @@ def promote(
         allow_pending: Accept engines that were not run on their GPU yet.
     """
 
-    def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> channels.Approval:
+    def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> release.Approval:
         return _asked(recipe, channel, engines, gates)
 
     try:
-        revision = channels.promote(
+        revision = release.promote(
             open_store(),
             recipe,
             channel,
@@ -74,7 +74,7 @@ def promote(
 
 def _asked(
     recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
-) -> channels.Approval:
+) -> release.Approval:
     """Pauses the run until somebody fills in its form.
 
     Raises: GateError when they decline, or nobody does.
@@ -106,4 +106,4 @@ def _asked(
             why=answer.why,
             fix="the channel stays where it was",
         )
-    return channels.Approval(by=answer.by, why=answer.why)
+    return release.Approval(by=answer.by, why=answer.why)

@@ -15,9 +15,9 @@ from prefect.artifacts import (
 )
 from prefect.context import TaskRunContext
 
-from enginefarm import stages
+from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreError
-from enginefarm.manifest import Manifest
+from enginefarm.planning import stages
 from enginefarm.progress import SINK
 
 AFTER_S = 2.0

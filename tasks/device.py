@@ -7,18 +7,19 @@ from pathlib import Path
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm import device_records, stages
-from enginefarm.benchmark import benchmark_engine
-from enginefarm.device_verify import DeviceRequest, verify_on_device
+from enginefarm.bench.engine import benchmark_engine
+from enginefarm.bench.recipe import host_class
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import StoreMissing
-from enginefarm.manifest import Manifest
-from enginefarm.recipe_benchmark import host_class
-from enginefarm.rows import BenchmarkRow
-from enginefarm.site import plugin_libraries
-from enginefarm.tables import BenchmarkTables
-from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
-from enginefarm.workers import check_device
-from tasks.policy import STEP
+from enginefarm.farm.policy import STEP
+from enginefarm.farm.worker.card import check_device
+from enginefarm.planning import stages
+from enginefarm.run.verify import DeviceRequest, verify_on_device
+from enginefarm.store import quarantine as device_records
+from enginefarm.store.site import plugin_libraries
+from enginefarm.tables.rows import BenchmarkRow
+from enginefarm.tables.tables import BenchmarkTables
 
 
 @task(name="verify", **STEP)

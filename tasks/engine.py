@@ -5,11 +5,13 @@ from __future__ import annotations
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm import engines, metrics, stages
-from enginefarm.cancellation import CANCEL
-from enginefarm.manifest import Manifest
+from enginefarm.build import engine as engines
+from enginefarm.child.cancellation import CANCEL
+from enginefarm.documents.manifest import Manifest
+from enginefarm.farm.policy import STEP
+from enginefarm.farm.worker import metrics
+from enginefarm.planning import stages
 from tasks.artifacts import progress_artifact, publish_log
-from tasks.policy import STEP
 
 
 @task(name="build", task_run_name="build {job.spec.label}", **STEP)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm import metrics, plan, regression_rules, stages
-from enginefarm.recipe import Recipe
-from enginefarm.survey import Survey, survey
-from tasks.policy import STEP
+from enginefarm.documents.recipe import Recipe
+from enginefarm.farm.policy import STEP
+from enginefarm.farm.worker import metrics
+from enginefarm.planning import plan, stages
+from enginefarm.planning.survey import Survey, survey
+from enginefarm.tables import rules as regression_rules
 
 
 @task(name="plan", task_run_name="plan {recipe.name}", **STEP)

@@ -11,13 +11,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from enginefarm import nightly, stages
-from enginefarm.nightly import Slower, Standing
-from enginefarm.plan import Offer
-from enginefarm.recipe import Recipe
-from enginefarm.recipe_file import FILE_NAME
+from enginefarm.documents.recipe import Recipe
+from enginefarm.farm import night as nightly
+from enginefarm.farm.night import Slower, Standing
+from enginefarm.farm.policy import STEP
+from enginefarm.planning import stages
+from enginefarm.planning.plan import Offer
+from enginefarm.recipes.file import FILE_NAME
 from enginefarm.report import nightly as report
-from tasks.policy import STEP
 
 
 @task(name="survey", **STEP)

@@ -9,10 +9,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm import metrics, outcome_rows, stages
 from enginefarm.errors import EnginefarmError
-from enginefarm.outcome import HEADER, Outcome, cells, markdown, of_manifest
-from tasks.policy import STEP
+from enginefarm.farm import outcome_rows
+from enginefarm.farm.policy import STEP
+from enginefarm.farm.worker import metrics
+from enginefarm.planning import stages
+from enginefarm.planning.outcome import HEADER, Outcome, cells, markdown, of_manifest
 
 
 @task(name="cached", task_run_name="cached {recipe}", **STEP)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sample_manifest import make_manifest
 
-from enginefarm import host
-from enginefarm.manifest import Manifest
+from enginefarm.documents.manifest import Manifest
+from enginefarm.host import detect as host
 from enginefarm.store import embedded, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 
 if TYPE_CHECKING:
-    from tests.flows.farm_fixture import Farm
+    from tests.farm.farm_fixture import Farm
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """A server, a control worker, and cross workers for t4, a100 and l4. Tests share it."""
-    from tests.flows import farm_fixture
+    from tests.farm import farm_fixture
 
     root = tmp_path_factory.mktemp("farm")
     with (

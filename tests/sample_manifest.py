@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from enginefarm.digest import sha256_bytes
-from enginefarm.gpus import gpu
-from enginefarm.manifest import (
+from enginefarm.documents.gpus import gpu
+from enginefarm.documents.manifest import (
     BuildRecord,
     DeviceVerification,
     Environment,
@@ -16,8 +16,8 @@ from enginefarm.manifest import (
     OutputComparison,
     TensorInfo,
 )
-from enginefarm.recipe import BuilderOptions
-from enginefarm.spec import (
+from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.spec import (
     BlobRef,
     BuildSpec,
     GpuTarget,

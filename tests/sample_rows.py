@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from enginefarm.rows import BenchmarkRow
+from enginefarm.tables.rows import BenchmarkRow
 
 NIGHT = dt.date(2026, 11, 20)
 

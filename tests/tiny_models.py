@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from enginefarm import recipe_file
-from enginefarm.recipe import Recipe
+from enginefarm.documents.recipe import Recipe
+from enginefarm.recipes import file as recipe_file
 
 CODE = '''
 import numpy as np

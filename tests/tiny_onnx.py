@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.recipe import BuilderOptions
-from enginefarm.spec import (
+from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,
     MinOptMax,

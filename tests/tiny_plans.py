@@ -10,7 +10,7 @@ import onnx
 import tiny_onnx
 from onnx import TensorProto, helper
 
-from enginefarm.spec import MinOptMax, ShapeProfile
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
 
 SMALL = ShapeProfile(name="small", shapes={"x": MinOptMax(min=(1, 4), opt=(2, 4), max=(4, 4))})
 LARGE = ShapeProfile(name="large", shapes={"x": MinOptMax(min=(4, 4), opt=(8, 4), max=(64, 4))})

@@ -1,7 +1,6 @@
 """The command line. A command is loaded when it is called, so `--help` costs nothing.
 
-The table holds strings: enginefarm itself never imports Prefect, whose commands live in
-`flows/`.
+The table holds strings: what a command needs is imported when it runs.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from enginefarm.errors import EnginefarmError, ToolchainError, UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
     "plan": ("enginefarm.cli.planning:plan", "What would be built, what is cached, and why."),
-    "build": ("flows.commands.build:build", "Build a recipe's engines (runs the Prefect flow)."),
+    "build": ("enginefarm.cli.build:build", "Build a recipe's engines (runs the Prefect flow)."),
     "recipes": ("enginefarm.cli.recipes:recipes", "Recipes kept in the store: push, list, remove."),
-    "server": ("flows.commands.server:server", "Run the farm's Prefect server and its UI."),
-    "worker": ("flows.commands.worker:worker", "Take runs from a work pool."),
-    "workers": ("flows.commands.workers:workers", "Who is online, and with what."),
-    "deploy": ("flows.commands.deploy:deploy", "Deployments and automations onto the server."),
+    "server": ("enginefarm.cli.server:server", "Run the farm's Prefect server and its UI."),
+    "worker": ("enginefarm.cli.worker:worker", "Take runs from a work pool."),
+    "workers": ("enginefarm.cli.workers:workers", "Who is online, and with what."),
+    "deploy": ("enginefarm.cli.deploy:deploy", "Deployments and automations onto the server."),
     "pull": ("enginefarm.cli.pull:pull", "Download the engine that fits this host."),
     "url": ("enginefarm.cli.url:url", "A pull for hosts that have no credentials."),
     "doctor": ("enginefarm.cli.doctor:doctor", "This host; whether a plan can run on it."),
@@ -47,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("enginefarm.cli.planning:schema", "JSON Schema of a recipe, for editors."),
 }
 
+NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy"})
 INTERRUPTED = 130
 
 
@@ -60,7 +60,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        if module.startswith("flows.") and find_spec("prefect") is None:
+        if cmd_name in NEEDS_PREFECT and find_spec("prefect") is None:
             raise ToolchainError(
                 f"enginefarm {cmd_name} needs the farm",
                 why="prefect is not installed: this is the pull client alone",

@@ -13,7 +13,7 @@ import click
 from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
-    from enginefarm.tables import BenchmarkTables
+    from enginefarm.tables.tables import BenchmarkTables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,7 +73,7 @@ def _filters(command: F) -> F:
 @click.option("--json", "form", flag_value="json", help="As JSON, every column.")
 def table_(columns: str | None, form: str | None, **filters: Any) -> None:
     """Rows of the nights asked for, oldest first."""
-    from enginefarm.row_filter import RowFilter
+    from enginefarm.tables.filter import RowFilter
 
     where = RowFilter.of(**{name: value or None for name, value in filters.items()})
     chosen = tuple(columns.split(",")) if columns else None if form in ("csv", "json") else SHOWN
@@ -103,12 +103,13 @@ def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:
     that the store has for that GPU; without one, or with --cpu: PyTorch and ONNX Runtime. What
     the machine lacks is left out by name. The rows go into the tables.
     """
-    from enginefarm import recipe_file, site
-    from enginefarm.cpu_benchmark import CPU_HARNESS, benchmark_cpu
-    from enginefarm.gpu_benchmark import benchmark_gpu
-    from enginefarm.host import first_gpu
-    from enginefarm.measure.harness import Harness
-    from enginefarm.tables import BenchmarkTables
+    from enginefarm.bench.harness import Harness
+    from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
+    from enginefarm.bench.on_gpu import benchmark_gpu
+    from enginefarm.host.detect import first_gpu
+    from enginefarm.recipes import file as recipe_file
+    from enginefarm.store import site
+    from enginefarm.tables.tables import BenchmarkTables
 
     here, loaded = site.here(), recipe_file.load(recipe)
     on_cpu = cpu or first_gpu() is None
@@ -144,12 +145,12 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
     """RECIPE's latencies, night after night, each judged against the nights before."""
     import datetime as dt
 
-    from enginefarm.regression_rules import recorded
     from enginefarm.report.assemble import assemble
     from enginefarm.report.render import REPORT_COLUMNS
-    from enginefarm.row_filter import RowFilter
     from enginefarm.store import open_store
-    from enginefarm.tables import BenchmarkTables
+    from enginefarm.tables.filter import RowFilter
+    from enginefarm.tables.rules import recorded
+    from enginefarm.tables.tables import BenchmarkTables
 
     since = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=nights)
     where = RowFilter.of(recipe=recipe, since=since, **filters)
@@ -192,7 +193,7 @@ def compact(before: str | None) -> None:
     """Merges each past night's files into one, so that long queries stay quick."""
     import datetime as dt
 
-    from enginefarm.row_filter import RowFilter
+    from enginefarm.tables.filter import RowFilter
 
     end = RowFilter.of(until=before).until or dt.datetime.now(dt.UTC).date()
     tables = _tables()
@@ -203,7 +204,7 @@ def compact(before: str | None) -> None:
 
 def _tables() -> BenchmarkTables:
     from enginefarm.store import open_store
-    from enginefarm.tables import BenchmarkTables
+    from enginefarm.tables.tables import BenchmarkTables
 
     return BenchmarkTables(open_store().objects)
 

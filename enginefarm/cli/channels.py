@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.channels import Revision
-    from enginefarm.gates import GateResult
+    from enginefarm.store.channels import GateResult, Revision
 
 STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 
@@ -33,16 +32,16 @@ def promote(
     as_json: bool,
 ) -> None:
     """Point a channel at all of RECIPE's engines at once, if every gate passes."""
-    from enginefarm import channels
-    from enginefarm.signing import trust
+    from enginefarm.release import promote as release
     from enginefarm.store import open_store
+    from enginefarm.store.signing import trust
 
     def stop(_: object, results: tuple[GateResult, ...]) -> NoReturn:
         _print_gates(results, as_json=as_json)
         raise _DryRun
 
     try:
-        revision = channels.promote(
+        revision = release.promote(
             open_store(),
             recipe,
             channel,
@@ -70,10 +69,10 @@ class _DryRun(Exception):
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json: bool) -> None:
     """Point RECIPE's CHANNEL back at an earlier revision."""
-    from enginefarm import channels
+    from enginefarm.release import promote as release
     from enginefarm.store import open_store
 
-    moved = channels.rollback(open_store(), recipe, channel, to=revision, why=why)
+    moved = release.rollback(open_store(), recipe, channel, to=revision, why=why)
     _print_move(moved, as_json=as_json)
 
 
@@ -83,9 +82,8 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def channel(recipe: str, name: str | None, as_json: bool) -> None:
     """RECIPE's channels; of one CHANNEL, every move: when, who, from what, and why."""
-    from enginefarm import channels
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.store import open_store
+    from enginefarm.store import channels, open_store
 
     store = open_store()
     if name is not None:

@@ -27,12 +27,12 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
     """
     from pydantic import ValidationError
 
-    from enginefarm.cache import BlobCache
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.doctor import failures, host_findings, manifest_for, plan_findings
+    from enginefarm.documents.manifest import Manifest
     from enginefarm.errors import CorruptBlob, HostError, NoEngineFits, UsageError
-    from enginefarm.host import Host, detect
-    from enginefarm.manifest import Manifest
+    from enginefarm.host.detect import Host, detect
+    from enginefarm.pulling.doctor import failures, host_findings, manifest_for, plan_findings
+    from enginefarm.store.cache import BlobCache
 
     cache = BlobCache()
     try:

@@ -31,7 +31,7 @@ def gc(
 
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.gc import Policy, collect
+    from enginefarm.release.gc import Policy, collect
     from enginefarm.store import open_store
 
     policy = Policy(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.manifest import Manifest
+    from enginefarm.documents.manifest import Manifest
     from enginefarm.store.engine_store import EngineStore
 
 HEADER = ("recipe", "GPU", "precision", "toolchain", "engine", "size", "built", "spec", "on device")

@@ -14,8 +14,9 @@ from enginefarm.cli.tables import print_json, print_table
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: Path, as_json: bool) -> None:
     """What RECIPE asks for: each engine, its toolchain, cached or to build, and why."""
-    from enginefarm import recipe_file, stages
-    from enginefarm.survey import local_offers, survey
+    from enginefarm.planning import stages
+    from enginefarm.planning.survey import local_offers, survey
+    from enginefarm.recipes import file as recipe_file
 
     found = survey(stages.here(), recipe_file.load(recipe), local_offers())
     if as_json:
@@ -45,10 +46,11 @@ def plan(recipe: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
     """Field by field, how RECIPE's spec differs from the nearest one that is built."""
-    from enginefarm import plan as planning
-    from enginefarm import recipe_file, stages
-    from enginefarm.survey import local_offers, survey
-    from enginefarm.why import differences, nearest
+    from enginefarm.planning import plan as planning
+    from enginefarm.planning import stages
+    from enginefarm.planning.survey import local_offers, survey
+    from enginefarm.planning.why import differences, nearest
+    from enginefarm.recipes import file as recipe_file
 
     loaded = recipe_file.load(recipe)
     wanted = planning.narrowed(loaded, gpus=[gpu], precisions=[precision or loaded.precisions[0]])
@@ -91,7 +93,7 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
 def schema(as_json: bool) -> None:
     """JSON Schema of a recipe: point your editor's YAML extension at it."""
-    from enginefarm.recipe_file import json_schema
+    from enginefarm.recipes.file import json_schema
 
     print_json(json_schema())
 

@@ -14,9 +14,9 @@ import click
 from enginefarm.names import PRECISION_NAMES
 
 if TYPE_CHECKING:
-    from enginefarm.host import Host
-    from enginefarm.pulling import PulledEngine
-    from enginefarm.select import Selection
+    from enginefarm.host.detect import Host
+    from enginefarm.pulling.pull import PulledEngine
+    from enginefarm.pulling.select import Selection
 
 
 @click.command()
@@ -66,8 +66,8 @@ def pull(
     from enginefarm.errors import UsageError
 
     with no_collection():
-        from enginefarm.pulling import pull as pull_engine
-        from enginefarm.pulling import pull_url
+        from enginefarm.pulling.pull import pull as pull_engine
+        from enginefarm.pulling.pull import pull_url
 
     if url is not None and name is None:
         with watched_if_any(enabled=not as_json):
@@ -181,7 +181,7 @@ def _watch(pull: Callable[[], PulledEngine], folder: Path, every_s: float) -> No
     """Until interrupted. One line a swap on standard output, errors on standard error."""
     import threading
 
-    from enginefarm.watch import watch
+    from enginefarm.pulling.watch import watch
 
     watch(
         pull,

@@ -20,7 +20,7 @@ def push(path: Path) -> None:
     It takes the place of the recipe of that name. Signed where ENGINEFARM_SIGNING_KEY is set.
     Refused when it needs a file or module that is not in its folder.
     """
-    from enginefarm import recipe_store
+    from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
 
     made = recipe_store.push(open_store(), path)
@@ -35,8 +35,8 @@ def push(path: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(as_json: bool) -> None:
     """Every recipe in the store: who pushed it when, and who signed it."""
-    from enginefarm import recipe_store
     from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
 
     store = open_store()
@@ -65,7 +65,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Take the recipe NAME out of the store. Its engines stay."""
-    from enginefarm import recipe_store
+    from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
 
     recipe_store.remove(open_store(), name)

@@ -27,11 +27,11 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     """
     import datetime as dt
 
-    from enginefarm import recipe_file, site
+    from enginefarm.planning.survey import local_offers, survey
+    from enginefarm.recipes import file as recipe_file
     from enginefarm.report import nightly
-    from enginefarm.store import open_store
+    from enginefarm.store import open_store, site
     from enginefarm.store.failures import writing
-    from enginefarm.survey import local_offers, survey
 
     loaded = [recipe_file.load(path) for path in recipes]
     surveys = [(one, survey(site.here(), one, local_offers())) for one in loaded]

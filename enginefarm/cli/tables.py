@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.outcome import Outcome
+    from enginefarm.planning.outcome import Outcome
 
 STYLES = {
     "built": "green",
@@ -26,7 +26,7 @@ def print_json(value: Any) -> None:
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
     """The table of engines, and under it the line to try next."""
-    from enginefarm.outcome import HEADER, cells, pull_line, reasons
+    from enginefarm.planning.outcome import HEADER, cells, pull_line, reasons
 
     if as_json:
         print_json([outcome.model_dump(mode="json") for outcome in outcomes])
@@ -82,7 +82,7 @@ def print_table(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def gpus(as_json: bool) -> None:
     """GPUs that recipes can name, with what each can do."""
-    from enginefarm.gpus import table
+    from enginefarm.documents.gpus import table
 
     rows = table().values()
     if as_json:

@@ -24,14 +24,14 @@ def triton_repo(
     Each signature is checked first where a trust key is configured. GPUs of one compute
     capability get a repository each, in DIR/<gpu>.
     """
-    from enginefarm import triton
-    from enginefarm.cache import BlobCache
-    from enginefarm.catalog import StoreCatalog
-    from enginefarm.channels import split
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json
-    from enginefarm.signing import trust
+    from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.pulling import triton
     from enginefarm.store import open_store, s3
+    from enginefarm.store.cache import BlobCache
+    from enginefarm.store.channels import split
+    from enginefarm.store.signing import trust
 
     store, cache, trusted = open_store(), BlobCache(), trust()
     recipe, channel = split(name)

@@ -9,7 +9,7 @@ import click
 from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
-    from enginefarm.upgrade import Change
+    from enginefarm.release.upgrade import Change
 
 
 @click.command()
@@ -22,11 +22,11 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
     Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
     """
     from enginefarm.errors import UsageError
-    from enginefarm.regression_rules import recorded_rules
-    from enginefarm.row_filter import RowFilter
+    from enginefarm.release.upgrade import upgrade_report
     from enginefarm.store import open_store
-    from enginefarm.tables import BenchmarkTables
-    from enginefarm.upgrade import upgrade_report
+    from enginefarm.tables.filter import RowFilter
+    from enginefarm.tables.rules import recorded_rules
+    from enginefarm.tables.tables import BenchmarkTables
 
     store = open_store()
     manifests = list(store.manifests())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.manifest import Manifest
+    from enginefarm.documents.manifest import Manifest
     from enginefarm.store.engine_store import EngineStore
 
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     """Check the signature of every engine of a recipe, or of one of its channels."""
-    from enginefarm.catalog import StoreCatalog
-    from enginefarm.channels import split
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.errors import EnginefarmError, SignatureRejected
-    from enginefarm.signing import trust
+    from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import open_store
+    from enginefarm.store.channels import split
+    from enginefarm.store.signing import trust
 
     trusted = trust()
     if trusted is None:
@@ -69,11 +69,10 @@ def sign(name: str) -> None:
 
     Their bytes are downloaded and hashed first.
     """
-    from enginefarm import signing
-    from enginefarm.catalog import StoreCatalog
-    from enginefarm.channels import split
     from enginefarm.errors import SignatureRejected
-    from enginefarm.store import open_store
+    from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.store import open_store, signing
+    from enginefarm.store.channels import split
 
     signer = signing.signer()
     if signer is None:
@@ -93,7 +92,7 @@ def sign(name: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 def keygen(path: Path) -> None:
     """Make a signing key at PATH (mode 0600), and its public key beside it."""
-    from enginefarm import signing
+    from enginefarm.store import signing
 
     public, keyid = signing.generate(path)
     click.echo(f"private key  {path}  (on the farm: ENGINEFARM_SIGNING_KEY={path})")

@@ -6,13 +6,13 @@ import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from enginefarm.gpus import table as gpu_table
+from enginefarm.documents.gpus import table as gpu_table
+from enginefarm.documents.thresholds import Regression
 from enginefarm.names import PRECISION_NAMES
-from enginefarm.regression import walk
+from enginefarm.pulling.select import version_tuple
 from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
-from enginefarm.rows import BenchmarkRow
-from enginefarm.select import version_tuple
-from enginefarm.thresholds import Regression
+from enginefarm.tables.regression import walk
+from enginefarm.tables.rows import BenchmarkRow
 
 RUNTIME_ORDER = (
     "pytorch",

@@ -9,7 +9,7 @@ from enginefarm.report import svg
 from enginefarm.report.assemble import host_of, usual_shape
 from enginefarm.report.model import Cell, Line, ModelSection
 from enginefarm.report.svg import number, power
-from enginefarm.rows import BenchmarkRow
+from enginefarm.tables.rows import BenchmarkRow
 
 RUNTIME_NAMES = {
     "pytorch": "PyTorch",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-from enginefarm.regression import State
-from enginefarm.rows import BenchmarkRow
+from enginefarm.tables.regression import State
+from enginefarm.tables.rows import BenchmarkRow
 
 CellState = Literal["verified", "built", "pending", "stale", "failed", "skipped"]
 

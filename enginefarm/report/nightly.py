@@ -8,18 +8,18 @@ import platform
 from collections.abc import Iterable, Sequence
 
 from enginefarm import __version__
-from enginefarm.manifest import Manifest
-from enginefarm.manifest_rows import rows_from_manifest
-from enginefarm.recipe import Recipe
-from enginefarm.regression_rules import recorded_rules
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import Recipe
+from enginefarm.planning.survey import Survey
 from enginefarm.report.assemble import assemble
 from enginefarm.report.model import Wanted
 from enginefarm.report.render import REPORT_COLUMNS, render
-from enginefarm.row_filter import RowFilter
-from enginefarm.rows import BenchmarkRow
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.survey import Survey
-from enginefarm.tables import BenchmarkTables
+from enginefarm.tables.filter import RowFilter
+from enginefarm.tables.from_manifest import rows_from_manifest
+from enginefarm.tables.rows import BenchmarkRow
+from enginefarm.tables.rules import recorded_rules
+from enginefarm.tables.tables import BenchmarkTables
 
 PREFIX = "reports/"
 LATEST = f"{PREFIX}latest.html"

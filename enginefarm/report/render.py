@@ -11,7 +11,7 @@ from typing import Any
 from enginefarm.report import charts
 from enginefarm.report.model import STATES, ReportData
 from enginefarm.report.svg import number, power
-from enginefarm.rows import ALIKE
+from enginefarm.tables.rows import ALIKE
 
 REPORT_COLUMNS: tuple[str, ...] = tuple(
     dict.fromkeys(

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from enginefarm.digest import sha256_bytes, sha256_file
+from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
-from enginefarm.spec import BlobRef
 from enginefarm.store import layout
 from enginefarm.store.appearing import appearing
 from enginefarm.store.download import Download, Journal, RangeSource

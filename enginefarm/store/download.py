@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from botocore.exceptions import ClientError
 
+from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, EnginefarmError
-from enginefarm.spec import BlobRef
 from enginefarm.store.failures import TRANSPORT, status_of, writing
 
 PIECE_BYTES = 32 << 20

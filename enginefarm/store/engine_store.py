@@ -10,14 +10,13 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from enginefarm import signing
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef, BuildSpec
+from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, StoreConflict
-from enginefarm.manifest import Manifest
 from enginefarm.schema import Frozen
-from enginefarm.spec import BlobRef, BuildSpec
-from enginefarm.store import blobs, layout
+from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
-from enginefarm.store.records import StageRecord
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
 from enginefarm.store.sources import BlobSource
 

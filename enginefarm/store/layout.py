@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from enginefarm.spec import BlobRef
+from enginefarm.documents.spec import BlobRef
 
 BLOBS = "blobs/sha256/"
 SPECS = "specs/"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 import urllib3
 from urllib3.util import Retry, Timeout
 
+from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import (
     CorruptBlob,
     EnginefarmError,
@@ -18,7 +19,6 @@ from enginefarm.errors import (
     StoreUnavailable,
     UsageError,
 )
-from enginefarm.spec import BlobRef
 from enginefarm.store import layout
 from enginefarm.store.failures import translate
 from enginefarm.store.s3 import ObjectStore

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from pydantic import Field, JsonValue
 
+from enginefarm.documents.manifest import TensorInfo
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
-from enginefarm.manifest import TensorInfo
-from enginefarm.recipe import PrecisionName
 from enginefarm.schema import Frozen
-from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
 
 
 class BuildRequest(Frozen):

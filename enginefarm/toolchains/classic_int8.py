@@ -12,7 +12,7 @@ from typing import Any
 
 from enginefarm.digest import sha256_file
 from enginefarm.errors import CalibrationError
-from enginefarm.reference import read_reference
+from enginefarm.graph.reference import read_reference
 from enginefarm.toolchains import BuildRequest, builder_api
 
 

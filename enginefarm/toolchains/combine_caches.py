@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from enginefarm.child_process import child_environment
-from enginefarm.toolchains import builder_api
+from enginefarm.child.process import child_environment
+from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains.tensorrt import load, read_timing_cache
 
 
@@ -36,8 +36,8 @@ def combine(stored: bytes, fresh: bytes) -> bytes | None:
 
 
 def main(first: str, second: str, out: str) -> int:
-    trt, messages = load(), builder_api.Messages()
-    builder = trt.Builder(builder_api.make_logger(trt, messages))
+    trt, messages = load(), Messages()
+    builder = trt.Builder(make_logger(trt, messages))
     config = builder.create_builder_config()
     cache = read_timing_cache(config, Path(first).read_bytes(), messages)
     other = read_timing_cache(config, Path(second).read_bytes(), messages)

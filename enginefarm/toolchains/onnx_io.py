@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from enginefarm.documents.manifest import TensorInfo
+from enginefarm.documents.recipe import DType
 from enginefarm.errors import BuildError
-from enginefarm.manifest import TensorInfo
-from enginefarm.recipe import DType
 
 
 def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:

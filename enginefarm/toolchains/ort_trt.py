@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from enginefarm import ort
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
-from enginefarm.onnx_files import one_line
-from enginefarm.ort_tensorrt import PROVIDER
-from enginefarm.recipe import PrecisionName
-from enginefarm.runtimes import ORT_PACKAGE, ort_tensorrt
-from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
+from enginefarm.graph import ort
+from enginefarm.graph.onnx_files import one_line
+from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
+from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import require_gpu

@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
-from enginefarm.host import first_gpu
+from enginefarm.host.detect import first_gpu
 from enginefarm.progress import report
-from enginefarm.recipe import PrecisionName
-from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
+from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt"
@@ -119,8 +120,8 @@ class TensorRT:
         require_gpu(request.spec)
         trt = load()
         started = time.monotonic()
-        messages = builder_api.Messages()
-        logger = builder_api.make_logger(trt, messages)
+        messages = Messages()
+        logger = make_logger(trt, messages)
         trt.init_libnvinfer_plugins(logger, "")
         builder = trt.Builder(logger)
         if builder is None:
@@ -229,7 +230,7 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def use_timing_cache(config: Any, path: Path | None, messages: builder_api.Messages) -> bool:
+def use_timing_cache(config: Any, path: Path | None, messages: Messages) -> bool:
     """Loads a timing cache, or starts an empty one; False when there was none, or it is of
     another device or version (TensorRT decides: mismatches are never ignored)."""
     if path is not None and path.is_file():
@@ -241,7 +242,7 @@ def use_timing_cache(config: Any, path: Path | None, messages: builder_api.Messa
     return False
 
 
-def read_timing_cache(config: Any, data: bytes, messages: builder_api.Messages) -> Any:
+def read_timing_cache(config: Any, data: bytes, messages: Messages) -> Any:
     """The cache of these bytes; None when TensorRT does not take them."""
     before = len(messages.errors)
     cache = config.create_timing_cache(data)

@@ -11,10 +11,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from enginefarm import gpus
+from enginefarm.documents import gpus
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.recipe import PrecisionName
-from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
+from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt-rtx"
@@ -95,8 +96,8 @@ class TensorRTRTX:
         trt: Any = import_module("tensorrt_rtx_bindings")
         self.check(request.spec)
         started = time.monotonic()
-        messages = builder_api.Messages()
-        logger = builder_api.make_logger(trt, messages)
+        messages = Messages()
+        logger = make_logger(trt, messages)
         builder = trt.Builder(logger)
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, logger)

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 
 from pydantic import Field, TypeAdapter
 
-from enginefarm.builder_child import die_with_parent_of
+from enginefarm.child.lifeline import die_with_parent_of
+from enginefarm.documents.manifest import TensorInfo
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
-from enginefarm.manifest import TensorInfo
-from enginefarm.recipe import PrecisionName
 from enginefarm.schema import Frozen
-from enginefarm.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import TensorRT, major, require_gpu

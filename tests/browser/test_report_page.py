@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from sample_rows import make_row
 
 from enginefarm.report import assemble, render
-from enginefarm.rows import BenchmarkRow
+from enginefarm.tables.rows import BenchmarkRow
 
 EVIL = "<img src=x onerror=window.hacked=1>"
 GPUS = ("t4", "a100", "l4")

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 
-from tests.flows import tiny_recipe
-from tests.flows.farm_fixture import CHECKOUT, PATIENCE_S, Farm
+from tests import tiny_recipe
+from tests.farm.farm_fixture import CHECKOUT, PATIENCE_S, Farm
 
 SCREENSHOTS = CHECKOUT / "test-output"
 PATIENCE_MS = 120_000

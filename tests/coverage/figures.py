@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 NEEDS_A_GPU = (
-    "enginefarm/cuda_buffers.py",
-    "enginefarm/cuda_graph.py",
-    "enginefarm/device_child.py",
-    "enginefarm/engine_session.py",
-    "enginefarm/measure/contenders.py",
-    "enginefarm/measure/gpu_state.py",
-    "enginefarm/runtime.py",
+    "enginefarm/run/buffers.py",
+    "enginefarm/run/cuda_graph.py",
+    "enginefarm/run/verify_child.py",
+    "enginefarm/run/session.py",
+    "enginefarm/run/contenders.py",
+    "enginefarm/bench/gpu_state.py",
+    "enginefarm/run/engine.py",
     "enginefarm/toolchains/classic_int8.py",
     "enginefarm/toolchains/combine_caches.py",
     "enginefarm/toolchains/tensorrt.py",

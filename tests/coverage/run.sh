@@ -1,6 +1,6 @@
 #!/bin/sh
 # Coverage of enginefarm/ by lines and branches, its child processes included.
-#   tests/coverage/run.sh [PYTEST ARGUMENTS]     default: tests/unit tests/flows
+#   tests/coverage/run.sh [PYTEST ARGUMENTS]     default: tests/unit tests/integration tests/farm
 #
 # PYTHON            the environment's Python (default .venv/bin/python)
 # COVERAGE_FOLDER   where the data goes (default test-output/coverage). What lies there
@@ -26,7 +26,7 @@ exclude_also =
     if TYPE_CHECKING:
     \.\.\.$
 END
-[ $# -gt 0 ] || set -- tests/unit tests/flows
+[ $# -gt 0 ] || set -- tests/unit tests/integration tests/farm
 PYTHONPATH="$folder:$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest "$@"
 passed=$?
 "$python" tests/coverage/figures.py "$folder" || exit

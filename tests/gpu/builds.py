@@ -8,9 +8,9 @@ from typing import Any
 
 from trt86_toolchain import TensorRT86
 
-from enginefarm.gpus import gpu
-from enginefarm.recipe import BuilderOptions
-from enginefarm.spec import (
+from enginefarm.documents.gpus import gpu
+from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,
     MinOptMax,

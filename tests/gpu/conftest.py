@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from enginefarm.runtime import Engine
+from enginefarm.run.engine import Engine
 
 
 def folder(variable: str) -> Path:

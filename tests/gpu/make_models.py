@@ -39,7 +39,7 @@ TORCH: dict[str, Any] = {"resnet50": resnet50, "efficientnet_lite0": efficientne
 
 def torch_contender(name: str, device: str) -> Any:
     """For RemoteContender and for the same process."""
-    from enginefarm.measure.contenders import TorchContender
+    from enginefarm.run.contenders import TorchContender
 
     label = f"PyTorch {torch.__version__} eager FP32, {device}"
     return TorchContender(label, TORCH[name](), outputs=["scores"], device=device)

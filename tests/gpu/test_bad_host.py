@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from small_models import with_plugin
 
-from enginefarm import isolate
+from enginefarm.build import isolate
+from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import DeviceOutOfMemory, EngineRunError, HostError, PluginMissing
-from enginefarm.runtime import Engine
-from enginefarm.spec import MinOptMax
+from enginefarm.run.engine import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
 
@@ -24,7 +24,7 @@ RUN = """
 import sys
 from pathlib import Path
 from enginefarm.errors import EnginefarmError
-from enginefarm.runtime import Engine
+from enginefarm.run.engine import Engine
 try:
     with Engine(Path(sys.argv[1]), toolchain="tensorrt") as engine:
         engine.session().close()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.benchmark import side_by_side
-from enginefarm.measure.contenders import EngineContender, on_provider
-from enginefarm.measure.gpu_state import GpuSampler
-from enginefarm.measure.harness import Harness
-from enginefarm.measure.remote import RemoteContender
-from enginefarm.reference import read_reference
-from enginefarm.runtime import Engine
+from enginefarm.bench.engine import side_by_side
+from enginefarm.bench.gpu_state import GpuSampler
+from enginefarm.bench.harness import Harness
+from enginefarm.graph.reference import read_reference
+from enginefarm.run.contenders import EngineContender, on_provider
+from enginefarm.run.engine import Engine
+from enginefarm.run.remote import RemoteContender
 
 pytestmark = pytest.mark.gpu
 

@@ -8,9 +8,9 @@ import builds
 import numpy as np
 import pytest
 
-from enginefarm import isolate
-from enginefarm.reference import read_reference
-from enginefarm.runtime import Engine
+from enginefarm.build import isolate
+from enginefarm.graph.reference import read_reference
+from enginefarm.run.engine import Engine
 from enginefarm.toolchains import BuildOutput, classic_int8
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginefarm.device_verify import DeviceRequest, verify_on_device
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import DriverTooOld
-from enginefarm.spec import MinOptMax, ShapeProfile
-from enginefarm.thresholds import DEFAULT_BUDGETS
+from enginefarm.run.verify import DeviceRequest, verify_on_device
 
 pytestmark = pytest.mark.gpu
 

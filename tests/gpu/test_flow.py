@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import WorkerMismatch
-from enginefarm.manifest import Manifest
-from enginefarm.tables import BenchmarkTables
-from tests.flows.farm_fixture import Farm, until
+from enginefarm.tables.tables import BenchmarkTables
+from tests.farm.farm_fixture import Farm, until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(560)]
 

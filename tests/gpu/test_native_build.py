@@ -14,12 +14,13 @@ import onnxruntime
 import pytest
 from small_models import convolutions
 
-from enginefarm import isolate, native_build, timing_cache
+from enginefarm.build import isolate, timing_cache
+from enginefarm.build import native as native_build
 from enginefarm.digest import sha256_bytes
+from enginefarm.documents.recipe import Budget
 from enginefarm.errors import BuildCancelled, BuildError, BuildTimeout, HostError
-from enginefarm.host import first_gpu
-from enginefarm.recipe import Budget
-from enginefarm.runtime import Engine
+from enginefarm.host.detect import first_gpu
+from enginefarm.run.engine import Engine
 from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput

@@ -18,9 +18,9 @@ import onnx
 import pytest
 from small_models import convolutions, data_dependent
 
-from enginefarm import isolate
-from enginefarm.artifacts import open_artifact
-from enginefarm.device_verify import DeviceRequest, verify_on_device
+from enginefarm.build import isolate
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import (
     BuildError,
     DriverTooOld,
@@ -28,10 +28,10 @@ from enginefarm.errors import (
     HostError,
     ToolchainError,
 )
-from enginefarm.measure.contenders import on_provider
-from enginefarm.ort_tensorrt import PROVIDER
-from enginefarm.spec import MinOptMax, ShapeProfile
-from enginefarm.thresholds import DEFAULT_BUDGETS, Budget
+from enginefarm.run.artifacts import open_artifact
+from enginefarm.run.contenders import on_provider
+from enginefarm.run.ort_engine import PROVIDER
+from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.toolchains import BuildOutput, toolchain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -174,7 +174,8 @@ def test_an_artifact_cut_short_and_one_of_other_bytes(
     for name in ("cut", "junk"):
         # In a process of its own: TensorRT may crash on such bytes.
         script = (
-            "import sys; from pathlib import Path; from enginefarm.artifacts import open_artifact\n"
+            "import sys; from pathlib import Path\n"
+            "from enginefarm.run.artifacts import open_artifact\n"
             "from enginefarm.errors import EnginefarmError\n"
             "try: open_artifact(Path(sys.argv[1]), toolchain='ort-trt')\n"
             "except EnginefarmError as e: print(type(e).__name__, e); sys.exit(e.exit_code)\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.errors import OtherBuild
-from enginefarm.runtime import Engine
+from enginefarm.run.engine import Engine
 
 pytestmark = pytest.mark.gpu
 

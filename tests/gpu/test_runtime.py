@@ -11,10 +11,10 @@ import onnxruntime
 import other_library
 import pytest
 
-from enginefarm import cuda_buffers
+from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import DeviceOutOfMemory, EngineRunError
-from enginefarm.manifest import TensorInfo
-from enginefarm.runtime import Engine
+from enginefarm.run import buffers as cuda_buffers
+from enginefarm.run.engine import Engine
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ import numpy as np
 import other_library
 import pytest
 
-from enginefarm.runtime import Engine
+from enginefarm.run.engine import Engine
 
 pytestmark = pytest.mark.gpu
 

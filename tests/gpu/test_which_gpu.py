@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 BOTH = """
 import pycuda.driver as cuda, pynvml
-from enginefarm.host import visible_gpu
+from enginefarm.host.detect import visible_gpu
 cuda.init()
 pynvml.nvmlInit()
 print(cuda.Device(0).pci_bus_id().lower())

@@ -16,9 +16,9 @@ from typing import Any
 
 from trt86_graph import lifted
 
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
-from enginefarm.recipe import PrecisionName
-from enginefarm.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, classic_int8, tensorrt
 
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import get_args
 
 from enginefarm import names
-from enginefarm.precisions import PRECISIONS, precision
-from enginefarm.rows import Runtime
-from enginefarm.thresholds import DEFAULT_BUDGETS
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS
+from enginefarm.graph.precisions import PRECISIONS, precision
+from enginefarm.tables.rows import Runtime
 from enginefarm.toolchains import TOOLCHAINS, toolchain
 
 

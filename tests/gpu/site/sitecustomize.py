@@ -1,7 +1,7 @@
 """On PYTHONPATH or beside the packages of the GPU machine's Python: every process of the farm
 there, builders and workers too, finds TensorRT 8.6 where 10 and 11 would be."""
 
-from enginefarm import runtimes
+from enginefarm.host import runtimes
 from enginefarm.toolchains import TOOLCHAINS
 
 TOOLCHAINS["tensorrt"] = "trt86_toolchain:TensorRT86"

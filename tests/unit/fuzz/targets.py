@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from enginefarm import recipe_file
 from enginefarm.errors import EnginefarmError
-from enginefarm.plan_header import read_plan_header
+from enginefarm.host.plan_header import read_plan_header
+from enginefarm.recipes import file as recipe_file
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import parse_url

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from enginefarm.gpus import table
+from enginefarm.documents.gpus import table
 
 
 @pytest.fixture(scope="module")

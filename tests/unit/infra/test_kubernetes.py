@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from enginefarm.gpus import gpu
+from enginefarm.documents.gpus import gpu
 
 OVERLAYS = ("generic", "gke")
 GPUS = ("t4", "l4", "a100")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from enginefarm import metrics
+from enginefarm.farm.worker import metrics
 
 SERVED_AT_SCRAPE = {"enginefarm_queue_runs", "enginefarm_worker_info"}
 SUFFIXES = ("_total", "_bucket", "_count", "_sum")

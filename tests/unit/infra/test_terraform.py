@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from enginefarm.gpus import table
+from enginefarm.documents.gpus import table
 
 
 def rows(infra: Path) -> dict[str, str]:

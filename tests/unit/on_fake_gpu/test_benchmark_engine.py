@@ -13,13 +13,13 @@ import pytest
 from sample_manifest import make_manifest
 from tiny_plans import LARGE, SMALL
 
-from enginefarm import cuda_graph
-from enginefarm.artifacts import in_a_process
-from enginefarm.benchmark import benchmark_engine, side_by_side
+from enginefarm.bench.engine import benchmark_engine, side_by_side
+from enginefarm.bench.gpu_state import GpuSampler
+from enginefarm.bench.harness import Harness
+from enginefarm.documents.spec import ToolchainId
 from enginefarm.errors import EngineRunError
-from enginefarm.measure.gpu_state import GpuSampler
-from enginefarm.measure.harness import Harness
-from enginefarm.spec import ToolchainId
+from enginefarm.run import cuda_graph
+from enginefarm.run.artifacts import in_a_process
 
 Plan = Callable[..., Path]
 Reference = Callable[..., Path]

@@ -13,6 +13,7 @@ import pytest
 from tiny_onnx import spec
 from tiny_plans import LARGE, SMALL, doubling
 
+from enginefarm.documents.spec import BuildSpec, PrecisionUse, ToolchainId
 from enginefarm.errors import (
     BuildCancelled,
     BuildError,
@@ -22,10 +23,9 @@ from enginefarm.errors import (
     HostError,
     ParseError,
 )
-from enginefarm.host import NvmlGpu
+from enginefarm.host.detect import NvmlGpu
 from enginefarm.progress import SINK
-from enginefarm.runtime import Engine
-from enginefarm.spec import BuildSpec, PrecisionUse, ToolchainId
+from enginefarm.run.engine import Engine
 from enginefarm.toolchains import BuildOutput, BuildRequest, tensorrt
 from enginefarm.toolchains.combine_caches import combine
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_plans import LARGE, SMALL
 
-from enginefarm.device_verify import DeviceRequest, verify_on_device
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import DriverTooOld
-from enginefarm.thresholds import Budget
+from enginefarm.run.verify import DeviceRequest, verify_on_device
 
 Plan = Callable[..., Path]
 Reference = Callable[..., Path]

@@ -11,12 +11,13 @@ import pytest
 import tiny_onnx
 from tiny_plans import LARGE, SMALL, doubling
 
-from enginefarm import isolate, native_build, timing_cache
+from enginefarm.build import isolate, timing_cache
+from enginefarm.build import native as native_build
+from enginefarm.documents.spec import ToolchainId
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import AccuracyError
-from enginefarm.host import NvmlGpu
-from enginefarm.spec import ToolchainId
+from enginefarm.host.detect import NvmlGpu
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.thresholds import Budget
 from enginefarm.toolchains import BuildOutput, BuildRequest, tensorrt
 
 Reference = Callable[..., Path]

@@ -12,7 +12,7 @@ import tiny_onnx
 from onnx import TensorProto, helper
 from tiny_plans import LARGE, SMALL, plan_of
 
-from enginefarm import cuda_graph
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import (
     DeviceOutOfMemory,
     DriverTooOld,
@@ -22,8 +22,8 @@ from enginefarm.errors import (
     OtherGpu,
     PluginMissing,
 )
-from enginefarm.runtime import Engine, load_bindings
-from enginefarm.spec import MinOptMax, ShapeProfile
+from enginefarm.run import cuda_graph
+from enginefarm.run.engine import Engine, load_bindings
 
 Plan = Callable[..., Path]
 

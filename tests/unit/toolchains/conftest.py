@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bindings
 import pytest
+
+from tests.unit.toolchains import bindings
 
 VERSIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
 

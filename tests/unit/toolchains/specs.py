@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from enginefarm.recipe import BuilderOptions
-from enginefarm.spec import (
+from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,
     MinOptMax,

@@ -6,10 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from names_used import FILES, names_used
 
 import enginefarm
 from enginefarm.toolchains import builder_api, tensorrt, tensorrt_rtx
+from tests.unit.toolchains.names_used import FILES, names_used
 
 ROOT = Path(enginefarm.__file__).parent
 BOTH = {

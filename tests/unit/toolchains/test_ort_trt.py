@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import tiny_onnx
-from published_options import recorded
-from specs import IMAGES, TEXT, request, spec
 
-from enginefarm import runtimes
 from enginefarm.errors import BuildError, HostError, ToolchainError
-from enginefarm.ort_tensorrt import PROVIDER
+from enginefarm.host import runtimes
+from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildRequest, ort_trt
+from tests.unit.toolchains.published_options import recorded
+from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
 Installed = Callable[..., None]
 KNOWN = recorded("ort_trt_options.txt")

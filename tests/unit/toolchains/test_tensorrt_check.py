@@ -6,11 +6,11 @@ from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 import pytest
-from specs import request, spec
 
 from enginefarm.errors import HostError, ToolchainError
 from enginefarm.toolchains import tensorrt, tensorrt_rtx
 from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
+from tests.unit.toolchains.specs import request, spec
 
 
 def test_classic_int8_is_for_10_alone() -> None:
@@ -49,7 +49,7 @@ def test_a_host_without_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from enginefarm.host import NvmlGpu
+    from enginefarm.host.detect import NvmlGpu
 
     h100 = NvmlGpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="580.1")
     monkeypatch.setattr("enginefarm.toolchains.tensorrt.first_gpu", lambda: h100)

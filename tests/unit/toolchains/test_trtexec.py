@@ -10,11 +10,11 @@ import pytest
 import tiny_onnx
 from hypothesis import given
 from hypothesis import strategies as st
-from published_options import recorded
-from specs import IMAGES, TEXT, request, spec
 
 from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
 from enginefarm.toolchains import BuildRequest, trtexec
+from tests.unit.toolchains.published_options import recorded
+from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
 DATA = Path(__file__).parent / "data"
 EVERYTHING = {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from enginefarm.errors import EngineRunError
-from enginefarm.runtime import Engine
+from enginefarm.run.engine import Engine
 from enginefarm.toolchains import builder_api, combine_caches
 from enginefarm.toolchains.tensorrt import read_timing_cache, use_timing_cache
 

@@ -1,0 +1,202 @@
+"""Benchmarks: one engine at every shape that matters, or several runtimes side by side.
+
+Latency is measured on the host's clock, from before the inputs are copied in to after the
+outputs are copied out, in the same way for every runtime. Engines also tell copy in, compute
+and copy out on the GPU's clock. One pass at a time: figures are latencies of a server that
+is asked once and again, and throughput is that server's, not the most a GPU can be made to do.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.bench.figures import Figures, figures
+from enginefarm.bench.gpu_state import GpuState
+from enginefarm.bench.harness import HARNESS, Harness, Samples, interleave
+from enginefarm.bench.shapes import Point, points, sized
+from enginefarm.documents.manifest import Manifest, OutputComparison
+from enginefarm.documents.thresholds import Budget
+from enginefarm.errors import EngineRunError
+from enginefarm.graph.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verify import compare
+from enginefarm.progress import report
+from enginefarm.run.artifacts import Artifact, open_artifact
+from enginefarm.run.running import Contender
+from enginefarm.schema import Frozen
+from enginefarm.tables.from_manifest import rows_from_manifest
+from enginefarm.tables.rows import BenchmarkRow, Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Measured(Frozen):
+    """One contender at one set of shapes."""
+
+    name: str
+    runtime: Runtime
+    total: Figures
+    copy_in: Figures | None
+    compute: Figures | None
+    copy_out: Figures | None
+    seconds: float
+    samples_per_s: float
+    gpu: GpuState
+    harness: Harness
+    against_first: tuple[OutputComparison, ...] = ()
+    """Outputs against those of the first contender."""
+
+
+def side_by_side(
+    contenders: Sequence[Contender],
+    feeds: Mapping[str, Any],
+    *,
+    batch: int,
+    harness: Harness,
+) -> tuple[Measured, ...]:
+    """Times the contenders in turns on the same inputs, and compares what they give.
+
+    batch: samples in one pass. The first contender is the one that others are compared with.
+    """
+    for contender in contenders:
+        contender.bind(feeds)
+    samples, state = interleave(contenders, harness)
+    first = contenders[0].outputs()
+    return tuple(
+        _measured(
+            contender, found, state, harness, batch, _compared(feeds, first, contender.outputs())
+        )
+        for contender, found in zip(contenders, samples, strict=True)
+    )
+
+
+def benchmark_engine(
+    manifest: Manifest,
+    plan: Path,
+    reference: Path,
+    *,
+    harness: Harness | None = None,
+    batch_sweep: bool = True,
+    host_class: str = "",
+    plugins: Sequence[Path] = (),
+) -> tuple[BenchmarkRow, ...]:
+    """Rows of one engine on this GPU: each profile's opt shapes, a batch sweep, with and
+    without a CUDA graph where one can be captured.
+
+    reference: the manifest's npz, whose inputs are repeated to the shapes measured.
+    Raises: HostError, EngineRunError.
+    """
+    chosen = harness or Harness()
+    inputs = next(read_reference(reference)).inputs
+    built = {row.profile: row for row in rows_from_manifest(manifest)}
+    rows: list[BenchmarkRow] = []
+    wanted = points(manifest.spec.profiles, batch_sweep=batch_sweep)
+    toolchain = manifest.spec.toolchain.name
+    with open_artifact(plan, toolchain=toolchain, plugins=plugins) as artifact:
+        for index, point in enumerate(wanted):
+            report("benchmark", index, len(wanted), f"{manifest.spec.label} {point.text}")
+            for graph in (False, True):
+                settings = chosen.model_copy(update={"cuda_graph": graph})
+                row = built[point.profile_name]
+                feeds = sized(inputs, point.shapes)
+                try:
+                    found = _one(artifact, row.runtime, point, feeds, settings)
+                except EngineRunError as error:
+                    if not graph:
+                        raise
+                    # Not every engine can be captured; it has its row without a graph.
+                    report("benchmark", index, len(wanted), error.what)
+                    continue
+                rows.append(filled(row, found, point, host_class=host_class))
+    report("benchmark", len(wanted), len(wanted), manifest.spec.label)
+    return tuple(rows)
+
+
+def filled(
+    row: BenchmarkRow, found: Measured, point: Point, *, host_class: str = ""
+) -> BenchmarkRow:
+    """A `built` row with the measurement in it."""
+    now = dt.datetime.now(dt.UTC)
+    values: dict[str, Any] = {
+        "outcome": "measured",
+        "date": now.date(),  # the night it was measured, not the night it was built
+        "measured_at": now,
+        "host": platform.node(),
+        "host_class": host_class,
+        "profile": point.profile_name,
+        "batch": point.batch,
+        "shapes": point.text,
+        "harness": HARNESS,
+        "harness_flags": found.harness.flags,
+        "cuda_graph": found.harness.cuda_graph,
+        "warmup_iterations": found.harness.warmup_iterations,
+        "iterations": found.total.samples,
+        "duration_s": found.seconds,
+        **_columns("latency", found.total),
+        **_columns("compute", found.compute),
+        "throughput_samples_per_s": found.samples_per_s,
+        "latency_cov": found.total.cov,
+        "cov_verdict": found.total.verdict,
+        **found.gpu.model_dump(exclude={"samples", "sm_clock_mhz_min", "sm_clock_mhz_max"}),
+    }
+    for name, part in (("h2d", found.copy_in), ("d2h", found.copy_out)):
+        if part is not None:
+            values |= {f"{name}_ms_median": part.ms_median, f"{name}_ms_p99": part.ms_p99}
+    return row.model_copy(update=values)
+
+
+def _one(
+    artifact: Artifact, runtime: Runtime, point: Point, feeds: Mapping[str, Any], harness: Harness
+) -> Measured:
+    running = artifact.running(runtime, profile=point.profile, cuda_graph=harness.cuda_graph)
+    try:
+        return side_by_side([running], feeds, batch=point.batch, harness=harness)[0]
+    finally:
+        running.close()
+
+
+def _measured(
+    contender: Contender,
+    found: Samples,
+    state: GpuState,
+    harness: Harness,
+    batch: int,
+    against_first: tuple[OutputComparison, ...],
+) -> Measured:
+    def part(index: int) -> Figures | None:
+        values = [iteration[index] for iteration in found.iterations]
+        return figures([v for v in values if v is not None]) if None not in values else None
+
+    return Measured(
+        name=contender.name,
+        runtime=contender.runtime,
+        total=figures([iteration.total for iteration in found.iterations]),
+        copy_in=part(1),
+        compute=part(2),
+        copy_out=part(3),
+        seconds=found.seconds,
+        samples_per_s=batch * len(found.iterations) / found.seconds,
+        gpu=state,
+        harness=harness,
+        against_first=against_first,
+    )
+
+
+def _compared(
+    feeds: Mapping[str, Any], first: Arrays, outputs: Arrays
+) -> tuple[OutputComparison, ...]:
+    batch = ReferenceBatch(inputs=dict(feeds), outputs=first, labels=None)
+    return compare([batch], lambda _: outputs, Budget(), ()).outputs
+
+
+def _columns(prefix: str, found: Figures | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    names = ("min", "mean", "median", "p90", "p95", "p99")
+    return {f"{prefix}_ms_{name}": getattr(found, f"ms_{name}") for name in names}

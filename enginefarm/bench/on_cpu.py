@@ -1,0 +1,80 @@
+"""The same model on this machine's CPU: PyTorch and ONNX Runtime, in turns on the same inputs.
+
+It needs no GPU, so the tables hold something real everywhere, and a night on a CPU machine
+still sees a slower exporter, slimmer or ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from enginefarm.bench.engine import side_by_side
+from enginefarm.bench.harness import Harness
+from enginefarm.bench.recipe import TORCH_KINDS, Known, known, row_of, smallest_and_opt
+from enginefarm.bench.shapes import sized
+from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.graph.sources import source
+from enginefarm.progress import report
+from enginefarm.run.contenders import TorchContender, on_provider
+from enginefarm.run.running import Contender
+from enginefarm.store.site import Site, materialise
+from enginefarm.tables.rows import BenchmarkRow
+
+CPU_HARNESS = Harness(warmup_iterations=3, warmup_s=0.3, min_iterations=20, max_seconds=10)
+"""A CPU pass can take seconds: fewer of them."""
+
+
+def benchmark_cpu(
+    site: Site, recipe: Recipe, *, harness: Harness | None = None
+) -> tuple[BenchmarkRow, ...]:
+    """Rows of PyTorch (where the source is a module) and of ONNX Runtime with the FP32 graph
+    and each precision's graph, at the smallest and the opt shapes of each profile.
+
+    Outputs are compared with those of the first. Raises: StoreMissing when nothing of the
+    recipe is built yet; EngineRunError.
+    """
+    model = known(site, recipe)
+    rows: list[BenchmarkRow] = []
+    with site.scratch() as scratch:
+        contenders = _contenders(site, recipe, model, scratch)
+        wanted = smallest_and_opt(model.profiles, [tensor.name for tensor in recipe.inputs])
+        for index, point in enumerate(wanted):
+            report("benchmark", index, len(wanted), point.text)
+            found = side_by_side(
+                [contender for _, contender in contenders],
+                sized(model.inputs, point.shapes),
+                batch=point.batch,
+                harness=harness or CPU_HARNESS,
+            )
+            for (precision, _), one in zip(contenders, found, strict=True):
+                rows.append(row_of(recipe.name, precision, one, point))
+    report("benchmark", len(wanted), len(wanted))
+    return tuple(rows)
+
+
+def _contenders(
+    site: Site, recipe: Recipe, model: Known, scratch: Path
+) -> list[tuple[PrecisionName, Contender]]:
+    found: list[tuple[PrecisionName, Contender]] = []
+    if recipe.source.kind in TORCH_KINDS:
+        work = scratch / "source"
+        work.mkdir()
+        module: Any = source(recipe.source.kind).load(recipe.source, recipe.root, work)
+        torch = TorchContender("PyTorch", module, outputs=model.outputs, device="cpu")
+        found.append(("fp32", torch))
+    for precision, graph in model.graphs.items():
+        folder = scratch / precision
+        folder.mkdir()
+        found.append(
+            (
+                precision,
+                on_provider(
+                    f"ONNX Runtime {precision}",
+                    materialise(site, graph, folder),
+                    runtime="onnxruntime-cpu",
+                    provider="CPUExecutionProvider",
+                ),
+            )
+        )
+    return found

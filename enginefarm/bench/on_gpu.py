@@ -1,0 +1,217 @@
+"""A recipe on this machine's GPU, side by side in one run: PyTorch, ONNX Runtime with its CUDA
+and its TensorRT provider, and the engines that the store has for this very GPU.
+
+In turns on the same inputs, and compared with the first. Each but PyTorch has a process of its
+own: a crash takes it out of the table, and leaves the rest. What this machine lacks is left
+out by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from enginefarm.bench.engine import Measured, filled, side_by_side
+from enginefarm.bench.harness import Harness
+from enginefarm.bench.recipe import (
+    TORCH_KINDS,
+    Known,
+    host_class,
+    known,
+    row_of,
+    smallest_and_opt,
+)
+from enginefarm.bench.shapes import Point, sized
+from enginefarm.documents.gpus import by_nvml_name
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.graph.onnx_files import one_line
+from enginefarm.graph.sources import source
+from enginefarm.host.detect import NvmlGpu, first_gpu
+from enginefarm.progress import report
+from enginefarm.run.artifacts import in_a_process
+from enginefarm.run.contenders import TorchContender, on_provider_in_a_process
+from enginefarm.run.ort_engine import PROVIDER
+from enginefarm.run.remote import RemoteContender
+from enginefarm.store.site import Site, materialise, plugin_libraries
+from enginefarm.tables.from_manifest import rows_from_manifest
+from enginefarm.tables.rows import BenchmarkRow
+from enginefarm.toolchains.ort_trt import PRECISION_OPTIONS, graph_options
+
+TORCH = "PyTorch eager fp32"
+CUDA = "CUDAExecutionProvider"
+
+MakeRow = Callable[[Measured, Point], BenchmarkRow]
+
+
+@dataclass
+class SideBySide:
+    """left_out: the runtimes that could not take part, each with the reason."""
+
+    rows: list[BenchmarkRow] = field(default_factory=list[BenchmarkRow])
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Entry(NamedTuple):
+    """A runtime that may take part: made only when its turn comes."""
+
+    name: str
+    make: Callable[[], Any]
+    row: MakeRow
+
+
+def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None) -> SideBySide:
+    """Rows at the smallest and the opt shapes of each profile.
+
+    Raises: HostError without a GPU of gpus.toml; StoreMissing when nothing of the recipe is
+    built yet; EngineRunError when no runtime at all could take part.
+    """
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    if gpu is None or row is None:
+        raise HostError(
+            "bench: no GPU of gpus.toml is found on this machine",
+            why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not there, or sees no GPU",
+            fix="time it on the CPU: --cpu",
+        )
+    model = known(site, recipe)
+    result = SideBySide()
+    wanted = smallest_and_opt(model.profiles, [tensor.name for tensor in recipe.inputs])
+    for index in range(len(model.profiles)):
+        with site.scratch() as scratch, ExitStack() as stack:
+            entries = _entries(site, recipe, model, index, (row.label, gpu), scratch)
+            running = [*_started(entries, result, stack)]
+            for point in (one for one in wanted if one.profile == index):
+                report("benchmark", wanted.index(point), len(wanted), point.text)
+                _measure(running, model, point, harness or Harness(), result)
+    report("benchmark", len(wanted), len(wanted))
+    return result
+
+
+def _entries(
+    site: Site,
+    recipe: Recipe,
+    model: Known,
+    profile: int,
+    where: tuple[str, NvmlGpu],
+    scratch: Path,
+) -> Iterator[Entry]:
+    label, gpu = where
+    on_gpu = {"gpu": label, "gpu_name": gpu.name, "driver": gpu.driver}
+    if recipe.source.kind in TORCH_KINDS:
+        yield Entry(
+            TORCH,
+            partial(_torch, recipe, model, scratch),
+            partial(row_of, recipe.name, "fp32", **on_gpu),
+        )
+    for precision, graph in model.graphs.items():
+        folder = scratch / precision
+        folder.mkdir()
+        onnx = materialise(site, graph, folder)
+        row = partial(row_of, recipe.name, precision, **on_gpu)
+        name = f"ONNX Runtime CUDA {precision}"
+        on = partial(on_provider_in_a_process, name, onnx)
+        yield Entry(name, partial(on, runtime="onnxruntime-cuda", provider=CUDA, options={}), row)
+        if precision in PRECISION_OPTIONS:
+            name = f"ONNX Runtime TensorRT {precision}"
+            options = graph_options(precision, model.profiles[profile])
+            on = partial(on_provider_in_a_process, name, onnx)
+            make = partial(on, runtime="onnxruntime-tensorrt", provider=PROVIDER, options=options)
+            yield Entry(name, make, row)
+    for manifest in _engines(model, label):
+        for graph_too in (False, True):
+            yield _engine(site, manifest, profile, graph_too)
+
+
+def _engines(model: Known, label: str) -> list[Manifest]:
+    """The newest of each precision and toolchain that were built for this GPU, and not refused.
+
+    Engines of an older recipe, with other profiles, do not take the same shapes.
+    """
+    newest = {
+        (one.precision, one.spec.toolchain.name): one
+        for one in model.manifests
+        if one.gpu == label
+        and one.spec.profiles == model.profiles
+        and one.device_verification.status != "failed"
+    }
+    return [*newest.values()]
+
+
+def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> Entry:
+    toolchain = manifest.spec.toolchain.name
+    name = f"{toolchain} {manifest.precision}{' + CUDA graph' if cuda_graph else ''}"
+
+    def make() -> RemoteContender:
+        return in_a_process(
+            name,
+            site.cache.ensure(site.store, manifest.engine),
+            toolchain=toolchain,
+            plugins=plugin_libraries(site, manifest.spec),
+            profile=profile,
+            cuda_graph=cuda_graph,
+        )
+
+    def row(found: Measured, point: Point) -> BenchmarkRow:
+        built = {one.profile: one for one in rows_from_manifest(manifest)}[point.profile_name]
+        made = filled(built, found, point, host_class=host_class())
+        return made.model_copy(update={"cuda_graph": cuda_graph})
+
+    return Entry(name, make, row)
+
+
+def _torch(recipe: Recipe, model: Known, scratch: Path) -> TorchContender:
+    torch: Any = import_module("torch")
+    if not torch.cuda.is_available():
+        raise EngineRunError(TORCH, why=f"torch {torch.__version__} sees no GPU")
+    work = scratch / "source"
+    work.mkdir()
+    module: Any = source(recipe.source.kind).load(recipe.source, recipe.root, work)
+    return TorchContender(TORCH, module, outputs=model.outputs, device="cuda")
+
+
+def _started(
+    entries: Iterator[Entry], result: SideBySide, stack: ExitStack
+) -> Iterator[tuple[Entry, Any]]:
+    for entry in entries:
+        try:
+            contender = entry.make()
+        except EngineRunError as error:
+            result.left_out[entry.name] = one_line(error.why or error.what)
+            continue
+        if hasattr(contender, "close"):
+            stack.callback(contender.close)
+        yield entry, contender
+
+
+def _measure(
+    running: list[tuple[Entry, Any]],
+    model: Known,
+    point: Point,
+    harness: Harness,
+    result: SideBySide,
+) -> None:
+    feeds = sized(model.inputs, point.shapes)
+    able: list[tuple[Entry, Any]] = []
+    for entry, contender in running:
+        try:
+            contender.bind(feeds)
+            contender.iterate()
+            able.append((entry, contender))
+        except EngineRunError as error:
+            result.left_out[f"{entry.name}, {point.text}"] = one_line(error.why or error.what)
+    if not able:
+        raise EngineRunError(
+            "bench: no runtime could take part on this GPU",
+            why="; ".join(f"{name}: {why}" for name, why in result.left_out.items()),
+        )
+    contenders = [contender for _, contender in able]
+    found = side_by_side(contenders, feeds, batch=point.batch, harness=harness)
+    for (entry, _), one in zip(able, found, strict=True):
+        result.rows.append(entry.row(one, point))

@@ -1,0 +1,124 @@
+"""What a benchmark of a whole recipe measures, on a CPU or a GPU: graphs, inputs, shapes, rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from enginefarm.bench.engine import Measured, filled
+from enginefarm.bench.shapes import Point
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.spec import OnnxRef, ShapeProfile
+from enginefarm.errors import StoreMissing
+from enginefarm.graph import ort
+from enginefarm.graph.reference import read_reference
+from enginefarm.planning import stages
+from enginefarm.store.site import Site
+from enginefarm.tables.from_manifest import verification_columns, writer_name
+from enginefarm.tables.rows import BenchmarkRow, Runtime
+
+TORCH_KINDS = ("torch", "lightning")
+"""Sources that are a PyTorch module, which can be timed beside what came of it."""
+
+TOOLCHAINS: dict[Runtime, tuple[str, Callable[[], str]]] = {
+    "pytorch": ("torch", lambda: version("torch")),
+    "onnxruntime-cpu": ("onnxruntime", ort.build),
+    "onnxruntime-cuda": ("onnxruntime", ort.build),
+    "onnxruntime-tensorrt": ("onnxruntime", ort.build),
+}
+"""Runtimes that run a graph rather than an engine -> what a row calls them, and their build."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A recipe as far as it is built.
+
+    graphs: the newest of each precision. inputs: of the reference, by name. outputs: in order.
+    """
+
+    manifests: tuple[Manifest, ...]
+    graphs: dict[PrecisionName, OnnxRef]
+    inputs: dict[str, Any]
+    outputs: tuple[str, ...]
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        return self.manifests[-1].spec.profiles
+
+
+def known(site: Site, recipe: Recipe) -> Known:
+    """Raises: StoreMissing when nothing of the recipe is built yet."""
+    manifests = sorted(site.store.manifests(recipe.name), key=lambda one: one.created_at)
+    if not manifests or manifests[-1].reference is None:
+        raise StoreMissing(
+            f"bench: nothing of {recipe.name} is in the store yet",
+            fix="build it first: enginefarm build RECIPE",
+        )
+    model = stages.known_model(site, recipe)
+    graphs: dict[PrecisionName, OnnxRef] = {"fp32": model.onnx} if model else {}
+    for manifest in manifests:
+        graphs[manifest.precision] = manifest.graph
+    reference = site.cache.ensure(site.store, manifests[-1].reference)
+    return Known(
+        manifests=tuple(manifests),
+        graphs=graphs,
+        inputs=next(read_reference(reference)).inputs,
+        outputs=tuple(t.name for t in manifests[-1].tensors if t.role == "output"),
+    )
+
+
+def smallest_and_opt(profiles: Sequence[ShapeProfile], order: Sequence[str]) -> list[Point]:
+    """Each profile's smallest and opt shapes.
+
+    order: the recipe's inputs. A stored spec is sorted by name, and PyTorch takes inputs by
+    place.
+    """
+    found: list[Point] = []
+    for index, profile in enumerate(profiles):
+        for end in ("min", "opt"):
+            shapes = {name: getattr(profile.shapes[name], end) for name in order}
+            point = Point(index, profile.name, shapes)
+            if point not in found:
+                found.append(point)
+    return found
+
+
+def row_of(
+    recipe: str, precision: PrecisionName, found: Measured, point: Point, **where: Any
+) -> BenchmarkRow:
+    """The row of a runtime that ran a graph. where: columns that tell the GPU, if any."""
+    now = dt.datetime.now(dt.UTC)
+    toolchain, build = TOOLCHAINS[found.runtime]
+    row = BenchmarkRow(
+        date=now.date(),
+        measured_at=now,
+        writer=writer_name(platform.node()),
+        recipe=recipe,
+        outcome="measured",
+        runtime=found.runtime,
+        precision=precision,
+        toolchain=toolchain,
+        toolchain_build=build(),
+        **where,
+    ).model_copy(update=verification_columns(found.against_first))
+    return filled(row, found, point, host_class=host_class())
+
+
+def host_class() -> str:
+    """This CPU, as a kind of machine: `AMD EPYC, 2 CPUs`."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{model}, {os.cpu_count()} CPUs"

@@ -1,0 +1,74 @@
+"""Which shapes of an engine are measured, and inputs of those shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from enginefarm.documents.spec import ShapeProfile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Point(NamedTuple):
+    """One set of shapes to measure."""
+
+    profile: int
+    profile_name: str
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def batch(self) -> int:
+        """First dim of the first input; 1 where it has none."""
+        first = next(iter(self.shapes.values()), ())
+        return first[0] if first else 1
+
+    @property
+    def text(self) -> str:
+        return " ".join(f"{n}:{'x'.join(map(str, shape))}" for n, shape in self.shapes.items())
+
+
+def points(profiles: Sequence[ShapeProfile], *, batch_sweep: bool = True) -> list[Point]:
+    """Each profile's opt shapes; with batch_sweep also powers of two of the first dim."""
+    found: list[Point] = []
+    for index, profile in enumerate(profiles):
+        opt = {name: shape.opt for name, shape in profile.shapes.items()}
+        found.append(Point(index, profile.name, opt))
+        for batch in _batches(profile) if batch_sweep else ():
+            shapes = {
+                name: (batch, *shape.opt[1:]) if _batched(shape) else shape.opt
+                for name, shape in profile.shapes.items()
+            }
+            point = Point(index, profile.name, shapes)
+            if point not in found:
+                found.append(point)
+    return found
+
+
+def _batched(shape: Any) -> bool:
+    return bool(shape.opt) and shape.min[0] != shape.max[0]
+
+
+def _batches(profile: ShapeProfile) -> list[int]:
+    bounds = [shape for shape in profile.shapes.values() if _batched(shape)]
+    if not bounds:
+        return []
+    low, high = max(s.min[0] for s in bounds), min(s.max[0] for s in bounds)
+    powers = [1 << exponent for exponent in range(high.bit_length())]
+    return sorted({low, high, *(size for size in powers if low <= size <= high)})
+
+
+def sized(inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Real inputs, repeated and cut to these shapes: values decide which path a model takes."""
+    import numpy as np
+
+    made: Arrays = {}
+    for name, shape in shapes.items():
+        array = inputs[name]
+        for axis, size in enumerate(shape):
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+        made[name] = np.ascontiguousarray(array)
+    return made

@@ -1,0 +1,285 @@
+"""From one BuildSpec to a published manifest: build, upload, record.
+
+The three run on one machine, in this order. The manifest comes last: until it is there,
+nothing of the build can be found by anybody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import Field, JsonValue
+
+from enginefarm.build import native as native_build
+from enginefarm.documents.gpus import gpu
+from enginefarm.documents.manifest import (
+    BuildRecord,
+    DeviceVerification,
+    Environment,
+    Manifest,
+    TensorInfo,
+)
+from enginefarm.documents.spec import BlobRef, BuildSpec
+from enginefarm.documents.thresholds import Budget
+from enginefarm.errors import BuildCrashed, BuildError, EngineRunError
+from enginefarm.planning.stages import Prepared
+from enginefarm.progress import SINK, report
+from enginefarm.schema import Frozen, Name
+from enginefarm.settings import build_limits
+from enginefarm.store import quarantine as device_records
+from enginefarm.store.site import Produced, Site, materialise, recorded
+from enginefarm.toolchains import BuildOutput, BuildRequest
+
+# A builder keeps about one core busy: more of them at once only take more memory.
+_SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+ONE_MAY_FAIL_ALL = (BuildError, BuildCrashed)
+"""How a shared plan fails when a single compute capability lacks something."""
+
+RECORDED_VALUES = {
+    "tensors",
+    "compute_capabilities",
+    "seconds",
+    "peak_memory_bytes",
+    "command",
+    "details",
+}
+
+RECORDED_PACKAGES = (
+    "enginefarm",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxslim",
+    "torch",
+    "tensorrt",
+)
+
+
+class Job(Frozen):
+    """One engine to build: all that a worker has to be told, by value and digest."""
+
+    recipe: Name
+    spec: BuildSpec
+    prepared: Prepared
+    budget: Budget | None = Field(default=None, description="What several attempts are held to.")
+
+
+class Built(Frozen):
+    """A plan in the store, and what was seen while it was built."""
+
+    plan: BlobRef
+    log: BlobRef | None
+    layers: BlobRef | None
+    tensors: tuple[TensorInfo, ...]
+    compute_capabilities: tuple[str, ...] = ()
+    built_with: Name | None = None
+    seconds: float
+    peak_memory_bytes: int
+    command: str | None
+    details: dict[str, JsonValue]
+
+
+def build(
+    site: Site,
+    job: Job,
+    *,
+    cancel: threading.Event | None = None,
+    workspace_mib: int | None = None,
+) -> Built | Manifest:
+    """The plan, built in a child process unless it is there; the manifest when that is there.
+
+    A plan that GPUs share is built by the first of them; the others find it recorded. One
+    process at a time builds a given plan on one machine: whoever comes second waits, and
+    then finds what the first one made. workspace_mib: less than the spec's, for the one
+    retry after an out-of-memory; recorded in the manifest.
+
+    Raises: ParseError, BuildError and its kinds, ToolchainError.
+    """
+    spec = job.spec
+    with _alone(site, spec.plan_key):
+        published = site.store.manifest(spec.digest)
+        if published is not None:
+            site.store.index_for(job.recipe, published)
+            report(f"build {spec.label}", 1, 1, "cached")
+            return published
+        _refuse_quarantined(site, spec)
+        asked = spec
+        if workspace_mib is not None:
+            builder = spec.builder.model_copy(update={"workspace_mib": workspace_mib})
+            asked = spec.model_copy(update={"builder": builder})
+        try:
+            built = _plan(site, job, asked, cancel)
+        except BuildError as error:
+            if not asked.compute_capabilities or type(error) not in ONE_MAY_FAIL_ALL:
+                raise
+            report(f"build {spec.label}", 0, None, "for this GPU alone")
+            built = _plan(site, job, asked.model_copy(update={"compute_capabilities": ()}), cancel)
+        if workspace_mib is not None:
+            details = {**built.details, "workspace_mib_after_out_of_memory": workspace_mib}
+            built = built.model_copy(update={"details": details})
+        return built
+
+
+def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> Built:
+    """The plan that was asked for, as the store has recorded it, or built now and recorded."""
+
+    def work(scratch: Path) -> Produced:
+        output = _build(site, job, asked, scratch, cancel)
+        kept = {"plan": output.plan, "log": output.log, "layers": output.layers}
+        values = output.model_dump(mode="json", include=RECORDED_VALUES)
+        return Produced(
+            files={name: path for name, path in kept.items() if path and path.exists()},
+            values={**values, "gpu": asked.gpu.label},
+        )
+
+    record, _ = recorded(site, f"plan-{asked.precision.name}", asked.plan_key, work)
+    values = dict(record.values)
+    first = values.pop("gpu")
+    built = Built.model_validate(
+        {**values, **{name: record.outputs.get(name) for name in ("plan", "log", "layers")}}
+    )
+    if first == asked.gpu.label:
+        return built
+    none_of_its_own = {"built_with": first, "seconds": 0.0, "peak_memory_bytes": 0}
+    return built.model_copy(update=none_of_its_own)
+
+
+def _build(
+    site: Site, job: Job, asked: BuildSpec, scratch: Path, cancel: threading.Event | None
+) -> BuildOutput:
+    work_dir = scratch / "build"
+    work_dir.mkdir()
+    limits = build_limits()
+    request = BuildRequest(
+        spec=asked,
+        onnx=materialise(site, job.prepared.graph, scratch / "onnx"),
+        work_dir=work_dir,
+        plugins=tuple(site.cache.ensure(site.store, ref) for ref in job.prepared.plugins),
+        timeout_s=limits.timeout_s,
+        memory_limit_bytes=limits.memory_bytes,
+    )
+    with _SLOTS, _named(asked.label):
+        return native_build.build(
+            site.store,
+            request,
+            reference=_reference(site, job),
+            budget=job.budget,
+            cancel=cancel,
+        )
+
+
+def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
+    failed = device_records.quarantined(site.store, spec.digest)
+    if failed is not None:
+        raise EngineRunError(
+            f"{spec.label}: an engine of this very spec failed on its GPU and is in quarantine",
+            why=failed.verification.reason,
+            fix="mend what it says; change the recipe's `salt` to build the same thing again",
+        )
+
+
+def _reference(site: Site, job: Job) -> Path | None:
+    """Fetched only where several attempts are judged by it."""
+    if job.spec.builder.attempts == 1:
+        return None
+    return site.cache.ensure(site.store, job.prepared.reference)
+
+
+def upload(site: Site, built: Built) -> Built:
+    """Plan, log and layers in the store, dated anew: gc may have been there meanwhile."""
+    for ref in (built.plan, built.log, built.layers):
+        if ref is not None and site.cache.has(ref):
+            site.store.put_blob(site.cache.path(ref))
+    return built
+
+
+def publish(site: Site, job: Job, built: Built) -> Manifest:
+    """Writes the manifest. When somebody else's came first, theirs is the one that counts."""
+    manifest = Manifest(
+        recipe=job.recipe,
+        spec=job.spec,
+        spec_digest=job.spec.digest,
+        engine=built.plan,
+        graph=job.prepared.graph,
+        reference=job.prepared.reference,
+        tensors=built.tensors,
+        verification=job.prepared.verification,
+        device_verification=DeviceVerification(
+            status="pending", reason="not yet run on a GPU of that label"
+        ),
+        build=BuildRecord(
+            seconds=built.seconds,
+            peak_memory_bytes=built.peak_memory_bytes,
+            log=built.log,
+            layers=built.layers,
+            compute_capabilities=built.compute_capabilities,
+            built_with=built.built_with,
+            command=built.command,
+            details=built.details,
+        ),
+        environment=environment(),
+        created_at=datetime.now(UTC),
+    )
+    if site.store.publish(manifest):
+        return manifest
+    published = site.store.manifest(job.spec.digest)
+    return manifest if published is None else published
+
+
+def smaller_workspace(spec: BuildSpec) -> int:
+    """Half of what the build had, in MiB, for the one retry after an out-of-memory."""
+    had = spec.builder.workspace_mib or int(gpu(spec.gpu.label).memory_gib * 1024)
+    return max(64, had // 2)
+
+
+@cache
+def environment() -> Environment:
+    """This machine, as it is recorded in manifests."""
+    packages: dict[str, str] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        host=platform.node(),
+        os=platform.system().lower(),
+        arch=platform.machine(),
+        python=platform.python_version(),
+        packages=packages,
+    )
+
+
+@contextmanager
+def _named(label: str) -> Generator[None]:
+    """Progress of this build on a line of its own, beside the builds that run with it."""
+    watcher = SINK.get()
+
+    def named(step: str, done: float, total: float | None, note: str = "") -> None:
+        watcher(f"{step} {label}", done, total, note)
+
+    token = SINK.set(named)
+    try:
+        yield
+    finally:
+        SINK.reset(token)
+
+
+@contextmanager
+def _alone(site: Site, plan_key: str) -> Generator[None]:
+    """Holds a lock that the kernel gives back when this process dies, however it dies."""
+    folder = site.cache.root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / plan_key).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

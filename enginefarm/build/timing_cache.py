@@ -1,0 +1,126 @@
+"""TensorRT's timing cache in the store: what one build timed, the next need not.
+
+Timings of one GPU, driver or TensorRT build are wrong on another, so each combination has
+a cache of its own, named by a digest of all of them. Merging is TensorRT's own
+(`ITimingCache.combine`), done by the build that loaded the cache; what is added here is that
+two builds at the same time lose nothing: whoever writes second merges into what the first
+one wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from enginefarm.digest import sha256_bytes
+from enginefarm.documents.spec import BuildSpec
+from enginefarm.errors import StoreConflict
+from enginefarm.progress import report
+from enginefarm.schema import Frozen
+from enginefarm.store.engine_store import EngineStore
+
+PREFIX = "timing-caches/"
+ATTEMPTS = 8
+HEADER_BYTES = 64
+
+
+class TimingCacheKey(Frozen):
+    """Everything that a timing depends on, besides the network."""
+
+    gpu_name: str
+    compute_capability: str
+    toolchain: str
+    toolchain_build: str
+    cuda: str
+    driver: str
+    os: str
+    arch: str
+    flags: str
+
+    @property
+    def key(self) -> str:
+        return f"{PREFIX}{self.sha256()}.cache"
+
+
+def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> TimingCacheKey:
+    """Flags that change which tactics there are take part; what they were timed for does not."""
+    options = spec.builder
+    flags = options.model_dump(
+        mode="json",
+        include={
+            "compatibility",
+            "version_compatible",
+            "sparse_weights",
+            "tactic_sources",
+            "optimization_level",
+            "classic_int8",
+        },
+    )
+    return TimingCacheKey(
+        gpu_name=gpu_name,
+        compute_capability=spec.gpu.compute_capability,
+        toolchain=spec.toolchain.name,
+        toolchain_build=spec.toolchain.build,
+        cuda=spec.toolchain.cuda,
+        driver=driver,
+        os=spec.toolchain.os,
+        arch=spec.toolchain.arch,
+        flags=" ".join(f"{name}={value}" for name, value in sorted(flags.items())),
+    )
+
+
+def fetch(store: EngineStore, key: TimingCacheKey, dest: Path) -> Path | None:
+    """The cache of exactly this combination, in `dest`; None when there is none yet, or its
+    bytes are not what was written."""
+    found = store.read_document(key.key)
+    body = None if found is None else _body(found[0])
+    if body is None:
+        return None
+    dest.write_bytes(body)
+    return dest
+
+
+def merge(
+    store: EngineStore,
+    key: TimingCacheKey,
+    fresh: Path,
+    combine: Callable[[bytes, bytes], bytes | None],
+    *,
+    loaded: Path | None = None,
+) -> int:
+    """Puts a build's cache into the store, merged with what is there; gives its size in bytes.
+
+    loaded: the cache that the build started from. While the store still holds that one, the
+        build's own contains it, and nothing needs combining.
+    combine: (stored, fresh) -> both in one, by the toolchain itself; None when it refuses
+        them, in which case the fresh one replaces the stored one.
+    Raises: StoreConflict when others keep writing it.
+    """
+    own = fresh.read_bytes()
+    started_from = None if loaded is None else loaded.read_bytes()
+    for _ in range(ATTEMPTS):
+        found = store.read_document(key.key)
+        stored = None if found is None else _body(found[0])
+        if stored is None or stored in (own, started_from):
+            together = own
+        else:
+            together = combine(stored, own) or own
+        if together == stored:
+            return len(together)
+        try:
+            store.write_document(
+                key.key,
+                sha256_bytes(together).encode() + together,
+                if_etag=None if found is None else found[1],
+            )
+        except StoreConflict:
+            report("timing cache", 0, None, "somebody else wrote it; merging again")
+            continue
+        return len(together)
+    raise StoreConflict(f"timing cache {key.key}: {ATTEMPTS} writers came first")
+
+
+def _body(document: bytes) -> bytes | None:
+    """The bytes behind the digest that they were stored with."""
+    digest, body = document[:HEADER_BYTES], document[HEADER_BYTES:]
+    return body if sha256_bytes(body).encode() == digest else None

@@ -1,0 +1,1 @@
+"""A fresh process: how it starts, what it inherits, how it ends with its parent."""

@@ -1,0 +1,105 @@
+"""`enginefarm build`: the flow, run here, with its progress and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from enginefarm.planning.outcome import Outcome
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--gpu", "gpus", multiple=True, metavar="LABEL", help="Only this GPU (repeat).")
+@click.option("--precision", "precisions", multiple=True, help="Only this precision (repeat).")
+@click.option("--json", "as_json", is_flag=True, help="Outcomes as JSON on standard output.")
+@click.option("-v", "--verbose", is_flag=True, help="Prefect's log lines too.")
+def build(
+    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...], as_json: bool, verbose: bool
+) -> int:
+    """Build every engine of RECIPE that is not in the store yet.
+
+    Runs the Prefect flow build-model in this process; workers are used by the deployment
+    of the same name (enginefarm deploy). When every engine is there already, no flow runs.
+    """
+    from enginefarm.cli.tables import print_outcomes
+    from enginefarm.planning import outcome
+
+    cached = _all_cached(recipe, gpus, precisions)
+    if cached is not None:
+        print_outcomes(cached, as_json=as_json)
+        return 0
+
+    from enginefarm.farm.server.environment import prepare
+
+    prepare(verbose=verbose)
+    _warm()
+
+    from enginefarm.cli.progress_view import watched
+    from flows.build_model import EnginesMissing, build_model
+
+    with _stopped_by_signals(), watched(enabled=not as_json):
+        state = build_model(str(recipe.resolve()), list(gpus), list(precisions), return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, EnginesMissing):
+        print_outcomes(result.outcomes, as_json=as_json)
+        return outcome.exit_code(result.outcomes)
+    if isinstance(result, BaseException):
+        raise result
+    print_outcomes(result, as_json=as_json)
+    return 0
+
+
+def _warm() -> None:
+    """Loads what the first stages need while Prefect's API starts in a process of its own."""
+    import threading
+    from importlib import import_module
+
+    def load() -> None:
+        for name in ("onnxruntime", "onnxslim", "torch.onnx", "onnxscript"):
+            import_module(name)
+
+    threading.Thread(target=load, daemon=True).start()
+
+
+def _all_cached(
+    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...]
+) -> list[Outcome] | None:
+    """The outcomes when there is nothing to do, without the seconds that an API takes."""
+    from enginefarm.planning import plan, stages
+    from enginefarm.planning.survey import cached_outcomes, local_offers, survey
+    from enginefarm.recipes import file as recipe_file
+
+    wanted = plan.narrowed(recipe_file.load(recipe), gpus=gpus, precisions=precisions)
+    site = stages.here()
+    found = survey(site, wanted, local_offers())
+    return cached_outcomes(site, wanted, found) if found.complete else None
+
+
+def _stopped_by_signals() -> object:
+    """Ctrl-C and SIGTERM kill the builders first, then end the command."""
+    import signal
+    from contextlib import contextmanager
+
+    from enginefarm.child.cancellation import CANCEL
+
+    @contextmanager
+    def guard():  # type: ignore[no-untyped-def]
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: object) -> None:
+            CANCEL.set()
+            raise KeyboardInterrupt
+
+        for name in before:
+            signal.signal(name, stop)
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    return guard()

@@ -1,0 +1,1 @@
+"""What is written down: recipe, spec, manifest, stage record, thresholds, the table of GPUs."""

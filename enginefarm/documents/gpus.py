@@ -1,0 +1,73 @@
+"""The GPU table: rows of gpus.toml."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from importlib.resources import files
+
+from pydantic import Field
+
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.errors import GpuError
+from enginefarm.schema import Frozen, Name
+
+
+class Gpu(Frozen):
+    """One row: what a label stands for."""
+
+    label: Name
+    names: tuple[str, ...] = Field(description="Regular expressions on NVML's device name.")
+    compute_capability: str = Field(pattern=r"^\d+\.\d$")
+    memory_gib: float = Field(gt=0)
+    bandwidth_gb_s: float = Field(gt=0)
+    precisions: tuple[PrecisionName, ...]
+
+    @property
+    def work_pool(self) -> str:
+        return f"gpu-{self.label}"
+
+    def matches(self, nvml_name: str) -> bool:
+        return any(re.search(pattern, nvml_name) for pattern in self.names)
+
+    def refuses(self, precision: str) -> str | None:
+        """Why this GPU cannot have that precision; None when it can."""
+        if precision in self.precisions:
+            return None
+        return (
+            f"{self.label} (compute capability {self.compute_capability}) has no {precision} "
+            f"tensor cores; it has {', '.join(self.precisions)}"
+        )
+
+
+@cache
+def table() -> dict[str, Gpu]:
+    """Every row, by label, in the file's order."""
+    rows = tomllib.loads((files("enginefarm.documents") / "gpus.toml").read_text("utf-8"))
+    return {label: Gpu(label=label, **row) for label, row in rows.items()}
+
+
+def gpu(label: str) -> Gpu:
+    """The row of that label.
+
+    Raises: GpuError, naming the labels there are.
+    """
+    try:
+        return table()[label]
+    except KeyError:
+        raise GpuError(
+            f"gpus: no GPU is labelled {label!r}",
+            fix=f"use one of: {', '.join(table())}; or add a table to gpus.toml",
+        ) from None
+
+
+def has_precision(compute_capability: str, precision: str) -> bool:
+    """Whether every GPU of that compute capability in the table has the precision."""
+    rows = [row for row in table().values() if row.compute_capability == compute_capability]
+    return bool(rows) and all(row.refuses(precision) is None for row in rows)
+
+
+def by_nvml_name(name: str) -> Gpu | None:
+    """The row that an NVML device name belongs to; None for a card not in the table."""
+    return next((row for row in table().values() if row.matches(name)), None)

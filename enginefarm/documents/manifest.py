@@ -1,0 +1,117 @@
+"""Manifest: the JSON that says an engine is complete. Written last, never changed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from enginefarm.documents.recipe import DType, PrecisionName
+from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
+from enginefarm.schema import Digest, Frozen, Name
+
+SCHEMA_VERSION = 1
+
+
+class TensorInfo(Frozen):
+    """One input or output of the engine; -1 is a dynamic dim."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    role: Literal["input", "output"]
+
+
+class OutputComparison(Frozen):
+    """One output against the FP32 reference, over all verification batches."""
+
+    output: str
+    cosine: float
+    max_abs: float
+    relative_l2: float
+    top1_agreement: float | None = None
+    top1_accuracy: float | None = Field(
+        default=None, description="On true labels, where there are any."
+    )
+    reference_top1_accuracy: float | None = None
+
+
+class GraphVerification(Frozen):
+    """The precision's graph through ONNX Runtime on CPU against FP32 PyTorch."""
+
+    samples: int
+    runtime: str
+    outputs: tuple[OutputComparison, ...]
+    over_budget: tuple[str, ...] = Field(
+        default=(),
+        description="One line for each figure over budget, and by how much; empty: passed.",
+    )
+
+    @property
+    def passed(self) -> bool:
+        return not self.over_budget
+
+
+class DeviceVerification(Frozen):
+    """The engine itself, run on the GPU it was built for, in a fresh process."""
+
+    status: Literal["pending", "passed", "failed"]
+    gpu: str | None = None
+    driver: str | None = None
+    outputs: tuple[OutputComparison, ...] = ()
+    reason: str = ""
+
+
+class Environment(Frozen):
+    """Where it was built. Recorded, and not part of the key."""
+
+    host: str
+    os: str
+    arch: str
+    python: str
+    packages: dict[str, str]
+    gpu_name: str | None = None
+    driver: str | None = None
+
+
+class BuildRecord(Frozen):
+    seconds: float = Field(ge=0)
+    peak_memory_bytes: int = Field(ge=0)
+    log: BlobRef | None = None
+    layers: BlobRef | None = Field(default=None, description="Engine inspector JSON.")
+    compute_capabilities: tuple[str, ...] = Field(
+        default=(), description="What the plan carries; empty: its GPU's own alone."
+    )
+    built_with: Name | None = Field(
+        default=None, description="The GPU whose build made the shared plan; none: this one's own."
+    )
+    command: str | None = Field(
+        default=None, description="The trtexec line, for the trtexec toolchain."
+    )
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Manifest(Frozen):
+    schema_version: int = SCHEMA_VERSION
+    recipe: Name
+    spec: BuildSpec
+    spec_digest: Digest
+    engine: BlobRef
+    graph: OnnxRef = Field(description="The ONNX that was built: after slim and precision.")
+    reference: BlobRef | None = Field(default=None, description="npz of inputs and FP32 outputs.")
+    tensors: tuple[TensorInfo, ...]
+    verification: GraphVerification
+    device_verification: DeviceVerification
+    build: BuildRecord
+    environment: Environment
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+    created_at: datetime
+
+    @property
+    def precision(self) -> PrecisionName:
+        return self.spec.precision.name
+
+    @property
+    def gpu(self) -> str:
+        return self.spec.gpu.label

@@ -1,0 +1,289 @@
+"""Recipe: what a person writes. One YAML file, validated once, frozen from there on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
+
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression
+from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.schema import Frozen, Name
+
+DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+
+ImportPath = Annotated[
+    str, StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300)
+]
+"""`file.py:name`, the file relative to the recipe, or `package.module:name`."""
+
+MAX_DIM = 1 << 20
+"""TensorRT accepts dims of 2**40 and then fails in the allocator; ours is a saner limit."""
+
+
+class TorchSource(Frozen):
+    """A callable that gives an `nn.Module` in eval mode."""
+
+    kind: Literal["torch"] = "torch"
+    callable: ImportPath
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Keyword arguments of the callable."
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="safetensors, or a .pt/.pth/.bin state dict read with weights_only.",
+    )
+    depends: tuple[str, ...] = Field(
+        default=(), description="More files whose change must rebuild, relative to the recipe."
+    )
+
+
+class LightningSource(Frozen):
+    """A Lightning checkpoint and the module class that it belongs to."""
+
+    kind: Literal["lightning"]
+    module: ImportPath
+    checkpoint: str
+
+
+class ExportedProgramSource(Frozen):
+    """A `torch.export` program, saved as .pt2."""
+
+    kind: Literal["exported_program"]
+    path: str
+
+
+class OnnxSource(Frozen):
+    """An ONNX file: a path relative to the recipe, or `s3://bucket/key`."""
+
+    kind: Literal["onnx"]
+    path: str
+
+
+Source = Annotated[
+    TorchSource | LightningSource | ExportedProgramSource | OnnxSource,
+    Field(discriminator="kind"),
+]
+
+
+class TensorSpec(Frozen):
+    """One input. A dim is a number, or the name of a symbolic dim that profiles bound."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    dtype: DType = "float32"
+    shape: tuple[Annotated[int, Field(ge=1, le=MAX_DIM)] | Name, ...]
+
+
+def _three_numbers(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(cast("list[Any]", value)) == 3:
+        low, opt, high = cast("list[Any]", value)
+        return {"min": low, "opt": opt, "max": high}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "opt": value, "max": value}
+    return cast("Any", value)
+
+
+class DimRange(Frozen):
+    """min, opt and max of one symbolic dim: `[1, 8, 32]`, or the three by name."""
+
+    min: int = Field(ge=1, le=MAX_DIM)
+    opt: int = Field(ge=1, le=MAX_DIM)
+    max: int = Field(ge=1, le=MAX_DIM)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DimRange:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(
+                f"min ≤ opt ≤ max does not hold: {self.min}, {self.opt}, {self.max}; "
+                "write them in that order"
+            )
+        return self
+
+
+class Profile(Frozen):
+    """One optimization profile: a range for each symbolic dim of the inputs."""
+
+    name: Name = "default"
+    dims: dict[Name, Annotated[DimRange, BeforeValidator(_three_numbers)]] = Field(
+        default_factory=dict
+    )
+
+
+class Data(Frozen):
+    """Where arrays come from; each batch is a dict from input name to array.
+
+    `path`: an `.npz` (one array a input, first axis = samples) or a folder of `.npz`/`.npy`
+    batches. `callable`: gives an iterator of dicts; called with `arguments` and, where it takes
+    them, `seed` and `batch_size`.
+    """
+
+    path: str | None = None
+    callable: ImportPath | None = None
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    depends: tuple[str, ...] = ()
+    labels: str | None = Field(
+        default=None,
+        description="Key of the true classes in each batch, when the data is labelled.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Data:
+        if (self.path is None) == (self.callable is None):
+            raise ValueError("give exactly one of `path` and `callable`")
+        return self
+
+
+class Calibration(Frozen):
+    """Representative data for INT8/FP8 scales, and how ranges are chosen from it.
+
+    FP8 takes the largest value whatever the method.
+    """
+
+    data: Data
+    method: Literal["entropy", "minmax", "percentile"] = "entropy"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    batches: int = Field(default=16, ge=1, le=100_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
+    seed: int = 0
+
+
+class Verification(Frozen):
+    """What every stage is compared on. Without `data`, the calibration data is used."""
+
+    data: Data | None = None
+    batches: int = Field(default=4, ge=1, le=10_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
+    seed: int = 1
+    class_scores: tuple[str, ...] = Field(
+        default=(), description="Outputs that are class scores: top-1 is compared on these."
+    )
+
+
+class BuilderOptions(Frozen):
+    """What the builder is asked for; every field is part of the action key."""
+
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    workspace_mib: int | None = Field(
+        default=None, ge=1, description="None: the builder's own limit."
+    )
+    compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
+    version_compatible: bool = False
+    refit: bool = False
+    strip_plan: bool = False
+    sparse_weights: bool = False
+    tactic_sources: tuple[str, ...] | None = None
+    attempts: int = Field(
+        default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
+    )
+    classic_int8: bool = Field(
+        default=False, description="TensorRT 10 only: IInt8EntropyCalibrator2 instead of Q/DQ."
+    )
+
+
+class Export(Frozen):
+    opset: int = Field(default=20, ge=18, le=23)
+
+
+class Recipe(Frozen):
+    """A model, the GPUs and precisions wanted of it, and what it must not lose."""
+
+    name: Name
+    source: Source
+    inputs: tuple[TensorSpec, ...] = Field(
+        min_length=1, description="In the order in which the module's forward takes them."
+    )
+    outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
+        default=(), description="Names for the outputs, in order; empty: those the exporter gives."
+    )
+    profiles: tuple[Profile, ...] = Field(default=(Profile(),), min_length=1)
+    precisions: tuple[PrecisionName, ...] = Field(default=("fp16",), min_length=1)
+    gpus: tuple[Name, ...] = Field(min_length=1)
+    allow_skip: bool = Field(
+        default=False,
+        description="Skip, visibly, a precision that a GPU lacks; else it is refused.",
+    )
+    calibration: Calibration | None = None
+    verification: Verification = Verification()
+    accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
+    regression: Regression = Regression()
+    toolchain: Literal["auto", ToolchainName] = "auto"
+    builder: BuilderOptions = BuilderOptions()
+    export: Export = Export()
+    plugins: tuple[str, ...] = Field(
+        default=(), description="Plugin libraries, relative to the recipe."
+    )
+    salt: str = Field(default="", max_length=100, description="Change it to build everything anew.")
+
+    _root: Path = PrivateAttr(default=Path())
+
+    @property
+    def root(self) -> Path:
+        """The recipe's folder: relative paths and `file.py:name` start here."""
+        return self._root
+
+    def at(self, root: Path) -> Recipe:
+        """The same recipe, its relative paths resolved from `root`."""
+        recipe = self.model_copy()
+        recipe._root = root
+        return recipe
+
+    def budget(self, precision: str) -> Budget:
+        return self.accuracy.get(precision) or DEFAULT_BUDGETS[precision]  # type: ignore[call-overload]
+
+    @property
+    def dynamic_dims(self) -> tuple[str, ...]:
+        """Symbolic dims in order of first use."""
+        seen = [dim for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)]
+        return tuple(dict.fromkeys(seen))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        _unique("inputs", [tensor.name for tensor in self.inputs])
+        _unique("profiles", [profile.name for profile in self.profiles])
+        _unique("gpus", self.gpus)
+        _unique("precisions", self.precisions)
+        _unique("outputs", self.outputs)
+        unknown = sorted(set(self.verification.class_scores) - set(self.outputs))
+        if self.outputs and unknown:
+            raise ValueError(
+                f"verification.class_scores: no output is called {', '.join(unknown)}; "
+                f"outputs are {', '.join(self.outputs)}"
+            )
+        wanted = set(self.dynamic_dims)
+        for index, profile in enumerate(self.profiles):
+            for dim in sorted(wanted - profile.dims.keys()):
+                tensor = next(t.name for t in self.inputs if dim in t.shape)
+                raise ValueError(
+                    f"profiles[{index}] ({profile.name}): dim {dim!r} of input {tensor!r} is "
+                    f"dynamic and has no range; add `{dim}: [min, opt, max]` to its dims"
+                )
+            for dim in sorted(profile.dims.keys() - wanted):
+                raise ValueError(
+                    f"profiles[{index}] ({profile.name}): no input has a dim {dim!r}; "
+                    f"dims in use: {', '.join(sorted(wanted)) or 'none'}"
+                )
+        if {"int8", "fp8"} & set(self.precisions) and self.calibration is None:
+            raise ValueError(
+                "precisions: int8 and fp8 need `calibration` with representative data; add it, "
+                "or drop the precision"
+            )
+        if self.verification.data is None and self.calibration is None:
+            raise ValueError(
+                "verification.data: there is nothing to verify on; give `verification.data` or "
+                "`calibration`"
+            )
+        return self
+
+
+def _unique(field: str, names: Any) -> None:
+    doubled = sorted({name for name in names if list(names).count(name) > 1})
+    if doubled:
+        raise ValueError(f"{field}: {', '.join(doubled)} is listed twice; keep one")

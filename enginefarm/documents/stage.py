@@ -1,0 +1,24 @@
+"""What the store writes down beside manifests."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field, JsonValue
+
+from enginefarm.documents.spec import BlobRef
+from enginefarm.schema import Digest, Frozen, Name
+
+
+class StageRecord(Frozen):
+    """A step that was done once: what went in (`key`) and what came out.
+
+    The key is the sha256 of everything that decides the outputs.
+    """
+
+    stage: Name
+    key: Digest
+    outputs: dict[str, BlobRef] = Field(default_factory=dict)
+    values: dict[str, JsonValue] = Field(default_factory=dict)
+    seconds: float = Field(ge=0)
+    created_at: datetime

@@ -1,0 +1,144 @@
+"""A night: every recipe surveyed, and what got slower. Builds nothing itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.thresholds import Regression
+from enginefarm.errors import EnginefarmError, RecipeError
+from enginefarm.planning import plan
+from enginefarm.planning.stages import Site
+from enginefarm.planning.survey import survey
+from enginefarm.recipes import file as recipe_file
+from enginefarm.schema import Frozen
+from enginefarm.tables import rules as regression_rules
+
+THREADS = 8
+
+
+class Standing(Frozen):
+    """One recipe before the night's builds: how much of it is there."""
+
+    file: Path
+    recipe: str = ""
+    wanted: int = 0
+    cached: int = 0
+    skipped: int = 0
+    regression: Regression = Regression()
+    error: str = ""
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - self.cached
+
+
+class Slower(Frozen):
+    """A cell whose timings tonight are a regression."""
+
+    recipe: str
+    cell: str
+    ratio: float | None
+    because: str
+
+
+def recipes_under(folder: Path) -> tuple[Path, ...]:
+    """Every recipe.yaml below a folder, hidden folders left out.
+
+    Raises: RecipeError when there is none.
+    """
+    found = tuple(
+        path
+        for path in sorted(folder.rglob(recipe_file.FILE_NAME))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise RecipeError(
+            f"nightly: there is no {recipe_file.FILE_NAME} under {folder}",
+            fix="name the folder that holds the recipes' folders",
+        )
+    return found
+
+
+def standings(
+    site: Site,
+    files: Sequence[Path],
+    offers: Sequence[plan.Offer],
+    load: Callable[[Path], Recipe] = recipe_file.load,
+) -> tuple[Standing, ...]:
+    """Each recipe's standing: four requests to the store for each, whatever its engines.
+
+    load: how a recipe is read; one that lies in the store costs a request more.
+    The recipe's regression rule is remembered: gates and reports judge by it from here on.
+
+    A recipe that cannot be read or planned stands with its error; the others go on.
+    """
+
+    def one(file: Path) -> Standing:
+        try:
+            loaded = load(file)
+            found = survey(site, loaded, offers)
+            regression_rules.remember(site.store, loaded)
+        except EnginefarmError as error:
+            return Standing(file=file, error=f"{type(error).__name__}: {error}")
+        return Standing(
+            file=file,
+            recipe=loaded.name,
+            wanted=len(found.builds),
+            cached=sum(planned.cached for planned in found.builds),
+            skipped=len(found.skipped),
+            regression=loaded.regression,
+        )
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return tuple(pool.map(one, files))
+
+
+def slower_tonight(site: Site, recipes: Sequence[Standing], night: dt.date) -> tuple[Slower, ...]:
+    """Tonight's measured cells against the nights before. One listing when nothing was measured."""
+    from enginefarm.tables.filter import RowFilter
+    from enginefarm.tables.regression import judge
+    from enginefarm.tables.rows import BenchmarkRow
+    from enginefarm.tables.tables import BenchmarkTables
+
+    tables = BenchmarkTables(site.store.objects)
+    rules = {standing.recipe: standing.regression for standing in recipes}
+    tonight: defaultdict[tuple[str, ...], list[BenchmarkRow]] = defaultdict(list)
+    for row in tables.rows(RowFilter(since=night, until=night)):
+        if row.recipe in rules and row.latency_ms_median is not None:
+            tonight[_cell(row)].append(row)
+    slower: list[Slower] = []
+    earlier: dict[str, list[BenchmarkRow]] = {}
+    for cell, rows in sorted(tonight.items()):
+        name = rows[0].recipe
+        if name not in earlier:
+            earlier[name] = tables.rows(
+                RowFilter(equal={"recipe": (name,)}, until=night - dt.timedelta(days=1))
+            )
+        verdict = judge(rows, earlier[name], rules[name])
+        if verdict.state == "slower":
+            slower.append(
+                Slower(
+                    recipe=name,
+                    cell=" ".join(part for part in cell[1:] if part),
+                    ratio=verdict.ratio,
+                    because=verdict.because,
+                )
+            )
+    return tuple(slower)
+
+
+def compact_yesterday(site: Site, night: dt.date) -> int:
+    """Merges the files of the night before, which nobody writes to any more; gives how many."""
+    from enginefarm.tables.tables import BenchmarkTables
+
+    return BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))
+
+
+def _cell(row: object) -> tuple[str, ...]:
+    fields = ("recipe", "gpu", "precision", "runtime", "profile", "batch", "cuda_graph")
+    return tuple(str(getattr(row, field) or "") for field in fields)

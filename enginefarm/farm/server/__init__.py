@@ -1,0 +1,1 @@
+"""The Prefect server, its deployments, and how the farm finds it."""

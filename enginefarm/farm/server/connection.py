@@ -1,0 +1,113 @@
+"""The farm's Prefect server: reached, checked, and given its pools."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import httpx
+from packaging.version import InvalidVersion, Version
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+from prefect.workers.process import ProcessWorker
+
+from enginefarm.documents.gpus import gpu, table
+from enginefarm.errors import FarmError
+from enginefarm.farm.worker.card import CONTROL_POOL
+from enginefarm.planning.plan import CROSS_POOL
+
+MIN_SERVER = Version("3.8.0")
+"""The first whose server cancels the children of a cancelled run by itself."""
+
+RUN_COMMAND = "python -m enginefarm.farm.worker.run_process"
+
+
+@contextmanager
+def connected() -> Generator[SyncPrefectClient]:
+    """A client of the server that PREFECT_API_URL names.
+
+    Raises: FarmError when it does not answer, answers as no Prefect server does, or is too
+    old; also when it goes away while the block runs.
+    """
+    url = get_current_settings().api.url or ""
+    try:
+        with get_client(sync_client=True) as client:
+            _check(client, url)
+            yield client
+    except httpx.TransportError as error:
+        raise FarmError(
+            f"farm: the Prefect server at {url} does not answer",
+            why=type(error).__name__,
+            fix="start it (enginefarm server), or correct PREFECT_API_URL",
+        ) from error
+
+
+def _check(client: SyncPrefectClient, url: str) -> None:
+    try:
+        text = str(client.request("GET", "/admin/version").json())
+        version = Version(text)
+    except (PrefectHTTPStatusError, ValueError, InvalidVersion) as error:
+        raise FarmError(
+            f"farm: {url} is not the API of a Prefect server",
+            why=str(error).splitlines()[0],
+            fix="PREFECT_API_URL ends in /api: http://host:4200/api",
+        ) from error
+    if version < MIN_SERVER:
+        raise FarmError(
+            f"farm: the Prefect server at {url} is {version}; {MIN_SERVER} or newer is needed",
+            fix="update the server first, then its workers",
+        )
+
+
+def pool_of(label: str) -> str:
+    """The work pool of a GPU label. Raises: GpuError for one that is not in gpus.toml."""
+    return gpu(label).work_pool
+
+
+def ensure_pool(client: SyncPrefectClient, name: str) -> None:
+    """Creates the pool, of type process, when it is not there yet.
+
+    It has no limit of its own: each worker takes as many runs as it was started for, and
+    a second worker of a label means a second GPU.
+    """
+    try:
+        client.read_work_pool(name)
+        return
+    except ObjectNotFound:
+        pass
+    template = ProcessWorker.get_default_base_job_template()
+    # Prefect's own command first starts a supervisor for deployments that fetch their
+    # code; ours is installed, so a run starts in half the time without it.
+    template["variables"]["properties"]["command"]["default"] = RUN_COMMAND
+    pool = WorkPoolCreate(
+        name=name,
+        type=ProcessWorker.type,
+        description=_described(name),
+        base_job_template=template,
+    )
+    try:
+        client.create_work_pool(pool)
+    except ObjectAlreadyExists:
+        return
+
+
+def _described(name: str) -> str:
+    for label, row in table().items():
+        if row.work_pool == name:
+            return f"Builds and benchmarks for {label}, compute capability {row.compute_capability}"
+    return {
+        CONTROL_POOL: "What is done once a recipe: plan, export, slim, calibrate, fan out",
+        CROSS_POOL: "Cross-builds for labels that have no worker online",
+    }.get(name, "enginefarm")
+
+
+def gpu_pools(client: SyncPrefectClient) -> tuple[str, ...]:
+    """The GPU pools that are there."""
+    names = [row.work_pool for row in table().values()]
+    found = client.read_work_pools(
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=names))
+    )
+    return tuple(sorted(pool.name for pool in found))

@@ -1,0 +1,56 @@
+"""A recipe's share of a pool: as many runs as the pool has workers, and one that waits.
+
+Prefect's queues are served in the order of their runs. A recipe that put all its engines in
+at once would keep every other one waiting until its last is built; so each has one more run in
+a pool than is at work there, and recipes that build at the same time take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from enginefarm.child.cancellation import CANCEL
+from enginefarm.errors import BuildCancelled
+
+LOOK_S = 0.5
+RECOUNT_S = 15.0
+"""A pool that has got more workers meanwhile is given more runs."""
+
+
+class Lanes:
+    """Of one parent run. width: how many of its runs a pool may have."""
+
+    def __init__(self, width: Callable[[str], int]) -> None:
+        self._width = width
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+        self._counted: dict[str, tuple[float, int]] = {}
+
+    @contextmanager
+    def turn(self, pool: str) -> Generator[None]:
+        """Waits for a place in the pool and keeps it while the block runs.
+
+        Raises: BuildCancelled when this process is to stop; what `width` raises.
+        """
+        while not self._take(pool):
+            if CANCEL.wait(LOOK_S):
+                raise BuildCancelled("the parent run was cancelled")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[pool] -= 1
+
+    def _take(self, pool: str) -> bool:
+        counted_at, width = self._counted.get(pool, (0.0, 0))
+        if not width or time.monotonic() - counted_at > RECOUNT_S:
+            width = self._width(pool)
+            self._counted[pool] = (time.monotonic(), width)
+        with self._lock:
+            free = self._taken[pool] < width
+            self._taken[pool] += free
+            return free

@@ -1,0 +1,217 @@
+"""What each worker offers, written where the planner reads it: `workers/` in the store.
+
+A worker writes its card when it starts and again every HEARTBEAT_S; the object's age is
+the heartbeat, so that one listing says who is online. A worker that dies leaves a card
+behind that grows old: nobody counts on it, and nothing waits for it to be cleared.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from enginefarm.documents.gpus import by_nvml_name, gpu
+from enginefarm.documents.spec import BuildSpec, ToolchainId
+from enginefarm.errors import (
+    HostError,
+    StoreError,
+    StoreUnavailable,
+    ToolchainError,
+    WorkerMismatch,
+)
+from enginefarm.host.detect import first_gpu
+from enginefarm.planning import plan
+from enginefarm.schema import Frozen, Name
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import ObjectInfo
+from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
+
+PREFIX = "workers/"
+HEARTBEAT_S = 15.0
+SILENT_S = 60.0
+"""Older than that: offline. Clocks of farm and store may differ by about half of it."""
+
+FIRST_CARD_S = 60.0
+"""How long a starting worker waits for a store that does not answer."""
+
+CONTROL_POOL = "control"
+
+Role = Literal["gpu", "cross", "cpu", "control"]
+"""gpu: has the GPU. cross: stands in for a label, without one. cpu: cross-builds for any
+label. control: runs what is done once a recipe."""
+
+
+class Card(Frozen):
+    """One worker, as it describes itself."""
+
+    name: Name
+    role: Role
+    pool: Name
+    gpu: Name | None = None
+    gpu_name: str | None = Field(None, description="As NVML reports it.")
+    driver: str | None = None
+    toolchains: tuple[ToolchainId, ...] = ()
+    host: str
+    pid: int
+    started_at: datetime
+
+
+class Listed(Frozen):
+    """A card that was found, and when its worker was last heard of."""
+
+    card: Card
+    seen_at: datetime
+    online: bool
+
+
+def check_device(label: str, *, cross: bool) -> tuple[str | None, str | None]:
+    """NVML's name and driver of the GPU that a worker of that label has; Nones for a cross one.
+
+    Raises: GpuError for an unknown label; HostError where there is no driver or GPU;
+    WorkerMismatch when the GPU is another one than the label says.
+    """
+    row = gpu(label)
+    if cross:
+        return None, None
+    found = first_gpu()
+    if found is None:
+        raise HostError(
+            f"worker --gpu {label}: no NVIDIA GPU is found on this machine",
+            why="NVML is not there, or sees no GPU",
+            fix=f"install the driver; or cross-build without a GPU: worker --gpu {label} --cross",
+        )
+    if not row.matches(found.name):
+        actual = by_nvml_name(found.name)
+        raise WorkerMismatch(
+            f"worker --gpu {label}: this machine's GPU is {found.name!r}",
+            why=f"gpus.toml calls that one {actual.label}"
+            if actual
+            else "no row of gpus.toml has that name",
+            fix=f"start it with --gpu {actual.label}"
+            if actual
+            else "add a row for it to gpus.toml",
+        )
+    return found.name, found.driver
+
+
+def check_toolchains(role: Role) -> tuple[ToolchainId, ...]:
+    """The toolchains installed here that a worker of that role can build with.
+
+    Raises: ToolchainError when a worker that is there to build has none.
+    """
+    if role == "control":
+        return ()
+    found = installed(cross_only=role != "gpu")
+    if not found:
+        raise ToolchainError(
+            "worker: no toolchain is installed that could build here",
+            why=f"looked for {', '.join(TOOLCHAINS)}",
+            fix="pip install 'enginefarm[farm]' cross-builds; 'enginefarm[gpu]' builds natively",
+        )
+    return found
+
+
+def check_spec(spec: BuildSpec) -> None:
+    """Refuses a spec of another toolchain build than this machine has.
+
+    Raises: ToolchainError. Plans of two builds are two engines: what is recorded under a
+    spec must have been built by it.
+    """
+    wanted = spec.toolchain
+    here = toolchain(wanted.name).identity()
+    if here != wanted:
+        raise ToolchainError(
+            f"toolchain: {spec.label} is to be built with {wanted.name} {wanted.build} "
+            f"({wanted.os}/{wanted.arch}), and this worker has {here.build} "
+            f"({here.os}/{here.arch})",
+            fix="give every worker of one label the same toolchain",
+        )
+
+
+def key(card: Card) -> str:
+    return f"{PREFIX}{card.pool}/{card.name}.json"
+
+
+def write(store: EngineStore, card: Card) -> None:
+    store.put_object(key(card), card.canonical_json())
+
+
+def remove(store: EngineStore, card: Card) -> None:
+    store.delete_object(key(card))
+
+
+def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[Listed, ...]:
+    """Every card, by pool and name; a card of another version is left out."""
+    moment = now or datetime.now(UTC)
+    infos: list[ObjectInfo] = list(store.list_objects(PREFIX))
+    with ThreadPoolExecutor(8) as pool:
+        bodies = list(pool.map(store.read_document, [info.key for info in infos]))
+    rows: list[Listed] = []
+    for info, body in zip(infos, bodies, strict=True):
+        if body is None:
+            continue
+        try:
+            card = Card.model_validate_json(body[0])
+        except ValidationError:
+            continue
+        online = moment - info.modified < timedelta(seconds=SILENT_S)
+        rows.append(Listed(card=card, seen_at=info.modified, online=online))
+    return tuple(rows)
+
+
+def offers(workers: Sequence[Listed]) -> tuple[plan.Offer, ...]:
+    """What the planner counts on: workers online that build, GPUs before stand-ins."""
+    order: dict[Role, int] = {"gpu": 0, "cross": 1, "cpu": 2}
+    cards = [row.card for row in workers if row.online and row.card.role in order]
+    return tuple(
+        plan.Offer(gpu=card.gpu, pool=card.pool, toolchains=card.toolchains)
+        for card in sorted(cards, key=lambda card: (order[card.role], card.name))
+    )
+
+
+def _write_first(store: EngineStore, card: Card) -> None:
+    """A store that is only starting is waited for; one that refuses is not."""
+    deadline = time.monotonic() + FIRST_CARD_S
+    while True:
+        try:
+            write(store, card)
+            return
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+@contextmanager
+def registered(store: EngineStore, card: Card) -> Generator[None]:
+    """Keeps the card fresh while the block runs, and takes it away at the end.
+
+    Raises: StoreError when the store refuses the first writing; a store that is away
+    later only makes this worker look offline until it is back.
+    """
+    _write_first(store, card)
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(HEARTBEAT_S):
+            try:
+                write(store, card)
+            except StoreError:
+                continue
+
+    thread = threading.Thread(target=beat, name="worker-card", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(timeout=HEARTBEAT_S)
+        with suppress(StoreError):  # it grows old by itself
+            remove(store, card)

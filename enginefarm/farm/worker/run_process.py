@@ -1,0 +1,92 @@
+"""`python -m enginefarm.farm.worker.run_process`: one flow run on a worker. Dies with its worker.
+
+Prefect's own command would live on when its worker is killed: nobody could cancel it, and
+the worker's successor would start a second job on the same GPU.
+
+The run itself is forked by the worker's zygote (zygote.py), which has imported everything;
+this process stands for it: it passes signals on, and ends as the run ends. Without a zygote
+the run happens here, after a second of imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+from enginefarm.child.lifeline import die_with_parent
+
+SOCKET = "ENGINEFARM_RUN_SOCKET"
+"""Where the worker's zygote listens."""
+
+LENGTH = struct.Struct("!I")
+STATUS = struct.Struct("!i")
+"""An exit status; negative for a signal."""
+
+FORKED, REFUSED = b"f", b"r"
+
+PATIENCE_S = 20
+"""A zygote that says nothing for so long is not waited for."""
+
+LOST = 137
+"""The status when the zygote is killed, and its runs with it."""
+
+
+def main() -> None:
+    die_with_parent(os.getppid())
+    run = _forked()
+    if run is None:
+        engine()
+    else:
+        _follow(run)
+
+
+def engine() -> None:
+    """Prefect's own way to run a flow run, in this process."""
+    sys.modules.pop("prefect.engine", None)  # else runpy warns of what the zygote has imported
+    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _forked() -> socket.socket | None:
+    """The line to a run that the zygote has forked with our environment, folder and output."""
+    path = os.environ.get(SOCKET)
+    if not path:
+        return None
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout(PATIENCE_S)
+    try:
+        line.connect(path)
+        folder = os.getcwd()  # noqa: PTH109 - pathlib would cost as much as all the rest
+        body = json.dumps({"environment": dict(os.environ), "folder": folder}).encode()
+        socket.send_fds(line, [LENGTH.pack(len(body))], [0, 1, 2])
+        line.sendall(body)
+        if line.recv(1) == FORKED:
+            line.settimeout(None)
+            return line
+    except OSError:
+        pass
+    line.close()
+    return None
+
+
+def _follow(run: socket.socket) -> None:
+    def pass_on(number: int, _: Any) -> None:
+        run.send(bytes([number]))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    answer = run.recv(STATUS.size, socket.MSG_WAITALL)
+    status = STATUS.unpack(answer)[0] if len(answer) == STATUS.size else LOST
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

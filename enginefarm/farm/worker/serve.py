@@ -1,0 +1,133 @@
+"""A worker's life: checks, pool, card in the store, Prefect's own process worker."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import platform
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect.events import emit_event
+from prefect.settings import get_current_settings
+from prefect.workers.process import ProcessWorker
+
+from enginefarm.errors import FarmError
+from enginefarm.farm import recovery
+from enginefarm.farm.server import connection as farm
+from enginefarm.farm.server import deployments
+from enginefarm.farm.worker import card as workers
+from enginefarm.farm.worker import drain, zygote
+from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
+from enginefarm.farm.worker.observed import observed
+from enginefarm.farm.worker.signing_block import signing_key_from_block
+from enginefarm.planning.plan import CROSS_POOL
+from enginefarm.store import open_store
+from enginefarm.store.cache import BlobCache
+
+EVENT_EVERY_S = 30.0
+
+
+def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
+    """Runs until SIGINT or SIGTERM; drain.py says how they differ.
+
+    Raises: what workers.check_device and check_toolchains raise; StoreError; FarmError
+    when the server is away or too old, or the GPU has a worker already.
+    """
+    gpu_name, driver = workers.check_device(label, cross=role == "cross") if label else (None, None)
+    pool = farm.pool_of(label) if label else CROSS_POOL if role == "cpu" else CONTROL_POOL
+    card = Card(
+        name=name,
+        role=role,
+        pool=pool,
+        gpu=label,
+        gpu_name=gpu_name,
+        driver=driver,
+        toolchains=workers.check_toolchains(role),
+        host=platform.node(),
+        pid=os.getpid(),
+        started_at=datetime.now(UTC),
+    )
+    store = open_store()
+    store.require_bucket()
+    with farm.connected() as client:
+        signing_key_from_block()
+        if role == "control":
+            farm.ensure_pool(client, pool)
+        else:
+            deployments.ensure_applied(client, "build-engine", pool)
+    # Runs for a benchmark need the GPU itself: only who has it listens to their queue.
+    queues = None if role in ("gpu", "control") else ["default"]
+    worker = ProcessWorker(pool, queues, name=f"{name}", limit=limit)
+    # Once a farm: whoever plans also looks for what was lost.
+    watched = recovery.watched() if role == "control" else nullcontext()
+    with (
+        _alone_on_gpu(role),
+        workers.registered(store, card),
+        _heard(card),
+        observed(worker, card),
+        watched,
+        zygote.kept(_runs_environment()),
+    ):
+        print(f"{name}: pool {pool}, {limit} at once; {_offer(card)}", flush=True)
+        asyncio.run(drain.work(worker))
+
+
+def _runs_environment() -> dict[str, str]:
+    """What Prefect's worker gives every run."""
+    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+
+
+def _offer(card: Card) -> str:
+    tools = ", ".join(f"{tool.name} {tool.build}" for tool in card.toolchains)
+    device = f"{card.gpu_name}, driver {card.driver}" if card.gpu_name else "no GPU"
+    return f"{device}; {tools}" if tools else device
+
+
+@contextmanager
+def _alone_on_gpu(role: Role) -> Generator[None]:
+    """One worker a GPU and machine: the kernel gives the lock back however this one ends."""
+    if role != "gpu":
+        yield
+        return
+    folder = BlobCache().root / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    with Path(folder / f"gpu-{visible}").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FarmError(
+                f"worker: GPU {visible} of this machine has a worker already",
+                why="two jobs on one GPU would spoil each other's timings",
+                fix="choose another with CUDA_VISIBLE_DEVICES, or stop the first",
+            ) from None
+        yield
+
+
+@contextmanager
+def _heard(card: Card) -> Generator[None]:
+    """Events that the automation `worker silent` listens to."""
+    stopped = threading.Event()
+    resource = {
+        "prefect.resource.id": f"enginefarm.worker.{card.pool}.{card.name}",
+        "prefect.resource.name": card.name,
+    }
+
+    def beat() -> None:
+        while True:
+            emit_event("enginefarm.worker.heartbeat", resource=resource)
+            if stopped.wait(EVENT_EVERY_S):
+                return
+
+    thread = threading.Thread(target=beat, name="worker-events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        emit_event("enginefarm.worker.stopped", resource=resource)

@@ -1,0 +1,278 @@
+"""Batches of arrays for calibration and verification: streamed, and checked one by one."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from enginefarm.digest import sha256_file, sha256_files
+from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.errors import CalibrationError
+from enginefarm.recipes import import_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+    Batch = dict[str, Array]
+
+
+def batches(
+    data: Data,
+    *,
+    root: Path,
+    inputs: Sequence[TensorSpec],
+    batches: int,
+    batch_size: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """At most `batches` dicts from input name to array, and the labels under their own key.
+
+    One batch is in memory at a time. A callable sets its own sizes when it takes no
+    `batch_size`; a folder's files are the batches; an `.npz` is cut along its first axis.
+
+    Raises: CalibrationError that names the source, the batch and the tensor.
+    """
+    count = 0
+    for batch in _raw(data, root, inputs, batch_size, seed):
+        yield _checked(batch, data, inputs, f"{_name(data)}: batch {count}")
+        count += 1
+        if count == batches:
+            return
+    if count == 0:
+        raise CalibrationError(
+            f"{_name(data)}: it gives no data",
+            fix="representative samples are needed: a few hundred of them for calibration",
+        )
+
+
+def data_digest(data: Data, root: Path) -> str:
+    """sha256 of what decides the batches: the files' bytes, or the code and its arguments.
+
+    No array is loaded, and nothing is imported.
+    Raises: CalibrationError when a file is not there.
+    """
+    parts: dict[str, object] = {"labels": data.labels}
+    if data.path is not None:
+        files = _files(data, root)
+        # In the order in which they are read; what they are called does not count.
+        named = ((f"{index:06d}{file.suffix}", file) for index, file in enumerate(files))
+        parts["files"] = sha256_files(named)
+        parts["kind"] = "npz" if len(files) == 1 and (root / data.path).is_file() else "folder"
+    else:
+        assert data.callable is not None
+        parts["code"] = import_path.fingerprint(data.callable, root, field="data.callable")
+        parts["name"] = data.callable.partition(":")[2]
+        parts["arguments"] = dict(data.arguments)
+    parts["depends"] = [sha256_file(_local(path, root, "data.depends")) for path in data.depends]
+    return import_path.digest(parts)
+
+
+def split(batch: Mapping[str, Array], data: Data) -> tuple[Batch, Array | None]:
+    """The feeds of a batch, and its labels where the data is labelled."""
+    feeds = {name: array for name, array in batch.items() if name != data.labels}
+    return feeds, batch[data.labels] if data.labels is not None else None
+
+
+def _name(data: Data) -> str:
+    return f"data {data.path or data.callable}"
+
+
+def _raw(
+    data: Data, root: Path, inputs: Sequence[TensorSpec], batch_size: int, seed: int
+) -> Iterator[Any]:
+    if data.callable is not None:
+        return _from_callable(data, root, batch_size, seed)
+    files = _files(data, root)
+    assert data.path is not None
+    if (root / data.path).is_file():
+        return _from_npz(files[0], batch_size)
+    return _from_folder(files, inputs)
+
+
+def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterator[Any]:
+    assert data.callable is not None
+    make = import_path.load(data.callable, root, field="data.callable", error=CalibrationError)
+    offered = {"seed": seed, "batch_size": batch_size}
+    taken = inspect.signature(make).parameters
+    arguments = {name: value for name, value in offered.items() if name in taken}
+    try:
+        yield from make(**{**arguments, **data.arguments})
+    except Exception as error:
+        raise CalibrationError(
+            f"data.callable: {data.callable!r} raised {type(error).__name__}",
+            why=str(error)[:600],
+            fix="it must give an iterator of dicts from input name to numpy array",
+        ) from error
+
+
+def _files(data: Data, root: Path) -> list[Path]:
+    assert data.path is not None
+    path = root / data.path
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        if files:
+            return files
+        raise CalibrationError(
+            f"data.path: {data.path}: no .npz or .npy file is in that folder",
+            fix="write one file a batch with numpy.savez",
+        )
+    if not path.is_file() or path.suffix != ".npz":
+        raise CalibrationError(
+            f"data.path: {data.path}: not an .npz file, nor a folder",
+            why=f"looked for {path}",
+            fix="the path is taken relative to the recipe's folder",
+        )
+    return [path]
+
+
+def _local(path: str, root: Path, field: str) -> Path:
+    if not (root / path).is_file():
+        raise CalibrationError(f"{field}: {path}: no such file", why=f"looked for {root / path}")
+    return root / path
+
+
+def _from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
+    import numpy as np
+
+    for file in files:
+        try:
+            found = np.load(file, allow_pickle=False)
+            if file.suffix == ".npz":
+                with found:
+                    yield dict(found)
+            elif len(inputs) == 1:
+                yield {inputs[0].name: found}
+            else:
+                raise CalibrationError(
+                    f"data.path: {file.name}: one array, where {len(inputs)} inputs need one each",
+                    fix="write .npz files, with a key for each input",
+                )
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _unreadable(file, error) from error
+
+
+def _from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
+    """Cuts every array of the archive along its first axis, reading as it goes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            streams = {
+                name.removesuffix(".npy"): _Samples(archive.open(name), name)
+                for name in archive.namelist()
+            }
+            counts = {name: stream.count for name, stream in streams.items()}
+            if len(set(counts.values())) > 1:
+                raise CalibrationError(
+                    f"data.path: {file.name}: the arrays have different numbers of samples",
+                    why=", ".join(f"{name}: {count}" for name, count in counts.items()),
+                    fix="the first axis counts the samples, and is the same for every array",
+                )
+            while streams and all(stream.count for stream in streams.values()):
+                yield {name: stream.take(batch_size) for name, stream in streams.items()}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, error) from error
+
+
+class _Samples:
+    """One array of an .npz, read a few samples at a time."""
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        import numpy as np
+
+        self._stream = stream
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, self._dtype = read(stream)
+        if self._dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if not shape or (fortran and len(shape) > 1):
+            raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
+        self.count, *self._shape = (int(size) for size in shape)
+
+    def take(self, samples: int) -> Array:
+        import math
+
+        import numpy as np
+
+        samples = min(samples, self.count)
+        size_bytes = samples * math.prod(self._shape) * self._dtype.itemsize
+        data = self._stream.read(size_bytes)
+        if len(data) < size_bytes:
+            raise EOFError("the file ends early")
+        self.count -= samples
+        return np.frombuffer(data, self._dtype).reshape(samples, *self._shape)
+
+
+def _unreadable(file: Path, error: BaseException) -> CalibrationError:
+    return CalibrationError(
+        f"data.path: {file.name}: cannot be read",
+        why=f"{type(error).__name__}: {error}"[:300],
+        fix="write it again with numpy.savez; arrays of objects are refused",
+    )
+
+
+def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:
+    """The batch, once its names, dtypes, shapes and values are those of the inputs."""
+    import numpy as np
+
+    if not isinstance(batch, Mapping):
+        raise CalibrationError(
+            f"{where}: {type(batch).__name__}, where a dict from input name to array is needed"
+        )
+    given = cast("Mapping[str, Any]", batch)
+    wanted = {tensor.name for tensor in inputs}
+    if data.labels is not None:
+        wanted.add(data.labels)
+    if set(given) != wanted:
+        raise CalibrationError(
+            f"{where}: it has {', '.join(sorted(map(str, given))) or 'nothing'}",
+            why=f"the recipe's inputs (and labels) are {', '.join(sorted(wanted))}",
+            fix="give exactly one array for each",
+        )
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor in inputs:
+        _check_array(np.asarray(given[tensor.name]), tensor, f"{where}: {tensor.name}", sizes)
+    return {str(name): np.ascontiguousarray(array) for name, array in given.items()}
+
+
+def _check_array(
+    array: Array, tensor: TensorSpec, where: str, sizes: dict[str, tuple[int, str]]
+) -> None:
+    import numpy as np
+
+    # numpy has no bfloat16: such an input is fed from float32
+    dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+    if str(array.dtype) != dtype:
+        raise CalibrationError(
+            f"{where}: dtype {array.dtype}, where the recipe says {dtype}",
+            fix=f"convert it: array.astype(np.{dtype})",
+        )
+    shape = f"({', '.join(map(str, tensor.shape))})"
+    if array.ndim != len(tensor.shape):
+        raise CalibrationError(
+            f"{where}: shape {array.shape}, where the recipe says {shape}",
+            fix="the number of dims must be the same, the batch included",
+        )
+    for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
+        if size == 0:
+            raise CalibrationError(f"{where}: shape {array.shape} is empty at axis {axis}")
+        if isinstance(dim, int) and size != dim:
+            raise CalibrationError(
+                f"{where}: shape {array.shape}, where the recipe says {shape}",
+                why=f"axis {axis} is {size}, not {dim}",
+                fix="preprocess the data to the model's input size",
+            )
+        if isinstance(dim, str):
+            known, other = sizes.setdefault(dim, (size, tensor.name))
+            if known != size:
+                raise CalibrationError(
+                    f"{where}: dim {dim!r} is {size} here and {known} in {other}",
+                    fix="one symbolic dim has one size in a batch",
+                )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CalibrationError(f"{where}: it holds NaN or infinity", fix="clean the data")

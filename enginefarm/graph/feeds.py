@@ -1,0 +1,95 @@
+"""Real inputs at any size that a profile allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from enginefarm.documents.recipe import Profile, Recipe
+from enginefarm.graph import data
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+Point = Literal["min", "opt", "max"]
+
+
+def sample(recipe: Recipe) -> Arrays:
+    """One batch of the recipe's own data, without labels.
+
+    Real values matter: random token numbers or all-zero masks would take other paths.
+    Raises: CalibrationError.
+    """
+    source = verification_data(recipe)
+    use = recipe.verification
+    found = next(
+        data.batches(
+            source,
+            root=recipe.root,
+            inputs=recipe.inputs,
+            batches=1,
+            batch_size=use.batch_size,
+            seed=use.seed,
+        )
+    )
+    return data.split(found, source)[0]
+
+
+def verification_data(recipe: Recipe) -> Any:
+    """The data that stages are compared on: the verification's own, or the calibration's."""
+    chosen = recipe.verification.data or (recipe.calibration and recipe.calibration.data)
+    assert chosen is not None, "the recipe was validated"
+    return chosen
+
+
+def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> Arrays:
+    """The batch repeated and cut to these sizes of its symbolic dims."""
+    import numpy as np
+
+    made: Arrays = {}
+    for tensor in recipe.inputs:
+        array = batch[tensor.name]
+        for axis, dim in enumerate(tensor.shape):
+            size = dims[dim] if isinstance(dim, str) else dim
+            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
+        made[tensor.name] = np.ascontiguousarray(array)
+    return made
+
+
+def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
+    """min, opt and max of each profile: a label for people, and the size of each dim."""
+    seen: list[dict[str, int]] = []
+    for profile in recipe.profiles:
+        for point in ("min", "opt", "max"):
+            dims = at(profile, point)
+            if dims not in seen:
+                seen.append(dims)
+                label = ", ".join(f"{dim}={size}" for dim, size in dims.items())
+                yield f"profile {profile.name} at {point} ({label or 'static'})", dims
+
+
+def at(profile: Profile, point: Point) -> dict[str, int]:
+    return {dim: getattr(bounds, point) for dim, bounds in profile.dims.items()}
+
+
+def misfit(batch: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Why no profile admits this batch; None when one does."""
+    sizes = {
+        dim: batch[tensor.name].shape[axis]
+        for tensor in recipe.inputs
+        for axis, dim in enumerate(tensor.shape)
+        if isinstance(dim, str)
+    }
+    reasons: list[str] = []
+    for profile in recipe.profiles:
+        outside = [
+            f"{dim}={size} is not in {profile.dims[dim].min}..{profile.dims[dim].max}"
+            for dim, size in sizes.items()
+            if not profile.dims[dim].min <= size <= profile.dims[dim].max
+        ]
+        if not outside:
+            return None
+        reasons.append(f"profile {profile.name}: {', '.join(outside)}")
+    return "; ".join(reasons)

@@ -1,0 +1,80 @@
+"""Precisions: ONNX -> ONNX, a file each behind one Protocol.
+
+TensorRT 11 has no precision flags: networks are strongly typed, and a precision is in the
+graph. Importing this package imports no library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import JsonValue
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import PrecisionUse
+from enginefarm.errors import PrecisionError
+
+if TYPE_CHECKING:
+    from enginefarm.graph.data import Batch
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The rewritten graph, and figures worth keeping in the manifest."""
+
+    path: Path
+    data: Path | None
+    details: dict[str, JsonValue] = field(default_factory=dict[str, Any])
+
+
+class Precision(Protocol):
+    """One precision. calibrated: True where `convert` reads the batches."""
+
+    name: str
+    calibrated: bool
+
+    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+        """Everything that decides the graph, without doing the work: part of the action key.
+
+        calibration_digest: `data.data_digest` of the calibration data; None where there is
+        none.
+        """
+        ...
+
+    def convert(
+        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+    ) -> ConversionReport:
+        """Rewrites the slimmed FP32 graph at `src` to `dest_dir/model.onnx`.
+
+        Inputs and outputs keep their dtypes.
+        Raises: PrecisionError, CalibrationError.
+        """
+        ...
+
+
+PRECISIONS: dict[str, str] = {
+    "fp32": "enginefarm.graph.precisions.fp32:FP32",
+    "fp16": "enginefarm.graph.precisions.fp16:FP16",
+    "bf16": "enginefarm.graph.precisions.bf16:BF16",
+    "int8": "enginefarm.graph.precisions.eight_bits:Int8",
+    "fp8": "enginefarm.graph.precisions.eight_bits:FP8",
+}
+"""Name -> class. To add one: see docs/adding-a-precision.md."""
+
+
+def precision(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises: PrecisionError for a name that is not in the table.
+    """
+    if name not in PRECISIONS:
+        raise PrecisionError(
+            f"no precision is called {name!r}", fix=f"use one of: {', '.join(PRECISIONS)}"
+        )
+    module, _, attribute = PRECISIONS[name].partition(":")
+    made: Precision = getattr(import_module(module), attribute)()
+    return made

@@ -1,0 +1,30 @@
+"""FP32: the slimmed graph as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import PrecisionUse, ToolUse
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import ConversionReport
+from enginefarm.graph.precisions.graph import finish
+
+if TYPE_CHECKING:
+    from enginefarm.graph.data import Batch
+
+
+class FP32:
+    name = "fp32"
+    calibrated = False
+
+    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+        return PrecisionUse(name="fp32", tools=(ToolUse(name="none", version="1"),))
+
+    def convert(
+        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+    ) -> ConversionReport:
+        return finish(onnx_files.read(src, error=PrecisionError), dest_dir, "fp32")

@@ -1,0 +1,131 @@
+"""What every precision does to a graph before and after its own work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from enginefarm.documents.spec import ToolUse
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import ConversionReport
+from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+LARGE_BYTES = 1 << 16
+
+
+def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
+    """The model at that opset at least: older ones lack what the precision writes.
+
+    Raises: PrecisionError when onnx.version_converter cannot do it.
+    """
+    from onnx import version_converter
+
+    if onnx_files.opset(model) >= opset:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise PrecisionError(
+            f"{name} needs opset {opset}, and the graph, of opset {onnx_files.opset(model)}, "
+            "cannot be converted to it",
+            why=onnx_files.one_line(error),
+            fix=f"export the model at opset {opset}",
+        ) from error
+
+
+def infer_types(model: ModelProto) -> None:
+    """Writes the dtype and shape of every tensor into the graph.
+
+    Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
+    Raises: PrecisionError.
+    """
+    import onnx
+
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(_without_weights(model))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
+    except Exception as error:
+        raise PrecisionError(
+            "types and shapes of the graph cannot be inferred", why=onnx_files.one_line(error)
+        ) from error
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    import onnx
+
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LARGE_BYTES:
+            light.graph.initializer.append(tensor)
+            continue
+        copy = light.graph.initializer.add()
+        copy.name, copy.data_type = tensor.name, tensor.data_type
+        copy.dims.extend(tensor.dims)
+        copy.data_location = onnx.TensorProto.EXTERNAL
+        copy.external_data.add(key="location", value="not-needed")
+    return light
+
+
+def keep_initializers(model: ModelProto, names: Container[str]) -> None:
+    """Drops every other initializer, in place: copying would need the weights' memory twice."""
+    initializers = model.graph.initializer
+    for index in reversed(range(len(initializers))):
+        if initializers[index].name not in names:
+            del initializers[index]
+
+
+def finish(
+    model: ModelProto, dest_dir: Path, name: str, details: dict[str, JsonValue] | None = None
+) -> ConversionReport:
+    """Writes the graph in normal form, and checks it.
+
+    Raises: PrecisionError when the graph is not valid.
+    """
+    path = onnx_files.write(model, dest_dir)
+    onnx_files.check(path, error=PrecisionError, what=f"the {name} graph")
+    files = onnx_files.files(path)
+    return ConversionReport(
+        path=path, data=files[1] if len(files) > 1 else None, details=details or {}
+    )
+
+
+def cast_tool(low: str) -> ToolUse:
+    """The mixed-precision cast: raise its version when the graph that it makes changes."""
+    wide = [*WIDE, *(WIDE_IN_BF16 if low == "BFLOAT16" else ())]
+    return ToolUse(name="enginefarm.mixed", version="1", arguments={"low": low, "wide": [*wide]})
+
+
+def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
+    """How many nodes of which operators compute in FP32, for the manifest."""
+    from onnx import TensorProto
+
+    wide = {
+        value.name
+        for value in model.graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    found = Counter(
+        node.op_type
+        for node in model.graph.node
+        if node.op_type != "Cast" and wide.intersection(node.output)
+    )
+    casts = sum(node.op_type == "Cast" for node in model.graph.node)
+    return {"wide_nodes": dict(sorted(found.items())), "casts": casts}

@@ -1,0 +1,52 @@
+"""Where a model comes from, a file each behind one Protocol.
+
+Importing this package imports neither torch nor onnx; `fingerprint` never does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    LoadedModel = nn.Module | ExportedProgram | Path
+    """A module in eval mode, an exported program, or the path of an ONNX file."""
+
+
+class Source(Protocol):
+    """One kind of source. `source` is the recipe's part of that kind."""
+
+    def fingerprint(self, source: Any, root: Path) -> str:
+        """sha256 of everything that decides the model: code, versions, weights, arguments.
+
+        Cheap enough to run for every plan: files are hashed, nothing is imported.
+        Raises: SourceError when a file is not there.
+        """
+        ...
+
+    def load(self, source: Any, root: Path, work_dir: Path) -> LoadedModel:
+        """The model itself. `work_dir` is an empty folder for what has to be downloaded.
+
+        Raises: SourceError, UnsafeCheckpointError.
+        """
+        ...
+
+
+SOURCES: dict[str, str] = {
+    "torch": "enginefarm.graph.sources.torch_callable:TorchCallable",
+    "lightning": "enginefarm.graph.sources.lightning:Lightning",
+    "exported_program": "enginefarm.graph.sources.exported_program:ExportedProgramFile",
+    "onnx": "enginefarm.graph.sources.onnx_file:OnnxFile",
+}
+"""Kind -> class. To add one: a file beside this, a line here, a part in recipe.py."""
+
+
+def source(kind: str) -> Source:
+    """The source of that kind; the recipe has already checked that there is one."""
+    module, _, attribute = SOURCES[kind].partition(":")
+    made: Source = getattr(import_module(module), attribute)()
+    return made

@@ -1,0 +1,61 @@
+"""An ONNX file: beside the recipe, or in S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginefarm.documents.recipe import OnnxSource
+from enginefarm.errors import SourceError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.sources import checkpoint, s3_file
+from enginefarm.recipes import import_path
+
+
+class OnnxFile:
+    def fingerprint(self, source: OnnxSource, root: Path) -> str:
+        if source.path.startswith("s3://"):
+            return import_path.digest({"s3": s3_file.version(source.path)})
+        file = checkpoint.local_file(source.path, root, field="source.path")
+        folder = Path(source.path).parent
+        parts: dict[str, str] = {
+            name: checkpoint.file_digest(str(folder / name), root, field="source.path")
+            for name in _data_files(file)
+            if (file.parent / name).is_file()  # load says what is missing
+        }
+        parts[""] = checkpoint.file_digest(source.path, root, field="source.path")
+        return import_path.digest(parts)
+
+    def load(self, source: OnnxSource, root: Path, work_dir: Path) -> Path:
+        """The model in normal form, in work_dir."""
+        if source.path.startswith("s3://"):
+            file = _download(source.path, work_dir / "downloaded")
+        else:
+            file = checkpoint.local_file(source.path, root, field="source.path")
+        model = onnx_files.read(file, error=SourceError, field="source.path")
+        path = onnx_files.write(model, work_dir)
+        onnx_files.check(path, error=SourceError, what=f"source.path: {source.path}")
+        return path
+
+
+def _download(url: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = s3_file.download(url, folder)
+    for name in _data_files(file):
+        if Path(name).name == name:  # anything else is refused when the model is read
+            s3_file.download(f"{url.rpartition('/')[0]}/{name}", folder)
+    return file
+
+
+def _data_files(file: Path) -> list[str]:
+    """Names of the external data files, as the model gives them."""
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    model = ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        return []  # load says so, and why
+    used = (tensor for tensor in onnx_files.tensors(model) if uses_external_data(tensor))
+    return sorted({ExternalDataInfo(tensor).location for tensor in used})

@@ -1,0 +1,55 @@
+"""A callable that gives an nn.Module, and an optional checkpoint for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginefarm.documents.recipe import TorchSource
+from enginefarm.errors import SourceError
+from enginefarm.graph.sources import checkpoint
+from enginefarm.recipes import import_path
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TorchCallable:
+    def fingerprint(self, source: TorchSource, root: Path) -> str:
+        parts: dict[str, object] = {
+            "code": import_path.fingerprint(source.callable, root, field="source.callable"),
+            "name": source.callable.partition(":")[2],
+            "arguments": dict(source.arguments),
+            "depends": [
+                checkpoint.file_digest(path, root, field="source.depends")
+                for path in source.depends
+            ],
+        }
+        if source.checkpoint is not None:
+            parts["checkpoint"] = checkpoint.file_digest(
+                source.checkpoint, root, field="source.checkpoint"
+            )
+        return import_path.digest(parts)
+
+    def load(self, source: TorchSource, root: Path, work_dir: Path) -> nn.Module:
+        from torch import nn
+
+        make = import_path.load(source.callable, root, field="source.callable")
+        try:
+            module = make(**source.arguments)
+        except Exception as error:
+            raise SourceError(
+                f"source.callable: {source.callable!r} raised {type(error).__name__}",
+                why=str(error)[:600],
+                fix="it must give an nn.Module when called with source.arguments",
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise SourceError(
+                f"source.callable: {source.callable!r} gave {type(module).__name__}",
+                fix="it must give an nn.Module",
+            )
+        if source.checkpoint is not None:
+            file = checkpoint.local_file(source.checkpoint, root, field="source.checkpoint")
+            weights = checkpoint.state_dict(file, field="source.checkpoint")
+            checkpoint.fill(module, weights, file, field="source.checkpoint")
+        return module.eval()

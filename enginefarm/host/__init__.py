@@ -1,0 +1,1 @@
+"""What this machine has: its GPU, the runtimes installed, and what a plan says in its header."""

@@ -1,0 +1,177 @@
+"""Host: what an engine must fit. Detected by NVML and package metadata, or told."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from enginefarm.digest import sha256_file
+from enginefarm.documents.gpus import by_nvml_name, gpu
+from enginefarm.errors import HostError
+from enginefarm.host.runtimes import TOLD_BY, installed_runtimes
+from enginefarm.schema import Digest, Frozen
+
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia")
+"""Without any of these a Linux host (WSL, Jetson) has no GPU: NVML need not be loaded."""
+
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class Host(Frozen):
+    """An inference host. None: not known, so nothing is refused for it, and pull says so."""
+
+    gpu_name: str | None = Field(default=None, description="As NVML reports it.")
+    gpu: str | None = Field(default=None, description="Label in gpus.toml.")
+    compute_capability: str | None = None
+    driver: str | None = None
+    os: str | None = None
+    arch: str | None = None
+    runtimes: dict[str, str] = Field(
+        default_factory=dict, description="Runtimes that are installed, and their builds."
+    )
+    plugins: frozenset[Digest] | None = Field(
+        default=None, description="Plugin libraries that the server loads."
+    )
+
+    def __str__(self) -> str:
+        facts = [
+            self.gpu or self.gpu_name or "GPU of unknown kind",
+            f"compute capability {self.compute_capability}" if self.compute_capability else "",
+            f"driver {self.driver}" if self.driver else "",
+            f"{self.os or 'any OS'}/{self.arch or 'any architecture'}",
+            *(f"{name} {build}" for name, build in sorted(self.runtimes.items())),
+        ]
+        return ", ".join(fact for fact in facts if fact)
+
+
+class NvmlGpu(Frozen):
+    name: str
+    compute_capability: str
+    driver: str
+    driver_cuda: int | None = Field(default=None, description="Its newest CUDA: 13010 is 13.1.")
+
+
+def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host:
+    """The host to pull for.
+
+    label: `auto` is this machine; a GPU's label that is not this machine's GPU means another
+        host, of which only the GPU is known.
+    environ: ENGINEFARM_GPU, _DRIVER, _OS, _ARCH, _TENSORRT, _TENSORRT_RTX, _ORT_TENSORRT and
+        _PLUGINS (paths, separated as in PATH) overrule what is detected.
+    Raises: HostError when no GPU is found and none is named; GpuError for an unknown label.
+    """
+    found = first_gpu()
+    told = _told(environ)
+    if label == "auto":
+        label = environ.get("ENGINEFARM_GPU", "auto")
+    if label == "auto" and found is None:
+        raise HostError(
+            "host: no NVIDIA GPU is found on this machine",
+            why="NVML is not there, or sees no GPU",
+            fix="name the GPU to pull for: --gpu t4 (or set ENGINEFARM_GPU)",
+        )
+    detected = by_nvml_name(found.name) if found else None
+    if label == "auto" and found is not None:
+        card: dict[str, Any] = {"gpu": detected.label if detected else None}
+        capability = found.compute_capability
+    else:
+        row = gpu(label)
+        card = {"gpu": row.label}
+        capability = row.compute_capability
+        if detected is None or detected.label != row.label:
+            return Host.model_validate({**card, "compute_capability": capability, **told})
+    here: dict[str, Any] = {
+        "gpu_name": found.name if found else None,
+        "compute_capability": capability,
+        "driver": found.driver if found else None,
+        "os": platform.system().lower(),
+        "arch": architecture(platform.machine()),
+        "runtimes": installed_runtimes(),
+    }
+    return Host.model_validate({**here, **card, **told})
+
+
+def _told(environ: Mapping[str, str]) -> dict[str, Any]:
+    runtimes = {
+        name: environ[variable] for name, variable in TOLD_BY.items() if environ.get(variable)
+    }
+    told: dict[str, Any] = {
+        field: environ[variable].lower()
+        for field, variable in (
+            ("driver", "ENGINEFARM_DRIVER"),
+            ("os", "ENGINEFARM_OS"),
+            ("arch", "ENGINEFARM_ARCH"),
+        )
+        if environ.get(variable)
+    }
+    if "arch" in told:
+        told["arch"] = architecture(told["arch"])
+    if runtimes:
+        told["runtimes"] = runtimes
+    if "ENGINEFARM_PLUGINS" in environ:
+        told["plugins"] = _plugin_digests(environ["ENGINEFARM_PLUGINS"])
+    return told
+
+
+def _plugin_digests(paths: str) -> frozenset[str]:
+    digests: set[str] = set()
+    for path in filter(None, paths.split(os.pathsep)):
+        try:
+            digests.add(sha256_file(Path(path)))
+        except OSError as error:
+            raise HostError(
+                f"host: ENGINEFARM_PLUGINS names {path}, which cannot be read",
+                why=error.strerror or "",
+            ) from error
+    return frozenset(digests)
+
+
+def architecture(machine: str) -> str:
+    """One word for one architecture, whatever the system calls it."""
+    return ARCHITECTURES.get(machine.lower(), machine.lower())
+
+
+def first_gpu() -> NvmlGpu | None:
+    """The first GPU that NVML and CUDA_VISIBLE_DEVICES show; None without driver or GPU."""
+    if sys.platform == "linux" and not any(Path(file).exists() for file in DEVICE_FILES):
+        return None
+    nvml: Any = import_module("pynvml")  # it has no types
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        handle = visible_gpu(nvml)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return NvmlGpu(
+            name=_text(nvml.nvmlDeviceGetName(handle)),
+            compute_capability=f"{major}.{minor}",
+            driver=_text(nvml.nvmlSystemGetDriverVersion()),
+            driver_cuda=int(nvml.nvmlSystemGetCudaDriverVersion()),
+        )
+    except (nvml.NVMLError, ValueError):
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def visible_gpu(nvml: Any) -> Any:
+    """NVML's handle of the first GPU that CUDA_VISIBLE_DEVICES shows.
+
+    nvml: pynvml, initialised. Raises: nvml.NVMLError, ValueError when there is none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if visible.startswith(("GPU-", "MIG-")):
+        return nvml.nvmlDeviceGetHandleByUUID(visible)
+    return nvml.nvmlDeviceGetHandleByIndex(int(visible or "-1"))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""What a recipe would build, what is there already, and why."""

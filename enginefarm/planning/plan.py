@@ -1,0 +1,198 @@
+"""Recipe -> what is to be built. Pure: no file, no network, no library of the farm.
+
+`targets` crosses GPUs with precisions and refuses what cannot be; `resolve` turns one
+target into a BuildSpec once the model's ONNX digest is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from enginefarm import toolchains
+from enginefarm.documents.gpus import gpu
+from enginefarm.documents.recipe import Profile, Recipe, TensorSpec
+from enginefarm.documents.spec import (
+    BuildSpec,
+    GpuTarget,
+    MinOptMax,
+    OnnxRef,
+    PrecisionUse,
+    ShapeProfile,
+    ToolchainId,
+    ToolUse,
+)
+from enginefarm.errors import GpuError, RecipeError, ToolchainError
+from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.schema import Digest, Frozen, Name
+
+CROSS_POOL = "cpu"
+"""Work pool of the machines that cross-build."""
+
+
+class Offer(Frozen):
+    """What one worker offers: a GPU label, and the toolchains it can build with."""
+
+    gpu: Name | None = Field(
+        default=None, description="None: a worker without a GPU, for any label."
+    )
+    pool: Name = CROSS_POOL
+    toolchains: tuple[ToolchainId, ...]
+
+
+class Target(Frozen):
+    """One engine wanted: where it is built and with what."""
+
+    gpu: Name
+    precision: PrecisionName
+    toolchain: ToolchainId
+    pool: Name
+
+    @property
+    def label(self) -> str:
+        return f"{self.gpu}/{self.precision}"
+
+
+class Skip(Frozen):
+    """A combination left out because the recipe allows it to be."""
+
+    gpu: Name
+    precision: PrecisionName
+    reason: str
+
+
+class Targets(Frozen):
+    wanted: tuple[Target, ...]
+    skipped: tuple[Skip, ...]
+
+
+class Model(Frozen):
+    """The slimmed FP32 graph, and how it came to be."""
+
+    onnx: OnnxRef
+    exporter: ToolUse
+    slimmer: ToolUse
+    plugins: tuple[Digest, ...] = ()
+
+
+AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tensorrt-rtx")
+"""What `toolchain: auto` tries: native ones first."""
+
+
+def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
+    """GPUs × precisions of the recipe, each with its toolchain and work pool.
+
+    Raises: GpuError for an unknown label, or a precision that a GPU lacks (unless the
+    recipe says `allow_skip`); ToolchainError when nobody offers what a target needs.
+    """
+    wanted: list[Target] = []
+    skipped: list[Skip] = []
+    for label in recipe.gpus:
+        row = gpu(label)
+        for precision in recipe.precisions:
+            reason = row.refuses(precision)
+            if reason is None:
+                toolchain, pool = _choose(recipe, label, offers)
+                wanted.append(
+                    Target(gpu=label, precision=precision, toolchain=toolchain, pool=pool)
+                )
+            elif recipe.allow_skip:
+                skipped.append(Skip(gpu=label, precision=precision, reason=reason))
+            else:
+                raise GpuError(
+                    f"precisions: {precision} cannot be built for {label}",
+                    why=reason,
+                    fix="drop the precision or the GPU, or set `allow_skip: true`",
+                )
+    return Targets(wanted=tuple(wanted), skipped=tuple(skipped))
+
+
+def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[ToolchainId, str]:
+    """A native toolchain on that very GPU first, then a cross-build.
+
+    A worker that stands in for a label with no GPU offers the cross toolchain on that
+    label's pool; it is preferred over the shared `cpu` pool.
+    """
+    order = AUTO_ORDER if recipe.toolchain == "auto" else (recipe.toolchain,)
+    here = [offer for offer in offers if offer.gpu == label]
+    anywhere = [offer for offer in offers if offer.gpu is None]
+    for name in order:
+        for offer in (*here, *(anywhere if toolchains.toolchain(name).cross else ())):
+            for toolchain in offer.toolchains:
+                if toolchain.name == name:
+                    return toolchain, offer.pool
+    raise ToolchainError(
+        f"toolchain: nobody can build {recipe.name} for {label} with {' or '.join(order)}",
+        why="native toolchains need an online worker of that label; tensorrt-rtx needs none",
+        fix=f"start one: enginefarm worker --gpu {label}; or set `toolchain: auto` and install "
+        "enginefarm[farm], which cross-builds",
+    )
+
+
+def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUse) -> BuildSpec:
+    """The one build that this target stands for, with everything that decides its plan."""
+    label = GpuTarget(label=target.gpu, compute_capability=gpu(target.gpu).compute_capability)
+    carries = toolchains.toolchain(target.toolchain.name).carries
+    return BuildSpec(
+        salt=recipe.salt,
+        onnx_digest=model.onnx.digest,
+        exporter=model.exporter,
+        slimmer=model.slimmer,
+        precision=precision,
+        profiles=shape_profiles(recipe),
+        gpu=label,
+        compute_capabilities=carries(label, target.precision),
+        toolchain=target.toolchain,
+        builder=recipe.builder,
+        plugins=model.plugins,
+    )
+
+
+def shape_profiles(recipe: Recipe) -> tuple[ShapeProfile, ...]:
+    """min/opt/max shapes of every input, for each optimization profile."""
+    return tuple(
+        ShapeProfile(
+            name=profile.name,
+            shapes={
+                tensor.name: MinOptMax(
+                    min=shape(tensor, profile, "min"),
+                    opt=shape(tensor, profile, "opt"),
+                    max=shape(tensor, profile, "max"),
+                )
+                for tensor in recipe.inputs
+            },
+        )
+        for profile in recipe.profiles
+    )
+
+
+def shape(tensor: TensorSpec, profile: Profile, end: str) -> tuple[int, ...]:
+    """The input's shape at `min`, `opt` or `max` of a profile."""
+    return tuple(
+        dim if isinstance(dim, int) else int(getattr(profile.dims[dim], end))
+        for dim in tensor.shape
+    )
+
+
+def narrowed(
+    recipe: Recipe, *, gpus: Sequence[str] | None = None, precisions: Sequence[str] | None = None
+) -> Recipe:
+    """The recipe for fewer GPUs or precisions than it lists, in its own order.
+
+    Raises: RecipeError naming what the recipe does not list.
+    """
+    changes: Mapping[str, tuple[str, ...]] = {
+        field: tuple(name for name in getattr(recipe, field) if name in wanted)
+        for field, wanted in (("gpus", gpus), ("precisions", precisions))
+        if wanted
+    }
+    for field, wanted in (("gpus", gpus), ("precisions", precisions)):
+        unknown = sorted(set(wanted or ()) - set(getattr(recipe, field)))
+        if unknown:
+            raise RecipeError(
+                f"{field}: {', '.join(unknown)} is not in the recipe {recipe.name}",
+                why=f"it lists {', '.join(getattr(recipe, field))}",
+                fix=f"choose among these, or add it to the recipe's {field}",
+            )
+    return recipe.model_copy(update=dict(changes))

@@ -1,0 +1,291 @@
+"""The stages from recipe to precision graphs, each looked up in the store before it runs.
+
+A stage takes values and gives values; files travel through the store by digest, so two
+stages may run on two machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+from enginefarm.digest import sha256_file
+from enginefarm.documents.manifest import GraphVerification
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
+from enginefarm.documents.stage import StageRecord
+from enginefarm.planning import plan
+from enginefarm.schema import Frozen
+from enginefarm.store.site import (
+    Produced,
+    Site,
+    here,
+    materialise,
+    onnx_files_of,
+    onnx_ref_of,
+    recorded,
+    stage_key,
+)
+
+__all__ = ["Exported", "Prepared", "Reference", "Site", "Slimmed", "here"]
+
+
+class Exported(Frozen):
+    onnx: OnnxRef
+    outputs: tuple[str, ...]
+    exporter: ToolUse
+    seconds: float
+    cached: bool
+
+
+def export_key(recipe: Recipe) -> str:
+    """Everything that decides the exported graph. Loads no torch."""
+    from enginefarm.graph.export import export_tool
+
+    return stage_key(
+        source=_source_digest(recipe),
+        inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
+        profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
+        exporter=export_tool(recipe).model_dump(mode="json"),
+    )
+
+
+def export(site: Site, recipe: Recipe) -> Exported:
+    """PyTorch (or ONNX as it came) -> ONNX, checked at every profile's min, opt and max.
+
+    Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
+    """
+    from enginefarm.graph.export import export_onnx, export_tool
+
+    def work(scratch: Path) -> Produced:
+        made = export_onnx(recipe, scratch)
+        values = {"opset": made.opset, "outputs": list(made.outputs)}
+        return Produced(files=onnx_files_of(made.path), values=values)
+
+    record, cached = recorded(site, "export", export_key(recipe), work)
+    return Exported(
+        onnx=onnx_ref_of(record),
+        outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
+        exporter=export_tool(recipe),
+        seconds=record.seconds,
+        cached=cached,
+    )
+
+
+def _source_digest(recipe: Recipe) -> str:
+    from enginefarm.graph.sources import source
+
+    return source(recipe.source.kind).fingerprint(recipe.source, recipe.root)
+
+
+class Reference(Frozen):
+    """Verification inputs and their FP32 outputs from the source model, as an npz."""
+
+    npz: BlobRef
+    seconds: float
+    cached: bool
+
+
+def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference:
+    """Runs the source model in FP32 on the recipe's verification data.
+
+    outputs: the graph's output names, in order.
+    Raises: CalibrationError for data that does not fit the inputs, SourceError.
+    """
+    from enginefarm.graph.data import data_digest
+    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.feeds import verification_data
+    from enginefarm.graph.reference import make_reference
+    from enginefarm.graph.sources import source
+
+    def work(scratch: Path) -> Produced:
+        loaded = source(recipe.source.kind).load(recipe.source, recipe.root, scratch)
+        npz = make_reference(recipe, loaded, scratch / "reference.npz", outputs=outputs)
+        return Produced(files={"npz": npz})
+
+    settings = recipe.verification
+    key = stage_key(
+        source=_source_digest(recipe),
+        inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
+        runtime=export_tool(recipe).model_dump(mode="json"),
+        data=data_digest(verification_data(recipe), recipe.root),
+        settings=settings.model_dump(mode="json"),
+        outputs=outputs,
+    )
+    record, cached = recorded(site, "reference", key, work)
+    return Reference(npz=record.outputs["npz"], seconds=record.seconds, cached=cached)
+
+
+class Slimmed(Frozen):
+    model: plan.Model
+    seconds: float
+    cached: bool
+
+
+def _slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
+    return stage_key(onnx=onnx.digest, slimmer=slimmer.model_dump(mode="json"))
+
+
+def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
+    """OnnxSlim; refused when ONNX Runtime gives other numbers than before.
+
+    Raises: SlimError.
+    """
+    from enginefarm.graph import feeds
+    from enginefarm.graph.slim import slim_onnx, slim_tool
+
+    slimmer = slim_tool()
+
+    def work(scratch: Path) -> Produced:
+        source = materialise(site, exported.onnx, scratch / "in")
+        batch = feeds.sample(recipe)
+        corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
+        made = slim_onnx(source, scratch / "out", corners)
+        return Produced(files=onnx_files_of(made.path), values={"opset": exported.onnx.opset})
+
+    record, cached = recorded(site, "slim", _slim_key(exported.onnx, slimmer), work)
+    model = plan.Model(
+        onnx=onnx_ref_of(record),
+        exporter=exported.exporter,
+        slimmer=slimmer,
+        plugins=plugin_digests(recipe),
+    )
+    return Slimmed(model=model, seconds=record.seconds, cached=cached)
+
+
+class Prepared(Frozen):
+    """One precision of the model: its graph, and how far it strays from FP32."""
+
+    use: PrecisionUse
+    graph: OnnxRef
+    reference: BlobRef
+    verification: GraphVerification
+    details: dict[str, JsonValue]
+    plugins: tuple[BlobRef, ...] = ()
+    seconds: float
+    cached: bool
+
+
+def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
+    """What decides that precision's graph. Cheap: reads no array, loads no library."""
+    from enginefarm.graph.data import data_digest
+    from enginefarm.graph.precisions import precision
+
+    found = precision(name)
+    digest = None
+    if found.calibrated and recipe.calibration is not None:
+        digest = data_digest(recipe.calibration.data, recipe.root)
+    return found.use(recipe, digest)
+
+
+def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRecord:
+    """The graph rewritten to one precision: cast, or calibrated into Q/DQ.
+
+    Raises: PrecisionError, CalibrationError.
+    """
+    from enginefarm.graph.precisions import precision
+
+    found = precision(name)
+
+    def work(scratch: Path) -> Produced:
+        source = materialise(site, model.onnx, scratch / "in")
+        batches = calibration_batches(recipe) if found.calibrated else ()
+        made = found.convert(source, scratch / "out", recipe, batches)
+        return Produced(
+            files=onnx_files_of(made.path),
+            values={"opset": model.onnx.opset, "details": made.details},
+        )
+
+    use = precision_use(recipe, name)
+    key = stage_key(onnx=model.onnx.digest, precision=use.model_dump(mode="json"))
+    record, _ = recorded(site, f"precision-{name}", key, work)
+    return record
+
+
+def calibration_batches(recipe: Recipe) -> Iterator[Any]:
+    """The batches that the recipe calibrates on, one in memory at a time."""
+    from enginefarm.graph import data
+
+    calibration = recipe.calibration
+    assert calibration is not None, "the recipe was validated"
+    return data.batches(
+        calibration.data,
+        root=recipe.root,
+        inputs=recipe.inputs,
+        batches=calibration.batches,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
+    )
+
+
+def prepare(
+    site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str
+) -> Prepared:
+    """convert(), then the graph's outputs against the FP32 reference.
+
+    A graph over its accuracy budget is returned too: `verification.passed` says so.
+    """
+    from enginefarm.graph.verify import verify_graph
+
+    converted = convert(site, recipe, model, precision)
+    graph = onnx_ref_of(converted)
+    budget = recipe.budget(precision)
+    class_scores = recipe.verification.class_scores
+
+    def work(scratch: Path) -> Produced:
+        path = materialise(site, graph, scratch / "in")
+        result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, class_scores)
+        return Produced(values={"verification": result.model_dump(mode="json")})
+
+    key = stage_key(
+        graph=graph.digest,
+        reference=ref.npz.digest,
+        budget=budget.model_dump(mode="json"),
+        class_scores=class_scores,
+    )
+    verified, cached = recorded(site, f"verify-{precision}", key, work)
+    return Prepared(
+        use=precision_use(recipe, precision),
+        graph=graph,
+        reference=ref.npz,
+        verification=GraphVerification.model_validate(verified.values["verification"]),
+        details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
+        plugins=_kept_plugins(site, recipe),
+        seconds=converted.seconds + verified.seconds,
+        cached=cached,
+    )
+
+
+def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
+    """The model as earlier runs recorded it; None when it has to be exported first."""
+    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.slim import slim_tool
+
+    exported = site.store.stage("export", export_key(recipe))
+    if exported is None:
+        return None
+    slimmer = slim_tool()
+    slimmed = site.store.stage("slim", _slim_key(onnx_ref_of(exported), slimmer))
+    if slimmed is None:
+        return None
+    return plan.Model(
+        onnx=onnx_ref_of(slimmed),
+        exporter=export_tool(recipe),
+        slimmer=slimmer,
+        plugins=plugin_digests(recipe),
+    )
+
+
+def _kept_plugins(site: Site, recipe: Recipe) -> tuple[BlobRef, ...]:
+    """The plugin libraries in the store, where the builders find them."""
+    refs = tuple(site.cache.add(recipe.root / path) for path in recipe.plugins)
+    for ref in refs:
+        site.store.put_blob(site.cache.path(ref))
+    return refs
+
+
+def plugin_digests(recipe: Recipe) -> tuple[str, ...]:
+    return tuple(sha256_file(recipe.root / path) for path in recipe.plugins)

@@ -1,0 +1,135 @@
+"""Where a recipe stands before anything runs: wanted, skipped, known, already built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from enginefarm.documents.gpus import by_nvml_name
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
+from enginefarm.errors import ToolchainError
+from enginefarm.host.detect import first_gpu
+from enginefarm.planning import outcome, plan, stages
+from enginefarm.planning.outcome import Outcome
+from enginefarm.schema import Frozen
+from enginefarm.store.site import Site
+from enginefarm.toolchains import installed, toolchain
+
+EXPORT_FIRST = "the model was not exported with these versions and this source yet"
+NO_MANIFEST = "no manifest of this spec is in the store"
+
+UNKNOWN_MODEL = plan.Model(
+    onnx=OnnxRef(model=BlobRef(digest="0" * 64, size_bytes=0), opset=0),
+    exporter=ToolUse(name="none", version="0"),
+    slimmer=ToolUse(name="none", version="0"),
+)
+"""Stands for a model that is not exported yet, where only a target's options are asked about."""
+
+
+class Planned(Frozen):
+    """One target, its spec once the model is known, and whether its engine is there."""
+
+    target: plan.Target
+    spec: BuildSpec | None
+    cached: bool
+    reason: str
+
+
+class Survey(Frozen):
+    recipe: str
+    model: plan.Model | None
+    builds: tuple[Planned, ...]
+    skipped: tuple[plan.Skip, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Every engine wanted is in the store: nothing has to run."""
+        return all(planned.cached for planned in self.builds)
+
+
+def local_offers() -> tuple[plan.Offer, ...]:
+    """What this machine can build with no worker: for any GPU with the cross toolchains that
+    are installed, and for the GPU that it has with the native ones too."""
+    offers: list[plan.Offer] = []
+    crosses = installed(cross_only=True)
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    if row is not None:
+        natives = tuple(t for t in installed(cross_only=False) if t not in crosses)
+        if natives:
+            offers.append(plan.Offer(gpu=row.label, pool=row.work_pool, toolchains=natives))
+    if crosses:
+        offers.append(plan.Offer(gpu=None, pool=plan.CROSS_POOL, toolchains=crosses))
+    return tuple(offers)
+
+
+def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
+    """Looks, and runs nothing: two stage records and one listing, whatever the number of specs.
+
+    Raises: what plan.targets raises; StoreError.
+    """
+    wanted = _buildable(recipe, plan.targets(recipe, offers))
+    model = stages.known_model(site, recipe)
+    if model is None:
+        builds = tuple(
+            Planned(target=target, spec=None, cached=False, reason=EXPORT_FIRST)
+            for target in wanted.wanted
+        )
+    else:
+        builds = _with_specs(site, recipe, wanted.wanted, model)
+    return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
+
+
+def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
+    """One outcome for each engine that is there already, and for each that was skipped."""
+    manifests = [
+        site.store.manifest(planned.spec.digest)
+        for planned in found.builds
+        if planned.cached and planned.spec
+    ]
+    rows = [outcome.of_manifest(manifest, "cached") for manifest in manifests if manifest]
+    rows += [outcome.of_skip(recipe.name, skip) for skip in found.skipped]
+    return outcome.in_order(recipe, rows)
+
+
+def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
+    """Asks each target's toolchain whether it can, before hours of work say so.
+
+    Raises: ToolchainError, unless the recipe allows to skip.
+    """
+    wanted: list[plan.Target] = []
+    skipped = list(found.skipped)
+    for target in found.wanted:
+        asked = plan.resolve(
+            recipe, target, UNKNOWN_MODEL, PrecisionUse(name=target.precision, tools=())
+        )
+        try:
+            toolchain(target.toolchain.name).check(asked)
+        except ToolchainError as error:
+            if not recipe.allow_skip:
+                raise
+            skip = plan.Skip(gpu=target.gpu, precision=target.precision, reason=error.what)
+            skipped.append(skip)
+        else:
+            wanted.append(target)
+    return plan.Targets(wanted=tuple(wanted), skipped=tuple(skipped))
+
+
+def _with_specs(
+    site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
+) -> tuple[Planned, ...]:
+    uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
+    complete = site.store.complete(recipe.name)
+    planned: list[Planned] = []
+    for target in wanted:
+        spec = plan.resolve(recipe, target, model, uses[target.precision])
+        cached = spec.digest in complete
+        planned.append(
+            Planned(
+                target=target,
+                spec=spec,
+                cached=cached,
+                reason="the same spec is complete" if cached else NO_MANIFEST,
+            )
+        )
+    return tuple(planned)

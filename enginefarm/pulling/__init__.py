@@ -1,0 +1,1 @@
+"""From the store to a host: which engine fits, how it is fetched, what a host lacks."""

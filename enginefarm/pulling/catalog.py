@@ -1,0 +1,117 @@
+"""Catalogs: where pull looks manifests up. The store, or what this host pulled before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import StoreMissing
+from enginefarm.store import channels, signing
+from enginefarm.store.appearing import write_atomically
+from enginefarm.store.cache import BlobCache
+from enginefarm.store.engine_store import EngineStore
+
+
+class Catalog(Protocol):
+    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+        """Engines of a recipe, or those that its channel names.
+
+        Raises: StoreMissing when there is none.
+        """
+        ...
+
+    def attestation(self, manifest: Manifest) -> bytes | None:
+        """The signed envelope; None when it is not signed."""
+        ...
+
+
+class StoreCatalog:
+    """What the store says now."""
+
+    def __init__(self, store: EngineStore) -> None:
+        self._store = store
+
+    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+        if channel is not None:
+            revision = channels.require_current(self._store, recipe, channel)
+            return channels.manifests_of(self._store, revision)
+        found = tuple(self._store.manifests(recipe))
+        if not found:
+            recipes = self._store.recipes()
+            raise StoreMissing(
+                f"pull: the store {self._store.url} has no engine of {recipe!r}",
+                fix=f"recipes there: {', '.join(recipes)}" if recipes else "build one first",
+            )
+        return found
+
+    def attestation(self, manifest: Manifest) -> bytes | None:
+        found = self._store.read_document(signing.attestation_key(manifest))
+        return found[0] if found else None
+
+
+class CachedCatalog:
+    """What was pulled to this host before: manifests whose engine is in the cache.
+
+    records/<recipe>/<spec_digest>.json            manifest
+    records/<recipe>/<spec_digest>.dsse.json       its signature
+    records/<recipe>/<channel>.channel.json        spec digests that were pulled by that channel
+    """
+
+    def __init__(self, cache: BlobCache) -> None:
+        self._cache = cache
+
+    def _folder(self, recipe: str) -> Path:
+        return self._cache.root / "records" / recipe
+
+    def remember(self, manifest: Manifest, channel: str | None, envelope: bytes | None) -> None:
+        """Notes what was pulled, so that --offline finds it again."""
+        folder = self._folder(manifest.recipe)
+        named = {f"{manifest.spec_digest}.json": manifest.canonical_json()}
+        if envelope is not None:
+            named[f"{manifest.spec_digest}.dsse.json"] = envelope
+        if channel is not None:
+            specs = [manifest.spec_digest]
+            named[f"{channel}.channel.json"] = json.dumps(specs).encode()
+        for name, data in named.items():
+            path = folder / name
+            if not path.exists() or path.read_bytes() != data:
+                write_atomically(path, data)
+
+    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+        folder = self._folder(recipe)
+        names = sorted(folder.glob("?" * 64 + ".json"))
+        if channel is not None:
+            wanted = self._channel(folder / f"{channel}.channel.json")
+            names = [path for path in names if path.stem in wanted]
+        read = (self._manifest(path) for path in names)
+        found = tuple(one for one in read if one is not None and self._cache.has(one.engine))
+        if not found:
+            name = recipe if channel is None else f"{recipe}@{channel}"
+            raise StoreMissing(
+                f"pull: no engine of {name!r} is in the cache {self._cache.root}",
+                fix="pull it once without --offline",
+            )
+        return found
+
+    def attestation(self, manifest: Manifest) -> bytes | None:
+        path = self._folder(manifest.recipe) / f"{manifest.spec_digest}.dsse.json"
+        return path.read_bytes() if path.exists() else None
+
+    @staticmethod
+    def _manifest(path: Path) -> Manifest | None:
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except ValidationError:  # of another version: as good as not there
+            return None
+        return manifest if manifest.spec.digest == path.stem else None
+
+    @staticmethod
+    def _channel(path: Path) -> frozenset[str]:
+        try:
+            return frozenset(json.loads(path.read_bytes()))
+        except (OSError, ValueError):
+            return frozenset()

@@ -1,0 +1,166 @@
+"""Doctor: what this host has, and whether a plan can run on it. Nothing is deserialised."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from enginefarm.digest import sha256_file
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import EnginefarmError
+from enginefarm.host.detect import Host
+from enginefarm.host.plan_header import MAGIC, read_plan_header
+from enginefarm.host.runtimes import TOLD_BY
+from enginefarm.names import RUNTIME_OF
+from enginefarm.pulling.select import CHECKS, fit_of, is_caveat
+from enginefarm.schema import Frozen
+from enginefarm.store.cache import BlobCache
+
+Verdict = Literal["ok", "unknown", "fails"]
+
+
+class Finding(Frozen):
+    subject: str
+    verdict: Verdict
+    detail: str
+
+
+def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
+    """GPU, driver, runtimes and room in the cache."""
+    return (
+        Finding(
+            subject="GPU",
+            verdict="ok" if host.compute_capability else "unknown",
+            detail=f"{host.gpu or host.gpu_name or 'none found'}"
+            + (f", compute capability {host.compute_capability}" if host.gpu else ""),
+        ),
+        Finding(
+            subject="driver",
+            verdict="ok" if host.driver else "unknown",
+            detail=host.driver or "not known",
+        ),
+        Finding(
+            subject="system",
+            verdict="ok" if host.os and host.arch else "unknown",
+            detail=f"{host.os or 'not known'}/{host.arch or 'not known'}",
+        ),
+        *(
+            Finding(
+                subject=runtime,
+                verdict="ok" if runtime in host.runtimes else "unknown",
+                detail=host.runtimes.get(runtime, "no Python package of it is installed"),
+            )
+            for runtime in TOLD_BY
+        ),
+        _room(cache),
+    )
+
+
+def _room(cache: BlobCache) -> Finding:
+    folder = next(path for path in (cache.root, *cache.root.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    return Finding(
+        subject="cache",
+        verdict="ok" if free > 1 << 30 else "fails",
+        detail=f"{cache.root}, {free / 1e9:,.1f} GB free",
+    )
+
+
+def plan_findings(plan: Path, manifest: Manifest | None, host: Host) -> tuple[Finding, ...]:
+    """Whether these bytes are what the manifest says, and whether it can run on the host.
+
+    Raises: OSError for a file that cannot be read.
+    """
+    findings = [*_header(plan, manifest, host)]
+    if manifest is None:
+        return (
+            *findings,
+            Finding(
+                subject="manifest",
+                verdict="unknown",
+                detail="none beside the plan, nor in the cache: only its header can be read",
+            ),
+        )
+    return (_bytes(plan, manifest), *findings, *_rules(manifest, host))
+
+
+def _bytes(plan: Path, manifest: Manifest) -> Finding:
+    digest = sha256_file(plan)
+    if digest == manifest.engine.digest:
+        return Finding(subject="bytes", verdict="ok", detail=f"sha256 {digest[:12]}, as published")
+    return Finding(
+        subject="bytes",
+        verdict="fails",
+        detail=f"sha256 {digest[:12]}; the manifest says {manifest.engine.digest[:12]}",
+    )
+
+
+def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Finding]:
+    with plan.open("rb") as stream:
+        magic = stream.read(len(MAGIC))
+    portable = manifest is not None and RUNTIME_OF[manifest.spec.toolchain.name] == "tensorrt-rtx"
+    if magic != MAGIC and not portable:
+        yield Finding(
+            subject="header",
+            verdict="unknown",
+            detail="not a TensorRT-RTX plan: only its manifest can tell",
+        )
+        return
+    try:
+        header = read_plan_header(plan)
+    except EnginefarmError as error:
+        yield Finding(subject="header", verdict="fails", detail=f"{error.what}. {error.why}")
+        return
+    made_for = ", ".join(header.compute_capabilities)
+    fails = host.compute_capability is not None and (
+        host.compute_capability not in header.compute_capabilities
+    )
+    yield Finding(
+        subject="header",
+        verdict="fails" if fails else "ok",
+        detail=f"TensorRT-RTX {header.version} for {made_for}"
+        + (f"; the host has {host.compute_capability}" if fails else ""),
+    )
+    here = host.runtimes.get("tensorrt-rtx")
+    if here is not None and here != header.version:
+        yield Finding(
+            subject="header",
+            verdict="fails",
+            detail=f"built with TensorRT-RTX {header.version}; the host has {here}",
+        )
+
+
+def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
+    for check in CHECKS:
+        said = check(manifest, host)
+        subject = check.__name__.strip("_")
+        if said is None:
+            fit = fit_of(manifest, host)
+            detail = (
+                f"fit: {fit.words}" if subject == "gpu" and fit is not None else "as it must be"
+            )
+            yield Finding(subject=subject, verdict="ok", detail=detail)
+        else:
+            verdict: Verdict = "unknown" if is_caveat(said) else "fails"
+            yield Finding(subject=subject, verdict=verdict, detail=str(said))
+
+
+def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(one for one in findings if one.verdict == "fails")
+
+
+def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
+    """The manifest of a plan: `<plan>.json` beside it, else what was pulled to this host."""
+    beside = plan.with_name(f"{plan.name}.json")
+    if beside.exists():
+        return Manifest.model_validate_json(beside.read_bytes())
+    digest = sha256_file(plan)
+    for path in sorted((cache.root / "records").glob("*/" + "?" * 64 + ".json")):
+        data = path.read_bytes()
+        if digest.encode() in data:
+            manifest = Manifest.model_validate_json(data)
+            if manifest.engine.digest == digest:
+                return manifest
+    return None

@@ -1,0 +1,239 @@
+"""Pull: the engine that fits this host, from the store into the local cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.errors import NoEngineFits, SignatureRejected
+from enginefarm.host.detect import Host, detect
+from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
+from enginefarm.pulling.select import Candidate, Selection, select
+from enginefarm.store import layout, open_store
+from enginefarm.store.appearing import appearing, write_atomically
+from enginefarm.store.cache import BlobCache
+from enginefarm.store.channels import split
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.failures import writing
+from enginefarm.store.signing import Trust, attestation_key, trust
+from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
+
+REJECTIONS_SHOWN = 20
+
+OnSelection = Callable[[Selection, Host], None]
+
+
+@dataclass(frozen=True)
+class PulledEngine:
+    """An engine on the local disk, its digest checked.
+
+    path: the plan; in the cache, or at `dest`. Do not write to it.
+    """
+
+    path: Path
+    manifest: Manifest
+    candidate: Candidate
+    cached: bool
+
+
+def pull(
+    name: str,
+    *,
+    gpu: str = "auto",
+    precision: PrecisionName | None = None,
+    dest: Path | str | None = None,
+    offline: bool = False,
+    store: EngineStore | None = None,
+    cache: BlobCache | None = None,
+    on_selection: OnSelection | None = None,
+) -> PulledEngine:
+    """Downloads the engine of a recipe that fits this host best.
+
+    name: the recipe's, or `recipe@channel` for what that channel names. gpu: a label, or
+    `auto`. precision: None takes the best that fits. dest: a file, or a folder that exists;
+    None leaves it in the cache. offline: only what this host pulled before; nothing is asked
+    of the store. on_selection: is told every candidate and rejection, before anything else
+    happens.
+    With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
+    is read. Progress goes to enginefarm.progress as "download".
+    Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
+    an unknown name, HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
+    """
+    cache = cache or BlobCache()
+    records = CachedCatalog(cache)
+    opened = None if offline else store or open_store()
+    catalog: Catalog = records if opened is None else StoreCatalog(opened)
+    best, envelope = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection)
+    pulled = fetch(best, store=opened, cache=cache, dest=dest)
+    records.remember(best.manifest, split(name)[1], envelope)
+    return pulled
+
+
+def choose(
+    name: str,
+    catalog: Catalog,
+    *,
+    gpu: str,
+    precision: PrecisionName | None,
+    on_selection: OnSelection | None = None,
+) -> tuple[Candidate, bytes | None]:
+    """The best engine that fits, its signature checked where this host has a trust key.
+
+    With a trust key an engine that is not signed by it does not fit; that it was passed over
+    is a caveat of the one that is chosen. Raises: as pull().
+    """
+    trusted = trust()
+    host = detect(gpu)
+    recipe, channel = split(name)
+    selection = select(catalog.manifests(recipe, channel), host, precision)
+    if on_selection is not None:
+        on_selection(selection, host)
+    best = require_fit(selection, name, host)
+    if trusted is None:
+        return best, None
+    refused: list[SignatureRejected] = []
+    for candidate in selection.candidates:
+        envelope = catalog.attestation(candidate.manifest)
+        try:
+            trusted.require(candidate.manifest, envelope)
+        except SignatureRejected as error:
+            refused.append(error)
+            continue
+        passed_over = tuple(f"{error.what}: {error.why}" for error in refused)
+        noted = candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
+        return noted, envelope
+    raise refused[0]
+
+
+def presign(
+    name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
+) -> tuple[PresignedUrl, Candidate]:
+    """A URL of the engine that fits, for a host without credentials; of a signed engine also
+    those of its manifest and signature. Raises: as pull().
+    """
+    store = open_store()
+    catalog = StoreCatalog(store)
+    best, _ = choose(name, catalog, gpu=gpu, precision=precision)
+    manifest = best.manifest
+    proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
+    signed = catalog.attestation(manifest) is not None
+    url, *urls = (
+        store.objects.presigned_get(key, expires_s)
+        for key in (layout.blob(manifest.engine), *(proofs if signed else ()))
+    )
+    return PresignedUrl(url, manifest.engine, file_name(manifest), *urls), best
+
+
+def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
+    """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
+
+    With a trust key the signature is checked before a byte of the engine is read.
+    Raises: UsageError for a URL without its digest; SignatureRejected where a trust key is
+    set and none of these keys signed it; StoreDenied when it has expired; CorruptBlob,
+    DiskFull, StoreUnavailable.
+    """
+    presigned = PresignedUrl.parse(text)
+    trusted = trust()
+    if trusted is not None:
+        _require_signed(presigned, trusted)
+    cache = cache or BlobCache()
+    blob = cache.path(presigned.ref)
+    if not cache.has(presigned.ref):
+        blob = cache.fill(UrlSource(presigned), presigned.ref)
+    if dest is None:
+        return cache.link(presigned.name, presigned.ref)
+    path = Path(dest)
+    return copy_out(blob, path / presigned.name if path.is_dir() else path)
+
+
+def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
+    """Raises: SignatureRejected: unsigned, by another key, or of other bytes than the URL's."""
+    if not presigned.manifest or not presigned.signature:
+        raise SignatureRejected(
+            "pull --url: this host takes signed engines only, and this URL carries no signature",
+            fix="sign the engine (enginefarm sign), and ask for a new URL",
+        )
+    try:
+        manifest = Manifest.model_validate_json(read_url(presigned.manifest, "manifest"))
+    except ValidationError as error:
+        raise SignatureRejected(
+            "pull --url: the manifest that the URL names is none of this version",
+            fix="update enginefarm on this host, or ask for a new URL",
+        ) from error
+    trusted.require(manifest, read_url(presigned.signature, "signature"))
+    if manifest.engine != presigned.ref:
+        raise SignatureRejected(
+            "pull --url: the signature is of another engine than the URL's",
+            why=f"signed is {manifest.engine.digest[:12]}, and the URL is of "
+            f"{presigned.ref.digest[:12]}",
+            fix="take the whole line that `enginefarm url` printed",
+        )
+
+
+def require_fit(selection: Selection, name: str, host: Host) -> Candidate:
+    """The best candidate.
+
+    Raises: NoEngineFits.
+    """
+    if selection.candidates:
+        return selection.candidates[0]
+    raise NoEngineFits(
+        f"pull: none of the {len(selection.rejections)} engines of {name!r} fits ({host})",
+        why="\n       ".join(_lines(selection)),
+        fix="build one for this host: add its GPU to the recipe, or match the runtime's build",
+    )
+
+
+def _lines(selection: Selection) -> Iterable[str]:
+    for rejection in selection.rejections[:REJECTIONS_SHOWN]:
+        manifest = rejection.manifest
+        reasons = "; ".join(rejection.reasons)
+        yield f"{manifest.spec.label} {manifest.spec_digest[:12]}: {reasons}"
+    more = len(selection.rejections) - REJECTIONS_SHOWN
+    if more > 0:
+        yield f"and {more} more"
+
+
+def fetch(
+    candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
+) -> PulledEngine:
+    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one, with
+    the manifest beside it as `<dest>.json`.
+
+    store: None where the engine is in the cache already.
+    """
+    manifest = candidate.manifest
+    cached = store is None or cache.has(manifest.engine)
+    blob = cache.path(manifest.engine) if store is None else cache.ensure(store, manifest.engine)
+    if dest is None:
+        path = cache.link(file_name(manifest), manifest.engine)
+    else:
+        path = copy_out(blob, target(Path(dest), manifest))
+        write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
+    return PulledEngine(path=path, manifest=manifest, candidate=candidate, cached=cached)
+
+
+def file_name(manifest: Manifest) -> str:
+    """`model-t4-fp16-0123456789ab.plan`"""
+    return f"{manifest.recipe}-{manifest.gpu}-{manifest.precision}-{manifest.spec_digest[:12]}.plan"
+
+
+def target(dest: Path, manifest: Manifest) -> Path:
+    """`dest` itself, or a file in it when it is a folder."""
+    return dest / file_name(manifest) if dest.is_dir() else dest
+
+
+def copy_out(blob: Path, dest: Path) -> Path:
+    """Copies out of the cache; `dest` appears whole or not at all.
+
+    A copy, not a link: who writes to it must not change the cache.
+    """
+    with appearing(dest) as part, writing(dest):
+        shutil.copyfile(blob, part)
+    return dest

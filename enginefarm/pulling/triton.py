@@ -1,0 +1,190 @@
+"""A model repository for Triton: config.pbtxt and plans, a directory that loads the right one.
+
+Triton picks a plan by compute capability alone (`cc_model_filenames`). Where two GPUs share
+one, each GPU gets a repository of its own. There is no file of the default name, so a GPU that
+is not listed fails to load, rather than load another GPU's plan.
+Source of the format: Triton's model_config.proto.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginefarm.documents.manifest import Manifest, TensorInfo
+from enginefarm.documents.recipe import DType
+from enginefarm.documents.spec import BlobRef, ShapeProfile
+from enginefarm.errors import StoreMissing, ToolchainError
+from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
+from enginefarm.pulling.pull import copy_out
+from enginefarm.store.appearing import write_atomically
+
+TYPES: dict[DType, str] = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "int8": "TYPE_INT8",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
+MAX_QUEUE_DELAY_US = 100
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class RepositoryFile:
+    """One file: bytes of our own, or a blob of the store."""
+
+    path: str
+    content: bytes | BlobRef
+
+
+def repository(manifests: Iterable[Manifest], *, name: str) -> tuple[RepositoryFile, ...]:
+    """The files of a repository for engines of one model and precision, one a GPU.
+
+    Plans first, each model's config last. Raises: ToolchainError when Triton cannot load an
+    engine, or when the engines differ in inputs or outputs.
+    """
+    engines = sorted(manifests, key=lambda one: one.gpu)
+    _loadable(engines)
+    capabilities = [one.spec.gpu.compute_capability for one in engines]
+    if len(set(capabilities)) == len(capabilities):
+        return tuple(_model("", name, engines))
+    return tuple(file for one in engines for file in _model(f"{one.gpu}/", name, [one]))
+
+
+def choose(
+    manifests: Iterable[Manifest], recipe: str, precision: PrecisionName | None
+) -> tuple[Manifest, ...]:
+    """Of a channel or recipe: the newest engine of each GPU, all in one precision.
+
+    precision: None takes the best (fp16 first) that the most GPUs have.
+    Raises: StoreMissing when there is none.
+    """
+    newest: defaultdict[PrecisionName, dict[str, Manifest]] = defaultdict(dict)
+    for one in sorted(manifests, key=lambda one: (one.created_at, one.spec_digest)):
+        newest[one.precision][one.gpu] = one
+    wanted: tuple[PrecisionName, ...] = (precision,) if precision else PRECISION_ORDER
+    best = max(wanted, key=lambda one: (len(newest[one]), -PRECISION_ORDER.index(one)))
+    if not newest[best]:
+        raise StoreMissing(f"triton-repo: {recipe} has no engine in {precision}")
+    return tuple(newest[best].values())
+
+
+def _loadable(engines: list[Manifest]) -> None:
+    first = engines[0]
+    for one in engines:
+        if RUNTIME_OF[one.spec.toolchain.name] != "tensorrt":
+            raise ToolchainError(
+                f"triton-repo: {one.recipe} {one.spec.label} was built by "
+                f"{one.spec.toolchain.name}",
+                why="Triton's TensorRT backend loads plans of TensorRT only",
+                fix="build it with toolchain `tensorrt` on a worker that has the GPU",
+            )
+        if (one.tensors, one.spec.profiles) != (first.tensors, first.spec.profiles):
+            raise ToolchainError(
+                f"triton-repo: {one.spec.label} and {first.spec.label} of {one.recipe} have "
+                "different inputs, outputs or profiles",
+                fix="build them from one recipe, and promote them together",
+            )
+
+
+def _model(prefix: str, name: str, engines: list[Manifest]) -> Iterator[RepositoryFile]:
+    for one in engines:
+        yield RepositoryFile(f"{prefix}{name}/{VERSION}/{plan_name(one)}", one.engine)
+    yield RepositoryFile(f"{prefix}{name}/config.pbtxt", config(name, engines).encode())
+
+
+def plan_name(manifest: Manifest) -> str:
+    """Names the bytes too: a new engine is a new file, and never half of an old one."""
+    return f"{manifest.gpu}-{manifest.precision}-{manifest.engine.digest[:12]}.plan"
+
+
+def config(name: str, engines: list[Manifest]) -> str:
+    """config.pbtxt, for engines that differ in GPU only."""
+    first = engines[0]
+    profiles = first.spec.profiles
+    batch = max_batch_size(first)
+    skip = 1 if batch else 0
+    lines = [f'name: "{name}"', 'platform: "tensorrt_plan"', f"max_batch_size: {batch}"]
+    for tensor in first.tensors:
+        lines.append(_tensor(tensor, skip))
+    for one in engines:
+        capability = one.spec.gpu.compute_capability
+        lines.append(f'cc_model_filenames {{ key: "{capability}" value: "{plan_name(one)}" }}')
+    chosen = ", ".join(f'"{index}"' for index in range(len(profiles)))
+    lines.append(f"instance_group {{ count: 1 kind: KIND_GPU profile: [ {chosen} ] }}")
+    if batch:
+        preferred = sorted({_batch(profile, "opt") for profile in profiles})
+        lines.append(
+            f"dynamic_batching {{ preferred_batch_size: {preferred} "
+            f"max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}"
+        )
+    types: dict[str, DType] = {tensor.name: tensor.dtype for tensor in first.tensors}
+    lines += [_warm_up(profile, types, batch) for profile in profiles]
+    return "\n".join(lines) + "\n"
+
+
+def max_batch_size(manifest: Manifest) -> int:
+    """The largest batch when every tensor's first dim is one dynamic batch; else 0.
+
+    0 tells Triton that shapes are written out whole, and turns its batching off.
+    """
+    if not all(tensor.shape and tensor.shape[0] == -1 for tensor in manifest.tensors):
+        return 0
+    for profile in manifest.spec.profiles:
+        for bound in ("min", "opt", "max"):
+            if len({getattr(shape, bound)[0] for shape in profile.shapes.values()}) != 1:
+                return 0
+    return max(_batch(profile, "max") for profile in manifest.spec.profiles)
+
+
+def _batch(profile: ShapeProfile, bound: str) -> int:
+    shape = next(iter(profile.shapes.values()))
+    dims: tuple[int, ...] = getattr(shape, bound)
+    return dims[0]
+
+
+def _tensor(tensor: TensorInfo, skip: int) -> str:
+    dims = ", ".join(str(dim) for dim in tensor.shape[skip:])
+    shape = f"dims: [ {dims} ]"
+    if not dims:  # a scalar a sample: Triton wants at least one dim
+        shape = "dims: [ 1 ] reshape { shape: [ ] }"
+    name = tensor.name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{tensor.role} {{ name: "{name}" data_type: {TYPES[tensor.dtype]} {shape} }}'
+
+
+def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
+    inputs: list[str] = []
+    for name, shape in profile.shapes.items():
+        dims = ", ".join(str(dim) for dim in shape.opt[1 if batch else 0 :])
+        inputs.append(
+            f'inputs {{ key: "{name}" value {{ data_type: {TYPES[types[name]]} '
+            f"dims: [ {dims} ] zero_data: true }} }}"
+        )
+    size = f"batch_size: {_batch(profile, 'opt')} " if batch else ""
+    return f'model_warmup {{ name: "{profile.name}" {size}{" ".join(inputs)} }}'
+
+
+def write_folder(files: Iterable[RepositoryFile], folder: Path, blobs: dict[str, Path]) -> None:
+    """Writes a repository; configs after their plans, each file whole or not at all.
+
+    blobs: digest -> a local file of the blob.
+    """
+    models: defaultdict[Path, set[str]] = defaultdict(set)
+    for file in files:
+        path = folder / file.path
+        if isinstance(file.content, bytes):
+            write_atomically(path, file.content)
+            continue
+        models[path.parent].add(path.name)
+        if not path.exists():
+            copy_out(blobs[file.content.digest], path)
+    for version, names in models.items():  # plans that the config no longer names
+        for path in version.glob("*.plan"):
+            if path.name not in names:
+                path.unlink()

@@ -1,0 +1,68 @@
+"""Watch: keeps a folder at the engine that fits, for a server that reads it.
+
+folder/versions/<engine>/model.plan, manifest.json     complete before it is named
+folder/current -> versions/<engine>                    replaced in one step
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import EnginefarmError
+from enginefarm.pulling.pull import PulledEngine, copy_out
+from enginefarm.store.appearing import write_atomically
+from enginefarm.store.failures import writing
+
+PLAN = "model.plan"
+MANIFEST = "manifest.json"
+
+
+def watch(
+    pull: Callable[[], PulledEngine],
+    folder: Path,
+    *,
+    every_s: float,
+    stop: threading.Event,
+    on_swap: Callable[[Manifest], None],
+    on_error: Callable[[EnginefarmError], None],
+) -> None:
+    """Pulls every `every_s` seconds and swaps when the engine is another one, until `stop`.
+
+    What goes wrong is told to on_error, and the folder stays at what it serves.
+    """
+    while not stop.is_set():
+        try:
+            pulled = pull()
+            if swap(pulled, folder):
+                on_swap(pulled.manifest)
+        except EnginefarmError as error:
+            on_error(error)
+        stop.wait(every_s)
+
+
+def swap(pulled: PulledEngine, folder: Path) -> bool:
+    """Points `current` at the engine; False when it is there already.
+
+    The version before stays for those who still read it; older ones are deleted.
+    """
+    name = pulled.manifest.engine.digest[:16]
+    version = folder / "versions" / name
+    current = folder / "current"
+    before = current.resolve() if current.is_symlink() else None
+    if before == version.resolve() and (version / MANIFEST).exists():
+        return False
+    copy_out(pulled.path, version / PLAN)
+    write_atomically(version / MANIFEST, pulled.manifest.canonical_json())
+    with writing(current):
+        new = folder / ".current.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(Path("versions") / name)
+        new.replace(current)
+    for old in version.parent.iterdir():
+        if old.resolve() not in (version.resolve(), before):
+            shutil.rmtree(old, ignore_errors=True)
+    return True

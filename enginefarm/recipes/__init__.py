@@ -1,0 +1,1 @@
+"""Recipes on disk and in the store, and the code that they name."""

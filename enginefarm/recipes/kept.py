@@ -1,0 +1,175 @@
+"""Recipes kept in the store: a recipe's whole folder, by digest, under the recipe's name.
+
+recipes/<name>.json    its files and who signed them; the files are blobs
+
+A recipe names code to run, so whoever may write `recipes/` may run code on the control
+worker. A worker takes none unless its roots name the store (settings.STORE_ROOT); with a
+trust key it takes only what one of these keys signed.
+"""
+
+from __future__ import annotations
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, ValidationError, field_validator
+
+from enginefarm.documents.spec import BlobRef
+from enginefarm.errors import CorruptBlob, RecipeError, SignatureRejected, StoreMissing
+from enginefarm.recipes import file as recipe_file
+from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
+from enginefarm.schema import Frozen, Name
+from enginefarm.settings import STORE_ROOT, store_is_a_root, user
+from enginefarm.store import signing
+from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.site import Site, link
+
+RECIPES = "recipes/"
+PAYLOAD_TYPE = "application/vnd.enginefarm.recipe+json"
+
+
+class StoredRecipe(Frozen):
+    """The files of a recipe's folder, by their path in it. What is signed."""
+
+    schema_version: int = 1
+    name: Name
+    files: dict[str, BlobRef] = Field(min_length=1, max_length=MOST_FILES)
+    by: str
+    at: datetime
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, BlobRef]) -> dict[str, BlobRef]:
+        for path in files:
+            if not all(SEGMENT.fullmatch(part) for part in path.split("/")):
+                raise ValueError(f"{path!r} is no path inside a recipe's folder")
+        if recipe_file.FILE_NAME not in files:
+            raise ValueError(f"there is no {recipe_file.FILE_NAME} among its files")
+        return files
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(ref.size_bytes for ref in self.files.values())
+
+
+class Pushed(Frozen):
+    """A recipe as it lies in the store."""
+
+    recipe: StoredRecipe
+    signatures: tuple[signing.Signature, ...] = ()
+
+
+def push(store: EngineStore, path: Path) -> StoredRecipe:
+    """Puts the folder of a recipe into the store, in place of what had its name before.
+
+    path: the folder, or its recipe.yaml. Signed where ENGINEFARM_SIGNING_KEY is set.
+    Raises: RecipeError for a recipe that needs what is not in its folder; what loading it
+    raises; StoreConflict when somebody else pushed it meanwhile.
+    """
+    if path.is_file() and path.name != recipe_file.FILE_NAME:
+        raise RecipeError(
+            f"recipes push: {path} is not called {recipe_file.FILE_NAME}",
+            fix="give each recipe a folder of its own, with its recipe.yaml in it",
+        )
+    folder = path.parent if path.is_file() else path
+    recipe = recipe_file.load(folder)
+    files = carried(folder.resolve())
+    require_complete(recipe, files)
+    with ThreadPoolExecutor(READERS) as pool:
+        blobs = dict(zip(files, pool.map(store.put_blob, files.values()), strict=True))
+    made = StoredRecipe(name=recipe.name, files=blobs, by=user(), at=datetime.now(UTC))
+    signer = signing.signer()
+    signatures: tuple[signing.Signature, ...] = ()
+    if signer is not None:
+        signed = base64.b64encode(signer.sign(_signed(made))).decode()
+        signatures = (signing.Signature(keyid=signer.keyid, sig=signed),)
+    before = store.read_document(_key(made.name))
+    body = Pushed(recipe=made, signatures=signatures).canonical_json()
+    store.write_document(_key(made.name), body, if_etag=before[1] if before else None)
+    return made
+
+
+def names(store: EngineStore) -> tuple[str, ...]:
+    """Of every recipe in the store: one listing."""
+    keys = (info.key for info in store.list_objects(RECIPES))
+    return tuple(key.removeprefix(RECIPES).removesuffix(".json") for key in keys)
+
+
+def read(store: EngineStore, name: str) -> Pushed:
+    """Raises: StoreMissing, CorruptBlob."""
+    found = store.read_document(_key(name))
+    if found is None:
+        raise StoreMissing(
+            f"recipe: the store has no recipe {name!r}",
+            why=f"it has {', '.join(names(store)) or 'none'}",
+            fix="enginefarm recipes push FOLDER",
+        )
+    try:
+        pushed = Pushed.model_validate_json(found[0])
+    except ValidationError as error:
+        raise CorruptBlob(f"store: {_key(name)} is not a recipe", fix="push it again") from error
+    if pushed.recipe.name != name:
+        raise CorruptBlob(f"store: {_key(name)} holds another recipe, {pushed.recipe.name}")
+    return pushed
+
+
+def remove(store: EngineStore, name: str) -> None:
+    """Takes a recipe out; its engines stay. Raises: StoreMissing."""
+    read(store, name)
+    store.delete_object(_key(name))
+
+
+def unpacked(site: Site, name: str) -> Path:
+    """The recipe's file, in a folder of this machine's cache; every file's digest checked.
+
+    Raises: RecipeError where this worker takes no recipes from the store; SignatureRejected
+    where it has a trust key and none of these signed it; StoreMissing, CorruptBlob.
+    """
+    if not store_is_a_root():
+        raise RecipeError(
+            f"recipe: {STORE_ROOT}/{name}: this worker takes no recipes from the store",
+            why="a recipe is code, and whoever may write to the store could bring some",
+            fix=f"start the control worker with {STORE_ROOT} among ENGINEFARM_RECIPE_ROOTS",
+        )
+    pushed = read(site.store, name)
+    _require_signed(pushed)
+    folder = site.cache.root / "recipes" / pushed.recipe.sha256()
+    if not folder.is_dir():
+        with site.scratch() as scratch:
+            for path, ref in pushed.recipe.files.items():
+                target = scratch / "recipe" / PurePosixPath(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link(site.cache.ensure(site.store, ref), target)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (scratch / "recipe").rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another run was first, with the same bytes
+                    raise
+    return folder / recipe_file.FILE_NAME
+
+
+def _require_signed(pushed: Pushed) -> None:
+    trusted = signing.trust()
+    if trusted is None:
+        return
+    with suppress(ValueError):  # a signature that is not even base64
+        if trusted.signer_of(pushed.signatures, _signed(pushed.recipe)) is not None:
+            return
+    by = ", ".join(one.keyid[:12] for one in pushed.signatures)
+    raise SignatureRejected(
+        f"recipe: {STORE_ROOT}/{pushed.recipe.name} is refused",
+        why=f"it is signed by {by}, and trusted are {trusted}" if by else "it is not signed",
+        fix="push it again with ENGINEFARM_SIGNING_KEY set to a key that this worker trusts",
+    )
+
+
+def _signed(recipe: StoredRecipe) -> bytes:
+    return signing.pre_authentication(PAYLOAD_TYPE, recipe.canonical_json())
+
+
+def _key(name: str) -> str:
+    return f"{RECIPES}{name}.json"

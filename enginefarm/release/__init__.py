@@ -1,0 +1,1 @@
+"""Channels moved, gates between, old engines collected, upgrades looked at."""

@@ -1,0 +1,173 @@
+"""Gates: what an engine must pass before a channel points at it. One function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.thresholds import Regression
+from enginefarm.errors import GateError, SignatureRejected
+from enginefarm.store import layout
+from enginefarm.store.channels import GateResult, Verdict
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.signing import Trust, attestation_key
+
+
+@dataclass(frozen=True)
+class GateContext:
+    """What gates may look at.
+
+    production: manifests that the target channel names now.
+    """
+
+    store: EngineStore
+    production: tuple[Manifest, ...]
+    allow_pending: bool
+    allow_missing: bool
+    trust: Trust | None
+    regression: Regression
+
+
+Gate = Callable[[Manifest, GateContext], tuple[Verdict, str]]
+SetGate = Callable[[tuple[Manifest, ...], GateContext], tuple[Verdict, str]]
+
+
+def bytes_are_there(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+    if context.store.has_blob(manifest.engine):
+        return "passed", f"{layout.blob(manifest.engine)} is in the store"
+    return "refused", "the engine's bytes are not in the store: build it again"
+
+
+def verified_on_device(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+    status = manifest.device_verification.status
+    if status == "passed":
+        return "passed", f"verified on {manifest.device_verification.gpu or manifest.gpu}"
+    if status == "pending" and context.allow_pending:
+        return "waived", "not yet run on the GPU; --allow-pending"
+    if status == "pending":
+        return "refused", "not yet run on the GPU: run it there, or pass --allow-pending"
+    return "refused", f"failed on the GPU: {manifest.device_verification.reason}"
+
+
+def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+    if manifest.verification.passed:
+        return "passed", f"{manifest.verification.samples} samples within budget"
+    return "refused", "; ".join(manifest.verification.over_budget)
+
+
+def signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+    if context.trust is None:
+        return "waived", "no trust key is configured"
+    found = context.store.read_document(attestation_key(manifest))
+    try:
+        keyid = context.trust.require(manifest, found[0] if found else None)
+    except SignatureRejected as error:
+        return "refused", error.why
+    return "passed", f"signed by {keyid[:12]}"
+
+
+def no_slower(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+    """Against the engine of the same GPU and precision that the channel names now."""
+    from enginefarm.tables.filter import RowFilter
+    from enginefarm.tables.regression import judge
+    from enginefarm.tables.tables import BenchmarkTables
+
+    before = next(
+        (
+            one
+            for one in context.production
+            if (one.gpu, one.precision) == (manifest.gpu, manifest.precision)
+        ),
+        None,
+    )
+    rows = BenchmarkTables(context.store.objects).rows(
+        RowFilter.of(
+            recipe=manifest.recipe,
+            gpu=manifest.gpu,
+            precision=manifest.precision,
+            outcome="measured",
+        )
+    )
+    mine = [row for row in rows if row.engine_digest == manifest.engine.digest]
+    if not mine:
+        return "waived", "no timing of this engine yet"
+    night = max(row.date for row in mine)
+    verdict = judge(
+        [row for row in mine if row.date == night],
+        [row for row in rows if row.date < night and row.engine_digest != manifest.engine.digest],
+        context.regression,
+        production=[row for row in rows if before and row.engine_digest == before.engine.digest],
+    )
+    if verdict.state == "slower":
+        return "refused", verdict.because
+    if verdict.state in ("no-baseline", "unstable"):
+        return "waived", verdict.because or "nothing alike to compare with"
+    return "passed", verdict.because or f"{verdict.state}, {verdict.latency_ms:.3g} ms"
+
+
+def one_model(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[Verdict, str]:
+    graphs = sorted({one.spec.onnx_digest[:12] for one in manifests})
+    if len(graphs) == 1:
+        return "passed", f"graph {graphs[0]}"
+    return "refused", f"engines of {len(graphs)} different graphs: {', '.join(graphs)}"
+
+
+def nothing_lost(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[Verdict, str]:
+    has = {(one.gpu, one.precision) for one in manifests}
+    lost = sorted({(one.gpu, one.precision) for one in context.production} - has)
+    if not lost:
+        return "passed", f"{len(manifests)} engines"
+    names = ", ".join("/".join(pair) for pair in lost)
+    if context.allow_missing:
+        return "waived", f"no longer served: {names}; --allow-missing"
+    return "refused", f"the channel would lose {names}: build them, or pass --allow-missing"
+
+
+GATES: dict[str, Gate] = {
+    "bytes": bytes_are_there,
+    "device": verified_on_device,
+    "accuracy": within_accuracy_budget,
+    "signature": signed,
+    "regression": no_slower,
+}
+SET_GATES: dict[str, SetGate] = {"one-model": one_model, "nothing-lost": nothing_lost}
+
+
+def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[GateResult, ...]:
+    """Every gate on every engine: all reasons at once, not the first one only."""
+    results: list[GateResult] = []
+    for name, set_gate in SET_GATES.items():
+        verdict, detail = set_gate(manifests, context)
+        results.append(GateResult(gate=name, verdict=verdict, detail=detail))
+    for manifest in manifests:
+        for name, gate in GATES.items():
+            verdict, detail = gate(manifest, context)
+            results.append(
+                GateResult(
+                    gate=name,
+                    verdict=verdict,
+                    detail=detail,
+                    spec_digest=manifest.spec_digest,
+                    label=manifest.spec.label,
+                )
+            )
+    return tuple(results)
+
+
+def require_passed(
+    channel: str, manifests: tuple[Manifest, ...], context: GateContext
+) -> tuple[GateResult, ...]:
+    """What run_gates says. Raises: GateError with every refusal; channel: as it names it."""
+    results = run_gates(manifests, context)
+    refusals = [one for one in results if one.verdict == "refused"]
+    if refusals:
+        raise GateError(
+            f"promote {channel}: refused by {len(refusals)} gate{'s' if len(refusals) > 1 else ''}",
+            why="\n       ".join(
+                f"{one.label + ': ' if one.label else ''}{one.gate}: {one.detail}"
+                for one in refusals
+            ),
+            fix="the channel stays where it was",
+        )
+    return results

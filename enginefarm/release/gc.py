@@ -1,0 +1,206 @@
+"""Garbage collection: what channels, the last builds and a grace period do not hold.
+
+Held: engines of every channel's last revisions; the last N builds of each recipe, GPU and
+precision; whatever was written or used again within the grace period; and every blob that
+something held names. Documents go before the blobs they name, and each thing is looked at
+once more just before it is deleted, so that a build that runs meanwhile loses nothing: what it
+uses again gets a new date (store.blobs.TOUCH_AFTER), which the second look sees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from pydantic import Field
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import UsageError
+from enginefarm.progress import report
+from enginefarm.schema import Frozen
+from enginefarm.store import blobs, channels, layout
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import ObjectInfo
+
+DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
+ATTESTATIONS = "attestations/"
+DOCUMENT = ".json"
+"""What ends so is read, and holds what it names; tables, pages and caches are not."""
+
+
+class Policy(Frozen):
+    keep_builds: int = Field(default=3, ge=1, description="Of each recipe, GPU and precision.")
+    keep_revisions: int = Field(default=3, ge=1, description="Of each channel, for rollback.")
+    grace: timedelta = timedelta(days=7)
+
+
+class Garbage(Frozen):
+    key: str
+    size_bytes: int
+    why: str
+
+
+class Collected(Frozen):
+    """What gc found, and whether it deleted it."""
+
+    garbage: tuple[Garbage, ...]
+    kept_engines: int
+    kept_bytes: int
+    deleted: bool
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(one.size_bytes for one in self.garbage)
+
+
+def collect(
+    store: EngineStore,
+    policy: Policy | None = None,
+    *,
+    delete: bool = False,
+    now: datetime | None = None,
+) -> Collected:
+    """Finds, and with `delete` deletes, what nothing holds.
+
+    Raises: UsageError for a grace period too short to protect a build that runs.
+    """
+    policy = policy or Policy()
+    if policy.grace < 2 * blobs.TOUCH_AFTER:
+        raise UsageError(
+            f"gc: a grace period of {policy.grace} does not protect builds that run meanwhile",
+            fix=f"give at least {2 * blobs.TOUCH_AFTER}",
+        )
+    limit = (now or datetime.now(UTC)) - policy.grace
+    # Blobs are listed first: one that comes later is not a candidate at all.
+    old_blobs = [info for info in store.list_objects(layout.BLOBS) if info.modified < limit]
+    all_bytes = sum(info.size_bytes for info in store.list_objects(layout.BLOBS))
+    entries = list(store.index())
+    manifests = {one.spec_digest: one for one in store.manifests()}
+    superseded = _superseded(store, entries, manifests, policy)
+    doomed = {one.spec_digest: one for one in superseded if one.created_at < limit}
+    kept = [one for digest, one in manifests.items() if digest not in doomed]
+    garbage = [
+        document
+        for manifest in doomed.values()
+        for document in _documents(store, entries, manifest, policy.keep_builds)
+    ]
+    held = _digests(one.canonical_json() for one in kept)
+    stale = _stale_records(store, held, limit)
+    garbage += [Garbage(key=info.key, size_bytes=info.size_bytes, why=why) for info, why in stale]
+    going = {one.key for one in garbage}
+    held |= _held_by_documents(store, going)
+    garbage += [
+        Garbage(key=info.key, size_bytes=info.size_bytes, why="nothing names it")
+        for info in old_blobs
+        if info.key.rpartition("/")[2] not in held
+    ]
+    if delete:
+        garbage = _delete(store, garbage, limit)
+    freed = sum(one.size_bytes for one in garbage if one.key.startswith(layout.BLOBS))
+    return Collected(
+        garbage=tuple(garbage),
+        kept_engines=len(kept),
+        kept_bytes=all_bytes - freed,
+        deleted=delete,
+    )
+
+
+def _superseded(
+    store: EngineStore,
+    entries: Iterable[layout.IndexEntry],
+    manifests: Mapping[str, Manifest],
+    policy: Policy,
+) -> list[Manifest]:
+    """Manifests that no channel names, and that are beyond the last N of every recipe's."""
+    held = set(_named_by_channels(store, policy.keep_revisions))
+    groups: defaultdict[tuple[str, str, str], list[Manifest]] = defaultdict(list)
+    for entry in entries:
+        if entry.spec_digest in manifests:
+            group = groups[entry.recipe, entry.gpu, entry.precision]
+            group.append(manifests[entry.spec_digest])
+    for group in groups.values():
+        group.sort(key=lambda one: (one.created_at, one.spec_digest), reverse=True)
+        held |= {one.spec_digest for one in group[: policy.keep_builds]}
+    return [one for digest, one in manifests.items() if digest not in held]
+
+
+def _named_by_channels(store: EngineStore, revisions: int) -> frozenset[str]:
+    named: set[str] = set()
+    for recipe in store.objects.folders(channels.CHANNELS):
+        for channel in channels.names(store, recipe):
+            for count, revision in enumerate(channels.history(store, recipe, channel)):
+                if count == revisions:
+                    break
+                named |= {engine.spec_digest for engine in revision.engines}
+    return frozenset(named)
+
+
+def _documents(
+    store: EngineStore,
+    entries: Iterable[layout.IndexEntry],
+    manifest: Manifest,
+    keep_builds: int,
+) -> Iterable[Garbage]:
+    """What is written about an engine; its index first, so that nobody finds it half gone."""
+    why = f"{manifest.recipe} {manifest.spec.label}: {keep_builds} newer builds, in no channel"
+    digest = manifest.spec_digest
+    keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
+    keys.append(layout.manifest(digest))
+    attestations = store.list_objects(f"{ATTESTATIONS}{digest}/")
+    keys += [info.key for info in attestations]
+    keys.append(layout.spec(digest))
+    return (Garbage(key=key, size_bytes=0, why=why) for key in keys)
+
+
+def _stale_records(
+    store: EngineStore, held: frozenset[str], limit: datetime
+) -> list[tuple[ObjectInfo, str]]:
+    """Stage records that are old and whose outputs no kept manifest names."""
+    stale: list[tuple[ObjectInfo, str]] = []
+    for info in store.list_objects(layout.STAGES):
+        if info.modified >= limit:
+            continue
+        found = store.read_document(info.key)
+        if found is not None and not (_digests([found[0]]) & held):
+            stale.append((info, "a step of models that are gone"))
+    return stale
+
+
+def _held_by_documents(store: EngineStore, going: set[str]) -> frozenset[str]:
+    """Every digest that a JSON document names, except those that go themselves.
+
+    Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
+    """
+    bodies: list[bytes] = []
+    for info in store.list_objects(""):
+        if info.key in going or not info.key.endswith(DOCUMENT):
+            continue
+        found = store.read_document(info.key)
+        if found is not None:
+            bodies.append(found[0])
+    return _digests(bodies)
+
+
+def _digests(bodies: Iterable[bytes]) -> frozenset[str]:
+    return frozenset(match.decode() for body in bodies for match in DIGEST.findall(body))
+
+
+def _delete(store: EngineStore, garbage: list[Garbage], limit: datetime) -> list[Garbage]:
+    """Deletes in order, each after a second look; gives what was deleted."""
+    named_again: frozenset[str] | None = None
+    deleted: list[Garbage] = []
+    for done, one in enumerate(garbage, 1):
+        report("gc", done, len(garbage), one.key)
+        if one.key.startswith(layout.BLOBS):
+            if named_again is None:  # what was published since the first look
+                named_again = _held_by_documents(store, set())
+            info = store.objects.head(one.key)
+            if info is None or info.modified >= limit:
+                continue
+            if one.key.rpartition("/")[2] in named_again:
+                continue
+        store.delete_object(one.key)
+        deleted.append(one)
+    return deleted

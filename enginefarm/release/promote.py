@@ -1,0 +1,179 @@
+"""Moving a channel: the engines to promote, the gates between, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import StoreConflict, StoreMissing
+from enginefarm.release.gates import GateContext, require_passed
+from enginefarm.settings import user
+from enginefarm.store.channels import (
+    ChannelEngine,
+    GateResult,
+    Revision,
+    current,
+    history,
+    manifests_of,
+    require_current,
+)
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.signing import Trust
+from enginefarm.tables.rules import recorded
+
+
+class Approval(NamedTuple):
+    """Who let a move happen, and why: what the log then says."""
+
+    by: str
+    why: str
+
+
+def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
+    """Of the recipe's newest graph: the newest engine of each GPU and precision."""
+    found = sorted(store.manifests(recipe), key=lambda one: (one.created_at, one.spec_digest))
+    if not found:
+        raise StoreMissing(f"promote: the store has no engine of {recipe!r}")
+    graph = found[-1].spec.onnx_digest
+    newest = {(one.gpu, one.precision): one for one in found if one.spec.onnx_digest == graph}
+    return tuple(newest[key] for key in sorted(newest))
+
+
+def candidates(store: EngineStore, recipe: str, source: str | None) -> tuple[Manifest, ...]:
+    """What would be promoted: another channel's engines, or the newest ones."""
+    if source is None:
+        return newest_engines(store, recipe)
+    return manifests_of(store, require_current(store, recipe, source))
+
+
+def promote(
+    store: EngineStore,
+    recipe: str,
+    channel: str,
+    *,
+    source: str | None = None,
+    why: str = "",
+    by: str | None = None,
+    allow_pending: bool = False,
+    allow_missing: bool = False,
+    trust: Trust | None = None,
+    approve: Callable[[tuple[Manifest, ...], tuple[GateResult, ...]], Approval] | None = None,
+) -> Revision:
+    """Moves a channel to all of a recipe's engines, in one atomic step, if every gate passes.
+
+    source: a channel to promote from (`candidate`); None: the newest engine of each GPU and
+        precision. approve: asked between the gates and the move, for as long as it takes; raises
+        to stop it. After it the gates are run once more: much can happen in a night.
+    Raises: GateError with every refusal, StoreConflict when somebody else moved the channel
+    meanwhile, StoreMissing.
+    """
+    name, before = f"{recipe}@{channel}", current(store, recipe, channel)
+    chosen = candidates(store, recipe, source)
+    context = GateContext(
+        store=store,
+        production=_still_there(store, before),
+        allow_pending=allow_pending,
+        allow_missing=allow_missing,
+        trust=trust,
+        regression=recorded(store, recipe),
+    )
+    results = require_passed(name, chosen, context)
+    if approve is not None:
+        by, why = approve(chosen, results)
+        chosen = tuple(store.manifest(one.spec_digest) or one for one in chosen)
+        results = require_passed(name, chosen, context)
+    return _move(
+        store,
+        Revision(
+            recipe=recipe,
+            channel=channel,
+            revision=1 + (before.revision if before else 0),
+            action="promote",
+            engines=_engines(chosen),
+            gates=results,
+            source=source or "newest",
+            by=by or user(),
+            why=why,
+            at=datetime.now(UTC),
+        ),
+    )
+
+
+def rollback(
+    store: EngineStore,
+    recipe: str,
+    channel: str,
+    *,
+    to: int | None = None,
+    why: str = "",
+    by: str | None = None,
+) -> Revision:
+    """Moves a channel back: to a revision, or to the last one with other engines.
+
+    It is a new revision: the log only grows. Gates are not run again; the engines must still
+    be there. Raises: StoreMissing, StoreConflict.
+    """
+    now = require_current(store, recipe, channel)
+    target = next(
+        (
+            one
+            for one in history(store, recipe, channel)
+            if (one.revision == to if to is not None else one.engines != now.engines)
+        ),
+        None,
+    )
+    if target is None:
+        wanted = f"no revision {to}" if to is not None else "nothing to go back to"
+        raise StoreMissing(
+            f"rollback {recipe}@{channel}: {wanted}",
+            fix=f"enginefarm channel {recipe} {channel} lists its revisions",
+        )
+    for manifest in manifests_of(store, target):
+        if not store.has_blob(manifest.engine):
+            raise StoreMissing(
+                f"rollback {recipe}@{channel}: the bytes of {manifest.spec.label} of revision "
+                f"{target.revision} are gone"
+            )
+    return _move(
+        store,
+        target.model_copy(
+            update={
+                "revision": now.revision + 1,
+                "action": "rollback",
+                "source": f"revision {target.revision}",
+                "by": by or user(),
+                "why": why,
+                "at": datetime.now(UTC),
+            }
+        ),
+    )
+
+
+def _move(store: EngineStore, revision: Revision) -> Revision:
+    try:
+        store.write_document(revision.key, revision.canonical_json(), if_etag=None)
+    except StoreConflict:
+        winner = current(store, revision.recipe, revision.channel)
+        raise StoreConflict(
+            f"channel {revision.recipe}@{revision.channel}: somebody else moved it first",
+            why=f"{winner.by} at {winner.at:%H:%M:%S}: {winner.why}" if winner else "",
+            fix="look at it, and try again",
+        ) from None
+    return revision
+
+
+def _engines(manifests: tuple[Manifest, ...]) -> tuple[ChannelEngine, ...]:
+    return tuple(
+        ChannelEngine(
+            gpu=one.gpu, precision=one.precision, spec_digest=one.spec_digest, engine=one.engine
+        )
+        for one in manifests
+    )
+
+
+def _still_there(store: EngineStore, revision: Revision | None) -> tuple[Manifest, ...]:
+    engines = revision.engines if revision else ()
+    found = (store.manifest(engine.spec_digest) for engine in engines)
+    return tuple(one for one in found if one is not None)

@@ -1,0 +1,1 @@
+"""An engine or a model made to run, on the GPU or through ONNX Runtime."""

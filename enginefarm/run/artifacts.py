@@ -1,0 +1,146 @@
+"""What a toolchain made, opened on this machine's GPU: run in one way, whatever runs it.
+
+with open_artifact(plan, toolchain="ort-trt") as artifact:
+    running = artifact.running("int8")
+    running.bind(feeds)
+    running.iterate()
+    outputs = running.outputs()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from enginefarm.errors import HostError
+from enginefarm.names import RUNTIME_OF, RuntimeName
+from enginefarm.run.closing import Closing
+from enginefarm.run.contenders import EngineContender
+from enginefarm.run.engine import Engine
+from enginefarm.run.ort_engine import OrtEngine
+from enginefarm.run.remote import RemoteContender, this_python
+from enginefarm.run.running import Contender
+
+
+class Running(Contender, Protocol):
+    """An artifact on one profile, with buffers of its own. Close it before the artifact."""
+
+    def close(self) -> None: ...
+
+
+class Artifact(AbstractContextManager["Artifact"], Protocol):
+    """Loaded, and not yet run."""
+
+    device_name: str
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+        """Raises: EngineRunError when there is no such profile."""
+        ...
+
+
+class Opening(NamedTuple):
+    """What is to be opened, and how; see `open_artifact`."""
+
+    plan: Path
+    toolchain: str
+    plugins: Sequence[Path]
+    cuda_major: int | None
+    host_code_allowed: bool
+
+
+class _Plan(Closing):
+    """A plan of TensorRT or TensorRT-RTX."""
+
+    def __init__(self, asked: Opening) -> None:
+        self._runtime: RuntimeName = RUNTIME_OF[asked.toolchain]
+        self._engine = Engine(
+            asked.plan,
+            toolchain=asked.toolchain,
+            plugins=asked.plugins,
+            cuda_major=asked.cuda_major,
+            host_code_allowed=asked.host_code_allowed,
+        )
+        self.device_name = self._engine.device_name
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+        return EngineContender(
+            name, self._engine, runtime=self._runtime, profile=profile, cuda_graph=cuda_graph
+        )
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _context_model(asked: Opening) -> OrtEngine:
+    return OrtEngine(asked.plan, plugins=asked.plugins, cuda_major=asked.cuda_major)
+
+
+OPENED_BY: dict[RuntimeName, Callable[[Opening], Artifact]] = {
+    "tensorrt": _Plan,
+    "tensorrt-rtx": _Plan,
+    "onnxruntime-tensorrt": _context_model,
+}
+
+
+def open_artifact(
+    plan: Path,
+    *,
+    toolchain: str,
+    plugins: Sequence[Path] = (),
+    cuda_major: int | None = None,
+    host_code_allowed: bool = False,
+) -> Artifact:
+    """Loads it on the GPU. Use it in a `with`.
+
+    cuda_major: what the driver must be able to run. host_code_allowed: see runtime.Engine.
+    Raises: HostError, DriverTooOld, EngineRunError.
+    """
+    if toolchain not in RUNTIME_OF:
+        raise HostError(f"plans of toolchain {toolchain!r} are not run here")
+    asked = Opening(plan, toolchain, plugins, cuda_major, host_code_allowed)
+    return OPENED_BY[RUNTIME_OF[toolchain]](asked)
+
+
+def in_a_process(
+    name: str,
+    plan: Path,
+    *,
+    toolchain: str,
+    plugins: Sequence[Path] = (),
+    profile: int = 0,
+    cuda_graph: bool = False,
+) -> RemoteContender:
+    """One artifact on one profile, in a fresh process that ends with it.
+
+    Raises: EngineRunError when it does not load.
+    """
+    asked = {
+        "plan": str(plan),
+        "toolchain": toolchain,
+        "plugins": [*map(str, plugins)],
+        "profile": profile,
+        "cuda_graph": cuda_graph,
+    }
+    return RemoteContender(
+        name,
+        runtime=RUNTIME_OF[toolchain],
+        python=this_python(),
+        factory="enginefarm.run.artifacts:run_asked",
+        arguments=[json.dumps(asked)],
+    )
+
+
+def run_asked(asked: str) -> Running:
+    """The other side of `in_a_process`."""
+    fields = json.loads(asked)
+    artifact = open_artifact(
+        Path(fields["plan"]),
+        toolchain=fields["toolchain"],
+        plugins=[*map(Path, fields["plugins"])],
+    )
+    return artifact.running(
+        fields["plan"], profile=fields["profile"], cuda_graph=fields["cuda_graph"]
+    )

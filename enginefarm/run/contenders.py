@@ -1,0 +1,200 @@
+"""TensorRT, ONNX Runtime and PyTorch, timed in the same way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.graph import ort
+from enginefarm.graph.onnx_files import one_line
+from enginefarm.run.engine import Engine
+from enginefarm.run.remote import RemoteContender, this_python
+from enginefarm.run.running import Iteration
+from enginefarm.tables.rows import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class EngineContender:
+    """An engine on one profile, parts timed by CUDA events."""
+
+    def __init__(
+        self, name: str, engine: Engine, *, runtime: Runtime, profile: int, cuda_graph: bool
+    ) -> None:
+        self.name = name
+        self.runtime: Runtime = runtime
+        self._session = engine.session(profile, cuda_graph=cuda_graph)
+        self._events = [engine.cuda.Event() for _ in range(4)]
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        self._session.bind(feeds)
+
+    def iterate(self) -> Iteration:
+        session, events = self._session, self._events
+        started = time.perf_counter()
+        events[0].record(session.stream)
+        session.copy_in()
+        events[1].record(session.stream)
+        session.compute()
+        events[2].record(session.stream)
+        session.copy_out()
+        events[3].record(session.stream)
+        events[3].synchronize()
+        total = (time.perf_counter() - started) * 1000
+        parts = [later.time_since(earlier) for earlier, later in itertools.pairwise(events)]
+        return Iteration(total, *parts)
+
+    def outputs(self) -> Arrays:
+        return self._session.outputs()
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class OrtContender:
+    """A session of ONNX Runtime. Inputs start, and outputs end, on the CPU."""
+
+    def __init__(self, name: str, session: Any, *, runtime: Runtime) -> None:
+        self.name = name
+        self.runtime: Runtime = runtime
+        self._session: Any = session
+        self._names = [output.name for output in session.get_outputs()]
+        self._feeds: Arrays = {}
+        self._found: list[Any] = []
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        types = {node.name: node.type for node in self._session.get_inputs()}
+        self._feeds = {
+            name: array.astype("float16") if types[name] == "tensor(float16)" else array
+            for name, array in feeds.items()
+        }
+
+    def iterate(self) -> Iteration:
+        started = time.perf_counter()
+        try:
+            self._found = self._session.run(self._names, self._feeds)
+        except Exception as error:
+            raise EngineRunError(
+                f"{self.name}: ONNX Runtime failed to run it", why=one_line(error)
+            ) from error
+        return Iteration((time.perf_counter() - started) * 1000)
+
+    def outputs(self) -> Arrays:
+        return dict(zip(self._names, self._found, strict=True))
+
+    def close(self) -> None:
+        self._session, self._found = None, []
+
+
+def on_provider(
+    name: str,
+    onnx: Path,
+    *,
+    runtime: Runtime,
+    provider: str,
+    options: Mapping[str, str] | None = None,
+) -> OrtContender:
+    """A model on one execution provider, and on no other.
+
+    Raises: EngineRunError when the provider is not there, or does not take the model.
+    """
+    try:
+        session = ort.on_provider(onnx, provider, options or {}, log_severity=ort.ERRORS)
+    except HostError as error:
+        raise EngineRunError(f"{name}: {error.what}", why=error.why) from error
+    except Exception as error:
+        raise EngineRunError(
+            f"{name}: {provider} did not take the model", why=one_line(error)
+        ) from error
+    return OrtContender(name, session, runtime=runtime)
+
+
+def on_provider_in_a_process(
+    name: str,
+    onnx: Path,
+    *,
+    runtime: Runtime,
+    provider: str,
+    options: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+) -> RemoteContender:
+    """The same in a fresh process. environment: as RemoteContender's."""
+    return RemoteContender(
+        name,
+        runtime=runtime,
+        python=this_python(),
+        factory="enginefarm.run.contenders:open_provider",
+        arguments=[name, str(onnx), runtime, provider, json.dumps(dict(options))],
+        environment=environment,
+    )
+
+
+def open_provider(name: str, onnx: str, runtime: Any, provider: str, options: str) -> OrtContender:
+    """The other side of `on_provider_in_a_process`."""
+    return on_provider(
+        name, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
+    )
+
+
+class TorchContender:
+    """PyTorch eager, on the CPU or on the GPU (with pinned memory and CUDA events)."""
+
+    runtime: Runtime = "pytorch"
+
+    def __init__(self, name: str, module: Any, *, outputs: Sequence[str], device: str) -> None:
+        self._torch: Any = import_module("torch")
+        self.name = name
+        self._module = module.eval().to(device)
+        self._outputs = outputs
+        self._device = device
+        self._inputs: list[Any] = []
+        self._found: list[Any] = []
+        self._pass: Callable[[], Iteration] = self._on_cpu if device == "cpu" else self._on_gpu
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        tensors = [self._torch.from_numpy(array.copy()) for array in feeds.values()]
+        self._inputs = [t if self._device == "cpu" else t.pin_memory() for t in tensors]
+
+    def iterate(self) -> Iteration:
+        with self._torch.inference_mode():
+            return self._pass()
+
+    def outputs(self) -> Arrays:
+        return {
+            name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            for name, value in zip(self._outputs, self._found, strict=True)
+        }
+
+    def _on_cpu(self) -> Iteration:
+        started = time.perf_counter()
+        self._found = self._leaves(self._module(*self._inputs))
+        return Iteration((time.perf_counter() - started) * 1000)
+
+    def _on_gpu(self) -> Iteration:
+        cuda = self._torch.cuda
+        events = [cuda.Event(enable_timing=True) for _ in range(4)]
+        started = time.perf_counter()
+        events[0].record()
+        inputs = [tensor.to(self._device, non_blocking=True) for tensor in self._inputs]
+        events[1].record()
+        found = self._leaves(self._module(*inputs))
+        events[2].record()
+        self._found = [value.to("cpu", non_blocking=True) for value in found]
+        events[3].record()
+        events[3].synchronize()
+        total = (time.perf_counter() - started) * 1000
+        parts = [earlier.elapsed_time(later) for earlier, later in itertools.pairwise(events)]
+        return Iteration(total, *parts)
+
+    def _leaves(self, value: Any) -> list[Any]:
+        tree = import_module("torch.utils._pytree")
+        return [leaf for leaf in tree.tree_leaves(value) if hasattr(leaf, "is_floating_point")]

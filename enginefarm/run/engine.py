@@ -1,0 +1,231 @@
+"""Runs an engine on the GPU: TensorRT or TensorRT-RTX, with pycuda for memory and streams.
+
+    with Engine(plan, toolchain="tensorrt") as engine:
+        outputs = engine.run({"image": array})
+
+`Session` has the same run in parts (copy in, compute, copy out), for those who time them.
+The GPU's primary context is used, so PyTorch may live in the same process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from enginefarm.documents.manifest import TensorInfo
+from enginefarm.documents.spec import MinOptMax
+from enginefarm.errors import DriverTooOld, EngineRunError, HostError
+from enginefarm.host.plan_header import read_plan_header
+from enginefarm.names import RUNTIME_OF
+from enginefarm.run.closing import Closing
+from enginefarm.run.refusals import refused
+from enginefarm.run.session import Session
+from enginefarm.run.trt import DTYPES, Messages, make_logger
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+    Arrays = dict[str, Array]
+
+BINDINGS: dict[str | None, tuple[str, ...]] = {
+    "tensorrt": (
+        "tensorrt",
+        "tensorrt_bindings",
+        "tensorrt_lean",
+        "tensorrt_lean_bindings",
+        "tensorrt_dispatch_bindings",
+    ),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""Library -> modules that can run its plans, best first. The lean and dispatch runtimes run
+version-compatible plans only."""
+
+
+def load_bindings(toolchain: str) -> Any:
+    """The Python module that runs this toolchain's plans.
+
+    Raises: HostError when none is installed.
+    """
+    library = RUNTIME_OF.get(toolchain)
+    if library not in BINDINGS:
+        raise HostError(
+            f"plans of toolchain {toolchain!r} are not TensorRT's own",
+            fix="see artifacts.py for what runs them",
+        )
+    for name in BINDINGS[library]:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise HostError(
+        f"no runtime for {toolchain} is installed on this host",
+        why=f"none of {', '.join(BINDINGS[library])} can be imported",
+        fix="pip install 'enginefarm[gpu]'",
+    )
+
+
+def load_cuda() -> Any:
+    """pycuda's driver module, initialised.
+
+    Raises: HostError without a driver, a GPU or pycuda.
+    """
+    try:
+        cuda = import_module("pycuda.driver")
+        cuda.init()
+    except ImportError as error:
+        missing = "libcuda" in str(error)
+        raise HostError(
+            "this host has no NVIDIA driver" if missing else "pycuda is not installed",
+            why=str(error),
+            fix="run this on a GPU host" if missing else "pip install 'enginefarm[gpu]'",
+        ) from None
+    except Exception as error:
+        raise HostError("the CUDA driver does not start", why=str(error)) from None
+    return cuda
+
+
+def require_driver(have: int, cuda_major: int) -> None:
+    """Raises DriverTooOld when the driver, of CUDA `have` (13010 is 13.1), is older than
+    CUDA `cuda_major`.0."""
+    if have // 1000 < cuda_major:
+        raise DriverTooOld(
+            f"the driver supports CUDA {have // 1000}.{have % 1000 // 10}, and this engine's "
+            f"runtime needs CUDA {cuda_major}",
+            fix="update the driver, or use a toolchain built for the older CUDA",
+        )
+
+
+class Engine(Closing):
+    """A plan, loaded on one GPU. Use it in a `with`."""
+
+    def __init__(
+        self,
+        plan: Path,
+        *,
+        toolchain: str,
+        plugins: Sequence[Path] = (),
+        device: int = 0,
+        cuda_major: int | None = None,
+        host_code_allowed: bool = False,
+    ) -> None:
+        """host_code_allowed: version-compatible plans may carry a runtime of their own, which
+        is native code. Only for a plan whose digest and origin were checked.
+
+        Raises: HostError, DriverTooOld, EngineRunError.
+        """
+        self.plan = plan
+        self.trt = load_bindings(toolchain)
+        self.cuda = load_cuda()
+        if cuda_major is not None:
+            require_driver(self.cuda.get_driver_version(), cuda_major)
+        if RUNTIME_OF[toolchain] == "tensorrt-rtx":
+            read_plan_header(plan)
+        self._stack = ExitStack()
+        self.messages = Messages(echo=False)
+        try:
+            self._open(device, plugins, host_code_allowed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, device: int, plugins: Sequence[Path], host_code_allowed: bool) -> None:
+        found = self.cuda.Device(device)
+        self.device_name: str = found.name()
+        context = found.retain_primary_context()
+        context.push()
+        self._stack.callback(self.cuda.Context.pop)
+        self._logger = make_logger(self.trt, self.messages)
+        self._runtime = self.trt.Runtime(self._logger)
+        if host_code_allowed:
+            self._runtime.engine_host_code_allowed = True
+        # TensorRT's own plugins are in no registry until this call; the lean and dispatch
+        # runtimes and TensorRT-RTX have none.
+        if hasattr(self.trt, "init_libnvinfer_plugins"):
+            self.trt.init_libnvinfer_plugins(self._logger, "")
+        for library in plugins:
+            self._runtime.get_plugin_registry().load_library(str(library))
+        self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        if self.engine is None:
+            raise self.failure("cannot be loaded")
+
+    def close(self) -> None:
+        """Frees the engine, then leaves the GPU's context."""
+        # Order matters: contexts and buffers are gone before the engine, the engine before
+        # the runtime, and all of them before the CUDA context.
+        self.engine = None
+        self._runtime = None
+        self._stack.close()
+
+    @property
+    def profiles(self) -> int:
+        return int(self.engine.num_optimization_profiles)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(
+            self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)
+        )
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        return tuple(self._tensor(name) for name in self.names)
+
+    def _tensor(self, name: str) -> TensorInfo:
+        kind = str(self.engine.get_tensor_dtype(name)).rpartition(".")[2]
+        if kind not in DTYPES:
+            raise EngineRunError(f"{self.plan.name}: tensor {name!r} is {kind}: no numpy type")
+        return TensorInfo(
+            name=name,
+            dtype=DTYPES[kind],
+            shape=tuple(self.engine.get_tensor_shape(name)),
+            role=self.role(name),
+        )
+
+    def role(self, name: str) -> Literal["input", "output"]:
+        mode = self.engine.get_tensor_mode(name)
+        return "input" if mode == self.trt.TensorIOMode.INPUT else "output"
+
+    def on_host(self, name: str) -> bool:
+        """Shape tensors: their values are read on the CPU."""
+        return bool(self.engine.get_tensor_location(name) == self.trt.TensorLocation.HOST)
+
+    def profile_shapes(self, profile: int) -> dict[str, MinOptMax]:
+        """min, opt and max of each input that lives on the GPU, in one profile."""
+        shapes: dict[str, MinOptMax] = {}
+        for tensor in self.tensors:
+            if tensor.role == "input" and not self.on_host(tensor.name):
+                low, opt, high = self.engine.get_tensor_profile_shape(tensor.name, profile)
+                shapes[tensor.name] = MinOptMax(min=tuple(low), opt=tuple(opt), max=tuple(high))
+        return shapes
+
+    def session(self, profile: int = 0, *, cuda_graph: bool = False) -> Session:
+        """An execution context on one profile, with a stream and buffers of its own."""
+        if not 0 <= profile < self.profiles:
+            raise EngineRunError(f"{self.plan.name}: no profile {profile}; it has {self.profiles}")
+        return Session(self, profile, cuda_graph)
+
+    def run(self, feeds: Mapping[str, Array], profile: int = 0) -> Arrays:
+        """Once: inputs by name -> outputs by name, numpy both.
+
+        Raises: EngineRunError for shapes outside the profile, and for what the GPU reports.
+        """
+        with self.session(profile) as session:
+            session.bind(feeds)
+            session.copy_in()
+            session.compute()
+            session.copy_out()
+            return session.outputs()
+
+    def layers_json(self) -> str:
+        """The engine inspector's description of every layer."""
+        inspector = self.engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        return str(text)
+
+    def failure(self, what: str) -> EngineRunError:
+        """The error of this engine, with the runtime's own words and what they mean."""
+        return refused(self.plan, what, self.device_name, self.messages.cause())

@@ -1,0 +1,58 @@
+"""Runs the artifacts of toolchain ort-trt on the GPU: ONNX files whose one node, EPContext, holds
+the engine, and which ONNX Runtime's TensorRT provider loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.graph import ort
+from enginefarm.graph.onnx_files import one_line
+from enginefarm.host.detect import first_gpu
+from enginefarm.run.closing import Closing
+from enginefarm.run.contenders import OrtContender
+from enginefarm.run.engine import require_driver
+from enginefarm.run.refusals import refused
+
+PROVIDER = "TensorrtExecutionProvider"
+
+
+class OrtEngine(Closing):
+    """An artifact of ort-trt, loaded on the first GPU. Use it in a `with`."""
+
+    def __init__(
+        self, plan: Path, *, plugins: Sequence[Path] = (), cuda_major: int | None = None
+    ) -> None:
+        """Raises: HostError, DriverTooOld, EngineRunError."""
+        gpu = first_gpu()
+        if gpu is None:
+            raise HostError(
+                "this host has no NVIDIA driver, or no GPU", fix="run this on a GPU host"
+            )
+        if cuda_major is not None and gpu.driver_cuda is not None:
+            require_driver(gpu.driver_cuda, cuda_major)
+        self._name = plan.name
+        self.device_name = gpu.name
+        options = {"trt_extra_plugin_lib_paths": ";".join(map(str, plugins))} if plugins else {}
+        try:
+            # Its graph is one node: there is nothing to optimise, and it loads sooner.
+            self._session: Any = ort.on_provider(plan, PROVIDER, options, optimise=False)
+        except HostError:
+            raise
+        except Exception as error:
+            raise refused(plan, "cannot be loaded", gpu.name, one_line(error)) from error
+
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> OrtContender:
+        """profile: it has one. Raises: EngineRunError where a CUDA graph is wanted."""
+        if cuda_graph:
+            raise EngineRunError(
+                f"{self._name}: no CUDA graph of it can be captured",
+                why="ONNX Runtime captures its own",
+            )
+        return OrtContender(name, self._session, runtime="onnxruntime-tensorrt")
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self._session = None

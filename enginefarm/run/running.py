@@ -1,0 +1,42 @@
+"""What runs: one protocol for an engine, a provider of ONNX Runtime and a PyTorch model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from enginefarm.tables.rows import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Iteration(NamedTuple):
+    """One pass, in milliseconds. total: on the host's clock, from before the copy in to after
+    the copy out; the parts: on the GPU's clock, None where the runtime does not tell."""
+
+    total: float
+    copy_in: float | None = None
+    compute: float | None = None
+    copy_out: float | None = None
+
+
+class Contender(Protocol):
+    """Something that turns the same feeds into outputs."""
+
+    name: str
+    runtime: Runtime
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        """Takes the inputs; whatever depends on shapes is done here, not in iterate."""
+        ...
+
+    def iterate(self) -> Iteration:
+        """One pass, timed."""
+        ...
+
+    def outputs(self) -> Arrays:
+        """Of the last pass."""
+        ...

@@ -1,0 +1,95 @@
+"""The fresh process of `device_verify`: loads one plan, runs it, compares, and ends.
+
+python -m enginefarm.run.verify_child REQUEST.json RESULT.json PARENT_PID
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.child.lifeline import die_with_parent
+from enginefarm.documents.manifest import DeviceVerification
+from enginefarm.errors import EnginefarmError, EngineRunError
+from enginefarm.graph.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verify import compare
+from enginefarm.run.artifacts import Running, open_artifact
+from enginefarm.run.verify import DeviceRequest, profile_for
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def main(arguments: list[str]) -> int:
+    asked, answer, parent_pid = arguments
+    die_with_parent(int(parent_pid))
+    request = DeviceRequest.model_validate_json(Path(asked).read_bytes())
+    try:
+        fields: dict[str, Any] = {"verification": verified(request).model_dump(mode="json")}
+    except EnginefarmError as error:
+        print(error, flush=True)
+        fields = dict(error.fields())
+    Path(answer).write_text(json.dumps(fields), "utf-8")
+    return 0
+
+
+def verified(request: DeviceRequest) -> DeviceVerification:
+    """Runs every batch of the reference on the profile that takes it.
+
+    Raises: HostError, EngineRunError.
+    """
+    with ExitStack() as stack:
+        artifact = stack.enter_context(
+            open_artifact(
+                request.plan,
+                toolchain=request.toolchain,
+                plugins=request.plugins,
+                cuda_major=request.cuda_major,
+                host_code_allowed=request.host_code_allowed,
+            )
+        )
+        opened: dict[int, Running] = {}
+
+        def run(batch: ReferenceBatch) -> Arrays:
+            shapes = {name: tuple(array.shape) for name, array in batch.inputs.items()}
+            profile = profile_for(shapes, request.profiles)
+            if profile is None:
+                raise EngineRunError(f"no profile takes the reference's shapes {shapes}")
+            if profile not in opened:
+                running = artifact.running(request.plan.name, profile=profile)
+                stack.callback(running.close)
+                opened[profile] = running
+            opened[profile].bind(batch.inputs)
+            opened[profile].iterate()
+            return opened[profile].outputs()
+
+        batches = read_reference(request.reference)
+        result = compare(batches, run, request.budget, request.class_scores)
+        name = artifact.device_name
+    print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
+    return DeviceVerification(
+        status="failed" if result.over_budget else "passed",
+        gpu=name,
+        driver=_driver(),
+        outputs=result.outputs,
+        reason="; ".join(result.over_budget),
+    )
+
+
+def _driver() -> str | None:
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no NVML here; the engine ran, so the driver is there all the same
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

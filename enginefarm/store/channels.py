@@ -1,0 +1,147 @@
+"""Channels: names (`candidate`, `production`) for the engines of a recipe, moved all at once.
+
+channels/<recipe>/<channel>/<99999999 - revision>.json
+
+A revision is created once and never changed: creating it is the move. Of two promoters one
+wins, and the log of moves cannot disagree with the channel, because it is the channel. Newest
+first in the listing, so the current revision is one listing of one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.spec import BlobRef
+from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
+from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.store.engine_store import READERS, EngineStore
+
+CHANNELS = "channels/"
+LAST_REVISION = 99_999_999
+
+
+Verdict = Literal["passed", "waived", "refused"]
+
+
+class GateResult(Frozen):
+    """What one gate said of one engine (spec_digest None: of all of them together)."""
+
+    gate: str
+    verdict: Verdict
+    detail: str
+    spec_digest: Digest | None = None
+    label: str = ""
+
+
+class ChannelEngine(Frozen):
+    gpu: Name
+    precision: PrecisionName
+    spec_digest: Digest
+    engine: BlobRef
+
+
+class Revision(Frozen):
+    """One move of a channel: who, when, to what, why, and what the gates said."""
+
+    schema_version: int = 1
+    recipe: Name
+    channel: Name
+    revision: int = Field(ge=1, le=LAST_REVISION)
+    action: Literal["promote", "rollback"]
+    engines: tuple[ChannelEngine, ...]
+    gates: tuple[GateResult, ...] = ()
+    source: str = Field(description="Channel or specs that it was promoted from.")
+    by: str
+    why: str = Field(max_length=2000)
+    at: datetime
+
+    @property
+    def key(self) -> str:
+        return f"{prefix(self.recipe, self.channel)}{LAST_REVISION - self.revision:08d}.json"
+
+
+def prefix(recipe: str, channel: str) -> str:
+    return f"{CHANNELS}{recipe}/{channel}/"
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """`model@production` -> recipe and channel; no channel for a plain name."""
+    recipe, at, channel = name.partition("@")
+    if (at and not channel) or not recipe:
+        raise UsageError(f"{name!r} names no channel", fix="write NAME@CHANNEL, or NAME alone")
+    return recipe, channel or None
+
+
+def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]:
+    """Every move, newest first: the audit log."""
+    for info in store.list_objects(prefix(recipe, channel)):
+        yield _read(store, info.key)
+
+
+def current(store: EngineStore, recipe: str, channel: str) -> Revision | None:
+    """Where the channel points now; None when nothing was ever promoted to it."""
+    newest = store.objects.first(prefix(recipe, channel))
+    return None if newest is None else _read(store, newest)
+
+
+def require_current(store: EngineStore, recipe: str, channel: str) -> Revision:
+    """current(), or StoreMissing that names the channels there are."""
+    found = current(store, recipe, channel)
+    if found is None:
+        there = ", ".join(names(store, recipe))
+        raise StoreMissing(
+            f"channel {recipe}@{channel}: nothing was promoted to it",
+            fix=f"channels of {recipe}: {there}" if there else f"enginefarm promote {recipe}",
+        )
+    return found
+
+
+def names(store: EngineStore, recipe: str) -> tuple[str, ...]:
+    return tuple(store.objects.folders(f"{CHANNELS}{recipe}/"))
+
+
+def _read(store: EngineStore, key: str) -> Revision:
+    found = store.read_document(key)
+    if found is None:
+        raise StoreMissing(f"store: {key} is gone; a channel's revisions are never deleted")
+    try:
+        revision = Revision.model_validate_json(found[0])
+    except ValidationError as error:
+        raise CorruptBlob(f"store: {key} is not a channel revision") from error
+    if revision.key != key:
+        raise CorruptBlob(f"store: {key} holds the revision of another channel")
+    return revision
+
+
+def manifests_of(store: EngineStore, revision: Revision) -> tuple[Manifest, ...]:
+    """The manifests that a revision names.
+
+    Raises: StoreMissing when one is gone; CorruptBlob when one has another engine by now.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(store.manifest, [engine.spec_digest for engine in revision.engines])
+        found = list(zip(revision.engines, read, strict=True))
+    name = f"channel {revision.recipe}@{revision.channel}"
+    manifests: list[Manifest] = []
+    for engine, manifest in found:
+        if manifest is None:
+            raise StoreMissing(
+                f"{name}: the manifest of {engine.gpu}/{engine.precision} "
+                f"({engine.spec_digest[:12]}) is gone",
+                fix="roll back, or promote again: "
+                f"enginefarm rollback {revision.recipe} {revision.channel}",
+            )
+        if manifest.engine != engine.engine:
+            raise CorruptBlob(
+                f"{name}: {engine.gpu}/{engine.precision} is another engine than the one that "
+                "was promoted"
+            )
+        manifests.append(manifest)
+    return tuple(manifests)

@@ -1,0 +1,137 @@
+"""Where stages run, and how what they make is recorded and found again.
+
+A result is recorded in the store under a key of everything that decided it: the same
+question is never worked out twice, by anyone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from enginefarm.digest import sha256_bytes
+from enginefarm.documents.spec import BuildSpec, OnnxRef
+from enginefarm.documents.stage import StageRecord
+from enginefarm.progress import report
+from enginefarm.schema import canonical_json
+from enginefarm.store import open_store
+from enginefarm.store.cache import BlobCache
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.failures import writing
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where stages run: the store that everybody shares, and this machine's cache."""
+
+    store: EngineStore
+    cache: BlobCache
+
+    @contextmanager
+    def scratch(self) -> Generator[Path]:
+        """A folder on the cache's disk, so that results move into it by rename."""
+        root = self.cache.root / "scratch"
+        with writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(dir=root))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def here() -> Site:
+    """The site that the environment names (ENGINEFARM_STORE, ENGINEFARM_CACHE)."""
+    return Site(store=open_store(), cache=BlobCache())
+
+
+def plugin_libraries(site: Site, spec: BuildSpec) -> tuple[Path, ...]:
+    """An engine's plugin libraries, on this machine. Raises: StoreMissing, CorruptBlob."""
+    return tuple(site.cache.ensure(site.store, site.store.blob(digest)) for digest in spec.plugins)
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What the work of a stage gives back."""
+
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def stage_key(**parts: Any) -> str:
+    """The key of everything that decides a stage's result."""
+    return sha256_bytes(canonical_json(parts))
+
+
+def recorded(
+    site: Site, stage: str, key: str, work: Callable[[Path], Produced]
+) -> tuple[StageRecord, bool]:
+    """The stage's record, and whether it was there already.
+
+    A record whose blobs have gone from the store is worked out again.
+    """
+    found = site.store.stage(stage, key)
+    if found is not None and all(site.store.has_blob(ref) for ref in found.outputs.values()):
+        report(stage, 1, 1, "cached")
+        return found, True
+    report(stage, 0, None)
+    started = time.monotonic()
+    with site.scratch() as scratch, writing(scratch):
+        produced = work(scratch)
+        outputs = {name: site.cache.add(path) for name, path in produced.files.items()}
+    for ref in outputs.values():
+        site.store.put_blob(site.cache.path(ref))
+    record = StageRecord(
+        stage=stage,
+        key=key,
+        outputs=outputs,
+        values=dict(produced.values),
+        seconds=time.monotonic() - started,
+        created_at=datetime.now(UTC),
+    )
+    site.store.put_stage(record)
+    report(stage, 1, 1)
+    return record, False
+
+
+def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
+    """The model (and its external data) in a folder, by link where the disk allows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
+        if ref is not None:
+            link(site.cache.ensure(site.store, ref), folder / name)
+    return folder / MODEL_FILE
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file; a copy, where the disk does not allow that."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def onnx_files_of(path: Path) -> dict[str, Path]:
+    files = {"model": path}
+    data = path.with_name(DATA_FILE)
+    if data.exists():
+        files["data"] = data
+    return files
+
+
+def onnx_ref_of(record: StageRecord) -> OnnxRef:
+    return OnnxRef(
+        model=record.outputs["model"],
+        data=record.outputs.get("data"),
+        opset=int(str(record.values["opset"])),
+    )

@@ -1,0 +1,1 @@
+"""Benchmark rows: written, filtered, compared."""

@@ -1,0 +1,154 @@
+"""Benchmark rows as Parquet bytes, and back. pyarrow is loaded when a function is called."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, get_args
+
+from enginefarm.errors import CorruptBlob, UsageError
+from enginefarm.tables.filter import RowFilter
+from enginefarm.tables.rows import ROW_SCHEMA_VERSION, BenchmarkRow
+
+Table = Any
+"""A pyarrow.Table; pyarrow ships no types."""
+
+ROW_ID = "row_id"
+ROW_GROUP_ROWS = 4096
+
+
+def schema(columns: Collection[str] | None = None) -> Any:
+    """The pyarrow.Schema of the files: the row id, and BenchmarkRow's fields."""
+    pa = _arrow()
+    kinds: dict[type, Any] = {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+        dt.date: pa.date32(),
+        dt.datetime: pa.timestamp("us", "UTC"),
+    }
+    fields = [pa.field(ROW_ID, pa.string(), nullable=False)]
+    for name, field in BenchmarkRow.model_fields.items():
+        kind, optional = _kind(field.annotation)
+        fields.append(pa.field(name, kinds[kind], nullable=optional))
+    chosen = [field for field in fields if columns is None or field.name in columns]
+    return pa.schema(chosen, {"enginefarm_rows": str(ROW_SCHEMA_VERSION)})
+
+
+def _kind(annotation: Any) -> tuple[type, bool]:
+    """The scalar type behind an annotation, and whether it may be None."""
+    parts = get_args(annotation)
+    arguments = [part for part in parts if part is not type(None)]
+    optional = type(None) in parts
+    if not arguments:
+        return annotation, optional
+    if isinstance(arguments[0], str):  # a Literal's members
+        return str, optional
+    return _kind(arguments[0])[0], optional
+
+
+def encode(rows: Sequence[BenchmarkRow]) -> bytes:
+    """Rows as the bytes of one Parquet file; equal rows give equal bytes."""
+    unique = {row.row_id: row for row in rows}
+    dumped = [{ROW_ID: key, **dict(unique[key])} for key in sorted(unique)]
+    return write(_arrow().Table.from_pylist(dumped, schema=schema()))
+
+
+def write(table: Table) -> bytes:
+    """One Parquet file. Columns without a value are left out: most rows fill half of them."""
+    table = table.select([name for name in table.column_names if _has_value(table[name])])
+    sink = _arrow().BufferOutputStream()
+    import_module("pyarrow.parquet").write_table(
+        table, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _has_value(column: Any) -> bool:
+    return column.null_count < len(column)
+
+
+def decode(data: bytes, columns: Collection[str] | None, where: RowFilter) -> Table:
+    """One file's wanted columns, of the row groups whose statistics admit a wanted row.
+
+    Columns that the file lacks are missing here too, and null after `finish`.
+    Raises: CorruptBlob.
+    """
+    pa = _arrow()
+    wanted = schema(columns)
+    try:
+        file = import_module("pyarrow.parquet").ParquetFile(pa.BufferReader(data))
+        there = [name for name in wanted.names if name in file.schema_arrow.names]
+        groups = [
+            index
+            for index in range(file.metadata.num_row_groups)
+            if _admits(file.metadata.row_group(index), where)
+        ]
+        return file.read_row_groups(groups, columns=there, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptBlob(
+            "benchmarks: a file is not the Parquet that enginefarm writes", why=str(error)
+        ) from error
+
+
+def _admits(group: Any, where: RowFilter) -> bool:
+    """Whether a row group's minima and maxima leave room for a wanted row."""
+    if not where.equal:
+        return True
+    for index in range(group.num_columns):
+        column = group.column(index)
+        values = where.equal.get(column.path_in_schema)
+        statistics = column.statistics if values else None
+        if not values or statistics is None or not statistics.has_min_max:
+            continue
+        try:
+            if not any(statistics.min <= value <= statistics.max for value in values):
+                return False
+        except TypeError:  # a value of another type: `finish` says so
+            continue
+    return True
+
+
+def finish(tables: Sequence[Table], where: RowFilter, columns: Sequence[str]) -> Table:
+    """One table of the wanted rows, oldest first, each row id once.
+
+    Raises: UsageError for a filter value of the wrong type.
+    """
+    pa = _arrow()
+    needed = {ROW_ID, "date", "measured_at", *columns, *where.equal}
+    whole = schema(needed).empty_table()  # columns that no file has, or only newer ones
+    table = pa.concat_tables([whole, *tables], promote_options="default")
+    table = table.filter(_expression(where))
+    table = table.sort_by([("measured_at", "ascending"), (ROW_ID, "ascending")])
+    # A row id that comes twice (a night being compacted) is one row: keep its first place.
+    places = pa.table({"id": table[ROW_ID], "place": pa.array(range(len(table)), pa.int64())})
+    firsts = places.group_by("id").aggregate([("place", "min")])["place_min"]
+    if len(firsts) < len(table):
+        table = table.take(firsts.combine_chunks().sort())
+    return table.select(columns)
+
+
+def _expression(where: RowFilter) -> Any:
+    pa, pc = _arrow(), import_module("pyarrow.compute")
+    expression = pc.scalar(True)
+    kinds = schema()
+    for name, values in where.equal.items():
+        try:
+            chosen = pa.array(values, type=kinds.field(name).type)
+        except pa.ArrowException as error:
+            raise UsageError(
+                f"benchmarks: {name} cannot be {', '.join(map(repr, values))}", why=str(error)
+            ) from error
+        expression = expression & pc.field(name).isin(chosen)
+    if where.since is not None:
+        expression = expression & (pc.field("date") >= pc.scalar(where.since))
+    if where.until is not None:
+        expression = expression & (pc.field("date") <= pc.scalar(where.until))
+    return expression
+
+
+def _arrow() -> ModuleType:
+    return import_module("pyarrow")

@@ -1,0 +1,187 @@
+"""BenchmarkRow: one row of the benchmark tables, and which rows may be compared.
+
+A night leaves a row for every cell (recipe × GPU × precision × runtime × profile): measured,
+built and not yet measured, failed, or skipped. CPU runtimes measured side by side are rows
+too, with `gpu` None. Rows are immutable; a later row of the same cell says more.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection
+from typing import Literal
+
+from pydantic import Field
+
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.schema import Digest, Frozen, Name
+
+ROW_SCHEMA_VERSION = 1
+
+Runtime = Literal[
+    "pytorch",
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+    "tensorrt-rtx",
+]
+"""What ran, or would run, the model."""
+
+Outcome = Literal["measured", "built", "failed", "skipped"]
+
+STABLE_COV = 0.10
+"""Timings whose coefficient of variation is above this are unstable."""
+
+CLOCK_TOLERANCE = 0.05
+"""Median SM clocks further apart than this are two power states."""
+
+
+class BenchmarkRow(Frozen):
+    """One measurement, or one cell's outcome on one night. None: not known, or not applicable."""
+
+    # when and by whom
+    date: dt.date = Field(description="The night it belongs to; several rows share one.")
+    measured_at: dt.datetime
+    writer: Name = Field(description="Worker or process that wrote it.")
+
+    # what
+    recipe: Name
+    outcome: Outcome
+    reason: str = Field(default="", max_length=2000, description="Why it failed or was skipped.")
+    runtime: Runtime
+    precision: PrecisionName
+    gpu: Name | None = Field(default=None, description="Label; None: a CPU row.")
+    spec_digest: Digest | None = None
+    engine_digest: Digest | None = None
+
+    # with what
+    toolchain: str = Field(description="tensorrt, trtexec, tensorrt-rtx, onnxruntime, pytorch …")
+    toolchain_build: str = ""
+    cuda: str = ""
+    driver: str = ""
+    host_class: str = Field(default="", description="Kind of machine; two never compare.")
+    host: str = ""
+    gpu_name: str = ""
+
+    # at which shapes
+    profile: str = "default"
+    batch: int = Field(default=1, ge=1)
+    shapes: str = Field(default="", description="image:8x3x224x224, inputs in order.")
+
+    # how it was measured
+    harness: str = Field(default="", description="Harness and its revision: enginefarm/1.")
+    harness_flags: str = Field(default="", description="Its settings, key=value, sorted by key.")
+    cuda_graph: bool | None = None
+    warmup_iterations: int | None = None
+    iterations: int | None = None
+    duration_s: float | None = None
+
+    # end to end: host to device, compute, device to host
+    latency_ms_min: float | None = None
+    latency_ms_mean: float | None = None
+    latency_ms_median: float | None = None
+    latency_ms_p90: float | None = None
+    latency_ms_p95: float | None = None
+    latency_ms_p99: float | None = None
+    # GPU compute alone
+    compute_ms_min: float | None = None
+    compute_ms_mean: float | None = None
+    compute_ms_median: float | None = None
+    compute_ms_p90: float | None = None
+    compute_ms_p95: float | None = None
+    compute_ms_p99: float | None = None
+    h2d_ms_median: float | None = None
+    h2d_ms_p99: float | None = None
+    d2h_ms_median: float | None = None
+    d2h_ms_p99: float | None = None
+    throughput_samples_per_s: float | None = None
+    latency_cov: float | None = Field(default=None, description="Standard deviation over mean.")
+    cov_verdict: Literal["stable", "unstable"] | None = Field(
+        default=None, description="Unstable above STABLE_COV."
+    )
+
+    # state of the GPU meanwhile
+    sm_clock_mhz: float | None = Field(default=None, description="Median while measuring.")
+    memory_clock_mhz: float | None = None
+    clocks_locked: bool | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    power_state: str = ""
+    temperature_c: float | None = None
+    throttle_reasons: str = ""
+
+    # against the FP32 reference; the worst output of each figure
+    verified_on: Literal["graph", "device"] | None = None
+    device_verification: Literal["pending", "passed", "failed"] | None = None
+    verification_samples: int | None = None
+    cosine_min: float | None = None
+    max_abs: float | None = None
+    relative_l2_max: float | None = None
+    top1_agreement: float | None = None
+    top1_accuracy: float | None = None
+    top1_drop_points: float | None = Field(default=None, description="Lost, labelled data.")
+
+    # the engine
+    size_bytes: int | None = Field(default=None, ge=0)
+    build_seconds: float | None = Field(default=None, ge=0)
+    build_peak_memory_bytes: int | None = Field(default=None, ge=0)
+
+    @property
+    def row_id(self) -> str:
+        """One value, one id: a row that is appended twice is counted once."""
+        return self.sha256()[:32]
+
+
+# (field, how a reader calls it). Equal, or the rows are not alike.
+ALIKE: tuple[tuple[str, str], ...] = (
+    ("recipe", "recipe"),
+    ("runtime", "runtime"),
+    ("precision", "precision"),
+    ("gpu", "GPU"),
+    ("gpu_name", "GPU name"),
+    ("host_class", "host class"),
+    ("toolchain", "toolchain"),
+    ("toolchain_build", "toolchain build"),
+    ("cuda", "CUDA"),
+    ("profile", "profile"),
+    ("batch", "batch"),
+    ("shapes", "shapes"),
+    ("harness", "harness"),
+    ("harness_flags", "harness flags"),
+    ("cuda_graph", "CUDA graph"),
+    ("clocks_locked", "locked clocks"),
+    ("power_limit_w", "power limit"),
+    ("power_state", "power state"),
+    ("throttle_reasons", "throttling"),
+)
+
+
+def comparable(
+    row: BenchmarkRow, other: BenchmarkRow, *, across: Collection[str] = ()
+) -> str | None:
+    """Why two rows' timings must not be compared; None when they may be.
+
+    across: fields that may differ on purpose (an upgrade report compares two toolchain
+    builds, and nothing else).
+    """
+    for one in (row, other):
+        if one.latency_ms_median is None:
+            return "not measured"
+    for field, words in ALIKE:
+        mine, theirs = getattr(row, field), getattr(other, field)
+        if mine != theirs and field not in across:
+            return f"{words} differs: {_shown(mine)} and {_shown(theirs)}"
+    return clocks_differ(row.sm_clock_mhz, other.sm_clock_mhz)
+
+
+def clocks_differ(mine: float | None, theirs: float | None) -> str | None:
+    if mine is None or theirs is None:
+        return None
+    if abs(mine - theirs) <= CLOCK_TOLERANCE * max(mine, theirs):
+        return None
+    return f"SM clock differs: {mine:.0f} and {theirs:.0f} MHz"
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value == "" else str(value)

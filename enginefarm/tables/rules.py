@@ -1,0 +1,58 @@
+"""Each recipe's rule for "slower", on the store: who judges rows has no recipe at hand.
+
+benchmarks/rules/<recipe>.json
+
+Not in the manifest: thresholds are no part of the action key, so a recipe whose thresholds
+changed keeps its engines and their manifests. The farm writes the rule whenever it surveys
+the recipe (`build-model`, `nightly-rebuild`); gates, reports and upgrades read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pydantic import ValidationError
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.thresholds import Regression
+from enginefarm.errors import CorruptBlob
+from enginefarm.store.engine_store import READERS, EngineStore
+
+RULES = "benchmarks/rules/"
+
+
+def remember(store: EngineStore, recipe: Recipe) -> None:
+    """Makes the recipe's rule the one that its engines are judged by. Writes only a change."""
+    if recorded(store, recipe.name) != recipe.regression:
+        store.put_object(_key(recipe.name), recipe.regression.canonical_json())
+
+
+def recorded(store: EngineStore, recipe: str) -> Regression:
+    """The rule that was remembered last; the default where none ever was.
+
+    Raises: CorruptBlob.
+    """
+    found = store.read_document(_key(recipe))
+    if found is None:
+        return Regression()
+    try:
+        return Regression.model_validate_json(found[0])
+    except ValidationError:
+        raise CorruptBlob(
+            f"store: {_key(recipe)} is no regression rule",
+            why="it was written by another version, or damaged",
+            fix=f"delete it; the next build or nightly of {recipe} writes it anew",
+        ) from None
+
+
+def recorded_rules(store: EngineStore, recipes: Iterable[str]) -> dict[str, Regression]:
+    """recorded() of several recipes, read several at a time."""
+    names = sorted(set(recipes))
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(partial(recorded, store), names), strict=True))
+
+
+def _key(recipe: str) -> str:
+    return f"{RULES}{recipe}.json"

@@ -1,1 +1,0 @@
-"""Commands of the farm side; enginefarm.cli names them by string."""

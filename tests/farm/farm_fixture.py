@@ -1,0 +1,306 @@
+"""A whole farm on this machine: Prefect server, S3 server, workers, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+from uuid import UUID
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from enginefarm.farm.worker import card as workers
+from enginefarm.store import embedded, s3
+from enginefarm.store.engine_store import EngineStore
+from tests.farm import postgres_server
+
+PATIENCE_S = 240
+"""The machines that run these tests may be busy with others."""
+
+COMMAND = [sys.executable, "-c", "from enginefarm.cli import main; main()"]
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Farm:
+    """Starts and stops parts, runs deployments, and looks."""
+
+    def __init__(self, root: Path, *, database: str | None, checkout: Path = CHECKOUT) -> None:
+        self.root = root
+        self.recipes = root / "recipes"
+        self.recipes.mkdir(parents=True)
+        self.port = _free_port()
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.s3_home = root / "s3"
+        self.s3 = embedded.start(self.s3_home)
+        url = f"s3://{embedded.BUCKET}/{secrets.token_hex(4)}"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if "PREFECT" not in name},
+            "PREFECT_HOME": str(root / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "ENGINEFARM_HOME": str(root / "home"),
+            "ENGINEFARM_RECIPE_ROOTS": f"{self.recipes}:@store",
+            "ENGINEFARM_STORE": url,
+            "AWS_ENDPOINT_URL": self.s3.endpoint,
+            "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.s3.credentials.secret_key,
+            # What was on it stays: that is how coverage reaches the workers.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(checkout), os.environ.get("PYTHONPATH")))
+            ),
+        }
+        if database is not None:
+            self.environment["ENGINEFARM_DATABASE_URL"] = database
+        objects = s3.connect(url, endpoint=self.s3.endpoint, credentials=self.s3.credentials)
+        self.store = EngineStore(objects, url)
+
+    # Parts
+
+    def start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A command of ours in the background; its output is `<root>/<name>.log`."""
+        with (self.root / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                env={
+                    **self.environment,
+                    "ENGINEFARM_CACHE": str(self.root / "caches" / name),
+                    **environment,
+                },
+                cwd=self.recipes,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes[name] = process
+        return process
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env={**self.environment, **environment},
+            cwd=self.recipes,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def start_server(self) -> None:
+        process = self.start("server", "server", "--port", str(self.port))
+
+        def healthy() -> bool:
+            assert process.poll() is None, self.log("server")
+            try:
+                with urlopen(f"{self.api}/health", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except (URLError, OSError):
+                return False
+
+        until(healthy, "the server answers")
+
+    def start_worker(
+        self, name: str, *arguments: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """A worker, once it is online."""
+        process = self.start(name, "worker", "--name", name, *arguments, **environment)
+
+        def online() -> bool:
+            assert process.poll() is None, self.log(name)
+            return any(
+                row.card.name == name and row.card.pid == process.pid and row.online
+                for row in workers.listed(self.store)
+            )
+
+        until(online, f"worker {name} is online")
+        return process
+
+    def stop(self, name: str, how: int = signal.SIGTERM) -> None:
+        """Signals a part, and whatever it left after a while is killed."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        family = _family(process.pid)
+        process.send_signal(how)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if how == signal.SIGTERM:
+            for member in family:
+                if member.is_running():
+                    member.kill()
+
+    def close(self) -> None:
+        for name in [name for name in self.processes if name != "server"]:
+            self.stop(name)
+        self.stop("server")
+        embedded.stop(self.s3_home)
+
+    def log(self, name: str) -> str:
+        return (self.root / f"{name}.log").read_text("utf-8", "replace")[-6000:]
+
+    # Runs
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        with (
+            temporary_settings({PREFECT_API_URL: self.api}),
+            get_client(sync_client=True) as client,
+        ):
+            yield client
+
+    def submit(self, deployment: str, **parameters: Any) -> UUID:
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def look(self, run_id: UUID) -> FlowRun:
+        with self.client() as client:
+            return client.read_flow_run(run_id)
+
+    def wait(self, run_id: UUID, patience_s: float = PATIENCE_S) -> FlowRun:
+        """The run when it has ended, and is not about to be started again."""
+        found: list[FlowRun] = []
+
+        def ended() -> bool:
+            run = self.look(run_id)
+            found[:] = [run]
+            state = run.state
+            return bool(
+                state and state.is_final() and not (state.is_crashed() and run.run_count < 3)
+            )
+
+        until(ended, f"run {run_id} ends", patience_s, lambda: f"{found}\n{self.log('control')}")
+        return found[0]
+
+    def run(self, deployment: str, **parameters: Any) -> FlowRun:
+        return self.wait(self.submit(deployment, **parameters))
+
+    def children(self, run_id: UUID) -> list[FlowRun]:
+        with self.client() as client:
+            return client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])
+                )
+            )
+
+    def states(self, run_id: UUID) -> list[str]:
+        with self.client() as client:
+            return [state.name or "" for state in client.read_flow_run_states(run_id)]
+
+    def runs(self, ids: list[UUID]) -> list[FlowRun]:
+        with self.client() as client:
+            return client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=200
+            )
+
+    # Processes
+
+    def running(self, worker: str, module: str) -> list[psutil.Process]:
+        """Processes below a worker that run a module, such as a builder child."""
+        process = self.processes[worker]
+        return [
+            member for member in _family(process.pid) if module in " ".join(_command_line(member))
+        ]
+
+    def seize(self, worker: str, module: str) -> psutil.Process:
+        """The first such process, as soon as there is one."""
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = self.running(worker, module)
+            return bool(found)
+
+        until(there, f"{worker} runs {module}", pause_s=0.01)
+        return found[0]
+
+
+def until(
+    condition: Callable[[], bool],
+    what: str,
+    patience_s: float = PATIENCE_S,
+    said: Callable[[], str] = str,
+    pause_s: float = 0.25,
+) -> float:
+    """Waits; gives the seconds it took. Fails with what was waited for."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > patience_s:
+            raise AssertionError(f"after {patience_s:g} s still not so: {what}\n{said()}")
+        time.sleep(pause_s)
+    return time.monotonic() - started
+
+
+@contextmanager
+def farm_of(root: Path, *crosses: str, database: str | None = None) -> Iterator[Farm]:
+    """A farm with a control worker and a cross worker for each label."""
+    farm = Farm(root, database=database)
+    with ExitStack() as stack:
+        stack.callback(farm.close)
+        farm.start_server()
+        deployed = farm.command("deploy")
+        assert deployed.returncode == 0, deployed.stderr
+        starting = {
+            "control": ("--control",),
+            **{label: ("--gpu", label, "--cross") for label in crosses},
+        }
+        for name, arguments in starting.items():
+            farm.start(name, "worker", "--name", name, *arguments)
+        for name in starting:
+            until(
+                lambda name=name: any(
+                    row.card.name == name and row.online for row in workers.listed(farm.store)
+                ),
+                f"worker {name} is online",
+                said=lambda name=name: farm.log(name),
+            )
+        yield farm
+
+
+@contextmanager
+def database() -> Iterator[str | None]:
+    """PostgreSQL, as a team would have it; SQLite where it is not installed."""
+    if postgres_server.installed() is None:
+        yield None
+        return
+    with postgres_server.running() as url:
+        yield url
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,89 @@
+"""Runs that are forked: they end as if they had been started, and die with who leads them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from enginefarm.farm.worker import zygote
+from enginefarm.farm.worker.run_process import SOCKET
+
+LEADER = [sys.executable, "-m", "enginefarm.farm.worker.run_process"]
+NO_RUN = {"PREFECT__FLOW_RUN_ID": "none such"}
+"""Prefect's engine refuses it: status 1, and why on standard error."""
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a worker that keeps a zygote, whose imports are done."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv(SOCKET, raising=False)
+    with zygote.kept(dict(os.environ)):
+        lead(dict(os.environ))
+        yield dict(os.environ)
+
+
+def lead(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        LEADER,
+        env={**environment, **NO_RUN},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def zygotes() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [one for one in children if "enginefarm.farm.worker.zygote" in " ".join(one.cmdline())]
+
+
+def seconds(environment: dict[str, str]) -> float:
+    started = time.monotonic()
+    ended = lead(environment)
+    assert (ended.returncode, "Invalid flow run id" in ended.stderr) == (1, True)
+    return time.monotonic() - started
+
+
+def test_a_run_ends_with_its_own_status_and_output_and_imports_nothing_anew(
+    worker: dict[str, str],
+) -> None:
+    alone = {name: value for name, value in worker.items() if name != SOCKET}
+    assert min(seconds(worker) for _ in range(3)) < seconds(alone) / 2
+
+
+def test_other_settings_than_the_workers_are_imported_anew(worker: dict[str, str]) -> None:
+    other = {**worker, "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    assert min(seconds(other) for _ in range(2)) > 2 * min(seconds(worker) for _ in range(3))
+
+
+def test_a_killed_zygote_is_missed_by_nobody_and_comes_again(worker: dict[str, str]) -> None:
+    (killed,) = zygotes()
+    killed.kill()
+    killed.wait(10)
+    assert "Invalid flow run id" in lead(worker).stderr
+    deadline = time.monotonic() + 20
+    while not zygotes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (again,) = zygotes()
+    assert again.pid != killed.pid
+    assert lead(worker).returncode == 1
+
+
+def test_the_zygote_has_no_thread_that_a_fork_would_lose() -> None:
+    said = (
+        "import importlib, os, sys; from flows import zygote;"
+        "[importlib.import_module(name) for name in zygote.PRELOADED];"
+        "print(len(os.listdir('/proc/self/task')),"
+        " sorted({'torch', 'onnx', 'tensorrt', 'pycuda'} & sys.modules.keys()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "1 []"

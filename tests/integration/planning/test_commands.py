@@ -1,0 +1,162 @@
+"""`plan`, `why` and `bench` before a build, after it, and after a change of the recipe."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_rows import make_row
+
+from enginefarm import cli
+from enginefarm.errors import StoreMissing
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.tables.tables import BenchmarkTables
+from tests import tiny_recipe
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return written(tmp_path / "recipe")
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    return tiny_recipe.write(folder, gpus=["t4"], precisions=["fp16"], **changes)
+
+
+def said(out: Out, *arguments: str | Path) -> str:
+    assert cli.run([str(one) for one in arguments]) == 0
+    return out.readouterr().out
+
+
+def build(recipe: Path) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as a person does it."""
+    return subprocess.run(
+        [sys.executable, "-c", "from enginefarm.cli import main; main()", "build", str(recipe)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+    )
+
+
+def test_a_recipe_from_plan_to_why(
+    store_environment: EngineStore, recipe: Path, tmp_path: Path, capsys: Out
+) -> None:
+    (row,) = json.loads(said(capsys, "plan", recipe, "--json"))["builds"]
+    assert not row["cached"]
+    assert "to build" in said(capsys, "plan", recipe)
+    assert "t4/fp16: would build" in said(capsys, "why", recipe, "--gpu", "t4")
+    assert cli.run(["bench", "run", str(recipe)]) == StoreMissing.exit_code
+    assert "build it first" in capsys.readouterr().err
+
+    done = build(recipe)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    (shown,) = [line for line in lines if line[:2] == ["t4", "fp16"]]
+    assert shown[-2:] == ["pending", "built"]
+    assert "enginefarm pull tiny --gpu t4 --precision fp16" in done.stdout
+    steps = [line.split()[0] for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert {"slim", "reference", "verify", "build", "upload"} <= set(steps), "one line a step"
+
+    (row,) = json.loads(said(capsys, "plan", recipe, "--json"))["builds"]
+    assert row["cached"]
+    table = said(capsys, "plan", recipe)
+    assert "cached" in table
+    assert "to build" not in table
+    assert "would not rebuild; spec " in said(capsys, "why", recipe, "--gpu", "t4")
+
+    other = written(tmp_path / "other", builder={"optimization_level": 5})
+    answer = json.loads(said(capsys, "why", other, "--gpu", "t4", "--json"))
+    assert not answer["cached"]
+    assert answer["nearest"]
+    assert [
+        (change["field"], change["before"], change["after"]) for change in answer["changes"]
+    ] == [("builder.optimization_level", "3", "5")]
+    text = said(capsys, "why", other, "--gpu", "t4")
+    assert "would rebuild; nearest spec" in text
+    assert "builder.optimization_level" in text
+
+    unbuilt = written(tmp_path / "unbuilt", name="unbuilt", salt="another")
+    assert "would build" in said(capsys, "why", unbuilt, "--gpu", "t4")
+
+    rows = json.loads(said(capsys, "bench", "run", recipe, "--seconds", "0.05", "--json"))
+    assert {(one["runtime"], one["precision"], one["batch"]) for one in rows} == {
+        ("onnxruntime-cpu", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 4)
+    }
+    assert all(one["cosine_min"] > 0.999 for one in rows), "compared with the first"
+    assert "CPUs" in said(capsys, "bench", "run", recipe, "--seconds", "0.05")
+    markdown = said(capsys, "bench", "table", "--markdown", "--columns", "recipe,runtime,batch")
+    assert markdown.splitlines()[0] == "| recipe | runtime | batch |"
+    assert "| tiny | onnxruntime-cpu | 4 |" in markdown
+    assert "benchmark rows" in said(capsys, "bench", "table", "--recipe", "tiny")
+
+
+def test_history_judges_each_night_by_those_before(
+    store_environment: EngineStore, capsys: Out
+) -> None:
+    today = dt.datetime.now(dt.UTC).date()
+    nights = [today - dt.timedelta(days=back) for back in range(9, 0, -1)]
+    latencies = [2.0, 2.01, 1.99, 2.0, 2.02, 1.98, 2.0, 2.01, 3.0]
+    tables = BenchmarkTables(store_environment.objects)
+    for night, latency in zip(nights, latencies, strict=True):
+        for gpu in ("t4", "l4"):
+            row = make_row(night, latency_ms_median=latency, gpu=gpu, writer=f"worker-{gpu}")
+            tables.append([row])
+    found = json.loads(said(capsys, "bench", "history", "minilm", "--gpu", "t4", "--json"))
+    assert [one["latency_ms"] for one in found] == latencies
+    assert found[0]["verdict"] != "slower"
+    assert found[-1]["verdict"] == "slower"
+    shown = said(capsys, "bench", "history", "minilm")
+    assert "minilm over the last 30 nights" in shown
+    assert "slower" in shown
+    assert "No history of minilm" in said(capsys, "bench", "history", "minilm", "--gpu", "a100")
+    assert said(capsys, "bench", "compact") == "18 files of 9 nights merged\n"
+    assert said(capsys, "bench", "history", "minilm") == shown, "compacted, and the same"
+
+
+def test_what_a_gpu_lacks_is_skipped_in_sight(
+    store_environment: EngineStore, tmp_path: Path, capsys: Out
+) -> None:
+    recipe = tiny_recipe.write(
+        tmp_path / "r", gpus=["t4"], precisions=["fp16", "bf16"], allow_skip=True
+    )
+    table = said(capsys, "plan", recipe)
+    (row,) = [line for line in table.splitlines() if "bf16" in line]
+    assert row.split()[-1] == "skipped"
+
+
+def test_the_schema_is_the_recipes(capsys: Out) -> None:
+    schema = json.loads(said(capsys, "schema"))
+    assert {"name", "source", "inputs", "gpus", "precisions"} <= set(schema["properties"])
+
+
+def test_the_store_says_where_it_is(
+    store_environment: EngineStore, capsys: Out, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = json.loads(said(capsys, "store", "--json"))
+    assert found == {
+        "url": store_environment.url,
+        "embedded": False,
+        "running": False,
+        "endpoint": os.environ["AWS_ENDPOINT_URL"],
+        "pid": None,
+    }
+    monkeypatch.delenv("ENGINEFARM_STORE")
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "home"))
+    started = json.loads(said(capsys, "store", "start", "--json"))
+    try:
+        assert started["embedded"]
+        assert started["running"]
+        os.kill(started["pid"], 0)
+    finally:
+        stopped = said(capsys, "store", "stop")
+    assert "running   False" in stopped
+    with pytest.raises(ProcessLookupError):
+        os.kill(started["pid"], 0)

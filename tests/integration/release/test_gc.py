@@ -1,0 +1,195 @@
+"""gc against a real S3 server, alone and racing builds."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sample_manifest import make_manifest
+
+from enginefarm.cli import run
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef
+from enginefarm.documents.stage import StageRecord
+from enginefarm.errors import StoreMissing, UsageError
+from enginefarm.release import promote as release
+from enginefarm.release.gc import Policy, collect
+from enginefarm.store import blobs, layout
+from enginefarm.store.engine_store import EngineStore
+
+LATER = datetime.now(UTC) + timedelta(days=30)
+
+
+def publish(store: EngineStore, number: int = 0, **changes: object) -> Manifest:
+    engine, graph = f"engine {number}".encode(), f"graph {number}".encode()
+    made = make_manifest(
+        engine=engine,
+        graph=graph,
+        minutes=number - 10_000,
+        **changes,  # type: ignore[arg-type]
+    )
+    store.put_bytes(engine)
+    store.put_bytes(graph)
+    store.put_spec(made.spec)
+    store.publish(made)
+    return made
+
+
+def stage(store: EngineStore, name: str, output: BlobRef) -> None:
+    store.put_stage(
+        StageRecord(
+            stage=name,
+            key=os.urandom(32).hex(),
+            outputs={"model": output},
+            seconds=1,
+            created_at=datetime.now(UTC),
+        )
+    )
+
+
+def test_the_last_builds_stay_and_older_ones_go_with_their_bytes(store: EngineStore) -> None:
+    builds = [publish(store, number) for number in range(5)]
+    found = collect(store, Policy(keep_builds=2), delete=True, now=LATER)
+    assert found.kept_engines == 2
+    assert store.complete("model") == {one.spec_digest for one in builds[3:]}
+    for one in builds[:3]:
+        assert not store.has_blob(one.engine)
+        assert store.manifest(one.spec_digest) is None
+    for one in builds[3:]:
+        assert store.has_blob(one.engine)
+        assert store.has_blob(one.graph.model)
+        assert store.manifest(one.spec_digest) == one
+    again = collect(store, Policy(keep_builds=2), delete=True, now=LATER)
+    assert again.garbage == ()
+
+
+def test_an_engine_goes_only_when_no_recipe_that_shares_it_needs_it(store: EngineStore) -> None:
+    shared, *newer = [publish(store, number) for number in range(3)]
+    store.index_for("twin", shared)
+    collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert store.complete("twin") == {shared.spec_digest}
+    assert store.has_blob(shared.engine)
+    twin = publish(store, 9, recipe="twin")
+    collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert store.complete("twin") == {twin.spec_digest}
+    assert store.complete("model") == {newer[-1].spec_digest}, "no entry is left behind"
+
+
+def test_a_dry_run_deletes_nothing_and_says_the_same(store: EngineStore) -> None:
+    for number in range(4):
+        publish(store, number)
+    before = [info.key for info in store.list_objects("")]
+    said = collect(store, Policy(keep_builds=1), now=LATER)
+    assert [info.key for info in store.list_objects("")] == before
+    done = collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert said.garbage == done.garbage
+    assert said.freed_bytes > 0
+
+
+def test_the_grace_period_keeps_everything(store: EngineStore) -> None:
+    for number in range(4):
+        publish(store, number)
+    store.put_bytes(b"of a build that has not published yet")
+    blobs_only = [
+        one
+        for one in collect(store, Policy(keep_builds=1)).garbage
+        if one.key.startswith(layout.BLOBS)
+    ]
+    assert blobs_only == []
+
+
+def test_what_a_channel_names_stays_and_can_be_rolled_back_to(store: EngineStore) -> None:
+    first = publish(store, 0)
+    release.promote(store, "model", "production", allow_pending=True)
+    second = publish(store, 1)
+    release.promote(store, "model", "production", allow_pending=True)
+    for number in range(2, 5):
+        publish(store, number)
+    collect(store, Policy(keep_builds=1), delete=True, now=LATER)
+    assert {first.spec_digest, second.spec_digest} <= store.complete("model")
+    back = release.rollback(store, "model", "production")
+    assert back.engines[0].spec_digest == first.spec_digest
+
+
+def test_stage_records_go_with_the_models_they_belong_to(store: EngineStore) -> None:
+    kept = publish(store, 0)
+    orphan = store.put_bytes(b"slimmed graph of a model that is gone")
+    stage(store, "slim", kept.graph.model)
+    stage(store, "slim", orphan)
+    collect(store, Policy(), delete=True, now=LATER)
+    assert not store.has_blob(orphan)
+    assert len(list(store.list_objects(layout.STAGES))) == 1
+
+
+def test_a_document_that_gc_has_never_heard_of_holds_its_blobs(store: EngineStore) -> None:
+    log = store.put_bytes(b"log")
+    store.put_object("quarantine/x.json", f'{{"log": "{log.digest}"}}'.encode())
+    collect(store, Policy(), delete=True, now=LATER)
+    assert store.has_blob(log)
+
+
+def test_a_grace_period_that_protects_nobody_is_refused(store: EngineStore) -> None:
+    with pytest.raises(UsageError, match="protect"):
+        collect(store, Policy(grace=timedelta(minutes=1)))
+
+
+def test_racing_builds_lose_nothing(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builders publish, reuse old blobs and publish again, while gc deletes all the time."""
+    monkeypatch.setattr(blobs, "TOUCH_AFTER", timedelta(seconds=1))
+    policy = Policy(keep_builds=1, grace=timedelta(seconds=3))
+    stop = threading.Event()
+    deleted = 0
+
+    def sweep() -> None:
+        nonlocal deleted
+        while not stop.is_set():
+            deleted += len(collect(store, policy, delete=True).garbage)
+
+    def build(builder: int) -> list[Manifest]:
+        published: list[Manifest] = []
+        for number in range(10):
+            # Every third build uses bytes that were there before and may be garbage by now.
+            engine = f"engine {builder} {number % 3}".encode()
+            manifest = make_manifest(
+                f"model-{builder}",
+                engine=engine,
+                salt=f"{number}",
+                minutes=number,
+            ).model_copy(update={"created_at": datetime.now(UTC)})
+            store.put_bytes(b"graph")
+            store.put_bytes(engine)
+            try:
+                store.publish(manifest)
+            except StoreMissing:
+                continue  # told so: a farm builds it again
+            published.append(manifest)
+            time.sleep(0.8)
+        return published
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            runs = list(pool.map(build, range(4)))
+    finally:
+        stop.set()
+        sweeper.join()
+    assert deleted > 0
+    for published in runs:
+        assert len(published) >= 8
+        # The newest is held; every manifest that is there has its bytes.
+        assert store.manifest(published[-1].spec_digest) is not None
+    for manifest in store.manifests():
+        assert store.read_bytes(manifest.engine)
+        assert store.read_bytes(manifest.graph.model)
+
+
+def test_the_command(store_environment: EngineStore, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(store_environment, 0)
+    assert run(["gc"]) == 0
+    assert "1 engines" in capsys.readouterr().out
+    assert run(["gc", "--grace-hours", "0"]) == 2

@@ -1,0 +1,48 @@
+"""`python -m enginefarm.store.check`, on a server that passes and on one that does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from enginefarm.store import check, s3
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import Credentials
+from tests.farm.weed_server import free_ports, wait_for
+
+
+def test_seaweedfs_does_all_that_is_needed(store: EngineStore) -> None:
+    results = check.checks(store.objects)
+    assert [needed for needed, done in results if not done] == []
+    assert list(store.list_objects("check/")) == []
+
+
+def test_the_check_says_what_a_lesser_server_lacks(tmp_path: Path) -> None:
+    """rclone's S3 server takes conditional writes and ignores the condition."""
+    (port,) = free_ports(1)
+    (tmp_path / "root").mkdir()
+    log = tmp_path / "log"
+    rclone = Path(sysconfig.get_path("scripts")) / "rclone"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [
+                *(rclone, "serve", "s3", f"--addr=127.0.0.1:{port}", "--auth-key=key,secret"),
+                *(f"--config={tmp_path / 'none'}", str(tmp_path / "root")),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        endpoint = f"http://127.0.0.1:{port}"
+        wait_for(endpoint, server, log)
+        objects = s3.connect(
+            "s3://engines", endpoint=endpoint, credentials=Credentials("key", "secret")
+        )
+        objects.create_bucket()
+        missing = [needed for needed, done in check.checks(objects) if not done]
+    finally:
+        server.kill()
+        server.wait()
+    assert "If-None-Match: * refuses to overwrite" in missing
+    assert "one winner of 8 who create at once" in missing

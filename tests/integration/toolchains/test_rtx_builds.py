@@ -1,0 +1,321 @@
+"""Real TensorRT-RTX builds in real child processes: what comes out, and every way to fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tiny_onnx
+
+from enginefarm.build import isolate
+from enginefarm.child import process as child_process
+from enginefarm.digest import sha256_file
+from enginefarm.documents.spec import BuildSpec
+from enginefarm.errors import (
+    BuildCancelled,
+    BuildCrashed,
+    BuildError,
+    BuildOutOfMemory,
+    BuildTimeout,
+    ParseError,
+    ToolchainError,
+)
+from enginefarm.host.plan_header import read_plan_header
+from enginefarm.progress import SINK
+from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
+
+NAME = "tensorrt-rtx"
+IDENTITY = toolchain(NAME).identity()
+
+
+def request(onnx: Path, work_dir: Path, **more: Any) -> BuildRequest:
+    spec = more.pop("spec", None) or tiny_onnx.spec(IDENTITY)
+    return BuildRequest(spec=spec, onnx=onnx, work_dir=work_dir, **more)
+
+
+def run(onnx: Path, work_dir: Path, **more: Any) -> BuildOutput:
+    return isolate.build(request(onnx, work_dir, **more), toolchain=NAME)
+
+
+def with_shapes(low: tuple[int, ...], opt: tuple[int, ...], high: tuple[int, ...]) -> BuildSpec:
+    return tiny_onnx.spec(IDENTITY, shapes={"x": (low, opt, high)})
+
+
+class Recorder:
+    """A progress sink that remembers, and can do something at its first call."""
+
+    def __init__(self, action: Any = None) -> None:
+        self.calls: list[tuple[float, float | None, str]] = []
+        self._action = action
+
+    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        assert step == "build"
+        if not self.calls and self._action is not None:
+            self._action()
+        self.calls.append((done, total, note))
+
+
+@pytest.fixture
+def watch() -> Iterator[Any]:
+    tokens = []
+
+    def start(recorder: Recorder) -> Recorder:
+        tokens.append(SINK.set(recorder))
+        return recorder
+
+    yield start
+    for token in reversed(tokens):
+        SINK.reset(token)
+
+
+def test_a_plan_its_tensors_and_its_log(tmp_path: Path) -> None:
+    output = run(tiny_onnx.convolutions(tmp_path / "model.onnx"), tmp_path / "w")
+    header = read_plan_header(output.plan)
+    assert header.version == IDENTITY.build
+    assert header.compute_capabilities == ("8.0",)
+    assert [(t.name, t.role, t.dtype, t.shape) for t in output.tensors] == [
+        ("x", "input", "float16", (-1, 3, 16, 16)),
+        ("y", "output", "float16", (-1, 8, 16, 16)),
+    ]
+    assert output.seconds > 0
+    assert output.peak_memory_bytes > 50 << 20
+    assert output.log is not None
+    assert "Engine generation completed" in output.log.read_text()
+
+
+@pytest.mark.skipif(not child_process.randomisation_is_off(), reason="setarch -R is forbidden here")
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=6)
+    digests = {sha256_file(run(onnx, tmp_path / f"w{n}").plan) for n in range(3)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("gpu", ["t4", "a100", "l4"])
+def test_builds_for_gpus_that_are_not_here(tmp_path: Path, gpu: str) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(IDENTITY, gpu=gpu)
+    assert run(onnx, tmp_path / "w", spec=spec).plan.stat().st_size > 1000
+
+
+def test_builds_run_at_the_same_time(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    with ThreadPoolExecutor(3) as pool:
+        outputs = list(pool.map(lambda n: run(onnx, tmp_path / f"w{n}"), range(3)))
+    assert all(output.plan.is_file() for output in outputs)
+
+
+def test_a_shape_tensor_gets_values_for_its_profile(tmp_path: Path) -> None:
+    onnx = tiny_onnx.reshape_by_input(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(IDENTITY, shapes={"shape": ((1, 1), (2, 4), (8, 8))})
+    assert run(onnx, tmp_path / "w", spec=spec).tensors[-1].shape == (-1, -1)
+
+
+def test_progress_arrives_and_ends_at_the_total(tmp_path: Path, watch: Any) -> None:
+    seen = watch(Recorder())
+    run(tiny_onnx.convolutions(tmp_path / "model.onnx", layers=8), tmp_path / "w")
+    measured = [done for done, total, _ in seen.calls if total == 100]
+    assert len(measured) > 5
+    assert measured == sorted(measured)
+    assert measured[-1] == 100
+    assert any("Optimizing graph" in note for _, _, note in seen.calls)
+    assert all(note.startswith("a100/fp16 (tensorrt-rtx): ") for _, _, note in seen.calls)
+
+
+def test_a_silent_builder_is_shown_as_running(
+    tmp_path: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "QUIET_S", 0.0)
+    seen = watch(Recorder())
+    run(tiny_onnx.convolutions(tmp_path / "model.onnx"), tmp_path / "w")
+    assert any(total is None for _, total, _ in seen.calls)
+
+
+def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParseError, match=r"'find_nonzero' \(operator NonZero\)") as caught:
+        run(tiny_onnx.nonzero(tmp_path / "model.onnx"), tmp_path / "w")
+    assert "plugin creator" in caught.value.why
+
+
+def test_a_parser_segfault_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(BuildCrashed, match="SIGSEGV") as caught:
+        run(tiny_onnx.topk_of_float_k(tmp_path / "model.onnx"), tmp_path / "w")
+    assert caught.value.why
+    run(tiny_onnx.convolutions(tmp_path / "good.onnx"), tmp_path / "w2")  # the farm lives on
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no model\n"])
+def test_files_that_parse_as_true_and_hold_nothing(tmp_path: Path, content: bytes) -> None:
+    onnx = tmp_path / "model.onnx"
+    onnx.write_bytes(content)
+    with pytest.raises(ParseError, match=r"model\.onnx"):
+        run(onnx, tmp_path / "w")
+
+
+def test_a_truncated_model(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=4)
+    onnx.write_bytes(onnx.read_bytes()[:-200])
+    with pytest.raises(ParseError, match="MODEL_DESERIALIZE_FAILED"):
+        run(onnx, tmp_path / "w")
+
+
+def test_min_over_max_is_seen(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    spec = with_shapes((4, 3, 16, 16), (4, 3, 16, 16), (2, 3, 16, 16))
+    with pytest.raises(BuildError, match="profile 'default'"):
+        run(onnx, tmp_path / "w", spec=spec)
+
+
+def test_values_of_a_shape_tensor_must_be_ordered_too(tmp_path: Path) -> None:
+    onnx = tiny_onnx.reshape_by_input(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(IDENTITY, shapes={"shape": ((1, 8), (2, 4), (8, 8))})
+    with pytest.raises(BuildError, match="input 'shape' refuses"):
+        run(onnx, tmp_path / "w", spec=spec)
+
+
+def test_a_profile_for_an_input_that_is_not_there(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(IDENTITY, shapes={"picture": ((1,), (1,), (1,))})
+    with pytest.raises(BuildError, match="no input 'picture'"):
+        run(onnx, tmp_path / "w", spec=spec)
+
+
+def test_a_refusal_of_the_builder_has_the_logs_cause(tmp_path: Path) -> None:
+    onnx = tiny_onnx.float_gemm(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(IDENTITY, shapes={"x": ((1, 4), (2, 4), (4, 4))}, gpu="t4")
+    with pytest.raises(BuildError) as caught:
+        run(onnx, tmp_path / "w", spec=spec)
+    assert "FP32 GEMM" in caught.value.why
+    assert "cudaError 35" not in str(caught.value)
+
+
+def test_too_much_memory(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=30, channels=64)
+    with pytest.raises(BuildOutOfMemory, match="limit of 80 MiB"):
+        run(onnx, tmp_path / "w", memory_limit_bytes=80 << 20)
+    assert not (tmp_path / "w" / "engine.plan").exists()
+
+
+def test_too_much_time(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=30, channels=64)
+    started = time.monotonic()
+    with pytest.raises(BuildTimeout, match=r"limit of 0\.2 s"):
+        run(onnx, tmp_path / "w", timeout_s=0.2)
+    assert time.monotonic() - started < 2
+
+
+def test_cancelling_kills_the_child_at_once(tmp_path: Path, watch: Any) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=30, channels=64)
+    cancel = threading.Event()
+    watch(Recorder(cancel.set))
+    with pytest.raises(BuildCancelled):
+        isolate.build(request(onnx, tmp_path / "w"), toolchain=NAME, cancel=cancel)
+    assert not builders()
+    assert not (tmp_path / "w" / "engine.plan").exists()
+
+
+def test_no_credentials_in_the_child(
+    tmp_path: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-child")
+    monkeypatch.setenv("PREFECT_API_KEY", "not-for-the-child")
+    environments: list[bytes] = []
+
+    def look() -> None:
+        environments.extend(Path(f"/proc/{child.pid}/environ").read_bytes() for child in builders())
+
+    watch(Recorder(look))
+    run(tiny_onnx.convolutions(tmp_path / "model.onnx"), tmp_path / "w")
+    assert environments
+    assert not any(b"not-for-the-child" in environment for environment in environments)
+    assert all(f"HOME={tmp_path}/w".encode() in environment for environment in environments)
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=60, channels=128)
+    (tmp_path / "request.json").write_text(request(onnx, tmp_path / "w").model_dump_json())
+    script = (
+        "import sys; from pathlib import Path; from enginefarm import isolate; "
+        "from enginefarm.toolchains import BuildRequest; "
+        "isolate.build(BuildRequest.model_validate_json(Path(sys.argv[1]).read_text()), "
+        f"toolchain={NAME!r})"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "request.json")], stderr=subprocess.DEVNULL
+    )
+    children = wait_for(lambda: builders(parent.pid))
+    assert children
+    wait_for(lambda: b"Optimizing" in log_of(tmp_path) or b"Detected" in log_of(tmp_path))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("refit", True, r"builder\.refit"),
+        ("strip_plan", True, r"builder\.strip_plan"),
+        ("compatibility", "ampere_plus", r"builder\.compatibility"),
+        ("attempts", 3, r"builder\.attempts"),
+        ("classic_int8", True, r"builder\.classic_int8"),
+        ("tactic_sources", ("CUDNN",), r"builder\.tactic_sources"),
+    ],
+)
+def test_options_that_it_lacks_are_refused_by_name(option: str, value: Any, named: str) -> None:
+    with pytest.raises(ToolchainError, match=named):
+        toolchain(NAME).check(tiny_onnx.spec(IDENTITY, **{option: value}))
+
+
+def test_options_that_it_has_are_kept(tmp_path: Path) -> None:
+    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
+    spec = tiny_onnx.spec(
+        IDENTITY,
+        optimization_level=2,
+        workspace_mib=64,
+        sparse_weights=True,
+        version_compatible=True,
+    )
+    assert run(onnx, tmp_path / "w", spec=spec).plan.is_file()
+
+
+def test_hopper_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ToolchainError, match=r"h100 \(compute capability 9\.0\)") as caught:
+        toolchain(NAME).check(tiny_onnx.spec(IDENTITY, gpu="h100"))
+    assert "7.5" in caught.value.why
+
+
+def builders(pid: int | None = None) -> list[psutil.Process]:
+    children = psutil.Process(pid).children(recursive=True)
+    return [c for c in children if "enginefarm.build.child" in " ".join(safe_cmdline(c))]
+
+
+def safe_cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def log_of(tmp_path: Path) -> bytes:
+    log = tmp_path / "w" / "build.log"
+    return log.read_bytes() if log.is_file() else b""
+
+
+def wait_for(condition: Any, seconds: float = 10) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    return condition()

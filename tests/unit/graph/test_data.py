@@ -1,0 +1,137 @@
+"""Batches: streamed, and refused with the tensor's name when they do not fit."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.errors import CalibrationError
+from enginefarm.graph import data
+
+X = TensorSpec(name="x", shape=("batch", 3))
+Y = TensorSpec(name="y", dtype="int64", shape=("batch", "time"))
+
+
+def read(source: Data, root: Path, inputs: Any = (X,), batches: int = 100, size: int = 4) -> list:
+    return list(
+        data.batches(source, root=root, inputs=inputs, batches=batches, batch_size=size, seed=7)
+    )
+
+
+def code(tmp_path: Path, body: str) -> Data:
+    (tmp_path / "code.py").write_text(f"import numpy as np\n{body}")
+    return Data(callable="code.py:data")
+
+
+def test_an_npz_is_cut_along_its_first_axis(tmp_path: Path) -> None:
+    x = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "d.npz", x=x)
+    found = read(Data(path="d.npz"), tmp_path)
+    assert [batch["x"].shape[0] for batch in found] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in found]), x)
+    assert len(read(Data(path="d.npz"), tmp_path, batches=2)) == 2
+
+
+def test_a_large_npz_is_not_read_whole(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=np.zeros((4_000_000, 3), np.float32))
+    tracemalloc.start()
+    batches = data.batches(
+        Data(path="d.npz"), root=tmp_path, inputs=(X,), batches=8, batch_size=1000, seed=0
+    )
+    assert sum(batch["x"].shape[0] for batch in batches) == 8000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20, f"48 MB of data, {peak} bytes at once"
+
+
+def test_a_folder_is_a_batch_a_file_in_order(tmp_path: Path) -> None:
+    for index in (2, 0, 1):
+        np.save(tmp_path / f"{index}.npy", np.full((index + 1, 3), index, np.float32))
+    assert [batch["x"].shape[0] for batch in read(Data(path="."), tmp_path)] == [1, 2, 3]
+
+
+def test_a_callable_gets_the_seed_and_the_batch_size_where_it_takes_them(tmp_path: Path) -> None:
+    body = "def data(seed, batch_size, scale):\n"
+    body += "    yield {'x': np.full((batch_size, 3), seed * scale, np.float32)}\n"
+    source = code(tmp_path, body).model_copy(update={"arguments": {"scale": 2}})
+    assert (read(source, tmp_path)[0]["x"] == 14).all()
+    assert read(code(tmp_path, "def data():\n  yield {'x': np.ones((1, 3), 'f')}"), tmp_path)
+
+
+def test_labels_travel_with_the_batch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((4, 3), np.float32), digit=np.arange(4))
+    source = Data(path="d.npz", labels="digit")
+    feeds, labels = data.split(read(source, tmp_path)[0], source)
+    assert list(feeds) == ["x"]
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{}", ["it has nothing", "x"]),
+        ("{'x': np.ones((2, 3), 'f'), 'z': 1}", ["it has x, z"]),
+        ("{'x': np.ones((2, 3))}", ["x: dtype float64", "astype(np.float32)"]),
+        ("{'x': np.ones((2, 4), 'f')}", ["x: shape (2, 4)", "axis 1 is 4, not 3"]),
+        ("{'x': np.ones((3,), 'f')}", ["x: shape (3,)", "(batch, 3)"]),
+        ("{'x': np.ones((0, 3), 'f')}", ["x: shape (0, 3) is empty"]),
+        ("{'x': np.full((1, 3), np.nan, 'f')}", ["x: it holds NaN"]),
+        ("[1]", ["list, where a dict"]),
+        ("1 / 0", ["raised ZeroDivisionError", "division by zero"]),
+    ],
+)
+def test_a_wrong_batch_is_one_error_that_names_the_tensor(
+    tmp_path: Path, value: str, words: list[str]
+) -> None:
+    source = code(tmp_path, f"def data(seed):\n  yield {value}\n")
+    with pytest.raises(CalibrationError) as caught:
+        read(source, tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_one_dim_has_one_size_in_a_batch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3), np.float32), y=np.ones((3, 5), np.int64))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "a.npz").rename(folder / "a.npz")
+    with pytest.raises(CalibrationError, match="y: dim 'batch' is 3 here and 2 in x"):
+        read(Data(path="folder"), tmp_path, inputs=(X, Y))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
+def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"data\.path: d\.npz: cannot be read"):
+        read(Data(path="d.npz"), tmp_path)
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(CalibrationError, match="Python objects"):
+        read(Data(path="d.npz"), tmp_path)
+    np.save(tmp_path / "0.npy", np.array([{"a": 1}], dtype=object))
+    (tmp_path / "d.npz").unlink()
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        read(Data(path="."), tmp_path)
+
+
+def test_no_data_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="it gives no data"):
+        read(code(tmp_path, "def data(seed):\n  return iter(())\n"), tmp_path)
+    np.savez(tmp_path / "d.npz", x=np.ones((0, 3), np.float32))
+    with pytest.raises(CalibrationError, match="it gives no data"):
+        read(Data(path="d.npz"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CalibrationError, match=r"no \.npz or \.npy file"):
+        read(Data(path="empty"), tmp_path)
+    with pytest.raises(CalibrationError, match=r"not an \.npz file, nor a folder"):
+        read(Data(path="missing"), tmp_path)
+    with pytest.raises(CalibrationError, match="no such file"):
+        read(Data(callable="missing.py:data"), tmp_path)

@@ -1,0 +1,90 @@
+"""The reference: what the model says, in a file that other steps and hosts read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CODE, recipe
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import CalibrationError, ExportError
+from enginefarm.graph import feeds
+from enginefarm.graph.reference import make_reference, read_reference
+from enginefarm.graph.sources import source
+
+LABELLED = CODE + (
+    "\ndef labelled(batch_size):\n"
+    "    for size in (3, 5):\n"
+    "        yield {'x': np.ones((size, 3, 8, 8), 'f') * size, 'digit': np.arange(size)}\n"
+)
+
+
+def load(made: Recipe, folder: Path) -> torch.nn.Module:
+    module = source("torch").load(made.source, made.root, folder)
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
+def test_batches_outputs_and_labels_come_back(tmp_path: Path) -> None:
+    verification = {"data": {"callable": "code.py:labelled", "labels": "digit"}, "batches": 9}
+    made = recipe(tmp_path, code=LABELLED, verification=verification)
+    module = load(made, tmp_path)
+    path = make_reference(made, module, tmp_path / "r.npz", outputs=("scores",))
+    found = list(read_reference(path))
+    assert [batch.inputs["x"].shape[0] for batch in found] == [3, 5]
+    assert found[1].labels is not None
+    assert found[1].labels.tolist() == [0, 1, 2, 3, 4]
+    for batch in found:
+        with torch.no_grad():
+            wanted = module(torch.from_numpy(batch.inputs["x"])).numpy()
+        np.testing.assert_array_equal(batch.outputs["scores"], wanted)
+
+
+def test_the_same_numbers_are_the_same_bytes(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    module = load(made, tmp_path)
+    paths = [
+        make_reference(made, module, tmp_path / name, outputs=("scores",))
+        for name in ("a.npz", "b.npz")
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert next(iter(read_reference(paths[0]))).labels is None
+
+
+def test_outputs_in_a_dict_or_tuple_are_counted(tmp_path: Path) -> None:
+    code = CODE + (
+        "\ndef two():\n"
+        "    class Two(Small):\n"
+        "        def forward(self, x):\n"
+        "            y = super().forward(x)\n"
+        "            return {'a': y, 'b': (y + 1,)}\n"
+        "    return Two()\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:two"})
+    module = load(made, tmp_path)
+    path = make_reference(made, module, tmp_path / "r.npz", outputs=("first", "second"))
+    batch = next(read_reference(path))
+    np.testing.assert_allclose(batch.outputs["second"], batch.outputs["first"] + 1)
+    with pytest.raises(ExportError, match="gives 2 tensors, its graph 1 outputs"):
+        make_reference(made, module, tmp_path / "r.npz", outputs=("first",))
+
+
+def test_data_outside_every_profile_is_refused_with_the_dim(tmp_path: Path) -> None:
+    made = recipe(tmp_path, verification={"batches": 1, "batch_size": 64})
+    with pytest.raises(CalibrationError, match="fits no optimization profile") as caught:
+        make_reference(made, load(made, tmp_path), tmp_path / "r.npz", outputs=("scores",))
+    assert "profile default: batch=64 is not in 1..8" in caught.value.why
+
+
+def test_feeds_of_any_size_are_made_of_real_values(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    sample = feeds.sample(made)
+    large = feeds.sized(sample, made, {"batch": 10})["x"]
+    assert large.shape == (10, 3, 8, 8)
+    np.testing.assert_array_equal(large[8:], sample["x"][:2])
+    labels = [label for label, _ in feeds.corners(made)]
+    assert labels[0] == "profile default at min (batch=1)"
+    assert len(labels) == 3
