@@ -26,8 +26,8 @@ def triton_repo(
     """
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json
-    from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.pulling import triton
+    from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import open_store, s3
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split

@@ -238,7 +238,8 @@ def test_the_detector_file_is_the_one_that_the_script_writes(tmp_path: Path) -> 
 def test_two_processes_export_the_same_bytes_without_paths(tmp_path: Path) -> None:
     tiny_recipe(tmp_path)
     script = (
-        "import sys; from pathlib import Path; from enginefarm import recipe_file, export;"
+        "import sys; from pathlib import Path; from enginefarm.recipes import file as recipe_file;"
+        "from enginefarm.graph import export;"
         "export.export_onnx(recipe_file.load(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     texts = []

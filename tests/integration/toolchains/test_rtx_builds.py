@@ -244,7 +244,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=60, channels=128)
     (tmp_path / "request.json").write_text(request(onnx, tmp_path / "w").model_dump_json())
     script = (
-        "import sys; from pathlib import Path; from enginefarm import isolate; "
+        "import sys; from pathlib import Path; from enginefarm.build import isolate; "
         "from enginefarm.toolchains import BuildRequest; "
         "isolate.build(BuildRequest.model_validate_json(Path(sys.argv[1]).read_text()), "
         f"toolchain={NAME!r})"

@@ -118,7 +118,7 @@ def test_a_contender_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None
         "remote",
         runtime="pytorch",
         python=[sys.executable],
-        factory="test_benchmark:scripted",
+        factory="test_engine:scripted",
         arguments=["2.5"],
         environment={"PYTHONPATH": f"{Path(__file__).parents[3]}{os.pathsep}{path}"},
     )

@@ -188,7 +188,8 @@ def test_an_exported_program_is_a_source(tmp_path: Path) -> None:
 def test_the_tool_is_known_without_torch(tmp_path: Path) -> None:
     recipe(tmp_path)
     script = (
-        "import sys; from pathlib import Path; from enginefarm import recipe_file, export, slim;"
+        "import sys; from pathlib import Path; from enginefarm.recipes import file as recipe_file;"
+        "from enginefarm.graph import export, slim;"
         "made = recipe_file.load(Path(sys.argv[1]));"
         "print(export.export_tool(made).name, slim.slim_tool().name);"
         "print(sorted({'torch', 'onnx', 'onnxslim'} & set(sys.modules)))"

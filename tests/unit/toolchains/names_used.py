@@ -41,9 +41,10 @@ FILES: dict[str, tuple[str, ...]] = {
     "toolchains/combine_caches.py": ("builder", "config", "cache"),
     "toolchains/tensorrt_rtx.py": ("builder", "config", "network", "parser"),
     "toolchains/classic_int8.py": ("builder", "config", "profile"),
-    "runtime.py": ("_runtime", "engine", "inspector"),
-    "engine_session.py": ("context",),
-    "cuda_buffers.py": (),
+    "run/trt.py": (),
+    "run/engine.py": ("_runtime", "engine", "inspector"),
+    "run/session.py": ("context",),
+    "run/buffers.py": (),
 }
 """Our files and the native variables in each (`profile` is a recipe's in most of them)."""
 

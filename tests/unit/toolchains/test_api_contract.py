@@ -14,9 +14,10 @@ from tests.unit.toolchains.names_used import FILES, names_used
 ROOT = Path(enginefarm.__file__).parent
 BOTH = {
     "toolchains/builder_api.py",
-    "runtime.py",
-    "engine_session.py",
-    "cuda_buffers.py",
+    "run/trt.py",
+    "run/engine.py",
+    "run/session.py",
+    "run/buffers.py",
 }
 NATIVE = {
     "toolchains/tensorrt.py",

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from enginefarm.errors import EngineRunError
+from enginefarm.run import trt as trt_api
 from enginefarm.run.engine import Engine
-from enginefarm.toolchains import builder_api, combine_caches
+from enginefarm.toolchains import combine_caches
 from enginefarm.toolchains.tensorrt import read_timing_cache, use_timing_cache
 
 
@@ -30,7 +31,7 @@ class ILogger:
 class Config:
     """Gives an empty cache for bytes that it cannot read, and says so in its log alone."""
 
-    def __init__(self, messages: builder_api.Messages) -> None:
+    def __init__(self, messages: trt_api.Messages) -> None:
         self.messages = messages
         self.cache: Any = None
 
@@ -49,14 +50,12 @@ class Config:
 
 @pytest.fixture
 def config() -> Config:
-    return Config(builder_api.Messages(echo=False))
+    return Config(trt_api.Messages(echo=False))
 
 
 def test_a_logger_outlives_whoever_made_it() -> None:
     # TensorRT may write to the first logger of a process when its builder is gone.
-    made = builder_api.make_logger(
-        SimpleNamespace(ILogger=ILogger), builder_api.Messages(echo=False)
-    )
+    made = trt_api.make_logger(SimpleNamespace(ILogger=ILogger), trt_api.Messages(echo=False))
     alive = weakref.ref(made)
     del made
     gc.collect()
@@ -91,7 +90,7 @@ def test_a_refused_cache_is_combined_with_none(
         Builder=lambda logger: SimpleNamespace(create_builder_config=lambda: config),
     )
     monkeypatch.setattr(combine_caches, "load", lambda: trt)
-    monkeypatch.setattr(builder_api, "Messages", lambda: config.messages)
+    monkeypatch.setattr(combine_caches, "Messages", lambda: config.messages)
     (tmp_path / "a").write_bytes(b"ptrt a")
     (tmp_path / "b").write_bytes(b"not a cache")
     assert combine_caches.main(*(str(tmp_path / name) for name in ("a", "b", "out"))) == 1
@@ -109,7 +108,7 @@ def test_a_refused_cache_is_combined_with_none(
 def test_what_a_runtime_logs_is_explained(said: str, meant: str) -> None:
     engine = object.__new__(Engine)
     engine.plan, engine.device_name = Path("x.plan"), "a GPU"
-    engine.messages = builder_api.Messages(echo=False)
+    engine.messages = trt_api.Messages(echo=False)
     engine.messages.add("ERROR", said)
     error = engine.failure("cannot be loaded")
     assert meant in error.why
