@@ -1,14 +1,18 @@
 """A recipe -> its engines: the once-per-recipe stages here, then one run an engine."""
 
+# Prefect types Task.submit in part: it takes futures in place of values.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -36,6 +40,7 @@ from tasks.outcomes import EngineMissing, cached_outcomes, engine_state, publish
 # Threads here only wait: builds are held to the number of cores where they start, or to
 # one a worker. A recipe's engines are all handed out at once, up to this many.
 FAN_OUT = 128
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=FAN_OUT)
 
 
 class EnginesMissing(EnginefarmError):
@@ -53,7 +58,7 @@ class EnginesMissing(EnginefarmError):
 
 @flow(
     name="build-model",
-    task_runner=ThreadPoolTaskRunner(max_workers=FAN_OUT),
+    task_runner=RUNNER,
     persist_result=False,
 )
 def build_model(
@@ -73,7 +78,7 @@ def build_model(
         precisions: Only these of the recipe's precisions. Empty: all of them.
     """
     with stopped_at_once():
-        on_farm = runtime.deployment.id is not None
+        on_farm = deployment.id is not None
         file = recipe_file_at(recipe) if on_farm else Path(recipe)
         wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
         found = plan_recipe(wanted, online_offers() if on_farm else local_offers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -32,7 +33,9 @@ def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
     """Rows in the store's tables, artifacts in the UI."""
     outcome_rows.record(stages.here().store, outcomes)
     key = f"engines-{recipe.replace('.', '-').replace('_', '-')}"
-    rows = [dict(zip(HEADER, cells(outcome), strict=True)) for outcome in outcomes]
+    rows: list[dict[str, Any]] = [
+        dict(zip(HEADER, cells(outcome), strict=True)) for outcome in outcomes
+    ]
     create_table_artifact(key=key, table=rows, description=f"Engines of {recipe}")
     create_markdown_artifact(
         key=f"{key}-summary", markdown=markdown(outcomes), description=f"Engines of {recipe}"

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+    from contextlib import AbstractContextManager
+
     from enginefarm.planning.outcome import Outcome
 
 
@@ -79,7 +82,7 @@ def _all_cached(
     return cached_outcomes(site, wanted, found) if found.complete else None
 
 
-def _stopped_by_signals() -> object:
+def _stopped_by_signals() -> AbstractContextManager[None]:
     """Ctrl-C and SIGTERM kill the builders first, then end the command."""
     import signal
     from contextlib import contextmanager
@@ -87,7 +90,7 @@ def _stopped_by_signals() -> object:
     from enginefarm.child.cancellation import CANCEL
 
     @contextmanager
-    def guard():  # type: ignore[no-untyped-def]
+    def guard() -> Generator[None]:
         before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: object) -> None:

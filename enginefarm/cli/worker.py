@@ -6,8 +6,12 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from enginefarm.farm.worker.card import Role
 
 from enginefarm.errors import FarmError, UsageError
 
@@ -46,7 +50,7 @@ def worker(
     )
 
 
-def _role(label: str | None, cross: bool, cpu: bool, control: bool) -> str:
+def _role(label: str | None, cross: bool, cpu: bool, control: bool) -> Role:
     if (label is not None) + cpu + control != 1:
         raise UsageError(
             "worker: give exactly one of --gpu LABEL, --cpu and --control",

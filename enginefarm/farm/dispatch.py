@@ -7,16 +7,16 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import httpx
-from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Scheduled
 
 from enginefarm import errors
@@ -90,7 +90,7 @@ def _start(job: Job, pool: str) -> FlowRun:
             f"build-engine/{pool}",
             parameters={"job": job.model_dump(mode="json")},
             flow_run_name=f"{job.recipe} {job.spec.label}",
-            idempotency_key=f"{runtime.flow_run.id}:{job.spec.digest}",
+            idempotency_key=f"{flow_run.id}:{job.spec.digest}",
         )
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in (409, 422):
@@ -113,7 +113,7 @@ def _started(deployment: str, **options: Any) -> FlowRun:
     """
     for pause_s in BACKOFF_S:
         try:
-            return run_deployment(deployment, timeout=0, **options)
+            return cast(FlowRun, run_deployment(deployment, timeout=0, **options))
         except httpx.TransportError:
             pass
         except PrefectHTTPStatusError as error:
@@ -121,13 +121,13 @@ def _started(deployment: str, **options: Any) -> FlowRun:
                 raise
         if CANCEL.wait(pause_s):
             raise BuildCancelled("the parent run was cancelled")
-    return run_deployment(deployment, timeout=0, **options)
+    return cast(FlowRun, run_deployment(deployment, timeout=0, **options))
 
 
 def _again(child: FlowRun) -> None:
     """Sends an ended child back to its queue: unless it failed, and the parent only crashed."""
     with get_client(sync_client=True) as client:
-        asked_for = not _after_crash(client, UUID(str(runtime.flow_run.id)))
+        asked_for = not _after_crash(client, UUID(str(flow_run.id)))
         if child.state is not None and (asked_for or not child.state.is_failed()):
             client.set_flow_run_state(child.id, Scheduled(), force=True)
 
@@ -253,7 +253,7 @@ def build_recipes(files: Sequence[Path]) -> dict[Path, Ended]:
             "build-model/build-model",
             parameters={"recipe": str(file)},
             work_queue_name=NIGHT_QUEUE,
-            idempotency_key=f"{runtime.flow_run.id}:{file}",
+            idempotency_key=f"{flow_run.id}:{file}",
         )
         for file in files
     }

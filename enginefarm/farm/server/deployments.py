@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import connection as farm
@@ -151,12 +152,12 @@ def _webhook() -> UUID | None:
     """The block that notifications go through; its URL is kept encrypted by the server."""
     url = os.environ.get(WEBHOOK_URL)
     if url:
-        Webhook(url=url).save(WEBHOOK_BLOCK, overwrite=True)
+        Webhook(url=SecretStr(url)).save(WEBHOOK_BLOCK, overwrite=True)
     try:
-        block = Webhook.load(WEBHOOK_BLOCK)
+        block: Any = Webhook.load(WEBHOOK_BLOCK)
     except ValueError:
         return None
-    return block._block_document_id
+    return UUID(str(block._block_document_id))
 
 
 def _action(action: dict[str, Any], webhook: UUID | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from prefect.blocks.system import Secret
 
@@ -22,7 +23,8 @@ def signing_key_from_block() -> None:
     if not name or os.environ.get(KEY) or os.environ.get(KEY_PEM):
         return
     try:
-        text: object = Secret.load(name).get()
+        block: Any = Secret[str].load(name)
+        text: object = block.get()
     except ValueError as error:
         raise FarmError(
             f"worker: {BLOCK} names the block secret/{name}, and the server has none of that name",

@@ -52,7 +52,7 @@ def test_every_error_says_when() -> None:
 
 def test_contributing_names_the_tables_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    for folder in ("precisions", "toolchains", "sources"):
+    for folder in ("graph/precisions", "toolchains", "graph/sources"):
         assert f"enginefarm/{folder}/NAME.py" in text
     for table in (TOOLCHAINS, SOURCES):
         for target in table.values():
