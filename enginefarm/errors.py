@@ -45,6 +45,7 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -75,17 +76,17 @@ class EnginefarmError(Exception):
         return "\n".join(lines)
 
     def fields(self) -> dict[str, str]:
-        """What a child process writes for its parent, who makes it an error by `of_fields`."""
+        """What another process writes; `of_fields` makes it an error again."""
         return {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process boundaries (builder child, Prefect); keyword-only
-        # arguments do not survive Exception's own pickling.
-        return (_rebuild, (type(self), self.what, self.why, self.fix))
+        # Errors cross processes (Prefect). Exception's own pickling calls __init__ with what
+        # super().__init__ was given, which subclasses with other arguments do not survive.
+        return (_rebuilt, (type(self), self.args), self.__dict__)
 
 
-def _rebuild(kind: type[EnginefarmError], what: str, why: str, fix: str) -> EnginefarmError:
-    return kind(what, why=why, fix=fix)
+def _rebuilt(kind: type[EnginefarmError], args: tuple[object, ...]) -> EnginefarmError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(EnginefarmError):
@@ -237,10 +238,30 @@ class WorkerMismatch(FarmError):
     exit_code = 71
 
 
+def kind_named(name: str) -> type[EnginefarmError] | None:
+    """The class of that name, wherever it is defined; None when no such class is loaded."""
+    waiting: list[type[EnginefarmError]] = [EnginefarmError]
+    for kind in waiting:
+        if kind.__name__ == name:
+            return kind
+        waiting += kind.__subclasses__()
+    return None
+
+
 def of_fields(fields: Mapping[str, str], fallback: type[EnginefarmError]) -> EnginefarmError:
-    """The error that a child process wrote down; of kind `fallback` where it names no other."""
-    kind = globals().get(fields["kind"])
-    made = fallback
-    if isinstance(kind, type) and issubclass(kind, EnginefarmError):
-        made = kind
-    return made(fields["what"], why=fields["why"], fix=fields["fix"])
+    """The error that another process wrote down; of kind `fallback` where it names no other.
+
+    A kind with arguments of its own comes as `fallback` too, with the same words.
+    """
+    what, why, fix = (fields.get(name, "") for name in ("what", "why", "fix"))
+    kind = kind_named(fields.get("kind", "")) or fallback
+    if kind.__init__ is not EnginefarmError.__init__:
+        kind = fallback
+    return kind(what, why=why, fix=fix)
+
+
+def of_text(name: str, text: str, fallback: type[EnginefarmError]) -> EnginefarmError:
+    """The error that was shown as `text` (its `str`), by the class's name."""
+    what, *rest = re.split(r"\n  (why|fix): ", text)
+    said = dict(zip(rest[::2], rest[1::2], strict=False))
+    return of_fields({"kind": name, "what": what, **said}, fallback)

@@ -1,113 +1,332 @@
-"""Runs one function in a child process, so that a crash of native code is one error here.
+"""One function in a fresh process, so that whatever happens there is one error here.
 
-ONNX Runtime 1.32 was seen to segfault on a valid FP16 graph (docs/decisions/0025). The
-function takes a JSON text and gives one. The child gets no credentials, dies with its
-parent, and is killed when the process is asked to stop.
+Native libraries segfault, compilers report nothing for minutes, and a recipe's own code may
+exit, loop or take all the memory. The child gets no credentials and cannot read those of
+other processes; it has a session of its own, leaves no core, dies with its parent, and is
+killed with all that it started when it is cancelled or over a limit.
 
-    python -m enginefarm.child.call MODULE:FUNCTION FOLDER PARENT_PID
+    python -P -m enginefarm.child.call MODULE:FUNCTION FOLDER PROGRESS_FD PARENT_PID
+
+What passes between the two is JSON, since the child may be hostile: a request file in,
+progress lines through a pipe, and a result file or an error file out.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import re
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.child.lifeline import die_with_parent
-from enginefarm.child.process import child_environment
+from enginefarm.child.lifeline import become_child
+from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
 from enginefarm.errors import BuildCancelled, EnginefarmError
+from enginefarm.progress import SINK, Progress, report
 
-POLL_S = 0.1
-REQUEST, RESULT, ERROR, LOG = "request.json", "result.json", "error.json", "log"
+Model = TypeVar("Model", bound=BaseModel)
+
+POLL_S = 0.05
+QUIET_S = 1.0
+"""No progress for that long: shown as running, length unknown."""
+INTERVAL_S = 0.05
+REQUEST, RESULT, ERROR, LOG = "request.json", "result.json", "error.json", "child.log"
 
 
-def call(function: str, request: str, *, error: type[EnginefarmError], what: str) -> str:
-    """`module:function` applied to the JSON text `request`, in a child process.
+class Limits(NamedTuple):
+    """Wall clock in seconds, and resident memory of the child with all that it starts."""
 
-    Raises: whatever error of ours the function raised; `error` when the child died or raised
-    another; BuildCancelled when the process was asked to stop.
+    seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+UNLIMITED = Limits()
+
+
+class Kinds(NamedTuple):
+    """The error for each way in which a child ends without an answer or an error of its own."""
+
+    failed: type[EnginefarmError]
+    crashed: type[EnginefarmError]
+    too_long: type[EnginefarmError]
+    too_large: type[EnginefarmError]
+
+
+class Answer(NamedTuple):
+    """text: what the function returned. peak_bytes: the most memory that was seen."""
+
+    text: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Child:
+    """How children of one purpose run, and what is raised when they end badly.
+
+    what: begins each error, as `build tiny/t4/fp16`. fix: ends that of a crash.
+    error: one kind for every way to end badly, or a kind for each.
+    folder: where it works, and its files and log stay; None: a temporary one.
+    environment: variables beside the harmless ones of `child_environment`.
+    fixed_addresses: without address-space randomisation, where the machine allows it.
+    beats: after a second without progress, it is reported as running.
     """
-    with tempfile.TemporaryDirectory(prefix="enginefarm-") as name:
-        folder = Path(name)
-        (folder / REQUEST).write_text(request, "utf-8")
-        status = _run(function, folder, what)
-        if (folder / RESULT).is_file() and status == 0:
-            return (folder / RESULT).read_text("utf-8")
-        if (folder / ERROR).is_file():
-            raise errors.of_fields(json.loads((folder / ERROR).read_text("utf-8")), error)
-        died = signal.Signals(-status).name if status < 0 else f"status {status}"
-        raise error(
-            f"{what}: the process that ran it died of {died}",
-            why=_last_words(folder / LOG),
-            fix="a valid graph that crashes ONNX Runtime is a defect of it; leave this "
-            "precision out, or try another version",
-        )
 
+    what: str
+    error: type[EnginefarmError] | Kinds
+    fix: str = ""
+    limits: Limits = UNLIMITED
+    folder: Path | None = None
+    log_name: str = LOG
+    environment: Mapping[str, str] | None = None
+    fixed_addresses: bool = False
+    beats: bool = False
+    progress: Progress = report
+    cancel: threading.Event = CANCEL
 
-def _run(function: str, folder: Path, what: str) -> int:
-    with (folder / LOG).open("wb") as log:
-        child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "enginefarm.child.call",
-                function,
-                str(folder),
-                str(os.getpid()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=child_environment(folder),
-            start_new_session=True,
-        )
+    @property
+    def kinds(self) -> Kinds:
+        return self.error if isinstance(self.error, Kinds) else Kinds(*[self.error] * 4)
+
+    def call(self, function: str, request: str) -> Answer:
+        """`module:function` applied to the text `request`.
+
+        Raises: the EnginefarmError that the function raised; `error` when the child died, went
+        over a limit, or raised anything else; BuildCancelled.
+        """
+        with ExitStack() as stack:
+            if self.folder is None:
+                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="enginefarm-"))
+                folder = Path(name)
+            else:
+                folder = self.folder.resolve()
+                folder.mkdir(parents=True, exist_ok=True)
+            for name in (RESULT, ERROR):
+                (folder / name).unlink(missing_ok=True)
+            asked = {"request": request, "path": [part for part in sys.path if part]}
+            (folder / REQUEST).write_text(json.dumps(asked), "utf-8")
+            watch = _Watch(self, folder / self.log_name)
+            status = watch.run(function, folder)
+            if (folder / ERROR).is_file():
+                raise self._raised((folder / ERROR).read_text("utf-8", "replace"))
+            if status != 0 or not (folder / RESULT).is_file():
+                raise watch.ended(status)
+            text = (folder / RESULT).read_text("utf-8", "replace")
+            return Answer(text, watch.peak_bytes)
+
+    def ask(self, function: str, request: BaseModel, answer: type[Model]) -> Model:
+        """The same between models: the function takes and returns their JSON.
+
+        Raises: as `call`; `error` for an answer that is not one."""
+        text = self.call(function, request.model_dump_json()).text
         try:
-            while True:
-                try:
-                    return child.wait(POLL_S)
-                except subprocess.TimeoutExpired:
-                    if CANCEL.is_set():
-                        raise BuildCancelled(f"{what}: cancelled") from None
-        finally:
-            child.kill()
-            child.wait()
+            return answer.model_validate_json(text)
+        except ValidationError as cause:
+            raise self.kinds.failed(
+                f"{self.what}: its process gave an answer that cannot be read",
+                why=str(cause)[:300],
+                fix=self.fix,
+            ) from None
+
+    def _raised(self, text: str) -> EnginefarmError:
+        """The error that the child wrote down."""
+        try:
+            fields = {name: str(value) for name, value in dict(json.loads(text)).items()}
+        except (ValueError, TypeError):
+            fields = {"why": text[:300]}
+        if fields.get("what"):
+            return errors.of_fields(fields, self.kinds.failed)
+        memory = fields.get("kind") == MemoryError.__name__
+        kind = self.kinds.too_large if memory else self.kinds.failed
+        return kind(f"{self.what} failed", why=fields.get("why", ""), fix=self.fix)
 
 
-def _last_words(log: Path) -> str:
-    lines = log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
-    fatal = [line.strip() for line in lines if line.startswith(("Fatal", "terminate"))]
-    return "; ".join(fatal or [line.strip() for line in lines if line.strip()][-1:])[:300]
+class _Watch:
+    """The child while it runs: passes its progress on, and kills it when it must end."""
+
+    def __init__(self, child: Child, log: Path) -> None:
+        self._child = child
+        self._log = log
+        self._last = ("", "")
+        self.peak_bytes = 0
+
+    def run(self, function: str, folder: Path) -> int:
+        """The exit status; negative for a signal."""
+        read_end, write_end = os.pipe()
+        with os.fdopen(read_end, "rb", buffering=0) as progress:
+            try:
+                with self._log.open("wb") as log:
+                    process = start(
+                        [
+                            *(randomisation_off() if self._child.fixed_addresses else ()),
+                            *(sys.executable, "-P", "-m", "enginefarm.child.call"),
+                            *(function, str(folder), str(write_end), str(os.getpid())),
+                        ],
+                        folder,
+                        stdout=log,
+                        pass_fds=(write_end,),
+                        environment=self._child.environment,
+                        cwd=self._child.folder and folder,
+                    )
+            finally:
+                os.close(write_end)
+            try:
+                self._follow(process, progress.fileno())
+                return process.wait()
+            finally:
+                kill_group(process)
+
+    def _follow(self, process: subprocess.Popen[bytes], fd: int) -> None:
+        """Until the child has ended. Passes progress on; enforces the limits."""
+        os.set_blocking(fd, False)
+        started = heard = time.monotonic()
+        pending, open_ = b"", True
+        with selectors.DefaultSelector() as selector:
+            selector.register(fd, selectors.EVENT_READ)
+            while open_ or process.poll() is None:
+                if not open_:
+                    time.sleep(POLL_S)  # it closed its end, and is on its way out
+                elif selector.select(POLL_S):
+                    chunk = os.read(fd, 1 << 16)
+                    open_ = bool(chunk)
+                    *lines, pending = (pending + chunk).split(b"\n")
+                    for line in lines:
+                        self._relay(line)
+                        heard = time.monotonic()
+                elif process.poll() is not None:
+                    break  # a stray grandchild may hold the pipe open
+                now = time.monotonic()
+                self._enforce(process.pid, now - started)
+                if self._child.beats and now - heard > QUIET_S:
+                    step, note = self._last
+                    self._child.progress(step, now - started, None, note or "starting")
+                    heard = now
+
+    def _relay(self, line: bytes) -> None:
+        with suppress(ValueError, TypeError):  # a hostile child may write anything
+            step, done, total, note = json.loads(line)
+            self._last = (str(step), str(note))
+            self._child.progress(
+                str(step), float(done), None if total is None else float(total), str(note)
+            )
+
+    def _enforce(self, pid: int, seconds: float) -> None:
+        what, limits = self._child.what, self._child.limits
+        if self._child.cancel.is_set():
+            raise BuildCancelled(f"{what}: cancelled after {seconds:.1f} s")
+        if limits.seconds is not None and seconds > limits.seconds:
+            raise self._child.kinds.too_long(
+                f"{what}: still running after its limit of {limits.seconds:g} s, and killed",
+                why=self._last_words(),
+                fix="raise ENGINEFARM_BUILD_TIMEOUT_S, or give it less to do",
+            )
+        resident = resident_bytes(pid)
+        self.peak_bytes = max(self.peak_bytes, resident)
+        if limits.memory_bytes is not None and resident > limits.memory_bytes:
+            raise self._child.kinds.too_large(
+                f"{what}: used {_mib(resident)} of memory, over its limit of "
+                f"{_mib(limits.memory_bytes)}, and was killed",
+                fix="raise ENGINEFARM_BUILD_MEMORY_MIB (plan for 4× the weights), or run fewer "
+                "at a time",
+            )
+
+    def ended(self, status: int) -> EnginefarmError:
+        """The error for a child that left neither an answer nor an error."""
+        what, kinds = self._child.what, self._child.kinds
+        if status == -signal.SIGKILL:
+            return kinds.too_large(
+                f"{what}: killed from outside (SIGKILL), when it used "
+                f"{_mib(self.peak_bytes)} of memory",
+                why="the kernel kills so when a machine or container is out of memory",
+                fix="give the machine more memory, or run fewer at a time",
+            )
+        if status < 0:
+            return kinds.crashed(
+                f"{what}: its process died of {signal.Signals(-status).name}",
+                why=self._last_words(),
+                fix=self._child.fix or "a crash is a defect of the code or library that ran",
+            )
+        return kinds.failed(
+            f"{what}: its process ended with status {status} and no result",
+            why=self._last_words(),
+            fix=self._child.fix or "the code that ran must not end its process",
+        )
+
+    def _last_words(self) -> str:
+        """The last lines of the log that say what went wrong, or its last line."""
+        lines = self._log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
+        useful = [line.strip() for line in lines if _FATAL.match(line)][-3:]
+        return "; ".join(useful or [line.strip() for line in lines if line.strip()][-1:])[:500]
 
 
-def main(arguments: list[str]) -> int:
-    function, folder, parent_pid = arguments[0], Path(arguments[1]), int(arguments[2])
-    die_with_parent(parent_pid)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+_FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\(\))")
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MiB"
+
+
+class ProgressPipe:
+    """Writes progress as JSON lines, at most twenty a second and never blocking the work."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._last = 0.0
+        self._note = ""
+        os.set_blocking(fd, False)
+
+    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if note == self._note and not finished and now - self._last < INTERVAL_S:
+            return
+        self._last, self._note = now, note
+        line = json.dumps([step, done, total, note[:500]]) + "\n"
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._fd, line.encode())
+
+
+def main(arguments: list[str]) -> None:
+    function, folder, progress_fd, parent_pid = arguments
+    become_child(int(parent_pid))
+    SINK.set(ProgressPipe(int(progress_fd)))
+    asked = json.loads((Path(folder) / REQUEST).read_text("utf-8"))
+    sys.path[:] = asked["path"]
     module, _, name = function.partition(":")
     try:
-        result = getattr(import_module(module), name)((folder / REQUEST).read_text("utf-8"))
-    except Exception as cause:
+        found, text = RESULT, str(getattr(import_module(module), name)(asked["request"]))
+    except BaseException as cause:
         traceback.print_exc()
-        if isinstance(cause, EnginefarmError):
-            fields = cause.fields()
-        else:
-            why = f"{type(cause).__name__}: {cause}"
-            fields = {"kind": "", "what": f"{function} failed", "why": why, "fix": ""}
-        (folder / ERROR).write_text(json.dumps(fields), "utf-8")
-        return 1
-    (folder / RESULT).write_text(result, "utf-8")
-    return 0
+        found, text = ERROR, json.dumps(_fields(cause))
+    partial = Path(folder) / f"{found}.partial"
+    partial.write_text(text, "utf-8")
+    partial.replace(Path(folder) / found)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if found == RESULT else 1)  # libraries that crash on their way out have answered
+
+
+def _fields(cause: BaseException) -> dict[str, str]:
+    if isinstance(cause, EnginefarmError):
+        return cause.fields()
+    kind = MemoryError if isinstance(cause, MemoryError) else type(cause)
+    return {"kind": kind.__name__, "why": f"{type(cause).__name__}: {cause}"[:600]}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

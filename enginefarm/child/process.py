@@ -8,10 +8,13 @@ import platform
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import enginefarm
+from enginefarm.child.lifeline import keep_environment_private
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -29,6 +32,7 @@ ENVIRONMENT = (
     "NVIDIA_VISIBLE_DEVICES",
     "NVIDIA_DRIVER_CAPABILITIES",
     "TENSORRT_HOME",
+    "ENGINEFARM_RECIPE_ROOTS",
 )
 """All that a child inherits. No AWS_*, no PREFECT_*, no tokens."""
 
@@ -83,6 +87,33 @@ def _children(pid: int) -> list[int]:
         ]
     except OSError:  # it has gone, or the kernel lacks this file: then the leader alone counts
         return []
+
+
+def start(
+    command: Sequence[str],
+    work_dir: Path,
+    *,
+    stdout: IO[bytes] | int,
+    pass_fds: Sequence[int],
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a child in a session of its own, which `kill_group` ends with all that it started.
+
+    environment: on top of `child_environment`. From here on this process's own environment
+    cannot be read by others of the same user; the child calls `lifeline.become_child`.
+    """
+    keep_environment_private()
+    return subprocess.Popen(
+        [*command],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env={**child_environment(work_dir), **(environment or {})},
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -149,14 +149,12 @@ def _why(job: Job, ended: FlowRun) -> EnginefarmError:
         )
     if state is None or state.is_cancelled():
         return BuildCancelled(f"{label}: cancelled")
-    kind = getattr(errors, (state.name or "").removeprefix("Failed: "), FarmError)
     text = state.message or "no reason given"
     if state.is_crashed():
         return FarmError(f"{label}: crashed {ended.run_count} times", why=text)
     if state.is_completed():
         return FarmError(f"{label}: its run completed, and its manifest is not in the store")
-    made: EnginefarmError = kind(text)
-    return made
+    return errors.of_text((state.name or "").removeprefix("Failed: "), text, FarmError)
 
 
 class _Children:

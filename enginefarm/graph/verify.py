@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
-from enginefarm.child import call as native
+from enginefarm.child.call import Child
 from enginefarm.documents.manifest import GraphVerification, OutputComparison
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
     Arrays = dict[str, Array]
+
+
+CRASH = (
+    "a valid graph that crashes ONNX Runtime is a defect of it; leave this precision out, or "
+    "try another version"
+)
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,10 @@ def verify_graph(
         class_scores=tuple(class_scores),
     )
     progress.report("verify", 0, 1)
-    answer = native.call(
-        f"{__name__}:verify_here",
-        request.model_dump_json(),
-        error=PrecisionError,
-        what=f"verification of {onnx.name}",
-    )
+    child = Child(what=f"verification of {onnx.name}", error=PrecisionError, fix=CRASH)
+    verified = child.ask(f"{__name__}:verify_here", request, GraphVerification)
     progress.report("verify", 1, 1)
-    return GraphVerification.model_validate_json(answer)
+    return verified
 
 
 def verify_here(request_json: str) -> str:

@@ -6,17 +6,20 @@ pipe (inputs once, three numbers a pass) is outside every measured interval.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.child.process import child_environment
+from enginefarm.child.lifeline import become_child
+from enginefarm.child.process import kill_group, start
 from enginefarm.errors import EngineRunError
 from enginefarm.run.running import Contender, Iteration
 from enginefarm.tables.rows import Runtime
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+CLOSES_S = 30
 
 
 def this_python() -> tuple[str, ...]:
@@ -52,16 +58,21 @@ class RemoteContender:
         self.runtime: Runtime = runtime
         self._connection, theirs = Pipe()
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = start(
                 [
                     *(*python, "-m", "enginefarm.run.remote"),
-                    *(str(theirs.fileno()), factory, *arguments),
+                    *(str(os.getpid()), str(theirs.fileno()), factory, *arguments),
                 ],
-                env={**child_environment(Path(tempfile.gettempdir())), **(environment or {})},
-                pass_fds=(theirs.fileno(),),
+                Path(tempfile.gettempdir()),
                 stdout=2,  # what it prints is no answer of ours: `--json` owns the other one
+                pass_fds=(theirs.fileno(),),
+                environment=environment,
             )
-        self._ask("ready")
+        try:
+            self._ask("ready")
+        except BaseException:
+            self.close()
+            raise
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
         self._ask("bind", dict(feeds))
@@ -75,7 +86,9 @@ class RemoteContender:
 
     def close(self) -> None:
         self._connection.close()
-        self._process.wait(30)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSES_S)
+        kill_group(self._process)
 
     def _ask(self, *request: Any) -> Any:
         try:
@@ -88,8 +101,9 @@ class RemoteContender:
         return answer
 
 
-def serve(descriptor: str, factory: str, *arguments: str) -> None:
+def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> None:
     """The other side: makes the contender, and answers until the connection closes."""
+    become_child(int(parent_pid))
     with Connection(int(descriptor)) as connection:
         contender: Contender | None = None
         while True:

@@ -6,22 +6,17 @@ outputs. A crash of the engine is a failed verification, not a crash of the work
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
-from enginefarm import errors
-from enginefarm.child.process import child_environment
+from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.documents.thresholds import Budget
+from enginefarm.errors import BuildCancelled, EnginefarmError, EngineRunError, HostError
 from enginefarm.schema import Frozen
 
 LOG_NAME = "device.log"
@@ -55,33 +50,21 @@ def verify_on_device(request: DeviceRequest, work_dir: Path, *, timeout_s: float
     Raises: HostError (and DriverTooOld) where this host cannot run any engine of this
     toolchain: that says nothing of the engine.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    asked, answer = work_dir / "device_request.json", work_dir / "device_result.json"
-    asked.write_text(request.model_dump_json(), "utf-8")
-    log = work_dir / LOG_NAME
-    with log.open("wb") as stream:
-        child = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "enginefarm.run.verify_child"),
-                *(str(asked), str(answer), str(os.getpid())),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=child_environment(work_dir),
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return Verdict(_failed(f"still running after {timeout_s:g} s, and killed"), log)
-        finally:
-            child.kill()
-            child.wait()
-    if answer.is_file():
-        return Verdict(_answer(json.loads(answer.read_text("utf-8"))), log)
-    ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    return Verdict(_failed(f"the process that ran it {ended}"), log)
+    child = Child(
+        what="the engine",
+        error=EngineRunError,
+        limits=Limits(timeout_s),
+        folder=work_dir,
+        log_name=LOG_NAME,
+    )
+    try:
+        found = child.ask("enginefarm.run.verify_child:verify", request, DeviceVerification)
+    except (HostError, BuildCancelled):
+        raise
+    except EnginefarmError as error:
+        reason = "; ".join(part for part in (error.what, error.why) if part)
+        found = DeviceVerification(status="failed", reason=reason)
+    return Verdict(found, work_dir / LOG_NAME)
 
 
 def profile_for(shapes: dict[str, tuple[int, ...]], profiles: Sequence[ShapeProfile]) -> int | None:
@@ -99,16 +82,3 @@ def profile_for(shapes: dict[str, tuple[int, ...]], profiles: Sequence[ShapeProf
         ):
             return index
     return None
-
-
-def _answer(fields: dict[str, str]) -> DeviceVerification:
-    if "verification" in fields:
-        return DeviceVerification.model_validate(fields["verification"])
-    error = errors.of_fields(fields, errors.EngineRunError)
-    if isinstance(error, errors.HostError):
-        raise error
-    return _failed("; ".join(part for part in (error.what, error.why) if part))
-
-
-def _failed(reason: str) -> DeviceVerification:
-    return DeviceVerification(status="failed", reason=reason)

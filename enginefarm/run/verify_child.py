@@ -1,20 +1,13 @@
-"""The fresh process of `device_verify`: loads one plan, runs it, compares, and ends.
-
-python -m enginefarm.run.verify_child REQUEST.json RESULT.json PARENT_PID
-"""
+"""In the fresh process of `verify_on_device`: loads one plan, runs it and compares."""
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.child.lifeline import die_with_parent
 from enginefarm.documents.manifest import DeviceVerification
-from enginefarm.errors import EnginefarmError, EngineRunError
+from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verify import compare
 from enginefarm.run.artifacts import Running, open_artifact
@@ -26,17 +19,9 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def main(arguments: list[str]) -> int:
-    asked, answer, parent_pid = arguments
-    die_with_parent(int(parent_pid))
-    request = DeviceRequest.model_validate_json(Path(asked).read_bytes())
-    try:
-        fields: dict[str, Any] = {"verification": verified(request).model_dump(mode="json")}
-    except EnginefarmError as error:
-        print(error, flush=True)
-        fields = dict(error.fields())
-    Path(answer).write_text(json.dumps(fields), "utf-8")
-    return 0
+def verify(request_json: str) -> str:
+    """A DeviceRequest in, a DeviceVerification out, both as JSON."""
+    return verified(DeviceRequest.model_validate_json(request_json)).model_dump_json()
 
 
 def verified(request: DeviceRequest) -> DeviceVerification:
@@ -89,7 +74,3 @@ def _driver() -> str | None:
         return str(nvml.nvmlSystemGetDriverVersion())
     except Exception:  # no NVML here; the engine ran, so the driver is there all the same
         return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

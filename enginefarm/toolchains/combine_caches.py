@@ -1,18 +1,17 @@
-"""Two timing caches of one device into one, by TensorRT itself, in a process of its own.
-
-python -m enginefarm.toolchains.combine_caches STORED FRESH OUT
-"""
+"""Two timing caches of one device into one, by TensorRT itself, in a process of its own."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 import tempfile
 from pathlib import Path
 
-from enginefarm.child.process import child_environment
+from enginefarm.child.call import Child, Limits
+from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
 from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains.tensorrt import load, read_timing_cache
+
+LIMIT_S = 300
 
 
 def combine(stored: bytes, fresh: bytes) -> bytes | None:
@@ -22,30 +21,25 @@ def combine(stored: bytes, fresh: bytes) -> bytes | None:
         first, second, out = folder / "stored", folder / "fresh", folder / "out"
         first.write_bytes(stored)
         second.write_bytes(fresh)
-        done = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "enginefarm.toolchains.combine_caches"),
-                *(str(first), str(second), str(out)),
-            ],
-            env=child_environment(folder),
-            capture_output=True,
-            timeout=300,
-            check=False,
-        )
-        return out.read_bytes() if done.returncode == 0 and out.is_file() else None
+        child = Child("timing caches", error=BuildError, folder=folder, limits=Limits(LIMIT_S))
+        try:
+            child.call(f"{__name__}:combine_here", json.dumps([*map(str, (first, second, out))]))
+        except BuildCancelled:
+            raise
+        except EnginefarmError:
+            return None
+        return out.read_bytes()
 
 
-def main(first: str, second: str, out: str) -> int:
+def combine_here(request: str) -> str:
+    """The child's part. Raises: BuildError when TensorRT refuses them."""
+    first, second, out = map(Path, json.loads(request))
     trt, messages = load(), Messages()
     builder = trt.Builder(make_logger(trt, messages))
     config = builder.create_builder_config()
-    cache = read_timing_cache(config, Path(first).read_bytes(), messages)
-    other = read_timing_cache(config, Path(second).read_bytes(), messages)
+    cache = read_timing_cache(config, first.read_bytes(), messages)
+    other = read_timing_cache(config, second.read_bytes(), messages)
     if cache is None or other is None or not cache.combine(other, False):
-        return 1
-    Path(out).write_bytes(memoryview(cache.serialize()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+        raise BuildError("TensorRT does not combine these timing caches")
+    out.write_bytes(memoryview(cache.serialize()))
+    return ""

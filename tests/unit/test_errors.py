@@ -8,6 +8,9 @@ import re
 import pytest
 
 from enginefarm import errors
+from enginefarm.planning.outcome import of_error
+from flows.build_model import EnginesMissing
+from tasks.outcomes import EngineMissing
 
 CLASSES = [
     value
@@ -38,3 +41,34 @@ def test_what_why_and_fix_survive_pickling(kind: type[errors.EnginefarmError]) -
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert str(copy) == "the field\n  why: a cause\n  fix: a remedy"
+
+
+def test_an_error_with_arguments_of_its_own_survives_pickling() -> None:
+    """Both are carried in states by Prefect, with what they hold."""
+    outcome = of_error("tiny", "t4", "fp16", errors.ParseError("node a"))
+    missing = pickle.loads(pickle.dumps(EngineMissing(outcome)))
+    assert type(missing) is EngineMissing
+    assert missing.outcome == outcome
+    several = pickle.loads(pickle.dumps(EnginesMissing("tiny", [outcome])))
+    assert several.outcomes == [outcome]
+    assert str(several) == str(EnginesMissing("tiny", [outcome]))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_comes_back_from_its_fields_and_from_its_text(
+    kind: type[errors.EnginefarmError],
+) -> None:
+    error = kind("the field", why="a cause\n       of two lines", fix="a remedy")
+    for copy in (
+        errors.of_fields(error.fields(), errors.FarmError),
+        errors.of_text(kind.__name__, str(error), errors.FarmError),
+    ):
+        assert type(copy) is kind
+        assert copy.fields() == error.fields()
+
+
+def test_a_name_of_no_error_is_the_fallback() -> None:
+    for name in ("", "dict", "re", "__builtins__", "Nothing"):
+        made = errors.of_text(name, "crashed", errors.FarmError)
+        assert type(made) is errors.FarmError
+        assert made.what == "crashed"

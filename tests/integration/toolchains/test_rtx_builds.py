@@ -18,6 +18,7 @@ import pytest
 import tiny_onnx
 
 from enginefarm.build import isolate
+from enginefarm.child import call
 from enginefarm.child import process as child_process
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BuildSpec
@@ -134,7 +135,7 @@ def test_progress_arrives_and_ends_at_the_total(tmp_path: Path, watch: Any) -> N
 def test_a_silent_builder_is_shown_as_running(
     tmp_path: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolate, "QUIET_S", 0.0)
+    monkeypatch.setattr(call, "QUIET_S", 0.0)
     seen = watch(Recorder())
     run(tiny_onnx.convolutions(tmp_path / "model.onnx"), tmp_path / "w")
     assert any(total is None for _, total, _ in seen.calls)
@@ -297,7 +298,9 @@ def test_hopper_is_refused_before_anything_runs() -> None:
 
 def builders(pid: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
-    return [c for c in children if "enginefarm.build.child" in " ".join(safe_cmdline(c))]
+    return [
+        c for c in children if "enginefarm.build.isolate:build_here" in " ".join(safe_cmdline(c))
+    ]
 
 
 def safe_cmdline(process: psutil.Process) -> list[str]:

@@ -13,11 +13,11 @@ import pytest
 
 from enginefarm import errors
 from enginefarm.build import isolate
-from enginefarm.build.child import ProgressPipe
 from enginefarm.child import process as child_process
+from enginefarm.child.call import ProgressPipe
 from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId, ToolUse
-from enginefarm.toolchains import BuildRequest
+from enginefarm.toolchains import BuildOutput, BuildRequest
 
 TOOL = ToolUse(name="none", version="0")
 SPEC = BuildSpec(
@@ -32,51 +32,59 @@ SPEC = BuildSpec(
 )
 
 
-def outcome(work_dir: Path, code: int) -> object:
-    request = BuildRequest(spec=SPEC, onnx=work_dir / "model.onnx", work_dir=work_dir)
-    return isolate._outcome(code, work_dir, request, 1 << 30)
+class Plays:
+    """In place of a toolchain, in the child: does what the request's salt says."""
+
+    def build(self, request: BuildRequest) -> BuildOutput:
+        plan = request.work_dir / "engine.plan"
+        plan.write_bytes(b"plan")
+        exec(request.spec.salt, {"request": request, "plan": plan})
+        return BuildOutput(plan=plan, tensors=(), seconds=1.0)
 
 
-def test_an_error_of_the_child_arrives_as_itself(tmp_path: Path) -> None:
-    fields = {"kind": "ParseError", "what": "node 'a'", "why": "because", "fix": "do this"}
-    (tmp_path / "error.json").write_text(json.dumps(fields))
-    with pytest.raises(errors.ParseError) as caught:
-        outcome(tmp_path, 1)
-    assert (caught.value.what, caught.value.why, caught.value.fix) == (
-        "node 'a'",
-        "because",
-        "do this",
+def build(work_dir: Path, script: str, **more: object) -> BuildOutput:
+    spec = SPEC.model_copy(update={"salt": script})
+    request = BuildRequest(spec=spec, onnx=work_dir / "model.onnx", work_dir=work_dir / "w", **more)
+    return isolate.build(request, toolchain="played")
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A module for the child alone, that puts `Plays` into its table of toolchains."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import enginefarm.toolchains as t\nt.TOOLCHAINS['played'] = '{__name__}:Plays'\n"
     )
+    paths = [str(tmp_path), str(Path(__file__).parents[3])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
 
-@pytest.mark.parametrize("signal_name", ["SIGSEGV", "SIGABRT"])
-def test_a_signal_is_a_crash_with_the_logs_last_words(tmp_path: Path, signal_name: str) -> None:
-    import signal
-
-    (tmp_path / "build.log").write_text("[I] fine\n[E] Assertion x failed\n[I] more\n")
-    with pytest.raises(errors.BuildCrashed, match=signal_name) as caught:
-        outcome(tmp_path, -getattr(signal, signal_name))
-    assert caught.value.why == "[E] Assertion x failed"
+def test_a_build_comes_back_with_its_log(tmp_path: Path) -> None:
+    output = build(tmp_path, "print('a word')")
+    assert output.plan.read_bytes() == b"plan"
+    assert output.log is not None
+    assert "a word" in output.log.read_text()
+    assert output.peak_memory_bytes > 1 << 20
 
 
-def test_a_kill_from_outside_is_called_out_of_memory(tmp_path: Path) -> None:
-    with pytest.raises(errors.BuildOutOfMemory, match="1024 MiB"):
-        outcome(tmp_path, -9)
-
-
-def test_no_result_is_an_error_even_with_status_zero(tmp_path: Path) -> None:
-    (tmp_path / "build.log").write_text("")
-    with pytest.raises(errors.BuildError, match="no result"):
-        outcome(tmp_path, 0)
-
-
-def test_an_empty_plan_is_an_error(tmp_path: Path) -> None:
-    plan = tmp_path / "engine.plan"
-    plan.write_bytes(b"")
-    output = {"plan": str(plan), "tensors": [], "seconds": 1.0}
-    (tmp_path / "output.json").write_text(json.dumps(output))
-    with pytest.raises(errors.BuildError, match="no plan"):
-        outcome(tmp_path, 0)
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        ("from enginefarm.errors import *; raise ParseError('node a')", "ParseError", "node a"),
+        ("import os; os.kill(os.getpid(), 11)", "BuildCrashed", "SIGSEGV"),
+        ("print('[E] Assertion x failed'); import os; os.abort()", "BuildCrashed", "Assertion x"),
+        ("import os; os.kill(os.getpid(), 9)", "BuildOutOfMemory", "killed from outside"),
+        ("import os; os._exit(0)", "BuildError", "status 0 and no result"),
+        ("plan.write_bytes(b'')", "BuildError", "no plan"),
+        ("bytearray(1 << 60)", "BuildOutOfMemory", "MemoryError"),
+    ],
+)
+def test_every_way_to_fail_is_one_error_and_leaves_no_plan(
+    tmp_path: Path, script: str, kind: str, said: str
+) -> None:
+    with pytest.raises(errors.BuildError, match=said) as caught:
+        build(tmp_path, script)
+    assert type(caught.value).__name__ == kind
+    assert not (tmp_path / "w" / "engine.plan").exists()
 
 
 def test_the_childs_environment_is_a_short_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +106,7 @@ def test_progress_is_thinned_but_never_loses_the_end() -> None:
     with os.fdopen(read_end) as stream:
         lines = [json.loads(line) for line in stream]
     assert 1 < len(lines) < 100
-    assert lines[-1]["done"] == 1000
+    assert lines[-1][1] == 1000
 
 
 def test_a_parent_that_does_not_read_never_blocks_the_build() -> None:

@@ -1,57 +1,234 @@
-"""A function in a child process: its death is one error here."""
+"""A function in a child process: whatever happens there is one error here."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from enginefarm.child import call as native
+from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.errors import BuildCancelled, PrecisionError, RecipeError
+from enginefarm.errors import (
+    BuildCancelled,
+    BuildCrashed,
+    BuildError,
+    BuildOutOfMemory,
+    BuildTimeout,
+    PrecisionError,
+    RecipeError,
+)
+from enginefarm.schema import Frozen
+
+KINDS = Kinds(BuildError, BuildCrashed, BuildTimeout, BuildOutOfMemory)
 
 
-def call(function: str, request: str) -> str:
-    return native.call(function, request, error=PrecisionError, what="the test")
+def run(script: str, **options: Any) -> str:
+    """The script in a child; what it put into `answer`."""
+    return Child("the test", error=KINDS, **options).call(f"{__name__}:play", script).text
+
+
+def play(script: str) -> str:
+    names: dict[str, Any] = {"answer": ""}
+    exec(script, names)
+    return str(names["answer"])
 
 
 def test_the_answer_comes_back() -> None:
-    assert call("builtins:str", "é {}") == "é {}"
+    answer = Child("the test", error=PrecisionError).call("builtins:str", "é {}")
+    assert answer.text == "é {}"
 
 
-def test_a_segmentation_fault_is_an_error_with_the_signal_and_the_place() -> None:
-    with pytest.raises(PrecisionError, match="the test: the process that ran it died of SIGSEGV"):
-        call("builtins:exec", "import faulthandler; faulthandler._sigsegv()")
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        ("import faulthandler; faulthandler._sigsegv()", BuildCrashed, "died of SIGSEGV"),
+        ("import sys; sys.exit(0)", BuildError, "SystemExit: 0"),
+        ("import os; os._exit(0)", BuildError, "status 0 and no result"),
+        ("import os; os._exit(3)", BuildError, "status 3 and no result"),
+        ("1 / 0", BuildError, "ZeroDivisionError"),
+        ("raise KeyboardInterrupt", BuildError, "KeyboardInterrupt"),
+        ("bytearray(1 << 60)", BuildOutOfMemory, "MemoryError"),
+        ("def f(): f()\nf()", BuildError, "RecursionError"),
+    ],
+)
+def test_every_end_is_one_error(script: str, kind: type[BuildError], said: str) -> None:
+    with pytest.raises(BuildError, match=said) as caught:
+        run(script)
+    assert type(caught.value) is kind
+    assert caught.value.what.startswith("the test")
+
+
+def test_a_crash_says_where() -> None:
+    with pytest.raises(PrecisionError, match="Fatal Python error: Segmentation fault"):
+        Child("the test", error=PrecisionError).call(
+            "builtins:exec", "import faulthandler; faulthandler._sigsegv()"
+        )
 
 
 def test_an_error_of_ours_keeps_its_class_and_words() -> None:
     with pytest.raises(RecipeError, match="2 mistakes"):
-        call(
+        Child("the test", error=PrecisionError).call(
             "enginefarm.recipes.file:parse",
             "bogus: 1\nname: x\nsource: {kind: onnx, path: a}\ninputs: [{name: x, shape: [1]}]\n",
         )
 
 
-def test_any_other_exception_is_one_error() -> None:
-    with pytest.raises(PrecisionError, match="json:loads failed") as caught:
-        call("json:loads", "[")
-    assert "JSONDecodeError" in caught.value.why
+@pytest.mark.parametrize(
+    "script",
+    ["while True: pass", "import time; time.sleep(60)", "import signal, time\n"
+     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"],
+)  # fmt: skip
+def test_a_loop_without_end_ends_at_its_limit(script: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BuildTimeout, match=r"limit of 0\.5 s"):
+        run(script, limits=Limits(0.5))
+    assert time.monotonic() - started < 10
 
 
-def test_the_child_has_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    assert call("os.path:expandvars", "$AWS_SECRET_ACCESS_KEY") == "$AWS_SECRET_ACCESS_KEY"
+@pytest.mark.parametrize(
+    "script",
+    [
+        "held = bytearray(400 << 20); import time; time.sleep(60)",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', "
+        "'import time; held = bytearray(400 << 20); time.sleep(60)'])",
+    ],
+)
+def test_memory_has_a_limit_also_for_what_it_starts(script: str) -> None:
+    with pytest.raises(BuildOutOfMemory, match="over its limit of 200 MiB"):
+        run(script, limits=Limits(30, 200 << 20))
 
 
 def test_it_is_killed_when_the_process_is_asked_to_stop() -> None:
-    timer = threading.Timer(1.0, CANCEL.set)
+    timer = threading.Timer(0.5, CANCEL.set)
     started = time.monotonic()
     timer.start()
     try:
         with pytest.raises(BuildCancelled, match="the test: cancelled"):
-            call("builtins:exec", "import time; time.sleep(60)")
+            run("import time; time.sleep(60)")
     finally:
         timer.join()
         CANCEL.clear()
     assert time.monotonic() - started < 20
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    run(
+        "import subprocess, pathlib\n"
+        "child = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL)\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))"
+    )
+    with suppress(psutil.NoSuchProcess):
+        assert not psutil.wait_procs([psutil.Process(int(note.read_text()))], timeout=5)[1]
+
+
+def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = (
+        f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); "
+        "time.sleep(300)"
+    )
+    parent = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "from enginefarm.child.call import Child; from enginefarm.errors import BuildError; "
+            f"Child('x', error=BuildError).call('builtins:exec', {script!r})",
+        ]
+    )
+    deadline = time.monotonic() + 20
+    while not (note.is_file() and note.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = psutil.Process(int(note.read_text()))
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs([child], timeout=5)[1]
+
+
+def test_the_child_has_no_credentials_and_reads_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither in its own environment, nor in its parent's, nor in that of any other process."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    keeper = subprocess.Popen(["sleep", "60"])
+    try:
+        said = run(
+            "import os, pathlib\nanswer = [os.environ.get('AWS_SECRET_ACCESS_KEY')]\n"
+            f"for pid in (os.getppid(), {keeper.pid}):\n"
+            "    where = pathlib.Path(f'/proc/{pid}/environ')\n"
+            "    try: answer.append(b'hunter2' in where.read_bytes())\n"
+            "    except OSError as error: answer.append(type(error).__name__)\n"
+        )
+    finally:
+        keeper.kill()
+        keeper.wait()
+    assert said == "[None, 'PermissionError', 'PermissionError']"
+
+
+def test_it_has_a_session_of_its_own_and_leaves_no_core() -> None:
+    said = run(
+        "import os, resource\n"
+        "answer = [os.getsid(0) == os.getpid(), resource.getrlimit(resource.RLIMIT_CORE)]"
+    )
+    assert said == "[True, (0, 0)]"
+    assert os.getsid(0) != 0
+
+
+def test_progress_comes_through() -> None:
+    seen: list[tuple[str, float, float | None, str]] = []
+    run(
+        "from enginefarm.progress import report\nreport('step', 1, 4, 'one')\n"
+        "report('step', 4, 4, 'done')",
+        progress=lambda step, done, total, note="": seen.append((step, done, total, note)),
+    )
+    assert seen == [("step", 1.0, 4.0, "one"), ("step", 4.0, 4.0, "done")]
+
+
+class Count(Frozen):
+    number: int
+
+
+def double(request: str) -> str:
+    return Count(number=2 * Count.model_validate_json(request).number).model_dump_json()
+
+
+def test_a_model_goes_in_and_a_model_comes_out() -> None:
+    child = Child("the test", error=KINDS)
+    assert child.ask(f"{__name__}:double", Count(number=3), Count) == Count(number=6)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import os, pathlib; pathlib.Path(os.environ['TMPDIR'], 'result.json').write_text('{'); "
+        "os._exit(0)",
+        "import os, pathlib; "
+        "pathlib.Path(os.environ['TMPDIR'], 'error.json').write_bytes(b'\\xff'); "
+        "os._exit(1)",
+        "import os, pathlib; pathlib.Path(os.environ['TMPDIR'], 'error.json').write_text("
+        '\'{"kind": "__import__", "what": 3}\'); os._exit(1)',
+    ],
+)
+def test_a_child_that_forges_its_files_is_one_error(script: str) -> None:
+    child = Child("the test", error=KINDS)
+    with pytest.raises(BuildError):
+        child.ask("builtins:exec", Script(script), Count)
+
+
+class Script(Frozen):
+    """Sent as it is: `exec` takes the text."""
+
+    text: str
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text=text)
+
+    def model_dump_json(self, **_: Any) -> str:
+        return self.text

@@ -70,7 +70,7 @@ def test_an_engine_error_is_a_failure_and_keeps_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = '{"kind": "EngineRunError", "what": "cut short", "why": "a reason", "fix": ""}'
-    fake_child(monkeypatch, tmp_path, f"echo '{answer}' > \"$5\"")
+    fake_child(monkeypatch, tmp_path, f"echo '{answer}' > \"$5/error.json\"; exit 1")
     verification = verify_on_device(request(tmp_path), tmp_path / "w").verification
     assert verification.reason == "cut short; a reason"
 

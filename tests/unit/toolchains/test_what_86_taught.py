@@ -6,6 +6,7 @@ The stand-ins behave as that version was seen to: docs/measurements/2026-11-25-g
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import BuildError, EngineRunError
 from enginefarm.run import trt as trt_api
 from enginefarm.run.engine import Engine
 from enginefarm.toolchains import combine_caches
@@ -93,7 +94,10 @@ def test_a_refused_cache_is_combined_with_none(
     monkeypatch.setattr(combine_caches, "Messages", lambda: config.messages)
     (tmp_path / "a").write_bytes(b"ptrt a")
     (tmp_path / "b").write_bytes(b"not a cache")
-    assert combine_caches.main(*(str(tmp_path / name) for name in ("a", "b", "out"))) == 1
+    with pytest.raises(BuildError, match="does not combine"):
+        combine_caches.combine_here(
+            json.dumps([str(tmp_path / name) for name in ("a", "b", "out")])
+        )
     assert not (tmp_path / "out").exists()
 
 
