@@ -13,7 +13,7 @@ from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport
-from enginefarm.graph.precisions.graph import at_opset, cast_tool, finish, wide_nodes
+from enginefarm.graph.precisions.graph import cast_tool, finish, wide_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -39,11 +39,11 @@ class BF16:
     ) -> ConversionReport:
         from onnx import TensorProto
 
+        from enginefarm.graph.precisions import prepare
         from enginefarm.graph.precisions.mixed import cast
 
         progress.report("bf16", 0, 1)
-        model = at_opset(onnx_files.read(src, error=PrecisionError), OPSET, "bf16")
-        model = cast(model, TensorProto.BFLOAT16)
+        model = cast(prepare.fp32(src, "bf16", OPSET), TensorProto.BFLOAT16)
         report = finish(model, dest_dir, "bf16", wide_nodes(model))
         progress.report("bf16", 1, 1)
         return report

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from enginefarm.documents.recipe import Calibration, PrecisionName, Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import calibration, onnx_files
+from enginefarm.graph import calibration
 from enginefarm.graph.precisions import ConversionReport, qdq
-from enginefarm.graph.precisions.graph import at_opset, cast_tool, finish, wide_nodes
+from enginefarm.graph.precisions.graph import cast_tool, finish, wide_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "1"
+VERSION = "2"
 """Of calibration.py and qdq.py: raise it when the graph they make changes."""
 
 
@@ -73,10 +73,11 @@ class EightBits:
     ) -> ConversionReport:
         from onnx import TensorProto
 
+        from enginefarm.graph.precisions import prepare
         from enginefarm.graph.precisions.mixed import cast
 
         options = self.options(recipe)
-        model = at_opset(onnx_files.read(src, error=PrecisionError), OPSET, self.name)
+        model = prepare.fp32(src, self.name, OPSET)
         names = qdq.activations(model)
         ranges = calibration.ranges(model, names, batches, options)
         counts = qdq.insert(model, ranges, self.storage)

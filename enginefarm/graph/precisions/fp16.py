@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse
-from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport
 from enginefarm.graph.precisions.graph import cast_tool, finish, wide_nodes
 
@@ -30,10 +28,11 @@ class FP16:
     ) -> ConversionReport:
         from onnx import TensorProto
 
+        from enginefarm.graph.precisions import prepare
         from enginefarm.graph.precisions.mixed import cast
 
         progress.report("fp16", 0, 1)
-        model = cast(onnx_files.read(src, error=PrecisionError), TensorProto.FLOAT16)
+        model = cast(prepare.fp32(src, "fp16"), TensorProto.FLOAT16)
         report = finish(model, dest_dir, "fp16", wide_nodes(model))
         progress.report("fp16", 1, 1)
         return report

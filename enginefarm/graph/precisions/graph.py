@@ -16,7 +16,7 @@ from enginefarm.graph.precisions import ConversionReport
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 LARGE_BYTES = 1 << 16
 
@@ -42,7 +42,7 @@ def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
 
 
 def infer_types(model: ModelProto) -> None:
-    """Writes the dtype and shape of every tensor into the graph.
+    """Writes the dtype and shape of every tensor into the graph, and into the bodies in it.
 
     Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
     Raises: PrecisionError.
@@ -57,8 +57,10 @@ def infer_types(model: ModelProto) -> None:
         raise PrecisionError(
             "types and shapes of the graph cannot be inferred", why=onnx_files.one_line(error)
         ) from error
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(inferred.graph.value_info)
+    pairs = zip(onnx_files.graphs(model.graph), onnx_files.graphs(inferred.graph), strict=True)
+    for graph, known in pairs:
+        del graph.value_info[:]
+        graph.value_info.extend(known.value_info)
 
 
 def _without_weights(model: ModelProto) -> ModelProto:
@@ -84,9 +86,9 @@ def _without_weights(model: ModelProto) -> ModelProto:
     return light
 
 
-def keep_initializers(model: ModelProto, names: Container[str]) -> None:
+def keep_initializers(graph: GraphProto, names: Container[str]) -> None:
     """Drops every other initializer, in place: copying would need the weights' memory twice."""
-    initializers = model.graph.initializer
+    initializers = graph.initializer
     for index in reversed(range(len(initializers))):
         if initializers[index].name not in names:
             del initializers[index]
@@ -110,7 +112,7 @@ def finish(
 def cast_tool(low: str) -> ToolUse:
     """The mixed-precision cast: raise its version when the graph that it makes changes."""
     wide = [*WIDE, *(WIDE_IN_BF16 if low == "BFLOAT16" else ())]
-    return ToolUse(name="enginefarm.mixed", version="1", arguments={"low": low, "wide": [*wide]})
+    return ToolUse(name="enginefarm.mixed", version="2", arguments={"low": low, "wide": [*wide]})
 
 
 def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:

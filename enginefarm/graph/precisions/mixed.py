@@ -6,100 +6,164 @@ own, as every text encoder has: docs/decisions/0022.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import constants, masks
+from enginefarm.graph.precisions.free_names import FreeNames, bodies
 from enginefarm.graph.precisions.graph import infer_types, keep_initializers
-from enginefarm.graph.precisions.wide import wide_operators
+from enginefarm.graph.precisions.operands import operands
+from enginefarm.graph.precisions.wide import stays_wide
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
+
+@dataclass
+class _Scope:
+    """One graph of the model: the main one, or a body."""
+
+    graph: GraphProto
+    nodes: list[NodeProto] = field(default_factory=list["NodeProto"])
 
 
 @dataclass
 class _Cast:
-    """The state of one rewrite."""
+    """The state of one rewrite. Names are unique in the whole model.
 
-    model: ModelProto
+    types: dtype of each value as it is by now; declared: as it was before.
+    """
+
     low: int
     opset: int
+    keep_wide: Container[str]
     types: dict[str, int]
+    declared: dict[str, int]
     constants: dict[str, TensorProto]
-    nodes: list[NodeProto] = field(default_factory=list["NodeProto"])
+    homes: dict[str, _Scope]
+    free: FreeNames
+    masks: masks.Masks
     made: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
 
+    @property
+    def low_name(self) -> str:
+        from onnx import TensorProto
 
-def cast(model: ModelProto, low: int) -> ModelProto:
+        return "tensor(float16)" if self.low == TensorProto.FLOAT16 else "tensor(bfloat16)"
+
+
+def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelProto:
     """The graph with floats as `low` (a TensorProto type: FLOAT16 or BFLOAT16), in place.
 
-    Inputs and outputs keep their dtypes; WIDE operators, operators whose schema does not
-    take `low`, and the bodies of If and Loop stay in FP32.
+    model: of `prepare.fp32`: FP32, with names of their own for nodes and values.
+    keep_wide: names of nodes that stay in FP32, beside operators that never take `low`.
 
+    Inputs and outputs of the model and of every body (If, Loop, Scan) keep their dtypes.
     Raises: PrecisionError.
     """
-    if model.functions:
-        import onnx.inliner
-
-        model = onnx.inliner.inline_local_functions(model)
-    _constants_to_initializers(model)
     infer_types(model)
+    graphs = list(onnx_files.graphs(model.graph))
+    scopes = {id(graph): _Scope(graph) for graph in graphs}
+    types = _types(graphs)
     state = _Cast(
-        model=model,
         low=low,
         opset=onnx_files.opset(model),
-        types=_types(model),
-        constants={tensor.name: tensor for tensor in model.graph.initializer},
+        keep_wide=keep_wide,
+        types=types,
+        declared=dict(types),
+        constants={tensor.name: tensor for graph in graphs for tensor in graph.initializer},
+        homes={name: scopes[id(graph)] for graph in graphs for name in _defined(graph)},
+        free=FreeNames(model),
+        masks=masks.find(model),
     )
-    for node in model.graph.node:
-        _rewrite(state, node)
-    _restore_outputs(state)
-    copies = [_copy(node) for node in state.nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    del model.graph.value_info[:]
+    _graph(state, model.graph, scopes)
+    for graph in onnx_files.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
+        del graph.value_info[:]
     _drop_unused(model)
     infer_types(model)
     return model
 
 
-def _rewrite(state: _Cast, node: NodeProto) -> None:
+def _defined(graph: GraphProto) -> Iterator[str]:
+    yield from (value.name for value in (*graph.input, *graph.initializer))
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
+    scope = scopes[id(graph)]
+    for node in graph.node:
+        for body in bodies(node):
+            _graph(state, body, scopes)
+        _rewrite(state, scope, node)
+    _restore_outputs(state, scope)
+    copies = [constants.copied(node) for node in scope.nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
     from onnx import TensorProto
 
-    subgraphs = [g for a in node.attribute for g in ((a.g,) if a.HasField("g") else a.graphs)]
-    if subgraphs:
-        _feed_subgraphs(state, subgraphs)
-    wide = bool(subgraphs) or not _takes(state, node)
+    if node.op_type == "Cast":
+        _rewrite_cast(state, node)
+        scope.nodes.append(node)
+        return
+    schema = operands(node.op_type, node.domain, state.opset, state.low_name)
+    wide = not schema.takes_low or _kept_wide(state, node)
     target = TensorProto.FLOAT if wide else state.low
-    if node.op_type != "Cast":  # which takes any dtype
-        for index, name in enumerate(node.input):
-            if state.types.get(name) in (TensorProto.FLOAT, state.low):
-                node.input[index] = _as(state, name, target)
+    floats = (TensorProto.FLOAT, state.low)
+    for index, name in enumerate(node.input):
+        if state.types.get(name) in floats:
+            wanted = TensorProto.FLOAT if schema.input_is_fixed(index) else target
+            node.input[index] = _as(state, name, wanted)
     if not wide:
         _lower_attributes(state, node)
-    for name in node.output:
-        if state.types.get(name) == TensorProto.FLOAT:
+    for index, name in enumerate(node.output):
+        if state.types.get(name) == TensorProto.FLOAT and not schema.output_is_fixed(index):
             state.types[name] = target
-    state.nodes.append(node)
+    scope.nodes.append(node)
 
 
-def _takes(state: _Cast, node: NodeProto) -> bool:
-    """Whether the node computes in the low precision."""
-    import onnx
+def _kept_wide(state: _Cast, node: NodeProto) -> bool:
+    """Whether the node stays in FP32 though its schema takes the low dtype."""
+    from onnx import TensorProto
 
-    if node.op_type in wide_operators(state.low) or node.domain not in ("", "ai.onnx"):
+    if node.name in state.keep_wide or bodies(node) or stays_wide(node, state.low):
+        return True
+    if state.low != TensorProto.FLOAT16:
         return False
-    try:
-        schema = onnx.defs.get_schema(node.op_type, state.opset, node.domain)
-    except Exception:
-        return False
-    name = "tensor(float16)" if state.low == onnx.TensorProto.FLOAT16 else "tensor(bfloat16)"
-    floats = [c for c in schema.type_constraints if "tensor(float)" in c.allowed_type_strs]
-    return all(name in constraint.allowed_type_strs for constraint in floats)
+    held = [state.constants[name] for name in node.input if name in state.constants]
+    held += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+    return any(
+        tensor.data_type == TensorProto.FLOAT
+        and (constants.vanishes(tensor) or constants.overflows(tensor))
+        and tensor.name not in state.masks.constants
+        and node.name not in state.masks.nodes
+        for tensor in held
+    )
+
+
+EXACT = ("UNDEFINED", "BOOL", "INT8", "UINT8")
+"""Every number of these is one of FP16 and of BF16 too; larger integers are not."""
+
+
+def _rewrite_cast(state: _Cast, node: NodeProto) -> None:
+    """A Cast takes any dtype. What comes from large integers stays FP32, and so exact."""
+    from onnx import TensorProto
+
+    target = next(attribute for attribute in node.attribute if attribute.name == "to")
+    if target.i != TensorProto.FLOAT:
+        return
+    source, result = state.types.get(node.input[0], 0), node.output[0]
+    exact = {TensorProto.DataType.Value(name) for name in EXACT}
+    if source == state.low:
+        # The number is there already: whoever wants it in 16 bits reads it as it is.
+        state.made[result, state.low] = node.input[0]
+    elif source in exact and node.name not in state.keep_wide:
+        target.i = state.types[result] = state.low
 
 
 def _as(state: _Cast, name: str, target: int) -> str:
@@ -110,116 +174,123 @@ def _as(state: _Cast, name: str, target: int) -> str:
         return name
     key = (name, target)
     if key not in state.made:
-        suffix = "low" if target == state.low else "wide"
-        made = _free(state, f"{name}_{suffix}")
+        made = state.free.make(f"{name}_{'low' if target == state.low else 'wide'}")
+        home = state.homes[name]
         if name in state.constants:
-            state.model.graph.initializer.append(_lowered(state.constants[name], made, target))
+            limit = constants.MASK if name in state.masks.constants else None
+            home.graph.initializer.append(
+                constants.lowered(state.constants[name], made, target, limit=limit)
+            )
         else:
-            state.nodes.append(helper.make_node("Cast", [name], [made], f"{made}_cast", to=target))
+            source = _bounded(state, home, name) if target == state.low else name
+            cast_name = state.free.make(f"{made}_cast")
+            home.nodes.append(helper.make_node("Cast", [source], [made], cast_name, to=target))
         state.types[made] = target
+        state.homes[made] = home
         state.made[key] = made
     return state.made[key]
 
 
-def _free(state: _Cast, name: str) -> str:
-    while name in state.types:
-        name += "_"
-    return name
+def _bounded(state: _Cast, home: _Scope, name: str) -> str:
+    """The value of a mask that was computed in FP32, before it is narrowed to 16 bits."""
+    from onnx import helper, numpy_helper
 
-
-def _lowered(tensor: TensorProto, name: str, target: int) -> TensorProto:
-    """Rounded to nearest, but a finite number stays finite and one above zero stays above it:
-    a mask of -3.4e38 becomes -65504, an epsilon of 1e-12 becomes 6e-8."""
-    import ml_dtypes
+    if name not in state.masks.values:
+        return name
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
 
-    values = numpy_helper.to_array(tensor)
-    if target == TensorProto.FLOAT16:
-        kept = np.where(np.isfinite(values), np.clip(values, -MAX_FP16, MAX_FP16), values)
-        vanishing = (values != 0) & (np.abs(values) < MIN_FP16)
-        data = np.where(vanishing, np.copysign(MIN_FP16, values), kept).astype(np.float16).tobytes()
-    else:
-        data = values.astype(ml_dtypes.bfloat16).tobytes()
-    return helper.make_tensor(name, target, tensor.dims, data, raw=True)
+    bound, made = state.free.make("mask_bound"), state.free.make(f"{name}_bounded")
+    home.graph.initializer.append(numpy_helper.from_array(np.float32(-constants.MASK), bound))
+    home.nodes.append(helper.make_node("Max", [name, bound], [made], state.free.make(made)))
+    return made
 
 
 def _lower_attributes(state: _Cast, node: NodeProto) -> None:
     from onnx import TensorProto
 
+    limit = constants.MASK if node.name in state.masks.nodes else None
     for attribute in node.attribute:
-        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
+        if attribute.name in constants.DTYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT:
             attribute.i = state.low
         if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_lowered(attribute.t, attribute.t.name, state.low))
+            attribute.t.CopyFrom(
+                constants.lowered(attribute.t, attribute.t.name, state.low, limit=limit)
+            )
 
 
-def _feed_subgraphs(state: _Cast, subgraphs: list[Any]) -> None:
-    """Bodies of If and Loop are left in FP32: what they read from outside must be FP32."""
-    from onnx import TensorProto
+def _restore_outputs(state: _Cast, scope: _Scope) -> None:
+    """Outputs keep their dtype, and those of the model their name: what was cut down is cast
+    back under that name. A body's output has no name outside, so that one that is a value of
+    the graph around it is cast under another."""
+    from onnx import helper
 
-    for body in subgraphs:
-        for inner in onnx_files.graphs(body):
-            for node in inner.node:
-                for index, name in enumerate(node.input):
-                    if state.types.get(name) == state.low:
-                        node.input[index] = _as(state, name, TensorProto.FLOAT)
-            for output in inner.output:
-                if state.types.get(output.name) == state.low:
-                    raise PrecisionError(
-                        f"a branch gives {output.name!r} of the outer graph as it is",
-                        fix="put an Identity in the branch",
-                    )
-
-
-def _restore_outputs(state: _Cast) -> None:
-    """Graph outputs keep name and dtype; what was cut down is cast back under that name."""
-    from onnx import TensorProto, helper
-
-    cut = [out.name for out in state.model.graph.output if state.types.get(out.name) == state.low]
-    renames = {name: _free(state, f"{name}_low") for name in cut}
-    for node in state.nodes:
-        node.input[:] = [renames.get(name, name) for name in node.input]
+    renames: dict[str, str] = {}
+    for output in scope.graph.output:
+        name, kind = output.name, state.declared[output.name]
+        if state.types[name] == kind or name in renames:
+            continue
+        if state.homes[name] is not scope:
+            output.name = _as(state, name, kind)
+            if state.homes[output.name] is not scope:
+                inner = state.free.make(f"{output.name}_out")
+                scope.nodes.append(
+                    helper.make_node("Identity", [output.name], [inner], state.free.make(inner))
+                )
+                output.name = inner
+            continue
+        renames[name] = state.free.make(f"{name}_low")
+        state.types[renames[name]] = state.types[name]
+    for node in scope.nodes:
+        _rename_reads(node, renames)
         node.output[:] = [renames.get(name, name) for name in node.output]
     for name, inner in renames.items():
-        state.nodes.append(
-            helper.make_node("Cast", [inner], [name], f"{name}_cast", to=TensorProto.FLOAT)
+        cast_name = state.free.make(f"{name}_cast")
+        scope.nodes.append(
+            helper.make_node("Cast", [inner], [name], cast_name, to=state.declared[name])
         )
 
 
-def _constants_to_initializers(model: ModelProto) -> None:
-    """So that a wide operator reads the FP32 number, and a low one a number rounded once."""
-    kept: list[NodeProto] = []
-    for node in model.graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
-        if node.op_type == "Constant" and value is not None:
-            tensor = model.graph.initializer.add()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
-        else:
-            kept.append(_copy(node))
-    if len(kept) < len(model.graph.node):
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
+def _rename_reads(node: NodeProto, renames: dict[str, str]) -> None:
+    node.input[:] = [renames.get(name, name) for name in node.input]
+    for body in bodies(node):
+        for inner in body.node:
+            _rename_reads(inner, renames)
 
 
-def _types(model: ModelProto) -> dict[str, int]:
-    graph = model.graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    for node in graph.node:
-        for name in node.output:
-            if name and not types.get(name):
-                raise PrecisionError(
-                    f"the dtype of {name!r} cannot be inferred ({node.op_type})",
-                    fix="take the operator out, or use fp32",
-                )
+def _types(graphs: list[GraphProto]) -> dict[str, int]:
+    types: dict[str, int] = {}
+    for graph in graphs:
+        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            if value.type.HasField("tensor_type"):
+                types[value.name] = value.type.tensor_type.elem_type or types.get(value.name, 0)
+            else:
+                types[value.name] = -1  # a sequence or an optional: no float, and known
+    for graph in graphs:
+        for node in graph.node:
+            for name in node.output:
+                if name and not types.get(name):
+                    raise PrecisionError(
+                        f"the dtype of {name!r} cannot be inferred ({node.op_type} {node.name!r})",
+                        fix="take the operator out, or use fp32",
+                    )
     return types
 
 
 def _drop_unused(model: ModelProto) -> None:
-    keep_initializers(model, set(_reads(model)))
+    """Drops weights that nothing reads any more, and Casts, which may feed one another."""
+    dropped = True
+    while dropped:
+        dropped = False
+        read = set(_reads(model))
+        for graph in onnx_files.graphs(model.graph):
+            for index in reversed(range(len(graph.node))):
+                node = graph.node[index]
+                if node.op_type == "Cast" and read.isdisjoint(node.output):
+                    del graph.node[index]
+                    dropped = True
+    for graph in onnx_files.graphs(model.graph):
+        keep_initializers(graph, read)
 
 
 def _reads(model: ModelProto) -> Iterator[str]:
@@ -227,9 +298,3 @@ def _reads(model: ModelProto) -> Iterator[str]:
         for node in graph.node:
             yield from node.input
         yield from (output.name for output in graph.output)
-
-
-def _copy(message: Any) -> Any:
-    made = type(message)()
-    made.CopyFrom(message)
-    return made

@@ -162,7 +162,7 @@ def _replace(model: ModelProto, nodes: list[NodeProto], unused: set[str]) -> Non
         copies.append(copy)
     del model.graph.node[:]
     model.graph.node.extend(copies)
-    keep_initializers(model, {tensor.name for tensor in model.graph.initializer} - unused)
+    keep_initializers(model.graph, {tensor.name for tensor in model.graph.initializer} - unused)
 
 
 def _scale(amax: Any, storage: Storage) -> Any:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
 WIDE = (
+    "CastLike",
     "CumSum",
     "Exp",
+    "EyeLike",
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
@@ -26,10 +33,13 @@ WIDE = (
     "Resize",
 )
 """Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
-and NonMaxSuppression count in floats; Resize has scales among its inputs. Softmax subtracts
-its maximum and is safe; in FP32 it would break fused attention."""
-WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "Mish")
-"""TensorRT-RTX 1.7.1 refuses these four in BF16; it built 73 other operators."""
+and NonMaxSuppression count in floats; Resize has scales among its inputs; CastLike and EyeLike
+make floats of integers. Softmax subtracts its maximum and is safe; in FP32 it would break fused
+attention."""
+WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "LpPool", "Mish")
+"""TensorRT-RTX 1.7.1 refuses these in BF16; it built 73 other operators."""
+PEEPHOLES = 7
+"""Index of the peepholes among the inputs of an LSTM: TensorRT-RTX takes them in FP32 only."""
 
 
 def wide_operators(low: int) -> tuple[str, ...]:
@@ -37,3 +47,10 @@ def wide_operators(low: int) -> tuple[str, ...]:
     from onnx import TensorProto
 
     return (*WIDE, *WIDE_IN_BF16) if low == TensorProto.BFLOAT16 else WIDE
+
+
+def stays_wide(node: NodeProto, low: int) -> bool:
+    """Whether the operator, used as it is here, stays in FP32."""
+    if node.op_type in wide_operators(low):
+        return True
+    return node.op_type == "LSTM" and len(node.input) > PEEPHOLES and bool(node.input[PEEPHOLES])

@@ -17,7 +17,7 @@ from tiny_models import document
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import onnx_files, ort
-from enginefarm.graph.precisions import PRECISIONS, mixed, precision, qdq
+from enginefarm.graph.precisions import PRECISIONS, constants, precision, qdq
 from enginefarm.graph.precisions.bf16 import emulate
 
 RECIPE = Recipe.model_validate(document())
@@ -158,7 +158,7 @@ def test_operators_that_tensorrt_lacks_in_bf16_stay_wide(
 
 def test_a_number_outside_the_range_of_fp16_stays_finite_and_above_zero() -> None:
     values = np.array([3e38, -3e38, 1e-12, -1e-12, 0, np.inf, 1.5], np.float32)
-    low = mixed._lowered(numpy_helper.from_array(values, "v"), "v", TensorProto.FLOAT16)
+    low = constants.lowered(numpy_helper.from_array(values, "v"), "v", TensorProto.FLOAT16)
     found = numpy_helper.to_array(low)
     assert found[:2].tolist() == [65504, -65504]
     assert found[2] > 0 > found[3]

@@ -1,0 +1,224 @@
+"""Constants of a graph: gathered, widened, rounded to 16 bits, and those that cannot be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.graph import onnx_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+    Array = np.ndarray[Any, Any]
+
+MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
+MIN_NORMAL_FP16 = 2.0**-14
+MAX_BF16 = float((2 - 2**-7) * 2.0**127)
+MASK = 30000.0
+"""What a mask's -1e9 or -3.4e38 becomes in 16 bits: two of them and a score still are finite, and
+a score beside one is below FP16's step there, as it is beside -1e9 in FP32."""
+
+
+def to_initializers(model: ModelProto) -> None:
+    """Every Constant node of every graph becomes an initializer, so that a wide operator reads
+    the FP32 number, and a low one a number rounded once."""
+    for graph in onnx_files.graphs(model.graph):
+        kept: list[NodeProto] = []
+        for node in graph.node:
+            tensor = _value(node) if node.op_type == "Constant" else None
+            if tensor is None:
+                kept.append(copied(node))
+            else:
+                tensor.name = node.output[0]
+                graph.initializer.append(tensor)
+        if len(kept) < len(graph.node):
+            del graph.node[:]
+            graph.node.extend(kept)
+
+
+def _value(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant; None for a sparse one or for strings."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return copied(attribute.t)
+        if attribute.name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.asarray(_number(attribute), np.float32))
+        if attribute.name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.asarray(_number(attribute), np.int64))
+    return None
+
+
+def _number(attribute: AttributeProto) -> Any:
+    return {
+        "value_float": attribute.f,
+        "value_floats": list(attribute.floats),
+        "value_int": attribute.i,
+        "value_ints": list(attribute.ints),
+    }[attribute.name]
+
+
+def overflows(tensor: TensorProto) -> bool:
+    """Whether it holds finite numbers beyond FP16's largest, 65504."""
+    import numpy as np
+
+    values = _floats(tensor)
+    return bool((np.isfinite(values) & (np.abs(values) > MAX_FP16)).any())
+
+
+def vanishes(tensor: TensorProto) -> bool:
+    """Whether FP16 keeps next to nothing of it: all of its numbers are below the smallest that
+    FP16 holds with full precision, 6.1e-5."""
+    import numpy as np
+
+    values = np.abs(_floats(tensor))
+    largest = float(values.max(initial=0.0))
+    return 0 < largest < MIN_NORMAL_FP16
+
+
+def lowered(tensor: TensorProto, name: str, target: int, *, limit: float | None = None) -> Any:
+    """The tensor rounded to nearest in `target` (FLOAT16 or BFLOAT16), under that name.
+
+    A finite number stays finite and one above zero stays above it: -3.4e38 becomes the lowest
+    number there is, and in FP16 an epsilon of 1e-12 becomes 6e-8.
+    limit: what lies beyond 16 bits becomes ±limit (masks).
+    """
+    import ml_dtypes
+    import numpy as np
+    from onnx import TensorProto, helper
+
+    values = _floats(tensor)
+    fp16 = target == TensorProto.FLOAT16
+    largest = MAX_FP16 if fp16 else MAX_BF16
+    beyond = np.isfinite(values) & (np.abs(values) > largest)
+    values = np.where(beyond, np.copysign(np.float32(limit or largest), values), values)
+    if fp16:
+        vanishing = (values != 0) & (np.abs(values) < MIN_FP16)
+        values = np.where(vanishing, np.copysign(np.float32(MIN_FP16), values), values)
+    data = values.astype(np.float16 if fp16 else ml_dtypes.bfloat16).tobytes()
+    return helper.make_tensor(name, target, tensor.dims, data, raw=True)
+
+
+def _floats(tensor: TensorProto) -> Array:
+    import numpy as np
+    from onnx import numpy_helper
+
+    return np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
+
+
+def widen(model: ModelProto) -> None:
+    """Makes a graph of half or bfloat16 numbers one of FP32, in place.
+
+    Inputs and outputs of the model keep the dtypes that they are declared with: a Cast stands
+    behind each such input and before each such output. Every half and bfloat16 number is an
+    FP32 number, so that the weights are the same.
+    """
+    from onnx import TensorProto
+
+    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    if not _has(model, narrow):
+        return
+    for graph in onnx_files.graphs(model.graph):
+        for tensor in graph.initializer:
+            _widen_tensor(tensor, narrow)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow:
+                    attribute.i = TensorProto.FLOAT
+                if attribute.HasField("t"):
+                    _widen_tensor(attribute.t, narrow)
+        del graph.value_info[:]
+        if graph is not model.graph:
+            for value in (*graph.input, *graph.output):
+                if value.type.tensor_type.elem_type in narrow:
+                    value.type.tensor_type.elem_type = TensorProto.FLOAT
+    _casts_at_the_border(model, narrow)
+
+
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+
+
+def _has(model: ModelProto, narrow: tuple[int, ...]) -> bool:
+    for graph in onnx_files.graphs(model.graph):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        if any(value.type.tensor_type.elem_type in narrow for value in values):
+            return True
+        if any(tensor.data_type in narrow for tensor in graph.initializer):
+            return True
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow:
+                    return True
+                if attribute.HasField("t") and attribute.t.data_type in narrow:
+                    return True
+    return False
+
+
+def _widen_tensor(tensor: TensorProto, narrow: tuple[int, ...]) -> None:
+    from onnx import numpy_helper
+
+    if tensor.data_type in narrow:
+        tensor.CopyFrom(numpy_helper.from_array(_floats(tensor), tensor.name))
+
+
+def _casts_at_the_border(model: ModelProto, narrow: tuple[int, ...]) -> None:
+    from onnx import TensorProto, helper
+
+    from enginefarm.graph.precisions.free_names import FreeNames
+
+    free, graph = FreeNames(model), model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inside: dict[str, str] = {}
+    first: list[NodeProto] = []
+    last: list[NodeProto] = []
+    for value in graph.input:
+        if value.type.tensor_type.elem_type not in narrow:
+            continue
+        if value.name in constants:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+            continue
+        inside[value.name] = free.make(f"{value.name}_wide")
+        first.append(
+            helper.make_node(
+                "Cast",
+                [value.name],
+                [inside[value.name]],
+                free.make(f"{value.name}_wide_cast"),
+                to=TensorProto.FLOAT,
+            )
+        )
+    for value in graph.output:
+        kind = value.type.tensor_type.elem_type
+        if kind in narrow:
+            source = inside.get(value.name) or free.make(f"{value.name}_wide")
+            inside[value.name] = source
+            last.append(
+                helper.make_node(
+                    "Cast", [source], [value.name], free.make(f"{value.name}_cast"), to=kind
+                )
+            )
+    rename(graph, inside)
+    nodes = [*first, *(copied(node) for node in graph.node), *last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def rename(graph: GraphProto, names: dict[str, str]) -> None:
+    """Renames values where nodes make or read them, bodies included; inputs, outputs and
+    initializers of the graph keep theirs."""
+    for inner in onnx_files.graphs(graph):
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        if inner is not graph:
+            for output in inner.output:
+                output.name = names.get(output.name, output.name)
+
+
+def copied(message: Any) -> Any:
+    made = type(message)()
+    made.CopyFrom(message)
+    return made
