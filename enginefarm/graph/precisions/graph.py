@@ -13,6 +13,7 @@ from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport
+from enginefarm.graph.precisions.free_names import bodies
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 
 if TYPE_CHECKING:
@@ -116,18 +117,23 @@ def cast_tool(low: str) -> ToolUse:
 
 
 def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
-    """How many nodes of which operators compute in FP32, for the manifest."""
+    """For the manifest: how many nodes of which operators compute in FP32 (`wide_nodes`), how many
+    in 16 bits (`low_nodes`), and how many Casts there are. Bodies of If, Loop and Scan count."""
     from onnx import TensorProto
 
-    wide = {
-        value.name
-        for value in model.graph.value_info
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    found = Counter(
-        node.op_type
-        for node in model.graph.node
-        if node.op_type != "Cast" and wide.intersection(node.output)
-    )
-    casts = sum(node.op_type == "Cast" for node in model.graph.node)
-    return {"wide_nodes": dict(sorted(found.items())), "casts": casts}
+    lows = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    found: Counter[str] = Counter()
+    low_nodes = casts = 0
+    for graph in onnx_files.graphs(model.graph):
+        types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        for value in (*graph.input, *graph.output):
+            types[value.name] = value.type.tensor_type.elem_type
+        for node in graph.node:
+            made = {types.get(name) for name in node.output}
+            if node.op_type == "Cast":
+                casts += 1
+            elif TensorProto.FLOAT in made and not bodies(node):
+                found[node.op_type] += 1
+            elif not made.isdisjoint(lows):
+                low_nodes += 1
+    return {"wide_nodes": dict(sorted(found.items())), "low_nodes": low_nodes, "casts": casts}

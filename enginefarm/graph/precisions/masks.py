@@ -16,8 +16,31 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 PASSES = frozenset(
-    "Add Sub Mul Where Cast Reshape Unsqueeze Squeeze Expand Tile Transpose Slice Gather Concat "
-    "Identity Trilu ScatterND ScatterElements Pad Min Max Clip ConstantOfShape".split()
+    [
+        "Add",
+        "Cast",
+        "Clip",
+        "Concat",
+        "ConstantOfShape",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Max",
+        "Min",
+        "Mul",
+        "Pad",
+        "Reshape",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 """What a mask goes through between its constant and the Softmax."""
 SINKS = frozenset(("Softmax", "LogSoftmax", "Attention"))

@@ -200,7 +200,9 @@ def _bounded(state: _Cast, home: _Scope, name: str) -> str:
     import numpy as np
 
     bound, made = state.free.make("mask_bound"), state.free.make(f"{name}_bounded")
-    home.graph.initializer.append(numpy_helper.from_array(np.float32(-constants.MASK), bound))
+    home.graph.initializer.append(
+        numpy_helper.from_array(np.array(-constants.MASK, np.float32), bound)
+    )
     home.nodes.append(helper.make_node("Max", [name, bound], [made], state.free.make(made)))
     return made
 
@@ -279,16 +281,16 @@ def _types(graphs: list[GraphProto]) -> dict[str, int]:
 
 def _drop_unused(model: ModelProto) -> None:
     """Drops weights that nothing reads any more, and Casts, which may feed one another."""
-    dropped = True
+    read, dropped = set(_reads(model)), True
     while dropped:
         dropped = False
-        read = set(_reads(model))
         for graph in onnx_files.graphs(model.graph):
             for index in reversed(range(len(graph.node))):
                 node = graph.node[index]
                 if node.op_type == "Cast" and read.isdisjoint(node.output):
                     del graph.node[index]
                     dropped = True
+        read = set(_reads(model))
     for graph in onnx_files.graphs(model.graph):
         keep_initializers(graph, read)
 

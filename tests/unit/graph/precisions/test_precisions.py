@@ -165,7 +165,7 @@ def test_a_number_outside_the_range_of_fp16_stays_finite_and_above_zero() -> Non
     assert found[4:].tolist() == [0, np.inf, 1.5]
 
 
-def test_a_branch_is_left_in_fp32(tmp_path: Path) -> None:
+def test_a_branch_computes_nearly_the_same(tmp_path: Path) -> None:
     def body(name: str, op: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["n", 4])
         return helper.make_graph([helper.make_node(op, ["h"], [f"{name}_out"])], name, [], [out])
