@@ -5,18 +5,20 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Farms mostly wait, so several run at once; a file's tests stay together (tests/conftest.py).
+PARALLEL ?= -n 4 --dist loadgroup
 
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
-.PHONY: demo test test-unit test-gpu check bench chaos coverage audit install system-packages clean
+.PHONY: demo test test-unit test-gpu check bench chaos coverage audit install system-packages system-packages-demo clean
 
-demo: $(STAMP)
+demo: system-packages-demo $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
 
-test: $(STAMP)
-	$(BIN)/pytest tests/unit tests/integration tests/farm tests/browser
+test: system-packages $(STAMP)
+	$(BIN)/pytest $(PARALLEL) -rs tests/unit tests/integration tests/farm tests/browser
 
 test-unit: $(STAMP)
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(PARALLEL) tests/unit
 
 # On a machine with a GPU, pycuda and TensorRT; docs/measurements says what it needs.
 test-gpu:
@@ -51,7 +53,7 @@ chaos: $(STAMP)
 install: $(STAMP)
 
 # constraints.txt is the lock: every version, resolved and tested together.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | system-packages-demo
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "enginefarm needs Python 3.11 or newer; set PYTHON=python3.x"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
@@ -60,17 +62,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,examples,dev]'
 	touch $@
 
-# What tests use and pip cannot install: a browser, and PostgreSQL's server.
+# What pip cannot install: python3-venv for both, a browser, PostgreSQL and a C compiler for the tests.
 system-packages:
-	@missing=; \
-	command -v chromium >/dev/null || missing="$$missing chromium"; \
-	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-	  || missing="$$missing postgresql"; \
-	if [ -n "$$missing" ]; then \
-	  echo "installing$$missing"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	@PYTHON=$(PYTHON) sh infra/system-packages.sh test
+
+system-packages-demo:
+	@PYTHON=$(PYTHON) sh infra/system-packages.sh demo
 
 clean:
 	rm -rf $(VENV) test-output

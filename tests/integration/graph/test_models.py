@@ -168,8 +168,13 @@ def test_training_again_gives_the_accuracy_of_the_checkpoint(digits: Road) -> No
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    accuracy = digits.precision("fp32")[1].outputs[0].reference_top1_accuracy
-    assert float(done.stdout) == pytest.approx(accuracy, abs=0.005)
+    verified = digits.precision("fp32")[1]
+    accuracy, images = verified.outputs[0].reference_top1_accuracy, verified.samples
+    # Another processor or build of torch rounds otherwise and trains other weights: what they
+    # get right on this many images differs by chance alone, by less than four standard errors.
+    chance = 4 * (accuracy * (1 - accuracy) / images) ** 0.5
+    assert chance < 0.03
+    assert float(done.stdout) == pytest.approx(accuracy, abs=chance)
 
 
 @pytest.mark.slow

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
+
+from tests.programs import program
 
 INFRA = Path(__file__).parents[3] / "infra"
 
@@ -27,13 +26,4 @@ def versions() -> dict[str, str]:
 def tool() -> object:
     """Finds a program. Where it is not installed the test is skipped, in CI it fails."""
 
-    def find(name: str) -> str:
-        search = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-        found = shutil.which(name, path=search)
-        if found is None and os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed, and CI has to run this")
-        if found is None:
-            pytest.skip(f"{name} is not installed")
-        return found
-
-    return find
+    return lambda name: program(name, package=name)

@@ -13,6 +13,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from tests.programs import program
+
 STUBS: dict[str, tuple[str, ...]] = {
     "libnvinfer": (
         "createInferBuilder_INTERNAL",
@@ -70,7 +72,10 @@ def unpack(wheel: Path, dest: Path) -> Path:
         archive.extractall(dest)
     module = next(dest.glob("tensorrt_bindings/tensorrt.so"))
     needed = subprocess.run(
-        ["readelf", "-d", str(module)], capture_output=True, text=True, check=True
+        [program("readelf", package="binutils"), "-d", str(module)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     stubs = dest / "stubs"
     stubs.mkdir()
@@ -80,7 +85,7 @@ def unpack(wheel: Path, dest: Path) -> Path:
         source.write_text("".join(f"void* {symbol}(void) {{ return 0; }}\n" for symbol in symbols))
         subprocess.run(
             [
-                *("gcc", "-shared", "-fPIC", f"-Wl,-soname,{soname}"),
+                *(program("gcc", "cc", package="gcc"), "-shared", "-fPIC", f"-Wl,-soname,{soname}"),
                 *("-o", str(stubs / soname), str(source)),
             ],
             check=True,
