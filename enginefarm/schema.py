@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A sha256, in lower-case hexadecimal."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+NAME = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 """A name that is also safe as one segment of an S3 key and of a file path."""
 
 

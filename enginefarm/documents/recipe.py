@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -16,7 +18,7 @@ from pydantic import (
 
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression
 from enginefarm.names import PrecisionName, ToolchainName
-from enginefarm.schema import Frozen, Name
+from enginefarm.schema import NAME, Frozen, Name
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 
@@ -74,12 +76,25 @@ Source = Annotated[
 ]
 
 
+def _dim(value: Any) -> Any:
+    named = isinstance(value, str) and re.fullmatch(NAME, value) and not value[0].isdigit()
+    counted = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DIM
+    if not (named or counted):
+        raise ValueError(
+            f"{value!r} is not a dim; write a whole number from 1 to {MAX_DIM}, or for a dynamic "
+            "dim a name in lower-case letters, such as `batch`, whose range is in `profiles`"
+        )
+    return cast("Any", value)
+
+
 class TensorSpec(Frozen):
     """One input. A dim is a number, or the name of a symbolic dim that profiles bound."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     dtype: DType = "float32"
-    shape: tuple[Annotated[int, Field(ge=1, le=MAX_DIM)] | Name, ...]
+    shape: tuple[
+        Annotated[Annotated[int, Field(ge=1, le=MAX_DIM)] | Name, BeforeValidator(_dim)], ...
+    ]
 
 
 def _three_numbers(value: Any) -> Any:
@@ -88,6 +103,8 @@ def _three_numbers(value: Any) -> Any:
         return {"min": low, "opt": opt, "max": high}
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
+    if not isinstance(value, dict | DimRange):
+        raise ValueError(f"write one number, or [min, opt, max]; it is {str(cast('Any', value))!r}")
     return cast("Any", value)
 
 
@@ -284,6 +301,7 @@ class Recipe(Frozen):
 
 
 def _unique(field: str, names: Any) -> None:
-    doubled = sorted({name for name in names if list(names).count(name) > 1})
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled:
-        raise ValueError(f"{field}: {', '.join(doubled)} is listed twice; keep one")
+        shown = ", ".join(doubled[:5]) + (f" and {len(doubled) - 5} more" if doubled[5:] else "")
+        raise ValueError(f"{field}: {shown} is listed twice; keep one")

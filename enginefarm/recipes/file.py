@@ -1,7 +1,10 @@
-"""A recipe's YAML file -> Recipe. Every mistake is named at once, by field path."""
+"""A recipe's YAML file -> Recipe. Every mistake is named at once, by line and field path."""
 
 from __future__ import annotations
 
+import json
+import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,41 +13,25 @@ from pydantic import ValidationError
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import RecipeError
+from enginefarm.recipes import document
+from enginefarm.recipes.document import Document
 
 if TYPE_CHECKING:
-    import yaml
     from pydantic_core import ErrorDetails
 
 LIMIT_BYTES = 1 << 20
-LIMIT_NODES = 100_000
+MOST_MISTAKES = 20
 FILE_NAME = "recipe.yaml"
 
 
 def load(path: Path) -> Recipe:
     """The recipe in that file (or in that folder's `recipe.yaml`), rooted at its folder.
 
-    Raises: RecipeError that lists every mistake as `field.path: what; remedy`.
+    Raises: RecipeError that lists the mistakes as `line N: field.path: what; remedy`.
     """
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
-    try:
-        if file.stat().st_size > LIMIT_BYTES:
-            raise RecipeError(
-                f"{file}: {file.stat().st_size} bytes is too large for a recipe",
-                fix="name the recipe's YAML file; arrays and weights go beside it",
-            )
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"{file}: cannot be read",
-            why=str(error.strerror or error),
-            fix="give the path of a recipe.yaml, or of the folder it is in",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{file}: not a text file", why=str(error), fix="recipes are YAML in UTF-8"
-        ) from error
-    return parse(text, name=str(file)).at(file.resolve().parent)
+    return parse(_text(file), name=str(file)).at(file.resolve().parent)
 
 
 def parse(text: str, *, name: str = "recipe") -> Recipe:
@@ -52,21 +39,61 @@ def parse(text: str, *, name: str = "recipe") -> Recipe:
 
     Raises: RecipeError, as `load` does.
     """
-    document = _yaml(text, name)
-    if not isinstance(document, dict):
+    found: Document = document.read(text, name)
+    value: object = found.value
+    if not isinstance(value, dict):
+        holds = "nothing" if value is None else type(value).__name__
         raise RecipeError(
             f"{name}: not a recipe",
-            why=f"the file holds {'nothing' if document is None else type(document).__name__}, "
-            "where fields such as `name` and `source` are needed",
+            why=f"the file holds {holds}, where fields such as `name` and `source` are needed",
             fix="see examples/01_efficientnet_lite0/recipe.yaml",
         )
+    written = json.dumps(cast("object", value))
     try:
-        return Recipe.model_validate(document)
+        # As JSON, because a strict reading takes a list for a tuple there, and still refuses
+        # text, booleans and fractions where a whole number is wanted.
+        return Recipe.model_validate_json(written, strict=True)
     except ValidationError as error:
-        lines = _lines(error.errors(include_url=False))
+        raise _refusal(name, _lines(error.errors(include_url=False), found)) from None
+
+
+def _text(file: Path) -> str:
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise RecipeError(
+                f"{file}: not a regular file",
+                why="a pipe or a device has no end that can be known",
+                fix="save the recipe as a file, and give the path of that file",
+            )
+        if about.st_size > LIMIT_BYTES:
+            raise RecipeError(
+                f"{file}: {about.st_size:,} bytes is too large for a recipe",
+                fix="name the recipe's YAML file; arrays and weights go beside it",
+            )
+        return file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise RecipeError(
+                f"{file}: line {line}: not a text file",
+                why=str(error),
+                fix="save the recipe as YAML in UTF-8",
+            ) from error
         raise RecipeError(
-            f"{name}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)
-        ) from None
+            f"{file}: cannot be read",
+            why=str(getattr(error, "strerror", None) or error),
+            fix="give the path of a recipe.yaml, or of the folder it is in",
+        ) from error
+
+
+def _refusal(name: str, lines: list[str]) -> RecipeError:
+    shown = lines[:MOST_MISTAKES]
+    if len(lines) > len(shown):
+        shown.append(f"… and {len(lines) - len(shown):,} more")
+    return RecipeError(
+        f"{name}: {len(lines):,} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(shown)
+    )
 
 
 def json_schema() -> dict[str, Any]:
@@ -82,76 +109,10 @@ def _allow_three_numbers(definitions: dict[str, Any]) -> None:
     numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
     reference = {"$ref": "#/$defs/DimRange"}
     dims["additionalProperties"] = {"anyOf": [reference, numbers, {"type": "integer"}]}
-    for key in ("patternProperties",):
-        dims.pop(key, None)
+    dims.pop("patternProperties", None)
 
 
-def _yaml(text: str, name: str) -> object:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key written twice, where YAML's own loader keeps the last in silence."""
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key.value, str):
-                raise RecipeError(f"{name}: line {line}: a field's name must be text")
-            if key.value in lines:
-                raise RecipeError(
-                    f"{name}: line {line}: `{key.value}` is written twice",
-                    why=f"it is already there at line {lines[key.value]}",
-                    fix="keep one of the two",
-                )
-            lines[key.value] = line
-        loader.flatten_mapping(node)
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        loader = Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _expanded(node, {}) > LIMIT_NODES:
-            raise RecipeError(
-                f"{name}: its aliases (`*name`) unfold to more than {LIMIT_NODES:,} values",
-                fix="write the values out, or put data into a file beside the recipe",
-            )
-        return cast(Any, loader).construct_document(node)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark is not None else ""
-        raise RecipeError(
-            f"{name}:{where} not valid YAML",
-            why=str(getattr(error, "problem", None) or error),
-            fix="check indentation, quotes and colons there",
-        ) from error
-
-
-def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Values in a document with every alias unfolded, counted without unfolding any.
-
-    Raises: RecursionError for a value that holds itself.
-    """
-    known = sizes.get(id(node))
-    if known == 0:
-        raise RecursionError("a value holds itself")
-    if known is None:
-        sizes[id(node)] = 0
-        held: Any = node.value  # text, nodes, or pairs of nodes
-        parts = [] if isinstance(held, str) else list(_flat(held))
-        sizes[id(node)] = known = 1 + sum(_expanded(part, sizes) for part in parts)
-    return known
-
-
-def _flat(held: Iterable[Any]) -> Iterable[yaml.Node]:
-    for part in held:
-        yield from part if isinstance(part, tuple) else (part,)
-
-
-def _lines(details: Sequence[ErrorDetails]) -> list[str]:
+def _lines(details: Sequence[ErrorDetails], text: Document) -> list[str]:
     """One line a field; where pydantic tried several readings of a value, one line with all."""
     found: dict[str, list[str]] = {}
     for detail in details:
@@ -160,7 +121,15 @@ def _lines(details: Sequence[ErrorDetails]) -> list[str]:
         path, what = _mistake(detail)
         if what not in found.setdefault(path, []):
             found[path].append(what)
-    return [f"{path}: {', or '.join(whats)}" if path else whats[0] for path, whats in found.items()]
+    return [_line(path, whats, text) for path, whats in found.items()]
+
+
+def _line(path: str, whats: list[str], text: Document) -> str:
+    # A mistake that concerns several fields has no path of its own: its words begin with one.
+    named = path or re.split(r"[^\w.\[\]-]", whats[0], maxsplit=1)[0]
+    line = text.line_of(named)
+    where = f"line {line}: " if line else ""
+    return where + (f"{path}: {', or '.join(whats)}" if path else whats[0])
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
@@ -184,27 +153,54 @@ def _mistake(detail: ErrorDetails) -> tuple[str, str]:
     if kind == "union_tag_not_found":
         return f"{path}.kind", f"missing; use one of: {', '.join(_BRANCHES)}"
     if kind == "string_pattern_mismatch":
-        return path, f"{given!r} does not fit; write {_pattern(context['pattern'])}"
+        return path, f"{_short(given)} is not allowed; write {_pattern(context['pattern'])}"
     if kind == "value_error":  # our own words
         message = detail["msg"].removeprefix("Value error, ")
         return (path if detail["loc"] else ""), message
-    message = detail["msg"].removeprefix("Input ")
-    return path, f"{message}; it is {_short(given)}"
+    message = _WORDS.get(kind, detail["msg"].removeprefix("Input "))
+    return path, f"{message}; it is {_short(given)}{_remedy(kind, given)}"
+
+
+def _remedy(kind: str, given: object) -> str:
+    """What to write where the type is wrong, when the value shows what was meant."""
+    if document.ambiguous(given):
+        return f"; {_MEANT.get(kind, 'write a plain number')}"
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        return "; put it in quotes"
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(given, str):
+        return "; write it without quotes, or correct it"
+    return ""
+
+
+_WORDS = {
+    "int_type": "should be a whole number",
+    "tuple_type": "should be a list",
+    "list_type": "should be a list",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
+    "model_attributes_type": "should be a mapping",
+    "string_type": "should be text",
+    "bool_type": "should be true or false",
+}
+_MEANT = {
+    "bool_type": "write true or false",
+    "int_type": "YAML 1.1 reads another number there; write a plain decimal number",
+    "float_type": "YAML 1.1 reads another number there; write a plain decimal number",
+}
 
 
 def _pattern(pattern: str) -> str:
     if ":" in pattern:
         return "`file.py:name`, relative to the recipe, or `package.module:name`"
     if pattern.startswith("^[a-z0-9]("):
-        return "lower-case letters, digits, and . _ - between them, 64 at most"
+        return "at most 64 lower-case letters and digits, with . _ - between them"
     return f"something that matches {pattern}"
 
 
 def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of thousands of digits
-        return "a number of thousands of digits"
+    words = {"None": "empty", "True": "true", "False": "false"}
+    text = repr(value)
+    text = words.get(text, text)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

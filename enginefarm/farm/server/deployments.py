@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import yaml
 from prefect.automations import AutomationCore
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
@@ -19,6 +18,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import connection as farm
@@ -81,14 +82,14 @@ def _pools_of(entry: dict[str, Any], gpus: Iterable[str]) -> tuple[str, ...]:
 
 def _entries(file: Path) -> list[dict[str, Any]]:
     try:
-        document = yaml.safe_load(file.read_text("utf-8"))
+        document = YAML(typ="safe").load(file.read_text("utf-8"))
         entries: list[dict[str, Any]] = document["deployments"]
         for entry in entries:
             for field in ("name", "entrypoint"):
                 if not isinstance(entry[field], str):
                     raise TypeError(f"{field} is not text")
             entry["work_pool"]["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, YAMLError, KeyError, TypeError) as error:
         raise FarmError(
             f"deploy: {file} is not a file of deployments",
             why=str(error).splitlines()[0],
@@ -136,7 +137,7 @@ def apply_automations(client: SyncPrefectClient, *, file: Path) -> list[str]:
     """Creates or updates each automation of the file, by name."""
     webhook = _webhook()
     names: list[str] = []
-    for entry in yaml.safe_load(file.read_text("utf-8")):
+    for entry in YAML(typ="safe").load(file.read_text("utf-8")):
         entry["actions"] = [_action(action, webhook) for action in entry["actions"]]
         wanted = AutomationCore.model_validate(entry)
         same = client.read_automations_by_name(wanted.name)
