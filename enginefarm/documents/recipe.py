@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -300,7 +301,7 @@ class Recipe(Frozen):
         return self
 
 
-def _unique(field: str, names: Any) -> None:
+def _unique(field: str, names: Iterable[str]) -> None:
     doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled:
         shown = ", ".join(doubled[:5]) + (f" and {len(doubled) - 5} more" if doubled[5:] else "")

@@ -82,7 +82,7 @@ def _pools_of(entry: dict[str, Any], gpus: Iterable[str]) -> tuple[str, ...]:
 
 def _entries(file: Path) -> list[dict[str, Any]]:
     try:
-        document = YAML(typ="safe").load(file.read_text("utf-8"))
+        document = _read_yaml(file.read_text("utf-8"))
         entries: list[dict[str, Any]] = document["deployments"]
         for entry in entries:
             for field in ("name", "entrypoint"):
@@ -97,6 +97,11 @@ def _entries(file: Path) -> list[dict[str, Any]]:
             "deployments/prefect.yaml",
         ) from error
     return entries
+
+
+def _read_yaml(text: str) -> Any:
+    parser: Any = YAML(typ="safe")  # it is typed in part
+    return parser.load(text)
 
 
 def _apply(entry: dict[str, Any], pool: str) -> str:
@@ -137,7 +142,7 @@ def apply_automations(client: SyncPrefectClient, *, file: Path) -> list[str]:
     """Creates or updates each automation of the file, by name."""
     webhook = _webhook()
     names: list[str] = []
-    for entry in YAML(typ="safe").load(file.read_text("utf-8")):
+    for entry in _read_yaml(file.read_text("utf-8")):
         entry["actions"] = [_action(action, webhook) for action in entry["actions"]]
         wanted = AutomationCore.model_validate(entry)
         same = client.read_automations_by_name(wanted.name)
