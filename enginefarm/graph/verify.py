@@ -13,13 +13,13 @@ from enginefarm.child.call import Child
 from enginefarm.documents.manifest import GraphVerification, OutputComparison
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
+from enginefarm.graph import emulate as emulation
 from enginefarm.graph import onnx_files, ort
 from enginefarm.graph.reference import ReferenceBatch, read_reference
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import ModelProto
 
     Array = np.ndarray[Any, Any]
     Arrays = dict[str, Array]
@@ -29,6 +29,8 @@ CRASH = (
     "a valid graph that crashes ONNX Runtime is a defect of it; leave this precision out, or "
     "try another version"
 )
+METHOD = 2
+"""How graphs are verified: raise it when the same graph may get other figures."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def verify_graph(
 ) -> GraphVerification:
     """Runs the graph with ONNX Runtime on the reference's inputs, in a child process.
 
-    BF16 is emulated (ONNX Runtime has none on CPU), and `runtime` says so.
+    FP16 and BF16 are emulated (ONNX Runtime computes FP16 in FP32 on a CPU and has no BF16
+    there), and `runtime` says so.
     Raises: PrecisionError when the graph cannot be run, or crashes ONNX Runtime;
     CalibrationError for the reference.
     """
@@ -76,13 +79,14 @@ def verify_here(request_json: str) -> str:
     request = Request.model_validate_json(request_json)
     model = onnx_files.read(request.onnx, error=PrecisionError)
     runtime = f"{ort.version()} CPU"
-    if _has_bf16(model):
-        from enginefarm.graph.precisions.bf16 import emulate
-
-        session = ort.session_of(emulate(model), error=PrecisionError, what="the BF16 graph")
-        runtime += ", BF16 emulated: computed in FP32, every result rounded"
+    low = emulation.narrow(model)
+    if low:
+        runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
+        session = ort.session_of(
+            emulation.emulate(model), error=PrecisionError, what="the emulated graph"
+        )
     else:
-        session = ort.session(request.onnx, error=PrecisionError, what="the graph", narrow=True)
+        session = ort.session(request.onnx, error=PrecisionError, what="the graph")
     del model
 
     def run(batch: ReferenceBatch) -> Arrays:
@@ -209,11 +213,3 @@ def _at_most(
 ) -> None:
     if limit is not None and value is not None and not value <= limit:
         lines.append(f"{output}: {what} {value:.6g} is above {limit:.6g} by {value - limit:.3g}")
-
-
-def _has_bf16(model: ModelProto) -> bool:
-    from onnx import TensorProto
-
-    return any(
-        value.type.tensor_type.elem_type == TensorProto.BFLOAT16 for value in model.graph.value_info
-    )

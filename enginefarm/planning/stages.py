@@ -228,7 +228,7 @@ def prepare(
 
     A graph over its accuracy budget is returned too: `verification.passed` says so.
     """
-    from enginefarm.graph.verify import verify_graph
+    from enginefarm.graph.verify import METHOD, verify_graph
 
     converted = convert(site, recipe, model, precision)
     graph = onnx_ref_of(converted)
@@ -241,6 +241,7 @@ def prepare(
         return Produced(values={"verification": result.model_dump(mode="json")})
 
     key = stage_key(
+        method=METHOD,
         graph=graph.digest,
         reference=ref.npz.digest,
         budget=budget.model_dump(mode="json"),

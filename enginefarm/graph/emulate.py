@@ -1,0 +1,246 @@
+"""16-bit arithmetic on a runtime that has none: computed in FP32, every result rounded.
+
+ONNX Runtime's CPU provider runs most FP16 operators in FP32 and drops the Casts that it put
+around them, so a graph that overflows FP16 looks sound there. Here every value of FP16 or BF16
+becomes an FP32 value that went through a pair of Casts. ONNX Runtime removes only the pairs
+that it inserted itself, which it knows by their names; tests/unit/graph/test_emulate.py holds
+the results to numpy's float16, for every level of optimization. docs/decisions/0100.
+
+Tensor cores multiply 16-bit numbers exactly and add in FP32, so an engine differs from this
+by the order of its additions. What is inside one operator (the steps of an LSTM, the scores of
+an Attention) is not rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+EXACT = frozenset(
+    [
+        "Abs",
+        "Clip",
+        "Compress",
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "If",
+        "Loop",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Neg",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "Scan",
+        "ScatterElements",
+        "ScatterND",
+        "Sign",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+"""Operators whose results are numbers that they were given: rounding changes nothing. The
+bodies of If, Loop and Scan round their own results."""
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+"""Operators that engines fuse with the DequantizeLinear nodes before them: the numbers in
+between are never stored in 16 bits."""
+DTYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "softmax_precision"))
+
+
+def emulate(model: ModelProto, *, rounded: bool = True) -> ModelProto:
+    """The graph with FP32 in place of FP16 and BF16, and every such result rounded.
+
+    Inputs of FP16 keep their dtype; inputs of BF16, which numpy lacks, become FP32 and are
+    rounded first; outputs are FP32. rounded=False leaves the roundings out: the same graph as
+    FP32 computes it. The model is changed in place, unless it has local functions, which are
+    inlined into a new one.
+
+    Raises: PrecisionError where the dtypes of the graph cannot be inferred.
+    """
+    from enginefarm.graph.precisions.graph import infer_types
+
+    if model.functions:
+        import onnx.inliner
+
+        model = onnx.inliner.inline_local_functions(model)
+    rewrite = _Emulation(rounded, set(_names(model.graph)))
+    rewrite.inputs(model.graph)
+    infer_types(model)
+    rewrite.graph(model.graph, {}, main=True)
+    for tensor in onnx_files.tensors(model):
+        _widen(tensor)
+    return model
+
+
+def narrow(model: ModelProto) -> tuple[str, ...]:
+    """Which 16-bit floats the graph computes with, by name: ("FLOAT16",), or more, or none."""
+    from onnx import TensorProto
+
+    lows = _lows()
+    found = {tensor.data_type for tensor in onnx_files.tensors(model)}
+    for graph in onnx_files.graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            found.add(value.type.tensor_type.elem_type)
+        for node in graph.node:
+            found.update(a.i for a in node.attribute if a.name in DTYPE_ATTRIBUTES)
+    return tuple(sorted(TensorProto.DataType.Name(low) for low in found & lows))
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The subgraphs of a node: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+class _Emulation:
+    """One rewrite. Names that it makes are free in the whole model."""
+
+    def __init__(self, rounded: bool, taken: set[str]) -> None:
+        self.rounded = rounded
+        self.taken = taken
+
+    def inputs(self, graph: GraphProto) -> None:
+        """A Cast behind each input of 16 bits, which `graph` then treats as any other node."""
+        from onnx import TensorProto, helper
+
+        found = [value for value in graph.input if _dtype(value) in _lows()]
+        renames = {value.name: self.free(f"{value.name}__given") for value in found}
+        onnx_files.rename(graph, renames)
+        casts: list[NodeProto] = []
+        for (name, inner), value in zip(renames.items(), found, strict=True):
+            value.name = name
+            casts.append(
+                helper.make_node("Cast", [name], [inner], f"read_{name}", to=_dtype(value))
+            )
+            if _dtype(value) == TensorProto.BFLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        _replace(graph, [*casts, *graph.node])
+
+    def graph(self, graph: GraphProto, outer: dict[str, int], *, main: bool = False) -> None:
+        """The graph and its bodies, in place. outer: dtypes of the values around it."""
+        from onnx import TensorProto
+
+        lows, types, fused = _lows(), outer | _types(graph), _fused(graph)
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            for body in bodies(node):
+                self.graph(body, types)
+            for attribute in node.attribute:
+                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in lows:
+                    attribute.i = TensorProto.FLOAT
+            nodes.append(node)
+            if not self.rounded or _exact(node) or fused.issuperset(node.output):
+                continue
+            for index, name in enumerate(node.output):
+                if name and name not in types:
+                    raise PrecisionError(
+                        f"the dtype of {name!r} cannot be inferred ({node.op_type})",
+                        fix="take the operator out, or use fp32",
+                    )
+                if types.get(name) in lows:
+                    node.output[index] = self.free(f"{name}__exact")
+                    nodes += self.round(node.output[index], name, types[name])
+        _replace(graph, nodes)
+        del graph.value_info[:]
+        for value in graph.output if main else (*graph.input, *graph.output):
+            if _dtype(value) in lows:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+    def round(self, source: str, result: str, low: int) -> Iterator[NodeProto]:
+        """Two Casts: nearest, ties to even, infinity above the range, subnormals kept."""
+        from onnx import TensorProto, helper
+
+        middle = self.free(f"{result}__low")
+        yield helper.make_node("Cast", [source], [middle], f"round_{result}", to=low)
+        yield helper.make_node("Cast", [middle], [result], f"widen_{result}", to=TensorProto.FLOAT)
+
+    def free(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+
+def _lows() -> frozenset[int]:
+    from onnx import TensorProto
+
+    return frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
+
+
+def _exact(node: NodeProto) -> bool:
+    reduces = any(a.name == "reduction" and a.s not in (b"", b"none") for a in node.attribute)
+    return node.op_type in EXACT and not reduces
+
+
+def _fused(graph: GraphProto) -> set[str]:
+    """Results of DequantizeLinear that only products read."""
+    made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    others = {output.name for output in graph.output}
+    for inner in onnx_files.graphs(graph):
+        for node in inner.node:
+            if inner is not graph or node.op_type not in PRODUCTS:
+                others.update(node.input)
+    return made - others
+
+
+def _types(graph: GraphProto) -> dict[str, int]:
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        types[value.name] = _dtype(value)
+    return types
+
+
+def _dtype(value: Any) -> int:
+    return value.type.tensor_type.elem_type
+
+
+def _names(graph: GraphProto) -> Iterator[str]:
+    for inner in onnx_files.graphs(graph):
+        yield from (tensor.name for tensor in inner.initializer)
+        yield from (value.name for value in (*inner.input, *inner.output))
+        for node in inner.node:
+            yield from node.output
+
+
+def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    copies = [_copy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    made = type(node)()
+    made.CopyFrom(node)
+    return made
+
+
+def _widen(tensor: TensorProto) -> None:
+    from onnx import numpy_helper
+
+    if tensor.data_type in _lows():
+        values = numpy_helper.to_array(tensor).astype("float32")
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
