@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
-from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport
 from enginefarm.graph.precisions.graph import cast_tool, finish, wide_nodes
 
