@@ -140,7 +140,7 @@ class Reader:
         path = f"{Path(sys.executable).parent}:{self.farm.environment['PATH']}"
         return subprocess.run(
             command,
-            env={**self.farm.environment, "PATH": path, "COLUMNS": "200"},
+            env={**self.farm.environment, **self.farm.exported(), "PATH": path, "COLUMNS": "200"},
             cwd=self.farm.recipes,
             capture_output=True,
             text=True,

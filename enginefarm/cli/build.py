@@ -25,8 +25,9 @@ def build(
 ) -> int:
     """Build every engine of RECIPE that is not in the store yet.
 
-    Runs the Prefect flow build-model in this process; workers are used by the deployment
-    of the same name (enginefarm deploy). When every engine is there already, no flow runs.
+    Runs the Prefect flow build-model in this process, with a Prefect API of its own that ends
+    with it; workers are used by the deployment of the same name (enginefarm deploy). When every
+    engine is there already, no flow runs.
     """
     from enginefarm.cli.tables import print_outcomes
     from enginefarm.planning import outcome
@@ -37,15 +38,20 @@ def build(
         return 0
 
     from enginefarm.farm.server.environment import prepare
+    from enginefarm.farm.server.private import private_api
 
     prepare(verbose=verbose)
-    _warm()
+    with _stopped_by_signals(), private_api() as api:
+        _warm()
 
-    from enginefarm.cli.progress_view import watched
-    from flows.build_model import EnginesMissing, build_model
+        from enginefarm.cli.progress_view import watched
+        from flows.build_model import EnginesMissing, build_model
 
-    with _stopped_by_signals(), watched(enabled=not as_json):
-        state = build_model(str(recipe.resolve()), list(gpus), list(precisions), return_state=True)
+        api.wait()
+        with watched(enabled=not as_json):
+            state = build_model(
+                str(recipe.resolve()), list(gpus), list(precisions), return_state=True
+            )
     result = state.result(raise_on_failure=False)
     if isinstance(result, EnginesMissing):
         print_outcomes(result.outcomes, as_json=as_json)

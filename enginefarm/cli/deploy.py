@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
 @click.command()
 @click.option(
-    "--prefect-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Deployments of your own instead of those that are shipped.",
-)
-@click.option(
     "--gpu", "labels", multiple=True, metavar="LABEL", help="A pool for this GPU too (repeat)."
 )
-def deploy(prefect_file: Path | None, labels: tuple[str, ...]) -> None:
+@click.option(
+    "--night",
+    "cron",
+    metavar="CRON",
+    default="0 2 * * *",
+    show_default=True,
+    help="When the nightly rebuild starts.",
+)
+@click.option("--timezone", default="UTC", show_default=True, help="Of --night.")
+@click.option(
+    "--folder",
+    help="What the nightly rebuild surveys: a folder, or @store; the first recipe root by default.",
+)
+def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None) -> None:
     """Put deployments and automations on the Prefect server. Safe to repeat.
 
     GPU pools that workers have made get theirs as well. With ENGINEFARM_WEBHOOK_URL set,
@@ -30,9 +36,9 @@ def deploy(prefect_file: Path | None, labels: tuple[str, ...]) -> None:
     from enginefarm.farm.server import deployments
 
     pools = [farm.pool_of(label) for label in labels]
-    file = prefect_file or deployments.shipped("prefect.yaml")
+    night = deployments.Night(cron, timezone, folder)
     with farm.connected() as client:
-        for name in deployments.apply(client, file=file, pools=pools):
+        for name in deployments.apply(client, pools=pools, night=night):
             click.echo(f"deployment  {name}")
         for name in deployments.apply_automations(
             client, file=deployments.shipped("automations.yaml")

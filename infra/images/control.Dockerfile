@@ -34,4 +34,4 @@ WORKDIR /var/lib/enginefarm
 ENTRYPOINT ["entrypoint"]
 CMD ["enginefarm", "worker", "--control"]
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "enginefarm.farm.worker.healthcheck"]
+    CMD ["python", "-P", "-m", "enginefarm.farm.worker.healthcheck"]

@@ -55,4 +55,4 @@ WORKDIR /var/lib/enginefarm
 ENTRYPOINT ["entrypoint"]
 CMD ["enginefarm", "worker", "--help"]
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "enginefarm.farm.worker.healthcheck"]
+    CMD ["python", "-P", "-m", "enginefarm.farm.worker.healthcheck"]

@@ -25,7 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterParentFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from enginefarm.farm.worker import card as workers
 from enginefarm.store import embedded, s3
@@ -35,7 +35,8 @@ from tests.farm import postgres_server
 PATIENCE_S = 240
 """The machines that run these tests may be busy with others."""
 
-COMMAND = [sys.executable, "-c", "from enginefarm.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from enginefarm.cli import main; main()"]
+SHADOWS = ("flows", "tasks", "enginefarm", "prefect", "uvicorn")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -46,6 +47,10 @@ class Farm:
         self.root = root
         self.recipes = root / "recipes"
         self.recipes.mkdir(parents=True)
+        # Everything of the farm stands here: folders of our names must shadow nothing.
+        for name in SHADOWS if checkout == CHECKOUT else ():
+            (self.recipes / name).mkdir()
+            (self.recipes / name / "__init__.py").write_text(f"raise SystemExit('{name}: yours')")
         self.port = _free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -55,7 +60,6 @@ class Farm:
         self.environment = {
             **{name: value for name, value in os.environ.items() if "PREFECT" not in name},
             "PREFECT_HOME": str(root / "prefect"),
-            "PREFECT_API_URL": self.api,
             "ENGINEFARM_HOME": str(root / "home"),
             "ENGINEFARM_RECIPE_ROOTS": f"{self.recipes}:@store",
             "ENGINEFARM_STORE": url,
@@ -162,11 +166,23 @@ class Farm:
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        with (
-            temporary_settings({PREFECT_API_URL: self.api}),
-            get_client(sync_client=True) as client,
-        ):
+        with self.settings(), get_client(sync_client=True) as client:
             yield client
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Prefect in this process talks to this farm."""
+        with temporary_settings(
+            {PREFECT_API_URL: self.api, PREFECT_API_AUTH_STRING: self.password()}
+        ):
+            yield
+
+    def exported(self) -> dict[str, str]:
+        """What other programs than ours are told: the two variables of the docs."""
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": self.password()}
+
+    def password(self) -> str:
+        return (self.root / "home" / "farm" / "password").read_text().strip()
 
     def submit(self, deployment: str, **parameters: Any) -> UUID:
         with self.client() as client:

@@ -296,7 +296,7 @@ def test_a_gpu_worker_says_that_there_is_no_gpu(site: Site, label: str) -> None:
 
 def test_the_farms_own_key_cannot_touch_other_buckets(site: Site) -> None:
     done = subprocess.run(
-        ["python", "-m", "enginefarm.store.create"],
+        ["python", "-P", "-m", "enginefarm.store.create"],
         env=site.environment("control") | {"ENGINEFARM_STORE": "s3://another"},
         capture_output=True,
         text=True,

@@ -241,6 +241,14 @@ def test_a_stand_in_leaves_benchmarks_alone(farm: Farm) -> None:
     assert farm.look(left).run_count == 0
 
 
+TAKER = """
+import asyncio, sys
+from enginefarm.farm.worker.farm_worker import FarmWorker
+
+asyncio.run(FarmWorker(sys.argv[1], ["benchmark"], name="taker", limit=1).start())
+"""
+
+
 @pytest.fixture
 def taker(farm: Farm) -> Iterator[str]:
     """A worker that takes benchmarks without having the GPU: its deployment. Ours never do."""
@@ -249,10 +257,10 @@ def taker(farm: Farm) -> Iterator[str]:
     assert deployed.returncode == 0, deployed.stderr
     with (farm.root / "taker.log").open("ab") as log:
         worker = subprocess.Popen(
-            f"{sys.executable} -m prefect worker start --type process --name taker --limit 1 "
-            f"--pool {pool} --work-queue benchmark".split(),
+            [sys.executable, "-P", "-c", TAKER, pool],
             env={
                 **farm.environment,
+                **farm.exported(),
                 "ENGINEFARM_CACHE": str(farm.root / "caches" / "taker"),
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             },

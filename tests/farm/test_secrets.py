@@ -23,6 +23,25 @@ PLANTED = {
     "ENGINEFARM_WEBHOOK_URL": "https://hooks.example/planted-hook-5510",
 }
 
+KEEPING = """
+import sqlite3, sys
+from enginefarm.cli import main
+from enginefarm.farm.server.private import PrivateApi
+
+kept = sys.argv.pop(1)
+stop = PrivateApi.stop
+
+def stop_later(api):
+    from prefect.logging.handlers import APILogHandler
+    APILogHandler.flush()
+    sqlite3.connect(api._log.with_name("prefect.db")).backup(sqlite3.connect(kept))
+    stop(api)
+
+PrivateApi.stop = stop_later
+main()
+"""
+"""The command line, and a copy of its database, which goes with it."""
+
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> dict[str, bytes]:
@@ -36,12 +55,12 @@ def left(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> dict[st
         **store.environment,
         "ENGINEFARM_HOME": str(folder / "home"),
         "ENGINEFARM_CACHE": str(folder / "cache"),
-        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_LOGGING_TO_API_ENABLED": "true",
         "PREFECT_LOGGING_LEVEL": "DEBUG",
     }
     done = subprocess.run(
         [
-            *(sys.executable, "-c", "from enginefarm.cli import main; main()"),
+            *(sys.executable, "-P", "-c", KEEPING, str(folder / "prefect.db")),
             *("build", str(recipe), "--verbose", "--json"),
         ],
         env=environment,
@@ -56,7 +75,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> dict[st
         for path in folder.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
-    database = folder / "prefect" / "prefect.db"
+    database = folder / "prefect.db"
     found["database"] = dump(database)
     return found
 

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 from packaging.version import InvalidVersion, Version
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from prefect.workers.process import ProcessWorker
 
 from enginefarm.documents.gpus import gpu, table
 from enginefarm.errors import FarmError
+from enginefarm.farm.server import address
 from enginefarm.farm.worker.card import CONTROL_POOL
 from enginefarm.planning.plan import CROSS_POOL
 
 MIN_SERVER = Version("3.8.0")
 """The first whose server cancels the children of a cancelled run by itself."""
 
-RUN_COMMAND = "python -m enginefarm.farm.worker.run_process"
+POOL_TYPE = "enginefarm"
+"""Of worker (worker/farm_worker.py): nobody else's workers take runs of these pools."""
+
+RUN_COMMAND = "python -P -m enginefarm.farm.worker.run_process"
+
+TEMPLATE: dict[str, Any] = {
+    "job_configuration": {
+        "command": RUN_COMMAND,
+        "env": {},
+        "working_dir": None,
+        "labels": {},
+        "name": None,
+        "stream_output": True,
+    },
+    "variables": {"type": "object", "properties": {}},
+}
+"""What a run is started as. There are no variables: neither who starts a run nor a deployment
+can have a worker run anything else, with other variables, or in another folder."""
 
 
 @contextmanager
@@ -50,6 +69,8 @@ def _check(client: SyncPrefectClient, url: str) -> None:
         text = str(client.request("GET", "/admin/version").json())
         version = Version(text)
     except (PrefectHTTPStatusError, ValueError, InvalidVersion) as error:
+        if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == 401:
+            raise _refused(url) from error
         raise FarmError(
             f"farm: {url} is not the API of a Prefect server",
             why=str(error).splitlines()[0],
@@ -62,36 +83,43 @@ def _check(client: SyncPrefectClient, url: str) -> None:
         )
 
 
+def _refused(url: str) -> FarmError:
+    given = "the password was wrong" if os.environ.get(address.PASSWORD) else "none was given"
+    return FarmError(
+        f"farm: the Prefect server at {url} asks for its password, and {given}",
+        fix=f"set {address.PASSWORD} to what is in farm/password of the server's ENGINEFARM_HOME",
+    )
+
+
 def pool_of(label: str) -> str:
     """The work pool of a GPU label. Raises: GpuError for one that is not in gpus.toml."""
     return gpu(label).work_pool
 
 
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
-    """Creates the pool, of type process, when it is not there yet.
+    """Creates the pool, or gives one that is there the template of this version.
 
     It has no limit of its own: each worker takes as many runs as it was started for, and
     a second worker of a label means a second GPU.
+    Raises: FarmError for a pool that is not ours.
     """
     try:
-        client.read_work_pool(name)
-        return
+        pool = client.read_work_pool(name)
     except ObjectNotFound:
-        pass
-    template = ProcessWorker.get_default_base_job_template()
-    # Prefect's own command first starts a supervisor for deployments that fetch their
-    # code; ours is installed, so a run starts in half the time without it.
-    template["variables"]["properties"]["command"]["default"] = RUN_COMMAND
-    pool = WorkPoolCreate(
-        name=name,
-        type=ProcessWorker.type,
-        description=_described(name),
-        base_job_template=template,
-    )
-    try:
-        client.create_work_pool(pool)
-    except ObjectAlreadyExists:
+        wanted = WorkPoolCreate(
+            name=name, type=POOL_TYPE, description=_described(name), base_job_template=TEMPLATE
+        )
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(wanted)
         return
+    if pool.type != POOL_TYPE:
+        raise FarmError(
+            f"farm: the work pool {name} is of type {pool.type}, not {POOL_TYPE}",
+            why="it was made by hand, or by an older enginefarm",
+            fix=f"delete it (prefect work-pool delete {name}), then enginefarm deploy",
+        )
+    if pool.base_job_template != TEMPLATE:
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=TEMPLATE))
 
 
 def _described(name: str) -> str:

@@ -1,33 +1,120 @@
-"""Deployments and automations: their files, and their way to the server. Idempotent."""
+"""Deployments and automations, and their way to the server. Idempotent.
+
+Pools: `control` runs what is done once a recipe, `cpu` cross-builds, `gpu-<label>` is one kind
+of GPU. build-engine is applied to `cpu` and to every GPU pool, benchmark-engine to every GPU
+pool; both take the pool's name.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo, available_timezones
 
+from prefect import Flow
 from prefect.automations import AutomationCore
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from pydantic import SecretStr
+from prefect.types.entrypoint import EntrypointType
+from pydantic import SecretStr, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker.card import CONTROL_POOL
 from enginefarm.planning.plan import CROSS_POOL
 
-ANY_GPU = "gpu"
-"""Stands in prefect.yaml for every GPU pool."""
+
+class Row(NamedTuple):
+    """One flow's deployment. name, pool: None for the name of every pool of its kind."""
+
+    flow: str
+    description: str
+    name: str | None = None
+    pools: str = CONTROL_POOL
+    queue: str | None = None
+    tags: tuple[str, ...] = ("enginefarm",)
+    one_at_a_time: bool = False
+    nightly: bool = False
+
+
+BUILDERS, GPUS = "builders", "gpus"
+"""Kinds of pools: those that build, `cpu` among them; those that have a GPU."""
+
+ROWS = (
+    Row(
+        "flows.build_model:build_model",
+        "Builds, verifies and publishes every engine of a recipe that is not in the store yet. "
+        "One child run for each GPU and precision, on that GPU's pool.",
+        name="build-model",
+    ),
+    Row(
+        "flows.nightly_rebuild:nightly_rebuild",
+        "Surveys every recipe of a folder, builds what is missing, and reports. Engines that "
+        "are there already cost no run.",
+        name="nightly-rebuild",
+        one_at_a_time=True,
+        nightly=True,
+    ),
+    Row(
+        "flows.promote:promote",
+        "Moves a channel to a recipe's engines, once the gates pass and, unless it is waived, a "
+        "person has approved.",
+        name="promote",
+    ),
+    Row(
+        "flows.build_engine:build_engine",
+        "Internal. One engine; started by build-model.",
+        pools=BUILDERS,
+        tags=("enginefarm", "internal"),
+    ),
+    Row(
+        "flows.benchmark_engine:benchmark_engine",
+        "Verifies and times one engine on the GPU that it was built for.",
+        pools=GPUS,
+        queue="benchmark",  # workers that stand in for a GPU they lack do not listen to it
+    ),
+)
+
+
+class Night(NamedTuple):
+    """When the nightly rebuild starts, and of which folder."""
+
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    folder: str | None = None
+    """None: the control worker's first recipe root."""
+
+    def parameters(self) -> dict[str, str]:
+        return {} if self.folder is None else {"folder": self.folder}
+
+    def schedule(self) -> DeploymentScheduleCreate:
+        """Raises: FarmError for a time or a zone that there is not."""
+        if self.timezone not in available_timezones():
+            raise FarmError(
+                f"deploy: --timezone {self.timezone} is not a time zone",
+                fix="name one of the tz database, such as UTC or Europe/Berlin",
+            )
+        try:
+            schedule = CronSchedule(cron=self.cron, timezone=ZoneInfo(self.timezone).key)
+        except ValidationError as error:
+            raise FarmError(
+                f"deploy: --night {self.cron!r} is not a time as cron writes it",
+                why=str(error.errors()[0]["msg"]),
+                fix="minute, hour, day, month, weekday: '0 2 * * *' is every night at two",
+            ) from error
+        return DeploymentScheduleCreate(schedule=schedule, active=True, slug="nightly")
+
 
 WEBHOOK_URL = "ENGINEFARM_WEBHOOK_URL"
 WEBHOOK_BLOCK = "enginefarm-webhook"
@@ -45,97 +132,61 @@ def shipped(name: str) -> Path:
     )
 
 
-def apply(client: SyncPrefectClient, *, file: Path, pools: Iterable[str] = ()) -> list[str]:
-    """Registers the deployments of a prefect.yaml; gives their full names.
+def apply(
+    client: SyncPrefectClient, *, pools: Iterable[str] = (), night: Night | None = None
+) -> list[str]:
+    """Registers every deployment; returns their full names.
 
-    pools: GPU pools beyond those that the server has already.
-    Raises: FarmError naming the entry that is not valid.
+    pools: GPU pools beyond those that the server has already. Raises: FarmError.
     """
+    when = night or Night()
+    when.schedule()
     gpus = sorted({*farm.gpu_pools(client), *pools})
     for pool in (CONTROL_POOL, CROSS_POOL, *gpus):
         farm.ensure_pool(client, pool)
-    return [_apply(entry, pool) for entry in _entries(file) for pool in _pools_of(entry, gpus)]
+    return [_apply(row, pool, when) for row in ROWS for pool in _pools_of(row, gpus)]
 
 
 def ensure_applied(client: SyncPrefectClient, flow: str, pool: str) -> None:
     """Registers what engines of a pool need, unless it is there. Creates the pool, too."""
+    farm.ensure_pool(client, pool)
     try:
         client.read_deployment_by_name(f"{flow}/{pool}")
     except ObjectNotFound:
-        apply_to_pool(client, pool)
+        for row in ROWS:
+            if row.pools in (BUILDERS, GPUS) and pool in _pools_of(row, (pool,)):
+                _apply(row, pool, Night())
 
 
-def apply_to_pool(client: SyncPrefectClient, pool: str) -> None:
-    farm.ensure_pool(client, pool)
-    for entry in _entries(shipped("prefect.yaml")):
-        by_pool = entry["work_pool"]["name"] in (CROSS_POOL, ANY_GPU)
-        if by_pool and pool in _pools_of(entry, () if pool == CROSS_POOL else (pool,)):
-            _apply(entry, pool)
+def _pools_of(row: Row, gpus: Iterable[str]) -> tuple[str, ...]:
+    labels = tuple(pool for pool in gpus if pool != CROSS_POOL)
+    return {BUILDERS: (CROSS_POOL, *labels), GPUS: labels}.get(row.pools, (row.pools,))
 
 
-def _pools_of(entry: dict[str, Any], gpus: Iterable[str]) -> tuple[str, ...]:
-    pool = entry["work_pool"]["name"]
-    if pool == CROSS_POOL:
-        return (CROSS_POOL, *gpus)
-    return tuple(gpus) if pool == ANY_GPU else (pool,)
-
-
-def _entries(file: Path) -> list[dict[str, Any]]:
-    try:
-        document = _read_yaml(file.read_text("utf-8"))
-        entries: list[dict[str, Any]] = document["deployments"]
-        for entry in entries:
-            for field in ("name", "entrypoint"):
-                if not isinstance(entry[field], str):
-                    raise TypeError(f"{field} is not text")
-            entry["work_pool"]["name"]
-    except (OSError, YAMLError, KeyError, TypeError) as error:
-        raise FarmError(
-            f"deploy: {file} is not a file of deployments",
-            why=str(error).splitlines()[0],
-            fix="each entry has `name`, `entrypoint` and `work_pool.name`; see "
-            "deployments/prefect.yaml",
-        ) from error
-    return entries
+def _apply(row: Row, pool: str, night: Night) -> str:
+    module, _, attribute = row.flow.partition(":")
+    # Imported here: Prefect's way by name would look in the folder where we stand first.
+    flow: Flow[..., Any] = getattr(import_module(module), attribute)
+    limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    deployment = RunnerDeployment.from_flow(
+        flow,
+        name=row.name or pool,
+        description=row.description,
+        tags=list(row.tags),
+        parameters=dict[str, Any](night.parameters()) if row.nightly else {},
+        schedules=[night.schedule()] if row.nightly else None,
+        concurrency_limit=limit if row.one_at_a_time else None,
+        work_pool_name=pool,
+        work_queue_name=row.queue,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    deployment.apply()
+    return deployment.full_name
 
 
 def _read_yaml(text: str) -> Any:
     parser: Any = YAML(typ="safe")  # it is typed in part
     return parser.load(text)
-
-
-def _apply(entry: dict[str, Any], pool: str) -> str:
-    named_by_pool = entry["work_pool"]["name"] in (CROSS_POOL, ANY_GPU)
-    limit = entry.get("concurrency_limit")
-    try:
-        deployment = RunnerDeployment.from_entrypoint(
-            entry["entrypoint"],
-            name=pool if named_by_pool else entry["name"],
-            description=entry.get("description"),
-            tags=entry.get("tags") or [],
-            parameters=entry.get("parameters") or {},
-            schedules=[_schedule(row) for row in entry.get("schedules") or ()] or None,
-            concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
-            work_pool_name=pool,
-            work_queue_name=entry["work_pool"].get("work_queue_name"),
-            job_variables=entry.get("job_variables") or {},
-        )
-        deployment.apply()
-    except (ImportError, AttributeError, ValueError, TypeError, KeyError) as error:
-        raise FarmError(
-            f"deploy: deployment {entry['name']} ({entry['entrypoint']}) is refused",
-            why=str(error).splitlines()[0],
-        ) from error
-    return deployment.full_name
-
-
-def _schedule(row: dict[str, Any]) -> DeploymentScheduleCreate:
-    return DeploymentScheduleCreate(
-        schedule=CronSchedule(cron=row["cron"], timezone=row.get("timezone", "UTC")),
-        active=row.get("active", True),
-        slug=row.get("slug"),
-        parameters=row.get("parameters") or {},
-    )
 
 
 def apply_automations(client: SyncPrefectClient, *, file: Path) -> list[str]:

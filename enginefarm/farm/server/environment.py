@@ -6,21 +6,18 @@ import os
 import sys
 from pathlib import Path
 
+from enginefarm.errors import FarmError
+from enginefarm.farm.server import address
 from enginefarm.settings import home
 
 COMMON = {
+    # Prefect starts Pythons of its own with `-m`, which would look for modules in the folder
+    # where somebody stands first: one called `flows` or `tasks` would hide ours.
+    "PYTHONSAFEPATH": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLI_PROMPT": "false",
     "DO_NOT_TRACK": "1",
 }
-
-EPHEMERAL = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-}
-"""For a command that brings its own API, with nobody to schedule or notify for."""
-
-DEFAULT_API_URL = "http://127.0.0.1:4200/api"
 
 WORKER = {
     # How long a run waits on an idle worker, half of it on average.
@@ -40,19 +37,21 @@ SERVER = {
 
 DATABASE = "ENGINEFARM_DATABASE_URL"
 
+SHORT = 16
+"""Passwords with fewer characters are guessed."""
+
 
 def prepare(*, verbose: bool = False) -> None:
-    """Fills in what the user has not set: an ephemeral API unless PREFECT_API_URL names one."""
-    if not os.environ.get("PREFECT_API_URL"):
-        _prefect_home()
-    _fill(COMMON | EPHEMERAL)
+    """For `build`, which brings an API of its own (private.py): nothing of a farm's is used."""
+    _fill(COMMON)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
 
 
 def prepare_client() -> None:
     """For commands that talk to a farm's server: PREFECT_API_URL, or this machine's."""
     _prefect_home()
-    _fill(COMMON | {"PREFECT_API_URL": DEFAULT_API_URL, "PREFECT_LOGGING_LEVEL": "WARNING"})
+    address.use()
+    _fill(COMMON | {"PREFECT_LOGGING_LEVEL": "WARNING"})
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 
@@ -69,12 +68,45 @@ def prepare_worker() -> None:
     _lead("PYTHONPATH", str(Path(__file__).resolve().parents[3]), given)
 
 
-def prepare_server() -> None:
-    """For `enginefarm server`: one setting, ENGINEFARM_DATABASE_URL, chooses the database."""
+def prepare_server(*, host: str, port: int, public_url: str | None = None) -> str:
+    """For `enginefarm server`; returns the URL of its API as this machine reaches it.
+
+    The server asks everyone for a password: PREFECT_SERVER_API_AUTH_STRING, else the one in the
+    farm's home, which is made the first time. Pages of other sites may not use the API.
+    Raises: FarmError for an empty password, and for a short one where other machines reach
+    the server.
+    """
     _prefect_home()
+    own = os.environ.get(address.SERVER_PASSWORD)
+    if own is None:
+        own = os.environ.get(address.PASSWORD) or address.made_password()
+    _require_password(own, host)
+    os.environ[address.SERVER_PASSWORD] = own
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared only
+    shown = f"[{reached}]" if ":" in reached else reached
+    base = (public_url or f"http://{shown}:{port}").rstrip("/")
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = base
+    # The page asks the server that it came from: on any port, and from any machine.
+    os.environ["PREFECT_UI_API_URL"] = "/api"
     _fill(COMMON | SERVER)
     if os.environ.get(DATABASE):
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = database_url(os.environ[DATABASE])
+    return f"http://{shown}:{port}/api"
+
+
+def _require_password(password: str, host: str) -> None:
+    if not password:
+        raise FarmError(
+            f"server: {address.SERVER_PASSWORD} is empty, and a server without a password runs "
+            "what anybody asks for",
+            fix=f"unset it: a password is made in {address.password_file()}",
+        )
+    if not address.loopback(host) and len(password) < SHORT:
+        raise FarmError(
+            f"server: --host {host} is reached by other machines, and the password has only "
+            f"{len(password)} characters",
+            fix=f"set {address.SERVER_PASSWORD} to {SHORT} characters or more, or unset it",
+        )
 
 
 def database_url(url: str) -> str:

@@ -23,9 +23,13 @@ COLLECT_S = 120.0
 
 def main() -> None:
     if not os.environ.get(DATABASE, "sqlite").startswith("postgresql"):
-        gc.disable()
-        threading.Thread(target=_collect, name="collector", daemon=True).start()
+        collect_garbage_now_and_then()
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+
+
+def collect_garbage_now_and_then() -> None:
+    gc.disable()
+    threading.Thread(target=_collect, name="collector", daemon=True).start()
 
 
 def _collect() -> None:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
-from prefect.workers.process import ProcessWorker
 
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker import metrics
 from enginefarm.farm.worker.card import CONTROL_POOL, Card
+from enginefarm.farm.worker.farm_worker import FarmWorker
 from enginefarm.planning.plan import CROSS_POOL
 from enginefarm.settings import home
 
@@ -21,7 +21,7 @@ STATES = {"scheduled": "SCHEDULED", "pending": "PENDING", "running": "RUNNING"}
 
 
 @contextmanager
-def observed(worker: ProcessWorker, card: Card) -> Generator[None]:
+def observed(worker: FarmWorker, card: Card) -> Generator[None]:
     """Serves metrics and health while the worker lives, where ENGINEFARM_METRICS_PORT is set.
 
     The control worker also tells how long every pool's queue is: once a farm, not once a

@@ -1,4 +1,4 @@
-"""A worker's life: checks, pool, card in the store, Prefect's own process worker."""
+"""A worker's life: checks, pool, card in the store, then its runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
-from prefect.workers.process import ProcessWorker
 
 from enginefarm.errors import FarmError
 from enginefarm.farm import recovery
@@ -23,8 +22,8 @@ from enginefarm.farm.server import deployments
 from enginefarm.farm.worker import card as workers
 from enginefarm.farm.worker import drain, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
+from enginefarm.farm.worker.farm_worker import FarmWorker
 from enginefarm.farm.worker.observed import observed
-from enginefarm.farm.worker.signing_block import signing_key_from_block
 from enginefarm.planning.plan import CROSS_POOL
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
@@ -55,14 +54,13 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     store = open_store()
     store.require_bucket()
     with farm.connected() as client:
-        signing_key_from_block()
         if role == "control":
             farm.ensure_pool(client, pool)
         else:
             deployments.ensure_applied(client, "build-engine", pool)
     # Runs for a benchmark need the GPU itself: only who has it listens to their queue.
     queues = None if role in ("gpu", "control") else ["default"]
-    worker = ProcessWorker(pool, queues, name=f"{name}", limit=limit)
+    worker = FarmWorker(pool, queues, name=name, limit=limit)
     # Once a farm: whoever plans also looks for what was lost.
     watched = recovery.watched() if role == "control" else nullcontext()
     with (

@@ -78,7 +78,7 @@ class _Keeper(threading.Thread):
     def run(self) -> None:
         while not self._stopped.is_set():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "enginefarm.farm.worker.zygote"], env=self._environment
+                [sys.executable, "-P", "-m", "enginefarm.farm.worker.zygote"], env=self._environment
             )
             self._process.wait()
             self._stopped.wait(RESTART_S)

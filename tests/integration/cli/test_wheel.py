@@ -45,7 +45,6 @@ def test_the_wheel_has_what_the_code_reads(wheel: Path) -> None:
         "enginefarm/documents/gpus.toml",
         "flows/build_model.py",
         "enginefarm/farm/logging.yaml",
-        "enginefarm/farm/deployed/prefect.yaml",
         "enginefarm/farm/deployed/automations.yaml",
         "tasks/engine.py",
     ):

@@ -1,0 +1,120 @@
+"""Where this machine's farm is, and its password: two files in the farm's home.
+
+The server writes both when it starts. Every command on the same machine reads them, so that
+nobody exports anything; other machines are told by PREFECT_API_URL and PREFECT_API_AUTH_STRING.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from enginefarm.errors import FarmError
+from enginefarm.settings import home
+
+API_URL = "PREFECT_API_URL"
+PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105 - a name
+SERVER_PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105 - a name
+DEFAULT_URL = "http://127.0.0.1:4200/api"
+
+
+def folder() -> Path:
+    """The farm's own folder in the home."""
+    return home() / "farm"
+
+
+def password_file() -> Path:
+    return folder() / "password"
+
+
+def kept_password() -> str | None:
+    """The password of this machine's farm; None until a server has started here."""
+    try:
+        return password_file().read_text("utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FarmError(
+            f"farm: cannot read the password in {password_file()}",
+            why=error.strerror or "",
+            fix=f"run this as the user who started the server, or set {PASSWORD}",
+        ) from error
+
+
+def made_password() -> str:
+    """The kept password; the first time, a new one that only this user can read (0600).
+
+    Raises: FarmError when the folder cannot be written.
+    """
+    path = password_file()
+    try:
+        folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(f"enginefarm:{secrets.token_urlsafe(24)}\n")
+        try:
+            os.link(new, path)  # the first of two servers that start at once decides
+        except FileExistsError:
+            pass
+        finally:
+            new.unlink()
+    except OSError as error:
+        raise FarmError(
+            f"farm: cannot write the password to {folder()}",
+            why=error.strerror or "",
+            fix="set ENGINEFARM_HOME to a folder of yours",
+        ) from error
+    made = kept_password()
+    if made is None:
+        raise FarmError(f"farm: {path} is empty", fix=f"delete {path} and start the server again")
+    return made
+
+
+def record_url(url: str) -> None:
+    """Remembers the API's URL for the other commands on this machine."""
+    folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = folder() / f"url.{os.getpid()}"
+    new.write_text(f"{url}\n", "utf-8")
+    new.replace(folder() / "url")
+
+
+def recorded_url() -> str | None:
+    try:
+        return (folder() / "url").read_text("utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def use() -> None:
+    """Points this process at the farm: the environment decides, else this machine's files.
+
+    The kept password goes to this machine's own server only: a server elsewhere has another
+    password, and must not learn this one.
+    """
+    url = os.environ.setdefault(API_URL, recorded_url() or DEFAULT_URL)
+    if os.environ.get(PASSWORD):
+        return
+    password = kept_password() if url == recorded_url() or loopback(_host_of(url)) else None
+    if password is not None:
+        os.environ[PASSWORD] = password
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine reaches that host's ports."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

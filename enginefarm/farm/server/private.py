@@ -1,0 +1,191 @@
+"""A Prefect API of one command's own: its database is in a temporary folder, and goes with it.
+
+    python -P -m enginefarm.farm.server.private SOCKET_FD FOLDER
+
+A farm's database is never shared with it, and the command's runs are in nobody's dashboard.
+The command holds the other end of the server's standard input: however it ends, killed too,
+the server reads the end of it, removes the folder and is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from enginefarm.errors import FarmError
+from enginefarm.farm.server import address
+from enginefarm.farm.server.process import collect_garbage_now_and_then
+from enginefarm.settings import home
+
+START_S = 300.0
+"""Many commands that start at once on a small machine wait for each other's servers."""
+
+SETTINGS = {
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+
+
+class PrivateApi:
+    """The server's process. `wait` before the first request."""
+
+    def __init__(self, listener: socket.socket, folder: str, environment: dict[str, str]) -> None:
+        self._port = int(listener.getsockname()[1])
+        self._log = Path(folder) / "server.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", __name__),
+                    *(str(listener.fileno()), folder),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C is for the command, which still writes states
+            )
+
+    def wait(self) -> None:
+        """Returns when the API answers. Its socket is open from the start: one request waits.
+
+        Raises: FarmError when the server ends instead, or does not answer for START_S.
+        """
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=START_S)
+        try:
+            connection.request("GET", "/api/health")
+            if connection.getresponse().status == 200:
+                return
+            why = "it answers, but is not healthy"
+        except (OSError, HTTPException) as error:
+            why = f"{type(error).__name__}: {self._last_words()}"
+        finally:
+            connection.close()
+        raise FarmError(
+            "build: the Prefect API of this command did not start",
+            why=why,
+            fix="run it again; when the machine is busy, after what keeps it busy",
+        )
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        with suppress(OSError):
+            lines = self._log.read_text("utf-8", "replace").strip().splitlines()
+            return lines[-1][:300] if lines else "it said nothing"
+        return "it said nothing"
+
+
+@contextmanager
+def private_api() -> Generator[PrivateApi]:
+    """Starts the server, and has this process use it. Enter it before Prefect is imported.
+
+    Raises: FarmError when there is no room for its folder.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="enginefarm-api-")
+    except OSError as error:
+        raise FarmError(
+            f"build: cannot make a temporary folder in {tempfile.gettempdir()}",
+            why=error.strerror or "",
+            fix="make room there, or set TMPDIR to another folder",
+        ) from error
+    password = secrets.token_urlsafe(24)
+    common = {name: text for name, text in os.environ.items() if not _of_a_farm(name)}
+    common |= {"PREFECT_HOME": folder}
+    common.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")  # nobody will read them there
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        own = {
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+        }
+        api = PrivateApi(listener, folder, common | SETTINGS | own)
+    os.environ.clear()
+    os.environ.update(common | {address.API_URL: url, address.PASSWORD: password})
+    try:
+        yield api
+    finally:
+        api.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_a_farm(name: str) -> bool:
+    """Whether a variable would lead to a farm's server or database."""
+    return name.startswith(("PREFECT_API", "PREFECT_SERVER", "PREFECT_PROFILE", "PREFECT_HOME"))
+
+
+def main(arguments: list[str]) -> None:
+    descriptor, folder = int(arguments[0]), Path(arguments[1])
+    threading.Thread(target=_end_with_the_command, args=(folder,), daemon=True).start()
+    _give_tables(folder / "prefect.db")
+    collect_garbage_now_and_then()
+
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        fd=descriptor,
+        log_level="error",
+        lifespan="on",
+    )
+
+
+def _end_with_the_command(folder: Path) -> None:
+    sys.stdin.buffer.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def _give_tables(database: Path) -> None:
+    """An empty database with Prefect's tables: making them takes eight seconds, so it is kept."""
+    import prefect
+
+    kept = home() / "prefect" / f"empty-{prefect.__version__}.db"
+    with suppress(FileNotFoundError):
+        shutil.copyfile(kept, database)
+        return
+
+    import asyncio
+    import sqlite3
+
+    from prefect.server.database import provide_database_interface
+
+    async def make() -> None:
+        interface = provide_database_interface()
+        await interface.create_db()
+        engine = await interface.engine()
+        await engine.dispose()
+
+    asyncio.run(make())
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with suppress(OSError):  # a home that cannot be written costs the next command that time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copyfile(database, new)
+        new.replace(kept)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

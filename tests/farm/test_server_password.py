@@ -1,0 +1,94 @@
+"""Nobody uses the server without its password, and nobody has a worker run a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.workers.process import ProcessWorker
+
+from tests.farm.farm_fixture import Farm
+
+CREATE = "/flow_runs/"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Basic ZW5naW5lZmFybTpndWVzcw=="}, {"Authorization": "Bearer x"}],
+)
+@pytest.mark.parametrize("path", ["/deployments/filter", CREATE, "/work_pools/", "/flow_runs/x"])
+def test_a_request_without_the_password_is_refused(
+    farm: Farm, headers: dict[str, str], path: str
+) -> None:
+    answer = httpx.post(farm.api + path, json={}, headers=headers)
+    assert answer.status_code == 401
+
+
+def test_a_page_of_another_site_may_not_ask(farm: Farm) -> None:
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    evil = httpx.options(farm.api + CREATE, headers={**asked, "Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in evil.headers
+    own = farm.api.removesuffix("/api")
+    itself = httpx.options(farm.api + CREATE, headers={**asked, "Origin": own})
+    assert itself.headers["access-control-allow-origin"] == own
+
+
+def test_a_command_that_does_not_know_the_password_says_so(farm: Farm, tmp_path: Path) -> None:
+    elsewhere = {"ENGINEFARM_HOME": str(tmp_path), "PREFECT_API_URL": farm.api}
+    for given, said in (({}, "none was given"), ({"PREFECT_API_AUTH_STRING": "a:b"}, "was wrong")):
+        ended = farm.command("deploy", **elsewhere, **given)
+        assert ended.returncode == 70, ended.stderr
+        assert said in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def started(farm: Farm, **job_variables: object) -> UUID:
+    """A run of `promote`, whose flow says why it fails, with variables of somebody's own."""
+    with farm.client() as client:
+        found = client.read_deployment_by_name("promote/promote")
+        answer = client.request(
+            "POST",
+            f"/deployments/{found.id}/create_flow_run",
+            json={
+                "parameters": {"recipe": "no-such-recipe", "ask": False},
+                "job_variables": job_variables,
+                "state": {"type": "SCHEDULED"},
+            },
+        )
+    return UUID(answer.json()["id"])
+
+
+@pytest.mark.parametrize("template", ["ours", "one that takes any command"])
+def test_a_run_cannot_choose_command_environment_or_folder(
+    farm: Farm, tmp_path: Path, template: str
+) -> None:
+    mark, folder = tmp_path / "ran", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "flows").mkdir()
+    (folder / "flows" / "__init__.py").write_text(f"open({str(mark)!r}, 'w')")
+    if template != "ours":
+        with farm.client() as client:
+            client.update_work_pool(
+                "control",
+                WorkPoolUpdate(base_job_template=ProcessWorker.get_default_base_job_template()),
+            )
+    try:
+        run = farm.wait(
+            started(
+                farm,
+                command=f"touch {mark}",
+                env={"PYTHONPATH": str(folder), "PREFECT__FLOW_ENTRYPOINT": "os.abort"},
+                working_dir=str(folder),
+            )
+        )
+    finally:
+        assert farm.command("deploy").returncode == 0  # which puts the template back
+    assert not mark.exists()
+    assert (run.state.name or "").startswith("Failed: "), run.state
+    assert "no-such-recipe" in run.state.message

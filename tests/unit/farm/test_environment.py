@@ -1,0 +1,128 @@
+"""Whose password goes to which server, and which servers do not start."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from enginefarm.errors import FarmError
+from enginefarm.farm.server import address, environment
+
+NAMES = (
+    address.API_URL,
+    address.PASSWORD,
+    address.SERVER_PASSWORD,
+    "PREFECT_HOME",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
+    "PREFECT_UI_API_URL",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    for name in NAMES:
+        os.environ.pop(name, None)
+    os.environ["ENGINEFARM_HOME"] = str(tmp_path / "home")
+
+
+def start(host: str = "127.0.0.1", **options: str) -> str:
+    return environment.prepare_server(host=host, port=4871, public_url=options.get("public_url"))
+
+
+def test_the_server_makes_a_password_that_only_its_user_reads_and_keeps_it() -> None:
+    start()
+    first = os.environ[address.SERVER_PASSWORD]
+    assert len(first) > 30
+    assert stat.S_IMODE(address.password_file().stat().st_mode) == 0o600
+    assert stat.S_IMODE(address.folder().stat().st_mode) == 0o700
+    del os.environ[address.SERVER_PASSWORD]
+    start()
+    assert os.environ[address.SERVER_PASSWORD] == first
+
+
+@pytest.mark.parametrize(
+    ("host", "password", "said"),
+    [
+        ("127.0.0.1", "", "is empty"),
+        ("0.0.0.0", "", "is empty"),
+        ("0.0.0.0", "admin:short", "only 11 characters"),
+        ("farm.example", "admin:short", "only 11 characters"),
+        ("::", "admin:short", "only 11 characters"),
+    ],
+)
+def test_a_server_without_a_password_does_not_start(host: str, password: str, said: str) -> None:
+    os.environ[address.SERVER_PASSWORD] = password
+    with pytest.raises(FarmError, match=said):
+        start(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0"])
+def test_a_server_with_a_password_starts(host: str) -> None:
+    assert start(host).endswith(":4871/api")
+
+
+@pytest.mark.parametrize(
+    ("public_url", "origin"),
+    [(None, "http://127.0.0.1:4871"), ("https://farm.example/", "https://farm.example")],
+)
+def test_only_the_servers_own_pages_may_use_it(public_url: str | None, origin: str) -> None:
+    environment.prepare_server(host="0.0.0.0", port=4871, public_url=public_url)
+    assert os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == origin
+    assert os.environ["PREFECT_UI_API_URL"] == "/api", "the page asks where it came from"
+
+
+def test_commands_on_the_servers_machine_find_it_and_its_password() -> None:
+    address.record_url(start())
+    del os.environ[address.SERVER_PASSWORD]
+    environment.prepare_client()
+    assert os.environ[address.API_URL] == "http://127.0.0.1:4871/api"
+    assert os.environ[address.PASSWORD] == address.kept_password()
+
+
+@pytest.mark.parametrize(
+    ("url", "given"),
+    [
+        ("http://127.0.0.1:9999/api", True),
+        ("http://localhost:4200/api", True),
+        ("https://other.example/api", False),
+        ("http://127.0.0.1.evil.example/api", False),
+        ("http://[::1", False),
+    ],
+)
+def test_a_server_elsewhere_does_not_learn_the_password(url: str, given: bool) -> None:
+    address.made_password()
+    os.environ[address.API_URL] = url
+    environment.prepare_client()
+    assert (address.PASSWORD in os.environ) is given
+
+
+def test_the_environment_decides_before_the_file() -> None:
+    address.made_password()
+    os.environ[address.PASSWORD] = "farm:of-the-environment"
+    environment.prepare_client()
+    assert os.environ[address.PASSWORD] == "farm:of-the-environment"
+
+
+def unwritable(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a file, where a folder should be")
+
+
+def empty(path: Path) -> None:
+    path.mkdir(parents=True)
+    (path / "password").touch()
+
+
+@pytest.mark.parametrize("broken", [unwritable, empty])
+def test_a_home_that_cannot_hold_the_password_is_one_clear_error(
+    broken: Callable[[Path], None],
+) -> None:
+    broken(address.folder())
+    with pytest.raises(FarmError, match=str(address.folder())):
+        address.made_password()
