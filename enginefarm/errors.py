@@ -22,7 +22,8 @@ EnginefarmError                    1
 │   ├── StoreDenied               42  wrong or missing credentials
 │   ├── StoreMissing              43  no such bucket or object
 │   ├── CorruptBlob               44  bytes do not match their digest
-│   └── StoreConflict             45  somebody else wrote first
+│   ├── StoreConflict             45  somebody else wrote first
+│   └── NewerVersion              47  a document that a newer enginefarm wrote
 ├── DiskFull                      46
 ├── NoEngineFits                  50  pull found nothing that can run on this host
 ├── SignatureRejected             51  unsigned, or signed by a key that is not trusted
@@ -180,6 +181,10 @@ class CorruptBlob(StoreError):
 
 class StoreConflict(StoreError):
     exit_code = 45
+
+
+class NewerVersion(StoreError):
+    exit_code = 47
 
 
 class DiskFull(EnginefarmError):

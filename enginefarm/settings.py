@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,18 @@ def build_limits() -> BuildLimits:
     )
 
 
+def cache_limit_bytes(root: Path) -> int:
+    """What the cache may hold: ENGINEFARM_CACHE_LIMIT_GB, else half of the disk it is on.
+
+    Raises: UsageError for a value that is not a positive number.
+    """
+    limit_gb = _positive("ENGINEFARM_CACHE_LIMIT_GB", None)
+    if limit_gb is not None:
+        return int(limit_gb * 1e9)
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).total // 2
+
+
 def _positive(name: str, default: float | None) -> float | None:
     text = os.environ.get(name)
     if not text:
@@ -71,7 +85,7 @@ def _positive(name: str, default: float | None) -> float | None:
         value = float(text)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(
             f"{name}: {text!r} is not a positive number", fix=f"set {name} to a number, or unset it"
         )

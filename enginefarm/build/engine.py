@@ -36,7 +36,7 @@ from enginefarm.progress import SINK, report
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.store import quarantine as device_records
-from enginefarm.store.site import Produced, Site, materialise, recorded
+from enginefarm.store.site import Produced, Site, materialise, recorded, whole
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
@@ -107,12 +107,11 @@ def build(
     """
     spec = job.spec
     with _alone(site, spec.plan_key):
-        published = site.store.manifest(spec.digest)
+        _refuse_quarantined(site, spec)
+        published = whole(site, job.recipe, spec.digest)
         if published is not None:
-            site.store.index_for(job.recipe, published)
             report(f"build {spec.label}", 1, 1, "cached")
             return published
-        _refuse_quarantined(site, spec)
         asked = spec
         if workspace_mib is not None:
             builder = spec.builder.model_copy(update={"workspace_mib": workspace_mib})
@@ -181,6 +180,7 @@ def _build(
 def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
     failed = device_records.quarantined(site.store, spec.digest)
     if failed is not None:
+        device_records.withdraw(site.store, failed.manifest)  # who wrote it may have died then
         raise EngineRunError(
             f"{spec.label}: an engine of this very spec failed on its GPU and is in quarantine",
             why=failed.verification.reason,
@@ -232,7 +232,7 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
     )
     if site.store.publish(manifest):
         return manifest
-    published = site.store.manifest(job.spec.digest)
+    published = whole(site, job.recipe, job.spec.digest)
     return manifest if published is None else published
 
 

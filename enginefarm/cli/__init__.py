@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sign": ("enginefarm.cli.verify:sign", "Sign engines that were published unsigned."),
     "keygen": ("enginefarm.cli.verify:keygen", "Make a signing key."),
     "gc": ("enginefarm.cli.gc:gc", "Delete what nothing holds; a dry run by default."),
+    "fsck": ("enginefarm.cli.fsck:fsck", "Audit the store: what is lost, damaged or unlisted."),
+    "cache": ("enginefarm.cli.cache:cache", "This machine's cache: its size; prune it."),
     "store": ("enginefarm.cli.store:store", "Where the store is; stop the embedded one."),
     "list": ("enginefarm.cli.listing:list_", "Engines in the store."),
     "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
@@ -90,7 +92,7 @@ def cli() -> None:
     """Verified, benchmarked TensorRT engines for every GPU of a fleet.
 
     Exit codes: 0 done; 2 usage; 10-17 recipe, source, export, calibration; 20-26 build;
-    30 accuracy; 40-46 store and disk; 50 no engine fits; 51 signature; 55 gate;
+    30 accuracy; 40-47 store and disk; 50 no engine fits; 51 signature; 55 gate;
     60-67 host; 70-71 farm. `docs/errors.md` has them all.
     """
 

@@ -44,7 +44,7 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
     else:
         try:
             manifest = (
-                Manifest.model_validate_json(manifest_path.read_bytes())
+                Manifest.read(manifest_path.read_bytes())
                 if manifest_path
                 else manifest_for(plan, cache)
             )

@@ -109,6 +109,18 @@ class Manifest(Frozen):
     created_at: datetime
 
     @property
+    def needs(self) -> tuple[BlobRef, ...]:
+        """The blobs without which the engine is not complete: it, its graph, its reference."""
+        found = (self.engine, self.graph.model, self.graph.data, self.reference)
+        return tuple(ref for ref in found if ref is not None)
+
+    @property
+    def names(self) -> tuple[BlobRef, ...]:
+        """Every blob that the manifest names, its build's log and layers too."""
+        found = (*self.needs, self.build.log, self.build.layers)
+        return tuple(ref for ref in found if ref is not None)
+
+    @property
     def precision(self) -> PrecisionName:
         return self.spec.precision.name
 

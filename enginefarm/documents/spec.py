@@ -111,9 +111,9 @@ class BuildSpec(Frozen):
     plugins: tuple[Digest, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A spec that shares no plan reads, and is digested, as before there were such plans."""
-        written: dict[str, Any] = serialize(self)
+        written: dict[str, Any] = {**serialize(self), **(self.model_extra or {})}
         if not self.compute_capabilities:
             written.pop("compute_capabilities", None)
         return written

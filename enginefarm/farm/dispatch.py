@@ -34,6 +34,7 @@ from enginefarm.farm.worker import card as workers
 from enginefarm.planning import stages
 from enginefarm.planning.outcome import Outcome
 from enginefarm.planning.plan import Offer
+from enginefarm.store.site import whole
 
 POLL_S = 1.0
 PAGE = 200
@@ -69,10 +70,10 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
     Raises: what the child raised, by the kind that its state is named after; FarmError
     when it crashed for good, BuildCancelled.
     """
-    store = stages.here().store
-    published = store.manifest(job.spec.digest)
+    site = stages.here()
+    store = site.store
+    published = whole(site, job.recipe, job.spec.digest)
     if published is not None:
-        store.index_for(job.recipe, published)
         return published, True
     with LANES.turn(pool):
         child = _start(job, pool)

@@ -22,6 +22,7 @@ from enginefarm.schema import Frozen
 from enginefarm.store.site import (
     Produced,
     Site,
+    found_record,
     here,
     materialise,
     onnx_files_of,
@@ -265,11 +266,11 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     from enginefarm.graph.export import export_tool
     from enginefarm.graph.slim import slim_tool
 
-    exported = site.store.stage("export", export_key(recipe))
+    exported = found_record(site, "export", export_key(recipe))
     if exported is None:
         return None
     slimmer = slim_tool()
-    slimmed = site.store.stage("slim", _slim_key(onnx_ref_of(exported), slimmer))
+    slimmed = found_record(site, "slim", _slim_key(onnx_ref_of(exported), slimmer))
     if slimmed is None:
         return None
     return plan.Model(

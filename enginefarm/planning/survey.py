@@ -16,7 +16,7 @@ from enginefarm.store.site import Site
 from enginefarm.toolchains import installed, toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
-NO_MANIFEST = "no manifest of this spec is in the store"
+NO_MANIFEST = "no whole engine of this spec is in the store"
 
 UNKNOWN_MODEL = plan.Model(
     onnx=OnnxRef(model=BlobRef(digest="0" * 64, size_bytes=0), opset=0),
@@ -64,7 +64,9 @@ def local_offers() -> tuple[plan.Offer, ...]:
 
 
 def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
-    """Looks, and runs nothing: two stage records and one listing, whatever the number of specs.
+    """Looks, and runs nothing. An engine is cached when its manifest, its index entry and its
+    blobs are there: two stage records, one listing, and for each engine that is listed its
+    manifest and what is known of its blobs.
 
     Raises: what plan.targets raises; StoreError.
     """
@@ -119,10 +121,10 @@ def _with_specs(
     site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
 ) -> tuple[Planned, ...]:
     uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
-    complete = site.store.complete(recipe.name)
+    specs = [plan.resolve(recipe, target, model, uses[target.precision]) for target in wanted]
+    complete = site.store.whole(recipe.name, [spec.digest for spec in specs])
     planned: list[Planned] = []
-    for target in wanted:
-        spec = plan.resolve(recipe, target, model, uses[target.precision])
+    for target, spec in zip(wanted, specs, strict=True):
         cached = spec.digest in complete
         planned.append(
             Planned(

@@ -104,7 +104,7 @@ class CachedCatalog:
     @staticmethod
     def _manifest(path: Path) -> Manifest | None:
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifest = Manifest.read(path.read_bytes())
         except ValidationError:  # of another version: as good as not there
             return None
         return manifest if manifest.spec.digest == path.stem else None

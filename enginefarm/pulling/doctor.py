@@ -155,12 +155,12 @@ def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
     """The manifest of a plan: `<plan>.json` beside it, else what was pulled to this host."""
     beside = plan.with_name(f"{plan.name}.json")
     if beside.exists():
-        return Manifest.model_validate_json(beside.read_bytes())
+        return Manifest.read(beside.read_bytes())
     digest = sha256_file(plan)
     for path in sorted((cache.root / "records").glob("*/" + "?" * 64 + ".json")):
         data = path.read_bytes()
         if digest.encode() in data:
-            manifest = Manifest.model_validate_json(data)
+            manifest = Manifest.read(data)
             if manifest.engine.digest == digest:
                 return manifest
     return None

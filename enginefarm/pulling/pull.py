@@ -160,7 +160,7 @@ def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
             fix="sign the engine (enginefarm sign), and ask for a new URL",
         )
     try:
-        manifest = Manifest.model_validate_json(read_url(presigned.manifest, "manifest"))
+        manifest = Manifest.read(read_url(presigned.manifest, "manifest"))
     except ValidationError as error:
         raise SignatureRejected(
             "pull --url: the manifest that the URL names is none of this version",

@@ -10,13 +10,15 @@ trust key it takes only what one of these keys signed.
 from __future__ import annotations
 
 import base64
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, RecipeError, SignatureRejected, StoreMissing
 from enginefarm.recipes import file as recipe_file
@@ -24,8 +26,9 @@ from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_comp
 from enginefarm.schema import Frozen, Name
 from enginefarm.settings import STORE_ROOT, store_is_a_root, user
 from enginefarm.store import signing
-from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.site import Site, link
+from enginefarm.store.copies import clone_checked
+from enginefarm.store.engine_store import READERS, EngineStore, parsed
+from enginefarm.store.site import Site
 
 RECIPES = "recipes/"
 PAYLOAD_TYPE = "application/vnd.enginefarm.recipe+json"
@@ -108,9 +111,11 @@ def read(store: EngineStore, name: str) -> Pushed:
             fix="enginefarm recipes push FOLDER",
         )
     try:
-        pushed = Pushed.model_validate_json(found[0])
-    except ValidationError as error:
-        raise CorruptBlob(f"store: {_key(name)} is not a recipe", fix="push it again") from error
+        pushed = parsed(_key(name), found[0], Pushed)
+    except CorruptBlob as error:
+        raise CorruptBlob(
+            f"store: {_key(name)} is not a recipe", why=error.what, fix="push it again"
+        ) from error
     if pushed.recipe.name != name:
         raise CorruptBlob(f"store: {_key(name)} holds another recipe, {pushed.recipe.name}")
     return pushed
@@ -137,12 +142,14 @@ def unpacked(site: Site, name: str) -> Path:
     pushed = read(site.store, name)
     _require_signed(pushed)
     folder = site.cache.root / "recipes" / pushed.recipe.sha256()
+    if folder.is_dir() and not _unchanged(folder, pushed.recipe):
+        shutil.rmtree(folder)
     if not folder.is_dir():
         with site.scratch() as scratch:
             for path, ref in pushed.recipe.files.items():
                 target = scratch / "recipe" / PurePosixPath(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                link(site.cache.ensure(site.store, ref), target)
+                clone_checked(site.cache.ensure(site.store, ref), target, ref)
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 (scratch / "recipe").rename(folder)
@@ -150,6 +157,14 @@ def unpacked(site: Site, name: str) -> Path:
                 if not folder.is_dir():  # else another run was first, with the same bytes
                     raise
     return folder / recipe_file.FILE_NAME
+
+
+def _unchanged(folder: Path, recipe: StoredRecipe) -> bool:
+    """Whether no run of the recipe has changed its files since they were unpacked."""
+    return all(
+        (path := folder / name).is_file() and sha256_file(path) == ref.digest
+        for name, ref in recipe.files.items()
+    )
 
 
 def _require_signed(pushed: Pushed) -> None:

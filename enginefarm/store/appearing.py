@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, after a power cut too."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ def appearing(dest: Path) -> Generator[Path]:
     """An empty file to fill, beside `dest`: it becomes `dest` when the block ends well, and is
     removed when it does not.
 
-    Raises: DiskFull.
+    Raises: DiskFull; UsageError for a place that cannot be written.
     """
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
+        fd, name = tempfile.mkstemp(prefix=f".{dest.name[:100]}.", suffix=".part", dir=dest.parent)
     os.close(fd)
     part = Path(name)
     try:
         yield part
-        part.chmod(0o644)
-        part.replace(dest)
+        with writing(dest):
+            part.chmod(0o644)
+            settle(part)
+            part.replace(dest)
+            settle_folder(dest.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -36,3 +39,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     """A small file that appears, or is replaced, whole or not at all."""
     with appearing(path) as part, writing(path):
         part.write_bytes(data)
+
+
+def settle(path: Path) -> None:
+    """The file's bytes are on the disk when this returns."""
+    _fsync(path, os.O_RDONLY)
+
+
+def settle_folder(folder: Path) -> None:
+    """The names in a folder are on the disk when this returns."""
+    _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -132,7 +132,7 @@ def read_bytes(objects: ObjectStore, ref: BlobRef, limit_bytes: int) -> bytes:
 def missing(ref: BlobRef) -> StoreMissing:
     return StoreMissing(
         f"store: blob {ref.digest[:12]} is not there ({layout.blob(ref)})",
-        fix="build it again: the farm uploads what is missing",
+        fix="build the recipe again, which makes what is missing; `enginefarm fsck` lists it all",
     )
 
 
@@ -140,5 +140,5 @@ def corrupt(ref: BlobRef, digest: str) -> CorruptBlob:
     return CorruptBlob(
         f"store: the bytes of blob {ref.digest[:12]} hash to {digest[:12]}; they are not used",
         why="the object was overwritten or damaged in the store",
-        fix=f"delete {layout.blob(ref)} and build again: the farm uploads it anew",
+        fix="enginefarm fsck --bytes --repair, then build the recipe again",
     )

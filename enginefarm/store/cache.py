@@ -1,23 +1,31 @@
-"""BlobCache: blobs on the local disk, by digest. Shared by many processes."""
+"""BlobCache: blobs on the local disk, by digest. Shared by many processes.
+
+blobs/sha256/ab/<digest>          the bytes, read-only
+blobs/sha256/ab/<digest>.seen     inode, size and mtime for which they were hashed; its own
+                                  date is when they were used last
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
+from enginefarm.settings import cache_limit_bytes
+from enginefarm.store.appearing import settle, settle_folder
 from enginefarm.store.blobs import fill
+from enginefarm.store.copies import clone
 from enginefarm.store.download import Journal, RangeSource
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
+from enginefarm.store.prune import SEEN, keep_within
 from enginefarm.store.sources import BlobSource
 
 
@@ -31,29 +39,50 @@ def default_root() -> Path:
 
 
 class BlobCache:
-    """`blobs/sha256/ab/<digest>`: a file that is there is complete, and was checked."""
+    """Files by digest. One that is handed out was hashed since it last changed."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
 
     def path(self, ref: BlobRef) -> Path:
-        """Where the blob is, or would be. The file exists only when it is complete."""
+        """Where the blob is, or would be. Ask intact() or ensure() before you read it."""
         return self.root / "blobs" / "sha256" / ref.digest[:2] / ref.digest
 
     def has(self, ref: BlobRef) -> bool:
+        return self.intact(ref) is not None
+
+    def intact(self, ref: BlobRef) -> Path | None:
+        """The blob's path when its bytes are what the digest says; None when it is not there.
+
+        It is hashed unless its inode, size and mtime are those that it had when it was hashed
+        before. A file that was changed, cut or damaged is removed.
+        """
+        path = self.path(ref)
         try:
-            return self.path(ref).stat().st_size == ref.size_bytes
+            found = path.stat()
         except FileNotFoundError:
-            return False
+            return None
+        stamp = _stamp(found)
+        seen = path.with_name(f"{path.name}{SEEN}")
+        with suppress(OSError):
+            if found.st_size == ref.size_bytes and seen.read_text("utf-8") == stamp:
+                os.utime(seen)
+                return path
+        if found.st_size == ref.size_bytes and sha256_file(path) == ref.digest:
+            self._note(seen, stamp)
+            return path
+        path.unlink(missing_ok=True)
+        seen.unlink(missing_ok=True)
+        return None
 
     def ensure(self, store: EngineStore, ref: BlobRef) -> Path:
-        """The blob's path; downloaded first when it is not there.
+        """The blob's path; downloaded first when it is not there, or is damaged.
 
         Of several processes that want one blob, one downloads and the others wait for it. A
         download that was cut is resumed, by whoever comes next.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
-        return self.path(ref) if self.has(ref) else self.fill(BlobSource(store.objects, ref), ref)
+        return self.intact(ref) or self.fill(BlobSource(store.objects, ref), ref)
 
     def fill(self, source: RangeSource, ref: BlobRef) -> Path:
         """ensure(), from any source."""
@@ -74,7 +103,7 @@ class BlobCache:
             fd = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fill(source, ref, fd, part, journal)
-            part.replace(path)
+            self._keep(part, path)
             note.unlink(missing_ok=True)
         except (CorruptBlob, StoreMissing, DiskFull) as error:
             part.unlink(missing_ok=True)
@@ -87,28 +116,24 @@ class BlobCache:
             os.close(fd)
 
     def add(self, path: Path) -> BlobRef:
-        """Puts a file in: a hard link where the disk allows, else a copy.
-
-        Do not change the file afterwards: it may be the very same one.
-        """
-        ref = BlobRef(digest=sha256_file(path), size_bytes=path.stat().st_size)
-        target = self.path(ref)
-        if self.has(ref):
-            return ref
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fd, name = tempfile.mkstemp(prefix=f"{target.name}.", suffix=".new", dir=target.parent)
+        """Puts a copy of a file in (a reflink where the disk allows), hashed after it is made:
+        whoever still holds the file open cannot change the cache."""
+        scratch = self.root / "blobs" / "sha256"
+        with writing(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            fd, name = tempfile.mkstemp(prefix="adding.", suffix=".new", dir=scratch)
             os.close(fd)
-            new = Path(name)
-            try:
-                new.unlink()
-                try:
-                    os.link(path, new)
-                except OSError:
-                    shutil.copyfile(path, new)
-                new.replace(target)
-            finally:
-                new.unlink(missing_ok=True)
+        new = Path(name)
+        try:
+            clone(path, new)
+            ref = BlobRef(digest=sha256_file(new), size_bytes=new.stat().st_size)
+            target = self.path(ref)
+            if not self.has(ref):
+                with writing(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                self._keep(new, target)
+        finally:
+            new.unlink(missing_ok=True)
         return ref
 
     def link(self, name: str, ref: BlobRef) -> Path:
@@ -125,6 +150,23 @@ class BlobCache:
             new.replace(path)
         return path
 
+    def _keep(self, hashed: Path, path: Path) -> None:
+        """A file whose digest was checked becomes the blob: on the disk, and read-only."""
+        with writing(path):
+            hashed.chmod(0o444)
+            settle(hashed)
+            hashed.replace(path)
+            settle_folder(path.parent)
+        self._note(path.with_name(f"{path.name}{SEEN}"), _stamp(path.stat()))
+        keep_within(self.root, cache_limit_bytes(self.root), spare=path)
+
+    def _note(self, seen: Path, stamp: str) -> None:
+        """Only a memo: a cache that cannot be written is hashed at each use."""
+        with suppress(OSError):
+            new = seen.with_name(f"{seen.name}.{os.getpid()}.{threading.get_ident()}.new")
+            new.write_text(stamp, "utf-8")
+            new.replace(seen)
+
     @contextmanager
     def _locked(self, ref: BlobRef) -> Generator[None]:
         """One downloader a digest. The kernel frees the lock of a process that dies."""
@@ -135,3 +177,7 @@ class BlobCache:
         with stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _stamp(found: os.stat_result) -> str:
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"

@@ -14,14 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
 from enginefarm.schema import Digest, Frozen, Name
-from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.engine_store import READERS, EngineStore, parsed
 
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
@@ -111,10 +111,7 @@ def _read(store: EngineStore, key: str) -> Revision:
     found = store.read_document(key)
     if found is None:
         raise StoreMissing(f"store: {key} is gone; a channel's revisions are never deleted")
-    try:
-        revision = Revision.model_validate_json(found[0])
-    except ValidationError as error:
-        raise CorruptBlob(f"store: {key} is not a channel revision") from error
+    revision = parsed(key, found[0], Revision)
     if revision.key != key:
         raise CorruptBlob(f"store: {key} holds the revision of another channel")
     return revision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -75,6 +76,19 @@ class _Stopped(Exception):
     """Another piece failed, or the caller was interrupted."""
 
 
+def write_whole(fd: int, data: bytes, start: int) -> None:
+    """Writes all of the bytes at an offset: the kernel may take fewer at a time.
+
+    Raises: OSError (ENOSPC) when it takes none.
+    """
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, start)
+        if count == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest, start = rest[count:], start + count
+
+
 class Download:
     """Fills `fd` with the bytes of one blob. `done` is the number of bytes there."""
 
@@ -138,6 +152,8 @@ class Download:
     def _hash(self, sha: _Sha, start: int, end: int) -> None:
         while start < end:
             count = os.preadv(self._fd, [self._buffer[: end - start]], start)
+            if count == 0:
+                raise OSError(errno.EIO, f"{self._path} is shorter than what was written to it")
             sha.update(self._buffer[:count])
             start += count
 
@@ -181,7 +197,7 @@ class Download:
                 if not chunk:
                     return start
                 with writing(self._path):
-                    os.pwrite(self._fd, chunk, start)
+                    write_whole(self._fd, chunk, start)
                 start += len(chunk)
                 with self._lock:
                     self.done += len(chunk)
@@ -192,5 +208,5 @@ class Download:
     def _wrong_size(self, has: str) -> CorruptBlob:
         return CorruptBlob(
             f"{self._source.name} is {has}; {self._ref.size_bytes:,} bytes expected",
-            fix="build the engine again, which uploads it anew",
+            fix="build the recipe again, which makes the blob anew",
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef, BuildSpec
 from enginefarm.documents.stage import StageRecord
-from enginefarm.errors import CorruptBlob, StoreConflict
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.schema import Frozen
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
@@ -24,6 +27,8 @@ Model = TypeVar("Model", bound=Frozen)
 
 READERS = 8
 BATCH = 64
+LOG = logging.getLogger(__name__)
+MEND = "enginefarm fsck --repair removes it; then build it again"
 
 
 class EngineStore:
@@ -73,12 +78,13 @@ class EngineStore:
         """Says that an engine is complete. False when somebody had said so already.
 
         The index entry is written second, and by losers too: who died between the two
-        writes is healed by the next one. Signed first, where ENGINEFARM_SIGNING_KEY is set.
+        writes is healed by the next one. A manifest that is damaged, or whose blobs the store
+        lost, is replaced. Signed first, where ENGINEFARM_SIGNING_KEY is set.
         Raises: StoreMissing when the engine's bytes are not in the store.
         """
         if manifest.spec.digest != manifest.spec_digest:
             raise CorruptBlob("manifest: spec_digest is not the digest of its spec")
-        for ref in (manifest.engine, manifest.graph.model):
+        for ref in manifest.needs:
             if not blobs.present(self.objects, ref):
                 raise blobs.missing(ref)
         body = manifest.canonical_json()
@@ -88,34 +94,62 @@ class EngineStore:
             envelope = signer.attest(written).canonical_json()
             self.objects.put(signing.attestation_key(written), envelope)
         key = layout.manifest(manifest.spec_digest)
-        created = self.objects.put_if_absent(key, body)
-        entry = IndexEntry(manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest)
+        created = self.objects.put_if_absent(key, body) is not None
+        created = created or self._replaced(manifest.spec_digest, body)
+        entry = layout.entry_of(manifest)
         self.objects.put(layout.index(entry), b"")
         if not self.has_blob(manifest.engine):  # gc was between its second look and the delete
             self.objects.delete(layout.index(entry))
             self.objects.delete(key)
             raise blobs.missing(manifest.engine)
-        return created is not None
+        return created
 
-    def index_for(self, recipe: str, manifest: Manifest) -> None:
-        """Lists an engine under one more recipe: two that ask for one spec share it."""
-        if recipe != manifest.recipe:
-            entry = IndexEntry(recipe, manifest.gpu, manifest.precision, manifest.spec_digest)
-            self.objects.put(layout.index(entry), b"")
+    def _replaced(self, spec_digest: str, body: bytes) -> bool:
+        """Whether this body took the place of a manifest that nobody can use."""
+        key = layout.manifest(spec_digest)
+        found = self.objects.get(key)
+        if found is None:
+            return self.objects.put_if_absent(key, body) is not None
+        with suppress(CorruptBlob):
+            manifest = self._manifest_of(spec_digest, found[0])
+            if manifest.device_verification.status != "failed" and not self.lacks(manifest):
+                return False
+        try:
+            self.objects.put_if_match(key, body, found[1])
+        except StoreConflict:
+            return False
+        return True
+
+    def list_under(self, recipe: str, manifest: Manifest) -> None:
+        """Writes the index entries of a published engine: its own, which whoever published it
+        may not have lived to write, and the one of a recipe that asks for the same spec."""
+        for name in sorted({recipe, manifest.recipe}):
+            self.objects.put(layout.index(layout.entry_of(manifest, name)), b"")
+
+    def lacks(self, manifest: Manifest) -> tuple[str, ...]:
+        """Digests of what the engine needs and the store has lost, as far as metadata tells."""
+        lost = [ref.digest for ref in manifest.needs if not self.has_blob(ref)]
+        for digest in manifest.spec.plugins:
+            info = self.objects.head(layout.blob_of(digest))
+            if info is None or info.metadata.get(blobs.DIGEST_FIELD) != digest:
+                lost.append(digest)
+        return tuple(lost)
 
     def manifest(self, spec_digest: str) -> Manifest | None:
         """The manifest of that spec; None when it is not complete.
 
         Raises: CorruptBlob when its body is not a manifest, or not that spec's.
         """
-        manifest = self._read(layout.manifest(spec_digest), Manifest)
-        if manifest is None:
-            return None
+        found = self.objects.get(layout.manifest(spec_digest))
+        return None if found is None else self._manifest_of(spec_digest, found[0])
+
+    def _manifest_of(self, spec_digest: str, body: bytes) -> Manifest:
+        manifest = parsed(layout.manifest(spec_digest), body, Manifest)
         if manifest.spec_digest != spec_digest or manifest.spec.digest != spec_digest:
             raise CorruptBlob(
                 f"store: manifest {spec_digest[:12]} holds another spec "
                 f"({manifest.spec.digest[:12]})",
-                fix=f"delete {layout.manifest(spec_digest)} and build again",
+                fix=MEND,
             )
         return manifest
 
@@ -140,15 +174,42 @@ class EngineStore:
     def manifests(
         self, recipe: str | None = None, gpu: str | None = None, precision: str | None = None
     ) -> Iterator[Manifest]:
-        """Manifests that pass the filters, in the index's order, read several at a time."""
+        """Manifests that pass the filters, in the index's order, read several at a time.
+
+        One that cannot be read, because it is damaged or of a newer version, is left out with
+        a warning in the log: it is no reason to hide the others.
+        """
         digests = (entry.spec_digest for entry in self.index(recipe, gpu, precision))
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(digests, BATCH)):
-                yield from (found for found in pool.map(self.manifest, batch) if found)
+                yield from (found for found in pool.map(self._manifest_or_warn, batch) if found)
+
+    def _manifest_or_warn(self, spec_digest: str) -> Manifest | None:
+        try:
+            return self.manifest(spec_digest)
+        except (CorruptBlob, NewerVersion) as error:
+            LOG.warning("note: left out: %s", error.what)
+            return None
 
     def complete(self, recipe: str) -> frozenset[str]:
-        """Spec digests of a recipe that are complete: one paginated listing, no reads."""
+        """Spec digests that are listed for a recipe: one paginated listing, no reads."""
         return frozenset(entry.spec_digest for entry in self.index(recipe))
+
+    def whole(self, recipe: str, spec_digests: Iterable[str]) -> frozenset[str]:
+        """Of these specs, the ones whose manifest, index entry and blobs are all there.
+
+        Read several at a time; a blob that several engines need is asked for once.
+        """
+        listed = self.complete(recipe)
+        asked = [digest for digest in spec_digests if digest in listed]
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(self._manifest_or_warn, asked)
+            found = [one for one in read if one and one.device_verification.status != "failed"]
+            needed = {ref.digest: ref for one in found for ref in one.needs}
+            there = dict(zip(needed, pool.map(self.has_blob, needed.values()), strict=True))
+        return frozenset(
+            one.spec_digest for one in found if all(there[ref.digest] for ref in one.needs)
+        )
 
     def recipes(self) -> tuple[str, ...]:
         return tuple(self.objects.folders(layout.INDEX))
@@ -209,14 +270,42 @@ class EngineStore:
 
     def _read(self, key: str, model: type[Model]) -> Model | None:
         found = self.objects.get(key)
-        if found is None:
-            return None
-        try:
-            return model.model_validate_json(found[0])
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise CorruptBlob(
-                f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}",
-                fix="it was written by another version, or damaged: delete it and build again",
-            ) from None
+        return None if found is None else parsed(key, found[0], model)
+
+
+def parsed(key: str, body: bytes, model: type[Model]) -> Model:
+    """A document of the store. Fields of a later version are kept, and no error.
+
+    Raises: NewerVersion for a later schema; CorruptBlob for what is no such document.
+    """
+    known = model.model_fields.get("schema_version")
+    try:
+        found = model.read(body)
+        said: Any = dict(found).get("schema_version")
+    except ValidationError as error:
+        if known is not None and _schema_version(body) > known.default:
+            raise newer(key, model) from None
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CorruptBlob(
+            f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}", fix=MEND
+        ) from None
+    if known is not None and said > known.default:
+        raise newer(key, model)
+    return found
+
+
+def newer(key: str, model: type[Frozen]) -> NewerVersion:
+    return NewerVersion(
+        f"store: {key} is a {model.__name__} of a newer enginefarm",
+        fix="update enginefarm on this machine",
+    )
+
+
+def _schema_version(body: bytes) -> int:
+    """What a document that could not be read says of its own version; 0: nothing."""
+    with suppress(ValueError, AttributeError, RecursionError):
+        said = json.loads(body).get("schema_version")
+        if isinstance(said, int):
+            return said
+    return 0

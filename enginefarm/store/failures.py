@@ -18,6 +18,7 @@ from enginefarm.errors import (
     StoreError,
     StoreMissing,
     StoreUnavailable,
+    UsageError,
 )
 
 NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
@@ -118,9 +119,10 @@ def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
     if error.errno not in NO_SPACE:
         return None
     return DiskFull(
-        f"disk: no room to write {path}",
+        f"disk: the folder {path.parent} has no room to write {path}",
         why=error.strerror or "",
-        fix="free space there, or choose another folder (--dest, ENGINEFARM_CACHE)",
+        fix="free space there (enginefarm cache prune), or choose another folder (--dest, "
+        "ENGINEFARM_CACHE, TMPDIR)",
     )
 
 
@@ -139,13 +141,47 @@ def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
         raise translate(error, bucket=bucket, where=where, key=key) from error
 
 
+UNWRITABLE = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENOENT,
+        errno.EINVAL,
+    }
+)
+"""What the user's choice of a place causes; anything else is a fault of the disk."""
+
+
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Runs writes to the disk; a full disk becomes DiskFull."""
+    """Runs writes to the disk.
+
+    Raises: DiskFull, which names the folder; UsageError for a place that cannot be written.
+    """
     try:
         yield
     except OSError as error:
         full = disk_error(error, path)
-        if full is None:
+        if full is not None:
+            raise full from error
+        if error.errno not in UNWRITABLE:
             raise
-        raise full from error
+        raise _unwritable(path, error.strerror or "") from error
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
+        raise _unwritable(path, "no path holds a null character") from error
+
+
+def _unwritable(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"disk: cannot write {str(path)!r}",
+        why=why,
+        fix="choose a file or folder that you may write (--dest, ENGINEFARM_CACHE, TMPDIR)",
+    )

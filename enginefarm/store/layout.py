@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 
 BLOBS = "blobs/sha256/"
@@ -51,6 +52,13 @@ def stage(stage: str, key: str) -> str:
 
 def index(entry: IndexEntry) -> str:
     return INDEX + "/".join(entry)
+
+
+def entry_of(manifest: Manifest, recipe: str | None = None) -> IndexEntry:
+    """Where a manifest is listed; recipe: another one than its own, that shares the spec."""
+    return IndexEntry(
+        recipe or manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest
+    )
 
 
 def index_prefix(recipe: str | None = None, gpu: str | None = None) -> str:

@@ -14,7 +14,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreConflict, StoreMissing
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store import layout
-from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.engine_store import EngineStore, parsed
 
 QUARANTINE = "quarantine/"
 
@@ -36,17 +36,22 @@ def record(
 
     Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
     """
-    judged = manifest.model_copy(update={"device_verification": verification})
+    judged = _judged(store, manifest, verification)
     if verification.status == "failed":
         quarantine(store, judged, log)
-        return judged
+    return judged
+
+
+def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerification) -> Manifest:
     key = layout.manifest(manifest.spec_digest)
     for _ in range(5):
         found = store.read_document(key)
+        if found is None and verification.status == "failed":  # by who died after that
+            return manifest.model_copy(update={"device_verification": verification})
         if found is None:
             raise StoreMissing(f"manifest {manifest.spec_digest[:12]}: gone from the store")
         data, etag = found
-        current = Manifest.model_validate_json(data)
+        current = parsed(key, data, Manifest)
         judged = current.model_copy(update={"device_verification": verification})
         try:
             store.write_document(key, judged.canonical_json(), if_etag=etag)
@@ -57,7 +62,11 @@ def record(
 
 
 def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> Quarantined:
-    """Out of the tables, then out of the index: a reader sees the engine or sees none."""
+    """Out of the tables, then out of the index: a reader sees the engine or sees none.
+
+    The manifest says first, in one write, that it failed: whoever dies after that leaves an
+    engine that nobody pulls, and that the next build or fsck withdraws.
+    """
     entry = Quarantined(
         spec_digest=manifest.spec_digest,
         manifest=manifest,
@@ -66,18 +75,18 @@ def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> Quarantined
         quarantined_at=datetime.now(UTC),
     )
     store.put_object(f"{QUARANTINE}{manifest.spec_digest}.json", entry.canonical_json())
-    store.delete_object(
-        layout.index(
-            layout.IndexEntry(
-                manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest
-            )
-        )
-    )
-    store.delete_object(layout.manifest(manifest.spec_digest))
+    withdraw(store, manifest)
     return entry
+
+
+def withdraw(store: EngineStore, manifest: Manifest) -> None:
+    """Takes an engine out of the index and the manifests; its blobs stay for gc."""
+    store.delete_object(layout.index(layout.entry_of(manifest)))
+    store.delete_object(layout.manifest(manifest.spec_digest))
 
 
 def quarantined(store: EngineStore, spec_digest: str) -> Quarantined | None:
     """The record of a failed engine; None for a spec that never failed on its GPU."""
-    found = store.read_document(f"{QUARANTINE}{spec_digest}.json")
-    return None if found is None else Quarantined.model_validate_json(found[0])
+    key = f"{QUARANTINE}{spec_digest}.json"
+    found = store.read_document(key)
+    return None if found is None else parsed(key, found[0], Quarantined)

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.digest import sha256_bytes
-from enginefarm.documents.spec import BuildSpec, OnnxRef
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.documents.stage import StageRecord
+from enginefarm.errors import CorruptBlob
 from enginefarm.progress import report
 from enginefarm.schema import canonical_json
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
+from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
 
@@ -68,6 +71,33 @@ class Produced:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+def whole(site: Site, recipe: str, spec_digest: str) -> Manifest | None:
+    """The published engine, listed under the recipe too, when all that it needs is there.
+
+    What the store has lost is uploaded from this machine's cache, where that has it. None for
+    an engine that has to be built: it is not published, or damaged beyond that.
+    Raises: NewerVersion.
+    """
+    try:
+        manifest = site.store.manifest(spec_digest)
+    except CorruptBlob:  # publishing replaces it
+        return None
+    if manifest is None or manifest.device_verification.status == "failed":
+        return None
+    if not all(healed(site, ref) for ref in manifest.needs) or site.store.lacks(manifest):
+        return None
+    site.store.list_under(recipe, manifest)
+    return manifest
+
+
+def healed(site: Site, ref: BlobRef) -> bool:
+    """Whether the store has the blob, now that the cache has given it what was lost."""
+    if site.store.has_blob(ref):
+        return True
+    kept = site.cache.intact(ref)
+    return kept is not None and site.store.put_blob(kept) == ref
+
+
 def stage_key(**parts: Any) -> str:
     """The key of everything that decides a stage's result."""
     return sha256_bytes(canonical_json(parts))
@@ -78,10 +108,11 @@ def recorded(
 ) -> tuple[StageRecord, bool]:
     """The stage's record, and whether it was there already.
 
-    A record whose blobs have gone from the store is worked out again.
+    A record that is damaged, or whose blobs have gone from the store and are not in the cache
+    either, is worked out again.
     """
-    found = site.store.stage(stage, key)
-    if found is not None and all(site.store.has_blob(ref) for ref in found.outputs.values()):
+    found = found_record(site, stage, key)
+    if found is not None and all(healed(site, ref) for ref in found.outputs.values()):
         report(stage, 1, 1, "cached")
         return found, True
     report(stage, 0, None)
@@ -104,21 +135,21 @@ def recorded(
     return record, False
 
 
+def found_record(site: Site, stage: str, key: str) -> StageRecord | None:
+    """The record of a step already done; None too for one that is damaged: it is done again."""
+    try:
+        return site.store.stage(stage, key)
+    except CorruptBlob:
+        return None
+
+
 def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
-    """The model (and its external data) in a folder, by link where the disk allows."""
+    """The model (and its external data) in a folder: copies, each hashed after it is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
         if ref is not None:
-            link(site.cache.ensure(site.store, ref), folder / name)
+            clone_checked(site.cache.ensure(site.store, ref), folder / name, ref)
     return folder / MODEL_FILE
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy, where the disk does not allow that."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def onnx_files_of(path: Path) -> dict[str, Path]:

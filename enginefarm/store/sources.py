@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 import urllib3
+from botocore.exceptions import ClientError
 from urllib3.util import Retry, Timeout
 
 from enginefarm.documents.spec import BlobRef
@@ -20,7 +21,8 @@ from enginefarm.errors import (
     UsageError,
 )
 from enginefarm.store import layout
-from enginefarm.store.failures import translate
+from enginefarm.store.blobs import missing
+from enginefarm.store.failures import is_missing_key, translate
 from enginefarm.store.s3 import ObjectStore
 
 DOCUMENT_BYTES = 4 << 20
@@ -33,12 +35,15 @@ class BlobSource:
     def __init__(self, objects: ObjectStore, ref: BlobRef) -> None:
         self._objects = objects
         self._key = layout.blob(ref)
+        self._ref = ref
         self.name = f"store: blob {ref.digest[:12]}"
 
     def range(self, start: int, end: int) -> tuple[Any, int]:
         return self._objects.range(self._key, start, end)
 
     def failure(self, error: Exception) -> EnginefarmError:
+        if isinstance(error, ClientError) and is_missing_key(error):
+            return missing(self._ref)
         return translate(
             error,
             bucket=self._objects.bucket,

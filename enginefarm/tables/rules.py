@@ -38,7 +38,7 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
     if found is None:
         return Regression()
     try:
-        return Regression.model_validate_json(found[0])
+        return Regression.read(found[0])
     except ValidationError:
         raise CorruptBlob(
             f"store: {_key(recipe)} is no regression rule",

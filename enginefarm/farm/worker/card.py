@@ -158,7 +158,7 @@ def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[Listed, 
         if body is None:
             continue
         try:
-            card = Card.model_validate_json(body[0])
+            card = Card.read(body[0])
         except ValidationError:
             continue
         online = moment - info.modified < timedelta(seconds=SILENT_S)

@@ -233,7 +233,7 @@ def test_many_processes_share_one_cache_and_one_download(
     assert len(paths) == 1
     assert BlobCache(tmp_path / "shared").has(ref)
     left = [path.name for path in (tmp_path / "shared").rglob("*") if path.is_file()]
-    assert sorted(left) == [ref.digest, f"{ref.digest}.lock"]
+    assert sorted(left) == [ref.digest, f"{ref.digest}.lock", f"{ref.digest}.seen"]
 
 
 def test_many_threads_share_one_cache(publish: Publish, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_last_builds_stay_and_older_ones_go_with_their_bytes(store: EngineSt
 
 def test_an_engine_goes_only_when_no_recipe_that_shares_it_needs_it(store: EngineStore) -> None:
     shared, *newer = [publish(store, number) for number in range(3)]
-    store.index_for("twin", shared)
+    store.list_under("twin", shared)
     collect(store, Policy(keep_builds=1), delete=True, now=LATER)
     assert store.complete("twin") == {shared.spec_digest}
     assert store.has_blob(shared.engine)

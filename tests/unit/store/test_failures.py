@@ -14,6 +14,7 @@ from enginefarm.errors import (
     StoreError,
     StoreMissing,
     StoreUnavailable,
+    UsageError,
 )
 from enginefarm.store.failures import translate, writing
 
@@ -66,5 +67,10 @@ def test_no_room_is_disk_full(code: int) -> None:
 
 
 def test_another_disk_error_is_not_disguised() -> None:
-    with pytest.raises(PermissionError), writing(Path("/models/x.plan")):
+    with pytest.raises(OSError, match="no"), writing(Path("/models/x.plan")):
+        raise OSError(errno.EIO, "no")
+
+
+def test_a_place_that_may_not_be_written_is_the_users_mistake() -> None:
+    with pytest.raises(UsageError, match=r"/models/x\.plan"), writing(Path("/models/x.plan")):
         raise PermissionError(errno.EACCES, "no")

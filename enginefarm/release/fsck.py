@@ -1,0 +1,314 @@
+"""fsck: an audit of the whole store, and what can be mended of it.
+
+Mended: an index entry that its writer did not live to write; a lost or damaged blob, from this
+machine's cache; an engine in quarantine that was not withdrawn to the end. Taken out, so that
+the next build makes them anew: damaged blobs and documents, and index entries of engines whose
+blobs are lost. Left alone, and said: what a newer version wrote, and what a build or a person
+has to mend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef
+from enginefarm.documents.stage import StageRecord
+from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
+from enginefarm.progress import report
+from enginefarm.recipes import kept
+from enginefarm.schema import Frozen
+from enginefarm.store import channels, layout, quarantine
+from enginefarm.store.engine_store import READERS, parsed
+from enginefarm.store.s3 import ObjectInfo
+from enginefarm.store.site import Site
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Finding(Frozen):
+    """One thing that is not as it must be.
+
+    mend: what repairs it; `mended`: that it was done. Of a finding without a mend, `fix` says
+    what a person can do.
+    """
+
+    key: str
+    what: str
+    mend: str = ""
+    mended: bool = False
+    fix: str = ""
+    harmless: bool = False
+
+
+class Audit(Frozen):
+    """What was looked at, and what was found."""
+
+    objects: int
+    engines: int
+    bytes_hashed: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def open(self) -> tuple[Finding, ...]:
+        """What is still wrong."""
+        return tuple(one for one in self.findings if not one.mended and not one.harmless)
+
+
+def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audit:
+    """Audits every object of the store; with `repair`, mends what can be mended.
+
+    read_bytes: downloads and hashes every blob too; without it a blob is judged by what the
+    server says of it.
+    Raises: StoreDenied where `repair` may not write; StoreUnavailable.
+    """
+    work = _Fsck(site, repair, read_bytes)
+    for audit in PASSES:
+        audit(work)
+    return Audit(
+        objects=work.objects,
+        engines=work.engines,
+        bytes_hashed=work.bytes_hashed,
+        findings=tuple(work.findings),
+    )
+
+
+class _Fsck:
+    """The state of one audit: which blobs are there, and what was found so far."""
+
+    def __init__(self, site: Site, repair: bool, read_bytes: bool) -> None:
+        self.site = site
+        self.store = site.store
+        self.repair = repair
+        self.read_bytes = read_bytes
+        self.findings: list[Finding] = []
+        self.there: set[str] = set()
+        self.whole: dict[str, Manifest] = {}
+        self.unread: set[str] = set()
+        self.objects = 0
+        self.engines = 0
+        self.bytes_hashed = 0
+
+    def listed(self, prefix: str) -> Iterator[ObjectInfo]:
+        for info in self.store.list_objects(prefix):
+            self.objects += 1
+            report("fsck", self.objects, None, info.key)
+            yield info
+
+    def found(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
+        """Something that can be mended; `act` mends it."""
+        if self.repair:
+            act()
+        self.findings.append(Finding(key=key, what=what, mend=mend, mended=self.repair))
+
+    def said(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
+        """Something that nothing here can mend."""
+        self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
+
+    def delete(self, key: str) -> Callable[[], object]:
+        return lambda: self.store.delete_object(key)
+
+    def lost(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
+        """Of these blobs, the ones that the store lacks and this machine's cache cannot give."""
+        gone: list[BlobRef] = []
+        for ref in refs:
+            if ref.digest in self.there:
+                continue
+            kept_here = self.site.cache.intact(ref)
+            if kept_here is None:
+                gone.append(ref)
+                continue
+            self.found(
+                layout.blob(ref),
+                f"the blob is lost, and {key} names it",
+                "uploaded from this machine's cache",
+                lambda path=kept_here: self.store.put_blob(path),
+            )
+            self.there.add(ref.digest)
+        return tuple(gone)
+
+
+def _blobs(work: _Fsck) -> None:
+    infos = list(work.listed(layout.BLOBS))
+    with ThreadPoolExecutor(READERS) as pool:
+        for info, wrong in zip(infos, pool.map(partial(_damage, work), infos), strict=True):
+            digest = info.key.rpartition("/")[2]
+            if work.read_bytes:
+                work.bytes_hashed += info.size_bytes
+            if wrong is None:
+                work.there.add(digest)
+            elif not DIGEST.fullmatch(digest):
+                work.said(info.key, wrong, harmless=True)
+            else:
+                _damaged(work, info, digest, wrong)
+
+
+def _damage(work: _Fsck, info: ObjectInfo) -> str | None:
+    """What is wrong with a blob; None: nothing that was looked at."""
+    digest = info.key.rpartition("/")[2]
+    if not DIGEST.fullmatch(digest) or info.key != layout.blob_of(digest):
+        return "this object is no blob"
+    ref = BlobRef(digest=digest, size_bytes=info.size_bytes)
+    if not work.store.has_blob(ref):
+        return "its digest or checksum is another than its name says"
+    if work.read_bytes:
+        try:
+            with work.site.scratch() as folder:
+                work.store.fetch_blob(ref, folder / "blob")
+        except (CorruptBlob, StoreMissing) as error:
+            return error.what
+    return None
+
+
+def _damaged(work: _Fsck, info: ObjectInfo, digest: str, wrong: str) -> None:
+    path = work.site.cache.path(BlobRef(digest=digest, size_bytes=0))
+    with suppress(OSError):
+        ref = BlobRef(digest=digest, size_bytes=path.stat().st_size)
+        kept_here = work.site.cache.intact(ref)
+        if kept_here is not None:
+
+            def anew() -> None:
+                work.store.delete_object(info.key)
+                work.store.put_blob(kept_here)
+
+            work.found(info.key, wrong, "uploaded anew from this machine's cache", anew)
+            work.there.add(digest)
+            return
+    work.found(info.key, wrong, "deleted, so that a build makes it anew", work.delete(info.key))
+
+
+def _manifests(work: _Fsck) -> None:
+    listed = {(entry.recipe, entry.spec_digest) for entry in work.store.index()}
+    for info in work.listed(layout.MANIFESTS):
+        digest = info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
+        if info.key != layout.manifest(digest) or not DIGEST.fullmatch(digest):
+            work.said(info.key, "this object is no manifest", harmless=True)
+            continue
+        try:
+            manifest = work.store.manifest(digest)
+        except NewerVersion as error:
+            work.unread.add(digest)
+            work.said(info.key, error.what, fix=error.fix, harmless=True)
+            continue
+        except CorruptBlob as error:
+            work.found(info.key, error.what, "deleted: build it again", work.delete(info.key))
+            continue
+        if manifest is not None:
+            _manifest(work, info.key, manifest, listed)
+
+
+def _manifest(work: _Fsck, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
+    name = f"{manifest.recipe} {manifest.spec.label}"
+    digest = manifest.spec_digest
+    if quarantine.quarantined(work.store, digest) is not None:
+        work.found(
+            key,
+            f"{name} is in quarantine, and was not withdrawn",
+            "withdrawn",
+            lambda: quarantine.withdraw(work.store, manifest),
+        )
+        return
+    gone = work.lost(manifest.needs, name)
+    if gone:
+        work.said(
+            key,
+            f"{name}: {', '.join(ref.digest[:12] for ref in gone)} is lost, and not in the cache "
+            f"{work.site.cache.root}",
+            fix=f"enginefarm build RECIPE, with the recipe.yaml of {manifest.recipe}",
+        )
+        return
+    for ref in work.lost(tuple(ref for ref in manifest.names if ref not in manifest.needs), name):
+        work.said(
+            layout.blob(ref),
+            f"{name}: the log or the layers of its build are lost; the engine is whole",
+            harmless=True,
+        )
+    work.engines += 1
+    work.whole[digest] = manifest
+    if (manifest.recipe, digest) not in listed:
+        work.found(
+            layout.index(layout.entry_of(manifest)),
+            f"{name} ({digest[:12]}) is published, and the index does not list it",
+            "listed",
+            lambda: work.store.list_under(manifest.recipe, manifest),
+        )
+
+
+def _index(work: _Fsck) -> None:
+    for info in work.listed(layout.INDEX):
+        entry = layout.parse_index(info.key)
+        if entry is None:
+            work.said(info.key, "this object is no index entry", harmless=True)
+            continue
+        manifest = work.whole.get(entry.spec_digest)
+        if manifest is None:
+            if entry.spec_digest not in work.unread:
+                what = "the index lists an engine that is not whole"
+                work.found(info.key, what, "deleted", work.delete(info.key))
+        elif entry != layout.entry_of(manifest, entry.recipe):
+            what = f"the index lists {manifest.spec.label} as {entry.gpu}/{entry.precision}"
+            work.found(info.key, what, "deleted", work.delete(info.key))
+
+
+def _stages(work: _Fsck) -> None:
+    for info in work.listed(layout.STAGES):
+        found = work.store.read_document(info.key)
+        if found is None:
+            continue
+        try:
+            record = parsed(info.key, found[0], StageRecord)
+        except CorruptBlob as error:
+            work.found(info.key, error.what, "deleted: it is done again", work.delete(info.key))
+            continue
+        if layout.stage(record.stage, record.key) != info.key:
+            what = "the record is of another step"
+            work.found(info.key, what, "deleted: it is done again", work.delete(info.key))
+        elif gone := work.lost(tuple(record.outputs.values()), info.key):
+            what = f"its output {', '.join(ref.digest[:12] for ref in gone)} is lost"
+            work.said(info.key, what, fix="it is made anew when it is needed", harmless=True)
+
+
+def _channels(work: _Fsck) -> None:
+    for recipe in work.store.objects.folders(channels.CHANNELS):
+        for channel in channels.names(work.store, recipe):
+            key = channels.prefix(recipe, channel)
+            try:
+                revision = channels.current(work.store, recipe, channel)
+                if revision is not None:
+                    channels.manifests_of(work.store, revision)
+            except NewerVersion as error:
+                work.said(key, error.what, fix=error.fix, harmless=True)
+            except EnginefarmError as error:
+                work.said(key, error.what, fix=error.fix)
+
+
+def _recipes(work: _Fsck) -> None:
+    for name in kept.names(work.store):
+        key = f"{kept.RECIPES}{name}.json"
+        try:
+            pushed = kept.read(work.store, name)
+        except NewerVersion as error:
+            work.said(key, error.what, fix=error.fix, harmless=True)
+            continue
+        except EnginefarmError as error:
+            work.said(key, error.what, fix="enginefarm recipes push FOLDER")
+            continue
+        for path, ref in pushed.recipe.files.items():
+            if work.lost((ref,), f"the recipe {name}"):
+                what = f"the recipe's file {path} is lost"
+                work.said(key, what, fix="enginefarm recipes push FOLDER")
+
+
+PASSES: tuple[Callable[[_Fsck], None], ...] = (
+    _blobs,
+    _manifests,
+    _index,
+    _stages,
+    _channels,
+    _recipes,
+)
+"""In this order: what is named is known before what names it is judged."""

@@ -1,0 +1,40 @@
+"""Copies of files that share no inode with the original, and cost nothing where the disk can."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+
+from enginefarm.digest import sha256_file
+from enginefarm.documents.spec import BlobRef
+from enginefarm.errors import CorruptBlob
+from enginefarm.store.failures import writing
+
+FICLONE = 0x40049409
+"""ioctl of <linux/fs.h>: the two files share blocks until one of them is written."""
+
+
+def clone(source: Path, target: Path) -> None:
+    """A copy of a file, by reflink where the disk allows. Never a hard link: who writes to one
+    of the two does not change the other.
+
+    Raises: DiskFull.
+    """
+    with writing(target), source.open("rb") as read, target.open("wb") as write:
+        try:
+            fcntl.ioctl(write.fileno(), FICLONE, read.fileno())
+        except OSError:  # another disk, or a file system without reflinks
+            shutil.copyfileobj(read, write, 1 << 20)
+
+
+def clone_checked(source: Path, target: Path, ref: BlobRef) -> None:
+    """clone(), and the copy is hashed. Raises: CorruptBlob, DiskFull."""
+    clone(source, target)
+    digest = sha256_file(target)
+    if digest != ref.digest:
+        raise CorruptBlob(
+            f"cache: the bytes of {source} hash to {digest[:12]}; they are not used",
+            why="the file was changed or damaged while it was copied",
+            fix="run the same command again: what is damaged is downloaded anew",
+        )
