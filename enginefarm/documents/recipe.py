@@ -44,6 +44,11 @@ class TorchSource(Frozen):
         default=None,
         description="safetensors, or a .pt/.pth/.bin state dict read with weights_only.",
     )
+    checkpoint_key: str | None = Field(
+        default=None,
+        description="Where the weights are in a checkpoint that holds several, such as "
+        "`params_ema`.",
+    )
     depends: tuple[str, ...] = Field(
         default=(), description="More files whose change must rebuild, relative to the recipe."
     )

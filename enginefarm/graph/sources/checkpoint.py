@@ -3,110 +3,126 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from enginefarm.digest import sha256_file
 from enginefarm.errors import SourceError, UnsafeCheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUNS_CODE = ("GLOBAL", "Unsupported class", "allowed global")
+"""Words of torch's errors for a pickle that names code."""
 
-def local_file(path: str, root: Path, *, field: str) -> Path:
-    """The file, relative to the recipe.
-
-    Raises: SourceError when there is none, or it is empty.
-    """
-    file = root / path
-    if not file.is_file():
-        raise SourceError(
-            f"{field}: {path}: no such file",
-            why=f"looked for {file}",
-            fix="the path is taken relative to the recipe's folder",
-        )
-    if file.stat().st_size == 0:
-        raise SourceError(f"{field}: {path}: the file is empty", fix="copy it again")
-    return file
-
-
-def file_digest(path: str, root: Path, *, field: str) -> str:
-    return sha256_file(local_file(path, root, field=field))
+ENCRYPTED = 0x1
+"""The bit of a zip member's flags."""
 
 
 def read(file: Path, *, field: str) -> Any:
     """What the checkpoint holds: a dict from name to tensor, or the dict around it.
 
-    safetensors by its suffix; anything else with `torch.load(weights_only=True)`, which
-    builds tensors and plain containers only.
+    safetensors by its contents; anything else with `torch.load(weights_only=True)`, which
+    builds tensors, plain containers and what HARMLESS lists.
 
     Raises: UnsafeCheckpointError when it asks for more than that, SourceError when it
     cannot be read.
     """
-    if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors" or _looks_like_safetensors(file):
         return _safetensors(file, field)
+    _refuse_archive(file, field)
     import torch
 
+    serialization: Any = torch.serialization  # it is typed in part
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with serialization.safe_globals(_harmless()):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")
-        if "Unsupported" in reason or "not an allowed global" in reason or "GLOBAL" in reason:
-            raise UnsafeCheckpointError(
-                f"{field}: {file.name}: refused, loading it would run code",
-                why=_blocked(reason),
-                fix="save `model.state_dict()` alone, best as .safetensors",
-            ) from None
+        if any(sign in reason for sign in RUNS_CODE) or _is_pickle(file):
+            raise _unsafe(file, field, reason) from None
+        raise _unreadable(file, field, reason) from None
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise _unreadable(file, field, f"{type(error).__name__}: {error}") from error
+
+
+def _harmless() -> list[Any]:
+    """Classes that only hold values, which training scripts leave beside the weights."""
+    from argparse import Namespace
+    from pathlib import PosixPath, PurePosixPath
+
+    import numpy as np
+
+    multiarray: Any = import_module("numpy._core.multiarray")
+    old = "numpy.core.multiarray"  # the module's name in files from before numpy 2
+    made = (multiarray.scalar, multiarray._reconstruct)
+    kinds = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
+    return [
+        *made,
+        *((one, f"{old}.{one.__name__}") for one in made),
+        *(np.ndarray, np.dtype, *kinds, Namespace, PosixPath, PurePosixPath),
+    ]
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether Python's own unpickler wrote it; other bytes are no checkpoint at all."""
+    with file.open("rb") as stream:
+        return stream.read(1) == pickle.PROTO or zipfile.is_zipfile(file)
+
+
+def _looks_like_safetensors(file: Path) -> bool:
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
+
+
+def _refuse_archive(file: Path, field: str) -> None:
+    """Raises: SourceError for zip archives that torch.load cannot read, and says which."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(member.flag_bits & ENCRYPTED for member in members):
         raise SourceError(
-            f"{field}: {file.name}: not a checkpoint that torch can read",
-            why=reason[:300],
-            fix="save it again with torch.save(model.state_dict(), …) or as .safetensors",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise SourceError(
-            f"{field}: {file.name}: not a checkpoint that torch can read",
-            why=f"{type(error).__name__}: {error}"[:300],
-            fix="the file may be cut short: copy it again",
-        ) from error
-
-
-def state_dict(file: Path, *, field: str) -> dict[str, Tensor]:
-    """The state dict in the file; one level of `state_dict`/`model` around it is taken off.
-
-    Raises: as `read`; SourceError when it is not a dict of tensors.
-    """
-    import torch
-
-    found: Any = read(file, field=field)
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(cast("dict[str, Any]", found).get(key), dict):
-            found = cast("dict[str, Any]", found)[key]
-    weights = cast("dict[str, Any]", found)
-    if not isinstance(found, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        raise SourceError(
-            f"{field}: {file.name}: not a state dict",
-            why=f"it holds {type(weights).__name__}, where a dict from name to tensor is needed",
-            fix="save model.state_dict()",
+            f"{field}: {file.name}: the archive is encrypted",
+            why="a password is needed to read it, and a recipe has none",
+            fix="decrypt it first, and name the file that comes out",
         )
-    return weights
-
-
-def fill(module: Any, weights: dict[str, Any], file: Path, *, field: str) -> None:
-    """Loads the weights, strictly.
-
-    Raises: SourceError that lists missing, unexpected and misshapen entries.
-    """
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
+    names = [member.filename for member in members]
+    if any("/code/" in f"/{name}" for name in names):
         raise SourceError(
-            f"{field}: {file.name}: the weights do not fit {type(module).__name__}",
-            why="; ".join(lines)[:600],
-            fix="give the checkpoint of this very model, or the arguments it was made with",
-        ) from None
+            f"{field}: {file.name}: this is a TorchScript program, not a checkpoint",
+            why="it holds code, which is not run",
+            fix="where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
+        )
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        raise SourceError(
+            f"{field}: {file.name}: this archive is not a checkpoint",
+            why=f"it holds {', '.join(names[:5]) or 'nothing'}",
+            fix="name the checkpoint itself; a program of torch.export is kind: exported_program",
+        )
+
+
+def _unsafe(file: Path, field: str, reason: str) -> UnsafeCheckpointError:
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    needs = f"it needs the class or function {found[1]}" if found else _blocked(reason)
+    return UnsafeCheckpointError(
+        f"{field}: {file.name}: refused, loading it would run code",
+        why=f"{needs}; a whole model or trainer was pickled, rather than its weights",
+        fix="save `model.state_dict()` alone, best as .safetensors. Where you trust the file and "
+        "have its code: torch.save(torch.load(FILE, weights_only=False).state_dict(), OTHER)",
+    )
+
+
+def _unreadable(file: Path, field: str, reason: str) -> SourceError:
+    return SourceError(
+        f"{field}: {file.name}: not a checkpoint that torch can read",
+        why=reason.partition("  Check the documentation")[0][:300],
+        fix="the file may be cut short or of another format: copy it again, or save it again with "
+        "torch.save(model.state_dict(), …) or as .safetensors",
+    )
 
 
 def _safetensors(file: Path, field: str) -> dict[str, Tensor]:

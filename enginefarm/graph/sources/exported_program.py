@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import ExportedProgramSource
 from enginefarm.errors import SourceError, UnsafeCheckpointError
-from enginefarm.graph.sources import checkpoint
+from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ EXPRESSION = re.compile(rb'"expr_str"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 class ExportedProgramFile:
     def fingerprint(self, source: ExportedProgramSource, root: Path) -> str:
-        return import_path.digest(
-            {"program": checkpoint.file_digest(source.path, root, field="source.path")}
-        )
+        return import_path.digest({"program": file_digest(source.path, root, field="source.path")})
 
     def load(self, source: ExportedProgramSource, root: Path, work_dir: Path) -> ExportedProgram:
         import torch
 
-        file = checkpoint.local_file(source.path, root, field="source.path")
+        file = local_file(source.path, root, field="source.path")
         refuse_code(file)
         try:
             return torch.export.load(file)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.documents.recipe import LightningSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import checkpoint
+from enginefarm.graph.sources import checkpoint, state_dict
+from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -25,16 +26,14 @@ class Lightning:
             {
                 "code": import_path.fingerprint(source.module, root, field="source.module"),
                 "name": source.module.partition(":")[2],
-                "checkpoint": checkpoint.file_digest(
-                    source.checkpoint, root, field="source.checkpoint"
-                ),
+                "checkpoint": file_digest(source.checkpoint, root, field="source.checkpoint"),
             }
         )
 
     def load(self, source: LightningSource, root: Path, work_dir: Path) -> nn.Module:
         from torch import nn
 
-        file = checkpoint.local_file(source.checkpoint, root, field="source.checkpoint")
+        file = local_file(source.checkpoint, root, field="source.checkpoint")
         found = checkpoint.read(file, field="source.checkpoint")
         parts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
         if not isinstance(parts.get("state_dict"), dict):
@@ -49,9 +48,16 @@ class Lightning:
                 f"source.module: {source.module!r} is not a LightningModule class",
                 fix="name the class whose checkpoint this is",
             )
-        module = _make(kind, parts.get("hyper_parameters") or {}, source.module)
-        checkpoint.fill(module, parts["state_dict"], file, field="source.checkpoint")
+        module = _make(kind, _plain(parts.get("hyper_parameters")), source.module)
+        state_dict.fill(module, parts["state_dict"], file, field="source.checkpoint")
         return module.eval()
+
+
+def _plain(hyper_parameters: object) -> dict[str, Any]:
+    """As a dict, also where the training script kept an argparse.Namespace."""
+    if isinstance(hyper_parameters, dict):
+        return cast("dict[str, Any]", hyper_parameters)
+    return {} if hyper_parameters is None else {**vars(hyper_parameters)}
 
 
 def _make(kind: type[Any], hyper_parameters: dict[str, Any], name: str) -> nn.Module:

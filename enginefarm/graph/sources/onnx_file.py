@@ -7,7 +7,8 @@ from pathlib import Path
 from enginefarm.documents.recipe import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files
-from enginefarm.graph.sources import checkpoint, s3_file
+from enginefarm.graph.sources import s3_file
+from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 
@@ -15,14 +16,14 @@ class OnnxFile:
     def fingerprint(self, source: OnnxSource, root: Path) -> str:
         if source.path.startswith("s3://"):
             return import_path.digest({"s3": s3_file.version(source.path)})
-        file = checkpoint.local_file(source.path, root, field="source.path")
+        file = local_file(source.path, root, field="source.path")
         folder = Path(source.path).parent
         parts: dict[str, str] = {
-            name: checkpoint.file_digest(str(folder / name), root, field="source.path")
+            name: file_digest(str(folder / name), root, field="source.path")
             for name in _data_files(file)
             if (file.parent / name).is_file()  # load says what is missing
         }
-        parts[""] = checkpoint.file_digest(source.path, root, field="source.path")
+        parts[""] = file_digest(source.path, root, field="source.path")
         return import_path.digest(parts)
 
     def load(self, source: OnnxSource, root: Path, work_dir: Path) -> Path:
@@ -30,7 +31,7 @@ class OnnxFile:
         if source.path.startswith("s3://"):
             file = _download(source.path, work_dir / "downloaded")
         else:
-            file = checkpoint.local_file(source.path, root, field="source.path")
+            file = local_file(source.path, root, field="source.path")
         model = onnx_files.read(file, error=SourceError, field="source.path")
         path = onnx_files.write(model, work_dir)
         onnx_files.check(path, error=SourceError, what=f"source.path: {source.path}")

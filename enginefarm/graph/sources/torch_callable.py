@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import TorchSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import checkpoint
+from enginefarm.graph.sources import state_dict
+from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -20,15 +21,12 @@ class TorchCallable:
             "code": import_path.fingerprint(source.callable, root, field="source.callable"),
             "name": source.callable.partition(":")[2],
             "arguments": dict(source.arguments),
-            "depends": [
-                checkpoint.file_digest(path, root, field="source.depends")
-                for path in source.depends
-            ],
+            "depends": [file_digest(path, root, field="source.depends") for path in source.depends],
         }
+        if source.checkpoint_key is not None:
+            parts["checkpoint_key"] = source.checkpoint_key
         if source.checkpoint is not None:
-            parts["checkpoint"] = checkpoint.file_digest(
-                source.checkpoint, root, field="source.checkpoint"
-            )
+            parts["checkpoint"] = file_digest(source.checkpoint, root, field="source.checkpoint")
         return import_path.digest(parts)
 
     def load(self, source: TorchSource, root: Path, work_dir: Path) -> nn.Module:
@@ -49,7 +47,7 @@ class TorchCallable:
                 fix="it must give an nn.Module",
             )
         if source.checkpoint is not None:
-            file = checkpoint.local_file(source.checkpoint, root, field="source.checkpoint")
-            weights = checkpoint.state_dict(file, field="source.checkpoint")
-            checkpoint.fill(module, weights, file, field="source.checkpoint")
+            file = local_file(source.checkpoint, root, field="source.checkpoint")
+            weights = state_dict.read(file, field="source.checkpoint", key=source.checkpoint_key)
+            state_dict.fill(module, weights, file, field="source.checkpoint")
         return module.eval()

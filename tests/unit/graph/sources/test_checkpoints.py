@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -170,3 +172,151 @@ def test_a_lightning_checkpoint_of_another_class(tmp_path: Path) -> None:
     torch.save({"weights": {}}, tmp_path / "model.ckpt")
     with pytest.raises(SourceError, match="not a Lightning checkpoint"):
         source("lightning").load(made, tmp_path, tmp_path)
+
+
+def filled(tmp_path: Path, write: Callable, name: str = "w.pt", **more: Any) -> Any:
+    """The module, filled from what `write` made of its own state plus one."""
+    wanted = state(tmp_path)
+    write(wanted, tmp_path / name)
+    source_ = {"kind": "torch", "callable": "code.py:small", "checkpoint": name, **more}
+    module = load(recipe(tmp_path, source=source_), tmp_path)
+    assert all(torch.equal(module.state_dict()[key], wanted[key]) for key in wanted)
+    return module
+
+
+def under(**parts: Any) -> Callable:
+    """Writes the weights wherever a part says WEIGHTS, and PLUS ONE for other weights."""
+
+    def write(weights: dict[str, Any], path: Path) -> None:
+        def put(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: put(item) for key, item in value.items()}
+            other = {name: tensor + 1 for name, tensor in weights.items()}
+            made = {"WEIGHTS": weights, "PLUS ONE": other}
+        return made[value] if isinstance(value, str) else value
+
+        torch.save(put(parts), path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        under(epoch=3, model_state_dict="WEIGHTS", optimizer={"state": {}, "lr": 0.1}),
+        under(params_ema="WEIGHTS"),
+        under(model="WEIGHTS", ema="PLUS ONE"),
+        under(network={"generator": "WEIGHTS"}, step=torch.tensor(3)),
+        under(model={"state_dict": "WEIGHTS", "epoch": 1}, best=np.float64(0.5)),
+        under(state_dict="WEIGHTS", best=np.float32(0.5), history=np.arange(3.0)),
+        lambda w, p: torch.save({f"module.{k}": v for k, v in w.items()}, p),
+        lambda w, p: torch.save({f"_orig_mod.module.{k}": v for k, v in w.items()}, p),
+        lambda w, p: torch.save({k.replace(".", "._orig_mod.", 1): v for k, v in w.items()}, p),
+        lambda w, p: torch.save(w, p, _use_new_zipfile_serialization=False),
+        lambda w, p: save_file(w, p),
+    ],
+)
+def test_weights_are_found_where_training_scripts_put_them(tmp_path: Path, write: Callable) -> None:
+    filled(tmp_path, write)
+
+
+def test_a_choice_between_models_is_the_users(tmp_path: Path) -> None:
+    write = under(params="PLUS ONE", params_ema="WEIGHTS", iteration=3)
+    with pytest.raises(SourceError, match="weights of several models") as caught:
+        filled(tmp_path, write)
+    assert "params, params_ema" in caught.value.why
+    assert "source.checkpoint_key" in caught.value.fix
+    filled(tmp_path, write, checkpoint_key="params_ema")
+    with pytest.raises(SourceError, match="holds no weights under 'ema'"):
+        filled(tmp_path, write, checkpoint_key="ema")
+
+
+def test_what_holds_no_weights_lists_its_keys(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a state dict") as caught:
+        filled(tmp_path, under(epoch=3, optimizer={"lr": 0.1}))
+    assert "epoch (int), optimizer (dict)" in caught.value.why
+
+
+TIED = (
+    MODULE
+    + """
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+"""
+)
+
+
+def test_shared_tensors_may_be_in_the_file_once_and_must_agree(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    (tmp_path / "tied.py").write_text(TIED)
+    made = TorchSource(callable="tied.py:Tied", checkpoint="w.safetensors")
+    weight = torch.ones(5, 4)
+    save_file({"embedding.weight": weight}, tmp_path / "w.safetensors")
+    module = source("torch").load(made, tmp_path, tmp_path)
+    assert torch.equal(module.head.weight, weight)
+    both = {"embedding.weight": weight, "head.weight": weight + 1}
+    save_file(both, tmp_path / "w.safetensors")
+    with pytest.raises(SourceError, match="do not fit Tied") as caught:
+        source("torch").load(made, tmp_path, tmp_path)
+    assert "differ in the file" in caught.value.why
+
+
+def test_quantised_weights_are_not_copied_into_a_float_model(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="do not fit Small") as caught:
+        filled(tmp_path, lambda w, p: torch.save({k: v.to(torch.int8) for k, v in w.items()}, p))
+    assert "torch.int8 in the file and torch.float32 in the model" in caught.value.why
+
+
+def encrypted(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset] |= 1
+            at = data.find(signature, at + 4)
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (
+            lambda w, p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "Git LFS pointer",
+        ),
+        (lambda w, p: p.write_text("../blobs/0a1b2c"), "the text of a link to"),
+        (lambda w, p: p.write_bytes(b"\x89HDF\r\n" + bytes(2000)), "not a checkpoint that torch"),
+        (lambda w, p: p.write_text("<html>" + "no such page " * 200), "not a checkpoint that torc"),
+        (lambda w, p: (torch.save(w, p), encrypted(p)), "the archive is encrypted"),
+        (lambda w, p: np.savez(p.open("wb"), **w), "this archive is not a checkpoint"),
+        (lambda w, p: torch.jit.script(torch.nn.ReLU()).save(str(p)), "a TorchScript program"),
+        (lambda w, p: os.mkfifo(p), "a pipe or a device"),
+        (lambda w, p: p.mkdir(), "it is a folder"),
+        (lambda w, p: p.symlink_to("nowhere"), "the link leads to no file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_stand_in_is_called_what_it_is(
+    tmp_path: Path, write: Callable, says: str, name: str
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        filled(tmp_path, write, name)
+    assert f"source.checkpoint: {name}: " in caught.value.what
+    assert not isinstance(caught.value, UnsafeCheckpointError), "no false alarm of code"
+    if name == "w.pt":
+        assert says in caught.value.what
+
+
+def test_hyperparameters_may_be_a_namespace(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    (tmp_path / "tiny.py").write_text(MODULE)
+    weights = {"_orig_mod.layer.weight": torch.ones(3, 2), "_orig_mod.layer.bias": torch.ones(3)}
+    kept = {"state_dict": weights, "hyper_parameters": argparse.Namespace(channels=2, lr=0.1)}
+    torch.save(kept, tmp_path / "last.ckpt")
+    made = LightningSource(kind="lightning", module="tiny.py:Tiny", checkpoint="last.ckpt")
+    module = source("lightning").load(made, tmp_path, tmp_path)
+    assert module.layer.weight.shape == (3, 2)

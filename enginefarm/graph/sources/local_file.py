@@ -1,0 +1,72 @@
+"""A file that a recipe names, once it is certain that it is that file and not a stand-in."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from enginefarm.digest import sha256_file
+from enginefarm.errors import EnginefarmError, SourceError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LONGEST_STAND_IN = 1024
+
+
+def local_file(
+    path: str, root: Path, *, field: str, error: type[EnginefarmError] = SourceError
+) -> Path:
+    """The file, relative to the recipe.
+
+    Raises: `error` when there is none, it is empty, not a regular file, a Git LFS pointer, or
+    the text of a link that was copied as a file.
+    """
+    file = root / path
+    try:
+        about = file.stat()
+    except (OSError, ValueError) as cause:
+        broken = file.is_symlink()
+        raise error(
+            f"{field}: {path}: {'the link leads to no file' if broken else 'no such file'}",
+            why=f"looked for {file.readlink() if broken else file}",
+            fix="the path is taken relative to the recipe's folder",
+        ) from cause
+    if not stat.S_ISREG(about.st_mode):
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or a device"
+        raise error(f"{field}: {path}: it is {what}", fix="name the file itself")
+    if about.st_size == 0:
+        raise error(f"{field}: {path}: the file is empty", fix="copy it again")
+    if about.st_size <= LONGEST_STAND_IN:
+        refuse_stand_in(file.read_bytes(), path, file.parent, field=field, error=error)
+    return file
+
+
+def refuse_stand_in(
+    data: bytes, path: str, folder: Path, *, field: str, error: type[EnginefarmError]
+) -> None:
+    """Raises: `error` for what a repository without its large files or links holds instead."""
+    if data.startswith(LFS_POINTER):
+        raise error(
+            f"{field}: {path}: this is a Git LFS pointer, not the file that it stands for",
+            why="the repository was copied or cloned without its large files",
+            fix="run `git lfs pull` there, or download the file itself",
+        )
+    target = _link_text(data)
+    if target is not None and ("/" in target or (folder / target).exists()):
+        raise error(
+            f"{field}: {path}: this is the text of a link to {target!r}, not the file",
+            why="a symbolic link was copied or checked out as a text file",
+            fix="put the file that the link leads to in its place",
+        )
+
+
+def _link_text(data: bytes) -> str | None:
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None
+    return text if text and text.isprintable() and not set(text) & set(" :{}[]") else None
+
+
+def file_digest(path: str, root: Path, *, field: str) -> str:
+    """sha256 of the file. Raises: as `local_file`."""
+    return sha256_file(local_file(path, root, field=field))
