@@ -193,8 +193,7 @@ def under(**parts: Any) -> Callable:
                 return {key: put(item) for key, item in value.items()}
             other = {name: tensor + 1 for name, tensor in weights.items()}
             made = {"WEIGHTS": weights, "PLUS ONE": other}
-
-        return made.get(value, value) if isinstance(value, str) else value
+            return made.get(value, value) if isinstance(value, str) else value
 
         torch.save(put(parts), path)
 
