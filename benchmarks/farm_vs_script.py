@@ -52,8 +52,8 @@ for name in recipe.precisions:
     found = precision(name)
     batches = stages.calibration_batches(recipe) if found.calibrated else ()
     graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
-    scores = recipe.verification.class_scores
-    result = verify_graph(graphs[name], reference, recipe.budget(name), scores)
+    comparing = recipe.verification.comparing
+    result = verify_graph(graphs[name], reference, recipe.budget(name), comparing)
     assert result.passed, result.over_budget
 targets = plan.targets(recipe, survey.local_offers()).wanted
 model = plan.Model(

@@ -64,7 +64,7 @@ def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> list[Figure]:
 
     def show(name: str, kind: PrecisionName, onnx: Path, seconds: float | None = None) -> None:
         budget = recipe.budget(kind)
-        found = verify.verify_graph(onnx, reference, budget, recipe.verification.class_scores)
+        found = verify.verify_graph(onnx, reference, budget, recipe.verification.comparing)
         if kind in WIDE or name.endswith(_own_method(recipe)):
             aim = budget.min_cosine if kind in recipe.precisions else None
             worst = min(output.cosine for output in found.outputs)

@@ -39,7 +39,7 @@ def verify_on_gpu(
         cuda_major=int(manifest.spec.toolchain.cuda.split(".")[0]),
         profiles=manifest.spec.profiles,
         budget=budget or DEFAULT_BUDGETS[manifest.precision],
-        class_scores=class_scores,
+        comparing=manifest.verification.comparing.model_copy(update={"class_scores": class_scores}),
         plugins=plugins,
     )
     with site.scratch() as scratch:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from enginefarm.digest import sha256_bytes
+from enginefarm.documents.comparing import OutputComparison
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
     BuildRecord,
@@ -13,7 +14,6 @@ from enginefarm.documents.manifest import (
     Environment,
     GraphVerification,
     Manifest,
-    OutputComparison,
     TensorInfo,
 )
 from enginefarm.documents.recipe import BuilderOptions

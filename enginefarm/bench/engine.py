@@ -18,7 +18,8 @@ from enginefarm.bench.figures import Figures, figures
 from enginefarm.bench.gpu_state import GpuState
 from enginefarm.bench.harness import HARNESS, Harness, Samples, interleave
 from enginefarm.bench.shapes import Point, points, sized
-from enginefarm.documents.manifest import Manifest, OutputComparison
+from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import ReferenceBatch, read_reference
@@ -192,7 +193,7 @@ def _compared(
     feeds: Mapping[str, Any], first: Arrays, outputs: Arrays
 ) -> tuple[OutputComparison, ...]:
     batch = ReferenceBatch(inputs=dict(feeds), outputs=first, labels=None)
-    return compare([batch], lambda _: outputs, Budget(), ()).outputs
+    return compare([batch], lambda _: outputs, Budget(), Comparing()).outputs
 
 
 def _columns(prefix: str, found: Figures | None) -> dict[str, float]:

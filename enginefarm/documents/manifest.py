@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from enginefarm.documents.comparing import Comparing, OutputComparison
 from enginefarm.documents.recipe import DType, PrecisionName
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.schema import Digest, Frozen, Name
@@ -23,26 +24,23 @@ class TensorInfo(Frozen):
     role: Literal["input", "output"]
 
 
-class OutputComparison(Frozen):
-    """One output against the FP32 reference, over all verification batches."""
-
-    output: str
-    cosine: float
-    max_abs: float
-    relative_l2: float
-    top1_agreement: float | None = None
-    top1_accuracy: float | None = Field(
-        default=None, description="On true labels, where there are any."
-    )
-    reference_top1_accuracy: float | None = None
-
-
 class GraphVerification(Frozen):
     """The precision's graph through ONNX Runtime on CPU against FP32 PyTorch."""
 
     samples: int
     runtime: str
     outputs: tuple[OutputComparison, ...]
+    comparing: Comparing = Comparing()
+    asked: Digest | None = Field(
+        default=None,
+        description="Everything but the graph and the budget that decides the figures: source, "
+        "data, what outputs mean, and how graphs are verified.",
+    )
+    corners: tuple[str, ...] = Field(default=(), description="Sizes it was run at, beside data's.")
+    not_checked: tuple[str, ...] = Field(
+        default=(), description="What could not be run: branches that no data took, sizes."
+    )
+    seconds: float | None = Field(default=None, ge=0)
     over_budget: tuple[str, ...] = Field(
         default=(),
         description="One line for each figure over budget, and by how much; empty: passed.",

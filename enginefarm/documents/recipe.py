@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -14,10 +14,12 @@ from pydantic import (
     JsonValue,
     PrivateAttr,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
-from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression
+from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression, completed
 from enginefarm.names import PrecisionName, ToolchainName
 from enginefarm.schema import NAME, Frozen, Name
 
@@ -178,16 +180,17 @@ class Calibration(Frozen):
     seed: int = 0
 
 
-class Verification(Frozen):
+class Verification(Comparing):
     """What every stage is compared on. Without `data`, the calibration data is used."""
 
     data: Data | None = None
     batches: int = Field(default=4, ge=1, le=10_000)
     batch_size: int = Field(default=8, ge=1, le=4096)
     seed: int = 1
-    class_scores: tuple[str, ...] = Field(
-        default=(), description="Outputs that are class scores: top-1 is compared on these."
-    )
+
+    @property
+    def comparing(self) -> Comparing:
+        return Comparing.model_validate(self.model_dump(include=set(Comparing.model_fields)))
 
 
 class BuilderOptions(Frozen):
@@ -258,7 +261,16 @@ class Recipe(Frozen):
         recipe._root = root
         return recipe
 
+    @field_validator("accuracy", mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        budgets = cast("Mapping[str, Any]", given)
+        return {name: completed(name, budget) for name, budget in budgets.items()}
+
     def budget(self, precision: str) -> Budget:
+        """What that precision may lose: the recipe's limits, and defaults for the others."""
         return self.accuracy.get(precision) or DEFAULT_BUDGETS[precision]  # type: ignore[call-overload]
 
     @property
@@ -274,11 +286,19 @@ class Recipe(Frozen):
         _unique("gpus", self.gpus)
         _unique("precisions", self.precisions)
         _unique("outputs", self.outputs)
-        unknown = sorted(set(self.verification.class_scores) - set(self.outputs))
-        if self.outputs and unknown:
+        for field in ("class_scores", "slices"):
+            unknown = sorted(set(getattr(self.verification, field)) - set(self.outputs))
+            if not self.outputs or not unknown:
+                continue
             raise ValueError(
-                f"verification.class_scores: no output is called {', '.join(unknown)}; "
+                f"verification.{field}: no output is called {', '.join(unknown)}; "
                 f"outputs are {', '.join(self.outputs)}"
+            )
+        mask = self.verification.mask
+        if mask is not None and mask not in {tensor.name for tensor in self.inputs}:
+            raise ValueError(
+                f"verification.mask: no input is called {mask!r}; "
+                f"inputs are {', '.join(tensor.name for tensor in self.inputs)}"
             )
         wanted = set(self.dynamic_dims)
         for index, profile in enumerate(self.profiles):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import gcd
 from typing import TYPE_CHECKING, Any, Literal
 
-from enginefarm.documents.recipe import Profile, Recipe
+from enginefarm.documents.recipe import DimRange, Profile, Recipe
 from enginefarm.graph import data
 
 if TYPE_CHECKING:
@@ -70,18 +71,67 @@ def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
                 yield f"profile {profile.name} at {point} ({label or 'static'})", dims
 
 
+Size = tuple[str, dict[str, int]]
+
+
+def inside(recipe: Recipe) -> Iterator[tuple[Size, ...]]:
+    """Sizes between min and max of each profile that are none of its corners: an odd one, and
+    one for models that only take multiples of what their corners have in common.
+
+    Equal ranges get equal sizes: some models need equal height and width.
+    """
+    for profile in recipe.profiles:
+        corner = [at(profile, point) for point in ("min", "opt", "max")]
+        steps = {dim: gcd(b.min, b.opt, b.max) for dim, b in profile.dims.items()}
+        options = (
+            {dim: _between(bounds, 1) for dim, bounds in profile.dims.items()},
+            {dim: _between(bounds, steps[dim]) for dim, bounds in profile.dims.items()},
+        )
+        made: list[Size] = []
+        for dims in options:
+            label = ", ".join(f"{dim}={size}" for dim, size in dims.items())
+            size = (f"profile {profile.name} between its corners ({label})", dims)
+            if dims not in corner and size not in made:
+                made.append(size)
+        if made:
+            yield tuple(made)
+
+
+def _between(bounds: DimRange, step: int) -> int:
+    """About half-way from min to opt, or from opt to max: a multiple of `step`, odd where that
+    is 1; one of the bounds where nothing lies between."""
+    wide = bounds.opt > bounds.min + step
+    low, high = (bounds.min, bounds.opt) if wide else (bounds.opt, bounds.max)
+    middle = low + (high - low) // 2
+    middle += 1 - middle % 2 if step == 1 else -(middle % step)
+    steps = (0, 2, -2, 1, -1)
+    return next(
+        (
+            size
+            for size in (middle + count * step for count in steps)
+            if bounds.min < size < bounds.max and size != bounds.opt
+        ),
+        bounds.opt,
+    )
+
+
+def dims_of(batch: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
+    """Sizes of the symbolic dims in a batch."""
+    return {
+        dim: batch[tensor.name].shape[axis]
+        for tensor in recipe.inputs
+        for axis, dim in enumerate(tensor.shape)
+        if isinstance(dim, str)
+    }
+
+
 def at(profile: Profile, point: Point) -> dict[str, int]:
     return {dim: getattr(bounds, point) for dim, bounds in profile.dims.items()}
 
 
 def misfit(batch: Mapping[str, Any], recipe: Recipe) -> str | None:
     """Why no profile admits this batch; None when one does."""
-    sizes = {
-        dim: batch[tensor.name].shape[axis]
-        for tensor in recipe.inputs
-        for axis, dim in enumerate(tensor.shape)
-        if isinstance(dim, str)
-    }
+    sizes = dims_of(batch, recipe)
     reasons: list[str] = []
     for profile in recipe.profiles:
         outside = [

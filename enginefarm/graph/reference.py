@@ -1,6 +1,8 @@
 """The FP32 reference: what the model itself says on the verification data.
 
-One `.npz`: `NNNN/input/NAME`, `NNNN/output/NAME` and `NNNN/labels` for each batch NNNN.
+One `.npz`: `NNNN/input/NAME`, `NNNN/output/NAME` and `NNNN/labels` for each batch NNNN. After
+the batches of the data come those at the sizes of the profiles (min, opt, max, and an odd one),
+with `NNNN/corner`; `not-checked` lists the sizes at which the model itself does not run.
 Batches may differ in shape. It is written and read a batch at a time, and its bytes are the
 same for the same numbers.
 """
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
+from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import CalibrationError, ExportError
-from enginefarm.graph import data, feeds, ort
+from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
+from enginefarm.graph import data, feeds, figures, ort, steady
+from enginefarm.graph.onnx_files import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,24 +32,46 @@ if TYPE_CHECKING:
     Arrays = dict[str, Array]
     Runner = Callable[[Arrays], Arrays]
 
+NOT_CHECKED = "not-checked"
+
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """inputs and outputs by name; labels (samples,) where the data is labelled."""
+    """inputs and outputs by name; labels (samples,) where the data is labelled.
+
+    corner: which size of the profiles it is at; empty for a batch as the data gives it.
+    """
 
     inputs: Arrays
     outputs: Arrays
     labels: Array | None
+    corner: str = ""
+
+    @property
+    def samples(self) -> int:
+        """Size of the first axis: of the first input, or else output, that has one."""
+        arrays = (*self.inputs.values(), *self.outputs.values())
+        return next((array.shape[0] for array in arrays if array.ndim), 1)
 
 
 def make_reference(
-    recipe: Recipe, model: LoadedModel, dest: Path, *, outputs: tuple[str, ...]
+    recipe: Recipe,
+    model: LoadedModel,
+    dest: Path,
+    *,
+    outputs: tuple[str, ...],
+    again: Callable[[], LoadedModel] | None = None,
 ) -> Path:
     """Runs the model in FP32 on the recipe's verification data and writes `dest`.
 
-    outputs: the graph's output names, in order (`ExportReport.outputs`).
-    Raises: CalibrationError, ExportError.
+    outputs: the graph's output names, in order (`ExportReport.outputs`). again: loads the model
+    once more, to see whether it is the same one; None: the file is what it is.
+    Raises: ModelError when the model says something else each time, or NaN; CalibrationError,
+    ExportError.
     """
+    steady.refuse_random(model)
+    import numpy as np
+
     run = _runner(model, outputs)
     use, source = recipe.verification, feeds.verification_data(recipe)
     found = data.batches(
@@ -56,18 +82,91 @@ def make_reference(
         batch_size=use.batch_size,
         seed=use.seed,
     )
+    shapes: list[dict[str, int]] = []
+    first: Arrays = {}
     with zipfile.ZipFile(dest, "w") as archive:
-        for index, batch in enumerate(found):
+        count = 0
+        for count, batch in enumerate(found, 1):
             inputs, labels = data.split(batch, source)
-            _fits(inputs, recipe, index)
-            for name, array in inputs.items():
-                _add(archive, f"{index:04d}/input/{name}", array)
-            for name, array in run(inputs).items():
-                _add(archive, f"{index:04d}/output/{name}", array)
-            if labels is not None:
-                _add(archive, f"{index:04d}/labels", labels)
-            progress.report("reference", index + 1, use.batches)
+            _fits(inputs, recipe, count - 1)
+            where = f"batch {count - 1}"
+            if not shapes:
+                first = inputs
+                loaded = None if again is None else (lambda: _runner(again(), outputs))
+                made = _sound(steady.require(run, inputs, model, loaded), where)
+            else:
+                made = _sound(run(inputs), where)
+            shapes.append(feeds.dims_of(inputs, recipe))
+            _fits_labels(made, labels, use)
+            _write(archive, count - 1, ReferenceBatch(inputs, made, labels))
+            progress.report("reference", count, use.batches)
+        skipped: list[str] = []
+        for options in (*((corner,) for corner in feeds.corners(recipe)), *feeds.inside(recipe)):
+            for label, dims in options:
+                if dims in shapes:
+                    break
+                inputs = feeds.sized(first, recipe, dims)
+                try:
+                    made = _sound(run(inputs), label)
+                except Exception as error:  # of the model itself, whatever it is
+                    skipped.append(f"{label}: {one_line(error, 200)}")
+                    continue
+                shapes.append(dims)
+                _write(archive, count, ReferenceBatch(inputs, made, None, label))
+                count += 1
+                progress.report("reference", count, None, label)
+                break
+        _add(archive, NOT_CHECKED, np.array(skipped, dtype=str))
     return dest
+
+
+def _write(archive: zipfile.ZipFile, index: int, batch: ReferenceBatch) -> None:
+    import numpy as np
+
+    for name, array in batch.inputs.items():
+        _add(archive, f"{index:04d}/input/{name}", array)
+    for name, array in batch.outputs.items():
+        _add(archive, f"{index:04d}/output/{name}", array)
+    if batch.labels is not None:
+        _add(archive, f"{index:04d}/labels", batch.labels)
+    if batch.corner:
+        _add(archive, f"{index:04d}/corner", np.array(batch.corner))
+
+
+def _fits_labels(outputs: Arrays, labels: Array | None, how: Comparing) -> None:
+    for name in (*how.class_scores, *how.slices):
+        if name not in outputs:
+            raise RecipeError(
+                f"verification: no output is called {name!r}",
+                fix=f"outputs are {', '.join(outputs)}; name them with `outputs`",
+            )
+    if labels is not None:
+        for name in how.class_scores:
+            figures.fit_labels(name, outputs[name].shape, labels, how)
+
+
+def _sound(outputs: Arrays, where: str) -> Arrays:
+    """The outputs, when they are numbers. Infinities are: masks are made of them.
+
+    Raises: ModelError for NaN, ExportError for text.
+    """
+    import numpy as np
+
+    for name, array in outputs.items():
+        if array.dtype.kind not in "fiub":
+            raise ExportError(
+                f"output {name!r} is of type {array.dtype}, which an engine cannot give",
+                fix="return numbers only",
+            )
+        bad = np.isnan(array) if array.dtype.kind == "f" else np.zeros((), bool)
+        if bad.any():
+            place = [int(index[0]) for index in np.nonzero(bad)] if array.ndim else []
+            raise ModelError(
+                f"the model itself gives NaN in FP32: output {name!r}, {where}",
+                why=f"{int(bad.sum())} of {array.size} values, first at index {place}",
+                fix="correct the model, or the verification data that leads to it",
+            )
+    return outputs
 
 
 def _fits(inputs: Arrays, recipe: Recipe, index: int) -> None:
@@ -90,18 +189,27 @@ def read_reference(path: Path) -> Iterator[ReferenceBatch]:
 
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = sorted(archive.files)
+            names = sorted(set(archive.files) - {NOT_CHECKED})
             for index in sorted({name.partition("/")[0] for name in names}):
                 mine = {name for name in names if name.startswith(f"{index}/")}
                 yield ReferenceBatch(
                     inputs=_part(archive, mine, f"{index}/input/"),
                     outputs=_part(archive, mine, f"{index}/output/"),
                     labels=archive[f"{index}/labels"] if f"{index}/labels" in mine else None,
+                    corner=str(archive[f"{index}/corner"]) if f"{index}/corner" in mine else "",
                 )
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CalibrationError(
             f"{path.name}: not a reference", why=f"{type(error).__name__}: {error}"
         ) from error
+
+
+def sizes_not_checked(path: Path) -> tuple[str, ...]:
+    """Sizes inside the profiles at which the model itself does not run, and why."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(map(str, archive[NOT_CHECKED])) if NOT_CHECKED in archive.files else ()
 
 
 def _part(archive: Any, names: set[str], prefix: str) -> Arrays:
@@ -117,7 +225,8 @@ def _add(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
     # ZipInfo's own date is fixed: the bytes do not depend on the clock.
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
-        np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        # not ascontiguousarray, which turns a scalar into one dim
+        np.lib.format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def _runner(model: LoadedModel, outputs: tuple[str, ...]) -> Runner:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
 from enginefarm.digest import sha256_file
+from enginefarm.documents.comparing import judge
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.documents.stage import StageRecord
 from enginefarm.planning import plan
-from enginefarm.schema import Frozen
+from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
     Produced,
     Site,
@@ -30,6 +31,12 @@ from enginefarm.store.site import (
     recorded,
     stage_key,
 )
+
+if TYPE_CHECKING:
+    from enginefarm.graph.sources import LoadedModel
+
+REFERENCE_METHOD = 2
+"""How references are made: raise it when the same model and data may get another one."""
 
 __all__ = ["Exported", "Prepared", "Reference", "Site", "Slimmed", "here"]
 
@@ -86,6 +93,7 @@ class Reference(Frozen):
     """Verification inputs and their FP32 outputs from the source model, as an npz."""
 
     npz: BlobRef
+    figures_key: Digest
     seconds: float
     cached: bool
 
@@ -96,28 +104,59 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
     outputs: the graph's output names, in order.
     Raises: CalibrationError for data that does not fit the inputs, SourceError.
     """
-    from enginefarm.graph.data import data_digest
-    from enginefarm.graph.export import export_tool
-    from enginefarm.graph.feeds import verification_data
     from enginefarm.graph.reference import make_reference
     from enginefarm.graph.sources import source
 
+    def load(folder: Path) -> LoadedModel:
+        folder.mkdir(exist_ok=True)
+        return source(recipe.source.kind).load(recipe.source, recipe.root, folder)
+
     def work(scratch: Path) -> Produced:
-        loaded = source(recipe.source.kind).load(recipe.source, recipe.root, scratch)
-        npz = make_reference(recipe, loaded, scratch / "reference.npz", outputs=outputs)
+        loaded = load(scratch)
+        again = None if isinstance(loaded, Path) else lambda: load(scratch / "again")
+        npz = make_reference(
+            recipe, loaded, scratch / "reference.npz", outputs=outputs, again=again
+        )
         return Produced(files={"npz": npz})
 
-    settings = recipe.verification
-    key = stage_key(
+    key = _reference_key(recipe, outputs)
+    record, cached = recorded(site, "reference", key, work)
+    return Reference(
+        npz=record.outputs["npz"],
+        figures_key=figures_key(recipe, outputs),
+        seconds=record.seconds,
+        cached=cached,
+    )
+
+
+def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
+    """Everything that decides the reference: cheap, as `export_key` is."""
+    from enginefarm.graph.data import data_digest
+    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.feeds import verification_data
+
+    return stage_key(
+        method=REFERENCE_METHOD,
         source=_source_digest(recipe),
         inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
+        profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
         runtime=export_tool(recipe).model_dump(mode="json"),
         data=data_digest(verification_data(recipe), recipe.root),
-        settings=settings.model_dump(mode="json"),
+        settings=recipe.verification.model_dump(mode="json"),
         outputs=outputs,
     )
-    record, cached = recorded(site, "reference", key, work)
-    return Reference(npz=record.outputs["npz"], seconds=record.seconds, cached=cached)
+
+
+def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
+    """What decides a graph's figures beside the graph: the reference, what outputs mean, and
+    how graphs are verified. A budget only judges them."""
+    from enginefarm.graph.verify import METHOD
+
+    return stage_key(
+        method=METHOD,
+        reference=_reference_key(recipe, outputs),
+        comparing=recipe.verification.comparing.model_dump(mode="json"),
+    )
 
 
 class Slimmed(Frozen):
@@ -234,26 +273,30 @@ def prepare(
     converted = convert(site, recipe, model, precision)
     graph = onnx_ref_of(converted)
     budget = recipe.budget(precision)
-    class_scores = recipe.verification.class_scores
+    comparing = recipe.verification.comparing
 
     def work(scratch: Path) -> Produced:
         path = materialise(site, graph, scratch / "in")
-        result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, class_scores)
+        result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, comparing)
         return Produced(values={"verification": result.model_dump(mode="json")})
 
     key = stage_key(
         method=METHOD,
         graph=graph.digest,
         reference=ref.npz.digest,
-        budget=budget.model_dump(mode="json"),
-        class_scores=class_scores,
+        comparing=comparing.model_dump(mode="json"),
     )
     verified, cached = recorded(site, f"verify-{precision}", key, work)
+    found = GraphVerification.model_validate(verified.values["verification"])
+    # Recorded figures are judged by the budget of today.
+    judged = found.model_copy(
+        update={"over_budget": judge(found.outputs, budget), "asked": ref.figures_key}
+    )
     return Prepared(
         use=precision_use(recipe, precision),
         graph=graph,
         reference=ref.npz,
-        verification=GraphVerification.model_validate(verified.values["verification"]),
+        verification=judged,
         details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
         plugins=_kept_plugins(site, recipe),
         seconds=converted.seconds + verified.seconds,

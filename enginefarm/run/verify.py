@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from enginefarm.child.call import Child, Limits
+from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.documents.thresholds import Budget
@@ -31,7 +32,7 @@ class DeviceRequest(Frozen):
     cuda_major: int | None = None
     profiles: tuple[ShapeProfile, ...]
     budget: Budget
-    class_scores: tuple[str, ...] = ()
+    comparing: Comparing = Comparing()
     plugins: tuple[Path, ...] = ()
     host_code_allowed: bool = False
 

@@ -55,7 +55,7 @@ def verified(request: DeviceRequest) -> DeviceVerification:
             return opened[profile].outputs()
 
         batches = read_reference(request.reference)
-        result = compare(batches, run, request.budget, request.class_scores)
+        result = compare(batches, run, request.budget, request.comparing)
         name = artifact.device_name
     print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
     return DeviceVerification(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import Literal
 
-from enginefarm.documents.manifest import Manifest, OutputComparison
+from enginefarm.documents.comparing import OutputComparison
+from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.names import RUNTIME_OF, PrecisionName
 from enginefarm.tables.rows import BenchmarkRow, Runtime

@@ -19,6 +19,7 @@ import pytest
 from small_models import convolutions, data_dependent
 
 from enginefarm.build import isolate
+from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import (
@@ -132,7 +133,7 @@ def test_a_real_model_and_its_precisions(precision: str, models: Path, tmp_path:
         models / "efficientnet_lite0.npz",
         profiles=(pictures,),
         budget=DEFAULT_BUDGETS["fp16"],
-        class_scores=("scores",),
+        comparing=Comparing(class_scores=("scores",)),
     )
     found = verify_on_device(request, tmp_path / "v").verification
     print(precision, found.outputs)

@@ -81,7 +81,7 @@ class Road:
             report.path,
             self.reference,
             self.recipe.budget(name),
-            self.recipe.verification.class_scores,
+            self.recipe.verification.comparing,
         )
 
 
@@ -156,7 +156,10 @@ def test_the_labelled_gate_counts_true_labels(digits: Road) -> None:
         for batch in read_reference(digits.reference)
     )
     result = verify.compare(
-        read_reference(digits.reference), lambda _: next(wrong), strict, ("scores",)
+        read_reference(digits.reference),
+        lambda _: next(wrong),
+        strict,
+        digits.recipe.verification.comparing,
     )
     assert any("top-1 drop in points" in line for line in result.over_budget)
 

@@ -34,10 +34,13 @@ def test_batches_outputs_and_labels_come_back(tmp_path: Path) -> None:
     module = load(made, tmp_path)
     path = make_reference(made, module, tmp_path / "r.npz", outputs=("scores",))
     found = list(read_reference(path))
+    corners = [batch for batch in found if batch.corner]
+    found = [batch for batch in found if not batch.corner]
     assert [batch.inputs["x"].shape[0] for batch in found] == [3, 5]
+    assert [batch.inputs["x"].shape[0] for batch in corners] == [1, 4, 8], "5 was in the data"
     assert found[1].labels is not None
     assert found[1].labels.tolist() == [0, 1, 2, 3, 4]
-    for batch in found:
+    for batch in (*found, *corners):
         with torch.no_grad():
             wanted = module(torch.from_numpy(batch.inputs["x"])).numpy()
         np.testing.assert_array_equal(batch.outputs["scores"], wanted)
@@ -63,7 +66,9 @@ def test_outputs_in_a_dict_or_tuple_are_counted(tmp_path: Path) -> None:
         "            return {'a': y, 'b': (y + 1,)}\n"
         "    return Two()\n"
     )
-    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:two"})
+    made = recipe(
+        tmp_path, code=code, source={"kind": "torch", "callable": "code.py:two"}, verification={}
+    )
     module = load(made, tmp_path)
     path = make_reference(made, module, tmp_path / "r.npz", outputs=("first", "second"))
     batch = next(read_reference(path))
@@ -88,3 +93,17 @@ def test_feeds_of_any_size_are_made_of_real_values(tmp_path: Path) -> None:
     labels = [label for label, _ in feeds.corners(made)]
     assert labels[0] == "profile default at min (batch=1)"
     assert len(labels) == 3
+
+
+def test_a_scalar_output_stays_a_scalar(tmp_path: Path) -> None:
+    code = CODE + (
+        "\ndef one():\n"
+        "    class One(Small):\n"
+        "        def forward(self, x):\n"
+        "            return super().forward(x).mean()\n"
+        "    return One()\n"
+    )
+    source_of = {"kind": "torch", "callable": "code.py:one"}
+    made = recipe(tmp_path, code=code, source=source_of, verification={}, outputs=["y"])
+    path = make_reference(made, load(made, tmp_path), tmp_path / "r.npz", outputs=("y",))
+    assert {batch.outputs["y"].shape for batch in read_reference(path)} == {()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import onnx_files, verify
@@ -29,7 +30,7 @@ def compare(
         [reference for reference, _ in pairs],
         lambda reference: {"y": found[id(reference)]},
         budget,
-        ("y",) if scores else (),
+        Comparing(class_scores=("y",) if scores else ()),
     )
 
 
@@ -62,6 +63,7 @@ def test_over_budget_says_which_figure_and_by_how_much() -> None:
         "y: cosine",
         "y: relative L2",
         "y: max abs",
+        "y, sample 0: cosine",
     ]
     assert "y: max abs 0.5 is above 0.4 by 0.1" in result.over_budget
 
@@ -91,7 +93,9 @@ def test_nan_and_infinity_are_over_any_budget(bad: float) -> None:
     y = x.copy()
     y[1, 1] = bad
     result = compare([(batch(x), y)])
-    assert result.over_budget == ("y: it holds NaN or infinity, or has another shape",)
+    assert len(result.over_budget) == 1
+    assert "y: 1 of 8 values are" in result.over_budget[0]
+    assert "first at [1, 1]" in result.over_budget[0]
     result.outputs[0].canonical_json()  # and it can be written down
 
 
@@ -101,7 +105,7 @@ def test_another_shape_is_over_any_budget() -> None:
 
 
 def test_nothing_compared_is_not_a_pass() -> None:
-    assert verify.compare([], lambda _: {}, LOOSE, ()).over_budget
+    assert verify.compare([], lambda _: {}, LOOSE, Comparing()).over_budget
 
 
 def test_an_all_zero_reference() -> None:
@@ -121,7 +125,7 @@ def test_a_reference_that_is_no_reference(tmp_path: Path) -> None:
     path = onnx_files.write(made, tmp_path)
     (tmp_path / "reference.npz").write_bytes(b"no")
     with pytest.raises(CalibrationError, match=r"reference\.npz: not a reference"):
-        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, ())
+        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, Comparing())
     path.write_bytes(b"")
     with pytest.raises(PrecisionError, match="the file is empty"):
-        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, ())
+        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, Comparing())

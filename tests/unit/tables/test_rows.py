@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
 
-from enginefarm.documents.manifest import DeviceVerification, OutputComparison
+from enginefarm.documents.comparing import OutputComparison
+from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.tables.from_manifest import not_built, rows_from_manifest, verification_columns
 from enginefarm.tables.rows import ALIKE, BenchmarkRow, comparable
 

@@ -1,0 +1,145 @@
+"""How outputs are compared, and whether their figures are within a budget.
+
+Reads documents alone: a host that only pulls, and a gate, judge a manifest's figures too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from enginefarm.documents.thresholds import Budget
+from enginefarm.schema import Frozen, Name
+
+UNUSABLE = 1e30
+"""Stands for infinity: JSON has none."""
+OutputName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Comparing(Frozen):
+    """What outputs mean, as far as their comparison depends on it."""
+
+    class_scores: tuple[OutputName, ...] = Field(
+        default=(), description="Outputs that are class scores: top-1 is compared on these."
+    )
+    class_axis: int | None = Field(
+        default=None,
+        ge=-8,
+        le=7,
+        description="Axis of the classes in these. None: axis 1 above rank 2, else the last.",
+    )
+    mask: OutputName | None = Field(
+        default=None,
+        description="Input whose zeros are padding: outputs are not compared at these places.",
+    )
+    near_zero: float = Field(
+        default=1e-9,
+        gt=0,
+        description="An output whose root mean square is below this counts as zero: its errors "
+        "are measured against this number.",
+    )
+    slices: dict[OutputName, dict[Name, tuple[int, int]]] = Field(
+        default_factory=dict,
+        description="Parts of an output along axis 1 that are judged by themselves, by name: "
+        "`{boxes: [0, 4], scores: [4, 22]}`, from and up to. Without them: every channel.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Comparing:
+        for output, parts in self.slices.items():
+            for name, (start, end) in parts.items():
+                if not 0 <= start < end:
+                    raise ValueError(
+                        f"slices.{output}.{name}: [{start}, {end}] is empty; write the first "
+                        "index and the one after the last"
+                    )
+        return self
+
+    def axis_of_classes(self, rank: int) -> int:
+        """The class axis of an output of that rank, from 0."""
+        axis = (1 if rank > 2 else -1) if self.class_axis is None else self.class_axis
+        return axis % rank if -rank <= axis < rank else rank - 1
+
+
+class Part(Frozen):
+    """Figures of a part of an output: the worst sample, channel, corner or named slice."""
+
+    kind: Literal["sample", "channel", "slice", "corner"]
+    where: str
+    cosine: float
+    relative_l2: float
+    max_abs: float
+
+
+class OutputComparison(Frozen):
+    """One output against the FP32 reference, over all verification batches."""
+
+    output: str
+    cosine: float
+    max_abs: float
+    relative_l2: float
+    top1_agreement: float | None = None
+    top1_accuracy: float | None = Field(
+        default=None, description="On true labels, where there are any."
+    )
+    reference_top1_accuracy: float | None = None
+    fault: str = Field(
+        default="", description="Why it cannot be compared: its shape, NaN or infinity."
+    )
+    parts: tuple[Part, ...] = Field(
+        default=(), description="The worst of each kind, by cosine and by relative L2."
+    )
+
+
+def judge(outputs: Sequence[OutputComparison], budget: Budget) -> tuple[str, ...]:
+    """One line for each figure over budget, and by how much; nothing when all are within."""
+    if not outputs:
+        return ("the reference holds no batch: nothing was compared",)
+    return tuple(line for output in outputs for line in _lines(output, budget))
+
+
+def absent(outputs: Sequence[OutputComparison], budget: Budget) -> tuple[str, ...]:
+    """Figures that the budget asks for and no output has: verification has to run again."""
+    asked = {
+        "top-1 agreement": (
+            budget.min_top1_agreement,
+            any(output.top1_agreement is not None for output in outputs),
+        ),
+        "top-1 accuracy on labels": (
+            budget.max_top1_drop_points,
+            any(output.top1_accuracy is not None for output in outputs),
+        ),
+    }
+    return tuple(name for name, (limit, there) in asked.items() if limit is not None and not there)
+
+
+def _lines(output: OutputComparison, budget: Budget) -> Iterator[str]:
+    name = output.output
+    if output.fault or output.relative_l2 >= UNUSABLE:
+        yield f"{name}: {output.fault or 'it holds NaN or infinity, or has another shape'}"
+        return
+    yield from _at_least(name, "cosine", output.cosine, budget.min_cosine)
+    yield from _at_most(name, "relative L2", output.relative_l2, budget.max_relative_l2)
+    yield from _at_most(name, "max abs", output.max_abs, budget.max_abs)
+    yield from _at_least(name, "top-1 agreement", output.top1_agreement, budget.min_top1_agreement)
+    if output.top1_accuracy is not None and output.reference_top1_accuracy is not None:
+        drop = (output.reference_top1_accuracy - output.top1_accuracy) * 100
+        yield from _at_most(name, "top-1 drop in points", drop, budget.max_top1_drop_points)
+    for part in output.parts:
+        where = f"{name}, {part.where}"
+        yield from _at_least(where, "cosine", part.cosine, budget.part_cosine)
+        yield from _at_most(where, "relative L2", part.relative_l2, budget.part_relative_l2)
+        if part.kind == "corner":
+            yield from _at_most(where, "max abs", part.max_abs, budget.max_abs)
+
+
+def _at_least(where: str, what: str, value: float | None, limit: float | None) -> Iterator[str]:
+    if limit is not None and value is not None and not value >= limit:
+        yield f"{where}: {what} {value:.6g} is below {limit:.6g} by {limit - value:.3g}"
+
+
+def _at_most(where: str, what: str, value: float | None, limit: float | None) -> Iterator[str]:
+    if limit is not None and value is not None and not value <= limit:
+        yield f"{where}: {what} {value:.6g} is above {limit:.6g} by {value - limit:.3g}"

@@ -1,0 +1,75 @@
+"""The node that made the first NaN or infinity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.emulate import emulate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def first_node(path: Path, inputs: Arrays) -> str:
+    """Where the graph leaves the range of its 16-bit floats and the same graph in FP32 does
+    not, for people; empty when no node of the main graph does.
+
+    Runs the graph twice, with a sum of x·0 behind each value: 0 for numbers, NaN otherwise.
+    Raises: PrecisionError.
+    """
+    narrow, names = _flags(path, inputs, rounded=True)
+    wide, _ = _flags(path, inputs, rounded=False)
+    for tensor, node in names.items():
+        if narrow[tensor] and not wide.get(tensor, False):
+            return f"first at {node}"
+    return ""
+
+
+def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool], dict[str, str]]:
+    """Which values are not all numbers, and what made each, in the graph's order."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from enginefarm.graph.precisions.graph import infer_types
+
+    model = onnx_files.read(path, error=PrecisionError)
+    infer_types(model)
+    floats = {
+        value.name
+        for value in (*model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.elem_type
+        in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    }
+    makers = _makers(model, floats)
+    model = emulate(model, rounded=rounded)
+    graph = model.graph
+    wanted = {output.name for output in graph.output}
+    graph.initializer.append(numpy_helper.from_array(np.float32(0), "__nought"))
+    flags: dict[str, str] = {}
+    for index, name in enumerate(makers):
+        product, flags[name] = f"__times_nought_{index}", f"__flag_{index}"
+        graph.node.append(helper.make_node("Mul", [name, "__nought"], [product]))
+        graph.node.append(helper.make_node("ReduceSum", [product], [flags[name]], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(flags[name], TensorProto.FLOAT, []))
+    session = ort.session_of(model, error=PrecisionError, what="the graph with flags")
+    found = ort.run(session, inputs, error=PrecisionError, what="looking for the first infinity")
+    assert wanted <= set(found)
+    return {name: bool(np.isnan(found[flag])) for name, flag in flags.items()}, makers
+
+
+def _makers(model: ModelProto, floats: set[str]) -> dict[str, str]:
+    """Value -> the user's node behind it: a Cast that the precision put in stands for what it
+    reads."""
+    made: dict[str, str] = {}
+    for node in model.graph.node:
+        source = f"node {node.name!r} ({node.op_type})" if node.name else f"a {node.op_type} node"
+        if node.op_type == "Cast":
+            source = made.get(node.input[0], f"the cast of {node.input[0]!r}")
+        made.update((name, source) for name in node.output if name in floats)
+    return made

@@ -1,0 +1,64 @@
+"""Which branches of a graph's Ifs the data took: one that never ran was not verified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.graph import onnx_files
+from enginefarm.graph.emulate import bodies
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Taken:
+    """Adds the conditions of the main graph's Ifs to its outputs, and notes them.
+
+    Ifs inside other bodies are named as not known: their conditions cannot be read from
+    outside.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        from onnx import TensorProto, helper
+
+        graph = model.graph
+        self._seen: dict[str, set[bool]] = {}
+        self._nodes = [
+            (node.name or node.output[0], node.input[0])
+            for node in graph.node
+            if node.op_type == "If"
+        ]
+        self._inner = [
+            node.name or node.output[0]
+            for outer in graph.node
+            for body in bodies(outer)
+            for inner in onnx_files.graphs(body)
+            for node in inner.node
+            if node.op_type == "If"
+        ]
+        have = {output.name for output in graph.output}
+        self._added = {name for _, name in self._nodes} - have
+        for name in sorted(self._added):
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.BOOL, None))
+
+    def note(self, outputs: Arrays) -> Arrays:
+        """Takes the conditions out of one run's outputs."""
+        for _, name in self._nodes:
+            self._seen.setdefault(name, set()).add(bool(outputs[name].all()))
+        return {name: array for name, array in outputs.items() if name not in self._added}
+
+    def not_run(self) -> list[str]:
+        """One line for each branch that no batch took."""
+        lines = [
+            f"the {branch} branch of {node!r} (If): no data took it"
+            for node, name in self._nodes
+            for branch, value in (("then", True), ("else", False))
+            if value not in self._seen.get(name, set())
+        ]
+        return lines + [
+            f"both branches of {node!r} (If inside another body): which ran is not known"
+            for node in self._inner
+        ]

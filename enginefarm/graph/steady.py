@@ -1,0 +1,128 @@
+"""Whether a model says the same thing twice: before any precision of it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import ModelError
+from enginefarm.graph import onnx_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import GraphProto, NodeProto
+    from torch import Tensor
+
+    from enginefarm.graph.sources import LoadedModel
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+    Runner = Callable[[Arrays], Arrays]
+
+TOLERANCE = 1e-5
+"""Of an output's largest value: threads may add in another order. Random numbers and other
+weights differ by far more."""
+RANDOM = frozenset(
+    (
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    )
+)
+
+
+def refuse_random(model: LoadedModel) -> None:
+    """Raises: ModelError for an ONNX file with an operator that draws random numbers."""
+    if not isinstance(model, Path):
+        return
+    made = onnx_files.read(model)
+    for graph in onnx_files.graphs(made.graph):
+        for node in graph.node:
+            if node.op_type in RANDOM or _trains(graph, node):
+                raise ModelError(
+                    f"the model draws random numbers: node {node.name!r} ({node.op_type})",
+                    why="no engine could be compared with it"
+                    if node.op_type in RANDOM
+                    else "its training_mode is on",
+                    fix="give the numbers as an input, or export the model in eval mode",
+                )
+
+
+def _trains(graph: GraphProto, node: NodeProto) -> bool:
+    """Whether it is a Dropout whose third input is the constant true."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    name = node.input[2]
+    values = [tensor for tensor in graph.initializer if tensor.name == name]
+    for other in graph.node:
+        if name in other.output and other.op_type == "Constant":
+            values += [attribute.t for attribute in other.attribute if attribute.HasField("t")]
+    return any(bool(numpy_helper.to_array(value).any()) for value in values)
+
+
+def require(
+    run: Runner, inputs: Arrays, model: LoadedModel, again: Callable[[], Runner] | None
+) -> Arrays:
+    """The outputs of the model, which is run twice, and once more as `again` loads it; all
+    three must agree.
+
+    Raises: ModelError that says which of the two it is, and what in the model changes.
+    """
+    before = _buffers(model)
+    first = run(inputs)
+    changed = _changed(before, _buffers(model))
+    different = _different(first, run(inputs))
+    if different:
+        raise ModelError(
+            f"the model gives other numbers when it is run again: {different}",
+            why=f"running it changes its buffer {', '.join(changed)}"
+            if changed
+            else "it draws random numbers (dropout outside eval mode, torch.rand), or keeps state",
+            fix="make the state an input and an output of forward"
+            if changed
+            else "take the random numbers out: F.dropout needs training=self.training",
+        )
+    different = "" if again is None else _different(first, again()(inputs))
+    if different:
+        raise ModelError(
+            f"the model gives other numbers each time it is loaded: {different}",
+            why="its weights are drawn anew, so no engine could be compared with it",
+            fix="give a checkpoint, or call torch.manual_seed before the layers are made",
+        )
+    return first
+
+
+def _different(one: Arrays, other: Arrays) -> str:
+    """Which output differs and by how much; empty when none does."""
+    import numpy as np
+
+    for name, wanted in one.items():
+        found = other[name]
+        if wanted.shape != found.shape:
+            return f"output {name!r} has shape {wanted.shape}, then {found.shape}"
+        if np.array_equal(wanted, found, equal_nan=wanted.dtype.kind == "f"):
+            continue
+        x, y = wanted.astype(np.float64), found.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            difference = np.where(x == y, 0, np.abs(x - y))
+        largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0))
+        if wanted.dtype.kind != "f" or not float(difference.max()) <= TOLERANCE * largest:
+            return f"output {name!r} differs by {float(difference.max()):.3g}"
+    return ""
+
+
+def _buffers(model: LoadedModel) -> dict[str, Tensor]:
+    """Copies of a module's buffers; nothing for a file or an exported program."""
+    named = getattr(model, "named_buffers", None)
+    if isinstance(model, Path) or named is None:
+        return {}
+    return {name: value.detach().clone() for name, value in named()}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    return [name for name, value in after.items() if not value.equal(before.get(name, value))]
