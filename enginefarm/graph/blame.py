@@ -34,7 +34,7 @@ def first_node(path: Path, inputs: Arrays) -> str:
 def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool], dict[str, str]]:
     """Which values are not all numbers, and what made each, in the graph's order."""
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     from enginefarm.graph.precisions.graph import infer_types
 
@@ -50,7 +50,7 @@ def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool
     model = emulate(model, rounded=rounded)
     graph = model.graph
     wanted = {output.name for output in graph.output}
-    graph.initializer.append(numpy_helper.from_array(np.float32(0), "__nought"))
+    graph.initializer.append(helper.make_tensor("__nought", TensorProto.FLOAT, [], [0.0]))
     flags: dict[str, str] = {}
     for index, name in enumerate(makers):
         product, flags[name] = f"__times_nought_{index}", f"__flag_{index}"
