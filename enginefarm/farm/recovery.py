@@ -28,8 +28,11 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_logger
 from prefect.states import Crashed, Failed, Scheduled
 
+from enginefarm.errors import EnginefarmError
+from enginefarm.farm import housekeeping
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker.card import CONTROL_POOL
+from enginefarm.planning import stages
 from enginefarm.planning.plan import CROSS_POOL
 
 MAX_ATTEMPTS = 3
@@ -59,10 +62,13 @@ def watched() -> Generator[None]:
     stopped = threading.Event()
 
     def look() -> None:
-        sweep = Sweep()
+        sweep, kept_house = Sweep(), time.monotonic()
         with get_client(sync_client=True) as client:
             while not stopped.wait(SWEEP_S):
                 sweep.once(client)
+                if time.monotonic() - kept_house > housekeeping.EVERY_S:
+                    kept_house = time.monotonic()
+                    _keep_house(client)
 
     thread = threading.Thread(target=look, name="recovery", daemon=True)
     thread.start()
@@ -70,6 +76,16 @@ def watched() -> Generator[None]:
         yield
     finally:
         stopped.set()
+
+
+def _keep_house(client: SyncPrefectClient) -> None:
+    try:
+        done = housekeeping.once(client, stages.here().store)
+    except (httpx.HTTPError, PrefectHTTPStatusError, EnginefarmError) as error:
+        get_logger("recovery").warning("housekeeping: %s; tried again in an hour", error)
+        return
+    if done:
+        get_logger("recovery").info("housekeeping: %d benchmarks and cards are gone", done)
 
 
 class Sweep:

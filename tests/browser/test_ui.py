@@ -26,11 +26,20 @@ def page(chromium: Browser) -> Iterator[Page]:
     context.close()
 
 
+def log_in(page: Page, base: str, password: str) -> None:
+    """As a person does who opens the UI the first time."""
+    page.goto(base)
+    page.get_by_placeholder("admin:pass").fill(password)
+    page.get_by_role("button", name="Login").click()
+
+
 def open_form(page: Page, farm: Farm) -> str:
-    """The run form; gives the deployment's id."""
+    """The run form, after the login; gives the deployment's id."""
     with farm.client() as client:
         deployment = client.read_deployment_by_name("build-model/build-model")
     base = farm.api.removesuffix("/api")
+    log_in(page, base, farm.password())
+    page.wait_for_url("**/dashboard**")
     page.goto(f"{base}/deployments/deployment/{deployment.id}/run")
     page.get_by_role("button", name="Submit").wait_for()
     return str(deployment.id)
@@ -57,6 +66,18 @@ def choose(page: Page, field: int, value: str) -> None:
     page.keyboard.press("ArrowDown")
     page.get_by_role("option").get_by_text(value, exact=True).click()
     page.get_by_text("Run Name", exact=True).click()
+
+
+def test_the_ui_asks_for_the_password(farm: Farm, page: Page) -> None:
+    """By another name than the server knows itself by: as through a tunnel, on any port."""
+    base = f"http://localhost:{farm.port}"
+    log_in(page, base, "enginefarm:guess")
+    expect(page.get_by_text("Authentication failed").first).to_be_visible()
+    log_in(page, base, farm.password())
+    page.wait_for_url("**/dashboard**")
+    page.goto(f"{base}/deployments")
+    expect(page.get_by_text("nightly-rebuild").first).to_be_visible()
+    shot(page, "ui-logged-in")
 
 
 def test_a_wrong_value_is_refused_by_the_form(farm: Farm, page: Page) -> None:

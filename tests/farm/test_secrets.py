@@ -32,8 +32,8 @@ kept = sys.argv.pop(1)
 stop = PrivateApi.stop
 
 def stop_later(api):
-    from prefect.logging.handlers import APILogHandler
-    APILogHandler.flush()
+    from prefect.logging.handlers import APILogWorker
+    APILogWorker.drain_all(timeout=20)
     sqlite3.connect(api._log.with_name("prefect.db")).backup(sqlite3.connect(kept))
     stop(api)
 

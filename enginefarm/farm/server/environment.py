@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
-from enginefarm.errors import FarmError
+from enginefarm.errors import FarmError, UsageError
 from enginefarm.farm.server import address
 from enginefarm.settings import home
 
@@ -36,6 +37,14 @@ SERVER = {
 }
 
 DATABASE = "ENGINEFARM_DATABASE_URL"
+
+KEEP_RUNS_DAYS = "ENGINEFARM_KEEP_RUNS_DAYS"
+DEFAULT_KEEP_DAYS = 30.0
+
+EVENTS_S = 2 * 24 * 3600
+HEARTBEATS_S = 3600
+LONGEST_S = 100 * 365 * 24 * 3600
+"""Events are for automations, which look back for minutes; most of them are heartbeats."""
 
 SHORT = 16
 """Passwords with fewer characters are guessed."""
@@ -88,10 +97,38 @@ def prepare_server(*, host: str, port: int, public_url: str | None = None) -> st
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = base
     # The page asks the server that it came from: on any port, and from any machine.
     os.environ["PREFECT_UI_API_URL"] = "/api"
-    _fill(COMMON | SERVER)
+    _fill(COMMON | SERVER | _vacuum())
     if os.environ.get(DATABASE):
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = database_url(os.environ[DATABASE])
     return f"http://{shown}:{port}/api"
+
+
+def _vacuum() -> dict[str, str]:
+    """Prefect's own cleaner of its database: how old runs and events get.
+
+    Raises: UsageError for a number of days that is none, or under an hour.
+    """
+    text = os.environ.get(KEEP_RUNS_DAYS) or str(DEFAULT_KEEP_DAYS)
+    try:
+        seconds = int(float(text) * 24 * 3600)
+    except (ValueError, OverflowError):
+        seconds = 0
+    if not 3600 < seconds <= LONGEST_S:
+        raise UsageError(
+            f"{KEEP_RUNS_DAYS}: {text!r} is not a number of days between an hour and a century",
+            fix=f"set it to how long runs are kept, such as {DEFAULT_KEEP_DAYS:g}, or unset it",
+        )
+    return {
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(seconds),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{min(seconds, EVENTS_S)}S",  # ISO 8601
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES": json.dumps(
+            {
+                "prefect.flow-run.heartbeat": HEARTBEATS_S,
+                "enginefarm.worker.heartbeat": HEARTBEATS_S,
+            }
+        ),
+    }
 
 
 def _require_password(password: str, host: str) -> None:

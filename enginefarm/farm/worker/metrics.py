@@ -7,6 +7,8 @@ the files are before it starts anything; without it, counts stay in the process 
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import shutil
 import threading
@@ -17,7 +19,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from enginefarm import __version__
@@ -44,6 +46,38 @@ class Meters(NamedTuple):
     transferred: Counter
 
 
+class Slot:
+    """Which of a folder's files a process writes: a number that no running process has.
+
+    By process id, which is the library's own way, every run would leave files behind for ever. A
+    number is free again when its process has ended, and the next one goes on counting there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pid = 0
+        self._number = 0
+        self._held: IO[bytes] | None = None
+
+    def __call__(self) -> int:
+        if self._pid != os.getpid():  # the first call, or the first after a fork
+            if self._held is not None:
+                self._held.close()
+            self._pid, (self._number, self._held) = os.getpid(), self._taken()
+        return self._number
+
+    def _taken(self) -> tuple[int, IO[bytes]]:
+        for number in itertools.count():
+            handle = (self._folder / f"slot-{number}").open("ab")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.close()
+                continue
+            return number, handle
+        raise AssertionError("there is always another number")
+
+
 FIRST = threading.Lock()
 """Tasks of one run count from threads of their own, and a meter can be made but once."""
 
@@ -58,6 +92,11 @@ def meters() -> Meters:
 @cache
 def _meters() -> Meters:
     from prometheus_client import Counter, Histogram
+
+    folder = os.environ.get(FILES)
+    if folder:
+        values: Any = import_module("prometheus_client.values")
+        values.ValueClass = values.MultiProcessValue(process_identifier=Slot(Path(folder)))
 
     target = ("gpu", "precision", "toolchain")
     return Meters(

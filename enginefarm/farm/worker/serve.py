@@ -24,6 +24,7 @@ from enginefarm.farm.worker import drain, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker
 from enginefarm.farm.worker.observed import observed
+from enginefarm.farm.worker.scratch import own_folder
 from enginefarm.planning.plan import CROSS_POOL
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
@@ -64,6 +65,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     # Once a farm: whoever plans also looks for what was lost.
     watched = recovery.watched() if role == "control" else nullcontext()
     with (
+        own_folder(),
         _alone_on_gpu(role),
         workers.registered(store, card),
         _heard(card),

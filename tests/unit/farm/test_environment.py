@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from enginefarm.errors import FarmError
+from enginefarm.errors import FarmError, UsageError
 from enginefarm.farm.server import address, environment
 
 NAMES = (
+    environment.KEEP_RUNS_DAYS,
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD",
     address.API_URL,
     address.PASSWORD,
     address.SERVER_PASSWORD,
@@ -126,3 +132,37 @@ def test_a_home_that_cannot_hold_the_password_is_one_clear_error(
     broken(address.folder())
     with pytest.raises(FarmError, match=str(address.folder())):
         address.made_password()
+
+
+def kept(setting: str) -> str:
+    return os.environ[f"PREFECT_SERVER_{setting}"]
+
+
+def test_runs_and_events_are_kept_for_a_while_only() -> None:
+    os.environ[environment.KEEP_RUNS_DAYS] = "7"
+    start()
+    assert "flow_runs" in kept("SERVICES_DB_VACUUM_ENABLED")
+    assert kept("SERVICES_DB_VACUUM_RETENTION_PERIOD") == str(7 * 24 * 3600)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from prefect.settings import get_current_settings as s; v = s().server; "
+            "print(sorted(v.services.db_vacuum.enabled_vacuum_types), "
+            "v.services.db_vacuum.retention_period, v.events.retention_period, "
+            "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'])",
+        ],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.strip() == (
+        "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00"
+    ), "as Prefect understands it"
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "inf", "a week", "1e99", "0.01"])
+def test_a_number_of_days_that_is_none_is_refused(days: str) -> None:
+    os.environ[environment.KEEP_RUNS_DAYS] = days
+    with pytest.raises(UsageError, match=environment.KEEP_RUNS_DAYS):
+        start()

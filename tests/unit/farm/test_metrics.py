@@ -91,6 +91,32 @@ def test_counts_of_every_run_are_summed(served: metrics.Served) -> None:
     assert any(line.startswith("enginefarm_build_seconds_count{") for line in lines)
 
 
+def test_runs_that_follow_each_other_share_their_files(
+    served: metrics.Served, tmp_path: Path
+) -> None:
+    """A worker has as many files as runs at once, however many it has had."""
+
+    def files() -> set[str]:
+        return {path.name for path in (tmp_path / "metrics").iterdir()}
+
+    run = [
+        sys.executable,
+        "-c",
+        "from enginefarm.farm.worker import metrics; metrics.cached('r', 1)",
+    ]
+    subprocess.run(run, check=True)
+    after_one = files()
+    for _ in range(3):
+        subprocess.run(run, check=True)
+    assert files() == after_one
+    waiting = [*run[:-1], f"{run[-1]}; input()"]
+    at_once = [subprocess.Popen(waiting, stdin=subprocess.PIPE) for _ in range(3)]
+    for process in at_once:
+        process.communicate(b"\n", timeout=60)
+    assert 'enginefarm_cached_engines_total{recipe="r"} 7.0' in scrape(served)
+    assert len(files()) <= 3 * len(after_one)
+
+
 def test_the_queue_and_the_worker_are_there(served: metrics.Served) -> None:
     lines = scrape(served)
     assert 'enginefarm_queue_runs{pool="gpu-t4",state="scheduled"} 4.0' in lines

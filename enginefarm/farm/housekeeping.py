@@ -1,0 +1,104 @@
+"""What would grow for ever on a farm: withdrawn or removed by the control worker, once an hour.
+
+Runs and events are deleted by Prefect's own vacuum, after ENGINEFARM_KEEP_RUNS_DAYS
+(server/environment.py). Here is what it cannot know: a benchmark that waits for an engine that
+is no longer wanted, and the card of a worker that has gone.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import EnginefarmError
+from enginefarm.farm.worker import card as workers
+from enginefarm.store.engine_store import EngineStore
+
+EVERY_S = 3600.0
+PAGE = 200
+CARD_DAYS = 7
+
+SUPERSEDED = "A newer engine has taken this one's place, or it is no longer in the store"
+DONE = "The engine has been run on its GPU meanwhile"
+
+
+def once(client: SyncPrefectClient, store: EngineStore, *, now: datetime | None = None) -> int:
+    """Withdraws and removes what nobody waits for; returns how much. Raises: StoreError."""
+    return _withdraw_benchmarks(client, store) + _remove_cards(store, now or datetime.now(UTC))
+
+
+def _withdraw_benchmarks(client: SyncPrefectClient, store: EngineStore) -> int:
+    newest: dict[tuple[str, str, str], str] = {}
+    withdrawn = 0
+    for run_id, digest in _waiting(client):
+        reason = _unwanted(store, digest, newest)
+        if reason:
+            client.set_flow_run_state(run_id, Cancelled(message=reason), force=True)
+            withdrawn += 1
+    return withdrawn
+
+
+def _waiting(client: SyncPrefectClient) -> list[tuple[UUID, str]]:
+    """Benchmarks that no worker has taken yet: the run, and its engine's spec."""
+    found: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=["benchmark-engine"])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+            ),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+            limit=PAGE,
+            offset=len(found),
+        )
+        found += page
+        if len(page) < PAGE:
+            return [(run.id, str(run.parameters.get("spec_digest", ""))) for run in found]
+
+
+def _unwanted(
+    store: EngineStore, digest: str, newest: dict[tuple[str, str, str], str]
+) -> str | None:
+    """Why nobody waits for this benchmark; None when somebody does."""
+    try:
+        manifest = store.manifest(digest)
+        if manifest is None:
+            return SUPERSEDED
+        if manifest.device_verification.status != "pending":
+            return DONE
+        target = (manifest.recipe, manifest.gpu, manifest.precision)
+        if target not in newest:
+            newest[target] = _newest(store, manifest)
+    except EnginefarmError:
+        return None  # a manifest that cannot be read is for `enginefarm fsck`
+    return SUPERSEDED if newest[target] != digest else None
+
+
+def _newest(store: EngineStore, manifest: Manifest) -> str:
+    found = store.manifests(manifest.recipe, manifest.gpu, manifest.precision)
+    return max(found, key=lambda one: (one.created_at, one.spec_digest)).spec_digest
+
+
+def _remove_cards(store: EngineStore, now: datetime) -> int:
+    """Cards of workers that were last heard of a week ago."""
+    old = [
+        row
+        for row in workers.listed(store, now=now)
+        if now - row.seen_at > timedelta(days=CARD_DAYS)
+    ]
+    for row in old:
+        workers.remove(store, row.card)
+    return len(old)
