@@ -335,7 +335,7 @@ def _said(found: Audit) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--mean-seconds", type=float, default=15, help="Between kills.")
     parser.add_argument("--seed", type=int, default=1)

@@ -117,10 +117,11 @@ def collect(models: dict[str, Path], sessions: int, pause_s: float, dest: Path) 
             text=True,
         )
         for name, times in json.loads(done.stdout).items():
-            rows += [
+            timed: list[dict[str, object]] = [
                 {"session": index, "started_at": started, "model": name, "latency_ms": value}
                 for value in times
             ]
+            rows += timed
         provenance = {
             "command": f"python benchmarks/collect_timings.py --sessions {sessions} "
             f"--pause-s {pause_s:g}",

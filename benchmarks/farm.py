@@ -39,7 +39,7 @@ WORKERS_OWN = ("POST /work_pools", "GET /work_pools", "GET /admin", "GET /csrf")
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Figure]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", nargs="+", default=["sqlite", "postgresql"])
     parser.add_argument("--recipes", type=int, default=5, help="Of 6 engines each.")
     parser.add_argument("--triggers", type=int, default=10)
@@ -85,7 +85,7 @@ def _engines(farm: Farm, recipes: int) -> list[Figure]:
     runs = [farm.wait(one, patience_s=1800) for one in ids]
     wall_s = time.monotonic() - started
     spent = {name: used - before[name] for name, used in _cpu_s(farm).items()}
-    assert all(run.state.is_completed() for run in runs), [run.state.message for run in runs]
+    assert all(run.state and run.state.is_completed() for run in runs), runs
     builds = {
         (one.recipe, one.spec.label): one.build.seconds
         for name in names
@@ -95,6 +95,9 @@ def _engines(farm: Farm, recipes: int) -> list[Figure]:
     for run in runs:
         for child in farm.children(run.id):
             recipe, label = child.name.split()
+            assert child.start_time
+            assert child.end_time
+            assert child.work_pool_name
             by_worker[child.work_pool_name].append(
                 (
                     child.start_time.timestamp(),
@@ -148,7 +151,10 @@ def _triggers(farm: Farm, count: int) -> list[Figure]:
     seconds: list[float] = []
     for _ in range(count):
         run = farm.run("build-model/build-model", recipe="bench0")
+        assert run.state
         assert run.state.name == "Cached"
+        assert run.start_time
+        assert run.created
         seconds.append((run.start_time - run.created).total_seconds())
     return [Figure("trigger to start, idle worker, median", median(seconds), "s", at_most=3)]
 
@@ -174,7 +180,10 @@ def _requests(farm: Farm) -> list[Figure]:
                 precisions=["fp16"],
             )
         ids = [farm.submit("build-model/build-model", recipe=f"asked{n}") for n in range(count)]
-        assert all(farm.wait(one).state.is_completed() for one in ids)
+        for one in ids:
+            state = farm.wait(one).state
+            assert state
+            assert state.is_completed()
         farm.stop("asking")
         during = asked - before
     print(f"requests for {count} engines: {during.most_common()}", file=sys.stderr)
@@ -192,7 +201,10 @@ def _night(farm: Farm, recipes: int) -> list[Figure]:
     for index in range(recipes):
         as_if_built(site, write_recipe(folder, index), tuple(offers))
     run = farm.run("nightly-rebuild/nightly-rebuild", folder="night")
-    assert run.state.name == "Cached", run.state.message
+    assert run.state
+    assert run.state.name == "Cached", run.state
+    assert run.start_time
+    assert run.end_time
     assert farm.children(run.id) == []
     seconds = (run.end_time - run.start_time).total_seconds()
     return [Figure(f"nightly, {recipes * len(GPUS)} cached specs", seconds, "s")]

@@ -128,7 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
 
 
 def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> list[Figure]:
-    scripts, farms = [], []
+    scripts: list[float] = []
+    farms: list[float] = []
+    command: list[str] = []
+    environment: dict[str, str] = {}
     for _ in range(options.rounds):
         scripts.append(timed([sys.executable, "-c", SCRIPT, str(options.recipe)], dict(os.environ)))
         home = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="farm-bench-")))

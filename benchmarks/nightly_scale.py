@@ -27,6 +27,7 @@ from enginefarm.farm import night as nightly
 from enginefarm.graph.export import export_tool
 from enginefarm.graph.slim import slim_tool
 from enginefarm.planning import stages
+from enginefarm.planning.plan import Offer
 from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import local_offers, survey
 from enginefarm.recipes import file as recipe_file
@@ -40,7 +41,7 @@ GPUS = ["t4", "a100", "l4", "a10g", "l40s", "rtx5090"]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Figure]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", type=int, nargs="+", default=[100, 300, 1000])
     sizes = sorted(parser.parse_args(arguments).recipes)
     with tempfile.TemporaryDirectory() as name:
@@ -115,12 +116,12 @@ def write_recipe(folder: Path, index: int) -> Path:
     return path
 
 
-def as_if_built(site: Site, path: Path, offers: tuple[object, ...]) -> None:
+def as_if_built(site: Site, path: Path, offers: tuple[Offer, ...]) -> None:
     """What the stages and the builds of a recipe leave in the store, bytes aside."""
     recipe = recipe_file.load(path)
     blob = BlobRef(digest=stages.stage_key(recipe=recipe.name), size_bytes=1)
     onnx = OnnxRef(model=blob, opset=20)
-    slim_key = stages._slim_key(onnx, slim_tool())
+    slim_key = stages.slim_key(onnx, slim_tool())
     for stage, key in (("export", stages.export_key(recipe)), ("slim", slim_key)):
         site.store.put_stage(
             StageRecord(

@@ -111,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     }
     for model, nights in models.items():
         for words, some in (("all", nights), ("stable", stable[model])):
-            figures = [float(np.median(night)) for night in some]
-            if not figures:
+            medians = [float(np.median(night)) for night in some]
+            if not medians:
                 print(f"{model}, {words}: none")
                 continue
             print(
                 f"{model}, {words}: {len(some)} sessions of {len(nights[0])} timings; session "
-                f"medians {min(figures):.2f}–{max(figures):.2f} ms, middle {median(figures):.2f}"
+                f"medians {min(medians):.2f}–{max(medians):.2f} ms, middle {median(medians):.2f}"
             )
     figures: list[Figure] = []
     for name, how in (("resampled", resampled), ("in order", in_order)):

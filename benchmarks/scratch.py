@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ TIMINGS = Path(__file__).parent / "data" / "ort_crowded.parquet"
 
 
 @contextmanager
-def objects() -> Iterator[s3.ObjectStore]:
+def objects() -> Generator[s3.ObjectStore]:
     with tempfile.TemporaryDirectory(prefix="enginefarm-bench-") as folder:
         server = embedded.start(Path(folder))
         try:

@@ -165,7 +165,7 @@ class Slimmed(Frozen):
     cached: bool
 
 
-def _slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
+def slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
     return stage_key(onnx=onnx.digest, slimmer=slimmer.model_dump(mode="json"))
 
 
@@ -186,7 +186,7 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         made = slim_onnx(source, scratch / "out", corners)
         return Produced(files=onnx_files_of(made.path), values={"opset": exported.onnx.opset})
 
-    record, cached = recorded(site, "slim", _slim_key(exported.onnx, slimmer), work)
+    record, cached = recorded(site, "slim", slim_key(exported.onnx, slimmer), work)
     model = plan.Model(
         onnx=onnx_ref_of(record),
         exporter=exported.exporter,
@@ -313,7 +313,7 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     if exported is None:
         return None
     slimmer = slim_tool()
-    slimmed = found_record(site, "slim", _slim_key(onnx_ref_of(exported), slimmer))
+    slimmed = found_record(site, "slim", slim_key(onnx_ref_of(exported), slimmer))
     if slimmed is None:
         return None
     return plan.Model(
