@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, docs/errors.md and docs/gpus.md from the code they describe.
+"""Writes docs/cli.md, errors.md, gpus.md and recipe.md from the code that they describe.
 
 python docs/generate.py            writes them
 python docs/generate.py --check    fails, naming the page, when one is not as it would be
@@ -10,12 +10,14 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from enginefarm import errors
 from enginefarm.cli import COMMANDS, cli
 from enginefarm.documents import gpus
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 
 DOCS = Path(__file__).parent
@@ -106,7 +108,94 @@ def gpus_page() -> str:
     return "\n".join(rows) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "errors.md": errors_page, "gpus.md": gpus_page}
+RECIPE = """\
+A recipe is one YAML 1.2 file. This one uses most of it:
+
+```yaml
+{example}```
+
+A path and a `file.py:name` start at the recipe's folder. Every key, from the top down:
+"""
+
+
+def recipe_page() -> str:
+    """Every key of a recipe: its type, its default and its meaning, from the JSON Schema."""
+    schema = Recipe.model_json_schema()
+    example = (DOCS.parent / "examples/01_efficientnet_lite0/recipe.yaml").read_text("utf-8")
+    parts = ["# The recipe", WRITTEN, RECIPE.format(example=example)]
+    parts += _keys("recipe", schema)
+    told: set[str] = set()
+    waiting = _named(schema)
+    while waiting:
+        name = waiting.pop(0)
+        if name not in told:
+            told.add(name)
+            parts += _keys(name, schema["$defs"][name])
+            waiting += _named({**schema["$defs"][name], "$defs": {}})
+    return "\n".join(parts)
+
+
+def _keys(name: str, schema: dict[str, Any]) -> list[str]:
+    first = str(schema.get("description", "")).partition("\n\n")[0].replace("\n", " ")
+    rows = [f"## {name}\n", f"{first}\n", "| key | type | default | |", "|---|---|---|---|"]
+    for key, value in schema.get("properties", {}).items():
+        default = "required" if key in schema.get("required", ()) else _default(value)
+        meaning = str(value.get("description", "")).replace("\n", " ").replace("|", "\\|")
+        rows.append(f"| `{key}` | {_type(value)} | {default} | {meaning} |")
+    return [*rows, ""] if len(rows) > 4 else [f"## {name}\n", f"{first}\n"]
+
+
+def _default(value: dict[str, Any]) -> str:
+    default = value.get("default", value.get("const"))
+    return "" if default in (None, {}, []) or isinstance(default, dict) else f"`{default}`"
+
+
+def _type(value: dict[str, Any]) -> str:
+    """A JSON Schema's type in few words, with links to the tables of the page."""
+    for kind in ("anyOf", "oneOf"):
+        if kind in value:
+            shown = [_type(one) for one in value[kind] if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(shown))
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in value:
+        return ", ".join(f"`{one}`" for one in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    kind = value.get("type", "any value")
+    if kind == "array" and isinstance(value.get("items"), dict):
+        return f"list of {_type(value['items'])}"
+    if kind == "object" and isinstance(value.get("additionalProperties"), dict):
+        return f"mapping to {_type(value['additionalProperties'])}"
+    limits = [
+        f"{sign} {value[key]:g}"
+        for key, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if key in value
+    ]
+    return " ".join([kind, *limits])
+
+
+def _named(schema: Any) -> list[str]:
+    """Tables that a schema refers to, in order."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return [str(schema["$ref"]).rpartition("/")[2]]
+        return [name for key, value in schema.items() if key != "$defs" for name in _named(value)]
+    return [name for one in schema for name in _named(one)] if isinstance(schema, list) else []
+
+
+PAGES = {
+    "recipe.md": recipe_page,
+    "cli.md": cli_page,
+    "errors.md": errors_page,
+    "gpus.md": gpus_page,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -35,10 +35,12 @@ MAX_DIM = 1 << 20
 
 
 class TorchSource(Frozen):
-    """A callable that gives an `nn.Module` in eval mode."""
+    """A callable that returns an `nn.Module` in eval mode."""
 
     kind: Literal["torch"] = "torch"
-    callable: ImportPath
+    callable: ImportPath = Field(
+        description="`file.py:name`, relative to the recipe, or `package.module:name`."
+    )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments of the callable."
     )
@@ -60,22 +62,22 @@ class LightningSource(Frozen):
     """A Lightning checkpoint and the module class that it belongs to."""
 
     kind: Literal["lightning"]
-    module: ImportPath
-    checkpoint: str
+    module: ImportPath = Field(description="The module's class: `file.py:Name`.")
+    checkpoint: str = Field(description="The .ckpt file, relative to the recipe.")
 
 
 class ExportedProgramSource(Frozen):
     """A `torch.export` program, saved as .pt2."""
 
     kind: Literal["exported_program"]
-    path: str
+    path: str = Field(description="The .pt2 file, relative to the recipe.")
 
 
 class OnnxSource(Frozen):
     """An ONNX file: a path relative to the recipe, or `s3://bucket/key`."""
 
     kind: Literal["onnx"]
-    path: str
+    path: str = Field(description="The .onnx file, relative to the recipe, or `s3://…`.")
 
 
 Source = Annotated[
@@ -136,7 +138,7 @@ class DimRange(Frozen):
 class Profile(Frozen):
     """One optimization profile: a range for each symbolic dim of the inputs."""
 
-    name: Name = "default"
+    name: Name = Field(default="default", description="Distinct among the profiles.")
     dims: dict[Name, Annotated[DimRange, BeforeValidator(_three_numbers)]] = Field(
         default_factory=dict
     )
@@ -150,10 +152,18 @@ class Data(Frozen):
     them, `seed` and `batch_size`.
     """
 
-    path: str | None = None
-    callable: ImportPath | None = None
-    arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    depends: tuple[str, ...] = ()
+    path: str | None = Field(
+        default=None, description="An `.npz` file, or a folder of `.npz` or `.npy` batches."
+    )
+    callable: ImportPath | None = Field(
+        default=None, description="A function that returns an iterator of batches."
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Keyword arguments of the callable."
+    )
+    depends: tuple[str, ...] = Field(
+        default=(), description="More files that the data depends on, relative to the recipe."
+    )
     labels: str | None = Field(
         default=None,
         description="Key of the true classes in each batch, when the data is labelled.",
@@ -172,21 +182,30 @@ class Calibration(Frozen):
     FP8 takes the largest value whatever the method.
     """
 
-    data: Data
+    data: Data = Field(description="Representative inputs: not the ones it is verified on.")
     method: Literal["entropy", "minmax", "percentile"] = "entropy"
-    percentile: float = Field(default=99.99, gt=50, le=100)
-    batches: int = Field(default=16, ge=1, le=100_000)
-    batch_size: int = Field(default=8, ge=1, le=4096)
-    seed: int = 0
+    percentile: float = Field(
+        default=99.99, gt=50, le=100, description="For `percentile`: this share of |x| is in range."
+    )
+    batches: int = Field(default=16, ge=1, le=100_000, description="How many batches are read.")
+    batch_size: int = Field(
+        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
+    )
+    seed: int = Field(default=0, description="Given to a callable that takes one.")
 
 
 class Verification(Comparing):
     """What every stage is compared on. Without `data`, the calibration data is used."""
 
-    data: Data | None = None
-    batches: int = Field(default=4, ge=1, le=10_000)
-    batch_size: int = Field(default=8, ge=1, le=4096)
-    seed: int = 1
+    data: Data | None = Field(
+        default=None,
+        description="Other inputs than the calibration's, with labels if there are any.",
+    )
+    batches: int = Field(default=4, ge=1, le=10_000, description="How many batches are read.")
+    batch_size: int = Field(
+        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
+    )
+    seed: int = Field(default=1, description="Given to a callable that takes one.")
 
     @property
     def comparing(self) -> Comparing:
@@ -196,16 +215,26 @@ class Verification(Comparing):
 class BuilderOptions(Frozen):
     """What the builder is asked for; every field is part of the action key."""
 
-    optimization_level: int = Field(default=3, ge=0, le=5)
+    optimization_level: int = Field(
+        default=3, ge=0, le=5, description="Higher: a longer build, a faster engine."
+    )
     workspace_mib: int | None = Field(
         default=None, ge=1, description="None: the builder's own limit."
     )
-    compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
-    version_compatible: bool = False
-    refit: bool = False
-    strip_plan: bool = False
-    sparse_weights: bool = False
-    tactic_sources: tuple[str, ...] | None = None
+    compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = Field(
+        default="none", description="Which other GPUs a native plan may run on."
+    )
+    version_compatible: bool = Field(
+        default=False, description="A plan that later versions of the same major release load."
+    )
+    refit: bool = Field(default=False, description="A plan whose weights can be replaced.")
+    strip_plan: bool = Field(default=False, description="A plan without its weights.")
+    sparse_weights: bool = Field(
+        default=False, description="Allow kernels for weights with 2:4 sparsity."
+    )
+    tactic_sources: tuple[str, ...] | None = Field(
+        default=None, description="Only these kernel libraries, by TensorRT's names."
+    )
     attempts: int = Field(
         default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
     )
@@ -215,34 +244,52 @@ class BuilderOptions(Frozen):
 
 
 class Export(Frozen):
-    opset: int = Field(default=20, ge=18, le=23)
+    """How PyTorch becomes ONNX."""
+
+    opset: int = Field(default=20, ge=18, le=23, description="The opset that is exported.")
 
 
 class Recipe(Frozen):
     """A model, the GPUs and precisions wanted of it, and what it must not lose."""
 
-    name: Name
-    source: Source
+    name: Name = Field(description="The name that engines are pulled by.")
+    source: Source = Field(description="Where the model is: a table of its own for each kind.")
     inputs: tuple[TensorSpec, ...] = Field(
         min_length=1, description="In the order in which the module's forward takes them."
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
         default=(), description="Names for the outputs, in order; empty: those the exporter gives."
     )
-    profiles: tuple[Profile, ...] = Field(default=(Profile(),), min_length=1)
-    precisions: tuple[PrecisionName, ...] = Field(default=("fp16",), min_length=1)
-    gpus: tuple[Name, ...] = Field(min_length=1)
+    profiles: tuple[Profile, ...] = Field(
+        default=(Profile(),), min_length=1, description="Ranges of the dynamic dims."
+    )
+    precisions: tuple[PrecisionName, ...] = Field(
+        default=("fp16",), min_length=1, description="An engine for each, on each GPU."
+    )
+    gpus: tuple[Name, ...] = Field(min_length=1, description="Labels: `enginefarm gpus`.")
     allow_skip: bool = Field(
         default=False,
         description="Skip, visibly, a precision that a GPU lacks; else it is refused.",
     )
-    calibration: Calibration | None = None
-    verification: Verification = Verification()
-    accuracy: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
-    regression: Regression = Regression()
-    toolchain: Literal["auto", ToolchainName] = "auto"
-    builder: BuilderOptions = BuilderOptions()
-    export: Export = Export()
+    calibration: Calibration | None = Field(default=None, description="Required by int8 and fp8.")
+    verification: Verification = Field(
+        default=Verification(), description="What engines are compared on."
+    )
+    accuracy: dict[PrecisionName, Budget] = Field(
+        default_factory=dict[PrecisionName, Budget],
+        description="A budget for each precision; what is left out keeps its default.",
+    )
+    regression: Regression = Field(
+        default=Regression(), description="When a timing counts as slower."
+    )
+    toolchain: Literal["auto", ToolchainName] = Field(
+        default="auto",
+        description="auto: `tensorrt` where a worker has the GPU, else `tensorrt-rtx`.",
+    )
+    builder: BuilderOptions = Field(
+        default=BuilderOptions(), description="What the builder is asked for."
+    )
+    export: Export = Field(default=Export(), description="How PyTorch becomes ONNX.")
     plugins: tuple[str, ...] = Field(
         default=(), description="Plugin libraries, relative to the recipe."
     )

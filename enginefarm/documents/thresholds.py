@@ -15,10 +15,18 @@ PART_FACTOR = 3.0
 class Budget(Frozen):
     """How far a precision may stray from the FP32 PyTorch reference."""
 
-    min_cosine: float = Field(default=0.99, ge=-1, le=1)
-    max_relative_l2: float = Field(default=0.2, ge=0)
-    max_abs: float | None = Field(default=None, ge=0)
-    min_top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    min_cosine: float = Field(
+        default=0.99, ge=-1, le=1, description="Cosine of each whole output, at least."
+    )
+    max_relative_l2: float = Field(
+        default=0.2, ge=0, description="Length of the error over length of the reference, at most."
+    )
+    max_abs: float | None = Field(
+        default=None, ge=0, description="Largest error of a single value."
+    )
+    min_top1_agreement: float | None = Field(
+        default=None, ge=0, le=1, description="Share of samples with the same top class as FP32."
+    )
     max_top1_drop_points: float | None = Field(
         default=None,
         ge=0,
@@ -77,8 +85,10 @@ class Regression(Frozen):
     than `spreads` robust spreads (1.4826 × median absolute deviation) of the baseline.
     """
 
-    latency_ratio: float = Field(default=1.10, gt=1, le=10)
-    spreads: float = Field(default=4.0, ge=0, le=20)
+    latency_ratio: float = Field(
+        default=1.10, gt=1, le=10, description="Times the median of the baseline."
+    )
+    spreads: float = Field(default=4.0, ge=0, le=20, description="Robust spreads above it.")
     nights: int = Field(default=14, ge=2, le=365, description="The baseline: so many before.")
     min_nights: int = Field(default=5, ge=2, le=365, description="Fewer: no verdict.")
 
