@@ -27,7 +27,7 @@ from enginefarm.graph.precisions import precision, qdq
 from enginefarm.graph.precisions.graph import finish
 from enginefarm.graph.precisions.mixed import cast
 from enginefarm.graph.reference import make_reference
-from enginefarm.planning.stages import calibration_batches
+from enginefarm.graph.work import calibration_batches
 from enginefarm.recipes import file as recipe_file
 
 PERCENTILES = (99.9, 99.99, 99.999)

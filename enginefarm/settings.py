@@ -47,21 +47,23 @@ def user() -> str:
 
 @dataclass(frozen=True)
 class BuildLimits:
-    """What one builder process may take. Plan for 3 to 4 times the weights in memory."""
+    """What one child process may take, a builder or a recipe's code. Plan for 3 to 4 times the
+    weights in memory."""
 
     timeout_s: float
-    memory_bytes: int | None
+    memory_bytes: int
 
 
 def build_limits() -> BuildLimits:
-    """ENGINEFARM_BUILD_TIMEOUT_S (3600) and ENGINEFARM_BUILD_MEMORY_MIB (no limit).
+    """ENGINEFARM_BUILD_TIMEOUT_S (3600) and ENGINEFARM_BUILD_MEMORY_MIB (nine tenths of what
+    the machine or the container has).
 
     Raises: UsageError for a value that is not a positive number.
     """
     memory_mib = _positive("ENGINEFARM_BUILD_MEMORY_MIB", None)
     return BuildLimits(
         timeout_s=_positive("ENGINEFARM_BUILD_TIMEOUT_S", 3600.0) or 3600.0,
-        memory_bytes=None if memory_mib is None else int(memory_mib * (1 << 20)),
+        memory_bytes=int(memory_mib * (1 << 20)) if memory_mib else memory_bytes() * 9 // 10,
     )
 
 
@@ -75,6 +77,16 @@ def cache_limit_bytes(root: Path) -> int:
         return int(limit_gb * 1e9)
     there = next(path for path in (root, *root.absolute().parents) if path.exists())
     return shutil.disk_usage(there).total // 2
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or of the container where that is less."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
+    except (OSError, ValueError):  # no cgroup of its own, or "max"
+        return pages
+    return min(pages, limit)
 
 
 def _positive(name: str, default: float | None) -> float | None:

@@ -6,17 +6,17 @@ still sees a slower exporter, slimmer or ONNX Runtime.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
 from enginefarm.bench.recipe import TORCH_KINDS, Known, known, row_of, smallest_and_opt
 from enginefarm.bench.shapes import sized
 from enginefarm.documents.recipe import PrecisionName, Recipe
-from enginefarm.graph.sources import source
 from enginefarm.progress import report
-from enginefarm.run.contenders import TorchContender, on_provider
+from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
+from enginefarm.run.remote import RemoteContender
 from enginefarm.run.running import Contender
 from enginefarm.store.site import Site, materialise
 from enginefarm.tables.rows import BenchmarkRow
@@ -36,8 +36,8 @@ def benchmark_cpu(
     """
     model = known(site, recipe)
     rows: list[BenchmarkRow] = []
-    with site.scratch() as scratch:
-        contenders = _contenders(site, recipe, model, scratch)
+    with site.scratch() as scratch, ExitStack() as stack:
+        contenders = _contenders(site, recipe, model, scratch, stack)
         wanted = smallest_and_opt(model.profiles, [tensor.name for tensor in recipe.inputs])
         for index, point in enumerate(wanted):
             report("benchmark", index, len(wanted), point.text)
@@ -54,27 +54,24 @@ def benchmark_cpu(
 
 
 def _contenders(
-    site: Site, recipe: Recipe, model: Known, scratch: Path
+    site: Site, recipe: Recipe, model: Known, scratch: Path, stack: ExitStack
 ) -> list[tuple[PrecisionName, Contender]]:
-    found: list[tuple[PrecisionName, Contender]] = []
+    """Each in a process of its own: the recipe's code runs, and its graphs are read, there."""
+    found: list[tuple[PrecisionName, RemoteContender]] = []
     if recipe.source.kind in TORCH_KINDS:
-        work = scratch / "source"
-        work.mkdir()
-        module: Any = source(recipe.source.kind).load(recipe.source, recipe.root, work)
-        torch = TorchContender("PyTorch", module, outputs=model.outputs, device="cpu")
+        torch = torch_in_a_process("PyTorch", recipe, outputs=model.outputs, device="cpu")
+        stack.callback(torch.close)
         found.append(("fp32", torch))
     for precision, graph in model.graphs.items():
         folder = scratch / precision
         folder.mkdir()
-        found.append(
-            (
-                precision,
-                on_provider(
-                    f"ONNX Runtime {precision}",
-                    materialise(site, graph, folder),
-                    runtime="onnxruntime-cpu",
-                    provider="CPUExecutionProvider",
-                ),
-            )
+        one = on_provider_in_a_process(
+            f"ONNX Runtime {precision}",
+            materialise(site, graph, folder).absolute(),
+            runtime="onnxruntime-cpu",
+            provider="CPUExecutionProvider",
+            options={},
         )
-    return found
+        stack.callback(one.close)
+        found.append((precision, one))
+    return [*found]

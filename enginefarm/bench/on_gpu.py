@@ -1,8 +1,8 @@
 """A recipe on this machine's GPU, side by side in one run: PyTorch, ONNX Runtime with its CUDA
 and its TensorRT provider, and the engines that the store has for this very GPU.
 
-In turns on the same inputs, and compared with the first. Each but PyTorch has a process of its
-own: a crash takes it out of the table, and leaves the rest. What this machine lacks is left
+In turns on the same inputs, and compared with the first. Each has a process of its own: a
+crash takes it out of the table, and leaves the rest. What this machine lacks is left
 out by name.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +31,10 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.graph.onnx_files import one_line
-from enginefarm.graph.sources import source
 from enginefarm.host.detect import NvmlGpu, first_gpu
 from enginefarm.progress import report
 from enginefarm.run.artifacts import in_a_process
-from enginefarm.run.contenders import TorchContender, on_provider_in_a_process
+from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.run.remote import RemoteContender
 from enginefarm.store.site import Site, materialise, plugin_libraries
@@ -107,7 +105,7 @@ def _entries(
     if recipe.source.kind in TORCH_KINDS:
         yield Entry(
             TORCH,
-            partial(_torch, recipe, model, scratch),
+            partial(torch_in_a_process, TORCH, recipe, outputs=model.outputs, device="cuda"),
             partial(row_of, recipe.name, "fp32", **on_gpu),
         )
     for precision, graph in model.graphs.items():
@@ -164,16 +162,6 @@ def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> E
         return made.model_copy(update={"cuda_graph": cuda_graph})
 
     return Entry(name, make, row)
-
-
-def _torch(recipe: Recipe, model: Known, scratch: Path) -> TorchContender:
-    torch: Any = import_module("torch")
-    if not torch.cuda.is_available():
-        raise EngineRunError(TORCH, why=f"torch {torch.__version__} sees no GPU")
-    work = scratch / "source"
-    work.mkdir()
-    module: Any = source(recipe.source.kind).load(recipe.source, recipe.root, work)
-    return TorchContender(TORCH, module, outputs=model.outputs, device="cuda")
 
 
 def _started(

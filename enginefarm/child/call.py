@@ -13,6 +13,7 @@ progress lines through a pipe, and a result file or an error file out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -37,7 +38,7 @@ from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
 from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
-from enginefarm.errors import BuildCancelled, EnginefarmError
+from enginefarm.errors import BuildCancelled, DiskFull, EnginefarmError
 from enginefarm.progress import SINK, Progress, report
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -46,6 +47,7 @@ POLL_S = 0.05
 QUIET_S = 1.0
 """No progress for that long: shown as running, length unknown."""
 INTERVAL_S = 0.05
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REQUEST, RESULT, ERROR, LOG = "request.json", "result.json", "error.json", "child.log"
 
 
@@ -322,6 +324,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _fields(cause: BaseException) -> dict[str, str]:
+    if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+        cause = DiskFull(
+            f"disk: no room to write {cause.filename or Path.cwd()}",
+            why=cause.strerror or "",
+            fix="free space there, or choose another folder (ENGINEFARM_CACHE, TMPDIR)",
+        )
     if isinstance(cause, EnginefarmError):
         return cause.fields()
     kind = MemoryError if isinstance(cause, MemoryError) else type(cause)

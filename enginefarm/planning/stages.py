@@ -6,7 +6,6 @@ stages may run on two machines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +17,13 @@ from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.documents.stage import StageRecord
+from enginefarm.errors import (
+    EnginefarmError,
+    ExportError,
+    PrecisionError,
+    SlimError,
+    SourceError,
+)
 from enginefarm.planning import plan
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
@@ -26,14 +32,13 @@ from enginefarm.store.site import (
     found_record,
     here,
     materialise,
-    onnx_files_of,
     onnx_ref_of,
     recorded,
     stage_key,
 )
 
 if TYPE_CHECKING:
-    from enginefarm.graph.sources import LoadedModel
+    from enginefarm.graph.work import Order
 
 REFERENCE_METHOD = 2
 """How references are made: raise it when the same model and data may get another one."""
@@ -66,12 +71,17 @@ def export(site: Site, recipe: Recipe) -> Exported:
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """
-    from enginefarm.graph.export import export_onnx, export_tool
+    from enginefarm.graph.export import export_tool
 
     def work(scratch: Path) -> Produced:
-        made = export_onnx(recipe, scratch)
-        values = {"opset": made.opset, "outputs": list(made.outputs)}
-        return Produced(files=onnx_files_of(made.path), values=values)
+        order = _order(recipe, scratch)
+        made = _in_child("export", order, what="export", error=ExportError)
+        files = dict(made.files)
+        npz = files.pop("reference", None)
+        if npz is not None:
+            key = _reference_key(recipe, tuple(made.values["outputs"]))
+            recorded(site, "reference", key, lambda _: Produced(files={"npz": npz}))
+        return Produced(files=files, values=made.values)
 
     record, cached = recorded(site, "export", export_key(recipe), work)
     return Exported(
@@ -104,23 +114,13 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
     outputs: the graph's output names, in order.
     Raises: CalibrationError for data that does not fit the inputs, SourceError.
     """
-    from enginefarm.graph.reference import make_reference
-    from enginefarm.graph.sources import source
-
-    def load(folder: Path) -> LoadedModel:
-        folder.mkdir(exist_ok=True)
-        return source(recipe.source.kind).load(recipe.source, recipe.root, folder)
 
     def work(scratch: Path) -> Produced:
-        loaded = load(scratch)
-        again = None if isinstance(loaded, Path) else lambda: load(scratch / "again")
-        npz = make_reference(
-            recipe, loaded, scratch / "reference.npz", outputs=outputs, again=again
-        )
-        return Produced(files={"npz": npz})
+        order = _order(recipe, scratch, outputs=outputs)
+        made = _in_child("reference", order, what="reference", error=SourceError)
+        return Produced(files={"npz": made.files["reference"]})
 
-    key = _reference_key(recipe, outputs)
-    record, cached = recorded(site, "reference", key, work)
+    record, cached = recorded(site, "reference", _reference_key(recipe, outputs), work)
     return Reference(
         npz=record.outputs["npz"],
         figures_key=figures_key(recipe, outputs),
@@ -159,6 +159,23 @@ def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     )
 
 
+def _order(recipe: Recipe, scratch: Path, **more: Any) -> Order:
+    """What the child is told. Files in S3 are brought here first: it has no credentials."""
+    from enginefarm.graph.sources import source
+    from enginefarm.graph.work import Order
+
+    if "onnx" not in more:
+        source(recipe.source.kind).fetch(recipe.source, scratch)
+    return Order(recipe=recipe, root=recipe.root.absolute(), folder=scratch.absolute(), **more)
+
+
+def _in_child(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> Produced:
+    from enginefarm.graph.work import run
+
+    made = run(function, order, what=what, error=error)
+    return Produced(files=made.files, values=made.values)
+
+
 class Slimmed(Frozen):
     model: plan.Model
     seconds: float
@@ -174,17 +191,15 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
 
     Raises: SlimError.
     """
-    from enginefarm.graph import feeds
-    from enginefarm.graph.slim import slim_onnx, slim_tool
+    from enginefarm.graph.slim import slim_tool
 
     slimmer = slim_tool()
 
     def work(scratch: Path) -> Produced:
-        source = materialise(site, exported.onnx, scratch / "in")
-        batch = feeds.sample(recipe)
-        corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
-        made = slim_onnx(source, scratch / "out", corners)
-        return Produced(files=onnx_files_of(made.path), values={"opset": exported.onnx.opset})
+        graph = materialise(site, exported.onnx, scratch / "in")
+        order = _order(recipe, scratch, onnx=graph.absolute())
+        made = _in_child("slim", order, what="slimming", error=SlimError)
+        return Produced(files=made.files, values={"opset": exported.onnx.opset})
 
     record, cached = recorded(site, "slim", slim_key(exported.onnx, slimmer), work)
     model = plan.Model(
@@ -226,39 +241,18 @@ def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRe
 
     Raises: PrecisionError, CalibrationError.
     """
-    from enginefarm.graph.precisions import precision
-
-    found = precision(name)
 
     def work(scratch: Path) -> Produced:
-        source = materialise(site, model.onnx, scratch / "in")
-        batches = calibration_batches(recipe) if found.calibrated else ()
-        made = found.convert(source, scratch / "out", recipe, batches)
-        return Produced(
-            files=onnx_files_of(made.path),
-            values={"opset": model.onnx.opset, "details": made.details},
-        )
+        graph = materialise(site, model.onnx, scratch / "in")
+        order = _order(recipe, scratch, onnx=graph.absolute(), precision=name)
+        made = _in_child("convert", order, what=f"{name} conversion", error=PrecisionError)
+        values = {"opset": model.onnx.opset, "details": made.values}
+        return Produced(files=made.files, values=values)
 
     use = precision_use(recipe, name)
     key = stage_key(onnx=model.onnx.digest, precision=use.model_dump(mode="json"))
     record, _ = recorded(site, f"precision-{name}", key, work)
     return record
-
-
-def calibration_batches(recipe: Recipe) -> Iterator[Any]:
-    """The batches that the recipe calibrates on, one in memory at a time."""
-    from enginefarm.graph import data
-
-    calibration = recipe.calibration
-    assert calibration is not None, "the recipe was validated"
-    return data.batches(
-        calibration.data,
-        root=recipe.root,
-        inputs=recipe.inputs,
-        batches=calibration.batches,
-        batch_size=calibration.batch_size,
-        seed=calibration.seed,
-    )
 
 
 def prepare(

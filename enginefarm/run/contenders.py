@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
+from enginefarm.graph.sources import source
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Iteration
@@ -142,6 +145,37 @@ def open_provider(name: str, onnx: str, runtime: Any, provider: str, options: st
     """The other side of `on_provider_in_a_process`."""
     return on_provider(
         name, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
+    )
+
+
+def torch_in_a_process(
+    name: str, recipe: Recipe, *, outputs: Sequence[str], device: str
+) -> RemoteContender:
+    """PyTorch eager on a recipe's own model, which is loaded in a fresh process and nowhere else.
+
+    Raises: EngineRunError when it does not load, or torch does not see the device.
+    """
+    fields = {"name": name, "outputs": [*outputs], "device": device, "root": str(recipe.root)}
+    return RemoteContender(
+        name,
+        runtime="pytorch",
+        python=this_python(),
+        factory="enginefarm.run.contenders:open_torch",
+        arguments=[recipe.model_dump_json(), json.dumps(fields)],
+    )
+
+
+def open_torch(recipe_json: str, fields_json: str) -> TorchContender:
+    """The other side of `torch_in_a_process`."""
+    recipe, fields = Recipe.model_validate_json(recipe_json), json.loads(fields_json)
+    torch: Any = import_module("torch")
+    if fields["device"] == "cuda" and not torch.cuda.is_available():
+        raise EngineRunError(f"torch {torch.__version__} sees no GPU")
+    with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
+        load = source(recipe.source.kind).load
+        module: Any = load(recipe.source, Path(fields["root"]), Path(folder))
+    return TorchContender(
+        fields["name"], module, outputs=fields["outputs"], device=fields["device"]
     )
 
 

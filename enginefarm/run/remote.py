@@ -6,10 +6,14 @@ pipe (inputs once, three numbers a pass) is outside every measured interval.
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -18,10 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
 from enginefarm.child.process import kill_group, start
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import BuildCancelled, EngineRunError
 from enginefarm.run.running import Contender, Iteration
+from enginefarm.settings import build_limits
 from enginefarm.tables.rows import Runtime
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 
 CLOSES_S = 30
+POLL_S = 0.2
 
 
 def this_python() -> tuple[str, ...]:
@@ -75,14 +82,13 @@ class RemoteContender:
             raise
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
-        self._ask("bind", dict(feeds))
+        self._ask("bind", feeds)
 
     def iterate(self) -> Iteration:
-        return Iteration(*self._ask("iterate"))
+        return Iteration(*self._ask("iterate")[0])
 
     def outputs(self) -> Arrays:
-        found: Arrays = self._ask("outputs")
-        return found
+        return self._ask("outputs")[1]
 
     def close(self) -> None:
         self._connection.close()
@@ -90,15 +96,30 @@ class RemoteContender:
             self._process.wait(CLOSES_S)
         kill_group(self._process)
 
-    def _ask(self, *request: Any) -> Any:
+    def _ask(self, verb: str, feeds: Mapping[str, Any] | None = None) -> tuple[Any, Arrays]:
         try:
-            self._connection.send(request)
-            worked, answer = self._connection.recv()
-        except (EOFError, OSError) as error:
+            self._connection.send_bytes(_packed(verb, feeds or {}))
+            answer, arrays = _unpacked(self._heard())
+            worked, value = answer
+        except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise EngineRunError(f"{self.name}: its process ended", why=str(error)) from None
         if not worked:
-            raise EngineRunError(f"{self.name}: failed in its process", why=str(answer))
-        return answer
+            raise EngineRunError(f"{self.name}: failed in its process", why=str(value))
+        return value, arrays
+
+    def _heard(self) -> bytes:
+        """The answer. Raises: BuildCancelled; EngineRunError when none comes for too long."""
+        limit_s = build_limits().timeout_s
+        started = time.monotonic()
+        while not self._connection.poll(POLL_S):
+            if CANCEL.is_set():
+                raise BuildCancelled(f"{self.name}: cancelled")
+            if time.monotonic() - started > limit_s:
+                raise EngineRunError(
+                    f"{self.name}: no answer after {limit_s:g} s",
+                    fix="raise ENGINEFARM_BUILD_TIMEOUT_S, or give it less to do",
+                )
+        return self._connection.recv_bytes()
 
 
 def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> None:
@@ -108,23 +129,41 @@ def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> No
         contender: Contender | None = None
         while True:
             try:
-                verb, *values = connection.recv()
+                verb, feeds = _unpacked(connection.recv_bytes())
             except EOFError:
                 return
             try:
                 if contender is None:
                     module, _, function = factory.partition(":")
                     contender = getattr(import_module(module), function)(*arguments)
-                connection.send((True, _answer(contender, verb, values)))
+                connection.send_bytes(_answer(contender, verb, feeds))
             except Exception as error:
-                connection.send((False, f"{type(error).__name__}: {error}"))
+                connection.send_bytes(_packed((False, f"{type(error).__name__}: {error}"), {}))
 
 
-def _answer(contender: Any, verb: str, values: list[Any]) -> Any:
-    if verb == "ready":
-        return None
-    found = getattr(contender, verb)(*values)
-    return tuple(found) if verb == "iterate" else found
+def _answer(contender: Any, verb: str, feeds: Arrays) -> bytes:
+    if verb == "bind":
+        contender.bind(feeds)
+    passed = [*contender.iterate()] if verb == "iterate" else None
+    return _packed((True, passed), contender.outputs() if verb == "outputs" else {})
+
+
+def _packed(value: Any, arrays: Mapping[str, Any]) -> bytes:
+    """A JSON value and named arrays. Not pickle: the other process may be hostile."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    head = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    np.savez(buffer, head, *arrays.values(), names=np.array([*arrays], dtype=np.str_))
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> tuple[Any, Arrays]:
+    import numpy as np
+
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        arrays = {str(name): found[f"arr_{i}"] for i, name in enumerate(found["names"], 1)}
+        return json.loads(found["arr_0"].tobytes()), arrays
 
 
 if __name__ == "__main__":

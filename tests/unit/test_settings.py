@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 
+import psutil
 import pytest
 
 from enginefarm import settings
@@ -14,7 +15,9 @@ from enginefarm.errors import UsageError
 def test_a_builders_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ENGINEFARM_BUILD_MEMORY_MIB", "ENGINEFARM_BUILD_TIMEOUT_S"):
         monkeypatch.delenv(name, raising=False)
-    assert settings.build_limits() == settings.BuildLimits(timeout_s=3600, memory_bytes=None)
+    found = settings.build_limits()
+    assert found.timeout_s == 3600
+    assert 1 << 28 < found.memory_bytes < psutil.virtual_memory().total
     monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "2048")
     monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "1.5")
     assert settings.build_limits() == settings.BuildLimits(timeout_s=1.5, memory_bytes=2 << 30)

@@ -28,12 +28,28 @@ class Source(Protocol):
         """
         ...
 
+    def fetch(self, source: Any, work_dir: Path) -> None:
+        """Brings what is not on this machine into `work_dir`, with the caller's credentials.
+
+        Raises: SourceError, StoreError.
+        """
+        ...
+
     def load(self, source: Any, root: Path, work_dir: Path) -> LoadedModel:
-        """The model itself. `work_dir` is an empty folder for what has to be downloaded.
+        """The model itself. `work_dir` has what `fetch` brought, and takes what `load` writes.
+
+        It runs the recipe's code and opens its files: call it in a child process.
 
         Raises: SourceError, UnsafeCheckpointError.
         """
         ...
+
+
+class Local:
+    """The base of sources whose files are all on this machine."""
+
+    def fetch(self, source: Any, work_dir: Path) -> None:
+        """Nothing is to be fetched."""
 
 
 SOURCES: dict[str, str] = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.documents.recipe import LightningSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import checkpoint, state_dict
+from enginefarm.graph.sources import Local, checkpoint, state_dict
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Lightning:
+class Lightning(Local):
     def fingerprint(self, source: LightningSource, root: Path) -> str:
         return import_path.digest(
             {

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
+from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.sources import s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
+from enginefarm.schema import Frozen
+
+DOWNLOADED = "downloaded"
+LOCATION = b"location"
+PARSING_S = 120
 
 
 class OnnxFile:
@@ -26,10 +33,14 @@ class OnnxFile:
         parts[""] = file_digest(source.path, root, field="source.path")
         return import_path.digest(parts)
 
+    def fetch(self, source: OnnxSource, work_dir: Path) -> None:
+        if source.path.startswith("s3://"):
+            _download(source.path, work_dir / DOWNLOADED)
+
     def load(self, source: OnnxSource, root: Path, work_dir: Path) -> Path:
         """The model in normal form, in work_dir."""
         if source.path.startswith("s3://"):
-            file = _download(source.path, work_dir / "downloaded")
+            file = work_dir / DOWNLOADED / source.path.rpartition("/")[2]
         else:
             file = local_file(source.path, root, field="source.path")
         model = onnx_files.read(file, error=SourceError, field="source.path")
@@ -47,16 +58,36 @@ def _download(url: str, folder: Path) -> Path:
     return file
 
 
+class _Names(Frozen):
+    names: tuple[str, ...]
+
+
 def _data_files(file: Path) -> list[str]:
-    """Names of the external data files, as the model gives them."""
+    """Names of the external data files, as the model gives them. A child process parses it."""
+    if not _holds(file, LOCATION):
+        return []  # the key of every reference to such a file
+    child = Child(f"source.path: {file.name}", error=SourceError, limits=Limits(PARSING_S))
+    return list(child.ask(f"{__name__}:data_files_here", _Names(names=(str(file),)), _Names).names)
+
+
+def data_files_here(request: str) -> str:
+    """The child's part: one path in, names out."""
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     model = ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
+        model.ParseFromString(Path(_Names.model_validate_json(request).names[0]).read_bytes())
     except DecodeError:
-        return []  # load says so, and why
+        return _Names(names=()).model_dump_json()  # load says so, and why
     used = (tensor for tensor in onnx_files.tensors(model) if uses_external_data(tensor))
-    return sorted({ExternalDataInfo(tensor).location for tensor in used})
+    names = sorted({ExternalDataInfo(tensor).location for tensor in used})
+    return _Names(names=tuple(names)).model_dump_json()
+
+
+def _holds(file: Path, word: bytes) -> bool:
+    if file.stat().st_size == 0:
+        return False  # mmap refuses it; load says so
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+        return data.find(word) >= 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import TorchSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import state_dict
+from enginefarm.graph.sources import Local, state_dict
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class TorchCallable:
+class TorchCallable(Local):
     def fingerprint(self, source: TorchSource, root: Path) -> str:
         parts: dict[str, object] = {
             "code": import_path.fingerprint(source.callable, root, field="source.callable"),

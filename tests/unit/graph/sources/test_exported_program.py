@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import time
+import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +93,189 @@ def test_pickled_sample_inputs_that_run_code_are_refused(program: Path, tmp_path
     with pytest.raises(UnsafeCheckpointError, match="weights_only"):
         load(tmp_path)
     assert not proof.exists()
+
+
+def edited(path: Path, member: str, change: Callable[[Any], Any]) -> None:
+    """The archive with one of its JSON files changed."""
+
+    def rewritten(name: str, data: bytes) -> bytes:
+        if not name.endswith(member):
+            return data
+        found.append(name)
+        document = json.loads(data)
+        return json.dumps(change(document) or document).encode()
+
+    found: list[str] = []
+    rewrite(path, rewritten, {})
+    assert found, "or the test proves nothing"
+
+
+CONFIG = "model_weights_config.json"
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_pickled_weight_is_refused(program: Path, tmp_path: Path, escaped: bool) -> None:
+    proof, evil = tmp_path / "executed", tmp_path / "evil.pt"
+    torch.save(Touch(proof), evil)
+
+    def change(name: str, data: bytes) -> bytes:
+        if name.endswith("weights/weight_0"):
+            return evil.read_bytes()
+        if not name.endswith(CONFIG):
+            return data
+        document = json.loads(data)
+        next(iter(document["config"].values()))["use_pickle"] = True
+        text = json.dumps(document)
+        return text.replace("use_pickle", "use\\u005fpickle" if escaped else "use_pickle").encode()
+
+    rewrite(program, change, {})
+    with suppress(Exception):
+        torch.export.load(program)
+    assert proof.exists(), "torch alone runs it: the attack is real"
+    proof.unlink()
+    with pytest.raises(UnsafeCheckpointError, match="pickled object"):
+        load(tmp_path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data/constants/custom_obj_0",
+        "data/constants/opaque_obj_0.bin",
+        "data/weights/weight_0.pkl",
+        "models/other.json",
+        "models/model.JSON",
+        "data/aotinductor/model/x.so",
+        "data/weights/../constants/opaque_obj_0",
+        "code.py",
+    ],
+)
+def test_only_members_that_torch_writes_pass(program: Path, tmp_path: Path, path: str) -> None:
+    rewrite(program, lambda name, data: data, {path: b"anything"})
+    with pytest.raises(UnsafeCheckpointError, match="refused"):
+        load(tmp_path)
+
+
+def first_shape(document: Any) -> Any:
+    values = document["graph_module"]["graph"]["tensor_values"].values()
+    return next(d["as_expr"] for v in values for d in v["sizes"] if "as_expr" in d)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9**9**9",
+        "Pow(Integer(10), Integer(1000000000))",
+        "Pow(Pow(Pow(Pow(Pow(2, 16), 16), 16), 16), 16)",
+        "factorial(1000000000)",
+        "LShift(1, 1 << 40)",
+        "1 << 1000000000000",
+        "Add(" * 90 + "1" + ")" * 90,
+        "1" * 5000,
+        "Symbol('s0', positive=True) + " * 2000 + "1",
+        "(" * 5000,
+    ],
+)
+def test_arithmetic_without_end_is_refused_at_once(
+    program: Path, tmp_path: Path, expression: str
+) -> None:
+    edited(program, "model.json", lambda d: first_shape(d).update(expr_str=expression))
+    started = time.monotonic()
+    with pytest.raises(UnsafeCheckpointError, match="not arithmetic, or without end"):
+        load(tmp_path)
+    assert time.monotonic() - started < 5
+
+
+def test_an_expression_under_an_escaped_key_is_read(program: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    call = f"__import__('pathlib').Path({str(proof)!r}).touch()"
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith("model.json"):
+            return data
+        document = json.loads(data)
+        first_shape(document).update(expr_str=call)
+        return json.dumps(document).replace('"expr_str"', '"expr\\u005fstr"').encode()
+
+    rewrite(program, change, {})
+    with pytest.raises(UnsafeCheckpointError, match="not arithmetic"):
+        load(tmp_path)
+    assert not proof.exists()
+
+
+def test_guards_are_not_executed(program: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    guard = f"__import__('pathlib').Path({str(proof)!r}).touch() is None"
+    edited(program, "model.json", lambda d: d.update(guards_code=[guard]))
+    assert load(tmp_path).module()(torch.ones(5, 4)).shape == (9, 2)
+    assert not proof.exists()
+
+
+def renamed(document: Any) -> Any:
+    """The name of the input, everywhere: torch writes it into source that it executes."""
+    return json.loads(json.dumps(document).replace('"x"', '"x=print(1)"'))
+
+
+def nested(document: Any) -> None:
+    spec = '[1, {"type": "collections.defaultdict", "context": "{}", "children_spec": []}]'
+    document["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = spec
+
+
+def reading(document: Any) -> None:
+    document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
+def calling(document: Any) -> None:
+    document["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+
+@pytest.mark.parametrize("change", [renamed, nested, reading, calling])
+def test_names_operators_and_containers_are_those_that_torch_writes(
+    program: Path, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    edited(program, "models/model.json", change)
+    with pytest.raises(UnsafeCheckpointError, match="refused"):
+        load(tmp_path)
+
+
+def test_a_member_that_is_there_twice_is_refused(program: Path, tmp_path: Path) -> None:
+    """torch and Python could each read another one of them."""
+    with zipfile.ZipFile(program, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(archive.namelist()[0], b"another")
+    with pytest.raises(UnsafeCheckpointError, match="there twice"):
+        load(tmp_path)
+
+
+def test_a_compressed_member_is_refused(program: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(program) as archive:
+        top = archive.namelist()[0].partition("/")[0]
+    with zipfile.ZipFile(program, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{top}/data/weights/weight_99", bytes(1 << 24))
+    with pytest.raises(UnsafeCheckpointError, match="compressed"):
+        load(tmp_path)
+
+
+def test_an_encrypted_archive_is_one_clear_error(program: Path, tmp_path: Path) -> None:
+    data = bytearray(program.read_bytes())
+    start = 0
+    while (start := data.find(b"PK\x01\x02", start)) >= 0:
+        data[start + 8] |= 1
+        start += 4
+    program.write_bytes(data)
+    with pytest.raises(SourceError, match="is encrypted"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [100_000])
+def test_json_without_end_is_refused(program: Path, tmp_path: Path, depth: int) -> None:
+    def change(name: str, data: bytes) -> bytes:
+        return b"[" * depth if name.endswith("models/model.json") else data
+
+    rewrite(program, change, {})
+    with pytest.raises(UnsafeCheckpointError, match="not JSON"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,308 @@
+"""A .pt2 archive, copied member by member into one that torch can load without running code.
+
+torch.export.load unpickles weights, constants and objects, evaluates shape expressions and
+guards as Python, and writes names of values into source that it executes. So only members of
+known paths pass, JSON is parsed and written anew, each string in it must look like what
+torch writes there, and pickles must load with `weights_only`. What torch reads is the copy:
+it may read a zip file otherwise than Python does.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from enginefarm.errors import SourceError, UnsafeCheckpointError
+
+FIX = "save it again with torch.export.save, from a module of plain tensors"
+JSON_LIMIT_BYTES = 1 << 28
+NAME = re.compile(r"[\w.\-+:/]*")
+"""Names of values, parameters, operators and types: nothing that Python would execute."""
+TRACE = re.compile(r"[\w.\-+:/,;<>$ \[\]'()@]*")
+"""Notes about where a node came from; torch looks names up in them, and runs nothing."""
+TARGET = re.compile(r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+")
+FORBIDDEN_OPERATORS = re.compile(r"torch\.ops\.\w+\.(from_file|_?save|load\w*)(\.|$)")
+CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+
+FUNCTIONS = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|FloorDiv|ModularIndexing|"
+    r"Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|PowByNatural|FloatTrueDiv|"
+    r"IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|ToFloat|Identity|Equality|"
+    r"Unequality|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|Eq|Ne|Lt|Le|Gt|"
+    r"Ge|And|Or|Not"
+)
+"""What torch writes in shape expressions, and what ends."""
+MAX_TEXT, MAX_NUMBER, MAX_EXPONENT, MAX_POWERS, MAX_DEPTH = 20_000, 1 << 64, 16, 4, 60
+
+
+def checked_copy(file: Path, dest: Path) -> Path:
+    """Writes what may be loaded to `dest`.
+
+    Raises: UnsafeCheckpointError, naming the member; SourceError for what is not an archive of
+    torch.export.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(dest, "w") as copy:
+            for member, path in _members(archive, file.name):
+                copying = next((how for pattern, how in MEMBERS if pattern.fullmatch(path)), None)
+                if copying is None:
+                    raise _refused(file.name, f"it holds {path!r}", "torch.export writes no such")
+                with (
+                    archive.open(member) as source,
+                    copy.open(zipfile.ZipInfo(f"program/{path}"), "w", force_zip64=True) as target,
+                ):
+                    copying(source, target, f"{file.name}: {path}")
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+        raise SourceError(
+            f"source.path: {file.name}: not a .pt2 file, or cut short", why=str(error), fix=FIX
+        ) from error
+    return dest
+
+
+def _members(archive: zipfile.ZipFile, file: str) -> Iterator[tuple[zipfile.ZipInfo, str]]:
+    """Each member with its path in the archive's one folder."""
+    tops: set[str] = set()
+    paths: set[str] = set()
+    for member in archive.infolist():
+        top, _, path = member.filename.partition("/")
+        tops.add(top)
+        if len(tops) > 1 or path in paths:
+            raise _refused(file, f"{member.filename!r} is there twice, or in another folder", "")
+        paths.add(path)
+        if member.flag_bits & 1:
+            raise SourceError(
+                f"source.path: {file}: {path} is encrypted",
+                fix="save it again without a password",
+            )
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise _refused(file, f"{path} is compressed", "torch.export compresses nothing")
+        yield member, path
+
+
+def _raw(source: IO[bytes], target: IO[bytes], where: str) -> None:
+    shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _pickle(source: IO[bytes], target: IO[bytes], where: str) -> None:
+    import torch
+
+    data = source.read()
+    try:
+        if data:
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        why = str(error).split("\n")[0][:200]
+        raise _refused(where, "it does not load with weights_only", why) from None
+    target.write(data)
+
+
+def _config(source: IO[bytes], target: IO[bytes], where: str) -> None:
+    """Where each weight or constant is: never in a pickle."""
+    document = _json(source, where)
+    entries = document.get("config")
+    if not isinstance(entries, dict):
+        raise _refused(where, "it has no `config`", "")
+    for name, entry in cast("dict[str, Any]", entries).items():
+        if not isinstance(entry, dict) or cast("dict[str, Any]", entry).get("use_pickle"):
+            raise _refused(where, f"{name!r} is a pickled object", "loading it would run code")
+        path = cast("dict[str, Any]", entry).get("path_name")
+        if not re.fullmatch(r"(weight|tensor)_\d+", str(path)):
+            raise _refused(where, f"{name!r} is in {path!r}", "it is no plain tensor")
+    _check(document, where)
+    target.write(json.dumps(document).encode())
+
+
+def _model(source: IO[bytes], target: IO[bytes], where: str) -> None:
+    """The graph. Guards are left out: torch would execute them, and profiles are checked here."""
+    document = _json(source, where)
+    document["guards_code"] = []
+    _check(document, where)
+    target.write(json.dumps(document).encode())
+
+
+Copying = Callable[[IO[bytes], IO[bytes], str], None]
+
+MEMBERS: tuple[tuple[re.Pattern[str], Copying], ...] = tuple(
+    (re.compile(pattern), copying)
+    for pattern, copying in (
+        (r"archive_format|archive_version|byteorder|version|\.format_version", _raw),
+        (r"\.storage_alignment|\.data/(version|serialization_id)", _raw),
+        (r"extra/[\w.\-/]+", _raw),
+        (r"data/weights/weight_\d+|data/constants/tensor_\d+", _raw),
+        (r"data/weights/model_weights_config\.json", _config),
+        (r"data/constants/model_constants_config\.json", _config),
+        (r"models/model\.json", _model),
+        (r"data/(weights|constants|sample_inputs)/model\.pt", _pickle),
+    )
+)
+"""Path in the archive -> how it is copied."""
+
+
+def _json(source: IO[bytes], where: str) -> dict[str, Any]:
+    data = source.read(JSON_LIMIT_BYTES + 1)
+    if len(data) > JSON_LIMIT_BYTES:
+        raise _refused(where, f"it has more than {JSON_LIMIT_BYTES} bytes", "")
+    try:
+        document: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _refused(where, "it is not JSON", f"{type(error).__name__}: {error}"[:200]) from None
+    if not isinstance(document, dict):
+        raise _refused(where, "it is not a JSON object", "")
+    return cast("dict[str, Any]", document)
+
+
+def _check(value: Any, where: str, key: str = "") -> None:
+    """Every string of the document, by the key that it stands under. Changes traces only."""
+    if isinstance(value, dict):
+        for name, inner in cast("dict[str, Any]", value).items():
+            if not NAME.fullmatch(name):
+                raise _refused(where, f"{name[:80]!r} is not a name", "")
+            if name == "stack_trace":
+                value[name] = ""
+                continue
+            _check(inner, where, "metadata" if key == "metadata" else name)
+    elif isinstance(value, list):
+        for inner in cast("list[Any]", value):
+            _check(inner, where, key)
+    elif isinstance(value, str) and key != "as_string":
+        _checker(key)(value, where)
+
+
+def _checker(key: str) -> Callable[[str, str], None]:
+    return {
+        "expr_str": _expression,
+        "in_spec": _tree,
+        "out_spec": _tree,
+        "target": _target,
+        "metadata": _trace,
+    }.get(key, _name)
+
+
+def _name(text: str, where: str) -> None:
+    if not NAME.fullmatch(text):
+        raise _refused(where, f"{text[:80]!r} is not a name", "it could be executed as Python")
+
+
+def _trace(text: str, where: str) -> None:
+    if not TRACE.fullmatch(text):
+        raise _refused(where, f"{text[:80]!r} is not a name", "it could be executed as Python")
+
+
+def _target(text: str, where: str) -> None:
+    if not TARGET.fullmatch(text) or FORBIDDEN_OPERATORS.match(text):
+        raise _refused(where, f"{text[:80]!r} is not an operator of a graph", "")
+
+
+def _tree(text: str, where: str) -> None:
+    """How inputs are nested: plain containers. Others name modules that would be imported."""
+    waiting: list[Any] = [_parsed(text, where)]
+    for value in waiting:
+        if isinstance(value, list):
+            waiting += cast("list[Any]", value)
+        elif isinstance(value, dict):
+            fields = cast("dict[str, Any]", value)
+            if fields.get("type") not in CONTAINERS:
+                raise _refused(where, f"inputs are nested in {fields.get('type')!r}", "")
+            waiting += [fields.get("children_spec")]
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise _refused(where, f"{text[:80]!r} is not a nesting of inputs", "") from None
+
+
+def _expression(text: str, where: str) -> None:
+    """`Add(Integer(2), Symbol('s0', positive=True))`: arithmetic that ends soon."""
+    try:
+        tree = ast.parse(text[: MAX_TEXT + 1].strip(), mode="eval").body
+        powers = sum(_is_power(node) for node in ast.walk(tree))
+        fine = len(text) <= MAX_TEXT and powers <= MAX_POWERS and _is_term(tree, MAX_DEPTH)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        fine = False
+    if not fine:
+        raise _refused(
+            where,
+            "a shape expression is not arithmetic, or without end",
+            f"{text[:80]!r} would be evaluated as Python",
+        )
+
+
+def _is_power(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Pow)
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("Pow", "PowByNatural")
+    )
+
+
+OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
+
+
+def _is_term(node: ast.expr, depth: int) -> bool:
+    """Strings pass as the name of a Symbol only: sympy evaluates any other again."""
+    if depth == 0:
+        return False
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, int | float) and abs(node.value) <= MAX_NUMBER
+    if isinstance(node, ast.Name):
+        return "__" not in node.id
+    if isinstance(node, ast.UnaryOp):
+        return _is_term(node.operand, depth - 1)
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Pow) and not _is_small(node.right):
+            return False
+        terms = (node.left, node.right)
+        return isinstance(node.op, OPERATORS) and all(_is_term(t, depth - 1) for t in terms)
+    return isinstance(node, ast.Call) and _is_call(node, depth)
+
+
+def _is_call(node: ast.Call, depth: int) -> bool:
+    if not isinstance(node.func, ast.Name) or not FUNCTIONS.fullmatch(node.func.id):
+        return False
+    arguments = [*node.args]
+    if _is_power(node) and not (len(arguments) == 2 and _is_small(arguments[1])):
+        return False
+    if node.func.id == "Symbol":
+        first = arguments.pop(0) if arguments else None
+        if not (isinstance(first, ast.Constant) and str(first.value).isidentifier()):
+            return False
+        if not isinstance(first.value, str):
+            return False
+    values = [*arguments, *(keyword.value for keyword in node.keywords)]
+    if node.func.id == "Float":  # Float('0.5', precision=53)
+        values = [v for v in values if not _is_decimal(v)]
+    return all(_is_term(value, depth - 1) for value in values)
+
+
+def _is_small(node: ast.expr) -> bool:
+    """An exponent: a small number, or one in Integer(…)."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id == "Integer" and len(node.args) == 1 and _is_small(node.args[0])
+    if isinstance(node, ast.UnaryOp):
+        return _is_small(node.operand)
+    return (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, int)
+        and abs(node.value) <= MAX_EXPONENT
+    )
+
+
+def _is_decimal(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and bool(
+        re.fullmatch(r"-?\d{1,30}(\.\d{0,60})?(e-?\d{1,3})?", str(node.value))
+    )
+
+
+def _refused(where: str, what: str, why: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(f"source.path: {where}: refused, {what}", why=why, fix=FIX)

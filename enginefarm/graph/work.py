@@ -1,0 +1,155 @@
+"""A recipe's stages, each as a function for a child process.
+
+The recipe's own code runs there, and files that may be hostile are opened there: never in the
+process that has credentials (docs/decisions/0151).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from enginefarm.child.call import Child, Limits
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import CalibrationError, EnginefarmError
+from enginefarm.schema import Frozen
+from enginefarm.settings import build_limits
+from enginefarm.store.site import onnx_files_of
+
+CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
+"""Variables that a recipe's code gets beside those of every child."""
+
+
+class Order(Frozen):
+    """What a stage is to work on. folder: where its files go. onnx: the graph it starts from."""
+
+    recipe: Recipe
+    root: Path
+    folder: Path
+    onnx: Path | None = None
+    precision: str = ""
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def placed(self) -> Recipe:
+        """The recipe, its relative paths resolved from its own folder."""
+        return self.recipe.at(self.root)
+
+    @property
+    def graph(self) -> Path:
+        assert self.onnx is not None, "this stage starts from a graph"
+        return self.onnx
+
+
+class Made(Frozen):
+    """What a stage left in its folder, and what it has to say."""
+
+    files: dict[str, Path] = Field(default_factory=dict)
+    values: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+def run(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> Made:
+    """`function` of this module in a child process, within the limits of a build.
+
+    Raises: what the stage raises; `error` when its code ends, crashes or goes over a limit.
+    """
+    limits = build_limits()
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    child = Child(
+        f"{what} of {order.recipe.name}",
+        error=error,
+        fix="correct the code or the file that this recipe names; it has no credentials, and "
+        "must return instead of ending its process",
+        limits=Limits(limits.timeout_s, limits.memory_bytes),
+        environment={"XDG_CACHE_HOME": cache}
+        | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
+    )
+    made = child.ask(f"{__name__}:{function}", order, Made)
+    folder = order.folder.resolve()
+    for name, path in made.files.items():
+        if not (path.resolve().is_relative_to(folder) and path.is_file()):
+            raise error(f"{what} of {order.recipe.name}: {name} is not a file in its folder")
+    return made
+
+
+def export(request: str) -> str:
+    """The graph, and in the same process, with torch and the model loaded, the reference.
+
+    A reference that cannot be made is left out: its own stage says why.
+    """
+    from enginefarm.graph.export import export_onnx
+
+    order = Order.model_validate_json(request)
+    done = export_onnx(order.placed, order.folder)
+    files = onnx_files_of(done.path)
+    try:
+        files["reference"] = _reference(order.placed, done.model, order.folder, done.outputs)
+    except EnginefarmError as error:
+        print(f"the reference: {error}", flush=True)
+    values: dict[str, JsonValue] = {"opset": done.opset, "outputs": list(done.outputs)}
+    return Made(files=files, values=values).model_dump_json()
+
+
+def reference(request: str) -> str:
+    order = Order.model_validate_json(request)
+    model = _load(order.placed, order.folder)
+    npz = _reference(order.placed, model, order.folder, order.outputs)
+    return Made(files={"reference": npz}).model_dump_json()
+
+
+def slim(request: str) -> str:
+    from enginefarm.graph import feeds
+    from enginefarm.graph.slim import slim_onnx
+
+    order = Order.model_validate_json(request)
+    recipe = order.placed
+    batch = feeds.sample(recipe)
+    corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
+    done = slim_onnx(order.graph, order.folder / "out", corners)
+    return Made(files=onnx_files_of(done.path)).model_dump_json()
+
+
+def convert(request: str) -> str:
+    from enginefarm.graph.precisions import precision
+
+    order = Order.model_validate_json(request)
+    recipe, found = order.placed, precision(order.precision)
+    batches: Iterable[Any] = calibration_batches(recipe) if found.calibrated else ()
+    done = found.convert(order.graph, order.folder / "out", recipe, batches)
+    return Made(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
+
+
+def calibration_batches(recipe: Recipe) -> Iterator[Any]:
+    """The batches that the recipe calibrates on, one in memory at a time."""
+    from enginefarm.graph import data
+
+    calibration = recipe.calibration
+    if calibration is None:
+        raise CalibrationError("calibration: it is not in the recipe", fix="add `calibration`")
+    return data.batches(
+        calibration.data,
+        root=recipe.root,
+        inputs=recipe.inputs,
+        batches=calibration.batches,
+        batch_size=calibration.batch_size,
+        seed=calibration.seed,
+    )
+
+
+def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...]) -> Path:
+    from enginefarm.graph.reference import make_reference
+
+    again = None if isinstance(model, Path) else lambda: _load(recipe, folder / "again")
+    npz = folder / "reference.npz"
+    return make_reference(recipe, model, npz, outputs=outputs, again=again)
+
+
+def _load(recipe: Recipe, folder: Path) -> Any:
+    from enginefarm.graph.sources import source
+
+    folder.mkdir(exist_ok=True)
+    return source(recipe.source.kind).load(recipe.source, recipe.root, folder)

@@ -1,0 +1,196 @@
+"""A recipe's own code, and files that may be hostile, in a child: one error, within limits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import (
+    CalibrationError,
+    DiskFull,
+    EnginefarmError,
+    ExportError,
+    PrecisionError,
+    SlimError,
+)
+from enginefarm.graph import work
+from enginefarm.graph.sources import onnx_file, source
+from enginefarm.recipes import file as recipe_file
+from tests import tiny_recipe
+
+DATA = """
+import os, sys, time
+import numpy as np
+
+
+def data(seed, batch_size=4):
+    {script}
+    yield {{"images": np.zeros((batch_size, 3, 16, 16), np.float32)}}
+"""
+
+
+def made(folder: Path, script: str, **changes: object) -> Recipe:
+    data = {"callable": "code.py:data"}
+    path = tiny_recipe.write(
+        folder, verification={"data": data, "class_scores": ["scores"]}, **changes
+    )
+    (folder / "code.py").write_text(DATA.format(script=script))
+    return recipe_file.load(path)
+
+
+def slim(recipe: Recipe, folder: Path) -> work.Made:
+    """The cheapest stage that runs a recipe's code."""
+    order = work.Order(
+        recipe=recipe, root=recipe.root, folder=folder / "w", onnx=recipe.root / "model.onnx"
+    )
+    order.folder.mkdir(exist_ok=True)
+    return work.run("slim", order, what="slimming", error=SlimError)
+
+
+def test_a_stage_leaves_files_in_its_folder(tmp_path: Path) -> None:
+    found = slim(made(tmp_path, "pass"), tmp_path)
+    assert onnx.load(found.files["model"]).graph.output[0].name == "scores"
+    assert not [name for name in sys.modules if "enginefarm_" in name and "code" in name]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sys.exit(0)", "SystemExit: 0"),
+        ("os._exit(0)", "ended with status 0 and no result"),
+        ("os.kill(os.getpid(), 11)", "died of SIGSEGV"),
+        ("os.kill(os.getpid(), 15)", "died of SIGTERM"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("held = np.ones(1 << 45)", "MemoryError"),
+        ("os.execv('/bin/true', ['true'])", "ended with status 0 and no result"),
+    ],
+)
+def test_code_that_ends_its_process_is_one_error(tmp_path: Path, script: str, said: str) -> None:
+    with pytest.raises(EnginefarmError, match=r"slimming of tiny|code\.py:data") as caught:
+        slim(made(tmp_path, script), tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("script", ["while True: pass", "time.sleep(600)"])
+def test_code_that_never_ends_is_ended(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "3")
+    started = time.monotonic()
+    with pytest.raises(SlimError, match="still running after its limit of 3 s"):
+        slim(made(tmp_path, script), tmp_path)
+    assert time.monotonic() - started < 30
+
+
+def test_code_that_takes_all_the_memory_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "600")
+    script = "held = [np.ones(100 << 17) for _ in range(80)]"  # 8 GB
+    with pytest.raises(SlimError, match="over its limit of 600 MiB, and was killed"):
+        slim(made(tmp_path, script), tmp_path)
+
+
+def test_code_raises_an_error_of_ours_with_its_class(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"'code\.py:data' raised ZeroDivisionError"):
+        slim(made(tmp_path, "1 / 0"), tmp_path)
+
+
+def test_a_full_disk_is_that(tmp_path: Path) -> None:
+    order = work.Order(
+        recipe=made(tmp_path, "pass"), root=tmp_path, folder=tmp_path, onnx=Path("/dev/full")
+    )
+    script = f"raise OSError(28, 'No space left on device', {str(tmp_path)!r})"
+    (tmp_path / "full.py").write_text(f"def data(seed):\n    {script}\n")
+    with pytest.raises((DiskFull, CalibrationError), match="No space"):
+        work.run("slim", _with_data(order, "full.py:data"), what="slimming", error=SlimError)
+
+
+def _with_data(order: work.Order, name: str) -> work.Order:
+    fields = order.recipe.model_dump(mode="json")
+    fields["verification"]["data"]["callable"] = name
+    return order.model_copy(update={"recipe": Recipe.model_validate(fields)})
+
+
+def test_code_sees_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    script = (
+        "seen = repr(dict(os.environ)).encode()\n"
+        "    try: seen += open(f'/proc/{os.getppid()}/environ', 'rb').read()\n"
+        "    except PermissionError: pass\n"
+        "    raise RuntimeError('leaked' if b'hunter2' in seen else 'nothing')"
+    )
+    with pytest.raises(CalibrationError, match="nothing"):
+        slim(made(tmp_path, script), tmp_path)
+
+
+def test_a_hostile_graph_is_opened_in_a_child_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage ends in one error, and this process never parses the file."""
+    recipe = made(tmp_path, "pass", precisions=["fp16"])
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a\x3a\xff\xff\xff\xff\x0f location")
+
+    def parsed(*_: object) -> None:
+        raise AssertionError("a file was parsed in this process")
+
+    monkeypatch.setattr(onnx, "load", parsed)
+    monkeypatch.setattr(onnx.ModelProto, "ParseFromString", parsed, raising=False)
+    folder = tmp_path / "w"
+    folder.mkdir()
+    order = work.Order(
+        recipe=recipe,
+        root=tmp_path,
+        folder=folder,
+        onnx=tmp_path / "model.onnx",
+        precision="fp16",
+    )
+    stages = (("export", ExportError), ("slim", SlimError), ("convert", PrecisionError))
+    for stage, kind in stages:
+        with pytest.raises(EnginefarmError):
+            work.run(stage, order, what=stage, error=kind)
+    assert source("onnx").fingerprint(recipe.source, recipe.root)
+
+
+def test_the_names_of_data_files_are_read_in_a_child(tmp_path: Path) -> None:
+    tiny_recipe.write(tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.save(
+        model,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="m.bin",
+        size_threshold=0,
+    )
+    assert onnx_file._data_files(tmp_path / "m.onnx") == ["m.bin"]
+    assert onnx_file._data_files(tmp_path / "model.onnx") == []
+
+
+def test_a_file_outside_the_folder_is_not_taken(tmp_path: Path) -> None:
+    """Code of a recipe could name any file of this machine as its result."""
+    script = (
+        "import pathlib, json\n"
+        "    answer = json.dumps({'files': {'model': '/etc/hostname'}})\n"
+        "    pathlib.Path(os.environ['TMPDIR'], 'result.json').write_text(answer)\n"
+        "    os._exit(0)"
+    )
+    with pytest.raises(SlimError, match="not a file in its folder"):
+        slim(made(tmp_path, script), tmp_path)
+
+
+def test_export_makes_the_reference_with_the_model_that_it_loaded(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "pass")
+    order = work.Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
+    order.folder.mkdir()
+    found = work.run("export", order, what="export", error=ExportError)
+    with np.load(found.files["reference"]) as reference:
+        assert reference["0000/output/scores"].shape[1] == 10
+    assert found.values["outputs"] == ["scores"]
+    assert os.path.commonpath([found.files["model"], order.folder]) == str(order.folder)
