@@ -179,11 +179,14 @@ class Data(Frozen):
 class Calibration(Frozen):
     """Representative data for INT8/FP8 scales, and how ranges are chosen from it.
 
+    `auto` tries the three others and keeps the one whose graph is closest to the FP32 reference.
     FP8 takes the largest value whatever the method.
     """
 
     data: Data = Field(description="Representative inputs: not the ones it is verified on.")
-    method: Literal["entropy", "minmax", "percentile"] = "entropy"
+    method: Literal["auto", "entropy", "minmax", "percentile"] = Field(
+        default="auto", description="How a range is chosen from the values that are seen."
+    )
     percentile: float = Field(
         default=99.99, gt=50, le=100, description="For `percentile`: this share of |x| is in range."
     )
@@ -278,6 +281,18 @@ class Recipe(Frozen):
     accuracy: dict[PrecisionName, Budget] = Field(
         default_factory=dict[PrecisionName, Budget],
         description="A budget for each precision; what is left out keeps its default.",
+    )
+    keep_wide: tuple[Annotated[str, StringConstraints(min_length=1, max_length=500)], ...] = Field(
+        default=(),
+        description="Nodes of the slimmed graph that stay in FP32, and are not quantised, in "
+        "every precision: names, patterns of names (`/decoder/*`), or types of operators.",
+    )
+    search_tries: int = Field(
+        default=40,
+        ge=0,
+        le=1000,
+        description="Where a precision misses its budget, nodes to keep wide are searched for by "
+        "running or verifying so many graphs at most; 0: the precision is rejected at once.",
     )
     regression: Regression = Field(
         default=Regression(), description="When a timing counts as slower."

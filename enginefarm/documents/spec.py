@@ -51,7 +51,7 @@ class ToolUse(Frozen):
 
 class CalibrationUse(Frozen):
     data_digest: Digest
-    method: Literal["entropy", "minmax", "percentile"]
+    method: Literal["auto", "entropy", "minmax", "percentile"]
     percentile: float | None
     batches: int
     batch_size: int

@@ -20,6 +20,7 @@ from enginefarm.errors import PrecisionError
 
 if TYPE_CHECKING:
     from enginefarm.graph.data import Batch
+    from enginefarm.graph.precisions.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,29 @@ class Precision(Protocol):
     name: str
     calibrated: bool
 
-    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+    def use(
+        self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
+    ) -> PrecisionUse:
         """Everything that decides the graph, without doing the work: part of the action key.
 
-        calibration_digest: `data.data_digest` of the calibration data; None where there is
-        none.
+        calibration_digest, reference_digest: `data.data_digest` of the calibration and of the
+        verification data; None where there is none.
         """
         ...
 
     def convert(
-        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+        self,
+        src: Path,
+        dest_dir: Path,
+        recipe: Recipe,
+        batches: Iterable[Batch],
+        evidence: Evidence | None = None,
     ) -> ConversionReport:
         """Rewrites the slimmed FP32 graph at `src` to `dest_dir/model.onnx`.
 
-        Inputs and outputs keep their dtypes.
-        Raises: PrecisionError, CalibrationError.
+        Inputs and outputs keep their dtypes. Without evidence, what depends on the reference is
+        left out: ranges that FP16 does not hold, and the search for nodes to keep wide.
+        Raises: PrecisionError, CalibrationError, RecipeError for `keep_wide`.
         """
         ...
 

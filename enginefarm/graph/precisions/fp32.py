@@ -15,16 +15,24 @@ from enginefarm.graph.precisions.graph import finish
 
 if TYPE_CHECKING:
     from enginefarm.graph.data import Batch
+    from enginefarm.graph.precisions.evidence import Evidence
 
 
 class FP32:
     name = "fp32"
     calibrated = False
 
-    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+    def use(
+        self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
+    ) -> PrecisionUse:
         return PrecisionUse(name="fp32", tools=(ToolUse(name="none", version="1"),))
 
     def convert(
-        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+        self,
+        src: Path,
+        dest_dir: Path,
+        recipe: Recipe,
+        batches: Iterable[Batch],
+        evidence: Evidence | None = None,
     ) -> ConversionReport:
         return finish(onnx_files.read(src, error=PrecisionError), dest_dir, "fp32")

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport
 from enginefarm.graph.precisions.free_names import bodies
-from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -108,12 +106,6 @@ def finish(
     return ConversionReport(
         path=path, data=files[1] if len(files) > 1 else None, details=details or {}
     )
-
-
-def cast_tool(low: str) -> ToolUse:
-    """The mixed-precision cast: raise its version when the graph that it makes changes."""
-    wide = [*WIDE, *(WIDE_IN_BF16 if low == "BFLOAT16" else ())]
-    return ToolUse(name="enginefarm.mixed", version="2", arguments={"low": low, "wide": [*wide]})
 
 
 def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:

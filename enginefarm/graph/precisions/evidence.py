@@ -1,0 +1,37 @@
+"""What a precision may look at beside the graph: the FP32 reference, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from enginefarm.graph.data import Batch
+    from enginefarm.graph.reference import ReferenceBatch
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """reference: of `make_reference`.
+
+    judge: whether the graph at a path passes the whole verification. With it, nodes are searched
+    for that have to stay wide; None where the graph as it comes is wanted.
+    tries: how many graphs the search may run or judge. memory: where it notes what it measured.
+    """
+
+    reference: Path
+    judge: Callable[[Path], bool] | None = None
+    tries: int = 0
+    memory: Path | None = None
+
+    def batches(self) -> Iterator[ReferenceBatch]:
+        """Inputs and FP32 outputs, one batch in memory at a time."""
+        from enginefarm.graph.reference import read_reference
+
+        yield from read_reference(self.reference)
+
+    def inputs(self) -> Iterator[Batch]:
+        for batch in self.batches():
+            yield batch.inputs

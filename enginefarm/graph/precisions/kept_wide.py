@@ -1,0 +1,97 @@
+"""Which nodes stay in FP32, and why: by rule, by the ranges of the reference, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from enginefarm.errors import RecipeError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import ranges, rules
+from enginefarm.graph.precisions.graph import infer_types
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from enginefarm.graph.precisions.evidence import Evidence
+    from enginefarm.graph.precisions.search import Found
+
+BY_NAME = "the recipe keeps it wide"
+BY_SEARCH = "the search found that the budget needs it"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """gain_db: how much worse the output that is hurt most would be without; None where that
+    was not measured, or where the output would not be finite."""
+
+    reason: str
+    gain_db: float | None = None
+
+
+def find(
+    model: ModelProto, low: int, names: Sequence[str], evidence: Evidence | None
+) -> dict[str, Kept]:
+    """Nodes of the FP32 graph to keep in FP32, by name of the node.
+
+    low: the TensorProto type of the rest. names: the recipe's `keep_wide`. Without evidence no
+    range is looked at.
+    Raises: RecipeError for a name that the graph does not have.
+    """
+    from onnx import TensorProto
+
+    infer_types(model)
+    found = {name: Kept(BY_NAME) for name in named(model, names)}
+    for name, reason in rules.find(model).items():
+        found.setdefault(name, Kept(reason))
+    if evidence is not None and low == TensorProto.FLOAT16:  # BF16 has the range of FP32
+        for name, reason in ranges.find(model, evidence.inputs()).items():
+            found.setdefault(name, Kept(reason))
+    return found
+
+
+def named(model: ModelProto, names: Sequence[str]) -> list[str]:
+    """Names of the nodes that the recipe's `keep_wide` means: each of its entries is the name of
+    a node, a pattern of names (`/decoder/*`), or a type of operator.
+
+    Raises: RecipeError for an entry that means no node.
+    """
+    nodes = [(n.name, n.op_type) for g in onnx_files.graphs(model.graph) for n in g.node]
+    found: list[str] = []
+    for index, wanted in enumerate(names):
+        meant = [n for n, op in nodes if wanted in (n, op) or fnmatchcase(n, wanted)]
+        if not meant:
+            known = dict.fromkeys([name for name, _ in nodes] + [op for _, op in nodes])
+            near = get_close_matches(wanted, known, n=3, cutoff=0.4)
+            raise RecipeError(
+                f"keep_wide[{index}]: the graph has no node and no operator {wanted!r}",
+                fix=f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"its operators are {', '.join(sorted({op for _, op in nodes}))}",
+            )
+        found += meant
+    return found
+
+
+def of_search(found: Found | None) -> dict[str, Kept]:
+    return {} if found is None else {n: Kept(BY_SEARCH, gain) for n, gain in found.kept.items()}
+
+
+def listed(model: ModelProto, kept: dict[str, Kept]) -> list[JsonValue]:
+    """The nodes as the manifest lists them, in the graph's order."""
+    return [
+        {
+            "node": node.name,
+            "op_type": node.op_type,
+            "reason": kept[node.name].reason,
+            "gain_db": kept[node.name].gain_db,
+        }
+        for graph in onnx_files.graphs(model.graph)
+        for node in graph.node
+        if node.name in kept
+    ]

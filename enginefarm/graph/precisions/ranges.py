@@ -1,0 +1,104 @@
+"""Values that leave the range of FP16 when the FP32 graph runs on the reference's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import ort
+from enginefarm.graph.precisions import constants, masks
+from enginefarm.graph.precisions.free_names import FreeNames
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+MARGIN = 2.0
+"""Other data may go this much further than the reference's."""
+
+
+def find(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, str]:
+    """Name of each node of the main graph that reads or makes a value which FP16 does not hold
+    -> the reason. Masks do not count: the cast bounds them.
+
+    model: FP32, of `prepare.fp32`, with the dtypes of its values. It is not changed.
+    Raises: PrecisionError when it cannot be run.
+    """
+    largest = observe(model, batches)
+    ignored = masks.find(model)
+    odd: dict[str, str] = {}
+    for name, value in largest.items():
+        if name in ignored.values:
+            continue
+        if value > constants.MAX_FP16 / MARGIN:
+            odd[name] = f"{name} reaches {value:.3g}; FP16 ends at 65504"
+        elif 0 < value < constants.MIN_NORMAL_FP16:
+            odd[name] = f"{name} is at most {value:.3g}; FP16 has few bits below 6.1e-5"
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        for name in (*node.output, *node.input):
+            if name in odd:
+                found.setdefault(node.name, odd[name])
+    return found
+
+
+def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
+    """The largest |x| of each float value of the main graph, over the batches; values that are
+    not finite, or have no elements, are left out.
+
+    Largest and smallest are computed inside the graph, so that no value is kept.
+    """
+    from onnx import ModelProto as Proto
+    from onnx import TensorProto, helper
+
+    probed = Proto()
+    probed.CopyFrom(model)
+    graph, free = probed.graph, FreeNames(probed)
+    floats = [
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    probes: dict[str, tuple[str, str]] = {}
+    del graph.output[:]
+    shape, zero = free.make("one_axis"), free.make("one_zero")
+    graph.initializer.append(helper.make_tensor(shape, TensorProto.INT64, [1], [-1]))
+    graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [1], [0.0]))
+    for name in dict.fromkeys(floats):
+        # Flattened and with a zero, a scalar has an axis to reduce, and an empty value a number.
+        line, flat = free.make(f"{name}_line"), free.make(f"{name}_flat")
+        pair: list[str] = []
+        graph.node.append(helper.make_node("Reshape", [name, shape], [line]))
+        graph.node.append(helper.make_node("Concat", [line, zero], [flat], axis=0))
+        for operator in ("ReduceMax", "ReduceMin"):
+            probe = free.make(f"{name}_{operator}")
+            graph.node.append(helper.make_node(operator, [flat], [probe], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []))
+            pair.append(probe)
+        probes[name] = (pair[0], pair[1])
+    if not probes:
+        return {}
+    session = ort.session_of(probed, error=PrecisionError, what="the graph whose ranges are seen")
+    return _largest(session, probes, batches)
+
+
+def _largest(
+    session: Any, probes: Mapping[str, tuple[str, str]], batches: Iterable[Arrays]
+) -> dict[str, float]:
+    import math
+
+    largest: dict[str, float] = {}
+    infinite: set[str] = set()
+    for batch in batches:
+        inputs = {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
+        seen = ort.run(session, inputs, error=PrecisionError, what="the ranges of the reference")
+        for name, pair in probes.items():
+            value = max(abs(float(seen[probe])) for probe in pair)
+            if math.isfinite(value):
+                largest[name] = max(largest.get(name, 0.0), value)
+            else:
+                infinite.add(name)
+    return {name: value for name, value in largest.items() if name not in infinite}

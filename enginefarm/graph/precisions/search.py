@@ -1,0 +1,162 @@
+"""The smallest set of nodes to keep wide so that a graph meets its budget.
+
+Roundings of different nodes are nearly independent: the noise that they make at the output adds
+up. So a segment of the graph is measured alone, as the only one in low precision, and split in two
+where it is noisy, until single nodes stand out. The noisiest are then kept wide, as few as the
+budget allows: how many is found by bisection, with the full verification as the judge.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import cast
+
+from enginefarm import progress
+
+VERSION = "1"
+"""Of what is searched, and how: raise it when another set would be found."""
+SHARE_OF_RANKING = 0.7
+"""Of all tries, so many go into ranking; the others into bisection."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """kept: nodes in the order of their noise -> what they gain in dB, None where the output is
+    not finite without. tries: how many graphs were run or judged."""
+
+    kept: dict[str, float | None]
+    tries: int
+
+
+@dataclass
+class Search:
+    """One search.
+
+    noise: wide nodes -> noise power at the output that is hurt most, over its signal power.
+    accepted: wide nodes -> whether the whole verification passes.
+    limit: how many graphs are tried at most. memory: a file of what has been measured, so that a
+    search that was interrupted goes on where it was.
+    """
+
+    noise: Callable[[frozenset[str]], float]
+    accepted: Callable[[frozenset[str]], bool]
+    limit: int
+    memory: Path | None = None
+    tries: int = 0
+    _known: dict[str, float] = field(default_factory=dict[str, float])
+
+    def run(self, candidates: Sequence[str]) -> Found | None:
+        """candidates: nodes of low precision, in the graph's order.
+
+        None where the budget is missed even with all of them wide.
+        """
+        self._recall()
+        everything = frozenset(candidates)
+        if not candidates or not self._accepted(everything):
+            return None
+        ranked = self._rank(tuple(candidates))
+        few, many = 0, len(ranked)  # none is too few, all are enough
+        while many - few > 1:
+            middle = (few + many) // 2
+            if self._accepted(_nodes(ranked[:middle])):
+                many = middle
+            else:
+                few = middle
+        chosen = self._trim(ranked[:many])
+        rest = self._noise(_nodes(chosen))
+        kept = {
+            node: _gain(rest, noise / len(segment)) for segment, noise in chosen for node in segment
+        }
+        return Found(kept, self.tries)
+
+    def _rank(self, candidates: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
+        """Segments and the noise of each, the noisiest per node first."""
+        everything = frozenset(candidates)
+        segments = [(candidates, self._noise(frozenset()))]
+        while self.tries + 2 <= self.limit * SHARE_OF_RANKING:
+            worst = max(
+                (item for item in segments if len(item[0]) > 1),
+                key=lambda item: (item[1], len(item[0])),
+                default=None,
+            )
+            if worst is None:
+                break
+            segments.remove(worst)
+            middle = len(worst[0]) // 2
+            for half in (worst[0][:middle], worst[0][middle:]):
+                segments.append((half, self._noise(everything - set(half))))
+        order = {node: index for index, node in enumerate(candidates)}
+        return sorted(segments, key=lambda item: (-item[1] / len(item[0]), order[item[0][0]]))
+
+    def _trim(
+        self, chosen: list[tuple[tuple[str, ...], float]]
+    ) -> list[tuple[tuple[str, ...], float]]:
+        """Takes half of a segment away where the rest is enough, the last ones first."""
+        kept = list(chosen)
+        for index in reversed(range(len(kept))):
+            while len(kept[index][0]) > 1 and self.tries + 2 <= self.limit:
+                nodes, noise = kept[index]
+                middle = len(nodes) // 2
+                halves = [(half, noise / 2) for half in (nodes[:middle], nodes[middle:])]
+                fitting = next(
+                    (
+                        half
+                        for half in halves
+                        if self._accepted(_nodes([*kept[:index], half, *kept[index + 1 :]]))
+                    ),
+                    None,
+                )
+                if fitting is None:
+                    break
+                kept[index] = fitting
+        return kept
+
+    def _noise(self, wide: frozenset[str]) -> float:
+        return self._measured("noise", wide, self.noise)
+
+    def _accepted(self, wide: frozenset[str]) -> bool:
+        return bool(self._measured("accepted", wide, self.accepted))
+
+    def _measured(
+        self, what: str, wide: frozenset[str], measure: Callable[[frozenset[str]], float]
+    ) -> float:
+        key = sha256("\n".join([what, *sorted(wide)]).encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = _rounded(float(measure(wide)))
+            if self.memory is not None:
+                with self.memory.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        self.tries += 1
+        progress.report("search", self.tries, self.limit, what)
+        return self._known[key]
+
+    def _recall(self) -> None:
+        if self.memory is None or not self.memory.exists():
+            return
+        for line in self.memory.read_text(encoding="utf-8").splitlines():
+            try:
+                key, value = cast("tuple[str, float]", json.loads(line))
+            except ValueError:
+                continue  # the line that an interruption cut short
+            self._known[key] = value
+
+
+def _nodes(segments: Sequence[tuple[tuple[str, ...], float]]) -> frozenset[str]:
+    return frozenset(node for nodes, _ in segments for node in nodes)
+
+
+def _gain(rest: float, own: float) -> float | None:
+    """dB that the output gains when this noise is taken off it."""
+    if not math.isfinite(own):
+        return None
+    return round(10 * math.log10(1 + own / max(rest, 1e-30)), 1)
+
+
+def _rounded(value: float) -> float:
+    """To three digits, so that the order of additions on another machine decides nothing."""
+    return float(f"{value:.3g}")

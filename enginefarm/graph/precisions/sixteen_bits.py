@@ -1,0 +1,103 @@
+"""FP16 and BF16, mixed: weights and arithmetic in 16 bits, what they would ruin in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginefarm import progress
+from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.spec import PrecisionUse, ToolUse
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import ConversionReport, use
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.graph import finish, wide_nodes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from enginefarm.graph.data import Batch
+    from enginefarm.graph.precisions import kept_wide
+
+
+class SixteenBits:
+    """Either of the two; they differ by the type, and by the opset that has it."""
+
+    name: PrecisionName
+    element: str
+    opset: int
+    calibrated = False
+
+    def use(
+        self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
+    ) -> PrecisionUse:
+        return PrecisionUse(
+            name=self.name,
+            tools=(
+                use.cast_tool(self.element),
+                *self.converters(),
+                *use.wide_tools(recipe, self.name, reference_digest),
+            ),
+        )
+
+    def converters(self) -> tuple[ToolUse, ...]:
+        """Other tools that decide the graph."""
+        return ()
+
+    def convert(
+        self,
+        src: Path,
+        dest_dir: Path,
+        recipe: Recipe,
+        batches: Iterable[Batch],
+        evidence: Evidence | None = None,
+    ) -> ConversionReport:
+        from onnx import TensorProto
+
+        from enginefarm.graph.precisions import kept_wide, prepare
+        from enginefarm.graph.precisions.mixed import cast
+
+        progress.report(self.name, 0, 1)
+        low = TensorProto.DataType.Value(self.element)
+        model = prepare.fp32(src, self.name, self.opset)
+        kept = kept_wide.find(model, low, recipe.keep_wide, evidence)
+        if evidence is not None and evidence.judge is not None:
+            kept |= _searched(model, low, kept, evidence)
+        model = cast(model, low, kept)
+        details = {"kept_wide": kept_wide.listed(model, kept), **wide_nodes(model)}
+        report = finish(model, dest_dir, self.name, details)
+        progress.report(self.name, 1, 1)
+        return report
+
+
+def _searched(
+    model: ModelProto, low: int, kept: dict[str, kept_wide.Kept], evidence: Evidence
+) -> dict[str, kept_wide.Kept]:
+    from enginefarm.graph.precisions import kept_wide, to_budget
+    from enginefarm.graph.precisions.constants import copied
+    from enginefarm.graph.precisions.mixed import cast
+
+    if not to_budget.is_small(model):
+        return {}
+
+    def made(wide: frozenset[str]) -> ModelProto:
+        return cast(copied(model), low, kept.keys() | wide)
+
+    candidates = _low_nodes(made(frozenset()), low)
+    cheap = [name for name, op in candidates.items() if op not in to_budget.MATRIX_PRODUCTS]
+    found = to_budget.search(made, [cheap, list(candidates)], evidence)
+    return kept_wide.of_search(found)
+
+
+def _low_nodes(model: ModelProto, low: int) -> dict[str, str]:
+    """Nodes that compute in 16 bits -> operator, in the graph's order."""
+    from enginefarm.graph.emulate import EXACT
+
+    found: dict[str, str] = {}
+    for graph in onnx_files.graphs(model.graph):
+        lows = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == low}
+        for node in graph.node:
+            if node.op_type != "Cast" and node.op_type not in EXACT and lows & set(node.output):
+                found[node.name] = node.op_type
+    return found

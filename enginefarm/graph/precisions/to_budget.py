@@ -1,0 +1,59 @@
+"""The search for nodes to keep wide, run on graphs of one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import screen
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.search import Found, Search
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SCREENED = 2
+"""Batches of the reference that noise is measured on; the judge takes all of them."""
+LARGEST_BYTES = 1 << 30
+"""Of weights. Each try holds the graph once in FP32 and once more; larger graphs are not searched,
+so that the memory of a stage stays a small multiple of the weights."""
+MATRIX_PRODUCTS = frozenset(("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
+"""Kept wide only where nothing else helps: TensorRT-RTX has no FP32 kernel for them on compute
+capability 7.5, and elsewhere an FP32 one costs the most time."""
+
+
+def search(
+    made: Callable[[frozenset[str]], ModelProto],
+    groups: Sequence[Sequence[str]],
+    evidence: Evidence,
+) -> Found | None:
+    """made: the graph with these nodes wide, beside those that are anyway; it may be changed.
+
+    groups: candidates; each is tried only where those before it are not enough.
+    """
+    judge = evidence.judge
+    if judge is None or evidence.tries == 0:
+        return None
+    batches = list(islice(evidence.batches(), SCREENED))
+    with TemporaryDirectory(prefix="enginefarm-") as folder:
+
+        def accepted(wide: frozenset[str]) -> bool:
+            return judge(onnx_files.write(made(wide), Path(folder)))
+
+        def noise(wide: frozenset[str]) -> float:
+            return screen.noise(made(wide), batches)
+
+        for candidates in groups:
+            found = Search(noise, accepted, evidence.tries, evidence.memory).run(candidates)
+            if found is not None:
+                return found
+    return None
+
+
+def is_small(model: ModelProto) -> bool:
+    weights = sum(len(tensor.raw_data) for tensor in onnx_files.tensors(model))
+    return weights <= LARGEST_BYTES

@@ -1,0 +1,53 @@
+"""What decides a precision's graph, as its action key has it. Loads no library."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.spec import ToolUse
+from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
+from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
+
+CAST_VERSION = "3"
+"""Of the mixed-precision cast: raise it when the graph that it makes changes."""
+RULES_VERSION = "1"
+"""Of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
+
+
+def cast_tool(low: str) -> ToolUse:
+    """The mixed-precision cast to `FLOAT16` or `BFLOAT16`."""
+    wide = [*WIDE, *(WIDE_IN_BF16 if low == "BFLOAT16" else ())]
+    return ToolUse(
+        name="enginefarm.mixed", version=CAST_VERSION, arguments={"low": low, "wide": [*wide]}
+    )
+
+
+def wide_tools(
+    recipe: Recipe, precision: PrecisionName, reference_digest: str | None
+) -> tuple[ToolUse, ...]:
+    """What keeps nodes wide: names, ranges seen on the reference's data, and the search, which
+    ends where the budget is met.
+
+    reference_digest: `data.data_digest` of the verification data.
+    """
+    data: dict[str, JsonValue] = {
+        "data": reference_digest,
+        "settings": recipe.verification.model_dump(mode="json", exclude={"data"}),
+    }
+    rules = ToolUse(
+        name="enginefarm.kept_wide",
+        version=RULES_VERSION,
+        arguments={"names": [*recipe.keep_wide], **data},
+    )
+    if not recipe.search_tries:
+        return (rules,)
+    search = ToolUse(
+        name="enginefarm.search",
+        version=SEARCH_VERSION,
+        arguments={
+            "tries": recipe.search_tries,
+            "budget": recipe.budget(precision).model_dump(mode="json"),
+        },
+    )
+    return (rules, search)
