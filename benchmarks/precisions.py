@@ -22,9 +22,9 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import PrecisionName, Recipe
-from enginefarm.graph import calibration, export, feeds, onnx_files, slim, verify
-from enginefarm.graph.precisions import precision, qdq
-from enginefarm.graph.precisions.graph import finish
+from enginefarm.graph import calibration, export, feeds, slim, verify
+from enginefarm.graph.precisions import eight_bits, precision, prepare, qdq, targets
+from enginefarm.graph.precisions.graph import finish, infer_types
 from enginefarm.graph.precisions.mixed import cast
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
@@ -83,8 +83,9 @@ def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> list[Figure]:
         for kind, storage in EIGHT_BITS.items():
             from onnx import TensorProto
 
-            model = onnx_files.read(source)
-            qdq.insert(model, ranges, storage)
+            model = prepare.fp32(source, kind, eight_bits.OPSET)
+            infer_types(model)
+            qdq.insert(model, ranges, storage, with_weights(model))
             made = finish(cast(model, TensorProto.FLOAT16), folder / "eight", "eight bits")
             show(f"{kind} {label}", kind, made.path, seconds)
     return figures
@@ -103,8 +104,9 @@ def all_ranges(
 ) -> Iterator[tuple[str, dict[str, float], float]]:
     options = recipe.calibration
     assert options is not None
-    model = onnx_files.read(source)
-    names = qdq.activations(model)
+    model = prepare.fp32(source, "int8", eight_bits.OPSET)
+    infer_types(model)
+    names = qdq.activations(model, with_weights(model))
     methods = [("minmax", {}), ("entropy", {})]
     methods += [("percentile", {"percentile": value}) for value in PERCENTILES]
     for method, extra in methods:
@@ -116,6 +118,10 @@ def all_ranges(
     if with_ort:
         started = time.monotonic()
         yield "ORT entropy", ort_entropy(source, names, recipe), time.monotonic() - started
+
+
+def with_weights(model: Any) -> list[targets.Target]:
+    return [target for target in qdq.candidates(model) if target.group == targets.WEIGHTS]
 
 
 def ort_entropy(source: Path, names: tuple[str, ...], recipe: Recipe) -> dict[str, float]:
@@ -136,7 +142,7 @@ def ort_entropy(source: Path, names: tuple[str, ...], recipe: Recipe) -> dict[st
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         made = create_calibrator(
             source,
-            op_types_to_calibrate=sorted(qdq.OUTPUT_AXIS),
+            op_types_to_calibrate=sorted(targets.OUTPUT_AXIS),
             augmented_model_path=f"{folder}/augmented.onnx",
             calibrate_method=CalibrationMethod.Entropy,
             extra_options={"num_bins": 2048, "num_quantized_bins": 128, "symmetric": True},

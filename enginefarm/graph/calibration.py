@@ -15,6 +15,7 @@ from enginefarm import progress
 from enginefarm.documents.recipe import Calibration
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import ort
+from enginefarm.graph.precisions.exposed import exposed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,7 @@ class AbsHistogram:
 
     def __init__(self) -> None:
         self.counts: Array | None = None
+        self.size = 0
         self.limit = 0.0
         self.amax = 0.0
 
@@ -48,6 +50,7 @@ class AbsHistogram:
         import numpy as np
 
         values = np.asarray(values, np.float32).ravel()
+        self.size += values.size
         top = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
         if not np.isfinite(top):
             raise CalibrationError("NaN or infinity")
@@ -138,20 +141,42 @@ def ranges(
     batches: Iterable[Mapping[str, Array]],
     options: Calibration,
 ) -> dict[str, float]:
-    """For each named tensor the largest |x| that is to be represented.
+    """For each named tensor the largest |x| that is to be represented, by `options.method`, which
+    is not `auto`.
 
     Raises: CalibrationError, naming the tensor, when there is no data or it gives NaN.
     """
-    histograms = {name: AbsHistogram() for name in names}
-    session = _session(model, names)
+    return chosen(histograms(model, names, batches, options), options)
+
+
+def chosen(found: Mapping[str, AbsHistogram], options: Calibration) -> dict[str, float]:
+    """What `options.method` makes of the histograms. Values that no data reached, as in a branch
+    that never ran, are left out."""
+    method = METHODS[options.method]
+    return {name: method(seen, options) for name, seen in found.items() if seen.size}
+
+
+def histograms(
+    model: ModelProto,
+    names: Sequence[str],
+    batches: Iterable[Mapping[str, Array]],
+    options: Calibration,
+) -> dict[str, AbsHistogram]:
+    """A histogram of |x| for each named tensor, those in the branches of an If too.
+
+    Raises: CalibrationError, naming the tensor, when there is no data or it gives NaN.
+    """
+    made, shown = exposed(model, names)
+    session = ort.session_of(made, error=CalibrationError, what="the calibration graph")
+    del made
+    seen = {name: AbsHistogram() for name in names}
     count = 0
     for batch in batches:
         inputs = {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
         found = ort.run(session, inputs, error=CalibrationError, what=f"calibration batch {count}")
-        found.update(inputs)
         for name in names:
             try:
-                histograms[name].add(found[name])
+                seen[name].add(found[shown[name]] if name in shown else batch[name])
             except CalibrationError as error:
                 raise CalibrationError(
                     f"calibration batch {count}: tensor {name!r} holds {error.what}",
@@ -163,22 +188,4 @@ def ranges(
         raise CalibrationError(
             "calibration: the data gives no batch", fix="give representative samples"
         )
-    method = METHODS[options.method]
-    return {name: method(histogram, options) for name, histogram in histograms.items()}
-
-
-def _session(model: ModelProto, names: Sequence[str]) -> Any:
-    """A session that also gives the named tensors, and not the model's own outputs."""
-    from onnx import ModelProto as Proto
-    from onnx import TensorProto, helper
-
-    augmented = Proto()
-    augmented.CopyFrom(model)
-    inputs = {value.name for value in model.graph.input}
-    extra = [name for name in names if name not in inputs]
-    if extra:
-        del augmented.graph.output[:]
-        augmented.graph.output.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra
-        )
-    return ort.session_of(augmented, error=CalibrationError, what="the calibration graph")
+    return seen

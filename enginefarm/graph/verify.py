@@ -107,6 +107,14 @@ def verify_here(request_json: str) -> str:
     ).model_dump_json()
 
 
+def passes(request: Request) -> bool:
+    """Whether the graph is within its budget, verified in this process.
+
+    Raises: as `verify_graph` does.
+    """
+    return GraphVerification.model_validate_json(verify_here(request.model_dump_json())).passed
+
+
 def _blamed(
     request: Request, outputs: tuple[OutputComparison, ...], broken: int
 ) -> tuple[OutputComparison, ...]:

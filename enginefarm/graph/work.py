@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, JsonValue
 
@@ -20,18 +20,25 @@ from enginefarm.schema import Frozen
 from enginefarm.settings import build_limits
 from enginefarm.store.site import onnx_files_of
 
+if TYPE_CHECKING:
+    from enginefarm.graph.precisions.evidence import Evidence
+
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
 
 
 class Order(Frozen):
-    """What a stage is to work on. folder: where its files go. onnx: the graph it starts from."""
+    """What a stage is to work on. folder: where its files go. onnx: the graph it starts from.
+    reference: what a precision is measured against. memory: where its search for nodes to keep
+    wide takes notes; None: no search."""
 
     recipe: Recipe
     root: Path
     folder: Path
     onnx: Path | None = None
     precision: str = ""
+    reference: Path | None = None
+    memory: Path | None = None
     outputs: tuple[str, ...] = ()
 
     @property
@@ -119,8 +126,27 @@ def convert(request: str) -> str:
     order = Order.model_validate_json(request)
     recipe, found = order.placed, precision(order.precision)
     batches: Iterable[Any] = calibration_batches(recipe) if found.calibrated else ()
-    done = found.convert(order.graph, order.folder / "out", recipe, batches)
+    done = found.convert(order.graph, order.folder / "out", recipe, batches, _evidence(order))
     return Made(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
+
+
+def _evidence(order: Order) -> Evidence | None:
+    """The reference, and where a search is wanted, the whole verification as its judge. That runs
+    in this process, which is a child already."""
+    from enginefarm.graph.precisions.evidence import Evidence
+    from enginefarm.graph.verify import Request, passes
+
+    reference, recipe = order.reference, order.placed
+    if reference is None:
+        return None
+    if order.memory is None:
+        return Evidence(reference)
+    budget, comparing = recipe.budget(order.precision), recipe.verification.comparing
+
+    def judge(graph: Path) -> bool:
+        return passes(Request(onnx=graph, reference=reference, budget=budget, comparing=comparing))
+
+    return Evidence(reference, judge, recipe.search_tries, order.memory)
 
 
 def calibration_batches(recipe: Recipe) -> Iterator[Any]:

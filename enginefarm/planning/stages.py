@@ -227,44 +227,79 @@ class Prepared(Frozen):
 def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
     """What decides that precision's graph. Cheap: reads no array, loads no library."""
     from enginefarm.graph.data import data_digest
+    from enginefarm.graph.feeds import verification_data
     from enginefarm.graph.precisions import precision
 
     found = precision(name)
     digest = None
     if found.calibrated and recipe.calibration is not None:
         digest = data_digest(recipe.calibration.data, recipe.root)
-    return found.use(recipe, digest)
+    return found.use(recipe, digest, data_digest(verification_data(recipe), recipe.root))
 
 
-def convert(site: Site, recipe: Recipe, model: plan.Model, name: str) -> StageRecord:
+def convert(
+    site: Site, recipe: Recipe, model: plan.Model, ref: Reference, name: str, *, search: bool
+) -> StageRecord:
     """The graph rewritten to one precision: cast, or calibrated into Q/DQ.
 
-    Raises: PrecisionError, CalibrationError.
+    search: also look for nodes to keep wide, until the budget is met. What was measured is noted
+    in the cache, and a search that was interrupted goes on from there.
+    Raises: PrecisionError, CalibrationError, RecipeError for `keep_wide`.
     """
+    key = stage_key(
+        onnx=model.onnx.digest,
+        precision=precision_use(recipe, name).model_dump(mode="json"),
+        reference=ref.npz.digest,
+        search=search,
+    )
 
     def work(scratch: Path) -> Produced:
         graph = materialise(site, model.onnx, scratch / "in")
-        order = _order(recipe, scratch, onnx=graph.absolute(), precision=name)
+        order = _order(
+            recipe,
+            scratch,
+            onnx=graph.absolute(),
+            precision=name,
+            reference=site.cache.ensure(site.store, ref.npz).absolute(),
+            memory=_memory(site, key) if search else None,
+        )
         made = _in_child("convert", order, what=f"{name} conversion", error=PrecisionError)
         values = {"opset": model.onnx.opset, "details": made.values}
         return Produced(files=made.files, values=values)
 
-    use = precision_use(recipe, name)
-    key = stage_key(onnx=model.onnx.digest, precision=use.model_dump(mode="json"))
-    record, _ = recorded(site, f"precision-{name}", key, work)
+    record, _ = recorded(site, f"search-{name}" if search else f"precision-{name}", key, work)
     return record
+
+
+def _memory(site: Site, key: str) -> Path:
+    """Where the search notes what it measured."""
+    folder = site.cache.root / "searches"
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / f"{key}.jsonl").absolute()
 
 
 def prepare(
     site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str
 ) -> Prepared:
-    """convert(), then the graph's outputs against the FP32 reference.
+    """convert(), then the graph's outputs against the FP32 reference; over the budget, convert()
+    again with a search for nodes to keep wide.
 
-    A graph over its accuracy budget is returned too: `verification.passed` says so.
+    A graph that is over its accuracy budget even so is returned too: `verification.passed` says so.
     """
+    prepared = _prepared(site, recipe, model, ref, precision, search=False)
+    if prepared.verification.passed or not recipe.search_tries or precision == "fp32":
+        return prepared
+    searched = _prepared(site, recipe, model, ref, precision, search=True)
+    seconds = prepared.seconds + searched.seconds
+    return searched.model_copy(update={"seconds": seconds})
+
+
+def _prepared(
+    site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str, *, search: bool
+) -> Prepared:
     from enginefarm.graph.verify import METHOD, verify_graph
 
-    converted = convert(site, recipe, model, precision)
+    converted = convert(site, recipe, model, ref, precision, search=search)
     graph = onnx_ref_of(converted)
     budget = recipe.budget(precision)
     comparing = recipe.verification.comparing

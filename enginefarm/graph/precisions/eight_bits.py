@@ -7,26 +7,39 @@ them would keep the builder from fusing the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from enginefarm.documents.recipe import Calibration, PrecisionName, Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import calibration
-from enginefarm.graph.precisions import ConversionReport, qdq
-from enginefarm.graph.precisions.graph import cast_tool, finish, wide_nodes
+from enginefarm.graph import calibration, onnx_files
+from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.graph import finish, wide_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from enginefarm.graph.data import Batch
+    from enginefarm.graph.precisions.kept_wide import Kept
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "2"
-"""Of calibration.py and qdq.py: raise it when the graph they make changes."""
+VERSION = "3"
+"""Of calibration.py, qdq.py and targets.py: raise it when the graph they make changes."""
+AUTO = ("minmax", "percentile", "entropy")
+"""What `method: auto` tries; of two that are as good, the first."""
+WITHOUT_REFERENCE = "minmax"
+"""What `auto` takes where nothing can be compared."""
+WORSE = 1.12
+"""A group of operators beside those with weights is quantised where the noise grows by no more
+than this (0.5 dB)."""
 
 
 class EightBits:
@@ -40,7 +53,13 @@ class EightBits:
         """The recipe's calibration, as this precision uses it."""
         return _options(recipe)
 
-    def use(self, recipe: Recipe, calibration_digest: str | None) -> PrecisionUse:
+    def suits(self, target: targets.Target, model: ModelProto) -> bool:
+        """Whether the engine computes this operator in this precision."""
+        return True
+
+    def use(
+        self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
+    ) -> PrecisionUse:
         options = self.options(recipe)
         if calibration_digest is None:
             raise CalibrationError(f"{self.name}: the calibration data has no digest")
@@ -48,20 +67,25 @@ class EightBits:
             name="enginefarm.qdq",
             version=VERSION,
             arguments={
-                "operators": [*sorted(qdq.OUTPUT_AXIS)],
+                "operators": [*sorted(targets.OUTPUT_AXIS), *sorted(targets.OTHERS)],
                 "storage": self.storage.element,
                 "bins": calibration.BINS,
                 "levels": calibration.LEVELS,
                 "stride": calibration.STRIDE,
             },
         )
+        percentile = options.percentile if options.method in ("percentile", "auto") else None
         return PrecisionUse(
             name=self.name,
-            tools=(quantiser, cast_tool("FLOAT16")),
+            tools=(
+                quantiser,
+                use.cast_tool("FLOAT16"),
+                *use.wide_tools(recipe, self.name, reference_digest),
+            ),
             calibration=CalibrationUse(
                 data_digest=calibration_digest,
                 method=options.method,
-                percentile=options.percentile if options.method == "percentile" else None,
+                percentile=percentile,
                 batches=options.batches,
                 batch_size=options.batch_size,
                 seed=options.seed,
@@ -69,32 +93,134 @@ class EightBits:
         )
 
     def convert(
-        self, src: Path, dest_dir: Path, recipe: Recipe, batches: Iterable[Batch]
+        self,
+        src: Path,
+        dest_dir: Path,
+        recipe: Recipe,
+        batches: Iterable[Batch],
+        evidence: Evidence | None = None,
     ) -> ConversionReport:
         from onnx import TensorProto
 
-        from enginefarm.graph.precisions import prepare
-        from enginefarm.graph.precisions.mixed import cast
+        from enginefarm.graph.precisions import kept_wide, prepare
 
         options = self.options(recipe)
         model = prepare.fp32(src, self.name, OPSET)
-        names = qdq.activations(model)
-        ranges = calibration.ranges(model, names, batches, options)
-        counts = qdq.insert(model, ranges, self.storage)
-        model = cast(model, TensorProto.FLOAT16)
-        _expect(model, counts, self.name)
-        return finish(
-            model,
-            dest_dir,
-            self.name,
-            {
-                "method": options.method,
-                "quantize_nodes": counts.quantize,
-                "dequantize_nodes": counts.dequantize,
-                "quantized_operators": counts.nodes,
-                **wide_nodes(model),
-            },
-        )
+        kept = kept_wide.find(model, TensorProto.FLOAT16, recipe.keep_wide, evidence)
+        possible = [
+            target
+            for target in qdq.candidates(model)
+            if target.node not in kept and self.suits(target, model)
+        ]
+        names = qdq.activations(model, possible)
+        seen = calibration.histograms(model, names, batches, options)
+        possible = _reached(model, possible, seen)
+        work = _Work(model, self.storage, kept, evidence)
+        method, ranges = work.choose(seen, options, possible)
+        chosen = work.groups(ranges, possible)
+        found = work.searched(ranges, chosen)
+        kept |= found
+        chosen = [target for target in chosen if target.node not in found]
+        made, counts = work.made(ranges, chosen)
+        _expect(made, counts, self.name)
+        details: dict[str, JsonValue] = {
+            "method": method,
+            "quantize_nodes": counts.quantize,
+            "dequantize_nodes": counts.dequantize,
+            "quantized_operators": counts.nodes,
+            "quantised_operators": counts.nodes,
+            "quantisable_operators": len(qdq.candidates(model)),
+            "kept_wide": kept_wide.listed(made, kept),
+            **wide_nodes(made),
+        }
+        return finish(made, dest_dir, self.name, details)
+
+
+@dataclass
+class _Work:
+    """Graphs of one model, quantised in one way or another. The model itself stays as it is."""
+
+    model: ModelProto
+    storage: qdq.Storage
+    kept: Mapping[str, Kept]
+    evidence: Evidence | None
+
+    def made(
+        self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
+    ) -> tuple[ModelProto, qdq.Counts]:
+        from onnx import TensorProto
+
+        from enginefarm.graph.precisions.constants import copied
+        from enginefarm.graph.precisions.mixed import cast
+
+        model = copied(self.model)
+        counts = qdq.insert(model, ranges, self.storage, chosen)
+        return cast(model, TensorProto.FLOAT16, self.kept), counts
+
+    def choose(
+        self,
+        seen: Mapping[str, calibration.AbsHistogram],
+        options: Calibration,
+        possible: Sequence[targets.Target],
+    ) -> tuple[str, dict[str, float]]:
+        """The method, and the ranges that it gives: of several the one with the least noise."""
+        from enginefarm.graph.precisions import screen
+
+        method = options.method
+        if method != "auto":
+            return method, calibration.chosen(seen, options)
+        ranges = {
+            name: calibration.chosen(seen, options.model_copy(update={"method": name}))
+            for name in AUTO
+        }
+        if self.evidence is None:
+            return WITHOUT_REFERENCE, ranges[WITHOUT_REFERENCE]
+        weights = [target for target in possible if target.group == targets.WEIGHTS]
+        noise = {
+            name: screen.noise_of_slices(
+                self.made(found, weights)[0], islice(self.evidence.batches(), screen.BATCHES)
+            )
+            for name, found in ranges.items()
+        }
+        best = min(AUTO, key=lambda name: noise[name])
+        return best, ranges[best]
+
+    def groups(
+        self, ranges: Mapping[str, float], possible: Sequence[targets.Target]
+    ) -> list[targets.Target]:
+        """Operators with weights, and each other group that costs next to nothing."""
+        from enginefarm.graph.precisions import screen
+
+        names = [targets.WEIGHTS]
+        if self.evidence is None:
+            return [target for target in possible if target.group in names]
+        batches = list(islice(self.evidence.batches(), screen.BATCHES))
+
+        def noise(names: Collection[str]) -> float:
+            chosen = [target for target in possible if target.group in names]
+            return screen.noise_of_slices(self.made(ranges, chosen)[0], batches)
+
+        there = {target.group for target in possible}
+        least = noise(names) if len(there) > 1 else 0.0
+        for group in targets.GROUPS:
+            if group in there and group not in names and noise([*names, group]) <= least * WORSE:
+                names.append(group)
+        return [target for target in possible if target.group in names]
+
+    def searched(
+        self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
+    ) -> dict[str, Kept]:
+        """Operators that have to stay in FP16 for the budget."""
+        from enginefarm.graph.precisions import kept_wide, to_budget
+
+        if self.evidence is None or not to_budget.is_small(self.model):
+            return {}
+
+        def made(wide: frozenset[str]) -> ModelProto:
+            return self.made(ranges, [t for t in chosen if t.node not in wide])[0]
+
+        found = to_budget.search(made, [[target.node for target in chosen]], self.evidence)
+        return kept_wide.of_search(found)
 
 
 class Int8(EightBits):
@@ -121,9 +247,28 @@ def _options(recipe: Recipe) -> Calibration:
     return recipe.calibration
 
 
+def _reached(
+    model: ModelProto,
+    possible: Sequence[targets.Target],
+    seen: Mapping[str, calibration.AbsHistogram],
+) -> list[targets.Target]:
+    """Without operators in a branch that no calibration batch took: their range is unknown."""
+    reached = [
+        target
+        for target in possible
+        if all(seen[name].size for name in qdq.activations(model, [target]))
+    ]
+    if not any(target.group == targets.WEIGHTS for target in reached):
+        raise CalibrationError(
+            "calibration: the data reaches no operator that could be quantised",
+            fix="give data that takes the branches with Conv, Gemm or MatMul in them",
+        )
+    return reached
+
+
 def _expect(model: ModelProto, counts: qdq.Counts, name: str) -> None:
     """A graph that was silently left unquantised builds and verifies well: count."""
-    found = [node.op_type for node in model.graph.node]
+    found = [node.op_type for graph in onnx_files.graphs(model.graph) for node in graph.node]
     quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
     if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):
         raise PrecisionError(

@@ -1,23 +1,26 @@
 """Explicit quantisation: Q/DQ pairs around what TensorRT runs in 8 bits.
 
-Conv, ConvTranspose, Gemm and MatMul with constant weights get a per-tensor Q/DQ on the
-activation and a per-channel DQ on the weight, both symmetric. Outputs, biases and products
-of two activations (attention) stay in the base precision: quantising those costs accuracy
-and gains TensorRT nothing that it does not fuse by itself.
+An activation gets a per-tensor Q/DQ, a constant weight a per-channel DQ, both symmetric. Biases
+stay in the base precision. Which operators those are: targets.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import targets
+from enginefarm.graph.precisions.constants import copied
+from enginefarm.graph.precisions.free_names import FreeNames, bodies
 from enginefarm.graph.precisions.graph import keep_initializers
+from enginefarm.graph.precisions.targets import Target
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
     Array = np.ndarray[Any, Any]
 
@@ -44,125 +47,145 @@ class Counts:
     nodes: int
 
 
-def activations(model: ModelProto) -> tuple[str, ...]:
-    """Names of the tensors that need a range, in graph order.
+def candidates(model: ModelProto) -> list[Target]:
+    """What of the FP32 graph can be quantised, in graph order.
 
     Raises: PrecisionError when the graph is quantised already, or has nothing to quantise.
     """
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise PrecisionError(
-            "the graph has Q/DQ nodes already",
-            fix="start from the FP32 model, or ask for fp16, which keeps the Q/DQ it has",
-        )
-    names = [model.graph.node[index].input[0] for index in _axes(model)]
-    if not names:
+    for graph in onnx_files.graphs(model.graph):
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+            raise PrecisionError(
+                "the graph has Q/DQ nodes already",
+                fix="start from the FP32 model, or ask for fp16, which keeps the Q/DQ it has",
+            )
+    found = targets.find(model)
+    if not any(target.group == targets.WEIGHTS for target in found):
         raise PrecisionError(
             "there is nothing to quantise: no Conv, Gemm or MatMul has constant weights",
             fix="drop int8/fp8 from the recipe's precisions",
         )
+    return found
+
+
+def activations(model: ModelProto, chosen: Sequence[Target]) -> tuple[str, ...]:
+    """Names of the values that need a range, each once."""
+    nodes = {node.name: node for g in onnx_files.graphs(model.graph) for node in g.node}
+    names = [nodes[t.node].input[index] for t in chosen for index in t.activations]
     return tuple(dict.fromkeys(names))
 
 
-def insert(model: ModelProto, ranges: Mapping[str, float], storage: Storage) -> Counts:
+@dataclass
+class _Insertion:
+    storage: Storage
+    ranges: Mapping[str, float]
+    targets: Mapping[str, Target]
+    weights: Mapping[str, tuple[GraphProto, TensorProto]]
+    free: FreeNames
+    quantize: int = 0
+    dequantize: int = 0
+    nodes: int = 0
+    scales: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+
+
+def insert(
+    model: ModelProto, ranges: Mapping[str, float], storage: Storage, chosen: Sequence[Target]
+) -> Counts:
     """Rewrites the FP32 graph in place, with these ranges of |x| for its activations.
 
     Scales are rounded to FP16 first, so that an FP16 base computes the same.
     """
-    from onnx import helper
+    graphs = list(onnx_files.graphs(model.graph))
+    state = _Insertion(
+        storage=storage,
+        ranges=ranges,
+        targets={target.node: target for target in chosen},
+        weights={tensor.name: (g, tensor) for g in graphs for tensor in g.initializer},
+        free=FreeNames(model),
+    )
+    _graph(state, model.graph, model.graph)
+    read = {name for g in onnx_files.graphs(model.graph) for node in g.node for name in node.input}
+    read |= {output.name for g in onnx_files.graphs(model.graph) for output in g.output}
+    for graph in onnx_files.graphs(model.graph):
+        keep_initializers(graph, read)
+    return Counts(state.quantize, state.dequantize, state.nodes)
 
-    targets = _axes(model)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    uses = _uses(model)
-    dequantized: dict[str, str] = {}
+
+def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:
+    """One graph, and the bodies in it. Each has Q/DQ nodes of its own, on shared scales."""
+    made: dict[str, str] = {}
     nodes: list[NodeProto] = []
-    quantize = dequantize = 0
-    for index, node in enumerate(model.graph.node):
-        axis = targets.get(index)
-        if axis is not None:
-            source, weight = node.input[0], node.input[1]
-            if source not in dequantized:
-                scale, zero = _add_scale(model, source, ranges[source], storage)
-                middle, result = f"{source}_quantized", f"{source}_dequantized"
-                nodes.append(
-                    helper.make_node(
-                        "QuantizeLinear", [source, scale, zero], [middle], f"{source}_Q"
-                    )
-                )
-                nodes.append(
-                    helper.make_node(
-                        "DequantizeLinear", [middle, scale, zero], [result], f"{source}_DQ"
-                    )
-                )
-                dequantized[source] = result
-                quantize, dequantize = quantize + 1, dequantize + 1
-            key = f"{weight}@{axis}"
-            if key not in dequantized:
-                nodes.append(_weight(model, weights[weight], axis, storage))
-                dequantized[key] = nodes[-1].output[0]
-                dequantize += 1
-            uses[weight] -= 1
-            node.input[0], node.input[1] = dequantized[source], dequantized[key]
+    for node in graph.node:
+        for body in bodies(node):
+            _graph(state, main, body)
+        target = state.targets.get(node.name)
+        if target is not None:
+            for index in target.activations:
+                name = node.input[index]
+                if name not in made:
+                    made[name] = _activation(state, main, nodes, name)
+                node.input[index] = made[name]
+            if target.axis is not None:
+                key = f"{node.input[1]}@{target.axis}"
+                if key not in made:
+                    made[key] = _weight(state, nodes, node.input[1], target.axis)
+                node.input[1] = made[key]
+            state.nodes += 1
         nodes.append(node)
-    _replace(model, nodes, {name for name in weights if not uses[name]})
-    return Counts(quantize, dequantize, len(targets))
+    copies = [copied(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
-def _axes(model: ModelProto) -> dict[int, int]:
-    """Index of each node that can be quantised -> output-channel axis of its weight."""
-    from onnx import TensorProto
+def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], name: str) -> str:
+    from onnx import TensorProto, helper, numpy_helper
 
-    weights = {
-        tensor.name: len(tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT
-    }
-    found: dict[int, int] = {}
-    for index, node in enumerate(model.graph.node):
-        if node.op_type not in OUTPUT_AXIS or node.input[0] in weights:
-            continue
-        rank = weights.get(node.input[1], 0)
-        if rank >= 2:
-            found[index] = OUTPUT_AXIS[node.op_type](node, rank)
-    return found
-
-
-def _transposed(node: NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-
-
-OUTPUT_AXIS: dict[str, Callable[[NodeProto, int], int]] = {
-    "Conv": lambda node, rank: 0,
-    "ConvTranspose": lambda node, rank: 1,
-    "Gemm": lambda node, rank: 0 if _transposed(node) else 1,
-    "MatMul": lambda node, rank: rank - 1,
-}
-"""Operator -> axis of the output channels in its weight, by node and the weight's rank."""
+    free = state.free
+    if name not in state.scales:
+        scale, zero = free.make(f"{name}_scale"), free.make(f"{name}_zero_point")
+        values = _scale(state.ranges[name], state.storage)
+        main.initializer.append(numpy_helper.from_array(values, scale))
+        element = TensorProto.DataType.Value(state.storage.element)
+        main.initializer.append(helper.make_tensor(zero, element, [], bytes(1), raw=True))
+        state.scales[name] = scale, zero
+    scale, zero = state.scales[name]
+    middle, result = free.make(f"{name}_quantized"), free.make(f"{name}_dequantized")
+    for operator, source, output, short in (
+        ("QuantizeLinear", name, middle, "Q"),
+        ("DequantizeLinear", middle, result, "DQ"),
+    ):
+        node_name = free.make(f"{name}_{short}")
+        nodes.append(helper.make_node(operator, [source, scale, zero], [output], node_name))
+    state.quantize, state.dequantize = state.quantize + 1, state.dequantize + 1
+    return result
 
 
-def _uses(model: ModelProto) -> dict[str, int]:
-    from collections import Counter
+def _weight(state: _Insertion, nodes: list[NodeProto], name: str, axis: int) -> str:
+    """Adds the 8-bit weight with its scales, where the weight is; gives the DequantizeLinear's
+    result."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
 
-    from enginefarm.graph.onnx_files import graphs
-
-    uses: Counter[str] = Counter()
-    for graph in graphs(model.graph):
-        for node in graph.node:
-            uses.update(node.input)
-        uses.update(output.name for output in graph.output)
-    return uses
-
-
-def _replace(model: ModelProto, nodes: list[NodeProto], unused: set[str]) -> None:
-    from onnx import NodeProto as Node
-
-    copies: list[NodeProto] = []
-    for node in nodes:
-        copy = Node()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    keep_initializers(model.graph, {tensor.name for tensor in model.graph.initializer} - unused)
+    home, tensor = state.weights[name]
+    values = numpy_helper.to_array(tensor)
+    others = tuple(index for index in range(values.ndim) if index != axis)
+    scale = _scale(np.abs(values).max(axis=others), state.storage)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    stored = _round(values / scale.reshape(shape), state.storage)
+    element = TensorProto.DataType.Value(state.storage.element)
+    parts = [state.free.make(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
+    home.initializer.extend(
+        [
+            helper.make_tensor(parts[0], element, values.shape, stored.tobytes(), raw=True),
+            numpy_helper.from_array(scale, parts[1]),
+            helper.make_tensor(parts[2], element, scale.shape, bytes(scale.size), raw=True),
+        ]
+    )
+    result = state.free.make(f"{name}_dequantized")
+    node_name = state.free.make(f"{name}_DQ")
+    nodes.append(helper.make_node("DequantizeLinear", parts, [result], node_name, axis=axis))
+    state.dequantize += 1
+    return result
 
 
 def _scale(amax: Any, storage: Storage) -> Any:
@@ -174,53 +197,6 @@ def _scale(amax: Any, storage: Storage) -> Any:
     low = rounded.astype(np.float64) < wanted
     rounded = np.where(low, np.nextafter(rounded, np.float16(np.inf)), rounded)
     return rounded.astype(np.float32)
-
-
-def _add_scale(model: ModelProto, name: str, amax: float, storage: Storage) -> tuple[str, str]:
-    from onnx import TensorProto, helper, numpy_helper
-
-    scale, zero = f"{name}_scale", f"{name}_zero_point"
-    model.graph.initializer.append(numpy_helper.from_array(_scale(amax, storage), scale))
-    element = TensorProto.DataType.Value(storage.element)
-    model.graph.initializer.append(helper.make_tensor(zero, element, [], bytes(1), raw=True))
-    return scale, zero
-
-
-def _weight(model: ModelProto, weight: TensorProto, axis: int, storage: Storage) -> NodeProto:
-    """Adds the 8-bit weight with its scales; gives its DequantizeLinear."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    values = numpy_helper.to_array(weight)
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    scale = _scale(np.abs(values).max(axis=others), storage)
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    stored = _round(values / scale.reshape(shape), storage)
-    name = f"{weight.name}_{axis}" if f"{weight.name}_scale" in _names(model) else weight.name
-    element = TensorProto.DataType.Value(storage.element)
-    model.graph.initializer.extend(
-        [
-            helper.make_tensor(
-                f"{name}_quantized", element, values.shape, stored.tobytes(), raw=True
-            ),
-            numpy_helper.from_array(scale, f"{name}_scale"),
-            helper.make_tensor(
-                f"{name}_zero_point", element, scale.shape, bytes(scale.size), raw=True
-            ),
-        ]
-    )
-    return helper.make_node(
-        "DequantizeLinear",
-        [f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"],
-        [f"{name}_dequantized"],
-        f"{name}_DQ",
-        axis=axis,
-    )
-
-
-def _names(model: ModelProto) -> set[str]:
-    return {tensor.name for tensor in model.graph.initializer}
 
 
 def _round(values: Array, storage: Storage) -> Array:

@@ -60,9 +60,8 @@ ARITHMETIC = frozenset(
 )
 MEANS = frozenset(("GlobalAveragePool", "ReduceMean", "ReduceSum"))
 NORMS = MEANS | frozenset(("ReduceL2", "ReduceSumSquare"))
-MAX_STEPS = 4
-"""How many nodes may stand between the sum of squares and its root: an epsilon, a bound, a
-reshape or two."""
+MAX_STEPS = 8
+"""How many nodes may stand between a mean and the root: an epsilon, a bound, reshapes."""
 
 
 class Links:
@@ -99,34 +98,84 @@ class Rule:
 
 
 def normalisations(links: Links) -> Iterator[NodeProto]:
-    """Layer and RMS normalisations written out: the squares behind a mean, what they are squares
-    of, the root, and the division by it."""
+    """Squares behind a mean, and layer and RMS normalisations written out: from what is squared
+    over the mean and the root to the product with the root, and the difference from the mean."""
     for node in links.nodes:
-        if node.op_type in NORMS:
-            yield from _squares(links, node)
+        if node.op_type in NORMS and (square := _square_below(links, node)) is not None:
+            yield from (node, square, *_difference_below(links, square))
         if _is_root(links, node):
-            chain = _down_to_the_mean(links, node)
-            if chain:
-                yield from chain
-                yield node
-                yield from _divisions(links, node)
+            cone = _cone(links, node, MAX_STEPS)
+            yield from cone
+            if cone:
+                yield from _applied(links, node)
+                for inner in cone:
+                    if inner.op_type in MEANS:
+                        yield from _taken_away(links, inner, MAX_STEPS)
 
 
-def _squares(links: Links, mean: NodeProto) -> Iterator[NodeProto]:
-    """The square whose mean or sum this is, and the difference from a mean that it squares."""
-    square = links.maker.get(mean.input[0])
+def _cone(links: Links, node: NodeProto, steps: int) -> list[NodeProto]:
+    """The node and all between it and the means below it; empty where no way ends in one."""
+    if node.op_type in NORMS:
+        square = _square_below(links, node)
+        return [node] if square is None else [node, square, *_difference_below(links, square)]
+    if steps == 0:
+        return []
+    found = [
+        inner
+        for maker in links.computed(node)
+        if maker.op_type in ARITHMETIC | MOVES | NORMS
+        for inner in _cone(links, maker, steps - 1)
+    ]
+    return [node, *found] if found else []
+
+
+def _square_below(links: Links, mean: NodeProto) -> NodeProto | None:
+    """The square whose mean or sum this is."""
     if mean.op_type in ("ReduceL2", "ReduceSumSquare"):
-        square = mean
-    elif square is None or not _is_square(links, square):
+        return mean
+    square = links.maker.get(mean.input[0])
+    return square if square is not None and _is_square(links, square) else None
+
+
+def _difference_below(links: Links, square: NodeProto) -> list[NodeProto]:
+    """The difference from a mean that is squared, and what makes the mean."""
+    difference = links.maker.get(square.input[0])
+    if difference is None or difference.op_type != "Sub":
+        return []
+    means = [inner for maker in links.computed(difference) for inner in _cone(links, maker, 2)]
+    return [difference, *means] if means else []
+
+
+def _applied(links: Links, root: NodeProto) -> Iterator[NodeProto]:
+    """From the root to the product or quotient with what it normalises."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        for reader in (r for name in node.output for r in links.readers[name]):
+            variable = [name for name in reader.input if name not in links.constants]
+            if reader.op_type in ("Div", "Mul"):
+                yield reader
+                if len(variable) == 1:  # by a constant: the root is not applied yet
+                    waiting.append(reader)
+            elif reader.op_type in MOVES or (
+                reader.op_type in ("Add", "Clip", "Max", "Reciprocal") and len(variable) == 1
+            ):
+                yield reader
+                waiting.append(reader)
+
+
+def _taken_away(links: Links, mean: NodeProto, steps: int) -> Iterator[NodeProto]:
+    """From a mean to the difference from it: what is close to the mean would lose all its bits."""
+    if steps == 0:
         return
-    yield mean
-    yield square
-    inner = links.maker.get(square.input[0])
-    if inner is not None and inner.op_type == "Sub":
-        means = [node for node in links.computed(inner) if node.op_type in MEANS]
-        if means:
-            yield inner
-            yield from means
+    for reader in (r for name in mean.output for r in links.readers[name]):
+        if reader.op_type == "Sub":
+            yield reader
+        elif reader.op_type in MOVES or (
+            reader.op_type in ("Div", "Mul") and not links.constants.keys().isdisjoint(reader.input)
+        ):
+            yield reader
+            yield from _taken_away(links, reader, steps - 1)
 
 
 def _is_square(links: Links, node: NodeProto) -> bool:
@@ -149,32 +198,6 @@ def _is_root(links: Links, node: NodeProto) -> bool:
     if node.op_type == "Sqrt":
         return True
     return node.op_type == "Pow" and _scalar(links, node.input[1]) in (0.5, -0.5)
-
-
-def _down_to_the_mean(links: Links, root: NodeProto) -> list[NodeProto]:
-    """From the root to the mean of squares below it; empty where there is none."""
-    passed: list[NodeProto] = []
-    node = links.maker.get(root.input[0])
-    while node is not None and len(passed) <= MAX_STEPS:
-        passed.append(node)
-        if node.op_type in NORMS:
-            found = list(_squares(links, node))
-            return [*passed, *found] if found else []
-        if node.op_type not in ARITHMETIC | MOVES:
-            return []
-        made = [name for name in node.input if name in links.maker]
-        node = links.maker[made[0]] if len(made) == 1 else None
-    return []
-
-
-def _divisions(links: Links, root: NodeProto) -> Iterator[NodeProto]:
-    for reader in (node for name in root.output for node in links.readers[name]):
-        if reader.op_type in ("Div", "Mul", "Reciprocal", "Max", "Add", "Clip", "Expand"):
-            yield reader
-            if reader.op_type in ("Div", "Mul"):
-                continue
-            for name in reader.output:
-                yield from (n for n in links.readers[name] if n.op_type in ("Div", "Mul"))
 
 
 def angles(links: Links) -> Iterator[NodeProto]:

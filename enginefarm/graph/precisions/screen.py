@@ -17,28 +17,65 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+BATCHES = 2
+"""Of the reference, for a first look; the verification takes all of them."""
+
+
 def noise(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
     """Power of the difference over power of the reference, at the float output where it is
     largest; infinite where an output is not finite. The model is changed: 16 bits are emulated.
 
     Raises: PrecisionError when the graph cannot be run.
     """
+    found = _powers(model, batches)
+    return max((float(lost.sum() / _least(signal.sum())) for signal, lost in found), default=0.0)
+
+
+def noise_of_slices(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
+    """As `noise`, but the geometric mean over channels, which are axis 1 of outputs of rank 3 and
+    more: a detector's boxes are large numbers, and would hide its class scores."""
+    import numpy as np
+
+    worst = 0.0
+    for signal, lost in _powers(model, batches):
+        there = signal > 0
+        if not np.isfinite(lost).all():
+            return float("inf")
+        if there.any():
+            shares = np.maximum(lost[there] / signal[there], 1e-30)
+            worst = max(worst, float(np.exp(np.log(shares).mean())))
+    return worst
+
+
+def _powers(model: ModelProto, batches: Iterable[ReferenceBatch]) -> list[tuple[Array, Array]]:
+    """For each float output the power of the reference and of the difference, by channel."""
     import numpy as np
 
     from enginefarm.graph.emulate import emulate
 
-    session = ort.session_of(emulate(model), error=PrecisionError, what="a graph of the search")
-    sums: dict[str, list[float]] = {}
+    session = ort.session_of(emulate(model), error=PrecisionError, what="a graph that was tried")
+    sums: dict[str, tuple[Array, Array]] = {}
     for batch in batches:
-        found = ort.run(session, batch.inputs, error=PrecisionError, what="a graph of the search")
+        found = ort.run(session, batch.inputs, error=PrecisionError, what="a graph that was tried")
         for name, wanted in batch.outputs.items():
             if wanted.dtype.kind != "f":
                 continue
             x, y = wanted.astype(np.float64), found[name].astype(np.float64)
-            there = np.isfinite(x)
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(np.square(x[there]).sum())
-            if x.shape != y.shape or not np.isfinite(y[there]).all():
-                return float("inf")
-            total[1] += float(np.square(x[there] - y[there]).sum())
-    return max((lost / max(signal, 1e-60) for signal, lost in sums.values()), default=0.0)
+            if x.shape != y.shape:
+                raise PrecisionError(f"output {name!r} has another shape than in FP32")
+            there = np.isfinite(x)  # infinities that FP32 has too are no damage
+            x, y = np.where(there, x, 0.0), np.where(there, y, 0.0)
+            others = tuple(axis for axis in range(x.ndim) if axis != 1) if x.ndim > 2 else None
+            with np.errstate(invalid="ignore", over="ignore"):
+                signal = np.atleast_1d(np.square(x).sum(axis=others))
+                lost = np.atleast_1d(np.square(x - y).sum(axis=others))
+            lost = np.where(np.isfinite(lost), lost, np.inf)
+            known = sums.get(name)
+            if known is not None and known[0].shape == signal.shape:
+                signal, lost = signal + known[0], lost + known[1]
+            sums[name] = signal, lost
+    return list(sums.values())
+
+
+def _least(signal: float) -> float:
+    return max(signal, 1e-60)

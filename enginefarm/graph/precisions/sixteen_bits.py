@@ -65,7 +65,8 @@ class SixteenBits:
         if evidence is not None and evidence.judge is not None:
             kept |= _searched(model, low, kept, evidence)
         model = cast(model, low, kept)
-        details = {"kept_wide": kept_wide.listed(model, kept), **wide_nodes(model)}
+        details = wide_nodes(model)
+        details["kept_wide"] = kept_wide.listed(model, kept)
         report = finish(model, dest_dir, self.name, details)
         progress.report(self.name, 1, 1)
         return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,11 +36,10 @@ def find(model: ModelProto) -> list[Target]:
 
     model: of `prepare.fp32`, with the dtypes and shapes of its values.
     """
-    ranks: dict[str, int] = {}
     constants: dict[str, int] = {}
     shapes: dict[str, tuple[object, ...]] = {}
     for graph in branches(model.graph):
-        _known(graph, ranks, constants, shapes)
+        _known(graph, constants, shapes)
     found: list[Target] = []
     for graph in branches(model.graph):
         for node in graph.node:
@@ -61,16 +60,13 @@ def branches(graph: GraphProto) -> Iterator[GraphProto]:
 
 def _known(
     graph: GraphProto,
-    ranks: dict[str, int],
     constants: dict[str, int],
     shapes: dict[str, tuple[object, ...]],
 ) -> None:
     from onnx import TensorProto
 
     for tensor in graph.initializer:
-        constants[tensor.name] = (
-            len(tensor.dims) if tensor.data_type == TensorProto.FLOAT else -1
-        )
+        constants[tensor.name] = len(tensor.dims) if tensor.data_type == TensorProto.FLOAT else -1
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if kind.elem_type == TensorProto.FLOAT and kind.HasField("shape"):
@@ -79,8 +75,7 @@ def _known(
             )
 
 
-def _product(node: NodeProto, constants: Collection[str]) -> Target | None:
-    assert isinstance(constants, dict)
+def _product(node: NodeProto, constants: Mapping[str, int]) -> Target | None:
     if node.op_type not in OUTPUT_AXIS or node.input[0] in constants:
         return None
     rank = constants.get(node.input[1], 0)

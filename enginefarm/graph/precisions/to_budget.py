@@ -16,8 +16,6 @@ from enginefarm.graph.precisions.search import Found, Search
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SCREENED = 2
-"""Batches of the reference that noise is measured on; the judge takes all of them."""
 LARGEST_BYTES = 1 << 30
 """Of weights. Each try holds the graph once in FP32 and once more; larger graphs are not searched,
 so that the memory of a stage stays a small multiple of the weights."""
@@ -38,7 +36,7 @@ def search(
     judge = evidence.judge
     if judge is None or evidence.tries == 0:
         return None
-    batches = list(islice(evidence.batches(), SCREENED))
+    batches = list(islice(evidence.batches(), screen.BATCHES))
     with TemporaryDirectory(prefix="enginefarm-") as folder:
 
         def accepted(wide: frozenset[str]) -> bool:

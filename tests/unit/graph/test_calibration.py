@@ -14,7 +14,7 @@ from enginefarm.errors import CalibrationError
 from enginefarm.graph import calibration
 from enginefarm.graph.calibration import AbsHistogram
 
-OPTIONS = Calibration(data=Data(path="d.npz"))
+OPTIONS = Calibration(data=Data(path="d.npz"), method="entropy")
 
 
 def histogram(*pieces: np.ndarray) -> AbsHistogram:

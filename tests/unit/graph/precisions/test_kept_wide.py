@@ -1,0 +1,289 @@
+"""Nodes that stay in FP32: by rule, by the ranges of the reference, by name, and by search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper, parser
+from tiny_models import document
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import PrecisionError, RecipeError
+from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.emulate import emulate
+from enginefarm.graph.precisions import precision
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.search import Search
+
+RECIPE = Recipe.model_validate(document())
+RANDOM = np.random.default_rng(0)
+HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
+
+
+def made(text: str, **weights: Any) -> onnx.ModelProto:
+    model = parser.parse_model(f"{HEAD} {text}")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
+    )
+    return model
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, np.ndarray]:
+    session = ort.session_of(model, error=PrecisionError, what="test")
+    return ort.run(session, feeds, error=PrecisionError, what="test")
+
+
+def evidence(
+    model: onnx.ModelProto, tmp_path: Path, feeds: dict[str, Any], **more: Any
+) -> Evidence:
+    """A reference of one batch, as the FP32 graph computes it."""
+    path = tmp_path / "reference.npz"
+    arrays = {f"0000/input/{name}": value for name, value in feeds.items()}
+    arrays |= {f"0000/output/{name}": value for name, value in run(model, feeds).items()}
+    np.savez(path, **arrays)
+    return Evidence(path, **more)
+
+
+def convert(
+    model: onnx.ModelProto,
+    tmp_path: Path,
+    name: str = "fp16",
+    seen: Evidence | None = None,
+    **recipe: Any,
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    source = onnx_files.write(model, tmp_path / "in")
+    changed = RECIPE.model_copy(update=recipe)
+    report = precision(name).convert(source, tmp_path / name, changed, (), seen)
+    return onnx_files.read(report.path), report.details
+
+
+def kept(details: dict[str, Any]) -> set[str]:
+    return {item["op_type"] for item in details["kept_wide"]}
+
+
+def decibels(model: onnx.ModelProto, converted: onnx.ModelProto, feeds: dict[str, Any]) -> float:
+    """SQNR of the first output, every result of 16 bits rounded."""
+    wanted = next(iter(run(model, feeds).values())).astype(np.float64)
+    found = next(iter(run(emulate(converted), feeds).values())).astype(np.float64)
+    lost = max(float(np.square(wanted - found).sum()), 1e-300)
+    return float(10 * np.log10(np.square(wanted).sum() / lost))
+
+
+LAYER_NORM = """agraph (float[n, 32] x) => (float[n, 32] y) {
+    axis = Constant <value = int64[1] {-1}> ()
+    mean = ReduceMean (x, axis)
+    d = Sub (x, mean)
+    square = Mul (d, d)
+    variance = ReduceMean (square, axis)
+    a = Add (variance, epsilon)
+    root = Sqrt (a)
+    y = Div (d, root)
+}"""
+MOMENTS = """agraph (float[n, 32] x) => (float[n, 32] y) {
+    axis = Constant <value = int64[1] {-1}> ()
+    mean = ReduceMean (x, axis)
+    d = Sub (x, mean)
+    square = Mul (x, x)
+    both = ReduceMean (square, axis)
+    other = Mul (mean, mean)
+    variance = Sub (both, other)
+    a = Add (variance, epsilon)
+    root = Sqrt (a)
+    inverse = Reciprocal (root)
+    y = Mul (d, inverse)
+}"""
+RMS_NORM = """agraph (float[n, 32] x) => (float[n, 32] y) {
+    axis = Constant <value = int64[1] {-1}> ()
+    square = Pow (x, two)
+    mean = ReduceMean (square, axis)
+    a = Add (mean, epsilon)
+    inverse = Pow (a, power)
+    y = Mul (x, inverse)
+}"""
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+@pytest.mark.parametrize("text", [LAYER_NORM, MOMENTS, RMS_NORM], ids=["layer", "moments", "rms"])
+def test_a_normalisation_that_is_written_out_stays_wide(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    constants = {"epsilon": np.float32(1e-6)}
+    if text is RMS_NORM:
+        constants |= {"two": np.float32(2), "power": np.float32(-0.5)}
+    feeds = {"x": RANDOM.normal(400, 60, size=(8, 32)).astype(np.float32)}
+    model = made(text, **constants)
+    converted, details = convert(model, tmp_path, name)
+    assert details["low_nodes"] == 0
+    # What is left is the rounding of x itself, on both sides, and of nothing else.
+    assert decibels(model, converted, feeds) > (50 if name == "fp16" else 30)
+
+
+def test_a_mean_and_a_root_that_normalise_nothing_are_low(tmp_path: Path) -> None:
+    model = made("""agraph (float[n, 32] x) => (float[n, 32] y) {
+        h = MatMul (x, w)
+        r = Sqrt (h)
+        y = Mul (r, x)
+    }""", w=np.abs(RANDOM.normal(size=(32, 32))).astype(np.float32))  # fmt: skip
+    _, details = convert(model, tmp_path)
+    assert details["kept_wide"] == []
+    assert details["low_nodes"] == 3
+
+
+def test_the_angles_of_positions_stay_wide(tmp_path: Path) -> None:
+    """Rotary positions of 30,000 and times of 1,000: in FP16 they would be off by radians."""
+    model = made("""agraph (int64[n] at, float[n, 1] t, float[n, 4] x) => (float[n, 4] y) {
+            axis = Constant <value = int64[1] {1}> ()
+            f = Cast <to = 1> (at)
+            column = Unsqueeze (f, axis)
+            angle = Mul (column, rate)
+            c = Cos (angle)
+            time = Mul (t, rate)
+            s = Sin (time)
+            a = Mul (c, s)
+            y = Mul (a, x)
+        }""", rate=np.array([1, 0.1, 0.01, 0.001], np.float32))  # fmt: skip
+    feeds = {
+        "at": RANDOM.integers(3000, 30000, size=64),
+        "t": RANDOM.uniform(0, 1000, size=(64, 1)).astype(np.float32),
+        "x": RANDOM.normal(size=(64, 4)).astype(np.float32),
+    }
+    for name, least in (("fp16", 55), ("bf16", 38)):
+        converted, details = convert(model, tmp_path, name)
+        assert decibels(model, converted, feeds) > least
+        assert {"Mul", "Cos", "Sin"} <= kept(details)
+
+
+OVERFLOW = """agraph (float[n, 8] x) => (float[n, 8] y) {
+    h = MatMul (x, w)
+    big = Mul (h, h)
+    small = Mul (big, tiny)
+    y = MatMul (small, w)
+}"""
+
+
+def overflow() -> tuple[onnx.ModelProto, dict[str, Any]]:
+    weight = RANDOM.normal(size=(8, 8)).astype(np.float32)
+    model = made(OVERFLOW, w=weight, tiny=np.float32(2.0**-12))
+    return model, {"x": RANDOM.normal(0, 300, size=(16, 8)).astype(np.float32)}
+
+
+def test_a_value_that_leaves_fp16_on_the_reference_data_keeps_its_nodes_wide(
+    tmp_path: Path,
+) -> None:
+    model, feeds = overflow()
+    converted, _ = convert(model, tmp_path)
+    assert not np.isfinite(next(iter(run(emulate(converted), feeds).values()))).all()
+    converted, details = convert(model, tmp_path, seen=evidence(model, tmp_path, feeds))
+    assert [item["op_type"] for item in details["kept_wide"]] == ["Mul", "Mul"]
+    assert "big reaches" in details["kept_wide"][0]["reason"]
+    assert decibels(model, converted, feeds) > 50
+    _, details = convert(model, tmp_path, "bf16", evidence(model, tmp_path, feeds))
+    assert details["kept_wide"] == [], "BF16 has FP32's range"
+
+
+def test_values_below_the_range_of_fp16_stay_wide(tmp_path: Path) -> None:
+    model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
+        a = MatMul (x, w)
+        b = Mul (a, c)
+        d = Relu (b)
+        y = MatMul (d, w)
+    }""", w=RANDOM.normal(0, 1e-4, size=(8, 8)).astype(np.float32), c=np.float32(1e-3))  # fmt: skip
+    feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
+    converted, _ = convert(model, tmp_path, seen=evidence(model, tmp_path, feeds))
+    assert decibels(model, converted, feeds) > 50
+
+
+def test_names_patterns_and_operators_of_the_recipe_stay_wide(tmp_path: Path) -> None:
+    model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
+        [first] a = MatMul (x, w)
+        [second] b = Tanh (a)
+        [block_1] c = Sigmoid (b)
+        y = Softmax (c)
+    }""", w=RANDOM.normal(size=(8, 8)).astype(np.float32))  # fmt: skip
+    for names, wanted in (
+        (("first",), {"MatMul"}),
+        (("Tanh", "Softmax"), {"Tanh", "Softmax"}),
+        (("block_*",), {"Sigmoid"}),
+    ):
+        converted, details = convert(model, tmp_path, keep_wide=names)
+        assert kept(details) == wanted == set(details["wide_nodes"])
+    types = {v.name: v.type.tensor_type.elem_type for v in converted.graph.value_info}
+    sigmoid = next(node for node in converted.graph.node if node.op_type == "Sigmoid")
+    assert types[sigmoid.output[0]] == TensorProto.FLOAT
+    with pytest.raises(RecipeError, match=r"keep_wide\[1\].*'frist'(?s:.*)did you mean 'first'"):
+        convert(model, tmp_path, keep_wide=("second", "frist"))
+
+
+def test_a_search_keeps_the_fewest_noisy_nodes() -> None:
+    """Two of 64 nodes make nearly all of the noise; the budget needs both of them wide."""
+    own = {f"n{i}": 1e-8 for i in range(64)} | {"n17": 1e-2, "n42": 1e-3}
+
+    def noise(wide: frozenset[str]) -> float:
+        return sum(value for name, value in own.items() if name not in wide)
+
+    search = Search(noise, lambda wide: noise(wide) < 1e-4, limit=40)
+    found = search.run(list(own))
+    assert found is not None
+    assert list(found.kept) == ["n17", "n42"]
+    assert found.tries <= 40
+    gains = list(found.kept.values())
+    assert gains[0] == pytest.approx(42, abs=1)
+    assert gains[1] == pytest.approx(32, abs=1)
+
+
+def test_a_search_gives_up_where_no_set_is_enough() -> None:
+    assert Search(lambda _: 1.0, lambda _: False, limit=40).run(["a", "b"]) is None
+
+
+def test_a_search_that_was_interrupted_measures_nothing_twice(tmp_path: Path) -> None:
+    calls: list[frozenset[str]] = []
+
+    def noise(wide: frozenset[str]) -> float:
+        calls.append(wide)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return float("inf") if "n3" not in wide else 1e-3
+
+    def search() -> Search:
+        return Search(noise, lambda wide: "n3" in wide, limit=20, memory=tmp_path / "memory")
+
+    names = [f"n{i}" for i in range(16)]
+    with pytest.raises(KeyboardInterrupt):
+        search().run(names)
+    found = search().run(names)
+    assert found is not None
+    assert found.kept == {"n3": None}, "infinite without: no figure"
+    assert len(set(calls)) == len(calls) - 1, "only the one that was interrupted ran again"
+
+
+def test_the_search_meets_the_budget_on_a_graph(tmp_path: Path) -> None:
+    """Softmax of logits around 9,000 that are apart by less than 8: their sum must stay wide."""
+    model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
+        [head] h = MatMul (x, w)
+        [shift] s = Add (h, nine)
+        [scores] y = Softmax (s)
+    }""", w=RANDOM.normal(size=(8, 8)).astype(np.float32), nine=np.float32(9000))  # fmt: skip
+    feeds = {"x": RANDOM.normal(size=(32, 8)).astype(np.float32)}
+    plain, _ = convert(model, tmp_path)
+    assert decibels(model, plain, feeds) < 20
+    seen = evidence(
+        model,
+        tmp_path,
+        feeds,
+        judge=lambda path: decibels(model, onnx_files.read(path), feeds) > 50,
+        tries=20,
+    )
+    converted, details = convert(model, tmp_path, seen=seen)
+    assert decibels(model, converted, feeds) > 50
+    assert [item["node"] for item in details["kept_wide"]] == ["shift", "scores"]
+    assert all(item["reason"].startswith("the search") for item in details["kept_wide"])
+
+
+def test_names_and_the_search_are_part_of_the_key() -> None:
+    use = precision("fp16").use(RECIPE, None)
+    for change in ({"keep_wide": ("Mul",)}, {"search_tries": 0}, {"search_tries": 5}):
+        assert precision("fp16").use(RECIPE.model_copy(update=change), None) != use
