@@ -13,7 +13,7 @@ from sample_manifest import make_manifest
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host import detect as host
-from enginefarm.store import embedded, s3
+from enginefarm.store import embedded, s3, signing
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 
@@ -78,7 +78,7 @@ def publish(store_environment: EngineStore) -> Callable[..., Manifest]:
         manifest = make_manifest(engine=engine, **changes)
         store_environment.put_bytes(engine)
         store_environment.put_bytes(b"graph")
-        assert store_environment.publish(manifest)
+        assert store_environment.publish(manifest, signing.signer())
         return manifest
 
     return put

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue
 
 from enginefarm.build import native as native_build
+from enginefarm.build.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
     BuildRecord,
@@ -29,14 +30,20 @@ from enginefarm.documents.manifest import (
     TensorInfo,
 )
 from enginefarm.documents.spec import BlobRef, BuildSpec
+from enginefarm.documents.stage import StageRecord
 from enginefarm.documents.thresholds import Budget
-from enginefarm.errors import BuildCrashed, BuildError, EngineRunError
+from enginefarm.errors import (
+    BuildCrashed,
+    BuildError,
+    EngineRunError,
+)
 from enginefarm.planning.stages import Prepared
 from enginefarm.progress import SINK, report
-from enginefarm.schema import Frozen, Name
+from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.site import Produced, Site, materialise, recorded, whole
+from enginefarm.store.statements import Vouching, vouching
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
@@ -78,6 +85,7 @@ class Built(Frozen):
     """A plan in the store, and what was seen while it was built."""
 
     plan: BlobRef
+    plan_key: Digest = Field(description="Of the record that says so.")
     log: BlobRef | None
     layers: BlobRef | None
     tensors: tuple[TensorInfo, ...]
@@ -108,7 +116,7 @@ def build(
     spec = job.spec
     with _alone(site, spec.plan_key):
         _refuse_quarantined(site, spec)
-        published = whole(site, job.recipe, spec.digest)
+        published = whole(site, job.recipe, spec.digest, vouching())
         if published is not None:
             report(f"build {spec.label}", 1, 1, "cached")
             return published
@@ -124,7 +132,7 @@ def build(
             report(f"build {spec.label}", 0, None, "for this GPU alone")
             built = _plan(site, job, asked.model_copy(update={"compute_capabilities": ()}), cancel)
         if workspace_mib is not None:
-            details = {**built.details, "workspace_mib_after_out_of_memory": workspace_mib}
+            details = {**built.details, SMALLER_WORKSPACE: workspace_mib}
             built = built.model_copy(update={"details": details})
         return built
 
@@ -141,13 +149,23 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
             values={**values, "gpu": asked.gpu.label},
         )
 
-    record, _ = recorded(site, f"plan-{asked.precision.name}", asked.plan_key, work)
+    stage = f"plan-{asked.precision.name}"
+    record, _ = recorded(site, stage, asked.plan_key, work, vouching())
+    return _built(record, asked.gpu.label)
+
+
+def _built(record: StageRecord, gpu_label: str) -> Built:
+    """What the record of a plan says, to the GPU that asks for it."""
     values = dict(record.values)
     first = values.pop("gpu")
     built = Built.model_validate(
-        {**values, **{name: record.outputs.get(name) for name in ("plan", "log", "layers")}}
+        {
+            **values,
+            **{name: record.outputs.get(name) for name in ("plan", "log", "layers")},
+            "plan_key": record.key,
+        }
     )
-    if first == asked.gpu.label:
+    if first == gpu_label:
         return built
     none_of_its_own = {"built_with": first, "seconds": 0.0, "peak_memory_bytes": 0}
     return built.model_copy(update=none_of_its_own)
@@ -204,7 +222,16 @@ def upload(site: Site, built: Built) -> Built:
 
 
 def publish(site: Site, job: Job, built: Built) -> Manifest:
-    """Writes the manifest. When somebody else's came first, theirs is the one that counts."""
+    """Writes the manifest. When somebody else's came first, theirs is the one that counts.
+
+    A process that has a signing key signs it, when a record that a trusted builder signed (this
+    process is one) says the same of the plan; and believes no manifest that is not signed.
+    Raises: SignatureRejected, PlanDamaged, StoreMissing.
+    """
+    vouches = vouching()
+    if vouches is not None:
+        require_vouched(site, job, built, vouches, said=_built)
+    require_plan_of(site, job.spec, built.plan)
     manifest = Manifest(
         recipe=job.recipe,
         spec=job.spec,
@@ -230,10 +257,15 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
         environment=environment(),
         created_at=datetime.now(UTC),
     )
-    if site.store.publish(manifest):
+    signer = None if vouches is None else vouches.signer
+    if site.store.publish(manifest, signer, lambda one: _believed(site, one, vouches)):
         return manifest
-    published = whole(site, job.recipe, job.spec.digest)
+    published = whole(site, job.recipe, job.spec.digest, vouches)
     return manifest if published is None else published
+
+
+def _believed(site: Site, manifest: Manifest, vouches: Vouching | None) -> bool:
+    return vouches is None or vouches.signed(site.store, manifest)
 
 
 def smaller_workspace(spec: BuildSpec) -> int:

@@ -71,8 +71,9 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
     """Point RECIPE's CHANNEL back at an earlier revision."""
     from enginefarm.release import promote as release
     from enginefarm.store import open_store
+    from enginefarm.store.signing import trust
 
-    moved = release.rollback(open_store(), recipe, channel, to=revision, why=why)
+    moved = release.rollback(open_store(), recipe, channel, to=revision, why=why, trust=trust())
     _print_move(moved, as_json=as_json)
 
 

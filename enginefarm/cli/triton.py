@@ -31,17 +31,20 @@ def triton_repo(
     from enginefarm.store import open_store, s3
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
+    from enginefarm.store.seen import SeenRevisions
     from enginefarm.store.signing import trust
+    from enginefarm.store.statements import require_name
 
     store, cache, trusted = open_store(), BlobCache(), trust()
     recipe, channel = split(name)
-    catalog = StoreCatalog(store)
-    chosen = triton.choose(catalog.manifests(recipe, channel), recipe, precision)
+    catalog = StoreCatalog(store, SeenRevisions(cache.root))
+    chosen = triton.choose(catalog.manifests(recipe, channel, trusted), recipe, precision)
     files = triton.repository(chosen, name=model_name or recipe)
     with watched(enabled=not as_json):
         for manifest in chosen:
             if trusted is not None:
                 trusted.require(manifest, catalog.attestation(manifest))
+                require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
         blobs = {one.engine.digest: cache.ensure(store, one.engine) for one in chosen}
         if destination.startswith("s3://"):
             target = s3.connect(destination)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 @click.option("--bytes", "read_bytes", is_flag=True, help="Download and hash each engine too.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(name: str, read_bytes: bool, as_json: bool) -> None:
-    """Check the signature of every engine of a recipe, or of one of its channels."""
+    """Check the signatures of a recipe's engines, of their names, and of a channel's revision."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.errors import EnginefarmError, SignatureRejected
     from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import open_store
     from enginefarm.store.channels import split
     from enginefarm.store.signing import trust
+    from enginefarm.store.statements import require_name
 
     trusted = trust()
     if trusted is None:
@@ -34,9 +35,11 @@ def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     catalog = StoreCatalog(store)
     rows: list[tuple[str, str, str]] = []
     failed: list[EnginefarmError] = []
-    for manifest in catalog.manifests(*split(name)):
+    recipe, channel = split(name)
+    for manifest in catalog.manifests(recipe, channel, trusted):
         try:
             keyid = trusted.require(manifest, catalog.attestation(manifest))
+            require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
             if read_bytes:
                 _hash(store, manifest)
             rows.append((manifest.spec.label, manifest.spec_digest[:12], f"signed by {keyid[:12]}"))
@@ -64,27 +67,49 @@ def _hash(store: EngineStore, manifest: Manifest) -> None:
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]")
-def sign(name: str) -> None:
+@click.option(
+    "--vouch",
+    is_flag=True,
+    help="Sign also what no trusted builder's record speaks for: you know where it comes from.",
+)
+def sign(name: str, vouch: bool) -> None:
     """Sign the engines of a recipe or channel that were published without a key.
 
-    Their bytes are downloaded and hashed first.
+    Their bytes are downloaded and hashed first. Without --vouch an engine is signed only when
+    a builder with a trusted key recorded that it built it: whoever can write to the store can
+    publish, and a signature says that you stand for it.
     """
     from enginefarm.errors import SignatureRejected
     from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import open_store, signing
     from enginefarm.store.channels import split
+    from enginefarm.store.statements import name_it, vouching
 
-    signer = signing.signer()
-    if signer is None:
+    vouches = vouching()
+    if vouches is None:
         raise SignatureRejected(
             "sign: no key is configured",
             fix="enginefarm keygen farm.pem, then set ENGINEFARM_SIGNING_KEY=farm.pem",
         )
     store = open_store()
-    for manifest in StoreCatalog(store).manifests(*split(name)):
+    recipe, channel = split(name)
+    for manifest in StoreCatalog(store).manifests(recipe, channel):
+        if vouches.signed(store, manifest):
+            name_it(store, recipe, manifest, vouches.signer)
+            click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} is already signed")
+            continue
+        if not (vouch or vouches.speaks_for(store, manifest)):
+            raise SignatureRejected(
+                f"sign: {manifest.recipe} {manifest.spec.label} ({manifest.spec_digest[:12]}) is "
+                "not signed",
+                why="no record that a trusted builder signed says that it was built",
+                fix="build it again with ENGINEFARM_SIGNING_KEY set; or add --vouch when you "
+                "know where it comes from",
+            )
         _hash(store, manifest)
-        envelope = signer.attest(manifest).canonical_json()
+        envelope = vouches.signer.attest(manifest).canonical_json()
         store.put_object(signing.attestation_key(manifest), envelope)
+        name_it(store, recipe, manifest, vouches.signer)
         click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} signed")
 
 

@@ -6,14 +6,16 @@ from datetime import datetime
 
 from pydantic import Field, JsonValue
 
+from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Name
 
 
-class StageRecord(Frozen):
+class StageRecord(Signed):
     """A step that was done once: what went in (`key`) and what came out.
 
-    The key is the sha256 of everything that decides the outputs.
+    The key is the sha256 of everything that decides the outputs. Signed by a builder that has
+    a signing key, because another one would sign an engine on the word of it.
     """
 
     stage: Name

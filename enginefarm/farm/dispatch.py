@@ -35,6 +35,7 @@ from enginefarm.planning import stages
 from enginefarm.planning.outcome import Outcome
 from enginefarm.planning.plan import Offer
 from enginefarm.store.site import whole
+from enginefarm.store.statements import is_named
 
 POLL_S = 1.0
 PAGE = 200
@@ -73,7 +74,7 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
     site = stages.here()
     store = site.store
     published = whole(site, job.recipe, job.spec.digest)
-    if published is not None:
+    if published is not None and is_named(store, job.recipe, published):
         return published, True
     with LANES.turn(pool):
         child = _start(job, pool)

@@ -10,17 +10,23 @@ from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreMissing
-from enginefarm.store import channels, signing
+from enginefarm.store import channels, signing, statements
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.seen import SeenRevisions
+from enginefarm.store.signing import Trust
 
 
 class Catalog(Protocol):
-    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+    def manifests(
+        self, recipe: str, channel: str | None, trust: Trust | None = None
+    ) -> tuple[Manifest, ...]:
         """Engines of a recipe, or those that its channel names.
 
-        Raises: StoreMissing when there is none.
+        trust: then the channel's revision must be signed by one of these keys, and be no older
+        than one that this host has seen.
+        Raises: StoreMissing when there is none; SignatureRejected.
         """
         ...
 
@@ -28,16 +34,25 @@ class Catalog(Protocol):
         """The signed envelope; None when it is not signed."""
         ...
 
+    def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
+        """The signed statement that the name stands for another recipe's engine."""
+        ...
+
 
 class StoreCatalog:
     """What the store says now."""
 
-    def __init__(self, store: EngineStore) -> None:
+    def __init__(self, store: EngineStore, seen: SeenRevisions | None = None) -> None:
         self._store = store
+        self._seen = seen
 
-    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+    def manifests(
+        self, recipe: str, channel: str | None, trust: Trust | None = None
+    ) -> tuple[Manifest, ...]:
         if channel is not None:
-            revision = channels.require_current(self._store, recipe, channel)
+            revision = channels.require_current(self._store, recipe, channel, trust)
+            if trust is not None and self._seen is not None:
+                self._seen.require_no_older(self._store.url, revision)
             return channels.manifests_of(self._store, revision)
         found = tuple(self._store.manifests(recipe))
         if not found:
@@ -52,12 +67,16 @@ class StoreCatalog:
         found = self._store.read_document(signing.attestation_key(manifest))
         return found[0] if found else None
 
+    def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
+        return statements.read_alias(self._store, recipe, manifest)
+
 
 class CachedCatalog:
     """What was pulled to this host before: manifests whose engine is in the cache.
 
     records/<recipe>/<spec_digest>.json            manifest
     records/<recipe>/<spec_digest>.dsse.json       its signature
+    records/<recipe>/<spec_digest>.alias.json      that the name stands for another's engine
     records/<recipe>/<channel>.channel.json        spec digests that were pulled by that channel
     """
 
@@ -67,12 +86,22 @@ class CachedCatalog:
     def _folder(self, recipe: str) -> Path:
         return self._cache.root / "records" / recipe
 
-    def remember(self, manifest: Manifest, channel: str | None, envelope: bytes | None) -> None:
-        """Notes what was pulled, so that --offline finds it again."""
-        folder = self._folder(manifest.recipe)
+    def remember(
+        self, recipe: str, manifest: Manifest, channel: str | None, proofs: Catalog | None
+    ) -> None:
+        """Notes what was pulled under that name, so that --offline finds it again.
+
+        proofs: where its signatures are, for a host that checks them.
+        """
+        folder = self._folder(recipe)
         named = {f"{manifest.spec_digest}.json": manifest.canonical_json()}
-        if envelope is not None:
-            named[f"{manifest.spec_digest}.dsse.json"] = envelope
+        if proofs is not None:
+            found = {"dsse": proofs.attestation(manifest), "alias": proofs.alias(recipe, manifest)}
+            named |= {
+                f"{manifest.spec_digest}.{kind}.json": body
+                for kind, body in found.items()
+                if body is not None
+            }
         if channel is not None:
             specs = [manifest.spec_digest]
             named[f"{channel}.channel.json"] = json.dumps(specs).encode()
@@ -81,7 +110,9 @@ class CachedCatalog:
             if not path.exists() or path.read_bytes() != data:
                 write_atomically(path, data)
 
-    def manifests(self, recipe: str, channel: str | None) -> tuple[Manifest, ...]:
+    def manifests(
+        self, recipe: str, channel: str | None, trust: Trust | None = None
+    ) -> tuple[Manifest, ...]:
         folder = self._folder(recipe)
         names = sorted(folder.glob("?" * 64 + ".json"))
         if channel is not None:
@@ -98,7 +129,12 @@ class CachedCatalog:
         return found
 
     def attestation(self, manifest: Manifest) -> bytes | None:
-        path = self._folder(manifest.recipe) / f"{manifest.spec_digest}.dsse.json"
+        found = (self._cache.root / "records").glob(f"*/{manifest.spec_digest}.dsse.json")
+        path = next(found, None)
+        return path.read_bytes() if path is not None else None
+
+    def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
+        path = self._folder(recipe) / f"{manifest.spec_digest}.alias.json"
         return path.read_bytes() if path.exists() else None
 
     @staticmethod

@@ -21,8 +21,10 @@ from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
+from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust, attestation_key, trust
 from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
+from enginefarm.store.statements import require_name
 
 REJECTIONS_SHOWN = 20
 
@@ -68,10 +70,13 @@ def pull(
     cache = cache or BlobCache()
     records = CachedCatalog(cache)
     opened = None if offline else store or open_store()
-    catalog: Catalog = records if opened is None else StoreCatalog(opened)
-    best, envelope = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection)
+    seen = SeenRevisions(cache.root)
+    catalog: Catalog = records if opened is None else StoreCatalog(opened, seen)
+    best = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection)
     pulled = fetch(best, store=opened, cache=cache, dest=dest)
-    records.remember(best.manifest, split(name)[1], envelope)
+    if opened is not None:
+        recipe, channel = split(name)
+        records.remember(recipe, best.manifest, channel, catalog if trust() else None)
     return pulled
 
 
@@ -82,32 +87,33 @@ def choose(
     gpu: str,
     precision: PrecisionName | None,
     on_selection: OnSelection | None = None,
-) -> tuple[Candidate, bytes | None]:
+) -> Candidate:
     """The best engine that fits, its signature checked where this host has a trust key.
 
-    With a trust key an engine that is not signed by it does not fit; that it was passed over
-    is a caveat of the one that is chosen. Raises: as pull().
+    With a trust key an engine that is not signed by it, or that no signed statement calls by
+    that name, does not fit; that it was passed over is a caveat of the one that is chosen.
+    Raises: as pull().
     """
     trusted = trust()
     host = detect(gpu)
     recipe, channel = split(name)
-    selection = select(catalog.manifests(recipe, channel), host, precision)
+    selection = select(catalog.manifests(recipe, channel, trusted), host, precision)
     if on_selection is not None:
         on_selection(selection, host)
     best = require_fit(selection, name, host)
     if trusted is None:
-        return best, None
+        return best
     refused: list[SignatureRejected] = []
     for candidate in selection.candidates:
-        envelope = catalog.attestation(candidate.manifest)
+        manifest = candidate.manifest
         try:
-            trusted.require(candidate.manifest, envelope)
+            trusted.require(manifest, catalog.attestation(manifest))
+            require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
         except SignatureRejected as error:
             refused.append(error)
             continue
         passed_over = tuple(f"{error.what}: {error.why}" for error in refused)
-        noted = candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
-        return noted, envelope
+        return candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
     raise refused[0]
 
 
@@ -118,8 +124,8 @@ def presign(
     those of its manifest and signature. Raises: as pull().
     """
     store = open_store()
-    catalog = StoreCatalog(store)
-    best, _ = choose(name, catalog, gpu=gpu, precision=precision)
+    catalog = StoreCatalog(store, SeenRevisions(BlobCache().root))
+    best = choose(name, catalog, gpu=gpu, precision=precision)
     manifest = best.manifest
     proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
     signed = catalog.attestation(manifest) is not None

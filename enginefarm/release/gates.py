@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import GateError, SignatureRejected
-from enginefarm.store import layout
+from enginefarm.store import layout, statements
 from enginefarm.store.channels import GateResult, Verdict
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.signing import Trust, attestation_key
@@ -18,10 +18,12 @@ from enginefarm.store.signing import Trust, attestation_key
 class GateContext:
     """What gates may look at.
 
-    production: manifests that the target channel names now.
+    recipe: the name that they are promoted under. production: manifests that the target
+    channel names now.
     """
 
     store: EngineStore
+    recipe: str
     production: tuple[Manifest, ...]
     allow_pending: bool
     allow_missing: bool
@@ -62,6 +64,8 @@ def signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     found = context.store.read_document(attestation_key(manifest))
     try:
         keyid = context.trust.require(manifest, found[0] if found else None)
+        alias = statements.read_alias(context.store, context.recipe, manifest)
+        statements.require_name(context.recipe, manifest, alias, context.trust)
     except SignatureRejected as error:
         return "refused", error.why
     return "passed", f"signed by {keyid[:12]}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreConflict, StoreMissing
+from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.release.gates import GateContext, require_passed
+from enginefarm.schema import NAME
 from enginefarm.settings import user
+from enginefarm.store import signing, statements
 from enginefarm.store.channels import (
     ChannelEngine,
     GateResult,
@@ -18,6 +21,7 @@ from enginefarm.store.channels import (
     history,
     manifests_of,
     require_current,
+    require_signed,
 )
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.signing import Trust
@@ -41,11 +45,13 @@ def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
     return tuple(newest[key] for key in sorted(newest))
 
 
-def candidates(store: EngineStore, recipe: str, source: str | None) -> tuple[Manifest, ...]:
+def candidates(
+    store: EngineStore, recipe: str, source: str | None, trust: Trust | None = None
+) -> tuple[Manifest, ...]:
     """What would be promoted: another channel's engines, or the newest ones."""
     if source is None:
         return newest_engines(store, recipe)
-    return manifests_of(store, require_current(store, recipe, source))
+    return manifests_of(store, require_current(store, recipe, source, trust))
 
 
 def promote(
@@ -69,10 +75,12 @@ def promote(
     Raises: GateError with every refusal, StoreConflict when somebody else moved the channel
     meanwhile, StoreMissing.
     """
-    name, before = f"{recipe}@{channel}", current(store, recipe, channel)
-    chosen = candidates(store, recipe, source)
+    name = channel_name(recipe, channel)
+    before = current(store, recipe, channel)
+    chosen = candidates(store, recipe, source, trust)
     context = GateContext(
         store=store,
+        recipe=recipe,
         production=_still_there(store, before),
         allow_pending=allow_pending,
         allow_missing=allow_missing,
@@ -109,12 +117,15 @@ def rollback(
     to: int | None = None,
     why: str = "",
     by: str | None = None,
+    trust: Trust | None = None,
 ) -> Revision:
     """Moves a channel back: to a revision, or to the last one with other engines.
 
     It is a new revision: the log only grows. Gates are not run again; the engines must still
-    be there. Raises: StoreMissing, StoreConflict.
+    be there. trust: then the revision to go back to must be signed by one of these keys.
+    Raises: StoreMissing, StoreConflict, SignatureRejected.
     """
+    channel_name(recipe, channel)
     now = require_current(store, recipe, channel)
     target = next(
         (
@@ -130,6 +141,8 @@ def rollback(
             f"rollback {recipe}@{channel}: {wanted}",
             fix=f"enginefarm channel {recipe} {channel} lists its revisions",
         )
+    if trust is not None:
+        require_signed(target, trust)
     for manifest in manifests_of(store, target):
         if not store.has_blob(manifest.engine):
             raise StoreMissing(
@@ -151,7 +164,23 @@ def rollback(
     )
 
 
+def channel_name(recipe: str, channel: str) -> str:
+    """`recipe@channel`. Raises: UsageError for what cannot be a name."""
+    for what, name in (("recipe", recipe), ("channel", channel)):
+        if not re.fullmatch(NAME, name):
+            raise UsageError(
+                f"promote: {name!r} cannot be the name of a {what}",
+                why="a name has 1 to 64 of a-z, 0-9, dot, dash and underscore, and begins and "
+                "ends with a letter or digit",
+            )
+    return f"{recipe}@{channel}"
+
+
 def _move(store: EngineStore, revision: Revision) -> Revision:
+    """Creates the revision, signed where this process has a signing key."""
+    signer = signing.signer()
+    unsigned = revision.model_copy(update={"signatures": ()})
+    revision = unsigned if signer is None else statements.sign(unsigned, signer)
     try:
         store.write_document(revision.key, revision.canonical_json(), if_etag=None)
     except StoreConflict:

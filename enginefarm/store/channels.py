@@ -18,10 +18,13 @@ from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import PrecisionName
+from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
 from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore, parsed
+from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
@@ -47,7 +50,7 @@ class ChannelEngine(Frozen):
     engine: BlobRef
 
 
-class Revision(Frozen):
+class Revision(Signed):
     """One move of a channel: who, when, to what, why, and what the gates said."""
 
     schema_version: int = 1
@@ -91,8 +94,13 @@ def current(store: EngineStore, recipe: str, channel: str) -> Revision | None:
     return None if newest is None else _read(store, newest)
 
 
-def require_current(store: EngineStore, recipe: str, channel: str) -> Revision:
-    """current(), or StoreMissing that names the channels there are."""
+def require_current(
+    store: EngineStore, recipe: str, channel: str, trust: Trust | None = None
+) -> Revision:
+    """current(), or StoreMissing that names the channels there are.
+
+    trust: then the revision must be signed by one of these keys (SignatureRejected).
+    """
     found = current(store, recipe, channel)
     if found is None:
         there = ", ".join(names(store, recipe))
@@ -100,7 +108,15 @@ def require_current(store: EngineStore, recipe: str, channel: str) -> Revision:
             f"channel {recipe}@{channel}: nothing was promoted to it",
             fix=f"channels of {recipe}: {there}" if there else f"enginefarm promote {recipe}",
         )
+    if trust is not None:
+        require_signed(found, trust)
     return found
+
+
+def require_signed(revision: Revision, trust: Trust) -> None:
+    """Raises: SignatureRejected for a revision that no trusted key signed."""
+    name = f"revision {revision.revision} of the channel {revision.recipe}@{revision.channel}"
+    statements.require(revision, trust, name)
 
 
 def names(store: EngineStore, recipe: str) -> tuple[str, ...]:

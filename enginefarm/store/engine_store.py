@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -21,6 +21,7 @@ from enginefarm.schema import Frozen
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
+from enginefarm.store.signing import Signer
 from enginefarm.store.sources import BlobSource
 
 Model = TypeVar("Model", bound=Frozen)
@@ -74,12 +75,18 @@ class EngineStore:
 
     # Manifests
 
-    def publish(self, manifest: Manifest) -> bool:
+    def publish(
+        self,
+        manifest: Manifest,
+        signer: Signer | None = None,
+        believes: Callable[[Manifest], bool] = lambda _: True,
+    ) -> bool:
         """Says that an engine is complete. False when somebody had said so already.
 
         The index entry is written second, and by losers too: who died between the two
         writes is healed by the next one. A manifest that is damaged, or whose blobs the store
-        lost, is replaced. Signed first, where ENGINEFARM_SIGNING_KEY is set.
+        lost, is replaced. signer: signs it first, of a process that built it.
+        believes: tells whether a manifest that is there already counts.
         Raises: StoreMissing when the engine's bytes are not in the store.
         """
         if manifest.spec.digest != manifest.spec_digest:
@@ -88,14 +95,13 @@ class EngineStore:
             if not blobs.present(self.objects, ref):
                 raise blobs.missing(ref)
         body = manifest.canonical_json()
-        signer = signing.signer()
         if signer is not None:  # before the manifest: hosts that check must find it signed
-            written = Manifest.model_validate_json(body)
+            written = Manifest.read(body)
             envelope = signer.attest(written).canonical_json()
             self.objects.put(signing.attestation_key(written), envelope)
         key = layout.manifest(manifest.spec_digest)
         created = self.objects.put_if_absent(key, body) is not None
-        created = created or self._replaced(manifest.spec_digest, body)
+        created = created or self._replaced(manifest.spec_digest, body, believes)
         entry = layout.entry_of(manifest)
         self.objects.put(layout.index(entry), b"")
         if not self.has_blob(manifest.engine):  # gc was between its second look and the delete
@@ -104,7 +110,9 @@ class EngineStore:
             raise blobs.missing(manifest.engine)
         return created
 
-    def _replaced(self, spec_digest: str, body: bytes) -> bool:
+    def _replaced(
+        self, spec_digest: str, body: bytes, believes: Callable[[Manifest], bool]
+    ) -> bool:
         """Whether this body took the place of a manifest that nobody can use."""
         key = layout.manifest(spec_digest)
         found = self.objects.get(key)
@@ -112,7 +120,8 @@ class EngineStore:
             return self.objects.put_if_absent(key, body) is not None
         with suppress(CorruptBlob):
             manifest = self._manifest_of(spec_digest, found[0])
-            if manifest.device_verification.status != "failed" and not self.lacks(manifest):
+            failed = manifest.device_verification.status == "failed"
+            if not failed and not self.lacks(manifest) and believes(manifest):
                 return False
         try:
             self.objects.put_if_match(key, body, found[1])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.signed import Signature
 from enginefarm.errors import SignatureRejected
 from enginefarm.schema import Frozen, canonical_json
 from enginefarm.store.provenance import is_about, signed_digest, statement
@@ -29,11 +30,6 @@ KEY = "ENGINEFARM_SIGNING_KEY"
 KEY_PEM = "ENGINEFARM_SIGNING_KEY_PEM"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PEM_BLOCK = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
-
-
-class Signature(Frozen):
-    keyid: str
-    sig: str
 
 
 class Envelope(Frozen):
@@ -50,6 +46,7 @@ class Signer:
 
     keyid: str
     sign: Callable[[bytes], bytes]
+    public: Any = None
 
     def __repr__(self) -> str:
         return f"Signer({self.keyid[:12]})"
@@ -79,7 +76,7 @@ class Trust:
         if envelope is None:
             raise _rejected(manifest, "it is not signed")
         try:
-            parsed = Envelope.model_validate_json(envelope)
+            parsed = Envelope.read(envelope)
             payload = base64.b64decode(parsed.payload, validate=True)
             signed = pre_authentication(parsed.payloadType, payload)
             keyid = self.signer_of(parsed.signatures, signed)
@@ -154,7 +151,8 @@ def signer(environ: Mapping[str, str] = os.environ) -> Signer | None:
         raise SignatureRejected(f"signing: {KEY} cannot be read", why=reason) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureRejected(f"signing: {KEY} is not an Ed25519 key", fix="enginefarm keygen")
-    return Signer(keyid=key_id(key.public_key()), sign=key.sign)
+    public = key.public_key()
+    return Signer(keyid=key_id(public), sign=key.sign, public=public)
 
 
 def trust(environ: Mapping[str, str] = os.environ) -> Trust | None:

@@ -28,6 +28,7 @@ from enginefarm.store.cache import BlobCache
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.failures import writing
+from enginefarm.store.statements import Vouching, name_it
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -71,11 +72,15 @@ class Produced:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def whole(site: Site, recipe: str, spec_digest: str) -> Manifest | None:
+def whole(
+    site: Site, recipe: str, spec_digest: str, vouching: Vouching | None = None
+) -> Manifest | None:
     """The published engine, listed under the recipe too, when all that it needs is there.
 
     What the store has lost is uploaded from this machine's cache, where that has it. None for
-    an engine that has to be built: it is not published, or damaged beyond that.
+    an engine that has to be built: it is not published, or damaged beyond that. vouching: then
+    one that no trusted builder signed counts as not published, and the recipe's name for
+    another recipe's engine is signed.
     Raises: NewerVersion.
     """
     try:
@@ -86,6 +91,10 @@ def whole(site: Site, recipe: str, spec_digest: str) -> Manifest | None:
         return None
     if not all(healed(site, ref) for ref in manifest.needs) or site.store.lacks(manifest):
         return None
+    if vouching is not None:
+        if not vouching.signed(site.store, manifest):
+            return None
+        name_it(site.store, recipe, manifest, vouching.signer)
     site.store.list_under(recipe, manifest)
     return manifest
 
@@ -104,14 +113,23 @@ def stage_key(**parts: Any) -> str:
 
 
 def recorded(
-    site: Site, stage: str, key: str, work: Callable[[Path], Produced]
+    site: Site,
+    stage: str,
+    key: str,
+    work: Callable[[Path], Produced],
+    vouching: Vouching | None = None,
 ) -> tuple[StageRecord, bool]:
     """The stage's record, and whether it was there already.
+
+    vouching: of a process that signs what the record says: it believes records that a trusted
+    builder signed, does the others' work again, and signs its own.
 
     A record that is damaged, or whose blobs have gone from the store and are not in the cache
     either, is worked out again.
     """
     found = found_record(site, stage, key)
+    if found is not None and vouching is not None and not vouching.believes(found):
+        found = None
     if found is not None and all(healed(site, ref) for ref in found.outputs.values()):
         report(stage, 1, 1, "cached")
         return found, True
@@ -130,6 +148,8 @@ def recorded(
         seconds=time.monotonic() - started,
         created_at=datetime.now(UTC),
     )
+    if vouching is not None:
+        record = vouching.sign(record)
     site.store.put_stage(record)
     report(stage, 1, 1)
     return record, False

@@ -38,7 +38,7 @@ def publish(store: EngineStore) -> Publish:
         assert isinstance(graph, bytes)
         store.put_bytes(engine)
         store.put_bytes(graph)
-        store.publish(manifest)
+        store.publish(manifest, signing.signer())
         return manifest
 
     return put

@@ -1,0 +1,51 @@
+"""The newest revision of each channel that this host has seen, so that an older one is noticed.
+
+Whoever can only write to the store cannot forge a signed revision, and can put an older one in
+its place by deleting the newer ones. A host that has seen those notices it. What no host can
+see by itself: that newer revisions are withheld from it which it has never seen, or that its
+own memory (a folder of the cache) was emptied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from enginefarm.errors import SignatureRejected
+from enginefarm.store.appearing import write_atomically
+from enginefarm.store.channels import Revision
+
+
+class SeenRevisions:
+    """seen/<store>/<recipe>/<channel>: a number. `store` is a digest of the store's URL."""
+
+    def __init__(self, cache_root: Path) -> None:
+        self._root = cache_root / "seen"
+
+    def require_no_older(self, store_url: str, revision: Revision) -> None:
+        """Notes a revision whose signature was checked.
+
+        Raises: SignatureRejected when this host has seen a newer one.
+        """
+        store = hashlib.sha256(store_url.encode()).hexdigest()[:16]
+        path = self._root / store / revision.recipe / revision.channel
+        newest = self._read(path)
+        if revision.revision < newest:
+            raise SignatureRejected(
+                f"signature: the channel {revision.recipe}@{revision.channel} has gone back to "
+                f"revision {revision.revision}",
+                why=f"this host has seen revision {newest}, and revisions only grow: a rollback "
+                "is a new revision. Somebody deleted revisions, or the store was restored from "
+                "an older copy",
+                fix=f"promote again, past revision {newest}; or, if the older copy is meant, "
+                f"delete {path}",
+            )
+        if revision.revision > newest:
+            write_atomically(path, str(revision.revision).encode())
+
+    @staticmethod
+    def _read(path: Path) -> int:
+        try:
+            return int(path.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return 0

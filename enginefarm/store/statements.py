@@ -1,0 +1,162 @@
+"""Signed statements beside those of manifests: what a builder recorded, what a name stands for,
+where a channel points.
+
+An engine's own signature says what was built. It does not say that the engine may be served
+under another recipe's name, nor that a channel points at it: whoever can write to the store
+could say that, so these are signed too.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TypeVar
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.signed import Signature, Signed
+from enginefarm.errors import SignatureRejected
+from enginefarm.schema import Digest, Name
+from enginefarm.store import signing
+from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.provenance import signed_digest
+from enginefarm.store.signing import Signer, Trust
+
+Document = TypeVar("Document", bound=Signed)
+
+
+class Alias(Signed):
+    """A recipe's name for an engine that was published under another recipe's."""
+
+    schema_version: int = 1
+    recipe: Name
+    spec_digest: Digest
+    manifest: Digest
+
+
+def sign(document: Document, signer: Signer) -> Document:
+    """The document with a signature over it, in place of those that it had."""
+    sig = base64.b64encode(signer.sign(_said(document))).decode()
+    signature = Signature(keyid=signer.keyid, sig=sig)
+    return document.model_copy(update={"signatures": (signature,)})
+
+
+def signed_by(document: Signed, trust: Trust) -> str | None:
+    """The id of the trusted key that signed exactly this document; None: no such key did."""
+    try:
+        return trust.signer_of(document.signatures, _said(document))
+    except ValueError:  # a signature that is not even base64
+        return None
+
+
+def require(document: Signed, trust: Trust, name: str) -> str:
+    """signed_by(), or SignatureRejected; name: what errors call the document."""
+    keyid = signed_by(document, trust)
+    if keyid is not None:
+        return keyid
+    by = ", ".join(one.keyid[:12] for one in document.signatures)
+    raise SignatureRejected(
+        f"signature: {name} is refused",
+        why=f"it is signed by {by}, and trusted are {trust}" if by else "it is not signed",
+        fix="set ENGINEFARM_SIGNING_KEY where it is written, and write it again; or correct "
+        "ENGINEFARM_TRUST",
+    )
+
+
+def _said(document: Signed) -> bytes:
+    kind = f"application/vnd.enginefarm.{type(document).__name__.lower()}+json"
+    body = document.model_copy(update={"signatures": ()}).canonical_json()
+    return signing.pre_authentication(kind, body)
+
+
+def alias_key(recipe: str, spec_digest: str) -> str:
+    return f"attestations/{spec_digest}/alias-{recipe}.json"
+
+
+def alias_of(recipe: str, manifest: Manifest) -> Alias:
+    return Alias(recipe=recipe, spec_digest=manifest.spec_digest, manifest=signed_digest(manifest))
+
+
+def name_it(store: EngineStore, recipe: str, manifest: Manifest, signer: Signer) -> None:
+    """Signs that a recipe's name stands for the engine too. Its own name needs no statement."""
+    if recipe != manifest.recipe:
+        alias = sign(alias_of(recipe, manifest), signer)
+        store.put_object(alias_key(recipe, manifest.spec_digest), alias.canonical_json())
+
+
+def read_alias(store: EngineStore, recipe: str, manifest: Manifest) -> bytes | None:
+    """The statement as it lies in the store; None where there is none, or none is needed."""
+    if recipe == manifest.recipe:
+        return None
+    found = store.read_document(alias_key(recipe, manifest.spec_digest))
+    return found[0] if found else None
+
+
+def is_named(store: EngineStore, recipe: str, manifest: Manifest) -> bool:
+    """False for a signed engine of another recipe, whose name here nobody has signed yet: hosts
+    that check would refuse it. A builder with the signing key signs it."""
+    if recipe == manifest.recipe or read_alias(store, recipe, manifest) is not None:
+        return True
+    return store.read_document(signing.attestation_key(manifest)) is None
+
+
+def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Trust) -> None:
+    """Raises: SignatureRejected for an engine that nobody trusted calls by that name."""
+    if recipe == manifest.recipe:
+        return
+    name = f"{manifest.recipe} {manifest.spec.label} under the name {recipe}"
+    if alias is None:
+        raise SignatureRejected(
+            f"signature: {name} is refused",
+            why="no signed statement says that the name stands for this engine",
+            fix=f"enginefarm sign --vouch {recipe}, on a machine that has the signing key",
+        )
+    said = parsed(alias_key(recipe, manifest.spec_digest), alias, Alias)
+    require(said, trust, name)
+    if said.model_copy(update={"signatures": ()}) != alias_of(recipe, manifest):
+        raise SignatureRejected(
+            f"signature: {name} is refused", why="the statement is of another engine or name"
+        )
+
+
+@dataclass(frozen=True)
+class Vouching:
+    """How a process that signs treats what others recorded: it believes what itself or a
+    trusted builder signed, and nothing else."""
+
+    signer: Signer
+    trust: Trust
+
+    def believes(self, document: Signed) -> bool:
+        return signed_by(document, self.trust) is not None
+
+    def signed(self, store: EngineStore, manifest: Manifest) -> bool:
+        """Whether a trusted builder signed the engine's manifest."""
+        found = store.read_document(signing.attestation_key(manifest))
+        try:
+            self.trust.require(manifest, found[0] if found else None)
+        except SignatureRejected:
+            return False
+        return True
+
+    def speaks_for(self, store: EngineStore, manifest: Manifest) -> bool:
+        """Whether a trusted builder's record says that it built this plan for this spec."""
+        spec = manifest.spec
+        alone = spec.model_copy(update={"compute_capabilities": ()})
+        for key in {spec.plan_key, alone.plan_key}:
+            record = store.stage(f"plan-{spec.precision.name}", key)
+            if record is not None and record.outputs.get("plan") == manifest.engine:
+                return self.believes(record)
+        return False
+
+    def sign(self, document: Document) -> Document:
+        return sign(document, self.signer)
+
+
+def vouching() -> Vouching | None:
+    """None for a process that signs nothing. Raises: SignatureRejected for unusable keys."""
+    signer = signing.signer()
+    if signer is None:
+        return None
+    trusted = signing.trust()
+    keys = {**(trusted.keys if trusted else {}), signer.keyid: signer.public}
+    return Vouching(signer, Trust(keys))

@@ -1,0 +1,15 @@
+"""The road from a job to a published engine, for tests whose builder is a fake."""
+
+from __future__ import annotations
+
+from enginefarm.build import engine as engines
+from enginefarm.build.engine import Built, Job
+from enginefarm.documents.manifest import Manifest
+from enginefarm.store.site import Site
+
+
+def made(site: Site, job: Job) -> Manifest:
+    built = engines.build(site, job)
+    if not isinstance(built, Built):
+        return built
+    return engines.publish(site, job, engines.upload(site, built))
