@@ -18,7 +18,8 @@ from enginefarm.errors import EnginefarmError, ToolchainError, UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
     "plan": ("enginefarm.cli.planning:plan", "What would be built, what is cached, and why."),
-    "build": ("enginefarm.cli.build:build", "Build a recipe's engines (runs the Prefect flow)."),
+    "build": ("enginefarm.cli.build:build", "Build a recipe's or a model's engines."),
+    "init": ("enginefarm.cli.init:init", "Write a recipe for a model."),
     "recipes": ("enginefarm.cli.recipes:recipes", "Recipes kept in the store: push, list, remove."),
     "server": ("enginefarm.cli.server:server", "Run the farm's Prefect server and its UI."),
     "worker": ("enginefarm.cli.worker:worker", "Take runs from a work pool."),
@@ -70,6 +71,18 @@ class LazyGroup(click.Group):
             )
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from enginefarm.cli.options import suggestion
+
+            raise UsageError(
+                f"there is no command {args[0]!r}",
+                fix=suggestion(args[0], COMMANDS) or "enginefarm --help lists the commands",
+            )
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

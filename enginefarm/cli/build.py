@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli.init import model_options, recipe_of, wishes
+from enginefarm.cli.options import gpus_option, precisions_option
+from enginefarm.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Generator
     from contextlib import AbstractContextManager
@@ -15,20 +19,51 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--gpu", "gpus", multiple=True, metavar="LABEL", help="Only this GPU (repeat).")
-@click.option("--precision", "precisions", multiple=True, help="Only this precision (repeat).")
+@click.argument("recipe", metavar="RECIPE|MODEL")
+@gpus_option("Only these GPUs (repeat, or with commas); of a MODEL: which GPUs.")
+@precisions_option("Only these precisions; of a MODEL: which, fp16 by default.")
+@model_options
+@click.option("--save", type=click.Path(path_type=Path), help="Keep the inferred recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Outcomes as JSON on standard output.")
 @click.option("-v", "--verbose", is_flag=True, help="Prefect's log lines too.")
 def build(
-    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...], as_json: bool, verbose: bool
+    recipe: str,
+    gpus: tuple[str, ...],
+    precisions: tuple[str, ...],
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    calibration: str | None,
+    name: str | None,
+    save: Path | None,
+    as_json: bool,
+    verbose: bool,
 ) -> int:
     """Build every engine of RECIPE that is not in the store yet.
+
+    MODEL, an .onnx or .pt2 file or FILE.py:CALLABLE, needs no recipe: one is inferred, shown,
+    and kept with --save. Without data of yours, its engines are compared on random inputs.
 
     Runs the Prefect flow build-model in this process, with a Prefect API of its own that ends
     with it; workers are used by the deployment of the same name (enginefarm deploy). When every
     engine is there already, no flow runs.
     """
+    from enginefarm.recipes import infer
+
+    if not infer.is_model(recipe):
+        if inputs or dims or calibration or name or save:
+            raise UsageError(
+                "--input, --dim, --calibration, --name and --save go with a model",
+                fix=f"write these in the recipe {recipe}",
+            )
+        return _built(Path(recipe), gpus, precisions, as_json, verbose)
+    wanted = wishes(gpus, precisions, inputs, dims, calibration, name)
+    with recipe_of(recipe, wanted, save) as file:
+        return _built(file, (), (), as_json, verbose)
+
+
+def _built(
+    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...], as_json: bool, verbose: bool
+) -> int:
     from enginefarm.cli.tables import print_outcomes
     from enginefarm.planning import outcome
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
@@ -58,8 +59,13 @@ def gpu(label: str) -> Gpu:
     except KeyError:
         raise GpuError(
             f"gpus: no GPU is labelled {label!r}",
-            fix=f"use one of: {', '.join(table())}; or add a table to gpus.toml",
+            fix=f"{_meant(label)}use one of: {', '.join(table())}; or add a table to gpus.toml",
         ) from None
+
+
+def _meant(label: str) -> str:
+    close = get_close_matches(label, list(table()), n=1)
+    return f"did you mean {close[0]}? Else " if close else ""
 
 
 def has_precision(compute_capability: str, precision: str) -> bool:

@@ -40,6 +40,9 @@ class GraphVerification(Frozen):
     not_checked: tuple[str, ...] = Field(
         default=(), description="What could not be run: branches that no data took, sizes."
     )
+    random_data: bool = Field(
+        default=False, description="It was run on seeded random inputs, not on data of the user."
+    )
     seconds: float | None = Field(default=None, ge=0)
     over_budget: tuple[str, ...] = Field(
         default=(),

@@ -164,6 +164,10 @@ class Data(Frozen):
     depends: tuple[str, ...] = Field(
         default=(), description="More files that the data depends on, relative to the recipe."
     )
+    random: bool = Field(
+        default=False,
+        description="Seeded random inputs. Every table says that figures come from these.",
+    )
     labels: str | None = Field(
         default=None,
         description="Key of the true classes in each batch, when the data is labelled.",
@@ -171,8 +175,8 @@ class Data(Frozen):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Data:
-        if (self.path is None) == (self.callable is None):
-            raise ValueError("give exactly one of `path` and `callable`")
+        if [self.path is not None, self.callable is not None, self.random].count(True) != 1:
+            raise ValueError("give exactly one of `path`, `callable` and `random: true`")
         return self
 
 
@@ -198,7 +202,8 @@ class Calibration(Frozen):
 
 
 class Verification(Comparing):
-    """What every stage is compared on. Without `data`, the calibration data is used."""
+    """What every stage is compared on. Without `data`, the calibration data is used; without
+    that too, seeded random inputs are, and every table says so."""
 
     data: Data | None = Field(
         default=None,
@@ -336,6 +341,20 @@ class Recipe(Frozen):
         return self.accuracy.get(precision) or DEFAULT_BUDGETS[precision]  # type: ignore[call-overload]
 
     @property
+    def verification_data(self) -> Data:
+        """The verification's data, else the calibration's, else seeded random inputs at `opt` of
+        the first profile."""
+        own = self.verification.data
+        if own is None and self.calibration is not None:
+            return self.calibration.data
+        if own is not None and not own.random:
+            return own
+        sizes: dict[str, JsonValue] = {
+            name: bounds.opt for name, bounds in self.profiles[0].dims.items()
+        }
+        return Data(random=True, arguments=sizes)
+
+    @property
     def dynamic_dims(self) -> tuple[str, ...]:
         """Symbolic dims in order of first use."""
         seen = [dim for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)]
@@ -380,10 +399,10 @@ class Recipe(Frozen):
                 "precisions: int8 and fp8 need `calibration` with representative data; add it, "
                 "or drop the precision"
             )
-        if self.verification.data is None and self.calibration is None:
+        if self.calibration is not None and self.calibration.data.random:
             raise ValueError(
-                "verification.data: there is nothing to verify on; give `verification.data` or "
-                "`calibration`"
+                "calibration.data: random inputs say nothing about the ranges of real ones; "
+                "give representative data"
             )
         return self
 

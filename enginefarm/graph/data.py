@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ def data_digest(data: Data, root: Path) -> str:
     Raises: CalibrationError when a file is not there.
     """
     parts: dict[str, object] = {"labels": data.labels}
-    if data.path is not None:
+    if data.random:
+        parts |= {"kind": "random", "version": 1, "sizes": dict(data.arguments)}
+    elif data.path is not None:
         files = _files(data, root)
         # In the order in which they are read; what they are called does not count.
         named = ((f"{index:06d}{file.suffix}", file) for index, file in enumerate(files))
@@ -78,12 +81,14 @@ def split(batch: Mapping[str, Array], data: Data) -> tuple[Batch, Array | None]:
 
 
 def _name(data: Data) -> str:
-    return f"data {data.path or data.callable}"
+    return f"data {data.path or data.callable or 'random'}"
 
 
 def _raw(
     data: Data, root: Path, inputs: Sequence[TensorSpec], batch_size: int, seed: int
 ) -> Iterator[Any]:
+    if data.random:
+        return _random(data, inputs, seed)
     if data.callable is not None:
         return _from_callable(data, root, batch_size, seed)
     files = _files(data, root)
@@ -91,6 +96,27 @@ def _raw(
     if (root / data.path).is_file():
         return _from_npz(files[0], batch_size)
     return _from_folder(files, inputs)
+
+
+def _random(data: Data, inputs: Sequence[TensorSpec], seed: int) -> Iterator[Batch]:
+    """Endless seeded batches at the sizes in `arguments`: floats of a normal distribution, whole
+    numbers from 0 to 9 (token numbers, which every vocabulary has), and for masks 0 or 1."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    sizes = cast("dict[str, int]", data.arguments)
+    while True:
+        batch: Batch = {}
+        for tensor in inputs:
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+            dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+            if dtype.startswith("float"):
+                batch[tensor.name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
+            else:
+                few = dtype == "bool" or re.search(r"mask|type|segment", tensor.name.lower())
+                high = 2 if few else 256 if dtype == "uint8" else 10
+                batch[tensor.name] = np.asarray(generator.integers(0, high, shape)).astype(dtype)
+        yield batch
 
 
 def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterator[Any]:

@@ -23,7 +23,7 @@ def sample(recipe: Recipe) -> Arrays:
     Real values matter: random token numbers or all-zero masks would take other paths.
     Raises: CalibrationError.
     """
-    source = verification_data(recipe)
+    source = recipe.verification_data
     use = recipe.verification
     found = next(
         data.batches(
@@ -36,13 +36,6 @@ def sample(recipe: Recipe) -> Arrays:
         )
     )
     return data.split(found, source)[0]
-
-
-def verification_data(recipe: Recipe) -> Any:
-    """The data that stages are compared on: the verification's own, or the calibration's."""
-    chosen = recipe.verification.data or (recipe.calibration and recipe.calibration.data)
-    assert chosen is not None, "the recipe was validated"
-    return chosen
 
 
 def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> Arrays:

@@ -73,7 +73,7 @@ def make_reference(
     import numpy as np
 
     run = _runner(model, outputs)
-    use, source = recipe.verification, feeds.verification_data(recipe)
+    use, source = recipe.verification, recipe.verification_data
     found = data.batches(
         source,
         root=recipe.root,

@@ -133,7 +133,6 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """Everything that decides the reference: cheap, as `export_key` is."""
     from enginefarm.graph.data import data_digest
     from enginefarm.graph.export import export_tool
-    from enginefarm.graph.feeds import verification_data
 
     return stage_key(
         method=REFERENCE_METHOD,
@@ -141,7 +140,7 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
         inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
         profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
         runtime=export_tool(recipe).model_dump(mode="json"),
-        data=data_digest(verification_data(recipe), recipe.root),
+        data=data_digest(recipe.verification_data, recipe.root),
         settings=recipe.verification.model_dump(mode="json"),
         outputs=outputs,
     )
@@ -319,7 +318,11 @@ def _prepared(
     found = GraphVerification.model_validate(verified.values["verification"])
     # Recorded figures are judged by the budget of today.
     judged = found.model_copy(
-        update={"over_budget": judge(found.outputs, budget), "asked": ref.figures_key}
+        update={
+            "over_budget": judge(found.outputs, budget),
+            "asked": ref.figures_key,
+            "random_data": recipe.verification_data.random,
+        }
     )
     return Prepared(
         use=precision_use(recipe, precision),

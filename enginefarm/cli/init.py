@@ -1,0 +1,122 @@
+"""`enginefarm init`, and what `build MODEL` shares with it: a recipe for a model without one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from enginefarm.cli.options import gpus_option, precisions_option
+from enginefarm.errors import UsageError
+
+if TYPE_CHECKING:
+    from enginefarm.recipes.infer import Wishes
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a model does not say of itself."""
+    options = (
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="NAME:DTYPE:DIM,…",
+            help="An input of a PyTorch model, in order (repeat).",
+        ),
+        click.option(
+            "--dim",
+            "dims",
+            multiple=True,
+            metavar="DIM=MIN,OPT,MAX",
+            help="The range of a dynamic dim (repeat); the first dim has a default.",
+        ),
+        click.option(
+            "--calibration",
+            metavar="FILE.npz",
+            help="Representative inputs, for int8 and fp8.",
+        ),
+        click.option("--name", help="What the engines are called; the model's file by default."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model")
+@gpus_option("The GPUs to build for (repeat, or with commas).")
+@precisions_option("The precisions to build (repeat, or with commas); fp16 by default.")
+@model_options
+@click.option("--save", type=click.Path(path_type=Path), help="The file; else it is printed.")
+def init(
+    model: str,
+    gpus: tuple[str, ...],
+    precisions: tuple[str, ...],
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    calibration: str | None,
+    name: str | None,
+    save: Path | None,
+) -> None:
+    """Write a recipe for MODEL: an .onnx or .pt2 file, or FILE.py:CALLABLE."""
+    from enginefarm.recipes import infer
+
+    wanted = wishes(gpus, precisions, inputs, dims, calibration, name)
+    at = save.resolve().parent if save else infer.folder_of(model)
+    text = infer.infer(model, wanted, at)
+    if save is None:
+        click.echo(text, nl=False)
+        return
+    click.echo(f"wrote {infer.kept(text, save)}; next: enginefarm build {save}")
+
+
+def wishes(
+    gpus: tuple[str, ...],
+    precisions: tuple[str, ...],
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    calibration: str | None,
+    name: str | None,
+) -> Wishes:
+    from enginefarm.documents.gpus import gpu
+    from enginefarm.recipes.infer import Wishes
+
+    if not gpus:
+        raise UsageError(
+            "which GPUs should this model run on?", fix="--gpu t4,l4; enginefarm gpus lists them"
+        )
+    for label in gpus:
+        gpu(label)
+    npz = None if calibration is None else str(Path(calibration).resolve())
+    return Wishes(gpus, precisions or ("fp16",), inputs, dims, npz, name)
+
+
+@contextmanager
+def recipe_of(model: str, wanted: Wishes, save: Path | None) -> Generator[Path]:
+    """A recipe file for the model while the block runs, or for good where it is saved."""
+    from enginefarm.recipes import infer
+
+    if save is not None:
+        text = infer.infer(model, wanted, save.resolve().parent)
+        click.echo(text, err=True)
+        yield infer.kept(text, save)
+        return
+    if model.endswith(infer.MODEL_SUFFIXES):
+        # Its paths are whole, so it can be anywhere.
+        with tempfile.TemporaryDirectory(prefix="enginefarm-recipe-") as folder:
+            text = infer.infer(model, wanted, Path(folder))
+            click.echo(text, err=True)
+            yield infer.kept(text, Path(folder, "recipe.yaml"))
+        return
+    at = infer.folder_of(model)
+    text = infer.infer(model, wanted, at)
+    click.echo(text, err=True)
+    # Code is imported from its recipe's folder alone, so the recipe has to be there.
+    with tempfile.NamedTemporaryFile("w", prefix=".enginefarm-", suffix=".yaml", dir=at) as file:
+        file.write(text)
+        file.flush()
+        yield Path(file.name)

@@ -1,0 +1,81 @@
+"""Options that several commands share: labels in any case, with commas, and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def several(context: click.Context, parameter: click.Parameter, given: Iterable[str]) -> Any:
+    """`-x t4,L4 -x A100` as ("t4", "l4", "a100")."""
+    parts = (part.strip().lower() for text in given for part in text.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def one(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    return None if given is None else given.strip().lower()
+
+
+def _gpus(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from enginefarm.documents import gpus
+
+    done, comma, last = begun.rpartition(",")
+    return [
+        CompletionItem(f"{done}{comma}{row.label}", help=f"sm_{row.compute_capability}")
+        for row in gpus.table().values()
+        if row.label.startswith(last.lower())
+    ]
+
+
+def _precisions(
+    context: click.Context, parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    from enginefarm.names import PRECISION_NAMES
+
+    done, comma, last = begun.rpartition(",")
+    names = (name for name in PRECISION_NAMES if name.startswith(last.lower()))
+    return [CompletionItem(f"{done}{comma}{name}") for name in names]
+
+
+def gpus_option(help_line: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--gpu",
+        "gpus",
+        multiple=True,
+        metavar="LABEL,…",
+        callback=several,
+        shell_complete=_gpus,
+        help=help_line,
+    )
+
+
+def precisions_option(help_line: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        metavar="NAME,…",
+        callback=several,
+        shell_complete=_precisions,
+        help=help_line,
+    )
+
+
+def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
+    return click.option(
+        "--gpu", metavar="LABEL", callback=one, shell_complete=_gpus, help=help_line, **more
+    )
+
+
+def precision_option(help_line: str) -> Callable[[Any], Any]:
+    return click.option("--precision", callback=one, shell_complete=_precisions, help=help_line)
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing."""
+    close = get_close_matches(given, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""

@@ -1,0 +1,50 @@
+"""Labels in any case and with commas, and commands that were misspelt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enginefarm.cli import run
+from tests.unit.recipes.test_infer import model
+
+
+def test_labels_come_in_any_case_and_with_commas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = model(tmp_path / "m.onnx", "n", 8)
+    assert run(["init", str(path), "--gpu", "T4,l4", "--gpu", "A100", "--precision", "FP16"]) == 0
+    shown = capsys.readouterr().out
+    assert "gpus: [t4, l4, a100]" in shown
+    assert "precisions: [fp16]" in shown
+
+
+def test_what_was_meant_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["biuld"]) == 2
+    assert "did you mean build?" in capsys.readouterr().err
+    path = model(tmp_path / "m.onnx", "n", 8)
+    assert run(["init", str(path), "--gpu", "a1000"]) != 0
+    assert "did you mean a100?" in capsys.readouterr().err
+
+
+def test_a_model_without_a_gpu_is_asked_for_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["init", str(model(tmp_path / "m.onnx", "n", 8))]) == 2
+    assert "--gpu t4,l4" in capsys.readouterr().err
+
+
+def test_options_of_a_model_are_refused_for_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", str(tmp_path / "recipe.yaml"), "--dim", "n=1"]) == 2
+    assert "go with a model" in capsys.readouterr().err
+
+
+def test_a_recipe_is_kept(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", "n", 8)
+    kept = tmp_path / "recipe.yaml"
+    assert run(["init", str(path), "--gpu", "t4", "--save", str(kept)]) == 0
+    assert "name: m " in kept.read_text()
+    assert run(["init", str(path), "--gpu", "t4", "--save", str(kept)]) == 2

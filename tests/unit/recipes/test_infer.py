@@ -1,0 +1,106 @@
+"""A recipe for a model that has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from enginefarm.errors import EnginefarmError, RecipeError, UsageError
+from enginefarm.recipes import file as recipe_file
+from enginefarm.recipes import infer
+
+WISHES = infer.Wishes(gpus=("t4", "l4"))
+
+
+def model(path: Path, *shape: int | str | None, dtype: int = TensorProto.FLOAT) -> Path:
+    given = helper.make_tensor_value_info("Input:0", dtype, shape)
+    made = helper.make_tensor_value_info("y", dtype, None)
+    node = helper.make_node("Identity", ["Input:0"], ["y"])
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [given], [made])), path)
+    return path
+
+
+def test_an_onnx_file_says_what_its_inputs_are(tmp_path: Path) -> None:
+    path = model(tmp_path / "My Net.onnx", "N", 3, 64, 64)
+    recipe = recipe_file.parse(infer.infer(str(path), WISHES, tmp_path))
+    assert recipe.name == "my-net"
+    assert recipe.source.model_dump() == {"kind": "onnx", "path": "My Net.onnx"}
+    assert [(one.name, one.dtype, one.shape) for one in recipe.inputs] == [
+        ("Input:0", "float32", ("n", 3, 64, 64))
+    ]
+    assert recipe.profiles[0].dims["n"].model_dump() == {"min": 1, "opt": 8, "max": 32}
+    assert recipe.gpus == ("t4", "l4")
+    assert recipe.verification_data.random
+
+
+@pytest.mark.parametrize("unknown", [None, 0, -1, "?", "2x"])
+def test_a_dim_without_a_usable_name_gets_one(tmp_path: Path, unknown: int | str | None) -> None:
+    path = model(tmp_path / "m.onnx", unknown, 8)
+    assert recipe_file.parse(infer.infer(str(path), WISHES, tmp_path)).dynamic_dims == ("batch",)
+
+
+def test_a_recipe_elsewhere_names_the_whole_path(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", 1, 8)
+    (tmp_path / "other").mkdir()
+    recipe = recipe_file.parse(infer.infer(str(path), WISHES, tmp_path / "other"))
+    assert recipe.source.model_dump()["path"] == str(path)
+
+
+def test_a_size_that_nobody_said_is_asked_for(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", "n", 3, "h", "w")
+    with pytest.raises(UsageError) as refused:
+        infer.infer(str(path), WISHES, tmp_path)
+    assert refused.value.fix == "--dim h=MIN,OPT,MAX --dim w=MIN,OPT,MAX"
+    told = WISHES._replace(dims=("h=32,64,128", "w=64"))
+    dims = recipe_file.parse(infer.infer(str(path), told, tmp_path)).profiles[0].dims
+    assert dims["h"].max == 128
+    assert dims["w"].min == dims["w"].max == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "wishes", "word"),
+    [
+        ("gone.onnx", WISHES, "gone.onnx"),
+        ("gone.py:build", WISHES, "gone.py"),
+        ("m.onnx", WISHES._replace(dims=("height=1",)), "--dim height=1"),
+        ("m.onnx", WISHES._replace(inputs=("x:float31:1",)), "--input x:float31:1"),
+        ("m.onnx", WISHES._replace(precisions=("int8",)), "calibration"),
+        ("text.onnx", WISHES, "not an ONNX file"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, given: str, wishes: infer.Wishes, word: str) -> None:
+    model(tmp_path / "m.onnx", "n", 8)
+    (tmp_path / "text.onnx").write_text("this is text")
+    with pytest.raises(EnginefarmError, match=r".") as refused:
+        infer.infer(str(tmp_path / given), wishes, tmp_path)
+    assert word in str(refused.value)
+
+
+def test_a_type_that_no_recipe_has_is_named(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", 1, 8, dtype=TensorProto.DOUBLE)
+    with pytest.raises(RecipeError, match="Input:0") as refused:
+        infer.infer(str(path), WISHES, tmp_path)
+    assert "DOUBLE" in refused.value.why
+
+
+def test_a_callable_needs_its_inputs_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(): ...")
+    given = f"{tmp_path}/net.py:build"
+    with pytest.raises(UsageError, match="inputs are not known"):
+        infer.infer(given, WISHES, tmp_path)
+    told = WISHES._replace(inputs=("x:float32:batch,8", "ids:int64:batch,16"))
+    recipe = recipe_file.parse(infer.infer(given, told, tmp_path))
+    assert recipe.source.model_dump()["callable"] == "net.py:build"
+    assert recipe.inputs[1].shape == ("batch", 16)
+    with pytest.raises(UsageError, match="cannot name code"):
+        infer.infer(given, told, tmp_path.parent)
+
+
+def test_a_kept_recipe_is_never_written_over(tmp_path: Path) -> None:
+    infer.kept("name: a\n", tmp_path / "recipe.yaml")
+    with pytest.raises(UsageError, match="already there"):
+        infer.kept("name: b\n", tmp_path / "recipe.yaml")
+    assert (tmp_path / "recipe.yaml").read_text() == "name: a\n"
