@@ -8,8 +8,9 @@ STAMP  := $(VENV)/.installed
 # Farms mostly wait, so several run at once; a file's tests stay together (tests/conftest.py).
 PARALLEL ?= -n 4 --dist loadgroup
 
+# make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
-.PHONY: demo test test-unit test-gpu check bench chaos coverage audit install system-packages system-packages-demo clean
+.PHONY: demo test test-unit test-gpu check bench chaos fuzz coverage audit install system-packages system-packages-demo clean
 
 demo: system-packages-demo $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
@@ -47,6 +48,10 @@ audit: $(STAMP)
 	$(BIN)/python infra/audit.py
 
 MINUTES ?= 60
+fuzz: MINUTES = 10
+fuzz: $(STAMP)
+	nice -n 15 $(BIN)/python -m tests.unit.fuzz.run --minutes $(MINUTES)
+
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py --minutes $(MINUTES)
 

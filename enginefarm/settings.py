@@ -6,35 +6,57 @@ import getpass
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginefarm.errors import UsageError
 
-
-def home() -> Path:
-    """Where enginefarm keeps its own files: the embedded store and its credentials."""
-    chosen = os.environ.get("ENGINEFARM_HOME")
-    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "enginefarm"
-
-
 STORE_ROOT = "@store"
 """Stands among the recipe roots for recipes that are kept in the store."""
 
 
-def recipe_roots() -> tuple[Path, ...]:
-    """Folders besides a recipe's own that its code may come from: ENGINEFARM_RECIPE_ROOTS."""
-    return tuple(Path(part).resolve() for part in _roots() if part != STORE_ROOT)
+@dataclass(frozen=True)
+class Settings:
+    """Folders of this installation, as the environment names them.
+
+    home: enginefarm's own files: the embedded store, the farm's password. cache: blobs.
+    recipe_roots: folders that recipes and their code may come from; None where nothing is said.
+    recipes_in_store: whether they may come from the store; nobody's do unless the owner says so.
+    """
+
+    home: Path
+    cache: Path
+    recipe_roots: tuple[Path, ...] | None
+    recipes_in_store: bool
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Settings:
+        """ENGINEFARM_HOME, ENGINEFARM_CACHE (else in XDG_CACHE_HOME), ENGINEFARM_RECIPE_ROOTS.
+
+        A `~` is the user's home folder in each, also where no shell has expanded it.
+        """
+        user_home = Path.home()
+        caches = _folder(environ.get("XDG_CACHE_HOME")) or user_home / ".cache"
+        text = environ.get("ENGINEFARM_RECIPE_ROOTS") or ""
+        parts = [part for part in text.split(os.pathsep) if part]
+        folders = [_folder(part) for part in parts if part != STORE_ROOT]
+        return cls(
+            home=_folder(environ.get("ENGINEFARM_HOME"))
+            or user_home / ".local" / "share" / "enginefarm",
+            cache=_folder(environ.get("ENGINEFARM_CACHE")) or caches / "enginefarm",
+            recipe_roots=tuple(one.resolve() for one in folders if one) if parts else None,
+            recipes_in_store=STORE_ROOT in parts,
+        )
 
 
-def store_is_a_root() -> bool:
-    """Whether recipes may come from the store: nobody's do unless the farm's owner says so."""
-    return STORE_ROOT in _roots()
+def _folder(text: str | None) -> Path | None:
+    return Path(text).expanduser().absolute() if text else None
 
 
-def _roots() -> list[str]:
-    parts = os.environ.get("ENGINEFARM_RECIPE_ROOTS", "").split(os.pathsep)
-    return [part for part in parts if part]
+def current() -> Settings:
+    """The settings of this process's environment."""
+    return Settings.read(os.environ)
 
 
 def user() -> str:

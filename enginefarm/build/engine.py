@@ -6,7 +6,6 @@ nothing of the build can be found by anybody.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import threading
@@ -17,6 +16,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import Field, JsonValue
 
 from enginefarm.build import native as native_build
@@ -312,6 +312,5 @@ def _alone(site: Site, plan_key: str) -> Generator[None]:
     """Holds a lock that the kernel gives back when this process dies, however it dies."""
     folder = site.cache.root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / plan_key).open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(folder / plan_key):
         yield

@@ -5,7 +5,6 @@ What the form says of each stands in the flows' docstrings: that is where Prefec
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +18,7 @@ from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes import kept as recipe_store
 from enginefarm.recipes.file import FILE_NAME
-from enginefarm.settings import STORE_ROOT
+from enginefarm.settings import STORE_ROOT, current
 
 ROOTS = "ENGINEFARM_RECIPE_ROOTS"
 
@@ -38,9 +37,8 @@ SpecDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 def roots() -> tuple[Path, ...]:
     """Folders that recipes may come from: ENGINEFARM_RECIPE_ROOTS, else the working folder."""
-    text = os.environ.get(ROOTS) or str(Path.cwd())
-    parts = (part for part in text.split(os.pathsep) if part and part != STORE_ROOT)
-    return tuple(Path(part).resolve() for part in parts)
+    named = current().recipe_roots
+    return (Path.cwd().resolve(),) if named is None else named
 
 
 def recipe_file_at(path: str) -> Path:

@@ -65,14 +65,14 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
     Raises: what the stage raises; `error` when its code ends, crashes or goes over a limit.
     """
     limits = build_limits()
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    downloads = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     child = Child(
         f"{what} of {order.recipe.name}",
         error=error,
         fix="correct the code or the file that this recipe names; it has no credentials, and "
         "must return instead of ending its process",
         limits=Limits(limits.timeout_s, limits.memory_bytes),
-        environment={"XDG_CACHE_HOME": cache}
+        environment={"XDG_CACHE_HOME": downloads}
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )
     made = child.ask(f"{__name__}:{function}", order, Made)

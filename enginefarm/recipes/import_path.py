@@ -21,7 +21,7 @@ from typing import Any
 from enginefarm.digest import sha256_bytes
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.schema import canonical_json
-from enginefarm.settings import recipe_roots
+from enginefarm.settings import current
 
 OTHER_NAMES = {
     "PIL": "pillow",
@@ -81,7 +81,7 @@ def _inside(root: Path, where: str, field: str, error: type[EnginefarmError]) ->
     Who may put a file there may run code on the farm (docs/security.md); nobody else may.
     """
     file = (root / where).resolve()
-    allowed = (root.resolve(), *recipe_roots())
+    allowed = (root.resolve(), *(current().recipe_roots or ()))
     if not any(file.is_relative_to(folder) for folder in allowed):
         raise error(
             f"{field}: {where!r} is outside the folders that code may come from",

@@ -24,7 +24,7 @@ from enginefarm.errors import CorruptBlob, RecipeError, SignatureRejected, Store
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
 from enginefarm.schema import Frozen, Name
-from enginefarm.settings import STORE_ROOT, store_is_a_root, user
+from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import READERS, EngineStore, parsed
@@ -133,7 +133,7 @@ def unpacked(site: Site, name: str) -> Path:
     Raises: RecipeError where this worker takes no recipes from the store; SignatureRejected
     where it has a trust key and none of these signed it; StoreMissing, CorruptBlob.
     """
-    if not store_is_a_root():
+    if not current().recipes_in_store:
         raise RecipeError(
             f"recipe: {STORE_ROOT}/{name}: this worker takes no recipes from the store",
             why="a recipe is code, and whoever may write to the store could bring some",

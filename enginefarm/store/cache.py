@@ -7,7 +7,6 @@ blobs/sha256/ab/<digest>.seen     inode, size and mtime for which they were hash
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import threading
@@ -15,10 +14,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
-from enginefarm.settings import cache_limit_bytes
+from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store.appearing import settle, settle_folder
 from enginefarm.store.blobs import fill
 from enginefarm.store.copies import clone
@@ -29,20 +30,11 @@ from enginefarm.store.prune import SEEN, keep_within
 from enginefarm.store.sources import BlobSource
 
 
-def default_root() -> Path:
-    """ENGINEFARM_CACHE, else ~/.cache/enginefarm (XDG_CACHE_HOME is honoured)."""
-    root = os.environ.get("ENGINEFARM_CACHE")
-    if root:
-        return Path(root).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "enginefarm"
-
-
 class BlobCache:
     """Files by digest. One that is handed out was hashed since it last changed."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or default_root()
+        self.root = root or current().cache
 
     def path(self, ref: BlobRef) -> Path:
         """Where the blob is, or would be. Ask intact() or ensure() before you read it."""
@@ -173,10 +165,12 @@ class BlobCache:
         path = self.path(ref)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.with_name(f"{path.name}.lock").open("a")
-        with stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock = FileLock(path.with_name(f"{path.name}.lock"))
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def _stamp(found: os.stat_result) -> str:

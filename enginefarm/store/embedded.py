@@ -6,7 +6,6 @@ it and starts in no time. `stop(home)` ends it; the data stays.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -24,7 +23,10 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
+from filelock import FileLock
+
 from enginefarm.errors import StoreError, StoreUnavailable
+from enginefarm.settings import current
 from enginefarm.store.failures import disk_error
 from enginefarm.store.ports import PORTS, ports_of
 from enginefarm.store.s3 import Credentials
@@ -56,9 +58,7 @@ def home_of(url: str) -> Path:
 
 def default_home() -> Path:
     """ENGINEFARM_HOME/store, else ~/.local/share/enginefarm/store."""
-    root = os.environ.get("ENGINEFARM_HOME")
-    base = Path(root) if root else Path.home() / ".local" / "share" / "enginefarm"
-    return base.expanduser().absolute() / "store"
+    return current().home / "store"
 
 
 def running(home: Path) -> Server | None:
@@ -247,9 +247,10 @@ def _credentials(home: Path) -> Credentials:
 @contextmanager
 def _lock(home: Path) -> Generator[None]:
     """One starter or stopper at a time."""
+    lock = FileLock(home / "lock", thread_local=False)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stream = (home / "lock").open("w")
+        lock.acquire()
     except OSError as error:
         full = disk_error(error, home)
         raise full or StoreUnavailable(
@@ -257,9 +258,10 @@ def _lock(home: Path) -> Generator[None]:
             why=error.strerror or "",
             fix="set ENGINEFARM_HOME to a folder of yours, or ENGINEFARM_STORE to an S3 store",
         ) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _exists(server: Server) -> bool:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import getpass
 import os
+from pathlib import Path
 
 import psutil
 import pytest
 
 from enginefarm import settings
 from enginefarm.errors import UsageError
+from enginefarm.farm.parameters import roots
+from enginefarm.farm.server import address
+from enginefarm.store import embedded
+from enginefarm.store.cache import BlobCache
 
 
 def test_a_builders_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +44,40 @@ def test_a_container_whose_user_has_no_name(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.user() == f"uid {os.getuid()}"
     monkeypatch.setenv("ENGINEFARM_USER", "ci")
     assert settings.user() == "ci"
+
+
+def test_a_tilde_is_the_home_folder_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a unit file or a container, where no shell has expanded it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ENGINEFARM_HOME", "ENGINEFARM_CACHE", "ENGINEFARM_RECIPE_ROOTS"):
+        monkeypatch.setenv(name, "~/here")
+    here = tmp_path / "here"
+    found = settings.current()
+    assert (found.home, found.cache, found.recipe_roots) == (here, here, (here.resolve(),))
+    assert embedded.default_home() == here / "store"
+    assert BlobCache().root == here
+    assert address.folder() == here / "farm"
+    assert roots() == (here.resolve(),)
+
+
+@pytest.mark.parametrize(
+    ("text", "folders", "in_store"),
+    [
+        (None, None, False),
+        ("", None, False),
+        ("@store", (), True),
+        ("/a:@store", (Path("/a"),), True),
+        ("/a::/b", (Path("/a"), Path("/b")), False),
+    ],
+)
+def test_recipe_roots_are_parsed_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, folders: object, in_store: bool
+) -> None:
+    monkeypatch.delenv("ENGINEFARM_RECIPE_ROOTS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("ENGINEFARM_RECIPE_ROOTS", text)
+    found = settings.current()
+    assert (found.recipe_roots, found.recipes_in_store) == (folders, in_store)
+    assert roots() == ((Path.cwd(),) if folders is None else folders)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from enginefarm.errors import FarmError
-from enginefarm.settings import home
+from enginefarm.settings import current
 
 API_URL = "PREFECT_API_URL"
 PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105 - a name
@@ -23,7 +23,7 @@ DEFAULT_URL = "http://127.0.0.1:4200/api"
 
 def folder() -> Path:
     """The farm's own folder in the home."""
-    return home() / "farm"
+    return current().home / "farm"
 
 
 def password_file() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from enginefarm.errors import FarmError, UsageError
 from enginefarm.farm.server import address
-from enginefarm.settings import home
+from enginefarm.settings import current
 
 COMMON = {
     # Prefect starts Pythons of its own with `-m`, which would look for modules in the folder
@@ -159,7 +159,7 @@ def database_url(url: str) -> str:
 
 
 def _prefect_home() -> None:
-    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
+    os.environ.setdefault("PREFECT_HOME", str(current().home / "prefect"))
     # Prefect makes the last folder of it and no more.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import address
 from enginefarm.farm.server.process import collect_garbage_now_and_then
-from enginefarm.settings import home
+from enginefarm.settings import current
 
 START_S = 300.0
 """Many commands that start at once on a small machine wait for each other's servers."""
@@ -161,7 +161,7 @@ def _give_tables(database: Path) -> None:
     """An empty database with Prefect's tables: making them takes eight seconds, so it is kept."""
     import prefect
 
-    kept = home() / "prefect" / f"empty-{prefect.__version__}.db"
+    kept = current().home / "prefect" / f"empty-{prefect.__version__}.db"
     with suppress(FileNotFoundError):
         shutil.copyfile(kept, database)
         return

@@ -15,7 +15,7 @@ from enginefarm.farm.worker import metrics
 from enginefarm.farm.worker.card import CONTROL_POOL, Card
 from enginefarm.farm.worker.farm_worker import FarmWorker
 from enginefarm.planning.plan import CROSS_POOL
-from enginefarm.settings import home
+from enginefarm.settings import current
 
 STATES = {"scheduled": "SCHEDULED", "pending": "PENDING", "running": "RUNNING"}
 
@@ -33,7 +33,7 @@ def observed(worker: FarmWorker, card: Card) -> Generator[None]:
         return
     seconds = get_current_settings().worker.query_seconds
     served = metrics.serve(
-        home() / "metrics" / card.name,
+        current().home / "metrics" / card.name,
         worker=card.name,
         gpu=card.gpu or "",
         host=os.environ.get("ENGINEFARM_METRICS_HOST", "127.0.0.1"),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import platform
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 
+from filelock import FileLock, Timeout
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
@@ -97,15 +96,16 @@ def _alone_on_gpu(role: Role) -> Generator[None]:
     folder = BlobCache().root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    with Path(folder / f"gpu-{visible}").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FarmError(
-                f"worker: GPU {visible} of this machine has a worker already",
-                why="two jobs on one GPU would spoil each other's timings",
-                fix="choose another with CUDA_VISIBLE_DEVICES, or stop the first",
-            ) from None
+    lock = FileLock(folder / f"gpu-{visible}")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        raise FarmError(
+            f"worker: GPU {visible} of this machine has a worker already",
+            why="two jobs on one GPU would spoil each other's timings",
+            fix="choose another with CUDA_VISIBLE_DEVICES, or stop the first",
+        ) from None
+    with held:
         yield
 
 

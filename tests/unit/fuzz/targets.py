@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from enginefarm.documents.recipe import ExportedProgramSource, OnnxSource
 from enginefarm.errors import EnginefarmError
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.recipes import file as recipe_file
@@ -82,6 +83,46 @@ TARGETS: dict[str, Target] = {
     "url": url,
     "store_url": store_url,
 }
+
+
+def onnx(data: bytes) -> object:
+    """As the child that exports reads it: model, limits, data, checker, inputs, a precision."""
+    from enginefarm.graph import onnx_files
+    from enginefarm.graph.sources import source
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(data)
+        kept = OnnxSource(kind="onnx", path=file.name)
+        made = source("onnx").load(kept, file.parent, file.parent / "w")
+        model = onnx_files.read(made)
+        onnx_files.broken_tensor(model)
+        return onnx_files.input_signature(model)
+
+
+def pt2(data: bytes) -> object:
+    from enginefarm.graph.sources import source
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pt2"
+        file.write_bytes(data)
+        kept = ExportedProgramSource(kind="exported_program", path=file.name)
+        return source("exported_program").load(kept, file.parent, file.parent)
+
+
+FUZZED: dict[str, Target] = {
+    "recipe": recipe,
+    "onnx": onnx,
+    "manifest": manifest,
+    "pt2": pt2,
+    "plan_header": plan_header,
+    "url": url,
+    "index_key": index_key,
+}
+"""What `make fuzz` works on."""
+
+NATIVE = ("onnx", "pt2")
+"""Read in child processes alone: there a signal is one error."""
 
 
 def outcome(target: Target, data: bytes) -> str:
