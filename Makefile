@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt | system-packages-demo
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
 	  || { echo "this Python cannot make environments; apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,examples,dev]'
+	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,torch,examples,dev]'
 	touch $@
 
 # What pip cannot install: python3-venv for both, a browser, PostgreSQL and a C compiler for the tests.

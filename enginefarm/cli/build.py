@@ -77,7 +77,7 @@ def _built(
 
     prepare(verbose=verbose)
     with _stopped_by_signals(), private_api() as api:
-        _warm()
+        _warm(recipe)
 
         from enginefarm.cli.progress_view import watched
         from flows.build_model import EnginesMissing, build_model
@@ -97,13 +97,18 @@ def _built(
     return 0
 
 
-def _warm() -> None:
+def _warm(recipe: Path) -> None:
     """Loads what the first stages need while Prefect's API starts in a process of its own."""
     import threading
     from importlib import import_module
 
+    from enginefarm.recipes import file as recipe_file
+
+    onnx = recipe_file.load(recipe).source.kind == "onnx"
+    names = ("onnxruntime", "onnxslim") + (() if onnx else ("torch.onnx", "onnxscript"))
+
     def load() -> None:
-        for name in ("onnxruntime", "onnxslim", "torch.onnx", "onnxscript"):
+        for name in names:
             import_module(name)
 
     threading.Thread(target=load, daemon=True).start()

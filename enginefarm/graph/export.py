@@ -11,14 +11,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
-from enginefarm.errors import ExportError, SourceError
+from enginefarm.errors import ExportError, SourceError, ToolchainError
 from enginefarm.graph import feeds, onnx_files, ort
 from enginefarm.graph.sources import source
 
@@ -50,9 +50,16 @@ def export_tool(recipe: Recipe) -> ToolUse:
     """The exporter, its version and arguments. Imports neither torch nor onnx."""
     if recipe.source.kind == "onnx":
         return ToolUse(name="onnx", version=version("onnx"), arguments={"normal_form": 1})
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        raise ToolchainError(
+            f"source: {recipe.source.kind}: this model needs PyTorch, and torch is not installed",
+            fix="pip install 'enginefarm[farm,torch]', or give the model as ONNX",
+        ) from None
     return ToolUse(
         name="torch.onnx",
-        version=version("torch"),
+        version=torch_version,
         arguments={
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),

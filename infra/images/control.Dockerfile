@@ -8,7 +8,7 @@ RUN python -m venv /opt/enginefarm
 # The locked versions in a layer of their own: a change of our code does not fetch them again.
 COPY constraints.txt pyproject.toml README.md ./
 COPY infra/images/requirements.py infra/images/requirements.py
-RUN python infra/images/requirements.py farm > farm.txt \
+RUN python infra/images/requirements.py farm torch > farm.txt \
     && /opt/enginefarm/bin/pip install --no-cache-dir -c constraints.txt -r farm.txt
 COPY enginefarm enginefarm
 COPY flows flows

@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {
-    "control": ("CONTROL_BASE", ("farm",)),
-    "worker …-trt10": ("TENSORRT_10_BASE", ("farm", "gpu")),
-    "worker …-trt11": ("TENSORRT_11_BASE", ("farm", "gpu")),
+    "control": ("CONTROL_BASE", ("farm", "torch")),
+    "worker …-trt10": ("TENSORRT_10_BASE", ("farm", "torch", "gpu")),
+    "worker …-trt11": ("TENSORRT_11_BASE", ("farm", "torch", "gpu")),
 }
 LARGEST = 10
 
@@ -43,7 +43,7 @@ def main() -> None:
             print(f"| {image} | … and {name}, which is not installed here | not counted |")
         print(f"| {image} | /opt/enginefarm: our own code | {ours:.1f} |")
         print(f"| {image} | entrypoint | {mib(ROOT / 'infra/images/entrypoint.sh'):.3f} |")
-    packages, _ = closure("enginefarm", ("farm",))
+    packages, _ = closure("enginefarm", ("farm", "torch"))
     largest = sorted(packages.items(), key=lambda item: -item[1])[:LARGEST]
     print(f"\nThe largest of the {len(packages)} (Python {sys.version.split()[0]}):\n")
     print("| package | MiB |\n|---|---:|")

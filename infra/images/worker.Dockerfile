@@ -17,7 +17,7 @@ RUN apt-get update \
     && python3 -m venv /opt/enginefarm
 COPY constraints.txt pyproject.toml README.md ./
 COPY infra/images/requirements.py infra/images/requirements.py
-RUN python3 infra/images/requirements.py farm gpu > farm.txt \
+RUN python3 infra/images/requirements.py farm torch gpu > farm.txt \
     && grep -v '^tensorrt==' constraints.txt > locked.txt \
     && echo "tensorrt==${TENSORRT}" >> locked.txt \
     && /opt/enginefarm/bin/pip install --no-cache-dir -c locked.txt -r farm.txt

@@ -18,7 +18,16 @@ def test_one_command_builds_a_model_that_has_no_recipe(
     tmp_path: Path, store_environment: EngineStore, s3_server: Server
 ) -> None:
     convolutions(tmp_path / "net.onnx")
-    environment = {**os.environ, "ENGINEFARM_HOME": str(tmp_path / "home")}
+    # Only PyTorch sources need torch: none of the processes can import it here.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    environment = {
+        **os.environ,
+        "ENGINEFARM_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(tmp_path / "site"), os.environ.get("PYTHONPATH")))
+        ),
+    }
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from tiny_models import CODE, images, recipe
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import CalibrationError, ExportError, SourceError
+from enginefarm.errors import CalibrationError, ExportError, SourceError, ToolchainError
 from enginefarm.graph import export, ort
+from enginefarm.recipes.file import parse
 
 
 def exported(made: Recipe, folder: Path) -> export.ExportReport:
@@ -198,3 +200,16 @@ def test_the_tool_is_known_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[:2] == ["torch.onnx onnxslim", "[]"]
+
+
+def test_a_pytorch_source_without_torch_names_the_extra(
+    installed: Callable[..., None], tmp_path: Path
+) -> None:
+    made = parse(
+        "name: m\nsource: { kind: torch, callable: 'model.py:build' }\n"
+        "inputs: [{ name: x, shape: [1, 3] }]\ngpus: [t4]\n"
+    )
+    installed(onnx="1.20.0")
+    with pytest.raises(ToolchainError, match="torch is not installed") as refused:
+        export.export_tool(made)
+    assert "enginefarm[farm,torch]" in refused.value.fix

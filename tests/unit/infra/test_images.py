@@ -84,13 +84,14 @@ def test_build_script_names_what_it_does_not_know(infra: Path) -> None:
 def test_the_lock_layer_installs_what_the_package_asks_for(infra: Path) -> None:
     project = tomllib.loads((infra.parent / "pyproject.toml").read_text("utf-8"))["project"]
     done = subprocess.run(
-        ["python3", "infra/images/requirements.py", "farm"],
+        ["python3", "infra/images/requirements.py", "farm", "torch"],
         cwd=infra.parent,
         capture_output=True,
         text=True,
         check=True,
     )
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["farm"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["farm"], *extras["torch"]]
     assert done.stdout.splitlines() == wanted
 
 
