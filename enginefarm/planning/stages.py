@@ -226,14 +226,13 @@ class Prepared(Frozen):
 def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
     """What decides that precision's graph. Cheap: reads no array, loads no library."""
     from enginefarm.graph.data import data_digest
-    from enginefarm.graph.feeds import verification_data
     from enginefarm.graph.precisions import precision
 
     found = precision(name)
     digest = None
     if found.calibrated and recipe.calibration is not None:
         digest = data_digest(recipe.calibration.data, recipe.root)
-    return found.use(recipe, digest, data_digest(verification_data(recipe), recipe.root))
+    return found.use(recipe, digest, data_digest(recipe.verification_data, recipe.root))
 
 
 def convert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -203,13 +203,16 @@ def test_the_tool_is_known_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_pytorch_source_without_torch_names_the_extra(
-    installed: Callable[..., None], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(export, "version", version)
     made = parse(
         "name: m\nsource: { kind: torch, callable: 'model.py:build' }\n"
         "inputs: [{ name: x, shape: [1, 3] }]\ngpus: [t4]\n"
     )
-    installed(onnx="1.20.0")
     with pytest.raises(ToolchainError, match="torch is not installed") as refused:
         export.export_tool(made)
     assert "enginefarm[farm,torch]" in refused.value.fix
