@@ -79,7 +79,7 @@ class LazyGroup(click.Group):
             from enginefarm.cli.options import suggestion
 
             raise UsageError(
-                f"there is no command {args[0]!r}",
+                f"No such command {args[0]!r}",
                 fix=suggestion(args[0], COMMANDS) or "enginefarm --help lists the commands",
             )
         return super().resolve_command(ctx, args)
