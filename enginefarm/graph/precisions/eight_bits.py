@@ -33,8 +33,14 @@ OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "3"
 """Of calibration.py, qdq.py and targets.py: raise it when the graph they make changes."""
-AUTO = ("minmax", "percentile", "entropy")
-"""What `method: auto` tries; of two that are as good, the first."""
+AUTO: dict[str, dict[str, object]] = {
+    "minmax": {"method": "minmax"},
+    "percentile 99.999": {"method": "percentile", "percentile": 99.999},
+    "percentile": {"method": "percentile"},
+    "entropy": {"method": "entropy"},
+}
+"""What `method: auto` tries, with the recipe's own percentile and a wider one; of two that are as
+good, the first."""
 WITHOUT_REFERENCE = "minmax"
 """What `auto` takes where nothing can be compared."""
 WORSE = 1.12
@@ -170,8 +176,8 @@ class _Work:
         if method != "auto":
             return method, calibration.chosen(seen, options)
         ranges = {
-            name: calibration.chosen(seen, options.model_copy(update={"method": name}))
-            for name in AUTO
+            name: calibration.chosen(seen, options.model_copy(update=change))
+            for name, change in AUTO.items()
         }
         if self.evidence is None:
             return WITHOUT_REFERENCE, ranges[WITHOUT_REFERENCE]
