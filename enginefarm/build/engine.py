@@ -252,7 +252,7 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
             compute_capabilities=built.compute_capabilities,
             built_with=built.built_with,
             command=built.command,
-            details=built.details,
+            details={**built.details, "precision": job.prepared.details},
         ),
         environment=environment(),
         created_at=datetime.now(UTC),

@@ -59,8 +59,8 @@ class EightBits:
         """The recipe's calibration, as this precision uses it."""
         return _options(recipe)
 
-    def suits(self, target: targets.Target, model: ModelProto) -> bool:
-        """Whether the engine computes this operator in this precision."""
+    def suits(self, target: targets.Target) -> bool:
+        """Whether this operator is worth computing in this precision."""
         return True
 
     def use(
@@ -116,8 +116,14 @@ class EightBits:
         possible = [
             target
             for target in qdq.candidates(model)
-            if target.node not in kept and self.suits(target, model)
+            if target.node not in kept and self.suits(target)
         ]
+        if not any(target.group == targets.WEIGHTS for target in possible):
+            raise PrecisionError(
+                f"{self.name}: there is nothing to quantise",
+                why="every Conv, Gemm and MatMul with constant weights stays wide",
+                fix=f"drop {self.name} from the recipe's precisions, or names from `keep_wide`",
+            )
         names = qdq.activations(model, possible)
         seen = calibration.histograms(model, names, batches, options)
         possible = _reached(model, possible, seen)
@@ -236,13 +242,17 @@ class Int8(EightBits):
 
 class FP8(EightBits):
     """Ranges are always minmax: FP8's steps shrink towards zero, so clipping gains little and
-    costs the outliers (measured: docs/decisions/0021)."""
+    costs the outliers (measured: docs/decisions/0021). Depthwise and other grouped convolutions
+    stay in FP16: they are bound by memory, and lose most by 3 bits of mantissa (0111)."""
 
     name: PrecisionName = "fp8"
     storage = qdq.FP8
 
     def options(self, recipe: Recipe) -> Calibration:
         return _options(recipe).model_copy(update={"method": "minmax"})
+
+    def suits(self, target: targets.Target) -> bool:
+        return not target.grouped
 
 
 def _options(recipe: Recipe) -> Calibration:

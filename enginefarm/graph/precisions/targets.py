@@ -21,13 +21,15 @@ arithmetic, and are taken where they cost no accuracy."""
 @dataclass(frozen=True)
 class Target:
     """One operator. activations: indices of the inputs that get a scale for the whole tensor.
-    axis: of the output channels in its weight, which is input 1; None where it has none."""
+    axis: of the output channels in its weight, which is input 1; None where it has none.
+    grouped: a convolution in groups of channels, as depthwise ones are."""
 
     node: str
     op_type: str
     group: str
     activations: tuple[int, ...]
     axis: int | None = None
+    grouped: bool = False
 
 
 def find(model: ModelProto) -> list[Target]:
@@ -82,7 +84,8 @@ def _product(node: NodeProto, constants: Mapping[str, int]) -> Target | None:
     if rank < 2:
         return None
     axis = OUTPUT_AXIS[node.op_type](node, rank)
-    return Target(node.name, node.op_type, WEIGHTS, (0,), axis)
+    grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    return Target(node.name, node.op_type, WEIGHTS, (0,), axis, grouped)
 
 
 def _other(

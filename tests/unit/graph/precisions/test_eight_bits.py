@@ -229,6 +229,22 @@ def test_a_kept_operator_is_neither_quantised_nor_narrow(tmp_path: Path) -> None
     assert report.details["wide_nodes"] == {"MatMul": 1}
 
 
+def test_depthwise_convolutions_stay_in_fp16_in_fp8(tmp_path: Path) -> None:
+    text = """agraph (float[n, 8, 8, 8] x) => (float[n, 8, 8, 8] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, w)
+        y = Conv <pads = [1, 1, 1, 1], group = 8> (h, d)
+    }"""
+    feeds = {"x": RANDOM.normal(size=(2, 8, 8, 8)).astype(np.float32)}
+    model = made(text, w=WEIGHT, d=WEIGHT[:, :1])
+    for name, count in (("int8", 2), ("fp8", 1)):
+        _, details = convert(model, tmp_path, [feeds], method="minmax", name=name)
+        assert details["quantised_operators"] == count
+    first = "h = Conv <pads = [1, 1, 1, 1]> (x, w)"
+    alone = made(text.replace(first, "h = Relu (x)"), d=WEIGHT[:, :1])
+    with pytest.raises(PrecisionError, match="fp8: there is nothing to quantise"):
+        convert(alone, tmp_path, [feeds], name="fp8")
+
+
 def test_a_search_leaves_the_operator_that_ruins_int8_in_fp16(tmp_path: Path) -> None:
     model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
         [first] h = MatMul (x, w)
