@@ -24,9 +24,10 @@ from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, recipe_file
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import outcome, plan
 from enginefarm.planning.outcome import Outcome
-from enginefarm.planning.stages import Prepared, Slimmed
+from enginefarm.planning.stages import Prepared, Slimmed, here
 from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
+from enginefarm.store import reverified
 from flows.build_engine import build_here
 from tasks.model import (
     export_model,
@@ -127,15 +128,20 @@ def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Awaited
 def engine(
     wanted: Recipe, target: plan.Target, slimmed: Slimmed, prepared: Prepared, on_farm: bool
 ) -> State[Outcome]:
-    """One engine: refused when its graph is over budget, else built by its own run."""
-    if not prepared.verification.passed:
-        return engine_state(
-            outcome.of_rejection(wanted.name, target.gpu, target.precision, prepared.verification)
-        )
+    """One engine: refused when its graph is over budget, else built by its own run.
+
+    An engine that is there already takes on the figures of today, good or bad.
+    """
     spec = plan.resolve(wanted, target, slimmed.model, prepared.use)
     budget = wanted.budget(target.precision)
     job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared, budget=budget)
+    figures = prepared.verification
     try:
+        reverified.write(here().store, spec.digest, prepared.graph, figures, prepared.reference)
+        if not figures.passed:
+            return engine_state(
+                outcome.of_rejection(wanted.name, target.gpu, target.precision, figures)
+            )
         if on_farm:
             manifest, cached = build_on_pool(job, target.pool)
         else:

@@ -29,7 +29,7 @@ def plan(recipe: Path, as_json: bool) -> None:
             f"{planned.target.toolchain.name} {planned.target.toolchain.build}",
             planned.spec.digest[:12] if planned.spec else "–",
             planned.reason,
-            "cached" if planned.cached else "to build",
+            "cached" if planned.cached else "over budget" if planned.over_budget else "to build",
         )
         for planned in found.builds
     ]

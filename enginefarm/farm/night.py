@@ -16,6 +16,7 @@ from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import survey
 from enginefarm.recipes import file as recipe_file
 from enginefarm.schema import Frozen
+from enginefarm.store import budgets
 from enginefarm.tables import rules as regression_rules
 
 THREADS = 8
@@ -70,7 +71,7 @@ def standings(
     offers: Sequence[plan.Offer],
     load: Callable[[Path], Recipe] = recipe_file.load,
 ) -> tuple[Standing, ...]:
-    """Each recipe's standing: four requests to the store for each, whatever its engines.
+    """Each recipe's standing: five requests to the store for each, and one for each engine.
 
     load: how a recipe is read; one that lies in the store costs a request more.
     The recipe's regression rule is remembered: gates and reports judge by it from here on.
@@ -83,6 +84,7 @@ def standings(
             loaded = load(file)
             found = survey(site, loaded, offers)
             regression_rules.remember(site.store, loaded)
+            budgets.remember(site.store, loaded)
         except EnginefarmError as error:
             return Standing(file=file, error=f"{type(error).__name__}: {error}")
         return Standing(

@@ -74,6 +74,7 @@ class Model(Frozen):
     exporter: ToolUse
     slimmer: ToolUse
     plugins: tuple[Digest, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tensorrt-rtx")

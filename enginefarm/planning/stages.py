@@ -206,6 +206,7 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         exporter=exported.exporter,
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
+        outputs=exported.outputs,
     )
     return Slimmed(model=model, seconds=record.seconds, cached=cached)
 
@@ -352,6 +353,7 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
         exporter=export_tool(recipe),
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
+        outputs=tuple(exported.values["outputs"]),  # type: ignore[arg-type]
     )
 
 

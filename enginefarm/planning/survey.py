@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
+from enginefarm.documents.comparing import absent, judge
 from enginefarm.documents.gpus import by_nvml_name
+from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.errors import ToolchainError
@@ -16,6 +20,7 @@ from enginefarm.store.site import Site
 from enginefarm.toolchains import installed, toolchain
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
+VERIFY_AGAIN = "the engine is built; its verification runs again, as data or settings changed"
 NO_MANIFEST = "no whole engine of this spec is in the store"
 
 UNKNOWN_MODEL = plan.Model(
@@ -33,6 +38,9 @@ class Planned(Frozen):
     spec: BuildSpec | None
     cached: bool
     reason: str
+    over_budget: bool = Field(
+        default=False, description="The engine is there, and over the recipe's budget of today."
+    )
 
 
 class Survey(Frozen):
@@ -122,16 +130,31 @@ def _with_specs(
 ) -> tuple[Planned, ...]:
     uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
     specs = [plan.resolve(recipe, target, model, uses[target.precision]) for target in wanted]
-    complete = site.store.whole(recipe.name, [spec.digest for spec in specs])
-    planned: list[Planned] = []
-    for target, spec in zip(wanted, specs, strict=True):
-        cached = spec.digest in complete
-        planned.append(
-            Planned(
-                target=target,
-                spec=spec,
-                cached=cached,
-                reason="the same spec is complete" if cached else NO_MANIFEST,
-            )
-        )
-    return tuple(planned)
+    whole = site.store.whole(recipe.name, [spec.digest for spec in specs])
+    figures = stages.figures_key(recipe, model.outputs) if whole else ""
+    return tuple(
+        _standing(recipe, target, spec, whole.get(spec.digest), figures)
+        for target, spec in zip(wanted, specs, strict=True)
+    )
+
+
+def _standing(
+    recipe: Recipe, target: plan.Target, spec: BuildSpec, manifest: Manifest | None, figures: str
+) -> Planned:
+    """An engine that is there counts as long as the recipe's budget of today lets it."""
+    planned = Planned(target=target, spec=spec, cached=False, reason=NO_MANIFEST)
+    if manifest is None:
+        return planned
+    budget = recipe.budget(target.precision)
+    verified = manifest.verification
+    missing = absent(verified.outputs, budget)
+    if verified.asked != figures:
+        return planned.model_copy(update={"reason": VERIFY_AGAIN})
+    if missing:
+        lacks = f"{VERIFY_AGAIN}: the budget asks for {', '.join(missing)}"
+        return planned.model_copy(update={"reason": lacks})
+    over = judge(verified.outputs, budget)
+    if over:
+        reason = f"accuracy: {'; '.join(over)}"
+        return planned.model_copy(update={"reason": reason, "over_budget": True})
+    return planned.model_copy(update={"cached": True, "reason": "the same spec is complete"})

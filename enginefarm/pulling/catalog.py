@@ -12,6 +12,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreMissing
 from enginefarm.store import channels, signing, statements
 from enginefarm.store.appearing import write_atomically
+from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
@@ -36,6 +37,10 @@ class Catalog(Protocol):
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
         """The signed statement that the name stands for another recipe's engine."""
+        ...
+
+    def budgets(self, recipe: str) -> Budgets:
+        """The recipe's accuracy budgets, as far as they are known."""
         ...
 
 
@@ -69,6 +74,9 @@ class StoreCatalog:
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
         return statements.read_alias(self._store, recipe, manifest)
+
+    def budgets(self, recipe: str) -> Budgets:
+        return recorded(self._store, recipe)
 
 
 class CachedCatalog:
@@ -127,6 +135,10 @@ class CachedCatalog:
                 fix="pull it once without --offline",
             )
         return found
+
+    def budgets(self, recipe: str) -> Budgets:
+        """None: what was pulled passed the budget of its day."""
+        return Budgets()
 
     def attestation(self, manifest: Manifest) -> bytes | None:
         found = (self._cache.root / "records").glob(f"*/{manifest.spec_digest}.dsse.json")

@@ -97,7 +97,8 @@ def choose(
     trusted = trust()
     host = detect(gpu)
     recipe, channel = split(name)
-    selection = select(catalog.manifests(recipe, channel, trusted), host, precision)
+    manifests = catalog.manifests(recipe, channel, trusted)
+    selection = select(manifests, host, precision, catalog.budgets(recipe))
     if on_selection is not None:
         on_selection(selection, host)
     best = require_fit(selection, name, host)

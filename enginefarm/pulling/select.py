@@ -14,6 +14,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.host.detect import Host, architecture
 from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
 from enginefarm.schema import Frozen
+from enginefarm.store.budgets import Budgets
 
 MINIMUM_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 """CUDA major -> oldest Linux driver that runs it (CUDA release notes, minor-version
@@ -64,9 +65,12 @@ Check = Callable[[Manifest, Host], str | None]
 
 
 def select(
-    manifests: Iterable[Manifest], host: Host, precision: PrecisionName | None = None
+    manifests: Iterable[Manifest],
+    host: Host,
+    precision: PrecisionName | None = None,
+    budgets: Budgets | None = None,
 ) -> Selection:
-    """Ranks engines for a host.
+    """Ranks engines for a host. budgets: the recipe's of today; None: those of the build.
 
     Order: runtime known to be installed, newest graph of the model, fit (exact GPU → same
     compute capability → hardware-compatible → portable), an exact label within the fit,
@@ -78,6 +82,7 @@ def select(
     rejections: list[Rejection] = []
     for manifest in found:
         findings = [finding for check in CHECKS if (finding := check(manifest, host))]
+        findings += _accurate(manifest, budgets or Budgets())
         if precision not in (None, manifest.precision):
             findings.insert(0, f"precision is {manifest.precision}; {precision} is asked for")
         reasons = tuple(str(one) for one in findings if not is_caveat(one))
@@ -214,9 +219,15 @@ def _plugins(manifest: Manifest, host: Host) -> str | None:
     return f"needs plugin libraries that the host lacks: {missing}" if missing else None
 
 
+def _accurate(manifest: Manifest, budgets: Budgets) -> list[str]:
+    over, unknown = budgets.over(manifest), budgets.unknown(manifest)
+    found = [f"over the accuracy budget: {'; '.join(over)}"] if over else []
+    if unknown:
+        found.append(_Unknown(f"the accuracy budget asks for {', '.join(unknown)}: not measured"))
+    return found
+
+
 def _verified(manifest: Manifest, host: Host) -> str | None:
-    if not manifest.verification.passed:
-        return f"over the accuracy budget: {'; '.join(manifest.verification.over_budget)}"
     if manifest.device_verification.status == "failed":
         return f"failed verification on the device: {manifest.device_verification.reason}"
     if manifest.device_verification.status == "pending":

@@ -9,6 +9,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import GateError, SignatureRejected
 from enginefarm.store import layout, statements
+from enginefarm.store.budgets import Budgets
 from enginefarm.store.channels import GateResult, Verdict
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.signing import Trust, attestation_key
@@ -29,6 +30,7 @@ class GateContext:
     allow_missing: bool
     trust: Trust | None
     regression: Regression
+    budgets: Budgets
 
 
 Gate = Callable[[Manifest, GateContext], tuple[Verdict, str]]
@@ -53,9 +55,14 @@ def verified_on_device(manifest: Manifest, context: GateContext) -> tuple[Verdic
 
 
 def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
-    if manifest.verification.passed:
-        return "passed", f"{manifest.verification.samples} samples within budget"
-    return "refused", "; ".join(manifest.verification.over_budget)
+    """By the recipe's budget of today, as the farm saw it last."""
+    over = context.budgets.over(manifest)
+    unknown = context.budgets.unknown(manifest)
+    if over:
+        return "refused", "; ".join(over)
+    if unknown:
+        return "refused", f"the budget asks for {', '.join(unknown)}: build the recipe again"
+    return "passed", f"{manifest.verification.samples} samples within budget"
 
 
 def signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:

@@ -12,7 +12,7 @@ from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.release.gates import GateContext, require_passed
 from enginefarm.schema import NAME
 from enginefarm.settings import user
-from enginefarm.store import signing, statements
+from enginefarm.store import budgets, signing, statements
 from enginefarm.store.channels import (
     ChannelEngine,
     GateResult,
@@ -86,6 +86,7 @@ def promote(
         allow_missing=allow_missing,
         trust=trust,
         regression=recorded(store, recipe),
+        budgets=budgets.recorded(store, recipe),
     )
     results = require_passed(name, chosen, context)
     if approve is not None:

@@ -204,8 +204,9 @@ class EngineStore:
         """Spec digests that are listed for a recipe: one paginated listing, no reads."""
         return frozenset(entry.spec_digest for entry in self.index(recipe))
 
-    def whole(self, recipe: str, spec_digests: Iterable[str]) -> frozenset[str]:
-        """Of these specs, the ones whose manifest, index entry and blobs are all there.
+    def whole(self, recipe: str, spec_digests: Iterable[str]) -> dict[str, Manifest]:
+        """Of these specs, the manifests of those whose manifest, index entry and blobs are all
+        there, by spec digest.
 
         Read several at a time; a blob that several engines need is asked for once.
         """
@@ -216,9 +217,9 @@ class EngineStore:
             found = [one for one in read if one and one.device_verification.status != "failed"]
             needed = {ref.digest: ref for one in found for ref in one.needs}
             there = dict(zip(needed, pool.map(self.has_blob, needed.values()), strict=True))
-        return frozenset(
-            one.spec_digest for one in found if all(there[ref.digest] for ref in one.needs)
-        )
+        return {
+            one.spec_digest: one for one in found if all(there[ref.digest] for ref in one.needs)
+        }
 
     def recipes(self) -> tuple[str, ...]:
         return tuple(self.objects.folders(layout.INDEX))

@@ -12,12 +12,13 @@ from sample_manifest import make_manifest
 from tiny_onnx import convolutions
 
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CorruptBlob, GateError, StoreConflict, StoreMissing, UsageError
 from enginefarm.farm import night as nightly
 from enginefarm.planning.survey import local_offers
 from enginefarm.release import promote as release
 from enginefarm.report.nightly import page
-from enginefarm.store import channels, layout, signing
+from enginefarm.store import budgets, channels, layout, reverified, signing
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site
@@ -303,3 +304,29 @@ def test_names() -> None:
     assert channels.split("model@production") == ("model", "production")
     with pytest.raises(UsageError):
         channels.split("model@")
+
+
+def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish) -> None:
+    """Case 45d: published under the defaults, and over the budget of today."""
+    manifest = publish()
+    tight = {manifest.precision: Budget(min_cosine=0.99, min_top1_agreement=0.5)}
+    store.put_object("budgets/model.json", budgets.Budgets(of=tight).canonical_json())
+    assert "the budget asks for top-1 agreement" in refusal(store)
+    over = manifest.verification.model_copy(
+        update={"outputs": (manifest.verification.outputs[0].model_copy(update={"cosine": 0.5}),)}
+    )
+    reference = manifest.engine
+    again = reverified.write(
+        store,
+        manifest.spec_digest,
+        manifest.graph,
+        over.model_copy(update={"asked": "b" * 64}),
+        reference,
+    )
+    assert again is not None
+    assert again.device_verification.status == "pending", "its GPU saw the figures before"
+    assert store.manifest(manifest.spec_digest) == again
+    assert "y: cosine 0.5 is below 0.99" in refusal(store, allow_pending=True)
+    store.put_object("budgets/model.json", b"no")
+    with pytest.raises(CorruptBlob, match="not a recipe's budgets"):
+        promote(store)

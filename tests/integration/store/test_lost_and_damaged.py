@@ -63,7 +63,7 @@ def test_a_kill_between_manifest_and_index_loses_no_engine(
             made(site, job)
     assert site.store.manifest(job.spec.digest) is not None
     assert list(site.store.index("model")) == []
-    assert site.store.whole("model", [job.spec.digest]) == frozenset(), "it is not cached"
+    assert site.store.whole("model", [job.spec.digest]) == {}, "it is not cached"
     found = engines.build(site, job)
     assert isinstance(found, Manifest)
     assert enginefarm.pull("model", gpu="t4").manifest == found
@@ -89,7 +89,7 @@ def test_a_lost_blob_comes_back_from_the_cache(
     )
     site.cache.ensure(site.store, lost)
     lose(site.store, lost)
-    assert site.store.whole("model", [job.spec.digest]) == frozenset()
+    assert site.store.whole("model", [job.spec.digest]) == {}
     assert made(site, job) == manifest
     assert site.store.has_blob(lost)
     assert len(builds) == 1
@@ -114,7 +114,7 @@ def test_a_damaged_manifest_is_replaced_by_a_build(
 ) -> None:
     manifest = made(site, job)
     site.store.put_object(layout.manifest(job.spec.digest), b'{"recipe": 3}')
-    assert site.store.whole("model", [job.spec.digest]) == frozenset()
+    assert site.store.whole("model", [job.spec.digest]) == {}
     assert made(site, job).engine == manifest.engine
     assert enginefarm.pull("model", gpu="t4").path.read_bytes() == b"plan 0"
 
@@ -140,7 +140,7 @@ def test_an_engine_that_failed_on_its_gpu_stays_away_whoever_died_meanwhile(
                 quarantine.record(site.store, manifest, failed, tmp_path / "log")
         with pytest.raises((NoEngineFits, StoreMissing)):
             enginefarm.pull("model", gpu="t4")
-        assert site.store.whole("model", [job.spec.digest]) == frozenset()
+        assert site.store.whole("model", [job.spec.digest]) == {}
     with pytest.raises(EngineRunError, match="quarantine"):
         made(site, job)
     assert site.store.manifest(job.spec.digest) is None, "and the build withdraws it to the end"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from sample_manifest import make_manifest
+from tiny_models import document
+
+from enginefarm.documents.manifest import GraphVerification
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.host.detect import NvmlGpu
-from enginefarm.planning import survey
+from enginefarm.planning import plan, survey
 from enginefarm.toolchains.tensorrt import TensorRT
 
 NATIVE = ToolchainId(name="tensorrt", build="10.16.1.11", cuda="13", os="linux", arch="x86_64")
@@ -36,3 +42,40 @@ def test_a_card_that_no_row_knows_offers_nothing_more(monkeypatch: pytest.Monkey
     monkeypatch.setattr(survey, "first_gpu", lambda: card)
     monkeypatch.setattr(TensorRT, "identity", lambda self: NATIVE)
     assert offered() == [(None, ["tensorrt-rtx"])]
+
+
+def standing(figures: dict[str, Any], asked: str = "a" * 64, **budget: float) -> survey.Planned:
+    """An engine that is there, with these figures, for a recipe with this budget."""
+    manifest = make_manifest()
+    output = manifest.verification.outputs[0].model_copy(update=figures)
+    verification = manifest.verification.model_copy(update={"outputs": (output,), "asked": asked})
+    recipe = Recipe.model_validate(document(accuracy={"fp16": budget}))
+    target = plan.Target(gpu="t4", precision="fp16", toolchain=NATIVE, pool="cpu")
+    there = manifest.model_copy(update={"verification": verification})
+    return survey._standing(recipe, target, there.spec, there, "a" * 64)
+
+
+def test_an_engine_counts_as_long_as_the_budget_of_today_lets_it() -> None:
+    figures = {"cosine": 0.9995, "relative_l2": 0.005}
+    assert standing(figures).cached
+    stricter = standing(figures, min_cosine=0.9999)
+    assert not stricter.cached
+    assert stricter.over_budget
+    assert "y: cosine 0.9995 is below 0.9999" in stricter.reason
+
+
+def test_a_budget_in_part_keeps_the_defaults_for_the_rest() -> None:
+    found = standing({"cosine": 0.99, "relative_l2": 0.019}, max_relative_l2=0.5)
+    assert "cosine 0.99 is below 0.999" in found.reason
+
+
+def test_figures_that_are_not_there_are_measured() -> None:
+    figures = {"cosine": 1.0, "relative_l2": 0.0}
+    asks = standing(figures, min_top1_agreement=0.9)
+    assert not asks.cached
+    assert not asks.over_budget
+    assert "the budget asks for top-1 agreement" in asks.reason
+    other_data = standing(figures, asked="b" * 64)
+    assert not other_data.cached
+    assert "its verification runs again" in other_data.reason
+    assert not GraphVerification(samples=1, runtime="ort", outputs=()).asked

@@ -9,8 +9,10 @@ from sample_manifest import make_manifest
 
 from enginefarm.documents import gpus
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.thresholds import Budget
 from enginefarm.host.detect import Host
 from enginefarm.pulling.select import Fit, Selection, fit_of, select, version_tuple
+from enginefarm.store.budgets import Budgets
 
 
 def host(label: str = "t4", **facts: Any) -> Host:
@@ -229,3 +231,19 @@ def test_selection_properties(found: list[Manifest], on: Host, random: Any) -> N
     again = select(shuffled, on)
     key = [(one.manifest.spec_digest, one.manifest.created_at) for one in chosen.candidates]
     assert key == [(one.manifest.spec_digest, one.manifest.created_at) for one in again.candidates]
+
+
+def test_the_recipes_budget_of_today_decides_and_not_that_of_the_build() -> None:
+    made = make_manifest(over_budget=("cosine 0.5 < 0.99",))
+    today = Budgets(of={made.precision: Budget(min_cosine=0.9, max_relative_l2=0.5)})
+    assert select([made], host(), budgets=today).candidates
+    (output,) = made.verification.outputs
+    worse = made.verification.model_copy(
+        update={"outputs": (output.model_copy(update={"cosine": 0.8}),), "over_budget": ()}
+    )
+    loose = made.model_copy(update={"verification": worse})
+    assert select([loose], host()).candidates
+    assert "cosine 0.8 is below 0.9" in reason(select([loose], host(), budgets=today))
+    asks = Budgets(of={made.precision: Budget(min_top1_agreement=0.9)})
+    (candidate,) = select([made], host(), budgets=asks).candidates
+    assert any("top-1 agreement: not measured" in caveat for caveat in candidate.caveats)

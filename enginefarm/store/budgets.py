@@ -1,0 +1,70 @@
+"""Each recipe's accuracy budgets, on the store: who pulls or promotes has no recipe at hand.
+
+budgets/<recipe>.json
+
+Not in the manifest: budgets are no part of the action key, so a recipe whose budget changed
+keeps its engines, and their figures are judged by the budget of today. The farm writes it
+whenever it surveys the recipe; gates and `pull` read it. docs/decisions/0103.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError
+
+from enginefarm.documents.comparing import absent, judge
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.thresholds import Budget
+from enginefarm.errors import CorruptBlob
+from enginefarm.names import PrecisionName
+from enginefarm.schema import Frozen
+from enginefarm.store.engine_store import EngineStore
+
+BUDGETS = "budgets/"
+
+
+class Budgets(Frozen):
+    """Precision -> budget; a precision that is not there is judged as it was when built."""
+
+    of: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
+
+    def over(self, manifest: Manifest) -> tuple[str, ...]:
+        """One line for each of the engine's figures over budget; nothing when it passes."""
+        budget = self.of.get(manifest.precision)
+        if budget is None:
+            return manifest.verification.over_budget
+        return judge(manifest.verification.outputs, budget)
+
+    def unknown(self, manifest: Manifest) -> tuple[str, ...]:
+        """Figures that the budget asks for and the engine's verification does not have."""
+        budget = self.of.get(manifest.precision)
+        return absent(manifest.verification.outputs, budget) if budget else ()
+
+
+def remember(store: EngineStore, recipe: Recipe) -> None:
+    """Makes the recipe's budgets those that its engines are judged by. Writes only a change."""
+    wanted = Budgets(of={name: recipe.budget(name) for name in recipe.precisions})
+    if recorded(store, recipe.name) != wanted:
+        store.put_object(_key(recipe.name), wanted.canonical_json())
+
+
+def recorded(store: EngineStore, recipe: str) -> Budgets:
+    """The budgets that were remembered last; none where none ever were.
+
+    Raises: CorruptBlob.
+    """
+    found = store.read_document(_key(recipe))
+    if found is None:
+        return Budgets()
+    try:
+        return Budgets.read(found[0])
+    except ValidationError:
+        raise CorruptBlob(
+            f"store: {_key(recipe)} is not a recipe's budgets",
+            why="it was written by another version, or damaged",
+            fix=f"delete it; the next build or nightly of {recipe} writes it anew",
+        ) from None
+
+
+def _key(recipe: str) -> str:
+    return f"{BUDGETS}{recipe}.json"
