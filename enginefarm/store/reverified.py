@@ -18,7 +18,8 @@ def write(
     verification: GraphVerification,
     reference: BlobRef,
 ) -> Manifest | None:
-    """The manifest with these figures, signed anew where it was signed; None when there is no engine of that graph.
+    """The manifest with these figures, signed anew where it was signed; None when the store has
+    no engine of that graph.
 
     What its GPU said was said of the figures before: it is pending again. Figures that miss the
     budget are written too: nobody may pull the engine on its old ones.
