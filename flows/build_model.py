@@ -20,7 +20,7 @@ from enginefarm.build import engine as engines
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
 from enginefarm.farm.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once
-from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, recipe_file_at
+from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import outcome, plan
 from enginefarm.planning.outcome import Outcome
@@ -59,6 +59,7 @@ class EnginesMissing(EnginefarmError):
 
 @flow(
     name="build-model",
+    flow_run_name=build_name,
     task_runner=RUNNER,
     persist_result=False,
 )
@@ -78,18 +79,26 @@ def build_model(
         gpus: Only these of the recipe's GPUs. Empty: all of them.
         precisions: Only these of the recipe's precisions. Empty: all of them.
     """
-    with stopped_at_once():
-        on_farm = deployment.id is not None
-        file = recipe_file_at(recipe) if on_farm else Path(recipe)
-        wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
-        found = plan_recipe(wanted, online_offers() if on_farm else local_offers())
-        cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
-        built = [] if found.complete else _build_missing(wanted, found, on_farm)
-        outcomes = _gather(wanted, found, cached, built)
-        if on_farm and built:
-            leave_benchmarks(wanted, outcomes)
-        publish_tables(wanted.name, outcomes)
-        return _final_state(wanted.name, outcomes)
+    try:
+        with stopped_at_once():
+            return _built(recipe, gpus, precisions)
+    except EnginefarmError as error:
+        # A refusal: its words are the state's, without a traceback of the engine.
+        return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
+
+
+def _built(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcome]]:
+    on_farm = deployment.id is not None
+    file = recipe_file_at(recipe) if on_farm else Path(recipe)
+    wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
+    found = plan_recipe(wanted, online_offers() if on_farm else local_offers())
+    cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
+    built = [] if found.complete else _build_missing(wanted, found, on_farm)
+    outcomes = _gather(wanted, found, cached, built)
+    if on_farm and built:
+        leave_benchmarks(wanted, outcomes)
+    publish_tables(wanted.name, outcomes)
+    return _final_state(wanted.name, outcomes)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm.farm.dispatch import Ended, build_recipes, online_offers, stopped_at_once
-from enginefarm.farm.night import Slower
+from enginefarm.farm.dispatch import build_recipes, online_offers, stopped_at_once
+from enginefarm.farm.night import Ended, Slower
 from enginefarm.farm.parameters import Folder, recipe_at, recipes_in
 from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
@@ -24,10 +24,10 @@ def nightly_rebuild(folder: Folder = ".") -> Any:
     """
     with stopped_at_once():
         standings = survey_recipes(recipes_in(folder), online_offers(), recipe_at)
-        ended = build_recipes([row.file for row in standings if row.missing])
+        ended = build_recipes({row.file: row.recipe for row in standings if row.missing})
         slower = find_slower(standings)
         announce(slower)
-        publish_night(standings, {file: (run.name, run.why) for file, run in ended.items()}, slower)
+        publish_night(standings, ended, slower)
         broken = [f"{row.file}: {row.error}" for row in standings if row.error]
         return _final_state(len(standings), broken, ended, slower)
 

@@ -37,7 +37,7 @@ class Approval(RunInput):
 def promote(
     recipe: Name,
     channel: Name = "production",
-    source: Name | None = "candidate",
+    source: Name | None = None,
     ask: bool = True,
     allow_pending: bool = False,
 ) -> State[Any]:

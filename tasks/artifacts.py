@@ -16,9 +16,11 @@ from prefect.artifacts import (
 from prefect.context import TaskRunContext
 
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BuildSpec
 from enginefarm.errors import StoreError
 from enginefarm.planning import stages
 from enginefarm.progress import SINK
+from enginefarm.store import failed_builds
 
 AFTER_S = 2.0
 EVERY_S = 2.0
@@ -76,15 +78,39 @@ def publish_log(manifest: Manifest) -> None:
         lines = text.decode("utf-8", "replace").splitlines()
     except StoreError as error:
         lines = [str(error)]
+    _show_log(
+        f"{manifest.recipe} {manifest.spec.label}",
+        manifest.spec_digest,
+        lines,
+        f"Whole: blob `{log.digest}`, named by `enginefarm show {manifest.spec_digest[:12]}`.",
+    )
+
+
+def publish_failure_log(recipe: str, spec: BuildSpec) -> None:
+    """The end of what the builder said before it failed. A store that is away costs only this."""
+    gpu, precision = spec.gpu.label, spec.precision.name
+    store = stages.here().store
+    try:
+        found = failed_builds.listed(store, recipe, gpu, precision)
+        ours = next((one for one in found if spec.digest.startswith(one.spec)), None)
+        text = failed_builds.read(store, ours) if ours is not None else None
+    except StoreError as error:
+        text = str(error)
+    if text is None:
+        return
+    whole = f"Whole: `enginefarm log {recipe} --gpu {gpu} --precision {precision} --failed`."
+    _show_log(f"{recipe} {spec.label}", spec.digest, text.splitlines(), whole)
+
+
+def _show_log(name: str, spec_digest: str, lines: list[str], whole: str) -> None:
     create_markdown_artifact(
-        key=f"log-{manifest.spec_digest[:16]}",
-        description=f"Log of the builder: {manifest.recipe} {manifest.spec.label}",
+        key=f"log-{spec_digest[:16]}",
+        description=f"Log of the builder: {name}",
         markdown="\n".join(
             [
-                f"# {manifest.recipe} {manifest.spec.label}",
+                f"# {name}",
                 "",
-                f"The last {min(len(lines), LOG_LINES)} of {len(lines)} lines. Whole: blob "
-                f"`{log.digest}`, named by `enginefarm show {manifest.spec_digest[:12]}`.",
+                f"The last {min(len(lines), LOG_LINES)} of {len(lines)} lines. {whole}",
                 "",
                 "```",
                 *(line.replace("```", "'''") for line in lines[-LOG_LINES:]),

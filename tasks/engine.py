@@ -8,16 +8,21 @@ from prefect.logging import get_run_logger
 from enginefarm.build import engine as engines
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import BuildError
 from enginefarm.farm.policy import STEP
 from enginefarm.farm.worker import metrics
 from enginefarm.planning import stages
-from tasks.artifacts import progress_artifact, publish_log
+from tasks.artifacts import progress_artifact, publish_failure_log, publish_log
 
 
 @task(name="build", task_run_name="build {job.spec.label}", **STEP)
 def build_plan(job: engines.Job, workspace_mib: int | None = None) -> engines.Built | Manifest:
     with progress_artifact(job.spec.label), metrics.building(job.spec), metrics.transfers():
-        built = engines.build(stages.here(), job, cancel=CANCEL, workspace_mib=workspace_mib)
+        try:
+            built = engines.build(stages.here(), job, cancel=CANCEL, workspace_mib=workspace_mib)
+        except BuildError:
+            publish_failure_log(job.recipe, job.spec)
+            raise
     if isinstance(built, Manifest):
         _say(job, "published meanwhile by another run")
     else:

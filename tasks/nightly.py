@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.farm import night as nightly
-from enginefarm.farm.night import Slower, Standing
+from enginefarm.farm.night import Ended, Slower, Standing
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import stages
 from enginefarm.planning.plan import Offer
@@ -54,9 +54,7 @@ def announce(slower: Sequence[Slower]) -> None:
 
 @task(name="report", **STEP)
 def publish_night(
-    standings: Sequence[Standing],
-    ended: Mapping[Path, tuple[str, str]],
-    slower: Sequence[Slower],
+    standings: Sequence[Standing], ended: Mapping[Path, Ended], slower: Sequence[Slower]
 ) -> None:
     rows = [
         {
@@ -64,9 +62,7 @@ def publish_night(
             "engines": row.wanted,
             "cached": row.cached,
             "skipped": row.skipped,
-            "tonight": "; ".join(part for part in ended[row.file] if part)
-            if row.file in ended
-            else row.error or "nothing to build",
+            "tonight": _tonight(row, ended.get(row.file)),
         }
         for row in standings
     ]
@@ -74,16 +70,24 @@ def publish_night(
     page = report.publish(store, report.page(store), dt.datetime.now(dt.UTC).date())
     create_table_artifact(key="nightly", table=rows, description="Recipes of the night")
     lines = [
-        f"{len(standings)} recipes, {sum(row.wanted for row in standings)} engines: "
-        f"{sum(row.cached for row in standings)} were there, {len(ended)} recipes were built.",
+        nightly.counted(standings, ended),
         "",
-        f"Report: `{store.url}/{page}`; `enginefarm report` makes it anew.",
+        f"[Report]({report.link(store, page)}) (the link works for a week; `enginefarm report` "
+        f"makes the page anew)",
         "",
         *(f"- **{row.recipe}** {row.cell} got slower: {row.because}" for row in slower),
     ]
     create_markdown_artifact(
         key="nightly-summary", markdown="\n".join(lines), description="The night"
     )
+
+
+def _tonight(row: Standing, run: Ended | None) -> str:
+    """What became of a recipe, the reason first; its run is a link in the UI."""
+    if run is None:
+        return f"Failed: {row.error}" if row.error else "nothing to build"
+    said = f"{run.name}: {run.why}" if run.why else run.name
+    return f"{said} ([run](/runs/flow-run/{run.run_id}))"
 
 
 def _called(file: Path) -> str:

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -20,6 +20,7 @@ from filelock import FileLock
 from pydantic import Field, JsonValue
 
 from enginefarm.build import native as native_build
+from enginefarm.build.isolate import LOG_NAME
 from enginefarm.build.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
@@ -33,14 +34,17 @@ from enginefarm.documents.spec import BlobRef, BuildSpec
 from enginefarm.documents.stage import StageRecord
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import (
+    BuildCancelled,
     BuildCrashed,
     BuildError,
     EngineRunError,
+    StoreError,
 )
 from enginefarm.planning.stages import Prepared
 from enginefarm.progress import SINK, report
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits
+from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.site import Produced, Site, materialise, recorded, whole
 from enginefarm.store.statements import Vouching, vouching
@@ -185,13 +189,29 @@ def _build(
         timeout_s=limits.timeout_s,
         memory_limit_bytes=limits.memory_bytes,
     )
-    with _SLOTS, _named(asked.label):
-        return native_build.build(
-            site.store,
-            request,
-            reference=_reference(site, job),
-            budget=job.budget,
-            cancel=cancel,
+    try:
+        with _SLOTS, _named(asked.label):
+            return native_build.build(
+                site.store,
+                request,
+                reference=_reference(site, job),
+                budget=job.budget,
+                cancel=cancel,
+            )
+    except BuildError as error:
+        if not isinstance(error, BuildCancelled):
+            _keep_log(site, job, work_dir / LOG_NAME, error)
+        raise
+
+
+def _keep_log(site: Site, job: Job, log: Path, error: BuildError) -> None:
+    """The reason, then what the builder said. A store that is away must not hide the reason."""
+    said = log.read_bytes() if log.is_file() else b"the builder left no log\n"
+    text = f"{type(error).__name__}: {error}\n\n".encode() + said[-failed_builds.LOG_BYTES // 2 :]
+    spec = job.spec
+    with suppress(StoreError):
+        failed_builds.record(
+            site.store, job.recipe, spec.gpu.label, spec.precision.name, spec.digest, text
         )
 
 

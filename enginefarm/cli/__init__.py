@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("enginefarm.cli.build:build", "Build a recipe's or a model's engines."),
     "init": ("enginefarm.cli.init:init", "Write a recipe for a model."),
     "recipes": ("enginefarm.cli.recipes:recipes", "Recipes kept in the store: push, list, remove."),
+    "up": ("enginefarm.cli.up:up", "A whole farm in one terminal."),
+    "submit": ("enginefarm.cli.submit:submit", "Have the farm build a recipe, and follow it."),
     "server": ("enginefarm.cli.server:server", "Run the farm's Prefect server and its UI."),
     "worker": ("enginefarm.cli.worker:worker", "Take runs from a work pool."),
     "workers": ("enginefarm.cli.workers:workers", "Who is online, and with what."),
@@ -41,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "store": ("enginefarm.cli.store:store", "Where the store is; stop the embedded one."),
     "list": ("enginefarm.cli.listing:list_", "Engines in the store."),
     "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
+    "log": ("enginefarm.cli.log:log", "What the builder said, also of a build that failed."),
     "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),
     "bench": ("enginefarm.cli.bench:bench", "Benchmark rows: every engine, every night."),
     "report": ("enginefarm.cli.report:report", "One HTML page of everything."),
@@ -49,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("enginefarm.cli.planning:schema", "JSON Schema of a recipe, for editors."),
 }
 
-NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy"})
+NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy", "up", "submit"})
 INTERRUPTED = 130
 
 

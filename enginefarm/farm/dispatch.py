@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -26,6 +26,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import BuildCancelled, EnginefarmError, FarmError
 from enginefarm.farm import recovery
+from enginefarm.farm.night import Ended
 from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
@@ -238,45 +239,42 @@ CHILDREN = _Children()
 LANES = Lanes(_width)
 
 
-class Ended(NamedTuple):
-    """How the run of one recipe ended."""
+def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, Ended]:
+    """A build-model run for each recipe, waited for. Runs that people ask for come before them.
 
-    name: str
-    why: str
-    completed: bool
-
-
-def build_recipes(files: Sequence[Path]) -> dict[Path, Ended]:
-    """A build-model run for each recipe, waited for. Runs that people ask for come before them."""
+    recipes: what build-model takes -> the recipe's name, which its run has while it waits.
+    """
     started = {
         file: _started(
             "build-model/build-model",
             parameters={"recipe": str(file)},
             work_queue_name=NIGHT_QUEUE,
+            flow_run_name=name,
             idempotency_key=f"{flow_run.id}:{file}",
         )
-        for file in files
+        for file, name in recipes.items()
     }
     ended: dict[Path, Ended] = {}
     for file, child in started.items():
         state = CHILDREN.wait(child.id).state
         assert state is not None
         why = "" if state.is_completed() else state.message or ""
-        ended[file] = Ended(state.name or state.type.value, why, state.is_completed())
+        name = state.name or state.type.value
+        ended[file] = Ended(name, why, state.is_completed(), str(child.id))
     return ended
 
 
 def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
     """For each engine not run on its GPU yet, a run that waits for a worker that has one.
 
-    One a spec, however often it is asked for.
+    One a spec, however often it is asked for; one that failed or was withdrawn waits again.
     """
     pending = [row for row in outcomes if row.on_device == "pending"]
     with get_client(sync_client=True) as client:
         for pool in sorted({farm.pool_of(row.gpu) for row in pending}):
             deployments.ensure_applied(client, "benchmark-engine", pool)
     for row in pending:
-        _started(
+        left = _started(
             f"benchmark-engine/{farm.pool_of(row.gpu)}",
             parameters={
                 "spec_digest": row.spec_digest,
@@ -287,3 +285,13 @@ def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
             as_subflow=False,
             idempotency_key=f"benchmark:{row.spec_digest}",
         )
+        _ask_again(left)
+
+
+def _ask_again(left: FlowRun) -> None:
+    """A benchmark that was withdrawn, or spoiled by a worker that should not have taken it."""
+    state = left.state
+    if state is None or not state.is_final() or state.is_completed():
+        return
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(left.id, Scheduled(), force=True)

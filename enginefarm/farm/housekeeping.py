@@ -2,7 +2,7 @@
 
 Runs and events are deleted by Prefect's own vacuum, after ENGINEFARM_KEEP_RUNS_DAYS
 (server/environment.py). Here is what it cannot know: a benchmark that waits for an engine that
-is no longer wanted, and the card of a worker that has gone.
+is no longer wanted, the card of a worker that has gone, and logs of builds that failed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefect.states import Cancelled
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
 from enginefarm.farm.worker import card as workers
+from enginefarm.store import failed_builds
 from enginefarm.store.engine_store import EngineStore
 
 EVERY_S = 3600.0
@@ -37,7 +38,12 @@ DONE = "The engine has been run on its GPU meanwhile"
 
 def once(client: SyncPrefectClient, store: EngineStore, *, now: datetime | None = None) -> int:
     """Withdraws and removes what nobody waits for; returns how much. Raises: StoreError."""
-    return _withdraw_benchmarks(client, store) + _remove_cards(store, now or datetime.now(UTC))
+    moment = now or datetime.now(UTC)
+    return (
+        _withdraw_benchmarks(client, store)
+        + _remove_cards(store, moment)
+        + failed_builds.remove_old(store, moment)
+    )
 
 
 def _withdraw_benchmarks(client: SyncPrefectClient, store: EngineStore) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
@@ -45,6 +46,30 @@ class Slower(Frozen):
     cell: str
     ratio: float | None
     because: str
+
+
+class Ended(NamedTuple):
+    """How the run of one recipe ended: its state, why it failed, and which run it was."""
+
+    name: str
+    why: str
+    completed: bool
+    run_id: str = ""
+
+
+def counted(standings: Sequence[Standing], ended: Mapping[Path, Ended]) -> str:
+    """The night in one sentence: a recipe that failed is not counted as built."""
+    built = sum(run.completed for run in ended.values())
+    unread = sum(bool(row.error) for row in standings)
+    parts = (
+        (sum(row.cached for row in standings), "engines are already built"),
+        (built, "recipes were built tonight"),
+        (len(ended) - built, "recipes failed"),
+        (unread, "recipes could not be read"),
+    )
+    told = "; ".join(f"{number} {words}" for number, words in parts if number)
+    wanted = sum(row.wanted for row in standings)
+    return f"{len(standings)} recipes ask for {wanted} engines: {told or 'nothing was built'}."
 
 
 def recipes_under(folder: Path) -> tuple[Path, ...]:

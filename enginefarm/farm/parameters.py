@@ -8,17 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from enginefarm.documents import gpus
 from enginefarm.documents.recipe import PrecisionName, Recipe
-from enginefarm.errors import RecipeError
+from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.farm import night as nightly
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes import kept as recipe_store
 from enginefarm.recipes.file import FILE_NAME
 from enginefarm.settings import STORE_ROOT, current
+
+NAME_LENGTH = 200
 
 ROOTS = "ENGINEFARM_RECIPE_ROOTS"
 
@@ -70,6 +73,18 @@ def recipes_in(folder: str) -> tuple[Path, ...]:
             "nightly: the store holds no recipe", fix="enginefarm recipes push FOLDER"
         )
     return tuple(Path(STORE_ROOT, name) for name in found)
+
+
+def build_name() -> str:
+    """A build-model run's name: the recipe's, and its GPUs; the path of one that is not read."""
+    given = flow_run.parameters
+    path = str(given["recipe"])
+    try:
+        file = recipe_file_at(path) if deployment.id is not None else Path(path)
+        wanted = recipe_file.load(file)
+    except EnginefarmError:
+        return path
+    return f"{wanted.name} · {', '.join(given.get('gpus') or wanted.gpus)}"[:NAME_LENGTH]
 
 
 def recipe_at(path: Path) -> Recipe:

@@ -29,7 +29,7 @@ from prefect.logging import get_logger
 from prefect.states import Crashed, Failed, Scheduled
 
 from enginefarm.errors import EnginefarmError
-from enginefarm.farm import housekeeping
+from enginefarm.farm import housekeeping, run_form
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker.card import CONTROL_POOL
 from enginefarm.planning import stages
@@ -64,8 +64,10 @@ def watched() -> Generator[None]:
     def look() -> None:
         sweep, kept_house = Sweep(), time.monotonic()
         with get_client(sync_client=True) as client:
+            _offer_recipes(client)
             while not stopped.wait(SWEEP_S):
                 sweep.once(client)
+                _offer_recipes(client)
                 if time.monotonic() - kept_house > housekeeping.EVERY_S:
                     kept_house = time.monotonic()
                     _keep_house(client)
@@ -78,6 +80,13 @@ def watched() -> Generator[None]:
         stopped.set()
 
 
+def _offer_recipes(client: SyncPrefectClient) -> None:
+    try:
+        run_form.refresh(client, stages.here().store)
+    except (httpx.HTTPError, PrefectHTTPStatusError, EnginefarmError, OSError) as error:
+        get_logger("recovery").warning("run form: %s; tried again in %d s", error, SWEEP_S)
+
+
 def _keep_house(client: SyncPrefectClient) -> None:
     try:
         done = housekeeping.once(client, stages.here().store)
@@ -85,7 +94,7 @@ def _keep_house(client: SyncPrefectClient) -> None:
         get_logger("recovery").warning("housekeeping: %s; tried again in an hour", error)
         return
     if done:
-        get_logger("recovery").info("housekeeping: %d benchmarks and cards are gone", done)
+        get_logger("recovery").info("housekeeping: %d benchmarks, cards and logs are gone", done)
 
 
 class Sweep:

@@ -72,7 +72,7 @@ def test_the_ui_asks_for_the_password(farm: Farm, page: Page) -> None:
     """By another name than the server knows itself by: as through a tunnel, on any port."""
     base = f"http://localhost:{farm.port}"
     log_in(page, base, "enginefarm:guess")
-    expect(page.get_by_text("Authentication failed").first).to_be_visible()
+    expect(page.get_by_text("Invalid credentials")).to_be_visible()
     log_in(page, base, farm.password())
     page.wait_for_url("**/dashboard**")
     page.goto(f"{base}/deployments")

@@ -64,6 +64,11 @@ def connected() -> Generator[SyncPrefectClient]:
         ) from error
 
 
+def ui_url() -> str:
+    """Where the server's UI is, as this machine reaches it."""
+    return (get_current_settings().api.url or "").removesuffix("/api")
+
+
 def _check(client: SyncPrefectClient, url: str) -> None:
     try:
         text = str(client.request("GET", "/admin/version").json())

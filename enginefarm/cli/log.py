@@ -1,0 +1,49 @@
+"""`enginefarm log`: what the builder of an engine said, also when there is no engine."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--gpu", required=True, metavar="LABEL", help="The GPU that it was built for.")
+@click.option("--precision", help="Needed where the recipe has several.")
+@click.option("--failed", is_flag=True, help="The last failed build, though an engine is there.")
+def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
+    """Print the newest log of building RECIPE for a GPU: of its engine, or of the failure.
+
+    Logs of failed builds are kept in the store for 30 days, the last five of each engine.
+    """
+    from enginefarm.documents.gpus import gpu as row_of
+    from enginefarm.errors import StoreMissing, UsageError
+    from enginefarm.store import failed_builds, open_store
+    from enginefarm.store.cache import BlobCache
+
+    label = row_of(gpu).label
+    store = open_store()
+    failures = failed_builds.listed(store, recipe, label, precision)
+    engines = [
+        one for one in store.manifests(recipe, label, precision) if one.build.log is not None
+    ]
+    found = sorted({one.precision for one in engines} | {one.precision for one in failures})
+    if len(found) > 1:
+        raise UsageError(
+            f"log: {recipe} has several precisions for {label}: {', '.join(found)}",
+            fix=f"enginefarm log {recipe} --gpu {label} --precision {found[0]}",
+        )
+    newest = max(engines, key=lambda one: one.created_at, default=None)
+    if failures and (failed or newest is None or failures[0].at > newest.created_at):
+        text = failed_builds.read(store, failures[0])
+        click.echo(f"failed at {failures[0].at:%Y-%m-%d %H:%M} UTC: {failures[0].key}\n", err=True)
+        click.echo(text or "")
+        return
+    if newest is None or newest.build.log is None or failed:
+        raise StoreMissing(
+            f"log: the store has no log of building {recipe} for {label}",
+            why="no build of it has ended, or its log was deleted",
+            fix=f"enginefarm list {recipe} names the engines that are there",
+        )
+    path = BlobCache().ensure(store, newest.build.log)
+    click.echo(f"built at {newest.created_at:%Y-%m-%d %H:%M} UTC: {newest.spec.label}\n", err=True)
+    click.echo(path.read_bytes().decode("utf-8", "replace"))

@@ -1,0 +1,140 @@
+"""A recipe built by the farm: its run started, followed, and told in the end."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from enginefarm import errors
+from enginefarm.errors import AccuracyError, BuildCancelled, EnginefarmError, FarmError, RecipeError
+from enginefarm.farm import recovery
+from enginefarm.farm.run_form import DEPLOYMENT
+
+EVERY_S = 1.0
+PAGE = 200
+
+
+def start(
+    client: SyncPrefectClient, recipe: str, gpus: Sequence[str], precisions: Sequence[str]
+) -> UUID:
+    """The run of the deployment build-model. Raises: FarmError, RecipeError when it is refused."""
+    try:
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+    except ObjectNotFound:
+        raise FarmError(
+            f"submit: the server has no deployment {DEPLOYMENT}", fix="enginefarm deploy"
+        ) from None
+    parameters = {"recipe": recipe, "gpus": list(gpus), "precisions": list(precisions)}
+    try:
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (409, 422):
+            raise
+        raise RecipeError(
+            f"submit: the farm refuses these parameters: {recipe}",
+            why=_detail(error),
+            fix="enginefarm gpus has the labels; fp32, fp16, bf16, int8 and fp8 are precisions",
+        ) from error
+
+
+def _detail(error: PrefectHTTPStatusError) -> str:
+    try:
+        answer = error.response.json()
+    except ValueError:
+        return error.response.text[:300]
+    return str(answer.get("detail") or answer)[:300]
+
+
+def follow(
+    client: SyncPrefectClient,
+    run_id: UUID,
+    say: Callable[[str], None],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> FlowRun:
+    """Says each change of state of the run and its children, and returns the run that has ended."""
+    seen: dict[UUID, str] = {}
+    while True:
+        run = client.read_flow_run(run_id)
+        for one in (run, *_children(client, run_id)):
+            state = one.state.name if one.state else None
+            if state is not None and seen.get(one.id) != state:
+                seen[one.id] = state
+                say(f"{one.name}: {state}{_first_line(one)}")
+        if _ended(run):
+            return run
+        sleep(EVERY_S)
+
+
+def _first_line(run: FlowRun) -> str:
+    """Why, for a run that did not complete: the reason comes before everything else."""
+    state = run.state
+    if state is None or not state.is_final() or state.is_completed() or not state.message:
+        return ""
+    return f": {state.message.splitlines()[0]}"
+
+
+def _ended(run: FlowRun) -> bool:
+    state = run.state
+    if state is None or not state.is_final():
+        return False
+    return not (state.is_crashed() and recovery.sent_back(run))
+
+
+def _children(client: SyncPrefectClient, run_id: UUID) -> Iterator[FlowRun]:
+    yield from client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])
+        ),
+        limit=PAGE,
+    )
+
+
+def table(client: SyncPrefectClient, run_id: UUID) -> list[dict[str, Any]]:
+    """The rows of the engines' table that the run has left; none when it failed before it."""
+    found = client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
+            type=ArtifactFilterType(any_=["table"]),
+        )
+    )
+    rows: list[dict[str, Any]] = json.loads(str(found[0].data)) if found else []
+    return rows
+
+
+def failure(run: FlowRun) -> EnginefarmError | None:
+    """What the run's last state says, as the error that it was; None when it completed."""
+    state = run.state
+    if state is None or state.is_completed():
+        return None
+    text = state.message or "it left no reason"
+    if state.is_cancelled():
+        return BuildCancelled(f"{run.name}: cancelled")
+    return _kind(state.name or "", text)(text)
+
+
+def _kind(state: str, text: str) -> type[EnginefarmError]:
+    """The class that a state is named after, or that the first missing engine names."""
+    if re.search(r"\brejected: accuracy", text) and "failed: " not in text:
+        return AccuracyError
+    named = re.search(r"\bfailed: (\w+)", text)
+    for name in (state.removeprefix("Failed: "), named[1] if named else ""):
+        kind = errors.kind_named(name)
+        if kind is not None and kind.__init__ is EnginefarmError.__init__:
+            return kind
+    return FarmError

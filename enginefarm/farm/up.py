@@ -1,0 +1,152 @@
+"""A whole farm in one terminal: the server, a control worker, and a worker that cross-builds.
+
+Each is the command of that name in a process of its own, which dies with this one. What they
+say is in `farm/logs` of the home, one file each, begun anew at every start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from enginefarm.child.lifeline import die_with_parent_of
+from enginefarm.errors import FarmError
+from enginefarm.farm.server import address
+
+COMMAND = (sys.executable, "-P", "-c", "from enginefarm.cli import main; main()")
+
+HEALTHY_S = 300.0
+STOP_S = 30.0
+LOOK_S = 0.3
+LAST_LINES = 12
+
+
+class Part:
+    """One command of the farm, running."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        self.name = name
+        folder = address.folder() / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / f"{name}.log"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: parts are stopped in their order
+                preexec_fn=die_with_parent_of(),
+            )
+
+    def check(self) -> None:
+        """Raises: FarmError when it has ended, with the last of what it said."""
+        status = self._process.poll()
+        if status is not None:
+            said = self.log.read_text("utf-8", "replace").strip().splitlines()[-LAST_LINES:]
+            raise FarmError(
+                f"up: {self.name} has ended with status {status}",
+                why="\n       ".join(said) or "it said nothing",
+                fix=f"its whole log is {self.log}",
+            )
+
+    def said(self, text: str) -> bool:
+        return text in self.log.read_text("utf-8", "replace")
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def ended(self, patience_s: float) -> None:
+        """Waits, and kills what is still there after that."""
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def farm(
+    server: Mapping[str, str], say: Callable[[str], None], stopped: threading.Event
+) -> Generator[list[Part]]:
+    """Starts the parts, one when the one before is ready, and stops them at the end.
+
+    server: options of `enginefarm server`. say: told of each step. stopped: ends the waiting.
+    Raises: FarmError when a part ends instead of starting; KeyboardInterrupt when stopped.
+    """
+    parts: list[Part] = []
+    try:
+        say("server    starts")
+        options = [text for name, value in server.items() for text in (f"--{name}", value)]
+        parts.append(Part("server", "server", *options))
+        _wait(parts, lambda: _healthy(parts[0]), "the server answers", stopped)
+        deploy = subprocess.run([*COMMAND, "deploy"], capture_output=True, text=True, check=False)
+        if deploy.returncode:
+            raise FarmError("up: `enginefarm deploy` has failed", why=deploy.stderr.strip())
+        for name, role in (("control", "--control"), ("cpu", "--cpu")):
+            say(f"{name:<8}  starts")
+            parts.append(Part(name, "worker", role, "--name", f"up-{name}"))
+        for part in parts[1:]:
+            _wait(parts, lambda part=part: part.said(": pool "), f"{part.name} is online", stopped)
+        yield parts
+    finally:
+        # Workers first: their runs' last states still reach the server.
+        for some in (parts[1:], parts[:1]):
+            for part in some:
+                part.stop()
+            for part in some:
+                part.ended(STOP_S)
+
+
+def watch(parts: list[Part], stopped: threading.Event) -> None:
+    """Returns when it is stopped. Raises: FarmError when a part ends by itself."""
+    while not stopped.wait(LOOK_S):
+        for part in parts:
+            part.check()
+
+
+def _healthy(server: Part) -> bool:
+    """The URL is this server's once it has said so: an older one's may still be there."""
+    url = address.recorded_url() if server.said("password") else None
+    if url is None:
+        return False
+    try:
+        with urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310 - our own server
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _wait(
+    parts: list[Part], ready: Callable[[], bool], what: str, stopped: threading.Event
+) -> None:
+    deadline = time.monotonic() + HEALTHY_S
+    while not ready():
+        for part in parts:
+            part.check()
+        if time.monotonic() > deadline:
+            raise FarmError(
+                f"up: {HEALTHY_S:.0f} s have passed, and still not so: {what}",
+                fix=f"see {parts[-1].log}",
+            )
+        if stopped.wait(LOOK_S):
+            raise KeyboardInterrupt
+
+
+def export_line() -> str:
+    """What other programs and other machines are told, with the password in it."""
+    url, password = os.environ[address.API_URL], address.kept_password()
+    return f"export {address.API_URL}={url} {address.PASSWORD}={password}"
+
+
+def logs() -> Path:
+    return address.folder() / "logs"

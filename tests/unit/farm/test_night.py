@@ -1,0 +1,33 @@
+"""A night in one sentence: what failed is not counted as built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enginefarm.farm.night import Ended, Standing, counted
+
+A, B, C = (
+    Standing(file=Path(name), recipe=name, wanted=4, cached=cached)
+    for name, cached in (("a", 4), ("b", 1), ("c", 0))
+)
+UNREAD = Standing(file=Path("u"), error="RecipeError: no")
+BUILT, FAILED = Ended("Completed", "", True), Ended("Failed", "ParseError: no", False)
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [
+        ({}, "5 engines are already built"),
+        ({B.file: BUILT, C.file: BUILT}, "2 recipes were built tonight"),
+        ({B.file: BUILT, C.file: FAILED}, "1 recipes were built tonight; 1 recipes failed"),
+    ],
+)
+def test_each_recipe_is_counted_as_what_became_of_it(ended: dict[Path, Ended], told: str) -> None:
+    assert told in counted((A, B, C), ended)
+
+
+def test_a_recipe_that_failed_is_never_counted_as_built() -> None:
+    said = counted((C, UNREAD), {C.file: FAILED})
+    assert said == "2 recipes ask for 4 engines: 1 recipes failed; 1 recipes could not be read."
