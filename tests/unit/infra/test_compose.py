@@ -130,7 +130,10 @@ def test_secrets_are_made_once_and_kept(infra: Path, tmp_path: Path) -> None:
     keys = {row["name"]: row["credentials"][0]["secretKey"].encode() for row in identities}
     assert keys["farm"] in first["store_key"]
     assert keys["admin"] in first["store_admin_key"]
-    assert len(set(keys.values())) == 2
+    assert keys["hosts"] in first["store_read_key"]
+    assert len(set(keys.values())) == 3
+    may = {row["name"]: row["actions"] for row in identities}
+    assert may["hosts"] == ["Read:enginefarm", "List:enginefarm"], "hosts write nothing"
     assert all(len(key) == 40 for key in keys.values())
 
 
@@ -140,3 +143,10 @@ def test_every_declared_secret_is_one_that_the_script_makes(
     subprocess.run([str(infra / "compose" / "secrets.sh"), str(tmp_path / "s")], check=True)
     made = {path.name for path in (tmp_path / "s").iterdir()}
     assert {Path(row["file"]).name for row in compose["secrets"].values()} <= made
+
+
+def test_a_worker_without_a_gpu_cross_builds(compose: dict[str, Any]) -> None:
+    """Else a farm whose GPUs have no worker builds nothing."""
+    service = compose["services"]["cpu"]
+    assert service["command"][:3] == ["enginefarm", "worker", "--cpu"]
+    assert "profiles" not in service
