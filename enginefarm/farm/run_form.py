@@ -20,7 +20,7 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.farm import parameters
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes import kept as recipe_store
-from enginefarm.settings import STORE_ROOT, store_is_a_root
+from enginefarm.settings import STORE_ROOT, current
 from enginefarm.store.engine_store import EngineStore
 
 DEPLOYMENT = "build-model/build-model"
@@ -41,7 +41,7 @@ class Choices(NamedTuple):
 def choices(store: EngineStore, roots: Sequence[Path]) -> Choices:
     """A recipe that cannot be read is offered: its run says why. Raises: StoreError."""
     local = {_shown(file, root): file for root in roots for file in _recipes(root)}
-    kept = recipe_store.names(store) if store_is_a_root() else ()
+    kept = recipe_store.names(store) if current().recipes_in_store else ()
     named: set[str] = set()
     for file in local.values():
         try:
