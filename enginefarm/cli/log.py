@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli.options import gpu_option, precision_option
+
 
 @click.command()
 @click.argument("recipe")
-@click.option("--gpu", required=True, metavar="LABEL", help="The GPU that it was built for.")
-@click.option("--precision", help="Needed where the recipe has several.")
+@gpu_option("The GPU that it was built for.", required=True)
+@precision_option("Needed where the recipe has several.")
 @click.option("--failed", is_flag=True, help="The last failed build, though an engine is there.")
 def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
     """Print the newest log of building RECIPE for a GPU: of its engine, or of the failure.

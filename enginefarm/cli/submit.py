@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli.options import gpus_option, precisions_option
+
 
 @click.command()
 @click.argument("recipe")
-@click.option("--gpu", "gpus", multiple=True, metavar="LABEL", help="Only this GPU (repeat).")
-@click.option("--precision", "precisions", multiple=True, help="Only this precision (repeat).")
+@gpus_option("Only these of the recipe's GPUs (repeat, or with commas).")
+@precisions_option("Only these of the recipe's precisions.")
 @click.option("--no-wait", is_flag=True, help="Start the run, and do not follow it.")
 def submit(recipe: str, gpus: tuple[str, ...], precisions: tuple[str, ...], no_wait: bool) -> None:
     """Have the farm build RECIPE, and follow it until its engines are there.
