@@ -19,6 +19,7 @@ NAMES = (
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD",
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED",
     address.API_URL,
     address.PASSWORD,
     address.SERVER_PASSWORD,
@@ -138,7 +139,7 @@ def kept(setting: str) -> str:
     return os.environ[f"PREFECT_SERVER_{setting}"]
 
 
-def test_runs_and_events_are_kept_for_a_while_only() -> None:
+def test_runs_and_events_are_kept_for_a_while_only_and_none_is_late_for_ever() -> None:
     os.environ[environment.KEEP_RUNS_DAYS] = "7"
     start()
     assert "flow_runs" in kept("SERVICES_DB_VACUUM_ENABLED")
@@ -149,7 +150,8 @@ def test_runs_and_events_are_kept_for_a_while_only() -> None:
             "from prefect.settings import get_current_settings as s; v = s().server; "
             "print(sorted(v.services.db_vacuum.enabled_vacuum_types), "
             "v.services.db_vacuum.retention_period, v.events.retention_period, "
-            "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'])",
+            "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'], "
+            "v.services.late_runs.enabled)",
         ],
         env=dict(os.environ),
         capture_output=True,
@@ -157,7 +159,7 @@ def test_runs_and_events_are_kept_for_a_while_only() -> None:
         check=True,
     )
     assert ended.stdout.strip() == (
-        "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00"
+        "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00 False"
     ), "as Prefect understands it"
 
 
