@@ -87,7 +87,7 @@ def test_a_recipe_is_submitted_followed_and_its_engines_are_told(up: Up) -> None
     ended = up.command("submit", "right")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "/runs/flow-run/" in ended.stdout.splitlines()[0]
-    assert "right · t4: Running" in ended.stdout
+    assert "right · t4: Completed" in ended.stdout
     assert "right t4/fp16: Built" in ended.stdout
     assert "Engines of right" in ended.stdout
     assert "built" in ended.stdout.splitlines()[-2]
