@@ -59,10 +59,9 @@ def refresh(client: SyncPrefectClient, store: EngineStore) -> bool:
         deployment = client.read_deployment_by_name(DEPLOYMENT)
     except ObjectNotFound:
         return False
-    before = deployment.parameter_openapi_schema
-    if before is None:
+    schema = deployment.parameter_openapi_schema
+    if schema is None:
         return False
-    schema: dict[str, Any] = before.model_dump() if hasattr(before, "model_dump") else dict(before)
     wanted = with_choices(schema, choices(store, parameters.roots()))
     if wanted == schema:
         return False
