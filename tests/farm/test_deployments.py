@@ -134,8 +134,8 @@ def test_promotion_without_asking_and_what_the_gates_refuse(farm: Farm) -> None:
 
 def test_promoting_what_is_not_there_is_one_clear_error(farm: Farm) -> None:
     for parameters, said in (
-        ({"source": None}, "the store has no engine of 'no-such-model'"),
-        ({}, "channel no-such-model@candidate: nothing was promoted to it"),
+        ({}, "the store has no engine of 'no-such-model'"),  # the form's defaults
+        ({"source": "candidate"}, "channel no-such-model@candidate: nothing was promoted to it"),
     ):
         ended = farm.run("promote/promote", recipe="no-such-model", **parameters)
         assert ended.state.name == "Failed: StoreMissing"
