@@ -5,15 +5,20 @@ The table holds strings: what a command needs is imported when it runs.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import re
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from enginefarm import __version__
-from enginefarm.errors import EnginefarmError, ToolchainError, UsageError
+from enginefarm.errors import DiskFull, EnginefarmError, ToolchainError, UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
@@ -54,6 +59,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy", "up", "submit"})
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LazyGroup(click.Group):
@@ -115,6 +122,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; every deliberate error becomes its message and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
@@ -124,6 +134,16 @@ def run(arguments: list[str] | None = None) -> int:
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
     except EnginefarmError as error:
         return _fail(error)
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        return _fail(_not_installed(error.name or "", extra))
+    except BrokenPipeError:  # whoever read it, as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except OSError as error:
+        return _fail(_of_the_disk(error))
     except click.exceptions.Abort:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -137,5 +157,47 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _fail(error: EnginefarmError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    text = CONTROL.sub(lambda found: repr(found[0])[1:-1], f"error: {error}")
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return error.exit_code
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Bytes that would move the cursor, or worse, of whoever reads an error that quotes a file."""
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that installs a module which is missing; None when none of them does."""
+    wanted = module.partition(".")[0].lower()
+    try:
+        found = requires("enginefarm") or []
+    except PackageNotFoundError:  # run from its sources
+        found = []
+    rows = [re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in found]
+    extras = {row[1].lower().replace("-", "_"): row[2] for row in rows if row}
+    if wanted in extras:
+        return extras[wanted]
+    starts = (
+        extra for name, extra in extras.items() if name.startswith((f"{wanted}_", f"{wanted}."))
+    )
+    return next(starts, None)
+
+
+def _not_installed(module: str, extra: str) -> ToolchainError:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this command")
+    return ToolchainError(
+        f"enginefarm {command} needs the {extra!r} packages",
+        why=f"{module} is not installed",
+        fix=f"pip install 'enginefarm[{extra}]'",
+    )
+
+
+def _of_the_disk(error: OSError) -> EnginefarmError:
+    """A file or folder that cannot be used, which no step has given words of its own."""
+    where = error.filename or "a file or folder"
+    kind = DiskFull if error.errno in NO_SPACE else UsageError
+    return kind(
+        f"{where}: cannot be used",
+        why=error.strerror or str(error),
+        fix="free space there" if kind is DiskFull else "name another file or folder",
+    )

@@ -93,7 +93,13 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 
 @bench.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--seconds", default=3.0, show_default=True, help="Of each runtime and shape.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=3.0,
+    show_default=True,
+    help="Of each runtime and shape.",
+)
 @click.option("--cpu", is_flag=True, help="On the CPU, even where there is a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, every column.")
 def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
     Batch = dict[str, Array]
+
+
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, NotImplementedError),  # encrypted, or compressed in a way of its own
+)
+"""What numpy and zipfile raise for files of others."""
 
 
 def batches(
@@ -139,7 +148,8 @@ def _files(data: Data, root: Path) -> list[Path]:
     assert data.path is not None
     path = root / data.path
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        named = (file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        files = sorted(file for file in named if file.is_file())  # a pipe would block
         if files:
             return files
         raise CalibrationError(
@@ -177,7 +187,7 @@ def _from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterato
                     f"data.path: {file.name}: one array, where {len(inputs)} inputs need one each",
                     fix="write .npz files, with a key for each input",
                 )
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise _unreadable(file, error) from error
 
 
@@ -198,7 +208,7 @@ def _from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
                 )
             while streams and all(stream.count for stream in streams.values()):
                 yield {name: stream.take(batch_size) for name, stream in streams.items()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise _unreadable(file, error) from error
 
 

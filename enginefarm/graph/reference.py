@@ -198,7 +198,7 @@ def read_reference(path: Path) -> Iterator[ReferenceBatch]:
                     labels=archive[f"{index}/labels"] if f"{index}/labels" in mine else None,
                     corner=str(archive[f"{index}/corner"]) if f"{index}/corner" in mine else "",
                 )
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except data.UNREADABLE as error:
         raise CalibrationError(
             f"{path.name}: not a reference", why=f"{type(error).__name__}: {error}"
         ) from error

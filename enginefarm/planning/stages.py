@@ -21,9 +21,11 @@ from enginefarm.errors import (
     EnginefarmError,
     ExportError,
     PrecisionError,
+    RecipeError,
     SlimError,
     SourceError,
 )
+from enginefarm.graph.sources.local_file import local_file
 from enginefarm.planning import plan
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
@@ -359,11 +361,18 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
 
 def _kept_plugins(site: Site, recipe: Recipe) -> tuple[BlobRef, ...]:
     """The plugin libraries in the store, where the builders find them."""
-    refs = tuple(site.cache.add(recipe.root / path) for path in recipe.plugins)
+    refs = tuple(site.cache.add(path) for path in _plugins(recipe))
     for ref in refs:
         site.store.put_blob(site.cache.path(ref))
     return refs
 
 
 def plugin_digests(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(sha256_file(recipe.root / path) for path in recipe.plugins)
+    return tuple(sha256_file(path) for path in _plugins(recipe))
+
+
+def _plugins(recipe: Recipe) -> list[Path]:
+    """Raises: RecipeError for a library that is not there, or not a regular file."""
+    return [
+        local_file(path, recipe.root, field="plugins", error=RecipeError) for path in recipe.plugins
+    ]

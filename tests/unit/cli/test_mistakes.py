@@ -1,0 +1,182 @@
+"""A user's mistake is one clear error with its exit code, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enginefarm import cli
+from enginefarm.cli import extra_of
+from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.errors import CalibrationError, EnginefarmError, RecipeError
+from enginefarm.graph import data
+from enginefarm.planning import stages
+from enginefarm.recipes import file as recipe_file
+from tests import tiny_recipe
+
+FARM_ONLY = (
+    *("torch", "prefect", "onnx", "onnxruntime", "onnxslim", "pandas", "numpy", "pyarrow"),
+    *("safetensors", "jinja2", "fastapi", "sqlalchemy", "psutil"),
+)
+
+WITHOUT_THEM = """
+import contextlib, io, json, sys
+for name in json.loads(sys.argv[1]):
+    sys.modules[name] = None
+from enginefarm.cli import run
+found = {}
+for command in json.loads(sys.argv[2]):
+    sys.argv = ["enginefarm", *command]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        found[" ".join(command)] = [run(command), said.getvalue()]
+print(json.dumps(found))
+"""
+
+
+def test_without_the_farms_packages_each_command_says_which_extra_it_needs(
+    tmp_path: Path,
+) -> None:
+    recipe = str(tiny_recipe.write(tmp_path))
+    commands = [["build", recipe], ["server"], ["worker", "--gpu", "t4"], ["workers"], ["deploy"]]
+    environment = {**os.environ, "ENGINEFARM_HOME": str(tmp_path), "ENGINEFARM_CACHE": "c"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THEM, json.dumps(FARM_ONLY), json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {words: code for words, (code, _) in found.items()} == {
+        " ".join(words): 26 for words in commands
+    }, found
+    for _, said in found.values():
+        assert "pip install 'enginefarm[farm]'" in said
+        assert "Traceback" not in said
+
+
+def test_the_extra_of_a_module_is_read_from_the_packages_own_metadata() -> None:
+    assert extra_of("torch.nn") == "farm"
+    assert extra_of("pycuda") == "gpu"
+    assert extra_of("boto3") is None
+    assert extra_of("a_module_of_a_recipe") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/here"),
+        NotADirectoryError(20, "Not a directory", "/here"),
+        OSError(36, "File name too long", "/here"),
+        OSError(30, "Read-only file system", "/here"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", main)
+    assert cli.run(["list"]) == 2
+    assert capsys.readouterr().err.startswith("error: /here: cannot be used\n  why: ")
+
+
+def test_control_bytes_and_surrogates_do_not_reach_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(**_: object) -> None:
+        raise RecipeError("name: \x1b[2J\x07\x9b31m\udcff", why="a\ttab\nand a line")
+
+    monkeypatch.setattr(cli.cli, "main", main)
+    assert cli.run(["list"]) == 10
+    said = capsys.readouterr().err
+    assert said == "error: name: \\x1b[2J\\x07\\x9b31m\\udcff\n  why: a\ttab\nand a line\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    script = "import sys; from enginefarm.cli import main; main(['gpus'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e400", "x"])
+def test_numbers_that_are_none(
+    seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(tiny_recipe.write(tmp_path))
+    assert cli.run(["bench", "run", recipe, "--seconds", seconds]) == 2
+    assert "--seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "empty"])
+def test_a_plugin_that_is_no_library(tmp_path: Path, kind: str) -> None:
+    recipe = recipe_file.load(tiny_recipe.write(tmp_path, plugins=["plugin.so"]))
+    plugin = tmp_path / "plugin.so"
+    if kind == "folder":
+        plugin.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(plugin)
+    elif kind == "empty":
+        plugin.touch()
+    with pytest.raises(RecipeError, match=r"plugins: plugin\.so: "):
+        stages.plugin_digests(recipe)
+
+
+def encrypted(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := content.find(mark, start + 1)) >= 0:
+            content[start + offset] |= 1
+    file.write_bytes(content)
+
+
+def of_method_99(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[content.find(b"PK\x01\x02") + 10] = 99
+    content[content.find(b"PK\x03\x04") + 8] = 99
+    file.write_bytes(content)
+
+
+def with_hostile_header(file: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (__import__('os'),), }"
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.npy", member)
+
+
+@pytest.mark.parametrize("damage", [encrypted, of_method_99, with_hostile_header])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_an_archive_that_numpy_cannot_read(tmp_path: Path, damage: object, in_folder: bool) -> None:
+    file = tmp_path / "folder" / "data.npz"
+    file.parent.mkdir()
+    np.savez(file, x=np.zeros((4, 3), np.float32))
+    damage(file)  # type: ignore[operator]
+    source = Data(path="folder" if in_folder else "folder/data.npz")
+    inputs = (TensorSpec(name="x", shape=("batch", 3)),)
+    with pytest.raises(CalibrationError, match=r"data\.npz: cannot be read"):
+        list(data.batches(source, root=tmp_path, inputs=inputs, batches=2, batch_size=2, seed=0))
+
+
+def test_a_pipe_among_the_data_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "a.npz")
+    source = Data(path="folder")
+    with pytest.raises(EnginefarmError, match=r"no \.npz or \.npy file"):
+        data.data_digest(source, tmp_path)
