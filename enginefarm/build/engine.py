@@ -275,6 +275,7 @@ def publish(site: Site, job: Job, built: Built) -> Manifest:
             details={**built.details, "precision": job.prepared.details},
         ),
         environment=environment(),
+        notes=job.prepared.notes,
         created_at=datetime.now(UTC),
     )
     signer = None if vouches is None else vouches.signer

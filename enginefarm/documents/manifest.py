@@ -107,6 +107,11 @@ class Manifest(Frozen):
     build: BuildRecord
     environment: Environment
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
+    notes: tuple[str, ...] = Field(
+        default=(),
+        description="What was changed or left out between the file and the graph: an opset that "
+        "was raised, a graph that could not be slimmed.",
+    )
     created_at: datetime
 
     @property

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,7 +19,7 @@ from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import ExportError, SourceError, ToolchainError
-from enginefarm.graph import feeds, onnx_files, ort
+from enginefarm.graph import came, feeds, fitting, onnx_files, ort, raising
 from enginefarm.graph.sources import source
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class ExportReport:
     """What an export left in its folder.
 
-    model is what was loaded, still in memory: the reference is computed from it.
+    model is what was loaded, still in memory: the reference is computed from it. notes say
+    what was changed in a file as it was read.
     """
 
     path: Path
@@ -44,12 +45,32 @@ class ExportReport:
     outputs: tuple[str, ...]
     seconds: float
     model: LoadedModel
+    notes: tuple[str, ...] = ()
+
+
+def load(recipe: Recipe, work_dir: Path) -> LoadedModel:
+    """The recipe's source. An ONNX graph has the recipe's dims and names of outputs in it.
+
+    Raises: SourceError.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    model = source(recipe.source.kind).load(recipe.source, recipe.root, work_dir)
+    return fitting.fit_file(model, recipe, work_dir) if isinstance(model, Path) else model
 
 
 def export_tool(recipe: Recipe) -> ToolUse:
     """The exporter, its version and arguments. Imports neither torch nor onnx."""
     if recipe.source.kind == "onnx":
-        return ToolUse(name="onnx", version=version("onnx"), arguments={"normal_form": 1})
+        return ToolUse(
+            name="onnx",
+            version=version("onnx"),
+            arguments={
+                "opset": raising.OPSET,
+                "outputs": list(recipe.outputs),
+                "normal_form": 1,
+                "reading": 1,
+            },
+        )
     try:
         torch_version = version("torch")
     except PackageNotFoundError:
@@ -80,7 +101,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     started = time.monotonic()
     dest_dir.mkdir(parents=True, exist_ok=True)
     progress.report("export", 0, 4, "load the model")
-    model = source(recipe.source.kind).load(recipe.source, recipe.root, dest_dir)
+    model = load(recipe, dest_dir)
     sample = feeds.sample(recipe)
     progress.report("export", 1, 4, "write ONNX")
     error = SourceError if isinstance(model, Path) else ExportError
@@ -96,6 +117,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")
     _run_corners(path, recipe, sample, error)
+    notes = came.notes(recipe, path, dest_dir, sample)
     progress.report("export", 4, 4)
     files = onnx_files.files(path)
     return ExportReport(
@@ -106,6 +128,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         outputs=outputs,
         seconds=time.monotonic() - started,
         model=model,
+        notes=notes,
     )
 
 
@@ -263,11 +286,21 @@ def _check_inputs(
                     f"{want!r} in the recipe",
                     fix=f"write {have} in the recipe, or make the model's dim dynamic",
                 )
-    missing = set(recipe.verification.class_scores) - {o.name for o in graph.graph.output}
+    check_class_scores(recipe, [output.name for output in graph.graph.output], error)
+
+
+def check_class_scores(
+    recipe: Recipe, outputs: Sequence[str], error: type[ExportError] | type[SourceError]
+) -> None:
+    """Asked on every run: the graph may be in the store already, made with another recipe.
+
+    Raises: `error` where the recipe names an output that is not there.
+    """
+    missing = set(recipe.verification.class_scores) - set(outputs)
     if missing:
         raise error(
             f"verification.class_scores: no output is called {', '.join(sorted(missing))}",
-            why=f"outputs are {', '.join(o.name for o in graph.graph.output)}",
+            why=f"outputs are {', '.join(outputs)}",
             fix="name the outputs with `outputs`",
         )
 

@@ -8,10 +8,11 @@ graph gives the same bytes, and so the same digest.
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError
+from enginefarm.graph import external_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +23,12 @@ MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """A protobuf message ends at 2 GiB; this leaves room for the graph itself."""
+OURS = "enginefarm."
+"""Metadata whose key begins so is ours, and part of what the normal form keeps."""
+EXTERNAL_FROM_BYTES = 1024
+"""Smaller tensors stay in the model: shape inference looks at their values."""
+LARGE_BYTES = 1 << 16
+"""Weights above this are not needed to know shapes."""
 LIMIT_NODES = 1_000_000
 LIMIT_DIM = 1 << 31
 MIN_BYTES = 16
@@ -56,7 +63,25 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
             fix="copy or export it again",
         ) from cause
     _limits(model, name, error)
-    _load_external(model, path.parent, name, error)
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            external_data.read(tensor, path.parent, name, error)
+    return model
+
+
+def graph_only(path: Path) -> ModelProto:
+    """The model without its external data: cheap, whatever the weights.
+
+    Raises: SourceError when it is not ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError) as cause:
+        raise SourceError(f"{path.name}: not an ONNX model", why=one_line(cause)) from cause
     return model
 
 
@@ -65,19 +90,12 @@ def write(model: ModelProto, dest_dir: Path) -> Path:
 
     The model is changed: see `normalise`.
     """
-    from onnx.external_data_helper import (
-        convert_model_to_external_data,
-        write_external_data_tensors,
-    )
-
     dest_dir.mkdir(parents=True, exist_ok=True)
     path, data = dest_dir / MODEL_NAME, dest_dir / DATA_NAME
-    data.unlink(missing_ok=True)  # external data is appended to what is there
+    data.unlink(missing_ok=True)  # it may be another name of a file in the cache
     normalise(model)
     if sum(len(tensor.raw_data) for tensor in tensors(model)) > EXTERNAL_ABOVE_BYTES:
-        convert_model_to_external_data(model, location=DATA_NAME, size_threshold=1024)
-        write_external_data_tensors(model, str(dest_dir))
-        data.chmod(0o644)
+        external_data.write(tensors(model), data, above_bytes=EXTERNAL_FROM_BYTES)
     partial = path.with_suffix(".partial")
     partial.write_bytes(model.SerializeToString(deterministic=True))
     partial.replace(path)
@@ -94,7 +112,10 @@ def normalise(model: ModelProto) -> None:
     """Takes away what says where and when the file was made; keeps what it computes."""
     model.producer_name = model.producer_version = model.domain = model.doc_string = ""
     model.model_version = 0
+    ours = [(item.key, item.value) for item in model.metadata_props if item.key.startswith(OURS)]
     del model.metadata_props[:]
+    for key, value in ours:
+        model.metadata_props.add(key=key, value=value)
     for graph in graphs(model.graph):
         graph.doc_string = ""
         del graph.metadata_props[:]
@@ -223,40 +244,6 @@ def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
                 raise error(f"{name}: tensor {tensor.name!r} has a dim of {dim}")
 
 
-def _load_external(
-    model: ModelProto, folder: Path, name: str, error: type[EnginefarmError]
-) -> None:
-    from onnx.external_data_helper import (
-        ExternalDataInfo,
-        load_external_data_for_tensor,
-        uses_external_data,
-    )
-
-    for tensor in tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        location = ExternalDataInfo(tensor).location
-        where = PurePosixPath(location)
-        file = folder / location
-        if where.is_absolute() or ".." in where.parts or file.is_symlink():
-            raise error(
-                f"{name}: tensor {tensor.name!r} keeps its data in {location!r}",
-                why="external data must be a plain file in the model's own folder",
-                fix="save the model again with its data beside it",
-            )
-        try:
-            load_external_data_for_tensor(tensor, os.fspath(folder))
-        except Exception as cause:
-            raise error(
-                f"{name}: the data of tensor {tensor.name!r} cannot be read from {location!r}",
-                why=one_line(cause),
-                fix="copy the data file beside the model, whole",
-            ) from cause
-        # Now in memory: the tensor must not say otherwise.
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-
-
 def input_signature(model: ModelProto) -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Inputs without initializer: name -> (dtype, shape), a dim an int, a name or None."""
     return {
@@ -267,17 +254,64 @@ def input_signature(model: ModelProto) -> dict[str, tuple[str, tuple[Any, ...]]]
 
 
 def _signature(value: Any) -> tuple[str, tuple[Any, ...]]:
-    from onnx import TensorProto, helper
-
     kind = value.type.tensor_type
-    if kind.elem_type == TensorProto.BFLOAT16:
-        dtype = "bfloat16"
-    elif kind.elem_type == TensorProto.UNDEFINED:
-        dtype = "undefined"
-    else:
-        dtype = str(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    dims = tuple(
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
-        for dim in kind.shape.dim
-    )
-    return dtype, dims
+    return dtype_of(kind.elem_type), tuple(known_dim(dim) for dim in kind.shape.dim)
+
+
+def dtype_of(elem_type: int) -> str:
+    """The recipe's word for a TensorProto type; ONNX's own for what recipes do not have."""
+    from onnx import TensorProto
+
+    name = TensorProto.DataType.Name(elem_type).lower()  # pyright: ignore[reportArgumentType]
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def inferred_outputs(model: ModelProto) -> dict[str, list[int | str | None] | None]:
+    """Dims of every output as ONNX's shape inference has them; None where it knows no rank.
+
+    Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
+    """
+    import onnx
+
+    try:
+        found = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    except Exception:  # it crashes on what it does not know; the shapes stay unknown
+        return {}
+    return {
+        value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.HasField("shape")
+        else None
+        for value in found.graph.output
+    }
+
+
+def without_weights(model: ModelProto) -> ModelProto:
+    """A copy for analysis: the bytes of large initializers are not in it."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LARGE_BYTES:
+            light.graph.initializer.append(tensor)
+            continue
+        copy = light.graph.initializer.add()
+        copy.name, copy.data_type = tensor.name, tensor.data_type
+        copy.dims.extend(tensor.dims)
+        copy.data_location = onnx.TensorProto.EXTERNAL
+        copy.external_data.add(key="location", value="not-needed")
+    return light
+
+
+def known_dim(dim: Any) -> int | str | None:
+    """The size of a dim, or its name; None for what exporters write where they know neither:
+    nothing, -1, 0 and `?`."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value > 0 else None
+    return dim.dim_param.strip("?") or None

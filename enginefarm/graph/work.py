@@ -97,7 +97,11 @@ def export(request: str) -> str:
         files["reference"] = _reference(order.placed, done.model, order.folder, done.outputs)
     except EnginefarmError as error:
         print(f"the reference: {error}", flush=True)
-    values: dict[str, JsonValue] = {"opset": done.opset, "outputs": list(done.outputs)}
+    values: dict[str, JsonValue] = {
+        "opset": done.opset,
+        "outputs": list(done.outputs),
+        "notes": list(done.notes),
+    }
     return Made(files=files, values=values).model_dump_json()
 
 
@@ -117,7 +121,8 @@ def slim(request: str) -> str:
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
     done = slim_onnx(order.graph, order.folder / "out", corners)
-    return Made(files=onnx_files_of(done.path)).model_dump_json()
+    notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []
+    return Made(files=onnx_files_of(done.path), values={"notes": notes}).model_dump_json()
 
 
 def convert(request: str) -> str:
@@ -175,7 +180,6 @@ def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...
 
 
 def _load(recipe: Recipe, folder: Path) -> Any:
-    from enginefarm.graph.sources import source
+    from enginefarm.graph.export import load
 
-    folder.mkdir(exist_ok=True)
-    return source(recipe.source.kind).load(recipe.source, recipe.root, folder)
+    return load(recipe, folder)

@@ -34,6 +34,7 @@ class Outcome(Frozen):
     top1_accuracy: float | None = None
     on_device: str = ""
     reason: str = ""
+    notes: tuple[str, ...] = ()
     exit_code: int = 0
 
     @property
@@ -59,6 +60,7 @@ def of_manifest(manifest: Manifest, status: Literal["built", "cached"]) -> Outco
         build_seconds=manifest.build.seconds,
         built_with=manifest.build.built_with or "",
         on_device=manifest.device_verification.status,
+        notes=manifest.notes,
         **_figures(manifest.verification),
     )
 
@@ -146,11 +148,13 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
 
 
 def reasons(outcomes: Sequence[Outcome]) -> list[str]:
-    """One text for each distinct reason, with the engines that it holds for."""
+    """One text for each distinct reason and note, with the engines that it holds for."""
     found: dict[str, list[str]] = {}
     for outcome in outcomes:
         if outcome.reason:
             found.setdefault(f"{outcome.status}: {outcome.reason}", []).append(outcome.label)
+        for note in outcome.notes:
+            found.setdefault(f"note: {note}", []).append(outcome.label)
     return [f"{', '.join(labels)} {reason}" for reason, labels in found.items()]
 
 

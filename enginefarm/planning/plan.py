@@ -75,6 +75,9 @@ class Model(Frozen):
     slimmer: ToolUse
     plugins: tuple[Digest, ...] = ()
     outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field(
+        default=(), description="What was changed or left out on the way, for people."
+    )
 
 
 AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tensorrt-rtx")

@@ -54,6 +54,7 @@ class Exported(Frozen):
     exporter: ToolUse
     seconds: float
     cached: bool
+    notes: tuple[str, ...] = ()
 
 
 def export_key(recipe: Recipe) -> str:
@@ -73,7 +74,7 @@ def export(site: Site, recipe: Recipe) -> Exported:
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """
-    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.export import check_class_scores, export_tool
 
     def work(scratch: Path) -> Produced:
         order = _order(recipe, scratch)
@@ -86,13 +87,22 @@ def export(site: Site, recipe: Recipe) -> Exported:
         return Produced(files=files, values=made.values)
 
     record, cached = recorded(site, "export", export_key(recipe), work)
-    return Exported(
+    exported = Exported(
         onnx=onnx_ref_of(record),
         outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
         exporter=export_tool(recipe),
         seconds=record.seconds,
         cached=cached,
+        notes=_notes(record),
     )
+    check_class_scores(recipe, exported.outputs, SourceError)
+    return exported
+
+
+def _notes(*records: StageRecord) -> tuple[str, ...]:
+    """What stages changed or left out, for people; records of earlier versions have none."""
+    found = (cast("list[str]", record.values.get("notes") or []) for record in records)
+    return tuple(note for notes in found for note in notes)
 
 
 def _source_digest(recipe: Recipe) -> str:
@@ -200,7 +210,7 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         graph = materialise(site, exported.onnx, scratch / "in")
         order = _order(recipe, scratch, onnx=graph.absolute())
         made = _in_child("slim", order, what="slimming", error=SlimError)
-        return Produced(files=made.files, values={"opset": exported.onnx.opset})
+        return Produced(files=made.files, values={"opset": exported.onnx.opset, **made.values})
 
     record, cached = recorded(site, "slim", slim_key(exported.onnx, slimmer), work)
     model = plan.Model(
@@ -209,6 +219,7 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
         outputs=exported.outputs,
+        notes=(*exported.notes, *_notes(record)),
     )
     return Slimmed(model=model, seconds=record.seconds, cached=cached)
 
@@ -222,6 +233,7 @@ class Prepared(Frozen):
     verification: GraphVerification
     details: dict[str, JsonValue]
     plugins: tuple[BlobRef, ...] = ()
+    notes: tuple[str, ...] = ()
     seconds: float
     cached: bool
 
@@ -333,6 +345,7 @@ def _prepared(
         verification=judged,
         details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
         plugins=_kept_plugins(site, recipe),
+        notes=model.notes,
         seconds=converted.seconds + verified.seconds,
         cached=cached,
     )
@@ -340,12 +353,13 @@ def _prepared(
 
 def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     """The model as earlier runs recorded it; None when it has to be exported first."""
-    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.export import check_class_scores, export_tool
     from enginefarm.graph.slim import slim_tool
 
     exported = found_record(site, "export", export_key(recipe))
     if exported is None:
         return None
+    check_class_scores(recipe, cast("list[str]", exported.values["outputs"]), SourceError)
     slimmer = slim_tool()
     slimmed = found_record(site, "slim", slim_key(onnx_ref_of(exported), slimmer))
     if slimmed is None:
@@ -356,6 +370,7 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
         outputs=tuple(exported.values["outputs"]),  # type: ignore[arg-type]
+        notes=_notes(exported, slimmed),
     )
 
 

@@ -9,6 +9,8 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files
+from enginefarm.graph.fitting import typed_inputs
+from enginefarm.graph.raising import raised
 from enginefarm.graph.sources import s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
@@ -38,15 +40,22 @@ class OnnxFile:
             _download(source.path, work_dir / DOWNLOADED)
 
     def load(self, source: OnnxSource, root: Path, work_dir: Path) -> Path:
-        """The model in normal form, in work_dir."""
-        if source.path.startswith("s3://"):
-            file = work_dir / DOWNLOADED / source.path.rpartition("/")[2]
-        else:
-            file = local_file(source.path, root, field="source.path")
+        """The model raised to an opset of today and in normal form, in work_dir."""
+        file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
+        typed_inputs(model, f"source.path: {source.path}")
+        model = raised(model, error=SourceError, what=f"source.path: {source.path}")
         path = onnx_files.write(model, work_dir)
+        del model
         onnx_files.check(path, error=SourceError, what=f"source.path: {source.path}")
         return path
+
+
+def original(source: OnnxSource, root: Path, work_dir: Path) -> Path:
+    """The file as it came. One in S3 is in work_dir already: `fetch` brought it."""
+    if source.path.startswith("s3://"):
+        return work_dir / DOWNLOADED / source.path.rpartition("/")[2]
+    return local_file(source.path, root, field="source.path")
 
 
 def _download(url: str, folder: Path) -> Path:

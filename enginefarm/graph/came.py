@@ -1,0 +1,76 @@
+"""An ONNX file as it came, held against the graph that was made of it when it was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginefarm.documents.recipe import OnnxSource, Recipe
+from enginefarm.errors import EnginefarmError, SourceError
+from enginefarm.graph import closeness, feeds, onnx_files, ort
+from enginefarm.graph.fitting import SIZES_LEFT_OUT
+from enginefarm.graph.raising import came_as
+from enginefarm.graph.sources.onnx_file import original
+
+SIZES = (
+    "sizes that the recipe fixes and the file does not know are not written into the graph: they "
+    "contradict a branch that is never taken"
+)
+
+
+def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> tuple[str, ...]:
+    """What was changed in the file when it was read, for people; empty for other sources.
+
+    path: the graph with the recipe's dims, the model's opset raised.
+    Raises: SourceError where the two give other numbers.
+    """
+    if not isinstance(recipe.source, OnnxSource):
+        return ()
+    model = onnx_files.graph_only(path)
+    opset = came_as(model)
+    double = _doubles(original(recipe.source, recipe.root, work_dir))
+    left_out = any(item.key == SIZES_LEFT_OUT for item in model.metadata_props)
+    sizes = (SIZES,) if left_out else ()
+    if opset is None and not double:
+        return sizes
+    found: list[str] = []
+    if opset is not None:
+        found.append(
+            f"the file came with opset {opset} and was raised to {onnx_files.opset(model)}"
+        )
+    if double:
+        found.append("float64 in the file is computed in float32")
+    checked = _compare(recipe, path, work_dir, sample)
+    return (f"{'; '.join(found)} ({checked})", *sizes)
+
+
+def _doubles(file: Path) -> bool:
+    signature = onnx_files.input_signature(onnx_files.graph_only(file))
+    return any(dtype == "float64" for dtype, _ in signature.values())
+
+
+def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> str:
+    assert isinstance(recipe.source, OnnxSource)
+    file = original(recipe.source, recipe.root, work_dir)
+    inputs = feeds.sized(sample, recipe, feeds.at(recipe.profiles[0], "opt"))
+    signature = onnx_files.input_signature(onnx_files.graph_only(file))
+    asked = {name: array.astype(_numpy(signature[name][0])) for name, array in inputs.items()}
+    try:
+        session = ort.session(file, error=SourceError, what="the file as it came", plain=True)
+        wanted = ort.run(session, asked, error=SourceError, what="the file as it came")
+    except EnginefarmError as error:
+        return f"not compared with the file, which ONNX Runtime does not run: {error.why[:200]}"
+    session = ort.session(path, error=SourceError, what="the graph", plain=True)
+    made = ort.run(session, inputs, error=SourceError, what="the graph")
+    for (name, before), after in zip(wanted.items(), made.values(), strict=True):
+        difference = closeness.relative(before, after)
+        if not difference <= closeness.ROUNDING:
+            raise SourceError(
+                f"source.path: raising {recipe.source.path} changed output {name!r}",
+                why=f"the largest difference is {difference:.2g} of its largest value",
+                fix="export the model at opset 13 or later",
+            )
+    return "the numbers are the file's"
+
+
+def _numpy(dtype: str) -> str:
+    return dtype if dtype != "bfloat16" else "float32"

@@ -1,0 +1,83 @@
+"""Weights beside a model, in a file of their own: read and written a tensor at a time.
+
+onnx's own functions refuse files with hard links, which caches and package managers make, and
+a file of that name in the current folder; they also hold the weights twice.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from enginefarm.errors import EnginefarmError
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+ALIGNMENT = 4096
+"""ONNX Runtime maps tensors into memory where they begin on a page."""
+
+
+def write(tensors: Iterable[TensorProto], file: Path, *, above_bytes: int) -> None:
+    """Moves the bytes of large tensors into `file`; the tensors then say where they are."""
+    from onnx import TensorProto
+
+    with file.open("wb") as stream:
+        for tensor in tensors:
+            if len(tensor.raw_data) < above_bytes:
+                continue
+            stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
+            entries = (file.name, str(stream.tell()), str(len(tensor.raw_data)))
+            stream.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in zip(("location", "offset", "length"), entries, strict=True):
+                tensor.external_data.add(key=key, value=value)
+    file.chmod(0o644)
+
+
+def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmError]) -> None:
+    """Brings the bytes of a tensor into memory, from a plain file in the model's folder.
+
+    name: of the model, for messages. Raises: `error`.
+    """
+    entries = {item.key: item.value for item in tensor.external_data}
+    location = entries.get("location", "")
+    where = PurePosixPath(location)
+    file = folder / location
+    if not location or where.is_absolute() or ".." in where.parts or _links(folder, where):
+        raise error(
+            f"{name}: tensor {tensor.name!r} keeps its data in {location!r}",
+            why="external data must be a plain file in the model's own folder, and not a link",
+            fix="save the model again with its data beside it",
+        )
+    try:
+        offset = int(entries.get("offset") or 0)
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("it is not a file")
+            length = int(entries.get("length") or status.st_size - offset)
+            if offset < 0 or length < 0 or offset + length > status.st_size:
+                raise OSError(
+                    f"it has {status.st_size} bytes, and {length} are wanted from byte {offset}"
+                )
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except (OSError, ValueError) as cause:
+        raise error(
+            f"{name}: the data of tensor {tensor.name!r} cannot be read from {location!r}",
+            why=str(cause),
+            fix="copy the data file beside the model, whole",
+        ) from cause
+    # Now in memory: the tensor must not say otherwise.
+    tensor.ClearField("data_location")
+    del tensor.external_data[:]
+
+
+def _links(folder: Path, where: PurePosixPath) -> bool:
+    return any((folder / part).is_symlink() for part in (where, *where.parents))

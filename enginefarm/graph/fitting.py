@@ -1,0 +1,219 @@
+"""What the recipe says about an ONNX graph, written into the graph.
+
+A file often knows its dims worse than the recipe does: -1, 0, no name, or one name for two
+dims. Toolchains take shapes from the graph, so the recipe's go in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from enginefarm.documents.recipe import DType, Recipe
+from enginefarm.errors import SourceError
+from enginefarm.graph import onnx_files, ort
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+SIZES_LEFT_OUT = "enginefarm.sizes_left_out"
+"""Key in the model's metadata: the recipe's sizes are not in it, only its names of dims."""
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
+    """Types, names of outputs, dims: as the recipe says, in place.
+
+    fixed: sizes too, not only names of dims. What contradicts the recipe is left for `export`
+    to name.
+    Raises: SourceError for operators and types that no toolchain has.
+    """
+    _refuse_foreign(model, recipe)
+    _refuse_types(model, recipe)
+    _name_outputs(model.graph, recipe)
+    _write_dims(model, recipe, fixed)
+
+
+def typed_inputs(model: ModelProto, what: str) -> None:
+    """Raises: SourceError for an input that is no tensor, or whose rank nobody wrote down."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        kind = value.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            raise SourceError(
+                f"{what}: input {value.name!r} is a {str(kind).removesuffix('_type')}",
+                why="engines take tensors only",
+                fix="export the model with one input for each tensor",
+            )
+        if value.name not in weights and not value.type.tensor_type.HasField("shape"):
+            raise SourceError(
+                f"{what}: input {value.name!r} has no shape in the file, not even a number of dims",
+                why="the operators behind it cannot be checked without one",
+                fix="export the model with the shape of this input; dims in it may be dynamic",
+            )
+
+
+def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
+    """Operators of ONNX Runtime's own and others'. With plugins, one may be theirs."""
+    if recipe.plugins:
+        return
+    functions = {(function.domain, function.name) for function in model.functions}
+    found = [
+        node
+        for graph in onnx_files.graphs(model.graph)
+        for node in graph.node
+        if node.domain not in ONNX_DOMAINS and (node.domain, node.op_type) not in functions
+    ]
+    if found:
+        first = found[0]
+        others = sorted({node.op_type for node in found} - {first.op_type})
+        count = f"{len(found)} such nodes" if len(found) > 1 else "one such node"
+        raise SourceError(
+            f"source: node {first.name or first.output[0]!r} is operator {first.op_type} of domain "
+            f"{first.domain}, which is not an operator of ONNX",
+            why="TensorRT's parser does not have it, or it cannot be verified without a GPU; the "
+            f"graph has {count}" + (f"; also {', '.join(others)}" if others else ""),
+            fix="export the model without runtime-specific optimisation or quantisation, in FP32: "
+            "the recipe's `precisions` quantise it; or name a plugin library in `plugins`",
+        )
+
+
+def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
+    signature = onnx_files.input_signature(model)
+    asked = {tensor.name: tensor.dtype for tensor in recipe.inputs}
+    if any(
+        dtype == "float64" and asked.get(name) == "float32"
+        for name, (dtype, _) in signature.items()
+    ):
+        _in_fp32(model)
+        signature = onnx_files.input_signature(model)
+    for name, (dtype, _) in signature.items():
+        if dtype not in get_args(DType):
+            raise _no_such_type("input", name, dtype)
+    for value in model.graph.output:
+        kind = value.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            raise _no_such_type("output", value.name, str(kind).removesuffix("_type"))
+        dtype = onnx_files.dtype_of(value.type.tensor_type.elem_type)
+        if dtype not in (*get_args(DType), "undefined"):
+            raise _no_such_type("output", value.name, dtype)
+
+
+def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
+    fix = {
+        "float64": "write `dtype: float32` for the inputs that are float64: the graph is then "
+        "computed in FP32",
+    }.get(dtype, f"change the model so that {name!r} has one of these types")
+    return SourceError(
+        f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not have",
+        why=f"TensorRT has {', '.join(get_args(DType))}",
+        fix=fix,
+    )
+
+
+def _in_fp32(model: ModelProto) -> None:
+    """Every float64 of the graph as float32: TensorRT has no float64."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    double, single = TensorProto.DOUBLE, TensorProto.FLOAT
+    for tensor in onnx_files.tensors(model):
+        if tensor.data_type == double:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for graph in onnx_files.graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == double:
+                value.type.tensor_type.elem_type = single
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name in ("to", "dtype") and attribute.i == double:
+                    attribute.i = single
+
+
+def _name_outputs(graph: GraphProto, recipe: Recipe) -> None:
+    """Raises: SourceError where the recipe names another number of outputs."""
+    found = [value.name for value in graph.output]
+    if not recipe.outputs or found == list(recipe.outputs):
+        return
+    if len(found) != len(recipe.outputs):
+        raise SourceError(
+            f"outputs: the graph has {len(found)} outputs, the recipe names {len(recipe.outputs)}",
+            why=f"the graph's are {', '.join(found)}",
+            fix="name every output of the graph, in its order, or leave `outputs` out",
+        )
+    onnx_files.rename(graph, dict(zip(found, recipe.outputs, strict=True)))
+
+
+def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
+    """The recipe's dims into the inputs, and what follows from them into the outputs."""
+    wanted = {tensor.name: tensor.shape for tensor in recipe.inputs}
+    renamed: dict[str, int | str | None] = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        shape = wanted.get(value.name, ())
+        if len(dims) != len(shape):
+            continue
+        for dim, size in zip(dims, shape, strict=True):
+            known = onnx_files.known_dim(dim)
+            if isinstance(known, str):
+                renamed[known] = size if renamed.get(known, size) == size else None
+            if not isinstance(known, int):
+                _set(dim, size if fixed or isinstance(size, str) else None)
+    declared = [
+        [onnx_files.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
+    ]
+    for graph in onnx_files.graphs(model.graph):
+        for value in graph.value_info:
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx_files.inferred_outputs(model)
+    for value, old in zip(model.graph.output, declared, strict=True):
+        found = inferred.get(value.name)
+        dims = old if found is None else found
+        value.type.tensor_type.shape.Clear()
+        for axis, size in enumerate(dims):
+            was = old[axis] if len(old) == len(dims) else None
+            was = renamed.get(was, was) if isinstance(was, str) else was
+            _set(value.type.tensor_type.shape.dim.add(), was if size is None else size)
+        value.type.tensor_type.shape.SetInParent()
+
+
+def _shape(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
+
+
+def _set(dim: Any, size: int | str | None) -> None:
+    dim.Clear()
+    if isinstance(size, int):
+        dim.dim_value = size
+    elif size is not None:
+        dim.dim_param = size
+
+
+def fit_file(path: Path, recipe: Recipe, dest_dir: Path) -> Path:
+    """`fit` of the model at `path`, written to `dest_dir/fitted/model.onnx` and checked.
+
+    Where a size contradicts a branch of an If that is never taken, shape inference refuses the
+    graph, and so does ONNX Runtime: sizes that the file does not know then stay unknown.
+    """
+    for fixed in (True, False):
+        model = onnx_files.read(path, error=SourceError, field="source.path")
+        fit(model, recipe, fixed=fixed)
+        if not fixed:
+            model.metadata_props.add(key=SIZES_LEFT_OUT, value="1")
+        made = onnx_files.write(model, dest_dir / "fitted")
+        del model
+        try:
+            onnx_files.check(made, error=SourceError, what="source.path: the graph in these dims")
+            # A large graph is loaded once only, by the export: twice takes minutes.
+            if len(onnx_files.files(made)) == 1:
+                ort.session(made, error=SourceError, what="source.path")
+        except SourceError:
+            if not fixed:
+                raise
+        else:
+            break
+    return made

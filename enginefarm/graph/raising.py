@@ -1,0 +1,182 @@
+"""What is done to every ONNX file as it is read, before anything else looks at it.
+
+Old files are raised to an IR version and an opset that every later tool reads, and their
+weights are taken out of the inputs. GRU, LSTM and RNN with the batch first, which ONNX
+Runtime's CPU provider does not have, are written with a Transpose around them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import EnginefarmError
+from enginefarm.graph import onnx_files
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+IR = 4
+"""The first IR version in which weights need not be inputs too: OnnxSlim and others need it."""
+OPSET = 13
+"""The first opset in which Q/DQ has an axis, and the oldest one that all later stages take."""
+OLDEST_THAT_RUNS = 7
+"""ONNX Runtime runs no graph of an older opset."""
+CAME_AS = "enginefarm.came_as"
+"""Key in the model's metadata: the opset that the file came with."""
+
+SIZES = (7, 11, 13, 17, 19, 23)
+"""Stand for dynamic dims where the converter wants sizes: unlike each other and any weight's."""
+RECURRENT = ("GRU", "LSTM", "RNN")
+ALL_STEPS = (2, 0, 1, 3)
+"""[steps, directions, batch, hidden] -> [batch, steps, directions, hidden]."""
+STATES = (1, 0, 2)
+"""[directions, batch, hidden] <-> [batch, directions, hidden]."""
+
+
+def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> ModelProto:
+    """The same function at IR 4 and opset 13 or later.
+
+    A graph of opset 7 to 12 that onnx.version_converter cannot convert stays as it is: it runs.
+    Raises: `error` for an older one, naming what the converter lacks.
+    """
+    if not model.opset_import:  # IR 1 and 2 had no such field: it was opset 1
+        model.opset_import.add(domain="", version=1)
+    came = onnx_files.opset(model)
+    weights_out_of_inputs(model.graph)
+    model.ir_version = max(model.ir_version, IR)
+    if 0 < came < OPSET:
+        kept = _emptied(model) if _large(model) else {}
+        try:
+            model = _converted(model)
+        except Exception as cause:
+            if came < OLDEST_THAT_RUNS:
+                raise error(
+                    f"{what}: opset {came} cannot be raised to {OPSET}",
+                    why=onnx_files.one_line(cause, 300),
+                    fix=f"export the model at opset {OPSET} or later",
+                ) from cause
+        for tensor in model.graph.initializer:
+            if tensor.name in kept:
+                tensor.CopyFrom(kept.pop(tensor.name))
+    for graph in onnx_files.graphs(model.graph):
+        _steps_first(graph)
+    del model.metadata_props[:]
+    if onnx_files.opset(model) != came:
+        model.metadata_props.add(key=CAME_AS, value=str(came))
+    return model
+
+
+def _converted(model: ModelProto) -> ModelProto:
+    """Tried again with a size for every dynamic dim: some of the converter's steps (an Add of
+    opset 6 that broadcasts) look at sizes, and write none of them down."""
+    from onnx import version_converter
+
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception:
+        sized: ModelProto = _copy(model)
+        sizes: dict[str, int] = {}
+        for value in sized.graph.input:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if not isinstance(onnx_files.known_dim(dim), int):
+                    name = dim.dim_param or f"{value.name}/{axis}"
+                    size = sizes.setdefault(name, SIZES[len(sizes) % len(SIZES)])
+                    dim.Clear()
+                    dim.dim_value = size
+        if not sizes:
+            raise
+        del sized.graph.value_info[:]
+        converted = version_converter.convert_version(sized, OPSET)
+        del converted.graph.value_info[:]
+        for field in ("input", "output"):
+            del getattr(converted.graph, field)[:]
+            getattr(converted.graph, field).extend(getattr(model.graph, field))
+        return converted
+
+
+def came_as(model: ModelProto) -> int | None:
+    """The opset that the file came with, where it was raised from there."""
+    found = [item.value for item in model.metadata_props if item.key == CAME_AS]
+    return int(found[0]) if found else None
+
+
+def weights_out_of_inputs(graph: GraphProto) -> None:
+    """An input with an initializer is a default that a caller may replace; engines have none."""
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = [_copy(value) for value in graph.input if value.name not in weights]
+    if len(kept) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(kept)
+
+
+def _large(model: ModelProto) -> bool:
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    return size > onnx_files.EXTERNAL_ABOVE_BYTES
+
+
+def _emptied(model: ModelProto) -> dict[str, TensorProto]:
+    """Takes the bytes out of large weights, which the converter would copy through a message
+    of at most 2 GiB, and gives them back by name."""
+    from onnx import TensorProto
+
+    kept: dict[str, TensorProto] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= onnx_files.LARGE_BYTES:
+            kept[tensor.name] = _copy(tensor)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="not-needed")
+    return kept
+
+
+def _steps_first(graph: GraphProto) -> None:
+    """`layout: 1` of GRU, LSTM and RNN as `layout: 0` between Transposes: the same numbers."""
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    made: list[NodeProto] = []
+    for node in graph.node:
+        if not (node.op_type in RECURRENT and _layout(node) == 1):
+            made.append(node)
+            continue
+        before: list[NodeProto] = []
+        after: list[NodeProto] = []
+        for index in (0, 5, 6):  # X, initial_h and initial_c: their first two dims are swapped
+            if index < len(node.input) and node.input[index]:
+                name = _free(f"{node.input[index]}_steps_first", names)
+                before.append(_transpose(node.input[index], name, STATES))
+                node.input[index] = name
+        for index, name in enumerate(list(node.output)):
+            if name:
+                perm = ALL_STEPS if index == 0 else STATES
+                node.output[index] = _free(f"{name}_steps_first", names)
+                after.append(_transpose(node.output[index], name, perm))
+        kept = [_copy(attribute) for attribute in node.attribute if attribute.name != "layout"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        made += [*before, node, *after]
+    if len(made) > len(graph.node):
+        copies = [_copy(node) for node in made]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _transpose(source: str, name: str, perm: tuple[int, ...]) -> NodeProto:
+    from onnx import helper
+
+    return helper.make_node("Transpose", [source], [name], f"{name}_transpose", perm=perm)
+
+
+def _layout(node: NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "layout"), 0)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _copy(message: Any) -> Any:
+    made = type(message)()
+    made.CopyFrom(message)
+    return made

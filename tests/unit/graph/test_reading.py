@@ -1,0 +1,357 @@
+"""ONNX files as they are read: raised, fitted to the recipe, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import EnginefarmError, ExportError, SourceError
+from enginefarm.graph import export, onnx_files, ort, raising, slim, verify
+from enginefarm.graph.precisions import precision
+from enginefarm.graph.reference import make_reference
+
+FLOAT = TensorProto.FLOAT
+DATA = (
+    "import numpy as np\n"
+    "def data(seed=0, batch_size=4):\n"
+    "    random = np.random.default_rng(seed)\n"
+    "    while True:\n"
+    "        yield {'x': random.normal(size=(batch_size, 4)).astype(np.float32)}\n"
+)
+
+
+def value(name: str, shape: list[Any] | None, dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    *,
+    inputs: list[onnx.ValueInfoProto] | None = None,
+    outputs: list[onnx.ValueInfoProto] | None = None,
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 20,
+    ir: int = 8,
+    domain: str = "",
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        inputs or [value("x", ["n", 4])],
+        outputs or [value("y", ["n", 4])],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(domain, 1)] if domain else []
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+
+
+def relu(**options: Any) -> onnx.ModelProto:
+    return model([helper.make_node("Relu", ["x"], ["y"], "relu")], **options)
+
+
+def recipe(folder: Path, made: onnx.ModelProto, **changes: Any) -> Recipe:
+    onnx.save(made, folder / "m.onnx")
+    (folder / "data.py").write_text(DATA)
+    fields = {
+        "name": "m",
+        "source": {"kind": "onnx", "path": "m.onnx"},
+        "inputs": [{"name": "x", "shape": ["batch", 4]}],
+        "profiles": [{"dims": {"batch": [1, 2, 3]}}],
+        "gpus": ["l4"],
+        "verification": {"data": {"callable": "data.py:data"}, "batches": 1},
+        **changes,
+    }
+    return Recipe.model_validate(fields).at(folder)
+
+
+def exported(folder: Path, made: onnx.ModelProto, **changes: Any) -> export.ExportReport:
+    return export.export_onnx(recipe(folder, made, **changes), folder / "out")
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.session(path, error=ExportError, what="test")
+    return ort.run(session, feeds, error=ExportError, what="test")
+
+
+def old_batch_norm() -> onnx.ModelProto:
+    """Opset 6 and IR 3, weights among the inputs, as PyTorch 0.3 wrote it."""
+    weights = {name: np.full(4, n + 1, np.float32) for n, name in enumerate("sbmv")}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", *"sbmv"], ["a"], "bn", is_test=1),
+        helper.make_node("Add", ["a", "b"], ["y"], "add", axis=1, broadcast=1),
+    ]
+    inputs = [value("x", ["n", 4]), *(value(name, [4]) for name in "sbmv")]
+    return model(nodes, inputs=inputs, weights=weights, opset=6, ir=3)
+
+
+def test_a_model_of_opset_6_is_raised_and_says_so(tmp_path: Path) -> None:
+    report = exported(tmp_path, old_batch_norm())
+    assert report.opset >= raising.OPSET
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    want = (x - 3) / np.sqrt(4 + 1e-5) + 2 + 2
+    np.testing.assert_allclose(run(report.path, {"x": x})["y"], want, rtol=1e-5)
+    assert "opset 6 and was raised to 13" in report.notes[0]
+    assert "not compared with the file" in report.notes[0], "ONNX Runtime has no opset 6"
+    made = onnx.load(report.path)
+    assert made.ir_version >= raising.IR
+    assert [item.name for item in made.graph.input] == ["x"]
+
+
+def test_a_raised_model_is_compared_with_the_file(tmp_path: Path) -> None:
+    notes = exported(tmp_path, relu(opset=9, ir=3)).notes
+    assert notes == (
+        "the file came with opset 9 and was raised to 13 (the numbers are the file's)",
+    )
+    assert exported(tmp_path, relu(opset=17)).notes == ()
+
+
+def test_raising_that_changes_numbers_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnx import version_converter
+
+    real = version_converter.convert_version
+
+    def wrong(made: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        found = real(made, opset)
+        found.graph.node[0].op_type = "Abs"
+        return found
+
+    monkeypatch.setattr(version_converter, "convert_version", wrong)
+    with pytest.raises(SourceError, match=r"raising m\.onnx changed output 'y'"):
+        exported(tmp_path, relu(opset=9))
+
+
+def test_what_cannot_be_raised_stays_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnx import version_converter
+
+    def lacks(made: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        raise RuntimeError("no adapter for Upsample")
+
+    monkeypatch.setattr(version_converter, "convert_version", lacks)
+    assert exported(tmp_path, relu(opset=9)).opset == 9
+    with pytest.raises(SourceError, match="opset 6 cannot be raised to 13") as caught:
+        exported(tmp_path, relu(opset=6))
+    assert "no adapter for Upsample" in caught.value.why
+
+
+@pytest.mark.parametrize("dims", [[-1, 4], [0, 4], [None, 4], ["?", "?"], [None, None], ["n", "m"]])
+def test_unknown_dims_become_the_recipes(tmp_path: Path, dims: list[Any]) -> None:
+    made = relu(inputs=[value("x", dims)], outputs=[value("y", dims)])
+    report = exported(tmp_path, made)
+    graph = onnx.load(report.path).graph
+    for item in (graph.input[0], graph.output[0]):
+        dim = item.type.tensor_type.shape.dim
+        assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
+
+
+def test_dims_that_the_recipe_fixes_reach_the_operators_behind(tmp_path: Path) -> None:
+    """aecmos: a Squeeze over a dim that only the recipe knows to be 1."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Squeeze", ["a"], ["y"], "squeeze"),
+    ]
+    made = model(nodes, inputs=[value("x", ["n", 4])], outputs=[value("y", ["n"])])
+    report = exported(
+        tmp_path,
+        made,
+        inputs=[{"name": "x", "shape": [1, 4]}],
+        profiles=[{"dims": {}}],
+        verification={"data": {"callable": "data.py:data"}, "batch_size": 1},
+    )
+    graph = onnx.load(report.path).graph
+    assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == [1, 4]
+    assert [dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim] == [4]
+
+
+def test_a_dim_that_the_graph_fixes_to_another_size_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"dim 1 of 'x' is fixed to 5 in the graph"):
+        exported(tmp_path, relu(inputs=[value("x", ["n", 5])], outputs=[value("y", ["n", 5])]))
+
+
+def test_an_input_of_unknown_rank_is_refused_by_name(tmp_path: Path) -> None:
+    made = relu(inputs=[value("x", None)])
+    with pytest.raises(SourceError, match="input 'x' has no shape in the file"):
+        exported(tmp_path, made)
+
+
+def test_outputs_get_the_recipes_names_and_class_scores_must_be_there(tmp_path: Path) -> None:
+    report = exported(tmp_path, relu(), outputs=["scores"])
+    assert report.outputs == ("scores",)
+    x = -np.ones((2, 4), np.float32)
+    assert list(run(report.path, {"x": x})) == ["scores"]
+    loaded = export.load(recipe(tmp_path, relu(), outputs=["scores"]), tmp_path / "reference")
+    assert list(run(loaded, {"x": x})) == ["scores"], "the reference has the same names"
+    with pytest.raises(SourceError, match="the graph has 1 outputs, the recipe names 2"):
+        exported(tmp_path, relu(), outputs=["scores", "boxes"])
+    verification = {"data": {"callable": "data.py:data"}, "class_scores": ["scores"]}
+    with pytest.raises(SourceError, match="no output is called scores"):
+        exported(tmp_path, relu(), verification=verification)
+
+
+@pytest.mark.parametrize(
+    ("domain", "operator"), [("com.microsoft", "FusedGelu"), ("ai.onnx.ml", "Scaler")]
+)
+def test_operators_of_other_domains_are_named(tmp_path: Path, domain: str, operator: str) -> None:
+    made = model([helper.make_node(operator, ["x"], ["y"], "odd", domain=domain)], domain=domain)
+    with pytest.raises(SourceError, match=f"node 'odd' is operator {operator} of domain {domain}"):
+        exported(tmp_path, made)
+
+
+@pytest.mark.parametrize("dtype", ["UINT16", "UINT32", "UINT64", "STRING", "INT16", "DOUBLE"])
+def test_types_that_engines_do_not_have_are_named(tmp_path: Path, dtype: str) -> None:
+    number = TensorProto.DataType.Value(dtype)
+    word = {"DOUBLE": "float64"}.get(dtype, dtype.lower())
+    cast = helper.make_node("Cast", ["x"], ["y"], to=FLOAT)
+    integer = [{"name": "x", "shape": ["batch", 4], "dtype": "int64"}]
+    with pytest.raises(SourceError, match=f"'x' is {word} in the graph"):
+        exported(tmp_path, model([cast], inputs=[value("x", ["n", 4], number)]), inputs=integer)
+    cast = helper.make_node("Cast", ["x"], ["y"], to=number)
+    with pytest.raises(SourceError, match=f"outputs: 'y' is {word} in the graph"):
+        exported(tmp_path, model([cast], outputs=[value("y", ["n", 4], number)]))
+
+
+def test_float64_is_computed_in_fp32_where_the_recipe_asks(tmp_path: Path) -> None:
+    double = TensorProto.DOUBLE
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=double),
+        helper.make_node("Mul", ["c", "w"], ["y"]),
+    ]
+    made = model(
+        nodes,
+        inputs=[value("x", ["n", 4], double)],
+        outputs=[value("y", ["n", 4], double)],
+        weights={"w": np.full(4, 1 / 3)},
+    )
+    report = exported(tmp_path, made)
+    graph = onnx.load(report.path).graph
+    assert {item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)} == {FLOAT}
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(run(report.path, {"x": x})["y"], 1 / 3, rtol=1e-6)
+    assert "float64 in the file is computed in float32 (the numbers are the file's)" in report.notes
+
+
+@pytest.mark.parametrize("operator", ["GRU", "LSTM", "RNN"])
+def test_recurrent_layers_with_the_batch_first_run(tmp_path: Path, operator: str) -> None:
+    """Judged by ONNX's own evaluator, which has layout 1."""
+    from onnx.reference import ReferenceEvaluator
+
+    random = np.random.default_rng(0)
+    gates = {"GRU": 3, "LSTM": 4, "RNN": 1}[operator]
+    weights = {
+        "w": random.normal(size=(1, gates * 3, 4)).astype(np.float32),
+        "r": random.normal(size=(1, gates * 3, 3)).astype(np.float32),
+    }
+    node = helper.make_node(
+        operator, ["x", "w", "r", "", "", "h"], ["y", "yh"], "rnn", hidden_size=3, layout=1
+    )
+    inputs = [value("x", [2, 5, 4]), value("h", [2, 1, 3])]
+    outputs = [value("y", [2, 5, 1, 3]), value("yh", [2, 1, 3])]
+    made = model([node], inputs=inputs, outputs=outputs, weights=weights)
+    feeds = {
+        "x": random.normal(size=(2, 5, 4)).astype(np.float32),
+        "h": np.zeros((2, 1, 3), np.float32),
+    }
+    want = ReferenceEvaluator(made).run(None, feeds)
+    raised = raising.raised(made, error=SourceError, what="test")
+    path = onnx_files.write(raised, tmp_path)
+    onnx_files.check(path, error=SourceError, what="test")
+    for found, wanted in zip(run(path, feeds).values(), want, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_every_refusal_is_one_of_ours_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        exported(tmp_path, relu(inputs=[value("x", None)]))
+    assert caught.value.fix
+    assert slim.slim_tool().arguments["fallback"] == 1
+
+
+def test_a_size_that_contradicts_a_dead_branch_stays_unknown(tmp_path: Path) -> None:
+    """silero-full: `if dim == 1: squeeze` with a dim that the recipe knows to be 2."""
+    out = [value("o", None)]
+    squeeze = helper.make_node("Squeeze", ["x", "axis"], ["o"], "squeeze")
+    keep = helper.make_node("Identity", ["x"], ["o"], "keep")
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["d"]),
+        helper.make_node("Equal", ["d", "one"], ["c"]),
+        helper.make_node(
+            "If",
+            ["c"],
+            ["i"],
+            "if",
+            then_branch=helper.make_graph([squeeze], "then", [], out),
+            else_branch=helper.make_graph([keep], "else", [], out),
+        ),
+        helper.make_node("Reshape", ["i", "flat"], ["y"]),
+    ]
+    weights = {
+        "axis": np.array([0]),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "flat": np.array([-1, 4]),
+    }
+    made = model(nodes, weights=weights)
+    report = exported(
+        tmp_path,
+        made,
+        inputs=[{"name": "x", "shape": [2, 4]}],
+        profiles=[{"dims": {}}],
+        verification={"data": {"callable": "data.py:data"}, "batch_size": 2},
+    )
+    assert "a branch that is never taken" in report.notes[0]
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(run(report.path, {"x": x})["y"], x)
+
+
+def test_a_large_model_goes_through_hard_links_and_beside_its_namesake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model above 1.5 GB, at a small size: its weights are in a file of their own, stages get
+    it by hard link, and the current folder has a file of that name too."""
+    monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE_BYTES", 500)
+    weight = np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "mm")]
+    made = model(nodes, outputs=[value("y", ["n", 512])], weights={"w": weight})
+    (tmp_path / "model.onnx.data").write_bytes(b"somebody else's")
+    monkeypatch.chdir(tmp_path)
+    data = {"callable": "data.py:data"}
+    wanted = recipe(tmp_path, made, verification={"data": data, "batches": 1, "batch_size": 2})
+    report = export.export_onnx(wanted, tmp_path / "out")
+    assert report.data is not None
+    reference = make_reference(wanted, report.model, tmp_path / "r.npz", outputs=report.outputs)
+    slimmed = slim.slim_onnx(
+        linked(report.path, tmp_path / "1"), tmp_path / "slim", [{"x": np.ones((2, 4), np.float32)}]
+    )
+    assert slimmed.refused == ""
+    assert slimmed.data is not None
+    low = precision("fp16").convert(
+        linked(slimmed.path, tmp_path / "2"), tmp_path / "fp16", wanted, ()
+    )
+    assert low.data is not None
+    assert low.data.stat().st_size < slimmed.data.stat().st_size
+    verdict = verify.verify_graph(
+        linked(low.path, tmp_path / "3"),
+        reference,
+        wanted.budget("fp16"),
+        wanted.verification.comparing,
+    )
+    assert verdict.passed
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"somebody else's"
+
+
+def linked(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in onnx_files.files(path):
+        (folder / file.name).hardlink_to(file)
+    return folder / path.name
