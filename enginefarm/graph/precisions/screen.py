@@ -32,23 +32,28 @@ def noise(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
 
 
 def noise_of_slices(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
-    """As `noise`, but the geometric mean over channels, which are axis 1 of outputs of rank 3 and
-    more: a detector's boxes are large numbers, and would hide its class scores."""
+    """As `noise`, but by channel, which is axis 1 of outputs of rank 3 and more, and there where a
+    channel is at least half as large as its peak: a detector's boxes are large numbers and would
+    hide its class scores, and places without an object would hide those with one."""
     import numpy as np
 
     worst = 0.0
-    for signal, lost in _powers(model, batches):
+    for signal, lost in _powers(model, batches, peaks=True):
         there = signal > 0
         if not np.isfinite(lost).all():
             return float("inf")
         if there.any():
-            shares = np.maximum(lost[there] / signal[there], 1e-30)
-            worst = max(worst, float(np.exp(np.log(shares).mean())))
+            worst = max(worst, float(np.sqrt(lost[there] / signal[there]).mean()) ** 2)
     return worst
 
 
-def _powers(model: ModelProto, batches: Iterable[ReferenceBatch]) -> list[tuple[Array, Array]]:
-    """For each float output the power of the reference and of the difference, by channel."""
+def _powers(
+    model: ModelProto, batches: Iterable[ReferenceBatch], *, peaks: bool = False
+) -> list[tuple[Array, Array]]:
+    """For each float output the power of the reference and of the difference, by channel.
+
+    peaks: where a channel is at least half as large as its peak in the batch.
+    """
     import numpy as np
 
     from enginefarm.graph.emulate import emulate
@@ -64,8 +69,11 @@ def _powers(model: ModelProto, batches: Iterable[ReferenceBatch]) -> list[tuple[
             if x.shape != y.shape:
                 raise PrecisionError(f"output {name!r} has another shape than in FP32")
             there = np.isfinite(x)  # infinities that FP32 has too are no damage
-            x, y = np.where(there, x, 0.0), np.where(there, y, 0.0)
             others = tuple(axis for axis in range(x.ndim) if axis != 1) if x.ndim > 2 else None
+            if peaks and others is not None and x.size:
+                sizes = np.abs(np.where(there, x, 0.0))
+                there &= sizes >= sizes.max(axis=others, keepdims=True) / 2
+            x, y = np.where(there, x, 0.0), np.where(there, y, 0.0)
             with np.errstate(invalid="ignore", over="ignore"):
                 signal = np.atleast_1d(np.square(x).sum(axis=others))
                 lost = np.atleast_1d(np.square(x - y).sum(axis=others))
