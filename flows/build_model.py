@@ -28,6 +28,7 @@ from enginefarm.planning.stages import Prepared, Slimmed, here
 from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import reverified
+from enginefarm.store.check import require_conditional_writes
 from flows.build_engine import build_here
 from tasks.model import (
     export_model,
@@ -92,6 +93,8 @@ def _built(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
     file = recipe_file_at(recipe) if on_farm else Path(recipe)
     wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
     found = plan_recipe(wanted, online_offers() if on_farm else local_offers())
+    if not found.complete:
+        require_conditional_writes(here().store.objects)
     cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
     built = [] if found.complete else _build_missing(wanted, found, on_farm)
     outcomes = _gather(wanted, found, cached, built)

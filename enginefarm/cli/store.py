@@ -1,4 +1,4 @@
-"""`enginefarm store`: where the store is, and whether the embedded one runs."""
+"""`enginefarm store`: where the store is, whether the embedded one runs, what a server does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import click
 
 
 @click.command()
-@click.argument("action", type=click.Choice(["status", "start", "stop"]), default="status")
+@click.argument("action", type=click.Choice(["status", "start", "stop", "check"]), default="status")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def store(action: str, as_json: bool) -> None:
-    """Show the store; start or stop the embedded one (its data stays)."""
+    """Show the store; start or stop the embedded one (its data stays); check a server.
+
+    `check` tries every call that the farm needs on objects of its own, which it deletes, and
+    says which of them the server does not do. The exit code is then 40.
+    """
+    if action == "check":
+        _check(as_json=as_json)
+        return
     from enginefarm.cli.tables import print_json
     from enginefarm.store import EMBEDDED, embedded
 
@@ -35,3 +42,27 @@ def store(action: str, as_json: bool) -> None:
         return
     for name, value in said.items():
         click.echo(f"{name:9} {value}")
+
+
+def _check(*, as_json: bool) -> None:
+    from enginefarm.cli.tables import print_json
+    from enginefarm.errors import StoreError
+    from enginefarm.store import open_store
+    from enginefarm.store.check import checks
+
+    store = open_store()
+    results = checks(store.objects)
+    if as_json:
+        print_json([one._asdict() for one in results])
+    else:
+        for one in results:
+            click.echo(f"{'NO ' if one.says else 'yes'}  {one.needed}")
+            if one.says:
+                click.echo(f"     {one.says}")
+    missing = [one.needed for one in results if one.says]
+    if missing:
+        raise StoreError(
+            f"store check: {store.objects.where} does not do what the farm needs",
+            why="; ".join(missing),
+            fix="use another S3 server, or a newer version of this one",
+        )

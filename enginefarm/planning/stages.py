@@ -36,6 +36,7 @@ from enginefarm.store.site import (
     materialise,
     onnx_ref_of,
     recorded,
+    require_unchanged,
     stage_key,
 )
 
@@ -78,15 +79,19 @@ def export(site: Site, recipe: Recipe) -> Exported:
 
     def work(scratch: Path) -> Produced:
         order = _order(recipe, scratch)
+        before = _reference_key(recipe, ())
         made = _in_child("export", order, what="export", error=ExportError)
         files = dict(made.files)
         npz = files.pop("reference", None)
         if npz is not None:
+            require_unchanged("reference", before, _reference_key(recipe, ()))
             key = _reference_key(recipe, tuple(made.values["outputs"]))
             recorded(site, "reference", key, lambda _: Produced(files={"npz": npz}))
         return Produced(files=files, values=made.values)
 
-    record, cached = recorded(site, "export", export_key(recipe), work)
+    record, cached = recorded(
+        site, "export", export_key(recipe), work, key_again=lambda: export_key(recipe)
+    )
     exported = Exported(
         onnx=onnx_ref_of(record),
         outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
@@ -132,7 +137,13 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
         made = _in_child("reference", order, what="reference", error=SourceError)
         return Produced(files={"npz": made.files["reference"]})
 
-    record, cached = recorded(site, "reference", _reference_key(recipe, outputs), work)
+    record, cached = recorded(
+        site,
+        "reference",
+        _reference_key(recipe, outputs),
+        work,
+        key_again=lambda: _reference_key(recipe, outputs),
+    )
     return Reference(
         npz=record.outputs["npz"],
         figures_key=figures_key(recipe, outputs),
@@ -259,12 +270,16 @@ def convert(
     in the cache, and a search that was interrupted goes on from there.
     Raises: PrecisionError, CalibrationError, RecipeError for `keep_wide`.
     """
-    key = stage_key(
-        onnx=model.onnx.digest,
-        precision=precision_use(recipe, name).model_dump(mode="json"),
-        reference=ref.npz.digest,
-        search=search,
-    )
+
+    def decides() -> str:
+        return stage_key(
+            onnx=model.onnx.digest,
+            precision=precision_use(recipe, name).model_dump(mode="json"),
+            reference=ref.npz.digest,
+            search=search,
+        )
+
+    key = decides()
 
     def work(scratch: Path) -> Produced:
         graph = materialise(site, model.onnx, scratch / "in")
@@ -280,7 +295,8 @@ def convert(
         values = {"opset": model.onnx.opset, "details": made.values}
         return Produced(files=made.files, values=values)
 
-    record, _ = recorded(site, f"search-{name}" if search else f"precision-{name}", key, work)
+    stage = f"search-{name}" if search else f"precision-{name}"
+    record, _ = recorded(site, stage, key, work, key_again=decides)
     return record
 
 

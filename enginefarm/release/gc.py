@@ -4,7 +4,9 @@ Held: engines of every channel's last revisions; the last N builds of each recip
 precision; whatever was written or used again within the grace period; and every blob that
 something held names. Documents go before the blobs they name, and each thing is looked at
 once more just before it is deleted, so that a build that runs meanwhile loses nothing: what it
-uses again gets a new date (store.blobs.TOUCH_AFTER), which the second look sees.
+uses again gets a new date (store.blobs.TOUCH_AFTER), which the second look sees. Before an
+engine's documents go, channels and dates are looked at again too. Dates are compared with the
+store's own clock: this machine's, and a builder's, may be wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 
 from pydantic import Field
 
@@ -37,9 +40,12 @@ class Policy(Frozen):
 
 
 class Garbage(Frozen):
+    """spec_digest: of the engine that a document is about."""
+
     key: str
     size_bytes: int
     why: str
+    spec_digest: str = ""
 
 
 class Collected(Frozen):
@@ -72,14 +78,15 @@ def collect(
             f"gc: a grace period of {policy.grace} does not protect builds that run meanwhile",
             fix=f"give at least {2 * blobs.TOUCH_AFTER}",
         )
-    limit = (now or datetime.now(UTC)) - policy.grace
+    limit = (now or store.objects.clock()) - policy.grace
     # Blobs are listed first: one that comes later is not a candidate at all.
     old_blobs = [info for info in store.list_objects(layout.BLOBS) if info.modified < limit]
     all_bytes = sum(info.size_bytes for info in store.list_objects(layout.BLOBS))
     entries = list(store.index())
     manifests = {one.spec_digest: one for one in store.manifests()}
     superseded = _superseded(store, entries, manifests, policy)
-    doomed = {one.spec_digest: one for one in superseded if one.created_at < limit}
+    old = {info.key for info in store.list_objects(layout.MANIFESTS) if info.modified < limit}
+    doomed = {one.spec_digest: one for one in superseded if layout.manifest(one.spec_digest) in old}
     kept = [one for digest, one in manifests.items() if digest not in doomed]
     garbage = [
         document
@@ -97,7 +104,7 @@ def collect(
         if info.key.rpartition("/")[2] not in held
     ]
     if delete:
-        garbage = _delete(store, garbage, limit)
+        garbage = _delete(store, garbage, limit, policy)
     freed = sum(one.size_bytes for one in garbage if one.key.startswith(layout.BLOBS))
     return Collected(
         garbage=tuple(garbage),
@@ -126,14 +133,19 @@ def _superseded(
     return [one for digest, one in manifests.items() if digest not in held]
 
 
-def _named_by_channels(store: EngineStore, revisions: int) -> frozenset[str]:
+def _named_by_channels(
+    store: EngineStore, revisions: int, recipes: Iterable[str] | None = None
+) -> frozenset[str]:
+    """Every digest in the channels' last revisions; recipes: None looks at all of them."""
     named: set[str] = set()
-    for recipe in store.objects.folders(channels.CHANNELS):
+    if recipes is None:
+        recipes = store.objects.folders(channels.CHANNELS)
+    for recipe in recipes:
         for channel in channels.names(store, recipe):
-            for count, revision in enumerate(channels.history(store, recipe, channel)):
-                if count == revisions:
-                    break
-                named |= {engine.spec_digest for engine in revision.engines}
+            for key in islice(channels.keys(store, recipe, channel), revisions):
+                # Read as text: a revision of a newer version holds its engines too.
+                found = store.read_document(key)
+                named |= _digests([found[0]] if found else ())
     return frozenset(named)
 
 
@@ -151,7 +163,7 @@ def _documents(
     attestations = store.list_objects(f"{ATTESTATIONS}{digest}/")
     keys += [info.key for info in attestations]
     keys.append(layout.spec(digest))
-    return (Garbage(key=key, size_bytes=0, why=why) for key in keys)
+    return (Garbage(key=key, size_bytes=0, why=why, spec_digest=digest) for key in keys)
 
 
 def _stale_records(
@@ -187,12 +199,43 @@ def _digests(bodies: Iterable[bytes]) -> frozenset[str]:
     return frozenset(match.decode() for body in bodies for match in DIGEST.findall(body))
 
 
-def _delete(store: EngineStore, garbage: list[Garbage], limit: datetime) -> list[Garbage]:
+def _used_again(
+    store: EngineStore, documents: list[Garbage], limit: datetime, policy: Policy
+) -> bool:
+    """Whether an engine was promoted, listed or published again since the first look.
+
+    documents: what is written about it.
+    """
+    (digest,) = {one.spec_digest for one in documents}
+    recipes = {
+        entry.recipe for one in documents if (entry := layout.parse_index(one.key)) is not None
+    }
+    if digest in _named_by_channels(store, policy.keep_revisions, sorted(recipes)):
+        return True
+    looked_at = [
+        one.key for one in documents if one.key.startswith((layout.INDEX, layout.MANIFESTS))
+    ]
+    found = [store.objects.head(key) for key in looked_at]
+    return any(info is not None and info.modified >= limit for info in found)
+
+
+def _delete(
+    store: EngineStore, garbage: list[Garbage], limit: datetime, policy: Policy
+) -> list[Garbage]:
     """Deletes in order, each after a second look; gives what was deleted."""
     named_again: frozenset[str] | None = None
+    documents: defaultdict[str, list[Garbage]] = defaultdict(list)
+    for one in garbage:
+        documents[one.spec_digest].append(one)
+    held: dict[str, bool] = {"": False}
     deleted: list[Garbage] = []
     for done, one in enumerate(garbage, 1):
         report("gc", done, len(garbage), one.key)
+        if one.spec_digest not in held:
+            mine = documents[one.spec_digest]
+            held[one.spec_digest] = _used_again(store, mine, limit, policy)
+        if held[one.spec_digest]:
+            continue
         if one.key.startswith(layout.BLOBS):
             if named_again is None:  # what was published since the first look
                 named_again = _held_by_documents(store, set())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from enginefarm.digest import sha256_bytes, sha256_file
@@ -14,7 +14,7 @@ from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
 from enginefarm.store import layout
 from enginefarm.store.appearing import appearing
-from enginefarm.store.download import Download, Journal, RangeSource
+from enginefarm.store.download import Download, Journal, RangeSource, require_size
 from enginefarm.store.failures import writing
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
 
@@ -77,7 +77,7 @@ def present(objects: ObjectStore, ref: BlobRef) -> bool:
     info = objects.head(layout.blob(ref))
     if info is None or not is_intact(info, ref):
         return False
-    if datetime.now(UTC) - info.modified > TOUCH_AFTER:
+    if info.age is not None and info.age > TOUCH_AFTER:
         try:
             objects.touch(info)
         except StoreMissing:  # gc was faster: it is uploaded again
@@ -94,6 +94,7 @@ def fill(
     Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
     """
     sink = SINK.get()
+    require_size(source, ref)
     with writing(path):
         os.ftruncate(fd, ref.size_bytes)
     download = Download(source, ref, fd, path, journal)

@@ -9,6 +9,7 @@ first in the listing, so the current revision is one listing of one key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -28,6 +29,7 @@ from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
+REVISION_KEY = re.compile(CHANNELS + r"[^/]+/[^/]+/[0-9]{8}\.json")
 
 
 Verdict = Literal["passed", "waived", "refused"]
@@ -84,13 +86,22 @@ def split(name: str) -> tuple[str, str | None]:
 
 def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]:
     """Every move, newest first: the audit log."""
+    for key in keys(store, recipe, channel):
+        yield _read(store, key)
+
+
+def keys(store: EngineStore, recipe: str, channel: str) -> Iterator[str]:
+    """Keys of its revisions, newest first; a stray object between them is passed over."""
     for info in store.list_objects(prefix(recipe, channel)):
-        yield _read(store, info.key)
+        if REVISION_KEY.fullmatch(info.key):
+            yield info.key
 
 
 def current(store: EngineStore, recipe: str, channel: str) -> Revision | None:
     """Where the channel points now; None when nothing was ever promoted to it."""
     newest = store.objects.first(prefix(recipe, channel))
+    if newest is not None and not REVISION_KEY.fullmatch(newest):
+        newest = next(keys(store, recipe, channel), None)
     return None if newest is None else _read(store, newest)
 
 

@@ -1,4 +1,4 @@
-"""Whether an S3 server does what the farm needs: `python -m enginefarm.store.check`.
+"""Whether an S3 server does what the farm needs: `enginefarm store check`.
 
 Works on objects of its own under `check/`, and deletes them.
 """
@@ -6,67 +6,186 @@ Works on objects of its own under `check/`, and deletes them.
 from __future__ import annotations
 
 import secrets
-import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
-from enginefarm.errors import EnginefarmError, StoreConflict
-from enginefarm.store.s3 import ObjectStore
+import urllib3
+from botocore.exceptions import ClientError
+
+from enginefarm.digest import sha256_bytes
+from enginefarm.errors import EnginefarmError, StoreConflict, StoreError
+from enginefarm.store.s3 import LISTING_PAGE, ObjectStore
+from enginefarm.store.transfers import PART_BYTES
 
 RACERS = 8
+LISTED = LISTING_PAGE + 1
+PROBE = "check/conditional"
 
 
-def checks(objects: ObjectStore) -> list[tuple[str, bool]]:
-    """(what is needed, whether the server does it), in order."""
+class Check(NamedTuple):
+    """needed: what the farm asks of a server. says: what went wrong; empty: it does it."""
+
+    needed: str
+    says: str
+
+
+def checks(objects: ObjectStore) -> list[Check]:
+    """Every check, each on objects of its own; one that fails stops no other."""
     prefix = f"check/{secrets.token_hex(6)}/"
-    key = f"{prefix}one"
+    results: list[Check] = []
     try:
-        etag = objects.put(key, b"first", Metadata={"sha256": "x"})
-        found = objects.head(key)
-        again = objects.put_if_absent(key, b"second")
-        with ThreadPoolExecutor(RACERS) as pool:
-            race = f"{prefix}race"
-            tries = [
-                pool.submit(objects.put_if_absent, race, str(number).encode())
-                for number in range(RACERS)
-            ]
-            winners = [one for one in tries if one.result() is not None]
-        swapped = objects.put_if_match(key, b"third", etag)
-        body, _ = objects.range(key, 1, 3)
-        return [
-            ("metadata is kept", found is not None and found.metadata == {"sha256": "x"}),
-            ("If-None-Match: * refuses to overwrite", again is None),
-            (f"one winner of {RACERS} who create at once", len(winners) == 1),
-            ("If-Match replaces the current version", swapped != etag),
-            ("If-Match refuses an old version", _conflicts(objects, key, etag)),
-            ("a range is a range", body.read() == b"hi"),
-            ("a listing shows what was just written", len(list(objects.list(prefix))) == 2),
-        ]
+        for number, (needed, check) in enumerate(CHECKS.items()):
+            try:
+                done = check(objects, f"{prefix}{number}/")
+                results.append(Check(needed, "" if done else "it does not"))
+            except EnginefarmError as error:
+                results.append(Check(needed, error.what))
+            except ClientError as error:
+                results.append(Check(needed, str(error)))
     finally:
-        for info in list(objects.list(prefix)):
-            objects.delete(info.key)
+        keys = [info.key for info in objects.list(prefix)]
+        with ThreadPoolExecutor(RACERS) as pool:
+            list(pool.map(objects.delete, keys))
+    return results
 
 
-def _conflicts(objects: ObjectStore, key: str, etag: str) -> bool:
+def require_conditional_writes(objects: ObjectStore) -> None:
+    """One request to a store that was used before, two to a new one.
+
+    Raises: StoreError for a server that ignores `If-None-Match`: two builds could overwrite each
+    other there, and two promotions.
+    """
+    if objects.put_if_absent(PROBE, b"one winner") is None:
+        return
+    if objects.put_if_absent(PROBE, b"another winner") is not None:
+        raise StoreError(
+            f"store: {objects.where} takes conditional writes and ignores the condition",
+            why="of two who publish or promote at once, the second would overwrite the first",
+            fix="use another S3 server; `enginefarm store check` says what a server does",
+        )
+
+
+def _metadata(objects: ObjectStore, prefix: str) -> bool:
+    objects.put(f"{prefix}one", b"first", Metadata={"sha256": "x"})
+    found = objects.head(f"{prefix}one")
+    return found is not None and found.metadata == {"sha256": "x"}
+
+
+def _refuses_to_overwrite(objects: ObjectStore, prefix: str) -> bool:
+    objects.put(f"{prefix}one", b"first")
+    return objects.put_if_absent(f"{prefix}one", b"second") is None
+
+
+def _one_winner(objects: ObjectStore, prefix: str) -> bool:
+    key = f"{prefix}race"
+    with ThreadPoolExecutor(RACERS) as pool:
+        bodies = [str(number).encode() for number in range(RACERS)]
+        won = list(pool.map(lambda body: objects.put_if_absent(key, body), bodies))
+    return sum(etag is not None for etag in won) == 1
+
+
+def _replaces_the_current(objects: ObjectStore, prefix: str) -> bool:
+    etag = objects.put(f"{prefix}one", b"first")
+    return objects.put_if_match(f"{prefix}one", b"second", etag) != etag
+
+
+def _keeps_the_newer(objects: ObjectStore, prefix: str) -> bool:
+    old = objects.put(f"{prefix}one", b"first")
+    objects.put(f"{prefix}one", b"second")
     try:
-        objects.put_if_match(key, b"fourth", etag)
+        objects.put_if_match(f"{prefix}one", b"third", old)
     except StoreConflict:
         return True
     return False
 
 
-def main(show: Callable[[str], None] = print) -> int:
-    from enginefarm.store import open_store
+def _range(objects: ObjectStore, prefix: str) -> bool:
+    objects.put(f"{prefix}one", b"third")
+    body, total = objects.range(f"{prefix}one", 1, 3)
+    return (body.read(), total) == (b"hi", 5)
 
+
+def _checksum(objects: ObjectStore, prefix: str) -> bool:
+    """Bytes that do not match the sha256 that is sent with them are refused."""
+    wrong = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
     try:
-        results = checks(open_store().objects)
-    except EnginefarmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    for needed, done in results:
-        show(f"{'yes' if done else 'NO '}  {needed}")
-    return 0 if all(done for _, done in results) else 1
+        objects.client.put_object(
+            Bucket=objects.bucket,
+            Key=objects.full(f"{prefix}one"),
+            Body=b"first",
+            ChecksumSHA256=wrong,
+        )
+    except ClientError:
+        return objects.head(f"{prefix}one") is None
+    return False
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _multipart(objects: ObjectStore, prefix: str) -> bool:
+    """A file in two parts comes back, with its metadata."""
+    data = secrets.token_bytes(1 << 16) * (PART_BYTES // (1 << 16)) + b"the second part"
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        objects.upload_file(Path(file.name), f"{prefix}large", metadata={"sha256": "x"})
+    found, back = objects.head(f"{prefix}large"), objects.get(f"{prefix}large")
+    if found is None or back is None:
+        return False
+    return found.metadata == {"sha256": "x"} and sha256_bytes(back[0]) == sha256_bytes(data)
+
+
+def _copy(objects: ObjectStore, prefix: str) -> bool:
+    """A copy onto itself keeps bytes and metadata, and has a new date."""
+    objects.put(f"{prefix}one", b"first", Metadata={"sha256": "x"})
+    before = objects.head(f"{prefix}one")
+    if before is None:
+        return False
+    objects.touch(before)
+    after, body = objects.head(f"{prefix}one"), objects.get(f"{prefix}one")
+    if after is None or body is None:
+        return False
+    return (after.metadata, body[0]) == (before.metadata, b"first")
+
+
+def _signed_url(objects: ObjectStore, prefix: str) -> bool:
+    """Version 4 of the signature, and ranges by it."""
+    objects.put(f"{prefix}one", b"third")
+    url = objects.presigned_get(f"{prefix}one", 60)
+    with urllib3.PoolManager(retries=False, timeout=10) as pool:
+        answer = pool.request("GET", url, headers={"Range": "bytes=1-2"})
+        refused = pool.request("GET", url.replace("X-Amz-Expires=60", "X-Amz-Expires=61"))
+    return (answer.status, answer.data) == (206, b"hi") and refused.status in (400, 401, 403)
+
+
+def _listing(objects: ObjectStore, prefix: str) -> bool:
+    """What was just written is listed, in order and past one page; names a level below too."""
+    keys = [f"{prefix}{number:05d}/x" for number in range(LISTED)]
+    with ThreadPoolExecutor(2 * RACERS) as pool:
+        list(pool.map(lambda key: objects.put(key, b""), keys))
+    listed = [info.key for info in objects.list(prefix)]
+    return listed == keys and len(list(objects.folders(prefix))) == LISTED
+
+
+def _clock(objects: ObjectStore, prefix: str) -> bool:
+    """Objects are dated by the clock that answers show: gc compares the two."""
+    objects.put(f"{prefix}one", b"")
+    found = objects.head(f"{prefix}one")
+    return found is not None and found.age is not None and abs(found.age.total_seconds()) < 60
+
+
+CHECKS: dict[str, Callable[[ObjectStore, str], bool]] = {
+    "metadata is kept": _metadata,
+    "If-None-Match: * refuses to overwrite": _refuses_to_overwrite,
+    f"one winner of {RACERS} who create at once": _one_winner,
+    "If-Match replaces the current version": _replaces_the_current,
+    "If-Match refuses an old version": _keeps_the_newer,
+    "a range is a range": _range,
+    "a wrong checksum is refused": _checksum,
+    "a file in parts comes back whole": _multipart,
+    "a copy onto itself keeps bytes and metadata": _copy,
+    "a signed URL works, and a changed one does not": _signed_url,
+    f"a listing shows {LISTED:,} keys that were just written, in order": _listing,
+    "objects are dated by the server's clock": _clock,
+}

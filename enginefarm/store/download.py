@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,41 @@ class RangeSource(Protocol):
     def failure(self, error: Exception) -> EnginefarmError:
         """Our error for one of those."""
         ...
+
+
+def require_size(source: RangeSource, ref: BlobRef) -> None:
+    """Asks for a large blob's real size before anything is laid out for it: what a manifest or
+    a URL says of it can be anybody's.
+
+    Raises: CorruptBlob when the source has another size, or does not say one; source.failure.
+    """
+    if ref.size_bytes <= PIECE_BYTES:
+        return
+    cause: Exception = ConnectionError()
+    for tried in range(TRIES_WITHOUT_PROGRESS):
+        try:
+            body, total = source.range(0, 1)
+        except TRANSPORT as error:
+            cause = error
+            time.sleep(0.1 * 2**tried)
+            continue
+        except ClientError as error:
+            if status_of(error) == 416:
+                raise wrong_size(source, ref, "empty") from error
+            raise source.failure(error) from error
+        body.close()
+        if total != ref.size_bytes:
+            said = f"{total:,} bytes" if total >= 0 else "of a size that the server does not say"
+            raise wrong_size(source, ref, said)
+        return
+    raise source.failure(cause) from cause
+
+
+def wrong_size(source: RangeSource, ref: BlobRef, has: str) -> CorruptBlob:
+    return CorruptBlob(
+        f"{source.name} is {has}; {ref.size_bytes:,} bytes expected",
+        fix="build the recipe again, which makes the blob anew",
+    )
 
 
 class Journal:
@@ -168,7 +204,7 @@ class Download:
                 cause = error
             except ClientError as error:
                 if status_of(error) == 416:
-                    raise self._wrong_size("shorter than that") from error
+                    raise wrong_size(self._source, self._ref, "shorter than that") from error
                 raise self._source.failure(error) from error
             if start > before:
                 tries = 0
@@ -186,7 +222,7 @@ class Download:
         body, total = self._source.range(start, end)
         try:
             if total not in (-1, self._ref.size_bytes):
-                raise self._wrong_size(f"{total:,} bytes")
+                raise wrong_size(self._source, self._ref, f"{total:,} bytes")
             while start < end:
                 if self._stop.is_set():
                     raise _Stopped
@@ -204,9 +240,3 @@ class Download:
             return start
         finally:
             body.close()
-
-    def _wrong_size(self, has: str) -> CorruptBlob:
-        return CorruptBlob(
-            f"{self._source.name} is {has}; {self._ref.size_bytes:,} bytes expected",
-            fix="build the recipe again, which makes the blob anew",
-        )

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from enginefarm.errors import StoreConflict, StoreMissing, UsageError
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing, UsageError
 from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
 from enginefarm.store.service_models import new_session
 from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
+MOST_READ_BYTES = 256 << 20
+"""What one document, table or page may have."""
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
 """Waits before reading again: botocore retries requests, and not a body that is cut."""
 
@@ -43,6 +46,8 @@ class ObjectInfo:
     modified: datetime
     metadata: dict[str, str]
     sha256_base64: str | None = None
+    age: timedelta | None = None
+    """By the server's own clock; None in a listing."""
 
 
 class ObjectStore:
@@ -82,6 +87,14 @@ class ObjectStore:
             raise
         except TRANSPORT as error:
             raise translate(error, bucket=self.bucket, where=self.where, key=key) from error
+        size_bytes = int(answer["ContentLength"])
+        if size_bytes > MOST_READ_BYTES:
+            answer["Body"].close()
+            raise CorruptBlob(
+                f"store: {self.full(key)} has {size_bytes:,} bytes; at most {MOST_READ_BYTES:,} "
+                "are read into memory",
+                why="nothing that the farm writes there is that large",
+            )
         return answer["Body"].read(), answer["ETag"]
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -95,6 +108,7 @@ class ObjectStore:
                     return None
                 raise
         return ObjectInfo(
+            age=_clock_of(answer) - answer["LastModified"],
             key=key,
             size_bytes=answer["ContentLength"],
             etag=answer["ETag"],
@@ -157,6 +171,12 @@ class ObjectStore:
             )
         found = page.get("Contents", ())
         return found[0]["Key"].removeprefix(self.prefix) if found else None
+
+    def clock(self) -> datetime:
+        """The server's time: what its objects' dates are compared with."""
+        with self._mapped():
+            answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        return _clock_of(answer)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Names one level below a prefix that ends in a slash."""
@@ -241,6 +261,15 @@ class ObjectStore:
                     raise
 
 
+def _clock_of(answer: Any) -> datetime:
+    """The Date of an answer; this machine's clock for a server that does not say it."""
+    said = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    try:
+        return parsedate_to_datetime(said).astimezone(UTC)
+    except ValueError:
+        return datetime.now(UTC)
+
+
 def parse_url(url: str) -> tuple[str, str]:
     """Bucket and prefix (empty, or ending in a slash) of `s3://bucket/prefix`.
 
@@ -278,6 +307,9 @@ def connect(
         endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     )
     config = Config(
+        # By default botocore presigns for S3 with version 2, which newer regions and servers
+        # refuse.
+        signature_version="s3v4",
         connect_timeout=connect_timeout_s,
         read_timeout=read_timeout_s,
         retries={"mode": "standard", "total_max_attempts": attempts},

@@ -20,7 +20,7 @@ from enginefarm.digest import sha256_bytes
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.documents.stage import StageRecord
-from enginefarm.errors import CorruptBlob
+from enginefarm.errors import CorruptBlob, SourceError
 from enginefarm.progress import report
 from enginefarm.schema import canonical_json
 from enginefarm.store import open_store
@@ -118,8 +118,12 @@ def recorded(
     key: str,
     work: Callable[[Path], Produced],
     vouching: Vouching | None = None,
+    key_again: Callable[[], str] | None = None,
 ) -> tuple[StageRecord, bool]:
     """The stage's record, and whether it was there already.
+
+    key_again: works the key out anew after the work, where it depends on files of the user: a
+    result of files that changed meanwhile is not recorded (SourceError).
 
     vouching: of a process that signs what the record says: it believes records that a trusted
     builder signed, does the others' work again, and signs its own.
@@ -138,6 +142,8 @@ def recorded(
     with site.scratch() as scratch, writing(scratch):
         produced = work(scratch)
         outputs = {name: site.cache.add(path) for name, path in produced.files.items()}
+    if key_again is not None:
+        require_unchanged(stage, key, key_again())
     for ref in outputs.values():
         site.store.put_blob(site.cache.path(ref))
     record = StageRecord(
@@ -153,6 +159,16 @@ def recorded(
     site.store.put_stage(record)
     report(stage, 1, 1)
     return record, False
+
+
+def require_unchanged(stage: str, before: str, after: str) -> None:
+    """Compares keys or digests of a step's inputs. Raises: SourceError."""
+    if before != after:
+        raise SourceError(
+            f"{stage}: the recipe's files changed while the step ran; nothing of it is kept",
+            why="the model's files or data have another digest than when the step began",
+            fix="run the build again when nothing writes to them any more",
+        )
 
 
 def found_record(site: Site, stage: str, key: str) -> StageRecord | None:

@@ -16,6 +16,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import StoreMissing, UsageError
+from enginefarm.release import gc as release_gc
 from enginefarm.release import promote as release
 from enginefarm.release.gc import Policy, collect
 from enginefarm.store import blobs, layout
@@ -186,6 +187,50 @@ def test_racing_builds_lose_nothing(store: EngineStore, monkeypatch: pytest.Monk
     for manifest in store.manifests():
         assert store.read_bytes(manifest.engine)
         assert store.read_bytes(manifest.graph.model)
+
+
+@pytest.mark.parametrize("again", ["promoted", "listed", "published"])
+def test_an_engine_that_is_used_again_after_the_first_look_stays(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    old, *_ = [publish(store, number) for number in range(3)]
+    time.sleep(1.1)
+    look = release_gc._delete
+
+    def meanwhile(*arguments: object) -> object:
+        if again == "promoted":
+            with monkeypatch.context() as patch:
+                patch.setattr(release, "newest_engines", lambda *_: (old,))
+                release.promote(store, "model", "production", allow_pending=True)
+        elif again == "listed":
+            store.list_under("model", old)
+        else:
+            store.put_object(layout.manifest(old.spec_digest), old.canonical_json())
+        return look(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(release_gc, "_delete", meanwhile)
+    second_ago = store.objects.clock() + Policy().grace
+    collect(store, Policy(keep_builds=1), delete=True, now=second_ago)
+    assert store.manifest(old.spec_digest) is not None
+    assert store.has_blob(old.engine)
+
+
+def test_a_wrong_clock_of_this_machine_deletes_nothing_that_is_in_use(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builders' and the collector's clocks say nothing: the store's dates do."""
+    for number in range(5):
+        publish(store, number)  # `created_at` is days ago
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime.now(UTC) + timedelta(days=365)
+
+    for module in (release_gc, blobs):
+        monkeypatch.setattr(module, "datetime", Ahead, raising=False)
+    assert collect(store, Policy(keep_builds=1), delete=True).garbage == ()
+    assert len(store.complete("model")) == 5
 
 
 def test_the_command(store_environment: EngineStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from sample_manifest import make_manifest
 import enginefarm
 from enginefarm.cli import run
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import EnginefarmError, StoreConflict, StoreUnavailable
+from enginefarm.errors import CorruptBlob, EnginefarmError, StoreConflict, StoreUnavailable
 from enginefarm.host import detect as host
 from enginefarm.release import promote as release
 from enginefarm.store import download, layout, s3
@@ -143,9 +143,8 @@ def test_a_cut_download_goes_on_where_it_was(
     proxy.chance, proxy.served_bytes = 0, 0
     assert cache.ensure(through, ref).read_bytes() == engine
     assert proxy.served_bytes < len(engine) * 0.7
-    assert [path.name for path in cache.path(ref).parent.iterdir() if "lock" not in path.name] == [
-        ref.digest
-    ]
+    left = sorted(path.name for path in cache.path(ref).parent.iterdir())
+    assert left == [ref.digest, f"{ref.digest}.lock", f"{ref.digest}.seen"]
 
 
 def test_a_damaged_partial_file_is_started_anew(
@@ -245,3 +244,34 @@ def test_the_url_command_and_pull_url(
     assert "Signature" not in said
     wrong = fragment.replace(manifest.engine.digest, "0" * 64)
     assert refusal(capsys, f"{bare}#{wrong}")[0] == 44
+
+
+@pytest.mark.parametrize("claimed", [10**18, 2 * PIECE + 1])
+def test_a_size_that_the_store_does_not_confirm_lays_nothing_out(
+    store: EngineStore, tmp_path: Path, claimed: int
+) -> None:
+    """A URL's or a manifest's size is anybody's text: no file and no list of pieces of it."""
+    manifest = publish(store, b"a small engine")
+    url = presigned(store, manifest)
+    lying = PresignedUrl(url.url, url.ref.model_copy(update={"size_bytes": claimed}), "model.plan")
+    cache = BlobCache(tmp_path)
+    with pytest.raises(CorruptBlob, match="14 bytes"):
+        cache.fill(UrlSource(lying), lying.ref)
+    with pytest.raises(CorruptBlob, match="14 bytes"):
+        cache.ensure(store, lying.ref)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_document_of_any_size_is_not_read_into_memory(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = publish(store, b"engine")
+    monkeypatch.setattr(s3, "MOST_READ_BYTES", 100)
+    with pytest.raises(CorruptBlob, match="read into memory"):
+        store.manifest(manifest.spec_digest)
+
+
+def test_urls_are_signed_by_version_4(store: EngineStore) -> None:
+    url = presigned(store, publish(store, b"engine")).url
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
+    assert "AWSAccessKeyId" not in url

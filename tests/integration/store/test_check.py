@@ -1,4 +1,4 @@
-"""`python -m enginefarm.store.check`, on a server that passes and on one that does not."""
+"""`enginefarm store check`, on a server that passes and on one that does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import pytest
+
+from enginefarm import cli
+from enginefarm.errors import StoreError
 from enginefarm.store import check, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import Credentials
@@ -14,7 +18,7 @@ from tests.farm.weed_server import free_ports, wait_for
 
 def test_seaweedfs_does_all_that_is_needed(store: EngineStore) -> None:
     results = check.checks(store.objects)
-    assert [needed for needed, done in results if not done] == []
+    assert [one for one in results if one.says] == []
     assert list(store.list_objects("check/")) == []
 
 
@@ -40,9 +44,30 @@ def test_the_check_says_what_a_lesser_server_lacks(tmp_path: Path) -> None:
             "s3://engines", endpoint=endpoint, credentials=Credentials("key", "secret")
         )
         objects.create_bucket()
-        missing = [needed for needed, done in check.checks(objects) if not done]
+        missing = [one.needed for one in check.checks(objects) if one.says]
+        with pytest.raises(StoreError, match="ignores the condition"):
+            check.require_conditional_writes(objects)
     finally:
         server.kill()
         server.wait()
     assert "If-None-Match: * refuses to overwrite" in missing
     assert "one winner of 8 who create at once" in missing
+
+
+def test_the_check_is_a_command(
+    store_environment: EngineStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["store", "check"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(check.CHECKS)
+    assert all(line.startswith("yes") for line in said)
+
+
+def test_a_good_server_is_asked_once_before_each_build(store: EngineStore) -> None:
+    check.require_conditional_writes(store.objects)
+    calls: list[str] = []
+    store.objects.client.meta.events.register(
+        "before-send.s3.*", lambda event_name, **_: calls.append(event_name)
+    )
+    check.require_conditional_writes(store.objects)
+    assert len(calls) == 1
