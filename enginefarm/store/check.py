@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,9 +82,9 @@ def _refuses_to_overwrite(objects: ObjectStore, prefix: str) -> bool:
 
 def _one_winner(objects: ObjectStore, prefix: str) -> bool:
     key = f"{prefix}race"
+    bodies = [str(number).encode() for number in range(RACERS)]
     with ThreadPoolExecutor(RACERS) as pool:
-        bodies = [str(number).encode() for number in range(RACERS)]
-        won = list(pool.map(lambda body: objects.put_if_absent(key, body), bodies))
+        won = list(pool.map(partial(objects.put_if_absent, key), bodies))
     return sum(etag is not None for etag in won) == 1
 
 
@@ -163,7 +164,7 @@ def _listing(objects: ObjectStore, prefix: str) -> bool:
     """What was just written is listed, in order and past one page; names a level below too."""
     keys = [f"{prefix}{number:05d}/x" for number in range(LISTED)]
     with ThreadPoolExecutor(2 * RACERS) as pool:
-        list(pool.map(lambda key: objects.put(key, b""), keys))
+        list(pool.map(partial(objects.put, data=b""), keys))
     listed = [info.key for info in objects.list(prefix)]
     return listed == keys and len(list(objects.folders(prefix))) == LISTED
 
