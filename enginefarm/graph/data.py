@@ -273,7 +273,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
         _check_array(np.asarray(given[tensor.name]), tensor, f"{where}: {tensor.name}", sizes)
-    return {str(name): np.ascontiguousarray(array) for name, array in given.items()}
+    return {str(name): np.asarray(array, order="C") for name, array in given.items()}
 
 
 def _check_array(
@@ -301,7 +301,9 @@ def _check_array(
             raise CalibrationError(
                 f"{where}: shape {array.shape}, where the recipe says {shape}",
                 why=f"axis {axis} is {size}, not {dim}",
-                fix="preprocess the data to the model's input size",
+                fix=f"set `batch_size: {dim}` where the recipe names the data"
+                if axis == 0
+                else "preprocess the data to the model's input size",
             )
         if isinstance(dim, str):
             known, other = sizes.setdefault(dim, (size, tensor.name))

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-import re
 import time
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import ExportError, SourceError, ToolchainError
-from enginefarm.graph import came, feeds, fitting, onnx_files, ort, raising
+from enginefarm.graph import (
+    came,
+    feeds,
+    fitting,
+    onnx_files,
+    ort,
+    raising,
+    shape_inputs,
+    torch_export,
+)
 from enginefarm.graph.sources import source
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from torch import nn
-    from torch.export import ExportedProgram
 
     from enginefarm.graph.sources import LoadedModel
 
@@ -35,7 +36,8 @@ class ExportReport:
     """What an export left in its folder.
 
     model is what was loaded, still in memory: the reference is computed from it. notes say
-    what was changed in a file as it was read.
+    what was changed in a file as it was read, and which operators were decomposed because the
+    exporter refuses them whole.
     """
 
     path: Path
@@ -85,7 +87,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 1,
+            "normal_form": 2,
         },
     )
 
@@ -106,9 +108,9 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     progress.report("export", 1, 4, "write ONNX")
     error = SourceError if isinstance(model, Path) else ExportError
     if isinstance(model, Path):
-        graph = onnx_files.read(model, error=error)
+        graph, written_out = onnx_files.read(model, error=error), ()
     else:
-        graph = _export(model, recipe, sample)
+        graph, written_out = torch_export.export(model, recipe, sample)
     _refuse_broken(graph, recipe, error)
     _check_inputs(graph, recipe, error)
     outputs = tuple(output.name for output in graph.graph.output)
@@ -118,6 +120,8 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     progress.report("export", 3, 4, "run at every corner")
     _run_corners(path, recipe, sample, error)
     notes = came.notes(recipe, path, dest_dir, sample)
+    if written_out:
+        notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
     progress.report("export", 4, 4)
     files = onnx_files.files(path)
     return ExportReport(
@@ -130,120 +134,6 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         model=model,
         notes=notes,
     )
-
-
-def _export(model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Arrays) -> ModelProto:
-    from torch.export import ExportedProgram
-
-    torch: Any = import_module("torch")  # its functions are typed in part
-    arguments = tuple(
-        torch.from_numpy(array) for array in feeds.sized(sample, recipe, _distinct(recipe)).values()
-    )
-    exported = isinstance(model, ExportedProgram)
-    shapes = tuple(
-        {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-        for tensor in recipe.inputs
-    )
-    if not exported:
-        _check_forward(model, recipe)
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                () if exported else arguments,
-                dynamo=True,
-                opset_version=recipe.export.opset,
-                dynamic_shapes=None if exported or not any(shapes) else shapes,
-                verbose=False,
-            )
-    except Exception as error:
-        raise _failure(error, model, recipe) from error
-    assert program is not None
-    graph = program.model_proto
-    _name_values(graph, recipe)
-    return graph
-
-
-def _name_values(graph: ModelProto, recipe: Recipe) -> None:
-    """Gives inputs and outputs the recipe's names. torch would take a name twice when an
-    inner value has it already."""
-    found = [value.name for value in graph.graph.input]
-    if len(found) != len(recipe.inputs):
-        raise ExportError(
-            f"inputs: the graph has {len(found)} inputs, the recipe {len(recipe.inputs)}",
-            why=f"the graph's are {', '.join(found) or 'none'}; one that is not used is dropped",
-            fix="list exactly the inputs that the model uses",
-        )
-    names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
-    outputs = [value.name for value in graph.graph.output]
-    if recipe.outputs:
-        if len(outputs) != len(recipe.outputs):
-            raise ExportError(
-                f"outputs: the graph has {len(outputs)} outputs, the recipe names "
-                f"{len(recipe.outputs)}",
-                why=f"the graph's are {', '.join(outputs)}",
-                fix="name every tensor that the model gives, in order",
-            )
-        names |= dict(zip(outputs, recipe.outputs, strict=True))
-    onnx_files.rename(graph.graph, names)
-
-
-def _distinct(recipe: Recipe) -> dict[str, int]:
-    """A size for each dim, within its range, that no other dim has where that can be: equal
-    sizes could be taken for one dim, and a size of 1 for a constant."""
-    sizes: dict[str, int] = {}
-    for dim in recipe.dynamic_dims:
-        bounds = recipe.profiles[0].dims[dim]
-        wanted = [bounds.opt, *range(min(bounds.max, bounds.min + 64), bounds.min - 1, -1)]
-        free = [size for size in wanted if size > 1 and size not in sizes.values()]
-        sizes[dim] = free[0] if free else bounds.opt
-    return sizes
-
-
-def _check_forward(model: nn.Module, recipe: Recipe) -> None:
-    try:
-        inspect.signature(model.forward).bind(*recipe.inputs)
-    except TypeError as error:
-        raise ExportError(
-            f"inputs: {type(model).__name__}.forward does not take these "
-            f"{len(recipe.inputs)} inputs",
-            why=str(error),
-            fix="list one input for each argument of forward, in its order",
-        ) from None
-
-
-def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
-    """torch's error, many pages long, as one that names the dim or the first cause."""
-    text = str(error)
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-        text += f"\n{cause}"
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    fixed = re.search(r"(?:inputs|L)\['(\w+)'\]\.(?:shape|size\(\))\[(\d+)\]", text)
-    dim = _dim_at(model, recipe, fixed[1], int(fixed[2])) if fixed else None
-    if dim is not None and re.search("static|speciali|constant", text):
-        return ExportError(
-            f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
-            why=onnx_files.one_line(cause, 300),
-            fix="take the fixed number out of the model's forward, or write it in the recipe "
-            f"in place of `{dim[1]}`",
-        )
-    return ExportError(
-        f"torch.onnx.export failed for {recipe.name}",
-        why=onnx_files.one_line(f"{type(cause).__name__}: {cause}"),
-        fix="the operator or the Python code named above cannot be exported",
-    )
-
-
-def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, str] | None:
-    """The recipe's input and dim for an argument of forward, as torch names it."""
-    arguments = list(inspect.signature(model.forward).parameters)
-    if argument not in arguments or arguments.index(argument) >= len(recipe.inputs):
-        return None
-    tensor = recipe.inputs[arguments.index(argument)]
-    dim = tensor.shape[axis] if axis < len(tensor.shape) else None
-    return (tensor.name, dim) if isinstance(dim, str) else None
 
 
 def _refuse_broken(
@@ -286,6 +176,7 @@ def _check_inputs(
                     f"{want!r} in the recipe",
                     fix=f"write {have} in the recipe, or make the model's dim dynamic",
                 )
+    _refuse_shape_inputs(graph, recipe, error)
     check_class_scores(recipe, [output.name for output in graph.graph.output], error)
 
 
@@ -305,6 +196,21 @@ def check_class_scores(
         )
 
 
+def _refuse_shape_inputs(
+    graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
+) -> None:
+    small = [t.name for t in recipe.inputs if len(t.shape) < 2 and "float" not in t.dtype]
+    found = shape_inputs.find(graph.graph, small)
+    if found is not None:
+        raise error(
+            f"inputs: the values of {found.input!r} decide a shape in the model",
+            why=f"{found.operator} {found.node!r} takes them as sizes; an engine would need a "
+            "range of these values, and profiles hold ranges of dims only",
+            fix=f"make {found.input!r} a constant of the model, or give an input whose dim has "
+            "that size",
+        )
+
+
 def _run_corners(
     path: Path,
     recipe: Recipe,
@@ -319,17 +225,3 @@ def _run_corners(
             error=error,
             what=f"{label}: a dim is not as dynamic as the recipe says",
         )
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Keeps the exporter's notes off the console. Errors are raised all the same."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

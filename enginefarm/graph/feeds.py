@@ -48,7 +48,7 @@ def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> 
         for axis, dim in enumerate(tensor.shape):
             size = dims[dim] if isinstance(dim, str) else dim
             array = np.take(array, np.arange(size), axis=axis, mode="wrap")
-        made[tensor.name] = np.ascontiguousarray(array)
+        made[tensor.name] = np.asarray(array, order="C")
     return made
 
 

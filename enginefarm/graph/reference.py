@@ -20,7 +20,7 @@ from enginefarm import progress
 from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
-from enginefarm.graph import data, feeds, figures, ort, steady
+from enginefarm.graph import data, feeds, figures, forward, ort, steady
 from enginefarm.graph.onnx_files import one_line
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def make_reference(
     steady.refuse_random(model)
     import numpy as np
 
-    run = _runner(model, outputs)
+    names = tuple(tensor.name for tensor in recipe.inputs)
+    run = _runner(model, outputs, names)
     use, source = recipe.verification, recipe.verification_data
     found = data.batches(
         source,
@@ -92,7 +93,7 @@ def make_reference(
             where = f"batch {count - 1}"
             if not shapes:
                 first = inputs
-                loaded = None if again is None else (lambda: _runner(again(), outputs))
+                loaded = None if again is None else (lambda: _runner(again(), outputs, names))
                 made = _sound(steady.require(run, inputs, model, loaded), where)
             else:
                 made = _sound(run(inputs), where)
@@ -229,24 +230,24 @@ def _add(archive: zipfile.ZipFile, name: str, array: Array) -> None:
         np.lib.format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
 
 
-def _runner(model: LoadedModel, outputs: tuple[str, ...]) -> Runner:
+def _runner(model: LoadedModel, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> Runner:
     if isinstance(model, Path):
         session = ort.session(model, error=ExportError, what="the reference", plain=True)
         return lambda inputs: ort.run(session, inputs, error=ExportError, what="the reference")
-    return _torch_runner(model, outputs)
+    return _torch_runner(model, outputs, inputs)
 
 
-def _torch_runner(model: Any, outputs: tuple[str, ...]) -> Runner:
+def _torch_runner(model: Any, outputs: tuple[str, ...], names: tuple[str, ...]) -> Runner:
     from torch.export import ExportedProgram
-    from torch.utils import _pytree as pytree
 
     torch: Any = import_module("torch")  # its functions are typed in part
-    module = model.module() if isinstance(model, ExportedProgram) else model
+    exported = isinstance(model, ExportedProgram)
+    module = model.module() if exported else forward.positional(model, names)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            found = module(*(torch.from_numpy(array.copy()) for array in inputs.values()))
-        leaves = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+            found = module(*(torch.from_numpy(inputs[name].copy()) for name in names))
+        leaves = forward.tensors(found)
         if len(leaves) != len(outputs):
             raise ExportError(
                 f"the model gives {len(leaves)} tensors, its graph {len(outputs)} outputs",

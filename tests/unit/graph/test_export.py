@@ -15,7 +15,7 @@ from tiny_models import CODE, images, recipe
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, SourceError, ToolchainError
-from enginefarm.graph import export, ort
+from enginefarm.graph import export, ort, reference
 from enginefarm.recipes.file import parse
 
 
@@ -216,3 +216,186 @@ def test_a_pytorch_source_without_torch_names_the_extra(
     with pytest.raises(ToolchainError, match="torch is not installed") as refused:
         export.export_tool(made)
     assert "enginefarm[farm,torch]" in refused.value.fix
+
+
+FORMS = """
+import numpy as np
+import torch
+from dataclasses import dataclass
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class Output:
+    scores: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+
+
+class Keywords(Base):
+    def forward(self, *, x, scale):
+        return self.layer(x) * scale
+
+
+class OneDict(Base):
+    def forward(self, features):
+        return {"y": self.layer(features["x"]) * features["scale"]}
+
+
+class InPlace(Base):
+    def forward(self, x, scale):
+        x -= 1
+        x *= scale
+        return self.layer(x)
+
+
+class Dataclass(Base):
+    def forward(self, x, scale):
+        hidden = self.layer(x)
+        return Output(hidden * scale, hidden)
+
+
+class Windows(Base):
+    def forward(self, x, scale):
+        q = self.layer(x)[:, None, None, :, None] * scale
+        return F.scaled_dot_product_attention(q, q, q).flatten(1)
+
+
+class Opaque(Base):
+    def forward(self, x, scale):
+        class Result:
+            y = x
+        return Result()
+
+
+def data(seed, batch_size=4):
+    random = np.random.default_rng(seed)
+    f = lambda *shape: random.normal(size=shape).astype(np.float32)
+    while True:
+        yield {"scale": np.array(1.5, np.float32), "x": f(batch_size, 8)}
+"""
+FORM_INPUTS = [{"name": "x", "shape": ["batch", 8]}, {"name": "scale", "shape": []}]
+
+
+def form(tmp_path: Path, name: str, **changes: object) -> Recipe:
+    source = {"kind": "torch", "callable": f"code.py:{name}"}
+    changes = {"outputs": [], "verification": {"batches": 1}, **changes}
+    return recipe(tmp_path, code=FORMS, source=source, inputs=FORM_INPUTS, **changes)
+
+
+@pytest.mark.parametrize("name", ["Keywords", "OneDict", "InPlace", "Dataclass", "Windows"])
+def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: str) -> None:
+    made = form(tmp_path, name)
+    report = exported(made, tmp_path / "out")
+
+    if name == "Windows":
+        assert "aten.scaled_dot_product_attention" in report.notes[-1], "it is said"
+    path = reference.make_reference(
+        made, report.model, tmp_path / "reference.npz", outputs=report.outputs
+    )
+    for batch in reference.read_reference(path):
+        assert batch.inputs["scale"].shape == (), "a scalar stays one"
+        for output, array in run(report.path, batch.inputs).items():
+            np.testing.assert_allclose(array, batch.outputs[output], rtol=1e-4, atol=1e-5)
+
+
+def test_what_forward_returns_is_named_when_it_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="forward returns Result, which cannot be exported"):
+        exported(form(tmp_path, "Opaque"), tmp_path / "out")
+
+
+CACHE = """
+import numpy as np
+import torch
+from torch import nn
+
+
+class Cache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, past, mask):
+        keys = torch.cat([past, self.layer(x)], 1)
+        return keys * mask[:, :, None]
+
+
+class Sized(nn.Module):
+    def forward(self, x, size):
+        height = size.tolist()[0]
+        torch._check(height >= 2)
+        torch._check(height <= 64)
+        return nn.functional.interpolate(x[:, None], size=(height, 4), mode="nearest")
+
+
+def data(seed):
+    ones = lambda *shape: np.ones(shape, np.float32)
+    while True:
+        yield {"x": ones(2, 1, 4), "past": ones(2, 7, 4), "mask": ones(2, 8)}
+
+
+def sized(seed):
+    while True:
+        yield {"x": np.ones((1, 4, 4), np.float32), "size": np.array([8], np.int64)}
+"""
+
+
+def test_sizes_that_belong_together_are_taken_as_the_recipe_writes_them(tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path,
+        code=CACHE,
+        source={"kind": "torch", "callable": "code.py:Cache"},
+        inputs=[
+            {"name": "x", "shape": ["batch", "new", 4]},
+            {"name": "past", "shape": ["batch", "past", 4]},
+            {"name": "mask", "shape": ["batch", "total"]},
+        ],
+        outputs=["keys"],
+        verification={"batches": 1},
+        profiles=[
+            {"dims": {"batch": [1, 2, 4], "new": [1, 1, 3], "past": [1, 7, 9], "total": [2, 8, 12]}}
+        ],
+    )
+    report = exported(made, tmp_path / "out")
+    shape = onnx.load(report.path).graph.input[0].type.tensor_type.shape
+    assert all(dim.dim_param for dim in shape.dim[:2])
+
+
+def test_an_input_whose_values_are_sizes_is_refused_by_name(tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path,
+        code=CACHE,
+        source={"kind": "torch", "callable": "code.py:Sized"},
+        inputs=[
+            {"name": "x", "shape": [1, 4, 4]},
+            {"name": "size", "dtype": "int64", "shape": [1]},
+        ],
+        outputs=["y"],
+        profiles=[{"dims": {}}],
+        verification={"data": {"callable": "code.py:sized"}, "batches": 1},
+    )
+    with pytest.raises(ExportError, match="values of 'size' decide a shape") as caught:
+        exported(made, tmp_path / "out")
+    assert "Resize" in caught.value.why
+
+
+def test_a_failure_names_the_operator_and_the_line(tmp_path: Path) -> None:
+    code = CODE + (
+        "\ndef odd():\n"
+        "    class Odd(Small):\n"
+        "        def forward(self, x):\n"
+        "            y = super().forward(x)[:, :4].reshape(-1, 2, 2)\n"
+        "            return torch.linalg.eigvals(y).real\n"
+        "    return Odd()\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:odd"})
+    with pytest.raises(ExportError, match=r"the operator aten\.linalg_eig") as caught:
+        exported(made, tmp_path / "out")
+    assert "batch" in caught.value.fix

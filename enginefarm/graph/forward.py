@@ -1,0 +1,98 @@
+"""How a module is called, and which tensors it returns.
+
+Everything else calls a module with the recipe's inputs in their order and counts tensors. A
+forward that takes keywords only, or one dict, is wrapped so that this holds for it as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
+    """The module, callable with one tensor for each of these inputs, in their order.
+
+    Raises: ExportError when forward takes them in no way that is known.
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        refused = str(error)
+    else:
+        return module
+    parameters = signature.parameters
+    try:
+        signature.bind(**dict.fromkeys(inputs))
+        return _wrapped(module, lambda tensors: ((), dict(zip(inputs, tensors, strict=True))))
+    except TypeError:
+        pass
+    if sum(p.default is inspect.Parameter.empty for p in parameters.values()) == 1:
+        return _wrapped(module, lambda tensors: ((dict(zip(inputs, tensors, strict=True)),), {}))
+    raise ExportError(
+        f"inputs: {type(module).__name__}.forward does not take these {len(inputs)} inputs",
+        why=refused,
+        fix="list one input for each argument of forward, in its order",
+    )
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments]) -> nn.Module:
+    from torch import nn
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *tensors: Tensor) -> Any:
+            given, named = arguments(tensors)
+            return self.module(*given, **named)
+
+    return Called().eval()
+
+
+def tensors(returned: object) -> list[Tensor]:
+    """The tensors in what forward returned: in tuples, lists, dicts and dataclasses, in order.
+
+    Raises: ExportError naming a type that may hold tensors and is none of these.
+    """
+    import torch
+
+    pytree: Any = import_module("torch.utils._pytree")  # torch.export's own walk
+    _register_dataclasses(returned, pytree)
+    leaves: list[Any] = pytree.tree_leaves(returned)
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor | int | float | str | bool | type(None)):
+            raise ExportError(
+                f"the model's forward returns {type(leaf).__name__}, which cannot be exported",
+                fix="return tensors, or tuples, lists, dicts or dataclasses of them",
+            )
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _register_dataclasses(value: object, pytree: Any) -> None:
+    """Makes torch.export know every dataclass in the value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        if kind not in pytree.SUPPORTED_NODES:
+            export: Any = import_module("torch.export")
+            export.register_dataclass(kind)
+
+    def is_child(item: object) -> bool:
+        return item is not value
+
+    for child in pytree.tree_leaves(value, is_leaf=is_child):
+        if child is not value:
+            _register_dataclasses(child, pytree)

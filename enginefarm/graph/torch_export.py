@@ -1,0 +1,315 @@
+"""A PyTorch module -> ONNX: which sizes it is traced at, how, and what a failure means."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm import progress
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import ExportError
+from enginefarm.graph import feeds, forward, onnx_files
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+    from torch.export import ExportedProgram
+
+MOST_ATTEMPTS = 3
+"""Sets of sizes at which a model is exported before its error counts."""
+
+
+def export(
+    model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Arrays
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """The graph with the recipe's names, and the operators that were written out for it.
+
+    Raises: ExportError.
+    """
+    from torch.export import ExportedProgram
+
+    if isinstance(model, ExportedProgram):
+        graph, written_out = _converted(model, recipe, lambda: model, model)
+    else:
+        called = forward.positional(model, [tensor.name for tensor in recipe.inputs])
+        graph, written_out = _traced(called, model, recipe, sample)
+    _name_values(graph, recipe)
+    return graph, written_out
+
+
+def _traced(
+    called: nn.Module, model: nn.Module, recipe: Recipe, sample: feeds.Arrays
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """Exports at the first sizes that do, among those at which the model runs at all."""
+    torch: Any = import_module("torch")  # its functions are typed in part
+    shapes = tuple(
+        {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+        for tensor in recipe.inputs
+    )
+    failures: list[ExportError] = []
+    stopped: Exception | None = None
+    for sizes in _sizes(recipe):
+        arrays = feeds.sized(sample, recipe, sizes).values()
+        try:
+            with _quiet(), torch.no_grad():
+                forward.tensors(called(*(torch.from_numpy(array.copy()) for array in arrays)))
+        except ExportError:
+            raise
+        except Exception as error:
+            stopped = stopped or error
+            continue
+        arguments = tuple(torch.from_numpy(array.copy()) for array in arrays)
+        # A wrapper takes its tensors as one tuple, in torch's eyes.
+        dynamic = None if not any(shapes) else shapes if called is model else (shapes,)
+
+        def program(arguments: Any = arguments, dynamic: Any = dynamic) -> ExportedProgram:
+            axes: Any = tuple(dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes)
+            axes = dynamic and (axes if called is model else (axes,))
+            return torch.export.export(called, arguments, dynamic_shapes=axes, strict=False)
+
+        try:
+            return _converted(called, recipe, program, model, arguments, dynamic)
+        except ExportError as error:
+            failures.append(error)
+        if len(failures) == MOST_ATTEMPTS:
+            break
+    if failures:
+        raise failures[0]
+    assert stopped is not None, "a profile has sizes"
+    if called is not model:
+        raise ExportError(
+            f"inputs: {type(model).__name__}.forward does not take these "
+            f"{len(recipe.inputs)} inputs",
+            why=f"called with one dict or with keywords, it raised {type(stopped).__name__}: "
+            f"{onnx_files.one_line(stopped, 200)}{_place(stopped)}",
+            fix="list one input for each argument of forward, in its order",
+        ) from stopped
+    raise ExportError(
+        f"source: {type(model).__name__} cannot be run at any size of profile "
+        f"{recipe.profiles[0].name}",
+        why=f"{type(stopped).__name__}: {onnx_files.one_line(stopped, 300)}{_place(stopped)}",
+        fix="correct the model, the recipe's inputs, or the sizes in `profiles`",
+    ) from stopped
+
+
+def _converted(
+    model: Any,
+    recipe: Recipe,
+    program: Callable[[], ExportedProgram],
+    named: Any,
+    arguments: tuple[Any, ...] = (),
+    shapes: Any = None,
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """Exports; where the exporter refuses an operator, once more with operators written out."""
+    torch: Any = import_module("torch")
+
+    def convert(model: Any, arguments: tuple[Any, ...], shapes: Any) -> ModelProto:
+        made = torch.onnx.export(
+            model,
+            arguments,
+            dynamo=True,
+            opset_version=recipe.export.opset,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+        return made.model_proto
+
+    try:
+        with _quiet(), torch.no_grad():
+            return convert(model, arguments, shapes), ()
+    except Exception as error:
+        refused = error
+    progress.report("export", 1, 4, "write operators out")
+    try:
+        with _quiet(), torch.no_grad():
+            whole: Any = program()
+            before = _operators(whole)
+            with _plain_attention():
+                written = whole.run_decompositions()
+            graph = convert(written, (), None)
+    except Exception:
+        raise _failure(refused, named, recipe) from refused
+    return graph, tuple(sorted(before - _operators(written)))
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Attention decomposes into MatMul and Softmax, and into no kernel of one device."""
+    attention: Any = import_module("torch.nn.attention")
+    with attention.sdpa_kernel([attention.SDPBackend.MATH]):
+        yield
+
+
+def _operators(program: Any) -> set[str]:
+    nodes = (node for node in program.graph.nodes if node.op == "call_function")
+    return {str(node.target).rpartition(".")[0] for node in nodes if "aten." in str(node.target)}
+
+
+def _name_values(graph: ModelProto, recipe: Recipe) -> None:
+    """Gives inputs and outputs the recipe's names. torch would take a name twice when an
+    inner value has it already."""
+    found = [value.name for value in graph.graph.input]
+    if len(found) != len(recipe.inputs):
+        raise ExportError(
+            f"inputs: the graph has {len(found)} inputs, the recipe {len(recipe.inputs)}",
+            why=f"the graph's are {', '.join(found) or 'none'}; one that is not used is dropped",
+            fix="list exactly the inputs that the model uses",
+        )
+    names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
+    outputs = [value.name for value in graph.graph.output]
+    if recipe.outputs:
+        if len(outputs) != len(recipe.outputs):
+            raise ExportError(
+                f"outputs: the graph has {len(outputs)} outputs, the recipe names "
+                f"{len(recipe.outputs)}",
+                why=f"the graph's are {', '.join(outputs)}",
+                fix="name every tensor that the model gives, in order",
+            )
+        names |= dict(zip(outputs, recipe.outputs, strict=True))
+    onnx_files.rename(graph.graph, names)
+
+
+def _sizes(recipe: Recipe) -> Iterator[dict[str, int]]:
+    """Sizes to trace at, the best first: each set once.
+
+    As the user wrote them, where dims differ from each other and from 1: torch takes equal
+    sizes for one dim, and a size of 1 for a constant. Then written sizes mixed so that they
+    differ, then any that differ, and last those that are equal, for a model that needs it.
+    """
+    corners = [dims for _, dims in _by_opt_first(recipe)]
+    fine = [dims for dims in corners if _differ(recipe, dims)]
+    rest = [dims for dims in corners if dims not in fine]
+    seen: list[dict[str, int]] = []
+    for sizes in chain(fine, (_mixed(recipe), _distinct(recipe)), rest):
+        if sizes not in seen:
+            seen.append(sizes)
+            yield sizes
+
+
+def _by_opt_first(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
+    points: tuple[feeds.Point, ...] = ("opt", "max", "min")
+    for point in points:
+        for profile in recipe.profiles:
+            yield point, feeds.at(profile, point)
+
+
+def _differ(recipe: Recipe, dims: dict[str, int]) -> bool:
+    # A dim that every profile holds at one size may be taken for a constant.
+    ranges = {dim: {p.dims[dim].max for p in recipe.profiles} for dim in dims}
+    free = [
+        size
+        for dim, size in dims.items()
+        if len(ranges[dim] | {p.dims[dim].min for p in recipe.profiles}) > 1
+    ]
+    return len(set(free)) == len(free) and 1 not in free
+
+
+def _mixed(recipe: Recipe) -> dict[str, int]:
+    """Of the first profile's written sizes, for each dim one that no other dim has."""
+    sizes: dict[str, int] = {}
+    for dim in recipe.dynamic_dims:
+        bounds = recipe.profiles[0].dims[dim]
+        written = [bounds.opt, bounds.max, bounds.min]
+        free = [size for size in written if size > 1 and size not in sizes.values()]
+        sizes[dim] = free[0] if free else bounds.opt
+    return sizes
+
+
+def _distinct(recipe: Recipe) -> dict[str, int]:
+    """A size for each dim, within its range, that no other dim has where that can be: equal
+    sizes could be taken for one dim, and a size of 1 for a constant."""
+    sizes: dict[str, int] = {}
+    for dim in recipe.dynamic_dims:
+        bounds = recipe.profiles[0].dims[dim]
+        wanted = [bounds.opt, *range(min(bounds.max, bounds.min + 64), bounds.min - 1, -1)]
+        free = [size for size in wanted if size > 1 and size not in sizes.values()]
+        sizes[dim] = free[0] if free else bounds.opt
+    return sizes
+
+
+def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
+    """torch's error, many pages long, as one that names the dim or the first cause."""
+    text = str(error)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        text += f"\n{cause}"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    fixed = re.search(r"(?:inputs|L)\['(\w+)'\]\.(?:shape|size\(\))\[(\d+)\]", text)
+    dim = _dim_at(model, recipe, fixed[1], int(fixed[2])) if fixed else None
+    if dim is not None and re.search("static|speciali|constant", text):
+        return ExportError(
+            f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
+            why=onnx_files.one_line(cause, 300),
+            fix="take the fixed number out of the model's forward, or write it in the recipe "
+            f"in place of `{dim[1]}`",
+        )
+    operator = _operator(text)
+    what = f": the operator {operator}" if operator else ""
+    return ExportError(
+        f"torch.onnx.export failed for {recipe.name}{what}",
+        why=onnx_files.one_line(f"{type(cause).__name__}: {cause}") + _place(error),
+        fix="write that part of forward with other operators. Where its sizes depend on a dynamic "
+        f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
+        "be enough",
+    )
+
+
+def _operator(text: str) -> str | None:
+    """The operator that torch's error is about, as torch calls it: `aten.grid_sampler_2d`."""
+    found = (
+        re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
+        or re.search(r"translating node .*?target=torch\.ops\.([\w.]+)\]", text, re.DOTALL)
+        or re.search(r"While executing .*?target=(?:torch\.ops\.)?([\w.]+)\]", text, re.DOTALL)
+    )
+    return found[1].removesuffix(".default") if found else None
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's own code was when torch gave up, in words to append."""
+    last: tuple[str, int] | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None:
+            file = trace.tb_frame.f_code.co_filename
+            if "site-packages" not in file and "enginefarm" not in Path(file).parts[-4:]:
+                last = (file, trace.tb_lineno)
+            trace = trace.tb_next
+        cause = cause.__cause__
+    written = re.findall(r'File "([^"]+)", line (\d+), in forward', str(error))
+    own = [(file, int(line)) for file, line in written if "site-packages" not in file]
+    last = own[-1] if own else last
+    return f"; at {Path(last[0]).name}, line {last[1]}" if last else ""
+
+
+def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, str] | None:
+    """The recipe's input and dim for an argument of forward, as torch names it."""
+    arguments = list(inspect.signature(model.forward).parameters)
+    if argument not in arguments or arguments.index(argument) >= len(recipe.inputs):
+        return None
+    tensor = recipe.inputs[arguments.index(argument)]
+    dim = tensor.shape[axis] if axis < len(tensor.shape) else None
+    return (tensor.name, dim) if isinstance(dim, str) else None
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps the exporter's notes off the console. Errors are raised all the same."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
