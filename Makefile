@@ -10,7 +10,7 @@ PARALLEL ?= -n 4 --dist loadgroup
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
-.PHONY: demo test test-unit test-gpu check bench chaos fuzz coverage audit install system-packages system-packages-demo clean
+.PHONY: demo test test-unit test-gpu check bench nodes chaos fuzz coverage audit install system-packages system-packages-demo clean
 
 demo: system-packages-demo $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
@@ -37,6 +37,12 @@ check: $(STAMP)
 BENCHMARKS ?=
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gather $(BENCHMARKS)
+
+# ONNX's own suites through the stages, judged by their own outputs: hours on two cores, and goes
+# on where it was stopped. NODES="--only lstm --jobs 2" for less.
+NODES ?= --table docs/measurements/onnx-nodes.md
+nodes: $(STAMP)
+	$(BIN)/python -m benchmarks.nodes $(NODES)
 
 # Coverage of enginefarm/ by lines and branches, child processes included.
 coverage: $(STAMP)

@@ -83,7 +83,7 @@ class Output:
     def _parts(
         self, x: Array, y: Array, counts: Array | None, batch: ReferenceBatch, first_sample: int
     ) -> None:
-        if x.ndim < 2:
+        if x.ndim < 2 or not x.size:
             return
         if x.shape[0] == batch.samples and x.shape[0] > 1:
             for index, sums in enumerate(_Sums.along(x, y, counts, 0).each()):

@@ -46,13 +46,13 @@ def refuse_random(model: LoadedModel) -> None:
                     f"the model draws random numbers: node {node.name!r} ({node.op_type})",
                     why="no engine could be compared with it"
                     if node.op_type in RANDOM
-                    else "its training_mode is on",
+                    else "its training_mode is on, or an input",
                     fix="give the numbers as an input, or export the model in eval mode",
                 )
 
 
 def _trains(graph: GraphProto, node: NodeProto) -> bool:
-    """Whether it is a Dropout whose third input is the constant true."""
+    """Whether it is a Dropout whose third input is the constant true, or no constant at all."""
     from onnx import numpy_helper
 
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
@@ -62,7 +62,7 @@ def _trains(graph: GraphProto, node: NodeProto) -> bool:
     for other in graph.node:
         if name in other.output and other.op_type == "Constant":
             values += [attribute.t for attribute in other.attribute if attribute.HasField("t")]
-    return any(bool(numpy_helper.to_array(value).any()) for value in values)
+    return not values or any(bool(numpy_helper.to_array(value).any()) for value in values)
 
 
 def require(

@@ -10,11 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import EnginefarmError, ExportError, SourceError
-from enginefarm.graph import export, onnx_files, ort, raising, slim, verify
+from enginefarm.documents.thresholds import DEFAULT_BUDGETS
+from enginefarm.errors import EnginefarmError, ExportError, ModelError, SourceError
+from enginefarm.graph import export, onnx_files, ort, raising, slim, steady, verify
 from enginefarm.graph.precisions import precision
-from enginefarm.graph.reference import make_reference
+from enginefarm.graph.reference import ReferenceBatch, make_reference
 
 FLOAT = TensorProto.FLOAT
 DATA = (
@@ -355,3 +357,19 @@ def linked(path: Path, folder: Path) -> Path:
     for file in onnx_files.files(path):
         (folder / file.name).hardlink_to(file)
     return folder / path.name
+
+
+def test_dropout_whose_training_mode_is_an_input_draws_random_numbers(tmp_path: Path) -> None:
+    node = helper.make_node("Dropout", ["x", "ratio", "t"], ["y"], "drop", seed=0)
+    inputs = [value("x", ["n", 4]), value("t", [], TensorProto.BOOL)]
+    made = model([node], inputs=inputs, weights={"ratio": np.array(0.5, np.float32)})
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="draws random numbers: node 'drop'"):
+        steady.refuse_random(tmp_path / "m.onnx")
+
+
+def test_an_output_without_elements_is_compared(tmp_path: Path) -> None:
+    empty = np.zeros((2, 0, 5), np.float32)
+    batch = ReferenceBatch(inputs={"x": empty}, outputs={"y": empty}, labels=None)
+    result = verify.compare([batch], lambda _: {"y": empty}, DEFAULT_BUDGETS["fp32"], Comparing())
+    assert result.over_budget == ()
