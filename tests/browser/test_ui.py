@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 
 from tests import tiny_recipe
-from tests.farm.farm_fixture import CHECKOUT, PATIENCE_S, Farm
+from tests.farm.farm_fixture import CHECKOUT, PATIENCE_S, Farm, until
 
 SCREENSHOTS = CHECKOUT / "test-output"
 PATIENCE_MS = 120_000
@@ -53,6 +53,14 @@ def runs(farm: Farm, deployment: str) -> list[FlowRun]:
         )
 
 
+def listed(farm: Farm) -> list[str]:
+    """The recipes that the form offers."""
+    with farm.client() as client:
+        deployment = client.read_deployment_by_name("build-model/build-model")
+    field = (deployment.parameter_openapi_schema or {})["properties"]["recipe"]
+    return [name for way in field.get("anyOf", ()) for name in way.get("enum", ())]
+
+
 def shot(page: Page, name: str) -> Path:
     SCREENSHOTS.mkdir(exist_ok=True)
     path = SCREENSHOTS / f"{name}.png"
@@ -60,9 +68,12 @@ def shot(page: Page, name: str) -> Path:
     return path
 
 
-def choose(page: Page, field: int, value: str) -> None:
-    """Picks a value in the field-th list of choices of the form, as the keyboard does."""
-    page.locator(".schema-form-property-array").nth(field).locator("button").first.focus()
+RECIPE, GPUS = ".schema-form-property-string", ".schema-form-property-array"
+
+
+def choose(page: Page, field: str, value: str) -> None:
+    """Picks a value in the first list of that kind in the form, as the keyboard does."""
+    page.locator(field).first.locator("button").first.focus()
     page.keyboard.press("ArrowDown")
     page.get_by_role("option").get_by_text(value, exact=True).click()
     page.get_by_text("Run Name", exact=True).click()
@@ -91,10 +102,11 @@ def test_a_wrong_value_is_refused_by_the_form(farm: Farm, page: Page) -> None:
 
 def test_the_form_builds_a_recipe_and_its_table_is_seen(farm: Farm, page: Page) -> None:
     tiny_recipe.write(farm.recipes / "by-hand", name="by-hand", salt="by-hand", precisions=["fp16"])
+    until(lambda: "by-hand" in listed(farm), "the form lists the recipe")
     deployment = open_form(page, farm)
     before = {run.id for run in runs(farm, deployment)}
-    page.locator("textarea").first.fill("by-hand/recipe.yaml")
-    choose(page, 0, "a100")
+    choose(page, RECIPE, "by-hand")
+    choose(page, GPUS, "a100")
     shot(page, "ui-form")
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: not url.endswith("/run"))
