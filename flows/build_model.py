@@ -149,7 +149,9 @@ def engine(
     job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared, budget=budget)
     figures = prepared.verification
     try:
-        reverified.write(here().store, spec.digest, prepared.graph, figures, prepared.reference)
+        reverified.write(
+            here().store, wanted.name, spec.digest, prepared.graph, figures, prepared.reference
+        )
         if not figures.passed:
             return engine_state(
                 outcome.of_rejection(wanted.name, target.gpu, target.precision, figures)

@@ -44,6 +44,9 @@ class GraphVerification(Frozen):
         default=False, description="It was run on seeded random inputs, not on data of the user."
     )
     seconds: float | None = Field(default=None, ge=0)
+    operators: str = Field(
+        default="", description="How much of the graph computes in the precision."
+    )
     over_budget: tuple[str, ...] = Field(
         default=(),
         description="One line for each figure over budget, and by how much; empty: passed.",

@@ -27,6 +27,7 @@ class Outcome(Frozen):
     size_bytes: int | None = None
     build_seconds: float | None = None
     built_with: str = ""
+    verify_seconds: float | None = None
     random_data: bool = False
     cosine_min: float | None = None
     relative_l2_max: float | None = None
@@ -125,9 +126,20 @@ def pull_line(outcomes: Sequence[Outcome]) -> str:
     return ""
 
 
-HEADER = ("GPU", "prec.", "engine", "size", "build", "cosine", "top-1", "device", "status")
-"""cosine: the worst output's, against FP32 PyTorch. top-1: share of samples whose best class
-is the same. device: verification on the GPU itself. `random`: on random inputs, not on data."""
+HEADER = (
+    "GPU",
+    "prec.",
+    "engine",
+    "size",
+    "build",
+    "verify",
+    "cosine",
+    "top-1",
+    "device",
+    "status",
+)
+"""verify: seconds that the graph's verification took on the CPU. cosine: the worst output's,
+against FP32 PyTorch. top-1: share of samples whose best class is the same. device: verification on the GPU itself. `random`: on random inputs, not on data."""
 
 
 def cells(outcome: Outcome) -> tuple[str, ...]:
@@ -140,6 +152,7 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
         f"with {outcome.built_with}"
         if outcome.built_with
         else _text(outcome.build_seconds, "{:.1f} s"),
+        _text(outcome.verify_seconds, "{:.1f} s"),
         _text(outcome.cosine_min, "{:.5f} random" if outcome.random_data else "{:.5f}"),
         _text(outcome.top1_agreement_min, "{:.1%}"),
         outcome.on_device or "–",
@@ -176,6 +189,7 @@ def _text(value: float | None, pattern: str) -> str:
 
 
 class _Figures(TypedDict):
+    verify_seconds: float | None
     random_data: bool
     cosine_min: float | None
     relative_l2_max: float | None
@@ -188,6 +202,7 @@ def _figures(verification: GraphVerification) -> _Figures:
     agreements = [o.top1_agreement for o in outputs if o.top1_agreement is not None]
     accuracies = [o.top1_accuracy for o in outputs if o.top1_accuracy is not None]
     return {
+        "verify_seconds": verification.seconds,
         "random_data": verification.random_data,
         "cosine_min": min((o.cosine for o in outputs), default=None),
         "relative_l2_max": max((o.relative_l2 for o in outputs), default=None),

@@ -6,6 +6,7 @@ stages may run on two machines.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -323,12 +324,36 @@ def prepare(
     return searched.model_copy(update={"seconds": seconds})
 
 
+def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
+    """Raises: PrecisionError for a 16-bit graph in which nothing computes in 16 bits."""
+    if precision in ("fp16", "bf16") and details.get("low_nodes") == 0:
+        raise PrecisionError(
+            f"{precision}: nothing in the graph computes in {precision}",
+            why="every operator stays in FP32: it would be an FP32 engine of another name",
+            fix=f"take {precision} out of the recipe's precisions, or keep fewer nodes wide",
+        )
+
+
+def operators(details: Mapping[str, JsonValue]) -> str:
+    """How much of a graph computes in its precision, for people; empty where it is not known."""
+    found = details.get("quantised_operators", details.get("quantized_operators"))
+    if found is not None:
+        able = details.get("quantisable_operators")
+        return f"{found} of {able} operators in 8 bits" if able else f"{found} operators in 8 bits"
+    if "low_nodes" not in details:
+        return ""
+    wide = cast("dict[str, int]", details.get("wide_nodes") or {})
+    return f"{details['low_nodes']} nodes in 16 bits, {sum(wide.values())} in FP32"
+
+
 def _prepared(
     site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str, *, search: bool
 ) -> Prepared:
     from enginefarm.graph.verify import METHOD, verify_graph
 
     converted = convert(site, recipe, model, ref, precision, search=search)
+    details = cast("dict[str, JsonValue]", converted.values.get("details") or {})
+    refuse_unchanged(precision, details)
     graph = onnx_ref_of(converted)
     budget = recipe.budget(precision)
     comparing = recipe.verification.comparing
@@ -351,6 +376,7 @@ def _prepared(
         update={
             "over_budget": judge(found.outputs, budget),
             "asked": ref.figures_key,
+            "operators": operators(details),
             "random_data": recipe.verification_data.random,
         }
     )
@@ -359,7 +385,7 @@ def _prepared(
         graph=graph,
         reference=ref.npz,
         verification=judged,
-        details=cast("dict[str, JsonValue]", converted.values.get("details") or {}),
+        details=details,
         plugins=_kept_plugins(site, recipe),
         notes=model.notes,
         seconds=converted.seconds + verified.seconds,

@@ -13,13 +13,14 @@ ATTEMPTS = 5
 
 def write(
     store: EngineStore,
+    recipe: str,
     spec_digest: str,
     graph: OnnxRef,
     verification: GraphVerification,
     reference: BlobRef,
 ) -> Manifest | None:
     """The manifest with these figures, signed anew where it was signed; None when the store has
-    no engine of that graph.
+    no engine of that graph. One that two recipes share is its own recipe's to verify.
 
     What its GPU said was said of the figures before: it is pending again. Figures that miss the
     budget are written too: nobody may pull the engine on its old ones.
@@ -31,6 +32,8 @@ def write(
         manifest = None if found is None else store.manifest(spec_digest)
         if found is None or manifest is None or manifest.graph != graph:
             return None
+        if manifest.recipe != recipe:
+            return manifest
         if manifest.verification.asked == verification.asked:
             return manifest
         again = manifest.model_copy(

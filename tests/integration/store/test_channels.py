@@ -318,6 +318,7 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
     reference = manifest.engine
     again = reverified.write(
         store,
+        "model",
         manifest.spec_digest,
         manifest.graph,
         over.model_copy(update={"asked": "b" * 64}),

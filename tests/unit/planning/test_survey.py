@@ -51,7 +51,7 @@ def standing(figures: dict[str, Any], asked: str = "a" * 64, **budget: float) ->
     verification = manifest.verification.model_copy(update={"outputs": (output,), "asked": asked})
     recipe = Recipe.model_validate(document(accuracy={"fp16": budget}))
     target = plan.Target(gpu="t4", precision="fp16", toolchain=NATIVE, pool="cpu")
-    there = manifest.model_copy(update={"verification": verification})
+    there = manifest.model_copy(update={"verification": verification, "recipe": "small"})
     return survey._standing(recipe, target, there.spec, there, "a" * 64)
 
 
