@@ -139,7 +139,8 @@ HEADER = (
     "status",
 )
 """verify: seconds that the graph's verification took on the CPU. cosine: the worst output's,
-against FP32 PyTorch. top-1: share of samples whose best class is the same. device: verification on the GPU itself. `random`: on random inputs, not on data."""
+against FP32 PyTorch. top-1: share of samples whose best class is the same. device: verification on
+the GPU itself. `random`: on random inputs, not on data."""
 
 
 def cells(outcome: Outcome) -> tuple[str, ...]:
