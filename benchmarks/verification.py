@@ -2,7 +2,8 @@
 
     python benchmarks/verification.py [RECIPE …]
 
-For each recipe: seconds of the FP32 reference and of each precision's verification, and the worst figures. Everything is worked out anew in a store of its own.
+For each recipe: seconds of the FP32 reference and of each precision's verification, and the
+worst figures. Everything is worked out anew in a store of its own.
 """
 
 from __future__ import annotations
