@@ -6,6 +6,7 @@ it and starts in no time. `stop(home)` ends it; the data stays.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -32,6 +33,12 @@ from enginefarm.store.ports import PORTS, ports_of
 from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
+INNER_KEYS = (
+    "WEED_JWT_SIGNING_KEY",
+    "WEED_JWT_SIGNING_READ_KEY",
+    "WEED_JWT_FILER_SIGNING_KEY",
+    "WEED_JWT_FILER_SIGNING_READ_KEY",
+)
 PROBE = ".ready"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
@@ -129,6 +136,7 @@ def _launch(home: Path) -> Server:
         "TMPDIR": str(home),
         "AWS_ACCESS_KEY_ID": credentials.access_key,
         "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+        **_inner_tokens(credentials),
     }
     command = [
         str(weed),
@@ -143,6 +151,7 @@ def _launch(home: Path) -> Server:
         "-s3.autoCreateBucket=false",
         "-s3.allowDeleteBucketNotEmpty=false",
         "-webdav=false",
+        "-disableHttp",  # the master would give a token to anybody who asks
         "-admin.ui=false",
         "-master.telemetry=false",
     ]
@@ -170,6 +179,15 @@ def _launch(home: Path) -> Server:
     state.write_text(json.dumps({"pid": server.pid, "port": port}), "utf-8")
     state.replace(home / "server.json")
     return server
+
+
+def _inner_tokens(credentials: Credentials) -> dict[str, str]:
+    """The keys of the tokens that SeaweedFS's parts show each other. Without them anybody on this
+    machine could read and write objects by the ports behind the S3 one."""
+    return {
+        name: hashlib.sha256(f"{name} {credentials.secret_key}".encode()).hexdigest()
+        for name in INNER_KEYS
+    }
 
 
 def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
