@@ -29,6 +29,7 @@ from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import reverified
 from enginefarm.store.check import require_conditional_writes
+from enginefarm.toolchains.lacks import lacking
 from flows.build_engine import build_here
 from tasks.model import (
     export_model,
@@ -148,7 +149,13 @@ def engine(
     budget = wanted.budget(target.precision)
     job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared, budget=budget)
     figures = prepared.verification
+    lack = lacking(target.toolchain.name, spec.gpu, target.precision, slimmed.model.operators)
+    if lack is not None and wanted.allow_skip:
+        skip = plan.Skip(gpu=target.gpu, precision=target.precision, reason=str(lack))
+        return engine_state(outcome.of_skip(wanted.name, skip))
     try:
+        if lack is not None:
+            raise lack
         reverified.write(
             here().store, wanted.name, spec.digest, prepared.graph, figures, prepared.reference
         )

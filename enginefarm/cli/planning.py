@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from enginefarm.planning.survey import Planned
 
 from enginefarm.cli.tables import print_json, print_table
 
@@ -29,7 +33,7 @@ def plan(recipe: Path, as_json: bool) -> None:
             f"{planned.target.toolchain.name} {planned.target.toolchain.build}",
             planned.spec.digest[:12] if planned.spec else "–",
             planned.reason,
-            "cached" if planned.cached else "over budget" if planned.over_budget else "to build",
+            _state(planned),
         )
         for planned in found.builds
     ]
@@ -96,6 +100,15 @@ def schema(as_json: bool) -> None:
     from enginefarm.recipes.file import json_schema
 
     print_json(json_schema())
+
+
+def _state(planned: Planned) -> str:
+    states = {
+        "cached": planned.cached,
+        "over budget": planned.over_budget,
+        "cannot be built": planned.impossible,
+    }
+    return next((state for state, holds in states.items() if holds), "to build")
 
 
 def _short(spec: object) -> str:

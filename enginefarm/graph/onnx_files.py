@@ -27,6 +27,8 @@ OURS = "enginefarm."
 """Metadata whose key begins so is ours, and part of what the normal form keeps."""
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors stay in the model: shape inference looks at their values."""
+CONV_3D = "Conv3d"
+"""A Conv or ConvTranspose over three dims, in `operators`."""
 LARGE_BYTES = 1 << 16
 """Weights above this are not needed to know shapes."""
 LIMIT_NODES = 1_000_000
@@ -168,6 +170,18 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
+
+
+def operators(model: ModelProto) -> dict[str, str]:
+    """Each operator of the graph and its subgraphs -> the name of its first node."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in tensors(model)}
+    found: dict[str, str] = {}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
+            name = node.name or next(iter(node.output), "")
+            found.setdefault(CONV_3D if deep else node.op_type, name)
+    return found
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:

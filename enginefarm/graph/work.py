@@ -113,7 +113,7 @@ def reference(request: str) -> str:
 
 
 def slim(request: str) -> str:
-    from enginefarm.graph import feeds
+    from enginefarm.graph import feeds, onnx_files
     from enginefarm.graph.slim import slim_onnx
 
     order = Order.model_validate_json(request)
@@ -121,8 +121,10 @@ def slim(request: str) -> str:
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
     done = slim_onnx(order.graph, order.folder / "out", corners)
+    operators = onnx_files.operators(onnx_files.graph_only(done.path))
     notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []
-    return Made(files=onnx_files_of(done.path), values={"notes": notes}).model_dump_json()
+    values: dict[str, JsonValue] = {"notes": notes, "operators": dict(operators)}
+    return Made(files=onnx_files_of(done.path), values=values).model_dump_json()
 
 
 def convert(request: str) -> str:

@@ -75,6 +75,9 @@ class Model(Frozen):
     slimmer: ToolUse
     plugins: tuple[Digest, ...] = ()
     outputs: tuple[str, ...] = ()
+    operators: dict[str, str] = Field(
+        default_factory=dict, description="Each operator -> the name of its first node."
+    )
     notes: tuple[str, ...] = Field(
         default=(), description="What was changed or left out on the way, for people."
     )

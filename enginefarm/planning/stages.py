@@ -105,6 +105,11 @@ def export(site: Site, recipe: Recipe) -> Exported:
     return exported
 
 
+def _operators(slimmed: StageRecord) -> dict[str, str]:
+    """Of the slimmed graph; records of earlier versions do not say."""
+    return cast("dict[str, str]", slimmed.values.get("operators") or {})
+
+
 def _notes(*records: StageRecord) -> tuple[str, ...]:
     """What stages changed or left out, for people; records of earlier versions have none."""
     found = (cast("list[str]", record.values.get("notes") or []) for record in records)
@@ -232,6 +237,7 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         plugins=plugin_digests(recipe),
         outputs=exported.outputs,
         notes=(*exported.notes, *_notes(record)),
+        operators=_operators(record),
     )
     return Slimmed(model=model, seconds=record.seconds, cached=cached)
 
@@ -413,6 +419,7 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
         plugins=plugin_digests(recipe),
         outputs=tuple(exported.values["outputs"]),  # type: ignore[arg-type]
         notes=_notes(exported, slimmed),
+        operators=_operators(slimmed),
     )
 
 

@@ -18,6 +18,7 @@ from enginefarm.planning.outcome import Outcome
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
 from enginefarm.toolchains import installed, toolchain
+from enginefarm.toolchains.lacks import lacking
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
 VERIFY_AGAIN = "the engine is built; its verification runs again, as data or settings changed"
@@ -38,6 +39,9 @@ class Planned(Frozen):
     spec: BuildSpec | None
     cached: bool
     reason: str
+    impossible: bool = Field(
+        default=False, description="The toolchain lacks an operator for this GPU and precision."
+    )
     over_budget: bool = Field(
         default=False, description="The engine is there, and over the recipe's budget of today."
     )
@@ -133,9 +137,20 @@ def _with_specs(
     whole = site.store.whole(recipe.name, [spec.digest for spec in specs])
     figures = stages.figures_key(recipe, model.outputs) if whole else ""
     return tuple(
-        _standing(recipe, target, spec, whole.get(spec.digest), figures)
+        _possible(_standing(recipe, target, spec, whole.get(spec.digest), figures), model)
         for target, spec in zip(wanted, specs, strict=True)
     )
+
+
+def _possible(planned: Planned, model: plan.Model) -> Planned:
+    """Says so of what the toolchain is known not to build for this GPU and precision."""
+    target, spec = planned.target, planned.spec
+    if planned.cached or spec is None:
+        return planned
+    lack = lacking(target.toolchain.name, spec.gpu, target.precision, model.operators)
+    if lack is None:
+        return planned
+    return planned.model_copy(update={"reason": str(lack), "impossible": True})
 
 
 def _standing(

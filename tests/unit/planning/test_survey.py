@@ -9,8 +9,8 @@ from sample_manifest import make_manifest
 from tiny_models import document
 
 from enginefarm.documents.manifest import GraphVerification
-from enginefarm.documents.recipe import Recipe
-from enginefarm.documents.spec import ToolchainId
+from enginefarm.documents.recipe import BuilderOptions, Recipe
+from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId
 from enginefarm.host.detect import NvmlGpu
 from enginefarm.planning import plan, survey
 from enginefarm.toolchains.tensorrt import TensorRT
@@ -79,3 +79,24 @@ def test_figures_that_are_not_there_are_measured() -> None:
     assert not other_data.cached
     assert "its verification runs again" in other_data.reason
     assert not GraphVerification(samples=1, runtime="ort", outputs=()).asked
+
+
+def test_what_cannot_be_built_is_said_of_its_row_alone() -> None:
+    model = survey.UNKNOWN_MODEL.model_copy(update={"operators": {"MatMul": "mm"}})
+    rtx = NATIVE.model_copy(update={"name": "tensorrt-rtx"})
+    for gpu, capability, impossible in (("t4", "7.5", True), ("l4", "8.9", False)):
+        target = plan.Target(gpu=gpu, precision="fp32", toolchain=rtx, pool="cpu")
+        spec = BuildSpec(
+            onnx_digest="0" * 64,
+            exporter=model.exporter,
+            slimmer=model.slimmer,
+            precision=PrecisionUse(name="fp32", tools=()),
+            profiles=(),
+            gpu=GpuTarget(label=gpu, compute_capability=capability),
+            toolchain=rtx,
+            builder=BuilderOptions(),
+        )
+        row = survey.Planned(target=target, spec=spec, cached=False, reason="new")
+        told = survey._possible(row, model)
+        assert told.impossible == impossible
+        assert ("mm" in told.reason) == impossible

@@ -1,0 +1,72 @@
+"""What a toolchain is known not to have: asked before anything is built.
+
+Each line was tried: docs/measurements/onnx-nodes.md has what the builder says by operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from enginefarm.documents.spec import GpuTarget
+from enginefarm.errors import ToolchainError
+from enginefarm.graph.onnx_files import CONV_3D
+from enginefarm.names import PrecisionName
+
+
+class Lack(NamedTuple):
+    """operators that are missing. capabilities, precisions: where; empty: everywhere."""
+
+    operators: frozenset[str]
+    why: str
+    fix: str
+    capabilities: frozenset[str] = frozenset()
+    precisions: frozenset[PrecisionName] = frozenset()
+
+    def holds(self, capability: str, precision: PrecisionName) -> bool:
+        return (not self.capabilities or capability in self.capabilities) and (
+            not self.precisions or precision in self.precisions
+        )
+
+
+LACKS: dict[str, tuple[Lack, ...]] = {
+    "tensorrt-rtx": (
+        Lack(
+            frozenset(("Gemm", "MatMul", "Einsum", "LSTM", "GRU", CONV_3D)),
+            "TensorRT-RTX has no FP32 matrix product on compute capability 7.5",
+            "ask for fp16 there, or use toolchain `tensorrt` on a worker that has the GPU",
+            frozenset(("7.5",)),
+            frozenset(("fp32",)),
+        ),
+        Lack(
+            frozenset(
+                (
+                    *("NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Det", "DFT"),
+                    *("ConvInteger", "QLinearMatMul", "DynamicQuantizeLinear", "StringNormalizer"),
+                    *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceInsert"),
+                    *("SplitToSequence", "ConcatFromSequence", "NegativeLogLikelihoodLoss"),
+                )
+            ),
+            "TensorRT-RTX does not have this operator, in any precision",
+            "take it out of the model (the steps after the network can run outside the engine)",
+        ),
+    ),
+}
+"""Toolchain -> what it lacks; those that are not here are asked by building."""
+
+
+def lacking(
+    toolchain: str, gpu: GpuTarget, precision: PrecisionName, operators: Mapping[str, str]
+) -> ToolchainError | None:
+    """The first operator that this toolchain lacks for the GPU and precision, as an error."""
+    for lack in LACKS.get(toolchain, ()):
+        missing = sorted(lack.operators & operators.keys())
+        if missing and lack.holds(gpu.compute_capability, precision):
+            others = f"; also {', '.join(missing[1:])}" if missing[1:] else ""
+            return ToolchainError(
+                f"toolchain {toolchain}: node {operators[missing[0]]!r} ({missing[0]}) cannot be "
+                f"built for {gpu.label} in {precision}",
+                why=f"{lack.why}{others}",
+                fix=lack.fix,
+            )
+    return None
