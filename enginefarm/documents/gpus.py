@@ -14,6 +14,12 @@ from enginefarm.documents.recipe import PrecisionName
 from enginefarm.errors import GpuError
 from enginefarm.schema import Frozen, Name
 
+PART_OF_A_CARD = re.compile(r"\bMIG\b|\bvGPU\b|^GRID\b|-\d+[ABCQ]\b")
+"""NVML's names of MIG slices and of virtual GPUs: `GRID T4-8C`, `NVIDIA A100-7-40C`."""
+
+ANOTHER_CARD = re.compile(r"\b(D|Ti|SUPER|Laptop|Mobile|Max-Q)\b", re.IGNORECASE)
+"""What makes `RTX 4090 D` and `RTX 3090 Ti` cards of their own, with other cores and memory."""
+
 
 class Gpu(Frozen):
     """One row: what a label stands for."""
@@ -30,6 +36,9 @@ class Gpu(Frozen):
         return f"gpu-{self.label}"
 
     def matches(self, nvml_name: str) -> bool:
+        """Whether that is the name of this card, whole, and not of a slice or a variant."""
+        if PART_OF_A_CARD.search(nvml_name) or ANOTHER_CARD.search(nvml_name):
+            return False
         return any(re.search(pattern, nvml_name) for pattern in self.names)
 
     def refuses(self, precision: str) -> str | None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
+from enginefarm.documents.gpus import PART_OF_A_CARD
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host.detect import Host, architecture
 from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
@@ -156,6 +157,11 @@ def _gpu(manifest: Manifest, host: Host) -> str | None:
             f"built for {built_for.label} (compute capability {carried}), "
             f"compatibility {manifest.spec.builder.compatibility}; the host has "
             f"{host.compute_capability or 'an unknown compute capability'}"
+        )
+    if host.gpu_name is not None and PART_OF_A_CARD.search(host.gpu_name):
+        return _Unknown(
+            f"built for a whole {built_for.label}; the host has {host.gpu_name}: it can be slower, "
+            "and fails where it needs more memory than that part of a card has"
         )
     if (
         fit is Fit.SAME_COMPUTE_CAPABILITY

@@ -8,6 +8,7 @@ Source of the format: Triton's model_config.proto.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, ShapeProfile
-from enginefarm.errors import StoreMissing, ToolchainError
+from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store.appearing import write_atomically
@@ -47,8 +48,15 @@ def repository(manifests: Iterable[Manifest], *, name: str) -> tuple[RepositoryF
     """The files of a repository for engines of one model and precision, one a GPU.
 
     Plans first, each model's config last. Raises: ToolchainError when Triton cannot load an
-    engine, or when the engines differ in inputs or outputs.
+    engine, or when the engines differ in inputs or outputs; UsageError for a name that is not
+    one folder.
     """
+    if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,199}", name, re.ASCII) is None:
+        raise UsageError(
+            f"triton-repo: {name!r} cannot be the name of a model",
+            why="Triton takes the name of its folder",
+            fix="use letters, digits, and . _ - between them",
+        )
     engines = sorted(manifests, key=lambda one: one.gpu)
     _loadable(engines)
     capabilities = [one.spec.gpu.compute_capability for one in engines]
@@ -110,12 +118,14 @@ def config(name: str, engines: list[Manifest]) -> str:
     profiles = first.spec.profiles
     batch = max_batch_size(first)
     skip = 1 if batch else 0
-    lines = [f'name: "{name}"', 'platform: "tensorrt_plan"', f"max_batch_size: {batch}"]
+    lines = [f"name: {_quoted(name)}", 'platform: "tensorrt_plan"', f"max_batch_size: {batch}"]
     for tensor in first.tensors:
         lines.append(_tensor(tensor, skip))
     for one in engines:
         capability = one.spec.gpu.compute_capability
-        lines.append(f'cc_model_filenames {{ key: "{capability}" value: "{plan_name(one)}" }}')
+        lines.append(
+            f"cc_model_filenames {{ key: {_quoted(capability)} value: {_quoted(plan_name(one))} }}"
+        )
     chosen = ", ".join(f'"{index}"' for index in range(len(profiles)))
     lines.append(f"instance_group {{ count: 1 kind: KIND_GPU profile: [ {chosen} ] }}")
     if batch:
@@ -154,8 +164,15 @@ def _tensor(tensor: TensorInfo, skip: int) -> str:
     shape = f"dims: [ {dims} ]"
     if not dims:  # a scalar a sample: Triton wants at least one dim
         shape = "dims: [ 1 ] reshape { shape: [ ] }"
-    name = tensor.name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{tensor.role} {{ name: "{name}" data_type: {TYPES[tensor.dtype]} {shape} }}'
+    name = _quoted(tensor.name)
+    return f"{tensor.role} {{ name: {name} data_type: {TYPES[tensor.dtype]} {shape} }}"
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format. ONNX lets a tensor's name hold any character."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    plain = "".join(c if c >= " " and c != "\x7f" else f"\\{ord(c):03o}" for c in escaped)
+    return f'"{plain}"'
 
 
 def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
@@ -163,11 +180,11 @@ def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
     for name, shape in profile.shapes.items():
         dims = ", ".join(str(dim) for dim in shape.opt[1 if batch else 0 :])
         inputs.append(
-            f'inputs {{ key: "{name}" value {{ data_type: {TYPES[types[name]]} '
+            f"inputs {{ key: {_quoted(name)} value {{ data_type: {TYPES[types[name]]} "
             f"dims: [ {dims} ] zero_data: true }} }}"
         )
     size = f"batch_size: {_batch(profile, 'opt')} " if batch else ""
-    return f'model_warmup {{ name: "{profile.name}" {size}{" ".join(inputs)} }}'
+    return f"model_warmup {{ name: {_quoted(profile.name)} {size}{' '.join(inputs)} }}"
 
 
 def write_folder(files: Iterable[RepositoryFile], folder: Path, blobs: dict[str, Path]) -> None:

@@ -33,6 +33,24 @@ def test_a_name_from_nvml_finds_exactly_its_row(nvml_name: str, label: str) -> N
     assert matching == [label]
 
 
+@pytest.mark.parametrize(
+    "nvml_name",
+    [
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "GRID T4-8C",
+        "NVIDIA A100-7-40C",
+        "NVIDIA A40-48Q",
+        "NVIDIA L40S-2B",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ],
+)
+def test_a_slice_or_a_variant_is_not_the_card(nvml_name: str) -> None:
+    assert by_nvml_name(nvml_name) is None
+
+
 def test_a_card_that_is_not_in_the_table_is_none() -> None:
     assert by_nvml_name("NVIDIA GeForce GTX 970") is None
 

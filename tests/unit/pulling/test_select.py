@@ -247,3 +247,12 @@ def test_the_recipes_budget_of_today_decides_and_not_that_of_the_build() -> None
     asks = Budgets(of={made.precision: Budget(min_top1_agreement=0.9)})
     (candidate,) = select([made], host(), budgets=asks).candidates
     assert any("top-1 agreement: not measured" in caveat for caveat in candidate.caveats)
+
+
+def test_a_slice_of_a_card_gets_its_engines_with_a_caveat() -> None:
+    on = host("a100").model_copy(
+        update={"gpu": None, "gpu_name": "NVIDIA A100-SXM4-40GB MIG 1g.5gb"}
+    )
+    (candidate,) = select([make_manifest(label="a100", on_device="passed")], on).candidates
+    assert candidate.fit is not Fit.EXACT_GPU
+    assert any("MIG 1g.5gb" in caveat for caveat in candidate.caveats)

@@ -13,7 +13,7 @@ from sample_manifest import make_manifest
 
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
-from enginefarm.errors import StoreMissing, ToolchainError
+from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.pulling import triton
 
 
@@ -157,3 +157,32 @@ def test_a_new_engine_replaces_the_old_plan_in_the_folder(tmp_path: Path) -> Non
     assert plan.read_bytes() == b"new"
     config = (tmp_path / "repo" / "model" / "config.pbtxt").read_text()
     assert plan.name in config
+
+
+@pytest.mark.parametrize(
+    "odd", ['say "cheese"', "in\\put", "a\nb", "serving/\u8f93\u5165 1:0", "\x01\x7f", "a\\"]
+)
+def test_any_name_of_a_tensor_is_read_back_as_it_is(odd: str) -> None:
+    made = make_manifest()
+    shape = MinOptMax(min=(1, 3), opt=(8, 3), max=(32, 3))
+    made = made.model_copy(
+        update={
+            "tensors": (
+                TensorInfo(name=odd, dtype="float32", shape=(-1, 3), role="input"),
+                TensorInfo(name=f"{odd} out", dtype="float32", shape=(-1, 5), role="output"),
+            ),
+            "spec": made.spec.model_copy(
+                update={"profiles": (ShapeProfile(name="default", shapes={odd: shape}),)}
+            ),
+        }
+    )
+    config = parsed(triton.repository([made], name="m"), "m/config.pbtxt")
+    assert [one.name for one in config.input] == [odd]
+    assert [one.name for one in config.output] == [f"{odd} out"]
+    assert list(config.model_warmup[0].inputs) == [odd]
+
+
+@pytest.mark.parametrize("name", ['../../x"y', "", "a/b", ".hidden", "m\n"])
+def test_a_model_name_that_is_not_one_folder_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a model"):
+        triton.repository(three(), name=name)
