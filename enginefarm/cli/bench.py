@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from enginefarm.cli.options import FiniteRange
 from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.01, 3600),
+    type=FiniteRange(0.01, 3600),
     default=3.0,
     show_default=True,
     help="Of each runtime and shape.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli.options import FiniteRange
+
 
 @click.group()
 def cache() -> None:
@@ -39,7 +41,7 @@ def status(as_json: bool) -> None:
 @cache.command()
 @click.option(
     "--keep-gb",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Prune to this size. Default: the limit, ENGINEFARM_CACHE_LIMIT_GB or half of the disk.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

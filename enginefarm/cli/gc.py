@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli.options import FiniteRange
+
 SHOWN = 40
 
 
@@ -13,7 +15,7 @@ SHOWN = 40
 @click.option("--keep-revisions", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--grace-hours",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=7 * 24,
     show_default=True,
     help="What was written or used since is kept.",

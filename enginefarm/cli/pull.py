@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginefarm.cli.options import FiniteRange
 from enginefarm.names import PRECISION_NAMES
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--watch",
     "every_s",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     metavar="SECONDS",
     help="Go on: look so often, and keep the folder --dest at the engine that fits.",
 )
