@@ -60,9 +60,13 @@ def require_complete(recipe: Recipe, files: dict[str, Path]) -> None:
 
 
 def _require_packages(root: Path, field: str, path: str) -> None:
-    needed = import_path.fingerprint(path, root, field=field)
-    local = [name for name, version in needed.items() if "==" not in version and name != "file"]
-    local = [name for name in local if name.partition(".")[0] != "enginefarm"]
+    modules = import_path.local_modules(path, root, field=field)
+    inside = root.resolve()
+    local = [
+        name
+        for name, file in modules.items()
+        if not file.resolve().is_relative_to(inside) and name.partition(".")[0] != "enginefarm"
+    ]
     if local:
         raise _not_carried(f"{field}: {path!r} imports {', '.join(local)}, which is not a package")
 
@@ -71,7 +75,7 @@ def _not_carried(what: str) -> EnginefarmError:
     return RecipeError(
         f"recipes push: {what}",
         why="the control worker gets the recipe's folder, and nothing else of this machine",
-        fix="put files into the folder; code into one file, or into an installed package",
+        fix="put files into the folder; code beside it, or into an installed package",
     )
 
 

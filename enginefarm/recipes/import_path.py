@@ -20,6 +20,7 @@ from typing import Any
 
 from enginefarm.digest import sha256_bytes
 from enginefarm.errors import EnginefarmError, SourceError
+from enginefarm.recipes import siblings
 from enginefarm.schema import canonical_json
 from enginefarm.settings import current
 
@@ -46,7 +47,7 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
     where, _, attribute = path.partition(":")
     try:
         module = (
-            _load_file(_inside(root, where, field, error))
+            _load_file(_inside(root, where, field, error), _allowed(root))
             if where.endswith(".py")
             else importlib.import_module(where)
         )
@@ -65,8 +66,9 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
         raise error(
             f"{field}: {path!r} cannot be imported",
             why=f"{type(cause).__name__}: {cause}",
-            fix="name `file.py:attribute`, relative to the recipe and complete in one file, or "
-            "`package.module:attribute` of an installed package",
+            fix="name `file.py:attribute`, relative to the recipe, or `package.module:attribute` "
+            "of an installed package; modules beside the file are imported by name: "
+            "`from layers import Block`",
         ) from cause
     except Exception as cause:
         raise error(
@@ -81,7 +83,7 @@ def _inside(root: Path, where: str, field: str, error: type[EnginefarmError]) ->
     Who may put a file there may run code on the farm (docs/security.md); nobody else may.
     """
     file = (root / where).resolve()
-    allowed = (root.resolve(), *(current().recipe_roots or ()))
+    allowed = _allowed(root)
     if not any(file.is_relative_to(folder) for folder in allowed):
         raise error(
             f"{field}: {where!r} is outside the folders that code may come from",
@@ -92,7 +94,11 @@ def _inside(root: Path, where: str, field: str, error: type[EnginefarmError]) ->
     return file
 
 
-def _load_file(file: Path) -> Any:
+def _allowed(root: Path) -> tuple[Path, ...]:
+    return (root.resolve(), *(current().recipe_roots or ()))
+
+
+def _load_file(file: Path, allowed: tuple[Path, ...]) -> Any:
     file = file.resolve()
     if not file.is_file():
         raise FileNotFoundError(file)
@@ -101,6 +107,7 @@ def _load_file(file: Path) -> Any:
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
+    siblings.serve(file.parent, allowed)
     sys.modules[name] = module  # dataclasses and pickling look a class's module up here
     try:
         spec.loader.exec_module(module)
@@ -116,6 +123,18 @@ def fingerprint(path: str, root: Path, *, field: str) -> dict[str, str]:
 
     Raises: SourceError when the file or the module is not there.
     """
+    return _followed(path, root, field)[0]
+
+
+def local_modules(path: str, root: Path, *, field: str) -> dict[str, Path]:
+    """The files of `fingerprint`'s modules that belong to no installed distribution."""
+    return _followed(path, root, field)[1]
+
+
+Followed = tuple[dict[str, str], dict[str, Path]]
+
+
+def _followed(path: str, root: Path, field: str) -> Followed:
     where = path.partition(":")[0]
     if where.endswith(".py"):
         file = _inside(root, where, field, SourceError)
@@ -125,18 +144,18 @@ def fingerprint(path: str, root: Path, *, field: str) -> dict[str, str]:
                 why=f"looked for {file}",
                 fix="the file is taken relative to the recipe's folder",
             )
-        return _closure({"file": file})
+        return _closure({"file": file}, file.parent)
     top = where.partition(".")[0]
     distribution = _distribution(top)
     if distribution is not None:
-        return {where: distribution}
+        return {where: distribution}, {}
     files = dict(_local_files(where))
     if not files:
         raise SourceError(
             f"{field}: {path!r}: no module is called {top!r}",
             fix="install the package that has it, or name a file: `file.py:attribute`",
         )
-    return _closure(files)
+    return _closure(files, None)
 
 
 def digest(parts: dict[str, Any]) -> str:
@@ -144,27 +163,34 @@ def digest(parts: dict[str, Any]) -> str:
     return sha256_bytes(canonical_json(parts))
 
 
-def _closure(files: dict[str, Path]) -> dict[str, str]:
-    """Follows imports from these files: `module name -> sha256 or name==version`."""
+def _closure(files: dict[str, Path], folder: Path | None) -> Followed:
+    """Follows imports from these files: `module name -> sha256 or name==version`, and the files.
+
+    folder: where the modules beside the code are, which come before those of sys.path.
+    """
+    importlib.invalidate_caches()
     seen: dict[str, str] = {}
+    followed: dict[str, Path] = {}
     waiting = dict(files)
     while waiting:
         name, file = waiting.popitem()
         source = file.read_bytes()
         seen[name] = sha256_bytes(source)
+        followed[name] = file
         for module in sorted(set(_imports(source, name))):
             if module in seen or module in waiting:
                 continue
             top = module.partition(".")[0]
             if top in sys.stdlib_module_names or top == "__future__":
                 continue
-            distribution = _distribution(top)
+            beside = folder if folder and siblings.find(top, folder) else None
+            distribution = None if beside else _distribution(top)
             if distribution is not None:
                 seen[top] = distribution
             else:
-                local = {key: value for key, value in _local_files(module) if key not in seen}
-                waiting.update(local)
-    return seen
+                found = _local_files(module, beside)
+                waiting.update({key: value for key, value in found if key not in seen})
+    return seen, followed
 
 
 def _imports(source: bytes, name: str) -> Iterator[str]:
@@ -187,10 +213,10 @@ def _imports(source: bytes, name: str) -> Iterator[str]:
                 yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _local_files(module: str) -> Iterator[tuple[str, Path]]:
+def _local_files(module: str, beside: Path | None = None) -> Iterator[tuple[str, Path]]:
     """The module's file and its parent packages' `__init__.py`, where they are files."""
     parts = module.split(".")
-    folder: list[str] | None = None
+    folder: list[str] | None = [str(beside)] if beside else None
     for depth, part in enumerate(parts, 1):
         spec = importlib.machinery.PathFinder.find_spec(part, folder)
         if spec is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import cast
 
 from enginefarm.digest import sha256_file
 from enginefarm.errors import EnginefarmError, SourceError
@@ -70,3 +71,24 @@ def _link_text(data: bytes) -> str | None:
 def file_digest(path: str, root: Path, *, field: str) -> str:
     """sha256 of the file. Raises: as `local_file`."""
     return sha256_file(local_file(path, root, field=field))
+
+
+def named_files(value: object, root: Path) -> dict[str, str]:
+    """sha256 of each file that a text in the value names, relative to the recipe's folder.
+
+    A callable that loads its own weights is told where they are: new weights are a new model.
+    """
+    if isinstance(value, dict):
+        value = list(cast("dict[str, object]", value).values())
+    if isinstance(value, list | tuple):
+        found: dict[str, str] = {}
+        for item in cast("list[object]", value):
+            found |= named_files(item, root)
+        return found
+    if not isinstance(value, str) or not value or len(value) > LONGEST_STAND_IN or "\0" in value:
+        return {}
+    try:
+        regular = (root / value).is_file()
+    except OSError:  # too long for a name
+        return {}
+    return {value: sha256_file(root / value)} if regular else {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from enginefarm.documents.recipe import TorchSource
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources import Local, state_dict
-from enginefarm.graph.sources.local_file import file_digest, local_file
+from enginefarm.graph.sources.local_file import file_digest, local_file, named_files
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class TorchCallable(Local):
             "arguments": dict(source.arguments),
             "depends": [file_digest(path, root, field="source.depends") for path in source.depends],
         }
+        if named := named_files(source.arguments, root):
+            parts["named_files"] = named
         if source.checkpoint_key is not None:
             parts["checkpoint_key"] = source.checkpoint_key
         if source.checkpoint is not None:

@@ -320,3 +320,13 @@ def test_hyperparameters_may_be_a_namespace(tmp_path: Path) -> None:
     made = LightningSource(kind="lightning", module="tiny.py:Tiny", checkpoint="last.ckpt")
     module = source("lightning").load(made, tmp_path, tmp_path)
     assert module.layer.weight.shape == (3, 2)
+
+
+def test_a_file_that_an_argument_names_is_in_the_key(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    (tmp_path / "mine.pt").write_bytes(b"one")
+    arguments = {"files": {"weights": ["mine.pt"]}, "kind": "small"}
+    made = TorchSource(callable="code.py:small", arguments=arguments)
+    before = source("torch").fingerprint(made, tmp_path)
+    (tmp_path / "mine.pt").write_bytes(b"two")
+    assert source("torch").fingerprint(made, tmp_path) != before
