@@ -16,10 +16,12 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 import enginefarm
 from enginefarm.digest import sha256_file
+from enginefarm.farm.server import address
+from enginefarm.farm.server.private import private_api
 from enginefarm.planning.outcome import Outcome
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
@@ -31,8 +33,19 @@ LABELS = ["t4/fp16", "t4/int8", "a100/fp16", "a100/int8", "l4/fp16", "l4/int8"]
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect_api() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    """As the command line has one; what it sets in the environment is put back."""
+    before = dict(os.environ)
+    try:
+        with private_api() as api:
+            api.wait()
+            found = {PREFECT_API_URL: os.environ[address.API_URL]}
+            with temporary_settings(
+                {**found, PREFECT_API_AUTH_STRING: os.environ[address.PASSWORD]}
+            ):
+                yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture
