@@ -71,7 +71,7 @@ def _text(file: Path) -> str:
                 f"{file}: {about.st_size:,} bytes is too large for a recipe",
                 fix="name the recipe's YAML file; arrays and weights go beside it",
             )
-        return file.read_bytes().decode("utf-8")
+        text = file.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             line = error.object.count(b"\n", 0, error.start) + 1
@@ -85,6 +85,18 @@ def _text(file: Path) -> str:
             why=str(getattr(error, "strerror", None) or error),
             fix="give the path of a recipe.yaml, or of the folder it is in",
         ) from error
+    _refuse_link_text(text.strip(), file)
+    return text
+
+
+def _refuse_link_text(text: str, file: Path) -> None:
+    """Raises: RecipeError for a link that was copied or checked out as the text of its target."""
+    if "\n" not in text and ": " not in text and text.endswith((".yaml", ".yml")):
+        raise RecipeError(
+            f"{file}: this is the text of a link to {text!r}, not the recipe",
+            why="a symbolic link was copied or checked out as a text file",
+            fix="give the path of the recipe that the link leads to, or put it here",
+        )
 
 
 def _refusal(name: str, lines: list[str]) -> RecipeError:

@@ -210,3 +210,9 @@ def test_the_schema_for_editors_accepts_what_recipes_write() -> None:
         validator.validate(yaml.safe_load(path.read_text()))
     for wrong in ({"name": "x"}, document(bogus=1), document(precisions=["int4"])):
         assert not validator.is_valid(wrong)
+
+
+def test_a_link_that_was_copied_as_text_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("../shared/recipe.yaml")
+    with pytest.raises(RecipeError, match="the text of a link to"):
+        recipe_file.load(tmp_path)
