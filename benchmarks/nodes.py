@@ -98,8 +98,9 @@ def recipe(folder: Path, model: Any, work: Path) -> Recipe:
     names = [value.name for value in model.graph.input if value.name not in weights]
     given = dict(zip(names, arrays(folder, "input"), strict=False))
     (work / "data").mkdir()
+    savez: Any = np.savez  # its own arguments are typed, ours are names of inputs
     shutil.copyfile(folder / "model.onnx", work / "model.onnx")
-    np.savez(work / "data" / "0.npz", **given)
+    savez(work / "data" / "0.npz", **given)
     signature = onnx_files.input_signature(model)
     inputs = [
         {
@@ -111,7 +112,7 @@ def recipe(folder: Path, model: Any, work: Path) -> Recipe:
     ]
     if any(kind == "float64" for kind, _ in signature.values()):
         made = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in given.items()}
-        np.savez(work / "data" / "0.npz", **made)
+        savez(work / "data" / "0.npz", **made)
     batch = next((array.shape[0] for array in given.values() if array.ndim), 1)
     data = {"path": "data"}
     return Recipe.model_validate(
@@ -310,7 +311,8 @@ def _without_children() -> None:
         run: Callable[[str], str] = getattr(import_module(module), name)
         return Answer(run(request), 0)
 
-    Child.call = here
+    vars_of: Any = Child
+    vars_of.call = here
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from enginefarm.documents.recipe import DType
 from enginefarm.errors import RecipeError, UsageError
@@ -140,8 +141,7 @@ def _given(text: str) -> dict[str, Any]:
 
 def _of_onnx(path: Path) -> list[dict[str, Any]]:
     """Its inputs, each dynamic dim with a name that a recipe takes."""
-    import onnx
-
+    onnx: Any = import_module("onnx")  # its functions are typed in part
     from_onnx = {
         onnx.TensorProto.FLOAT: "float32",
         onnx.TensorProto.FLOAT16: "float16",
@@ -241,7 +241,7 @@ def _written(fields: Mapping[str, Any]) -> str:
         made.fa.set_flow_style()
         return made
 
-    made = CommentedMap()
+    made: Any = CommentedMap()
     for name, value in fields.items():
         if name in ("inputs", "profiles"):
             made[name] = CommentedSeq([flow(one) for one in value])
@@ -251,7 +251,7 @@ def _written(fields: Mapping[str, Any]) -> str:
             made.yaml_add_eol_comment(COMMENTS[name], name)
         elif name in COMMENTS:
             made.yaml_set_comment_before_after_key(name, before=COMMENTS[name])
-    yaml, text = YAML(), io.StringIO()
+    text, yaml = io.StringIO(), cast("Any", YAML())
     yaml.width = 200
     yaml.indent(sequence=4, offset=2)
     yaml.dump(made, text)
