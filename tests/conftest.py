@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.farm.farm_fixture import Farm
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup`: tests of one file run in one process, and those that share the
     farm in one, so that what they set up is set up once."""
