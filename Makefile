@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Farms mostly wait, so several run at once; a file's tests stay together (tests/conftest.py).
-PARALLEL ?= -n 4 --dist loadgroup
+# Farms mostly wait, so several files run at once; what a file sets up is set up once.
+PARALLEL ?= -n 3 --dist loadfile
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)

@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from tests.farm.farm_fixture import Farm
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: tests of one file run in one process, and those that share the
-    farm in one, so that what they set up is set up once."""
-    for item in items:
-        shared = "farm" in getattr(item, "fixturenames", ())
-        group = "farm" if shared else str(item.path.relative_to(item.config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real SeaweedFS on free loopback ports, with a key of its own. One a test process."""
