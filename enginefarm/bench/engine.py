@@ -2,7 +2,8 @@
 
 Latency is measured on the host's clock, from before the inputs are copied in to after the
 outputs are copied out, in the same way for every runtime. Engines also tell copy in, compute
-and copy out on the GPU's clock. One pass at a time: figures are latencies of a server that
+and copy out on the GPU's clock, of a pass that is queued behind another one: what trtexec calls
+GPU Compute Time. One pass at a time: figures are latencies of a server that
 is asked once and again, and throughput is that server's, not the most a GPU can be made to do.
 """
 
@@ -16,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.bench.figures import Figures, figures
 from enginefarm.bench.gpu_state import GpuState
-from enginefarm.bench.harness import HARNESS, Harness, Samples, interleave
+from enginefarm.bench.harness import (
+    HARNESS,
+    HOST_CLOCK,
+    PARTS_CLOCK,
+    Harness,
+    Samples,
+    interleave,
+)
 from enginefarm.bench.shapes import Point, points, sized
 from enginefarm.documents.comparing import Comparing, OutputComparison
 from enginefarm.documents.manifest import Manifest
@@ -135,6 +143,8 @@ def filled(
         "shapes": point.text,
         "harness": HARNESS,
         "harness_flags": found.harness.flags,
+        "latency_clock": HOST_CLOCK,
+        "parts_clock": PARTS_CLOCK.get(found.runtime, "") if found.compute else "",
         "cuda_graph": found.harness.cuda_graph,
         "warmup_iterations": found.harness.warmup_iterations,
         "iterations": found.total.samples,
@@ -174,15 +184,16 @@ def _measured(
         values = [iteration[index] for iteration in found.iterations]
         return figures([v for v in values if v is not None]) if None not in values else None
 
+    total = figures([iteration.total for iteration in found.iterations])
     return Measured(
         name=contender.name,
         runtime=contender.runtime,
-        total=figures([iteration.total for iteration in found.iterations]),
+        total=total,
         copy_in=part(1),
         compute=part(2),
         copy_out=part(3),
         seconds=found.seconds,
-        samples_per_s=batch * len(found.iterations) / found.seconds,
+        samples_per_s=batch * 1000 / total.ms_mean,
         gpu=state,
         harness=harness,
         against_first=against_first,

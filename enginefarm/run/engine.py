@@ -17,13 +17,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import MinOptMax
-from enginefarm.errors import DriverTooOld, EngineRunError, HostError
+from enginefarm.errors import DriverTooOld, EnginefarmError, EngineRunError, HostError
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.names import RUNTIME_OF
 from enginefarm.run.closing import Closing
-from enginefarm.run.refusals import refused
+from enginefarm.run.refusals import cause_of, refused
 from enginefarm.run.session import Session
-from enginefarm.run.trt import DTYPES, Messages, make_logger
+from enginefarm.run.trt import (
+    DTYPES,
+    Messages,
+    initialised_plugins,
+    load_plugins,
+    make_logger,
+    started,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,11 +63,20 @@ def load_bindings(toolchain: str) -> Any:
             f"plans of toolchain {toolchain!r} are not TensorRT's own",
             fix="see artifacts.py for what runs them",
         )
+    unloadable = ""
     for name in BINDINGS[library]:
         try:
             return import_module(name)
-        except ImportError:
+        except ModuleNotFoundError:
             continue
+        except ImportError as error:
+            unloadable = unloadable or str(error)
+    if found := cause_of(unloadable):
+        raise HostError(
+            f"the runtime for {toolchain} is installed and cannot be loaded: {found.why}",
+            why=unloadable,
+            fix=found.fix,
+        )
     raise HostError(
         f"no runtime for {toolchain} is installed on this host",
         why=f"none of {', '.join(BINDINGS[library])} can be imported",
@@ -139,15 +155,17 @@ class Engine(Closing):
         context.push()
         self._stack.callback(self.cuda.Context.pop)
         self._logger = make_logger(self.trt, self.messages)
-        self._runtime = self.trt.Runtime(self._logger)
+        self._runtime = started(
+            "the TensorRT runtime", self.trt.Runtime, self._logger, messages=self.messages
+        )
         if host_code_allowed:
             self._runtime.engine_host_code_allowed = True
         # TensorRT's own plugins are in no registry until this call; the lean and dispatch
         # runtimes and TensorRT-RTX have none.
         if hasattr(self.trt, "init_libnvinfer_plugins"):
-            self.trt.init_libnvinfer_plugins(self._logger, "")
-        for library in plugins:
-            self._runtime.get_plugin_registry().load_library(str(library))
+            initialised_plugins(self.trt, self._logger, self.messages)
+        if plugins:
+            load_plugins(self._runtime.get_plugin_registry(), plugins, self.messages)
         self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())
         if self.engine is None:
             raise self.failure("cannot be loaded")
@@ -226,6 +244,6 @@ class Engine(Closing):
         text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         return str(text)
 
-    def failure(self, what: str) -> EngineRunError:
+    def failure(self, what: str) -> EnginefarmError:
         """The error of this engine, with the runtime's own words and what they mean."""
         return refused(self.plan, what, self.device_name, self.messages.cause())

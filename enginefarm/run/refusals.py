@@ -1,54 +1,144 @@
-"""What a runtime's refusal of a plan means, read from its own words."""
+"""What a native refusal means, read from the words of TensorRT, CUDA and the loader.
+
+One table for building and for running: which class the error has, why, and what to do. The
+words were recorded from the real libraries (tests/unit/run/data/native_words.toml says from
+which).
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from enginefarm.errors import (
+    BuildError,
+    BuildOutOfMemory,
     DeviceOutOfMemory,
+    DriverTooOld,
+    EnginefarmError,
     EngineRunError,
+    HostError,
     OtherBuild,
     OtherGpu,
+    PlanDamaged,
     PluginMissing,
 )
 
 
 class Cause(NamedTuple):
-    """What the runtime's log says when it refuses a plan, and what that means."""
+    """What the words say, and what they mean. Groups of the pattern may stand in why and fix."""
 
-    mark: str
-    error: type[EngineRunError]
+    words: re.Pattern[str]
+    building: type[EnginefarmError]
+    running: type[EnginefarmError]
     why: str
     fix: str
 
 
-OUT_OF_MEMORY = ("out of memory", "outofmemory")
+def _says(words: str) -> re.Pattern[str]:
+    return re.compile(words, re.IGNORECASE)
+
+
 CAUSES: tuple[Cause, ...] = (
     Cause(
-        "compute capability",
+        _says(r"Unable to load library:? ?'?(?P<library>[^\s:']+)"),
+        HostError,
+        HostError,
+        "TensorRT's library {library} is missing, or cannot be loaded",
+        "install all of this TensorRT release, with the builder resource of this GPU, so that "
+        "{library} is beside libnvinfer or on LD_LIBRARY_PATH",
+    ),
+    Cause(
+        _says(
+            r"(?P<library>[^\s:/]+\.so[.\d]*): (?:cannot open shared object|file too short|"
+            r"invalid ELF header|undefined symbol|ELF load command|wrong ELF class)"
+        ),
+        HostError,
+        HostError,
+        "the shared library {library} is missing, or cannot be loaded",
+        "install the package that has {library}, in the version that the bindings are for, or "
+        "name its folder in LD_LIBRARY_PATH",
+    ),
+    Cause(
+        _says(
+            r"CUDA driver version is insufficient|CUDA initialization failure with error: 35\b|"
+            r"cudaErrorInsufficientDriver"
+        ),
+        DriverTooOld,
+        DriverTooOld,
+        "the NVIDIA driver is missing, or older than the CUDA of this TensorRT needs",
+        "update the driver, or use a TensorRT that was built for an older CUDA",
+    ),
+    Cause(
+        _says(
+            r"CUDA initialization failure|no CUDA-capable device|cudaErrorNoDevice|"
+            r"Cuda failure: (?:initialization error|unknown error)|Unable to determine GPU"
+        ),
+        HostError,
+        HostError,
+        "CUDA does not start on this host",
+        "see that `nvidia-smi` lists a GPU, and that CUDA_VISIBLE_DEVICES does not hide it",
+    ),
+    Cause(
+        _says(r"Target GPU SM ?\d+ is not supported|no kernel image is available"),
+        HostError,
+        HostError,
+        "this TensorRT release does not know this GPU's compute capability",
+        "install a TensorRT release that supports this GPU",
+    ),
+    Cause(
+        _says(
+            r"incompatible device|not compatible with this hardware-compatible|"
+            r"different compute capability|compute capability"
+        ),
+        BuildError,
         OtherGpu,
         "it was built for another GPU",
         "pull the engine of this GPU: enginefarm pull NAME --gpu auto",
     ),
+    # Before plugins and versions: a failure of either kind may name the layer or the release.
     Cause(
-        "plugin",
+        _says(r"Requested amount of memory|std::bad_alloc|Cannot allocate memory"),
+        BuildOutOfMemory,
+        HostError,
+        "this host has too little free memory",
+        "give the host or the container more memory",
+    ),
+    Cause(
+        _says(
+            r"out of memory|out_?of_?memory|Requested amount of GPU memory|insufficient memory|"
+            r"cudaErrorMemoryAllocation"
+        ),
+        BuildOutOfMemory,
+        DeviceOutOfMemory,
+        "the GPU has too little free memory",
+        "free the GPU, or build with smaller max shapes or a smaller builder.workspace_mib",
+    ),
+    Cause(
+        _says(
+            r"(?:cannot|could not|can't) find plugin|plugin\b[^.;]*\bnot found|"
+            r"PluginCreator\w* not found|getPluginCreator could not find"
+        ),
+        BuildError,
         PluginMissing,
         "it needs a plugin that is not loaded",
         "pass the plugin library that the manifest lists",
     ),
-    *(
-        Cause(
-            mark,
-            DeviceOutOfMemory,
-            "the GPU has too little free memory",
-            "free the GPU, or build with smaller max shapes",
-        )
-        for mark in OUT_OF_MEMORY
-    ),
-    # Last: a plugin that is missing is named with its version, too.
     Cause(
-        "version",
+        _says(r"magicTag|Magic tag does not match|EOF|too small to be a"),
+        BuildError,
+        PlanDamaged,
+        "the file is no plan of this library, or was cut short",
+        "pull the engine again, and use the runtime that its manifest names",
+    ),
+    # Last: what is missing is often named with its version.
+    Cause(
+        _says(
+            r"Version tag does not match|stdVersion|serialization version|"
+            r"incompatible with the version|\bversion\b"
+        ),
+        BuildError,
         OtherBuild,
         "it was built by another build of the toolchain",
         "install the build that the manifest names, or pull an engine of the one installed",
@@ -56,15 +146,48 @@ CAUSES: tuple[Cause, ...] = (
 )
 """The first that matches explains a refusal."""
 
-UNKNOWN = Cause("", EngineRunError, "", "pull the engine again; if it stays so, rebuild it")
+
+def cause_of(said: str) -> Cause | None:
+    """The first cause whose words are there, with the names from those words in why and fix."""
+    for cause in CAUSES:
+        if found := cause.words.search(said):
+            named = {name: value or "" for name, value in found.groupdict().items()}
+            return cause._replace(why=cause.why.format(**named), fix=cause.fix.format(**named))
+    return None
 
 
-def refused(plan: Path, what: str, device_name: str, said: str) -> EngineRunError:
+def refused(plan: Path, what: str, device_name: str, said: str) -> EnginefarmError:
     """The error of a plan that does not load or run, with the runtime's words and what they
     mean. Raised by the caller."""
-    found = next((one for one in CAUSES if one.mark in said.lower()), UNKNOWN)
-    return found.error(
+    found = cause_of(said)
+    if found is None:
+        return EngineRunError(
+            f"{plan.name} {what} on {device_name}",
+            why=said,
+            fix="pull the engine again; if it stays so, rebuild it",
+        )
+    return found.running(
         f"{plan.name} {what} on {device_name}",
-        why="; ".join(part for part in (found.why, said) if part),
+        why=f"{found.why}; {said}",
         fix=found.fix,
     )
+
+
+def not_built(who: str, said: str, *, refusal: str, fix: str) -> EnginefarmError:
+    """The error of a build by `who` that fails, in the same way.
+
+    refusal, fix: for causes that the table does not know, or knows of plans alone."""
+    found = cause_of(said)
+    if found is None or found.building is BuildError:
+        return BuildError(f"{who} {refusal}", why=said, fix=fix)
+    does = "ran out of memory" if found.building is BuildOutOfMemory else "made no plan"
+    return found.building(f"{who} {does}", why=f"{found.why}; {said}", fix=found.fix)
+
+
+def not_started(what: str, said: str) -> HostError:
+    """The error of a library that does not start. It is the host's, whatever the words."""
+    found = cause_of(said)
+    if found is None or not issubclass(found.building, (HostError, BuildOutOfMemory)):
+        return HostError(what, why=said, fix="see that `nvidia-smi` works on this host")
+    kind = found.building if issubclass(found.building, HostError) else HostError
+    return kind(what, why=f"{found.why}; {said}", fix=found.fix)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Iteration(NamedTuple):
-    """One pass, in milliseconds. total: on the host's clock, from before the copy in to after
-    the copy out; the parts: on the GPU's clock, None where the runtime does not tell."""
+    """In milliseconds. total: a lone pass on the host's clock, from before the copy in to after
+    the copy out. The parts: on the GPU's clock, None where the runtime does not tell; engines
+    take them from a pass that is queued behind another one, so they need not add up to total."""
 
     total: float
     copy_in: float | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import MinOptMax
-from enginefarm.errors import EngineRunError
+from enginefarm.errors import EnginefarmError, EngineRunError
 from enginefarm.run import buffers as cuda_buffers
 from enginefarm.run.closing import Closing
 
@@ -40,7 +40,7 @@ class Loaded(Protocol):
 
     def profile_shapes(self, profile: int) -> dict[str, MinOptMax]: ...
 
-    def failure(self, what: str) -> EngineRunError: ...
+    def failure(self, what: str) -> EnginefarmError: ...
 
 
 class Session(Closing):

@@ -6,10 +6,15 @@ modules without types, hence `Any`.
 
 from __future__ import annotations
 
+import ctypes
 import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from enginefarm.documents.recipe import DType
+from enginefarm.errors import HostError, PluginMissing
+from enginefarm.run.refusals import not_started
 
 DTYPES: dict[str, DType] = {
     "FLOAT": "float32",
@@ -26,30 +31,30 @@ DTYPES: dict[str, DType] = {
 _NOISE = re.compile(r"cudaError 35\b|CUDA initialization failure with error: 35\b")
 """'No driver', which a cross-build says on every machine without a GPU, to no effect."""
 
-_OUT_OF_MEMORY = re.compile(
-    r"std::bad_alloc|out of memory|OutOfMemory|Requested amount of GPU memory", re.IGNORECASE
-)
-
 
 class Messages:
     """The errors that a builder logged. They hold causes that no return value does."""
 
     def __init__(self, *, echo: bool = True) -> None:
         self.errors: list[str] = []
+        self._all: list[str] = []
         self._echo = echo
 
     def add(self, severity: str, text: str) -> None:
         if self._echo:
             print(f"[{severity[0]}] {text}", flush=True)
-        if severity in {"ERROR", "INTERNAL_ERROR"} and not _NOISE.search(text):
-            self.errors.append(tidy(text))
+        if severity in {"ERROR", "INTERNAL_ERROR"}:
+            self._all.append(" ".join(text.split()))
+            if not _NOISE.search(text):
+                self.errors.append(tidy(text))
 
     def cause(self, lines: int = 3) -> str:
         """The last distinct errors, oldest first."""
         return "; ".join(list(dict.fromkeys(self.errors))[-lines:])
 
-    def out_of_memory(self) -> bool:
-        return any(_OUT_OF_MEMORY.search(text) for text in self.errors)
+    def everything(self) -> str:
+        """All of them, those about a missing driver too."""
+        return "; ".join(dict.fromkeys(self._all))
 
 
 def tidy(text: str) -> str:
@@ -82,3 +87,68 @@ def make_logger(trt: Any, messages: Messages) -> Any:
     made = Logger()
     _LOGGERS.append(made)
     return made
+
+
+def started(what: str, factory: Callable[..., Any], *arguments: Any, messages: Messages) -> Any:
+    """What a factory of the bindings makes: `trt.Builder`, `trt.Runtime`, `trt.OnnxParser` …
+
+    They raise TypeError ("factory function returned nullptr") where the library gives nothing;
+    its methods (`create_network` …) return None.
+    Raises: HostError with the library's own words.
+    """
+    try:
+        made = factory(*arguments)
+    except (TypeError, RuntimeError, MemoryError) as error:
+        raise not_started(f"{what} does not start", messages.everything() or str(error)) from None
+    if made is None:
+        raise not_started(f"{what} does not start", messages.everything())
+    return made
+
+
+def load_plugins(registry: Any, libraries: Iterable[Path], messages: Messages) -> None:
+    """Loads plugin libraries into a registry of TensorRT's.
+
+    Raises: PluginMissing for a file that is no library, and for one without a plugin. The
+    registry itself returns None for both and logs nothing.
+    """
+    for library in libraries:
+        before = _creators(registry)
+        if registry.load_library(str(library)) is not None:
+            continue
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            raise PluginMissing(
+                f"plugin library {library.name} cannot be loaded",
+                why=str(error),
+                fix="build it for this machine, and install what it links",
+            ) from None
+        # Libraries whose plugins register themselves as they load have no getCreators.
+        if _creators(registry) == before:
+            raise PluginMissing(
+                f"plugin library {library.name} holds no TensorRT plugin",
+                why=messages.cause()
+                or "it exports neither getCreators nor getPluginCreators, and registers none",
+                fix="build it for this major version of TensorRT",
+            )
+
+
+def _creators(registry: Any) -> int:
+    # 10 and later list the newer kinds of creators too, under another name.
+    for name in ("all_creators", "plugin_creator_list"):
+        if hasattr(registry, name):
+            return len(getattr(registry, name))
+    return 0
+
+
+def initialised_plugins(trt: Any, logger: Any, messages: Messages) -> None:
+    """TensorRT's own plugins, which are in no registry until this call.
+
+    Raises: HostError where the library says that it failed.
+    """
+    if not trt.init_libnvinfer_plugins(logger, ""):
+        raise HostError(
+            "TensorRT's own plugins cannot be loaded",
+            why=messages.everything(),
+            fix="install libnvinfer_plugin of the same TensorRT release",
+        )

@@ -70,12 +70,15 @@ class BenchmarkRow(Frozen):
     shapes: str = Field(default="", description="image:8x3x224x224, inputs in order.")
 
     # how it was measured
-    harness: str = Field(default="", description="Harness and its revision: enginefarm/1.")
+    harness: str = Field(default="", description="Harness and its revision: enginefarm/2.")
     harness_flags: str = Field(default="", description="Its settings, key=value, sorted by key.")
     cuda_graph: bool | None = None
     warmup_iterations: int | None = None
     iterations: int | None = None
     duration_s: float | None = None
+
+    latency_clock: str = Field(default="", description="The clock of the latencies.")
+    parts_clock: str = Field(default="", description="The clock of compute, h2d and d2h.")
 
     # end to end: host to device, compute, device to host
     latency_ms_min: float | None = None

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import ShapeProfile
-from enginefarm.errors import BuildCancelled, BuildError, BuildOutOfMemory, ParseError
+from enginefarm.errors import BuildCancelled, BuildError, ParseError
 from enginefarm.progress import SINK, report
+from enginefarm.run.refusals import not_built
 from enginefarm.run.trt import DTYPES, Messages, tidy
 
 
@@ -185,22 +186,18 @@ def set_flag(trt: Any, config: Any, name: str, option: str) -> None:
 def write_plan(builder: Any, network: Any, config: Any, dest: Path, messages: Messages) -> None:
     """Builds and writes the plan.
 
-    Raises: BuildError with the logger's cause; BuildOutOfMemory; BuildCancelled.
+    Raises: BuildError with the logger's cause; BuildOutOfMemory; BuildCancelled; HostError
+    for what this host lacks, such as a library of TensorRT's.
     """
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        if messages.out_of_memory():
-            raise BuildOutOfMemory(
-                "the builder ran out of memory",
-                why=messages.cause(),
-                fix="lower the profile's max shapes or builder.workspace_mib",
-            )
         if not messages.errors:
             raise BuildCancelled("the builder stopped without an error: cancelled")
-        raise BuildError(
-            "the builder refused the network",
-            why=messages.cause(),
-            fix="the cause names a layer; see build.log for what the builder did before",
+        raise not_built(
+            "the builder",
+            "; ".join(dict.fromkeys(messages.errors)),
+            refusal="refused the network",
+            fix="the cause may name a layer; see build.log for what the builder did before",
         )
     with dest.open("wb") as stream:
         stream.write(memoryview(plan))

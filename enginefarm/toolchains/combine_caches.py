@@ -8,7 +8,7 @@ from pathlib import Path
 
 from enginefarm.child.call import Child, Limits
 from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
-from enginefarm.run.trt import Messages, make_logger
+from enginefarm.run.trt import Messages, make_logger, started
 from enginefarm.toolchains.tensorrt import load, read_timing_cache
 
 LIMIT_S = 300
@@ -35,7 +35,9 @@ def combine_here(request: str) -> str:
     """The child's part. Raises: BuildError when TensorRT refuses them."""
     first, second, out = map(Path, json.loads(request))
     trt, messages = load(), Messages()
-    builder = trt.Builder(make_logger(trt, messages))
+    builder = started(
+        "TensorRT's builder", trt.Builder, make_logger(trt, messages), messages=messages
+    )
     config = builder.create_builder_config()
     cache = read_timing_cache(config, first.read_bytes(), messages)
     other = read_timing_cache(config, second.read_bytes(), messages)

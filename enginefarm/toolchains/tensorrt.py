@@ -18,7 +18,14 @@ from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host.detect import first_gpu
 from enginefarm.progress import report
-from enginefarm.run.trt import Messages, make_logger
+from enginefarm.run.refusals import cause_of
+from enginefarm.run.trt import (
+    Messages,
+    initialised_plugins,
+    load_plugins,
+    make_logger,
+    started,
+)
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt"
@@ -119,17 +126,17 @@ class TensorRT:
         self.check(request.spec)
         require_gpu(request.spec)
         trt = load()
-        started = time.monotonic()
+        began = time.monotonic()
         messages = Messages()
         logger = make_logger(trt, messages)
-        trt.init_libnvinfer_plugins(logger, "")
-        builder = trt.Builder(logger)
-        if builder is None:
-            raise HostError("TensorRT does not start on this GPU", why=messages.cause())
-        for library in request.plugins:
-            builder.get_plugin_registry().load_library(str(library))
-        network = builder.create_network(network_flags(trt, request.spec))
-        parser = trt.OnnxParser(network, logger)
+        initialised_plugins(trt, logger, messages)
+        builder = started("TensorRT's builder", trt.Builder, logger, messages=messages)
+        load_plugins(builder.get_plugin_registry(), request.plugins, messages)
+        flags = network_flags(trt, request.spec)
+        network = started("TensorRT's builder", builder.create_network, flags, messages=messages)
+        parser = started(
+            "TensorRT's ONNX parser", trt.OnnxParser, network, logger, messages=messages
+        )
         builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
         config = make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
@@ -143,21 +150,29 @@ class TensorRT:
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),
-            seconds=time.monotonic() - started,
-            layers=write_layers(trt, logger, plan, request.work_dir / "layers.json"),
+            seconds=time.monotonic() - began,
+            layers=write_layers(trt, logger, plan, request.work_dir / "layers.json", messages),
             timing_cache=save_timing_cache(config, request.work_dir / "timing.cache"),
             details={"layers": network.num_layers, "timing_cache_used": cache_used},
         )
 
 
 def load() -> Any:
-    """Raises: ToolchainError when no binding of the full TensorRT can be imported."""
+    """The bindings of the full TensorRT.
+
+    Raises: ToolchainError when none is installed; HostError when they are there, and a
+    library of theirs is missing or cannot be loaded.
+    """
     cause = ""
     for name in MODULES:
         try:
             return import_module(name)
+        except ModuleNotFoundError as error:
+            cause = cause or str(error)
         except ImportError as error:
             cause = str(error)
+    if found := cause_of(cause):
+        raise HostError(f"toolchain {NAME}: {found.why}", why=cause, fix=found.fix)
     raise ToolchainError(
         f"toolchain {NAME}: it cannot be imported",
         why=cause,
@@ -200,6 +215,8 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     """
     options = request.spec.builder
     config = builder.create_builder_config()
+    if config is None:
+        raise HostError("TensorRT's builder gives no configuration", fix="see build.log")
     builder_api.set_checked(
         config,
         "builder_optimization_level",
@@ -260,10 +277,11 @@ def save_timing_cache(config: Any, dest: Path) -> Path | None:
     return dest
 
 
-def write_layers(trt: Any, logger: Any, plan: Path, dest: Path) -> Path | None:
+def write_layers(trt: Any, logger: Any, plan: Path, dest: Path, messages: Messages) -> Path | None:
     """The engine inspector's JSON: layers, precisions, tactics. None for a plan that cannot
     be loaded as it is (stripped of its weights)."""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan.read_bytes())
+    runtime = started("TensorRT's runtime", trt.Runtime, logger, messages=messages)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         return None
     inspector = engine.create_engine_inspector()

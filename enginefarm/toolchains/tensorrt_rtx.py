@@ -15,7 +15,7 @@ from enginefarm.documents import gpus
 from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.run.trt import Messages, make_logger
+from enginefarm.run.trt import Messages, make_logger, started
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 
 NAME = "tensorrt-rtx"
@@ -95,12 +95,14 @@ class TensorRTRTX:
     def build(self, request: BuildRequest) -> BuildOutput:
         trt: Any = import_module("tensorrt_rtx_bindings")
         self.check(request.spec)
-        started = time.monotonic()
+        began = time.monotonic()
         messages = Messages()
         logger = make_logger(trt, messages)
-        builder = trt.Builder(logger)
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, logger)
+        builder = started("TensorRT-RTX's builder", trt.Builder, logger, messages=messages)
+        network = started("TensorRT-RTX's builder", builder.create_network, 0, messages=messages)
+        parser = started(
+            "TensorRT-RTX's ONNX parser", trt.OnnxParser, network, logger, messages=messages
+        )
         builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
         config = _config(trt, builder, request.spec)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
@@ -111,7 +113,7 @@ class TensorRTRTX:
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - began,
             compute_capabilities=request.spec.compute_capabilities,
             details={"layers": network.num_layers},
         )

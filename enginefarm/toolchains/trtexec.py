@@ -20,7 +20,8 @@ from enginefarm.child.lifeline import die_with_parent_of
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
-from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
+from enginefarm.errors import BuildError, EnginefarmError, ParseError, ToolchainError
+from enginefarm.run.refusals import not_built
 from enginefarm.schema import Frozen
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors
@@ -207,7 +208,8 @@ _THROUGHPUT = re.compile(rf"Throughput: {_NUMBER} qps")
 _PEAK = re.compile(r"Peak memory usage[^:]*: CPU \d+ MiB, GPU (\d{1,9}) MiB")
 _SUMMARY = re.compile(r"\] (Latency|GPU Compute Time|H2D Latency|D2H Latency): (min = .*)$")
 _FIGURE = re.compile(rf"(min|max|mean|median|percentile\(\d+(?:\.\d+)?%\)) = {_NUMBER} ms")
-_ERROR = re.compile(r"^(?:\[[^\]]*\] )?\[[EF]\] (.*)$")
+# The samples' own checks of CUDA print one line of this kind, and end the program.
+_ERROR = re.compile(r"^(?:(?:\[[^\]]*\] )?\[[EF]\] (.*)|(Cuda failure.*))$")
 _FIELDS = {
     "Latency": "latency_ms",
     "GPU Compute Time": "compute_ms",
@@ -226,7 +228,7 @@ def parse_log(text: str) -> TrtexecReport:
                 name: float(value) for name, value in _FIGURE.findall(found[2])
             }
         elif found := _ERROR.match(line.strip()):
-            errors.append(found[1].strip())
+            errors.append((found[1] or found[2]).strip())
     peak = _PEAK.search(text)
     return TrtexecReport(
         passed="&&&& PASSED TensorRT.trtexec" in text,
@@ -271,14 +273,13 @@ def version_of(text: str) -> str | None:
     return ".".join([*numbers, found[2]] if found[2] else numbers)
 
 
-def failure(report: TrtexecReport, code: int) -> BuildError:
+def failure(report: TrtexecReport, code: int) -> EnginefarmError:
     """The error of a failed run, with the log's own cause."""
-    cause = "; ".join(report.errors[-3:])
-    if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
-        return BuildOutOfMemory("trtexec ran out of memory", why=cause)
+    cause = "; ".join(report.errors)
     if "While parsing node" in cause or "Failed to parse" in cause:
         return ParseError("trtexec cannot parse the model", why=cause)
-    return BuildError(f"trtexec ended with status {code} and no plan", why=cause)
+    refusal = f"ended with status {code} and no plan"
+    return not_built(NAME, cause, refusal=refusal, fix="read trtexec.log")
 
 
 def _first(pattern: re.Pattern[str], text: str) -> float | None:

@@ -171,8 +171,9 @@ class Builder:
     def get_plugin_registry(self) -> Any:
         return self
 
-    def load_library(self, library: str) -> None:
+    def load_library(self, library: str) -> object:
         self._logger.log(ILogger.Severity.INFO, f"loaded {library}")
+        return library
 
     def create_network(self, flags: int) -> INetworkDefinition:
         return INetworkDefinition(flags)

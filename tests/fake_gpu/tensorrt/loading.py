@@ -23,8 +23,9 @@ class Runtime:
     def get_plugin_registry(self) -> Any:
         return self
 
-    def load_library(self, library: str) -> None:
+    def load_library(self, library: str) -> object:
         driver.DIARY.append(f"plugin {library}")
+        return library
 
     def deserialize_cuda_engine(self, data: bytes) -> ICudaEngine | None:
         try:

@@ -57,7 +57,9 @@ def test_each_profile_and_batch_with_and_without_a_graph(
         assert row.iterations >= 6
         parts = [row.h2d_ms_median, row.compute_ms_median, row.d2h_ms_median]
         assert all(part is not None and part >= 0 for part in parts), "by the GPU's clock"
-        assert row.latency_ms_median >= row.compute_ms_median
+        assert row.latency_ms_median > 0
+        assert row.latency_clock == "host, lone passes"
+        assert row.parts_clock == "GPU, queued passes", "two clocks, each named in its row"
     swept = benchmark_engine(manifest(), plan(), reference(), harness=QUICK)
     assert {row.batch for row in swept} == {1, 2, 4, 8, 16, 32, 64}
     assert not libcuda.alive

@@ -100,8 +100,8 @@ def test_a_wrong_name_and_a_wrong_type_are_told(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("log", "error", "why", "fix"),
     [
-        ("Target GPU compute capability 9.0 is not supported", OtherGpu, "another GPU", "--gpu"),
-        ("The engine plan file has version 8", OtherBuild, "another build", "the manifest names"),
+        ("generated on an incompatible device, expecting", OtherGpu, "another GPU", "--gpu"),
+        ("Version tag does not match", OtherBuild, "another build", "the manifest names"),
         ("Cannot find plugin: MyOp", PluginMissing, "a plugin", "the manifest lists"),
         ("Requested: OutOfMemory", DeviceOutOfMemory, "too little free memory", "smaller max"),
         ("something new", EngineRunError, "something new", "rebuild it"),
