@@ -1,20 +1,25 @@
 #!/bin/sh
 # Undoes pack.sh on a machine with a GPU and no network: unpack.sh PARTS SCRATCH
-#   PARTS/part.??   the parts of the packed tar, each carried in a call of its own
-# Python 3.11 and the farm go to where they were built, /opt/ort, /opt/site312 and /opt/cuda11
-# beside them. Prints the Python that runs tests/gpu.
+#   PARTS/SET.part.??   the parts of the packed tars, carried in as many calls as it takes
+# Python 3.11 and the farm go to where they were built; /opt/ort, /opt/trt10, /opt/trtexec86,
+# /opt/site312 and /opt/cuda11 beside them. Prints the Python that runs tests/gpu.
 set -eu
 parts=$1 scratch=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 home=/root/.pyenv/versions/3.11.7
 site=$home/lib/python3.11/site-packages
-mkdir -p "$scratch" /opt/cuda11
-cat "$parts"/part.* | tar xf - -C "$scratch"
-unzstd() { LD_LIBRARY_PATH="$scratch" "$scratch/zstd" -q -dc --long=31 "$1"; }
-unzstd "$scratch/root.zst" | tar xf - -C / --no-same-owner
-for packed in "$scratch"/*.so*.zst; do
+mkdir -p "$scratch" /opt/cuda11 /opt/trt10/lib
+for set_ in base ort tensorrt10; do
+    ls "$parts/$set_".part.* >/dev/null 2>&1 || continue
+    mkdir -p "$scratch/$set_"
+    cat "$parts/$set_".part.* | tar xf - -C "$scratch/$set_"
+done
+unzstd() { LD_LIBRARY_PATH="$scratch/base" "$scratch/base/zstd" -q -dc --long=31 "$1"; }
+for root in "$scratch"/*/root.zst; do unzstd "$root" | tar xf - -C / --no-same-owner; done
+for packed in "$scratch"/*/*.so*.zst; do
     name=$(basename "$packed" .zst)
     case $name in
+        lib*.so.10.* | lib*nv*.so.10) into=/opt/trt10/lib ;;
         libnv*) into=$site/tensorrt_libs ;;
         libonnxruntime*) into=/opt/ort/onnxruntime/capi ;;
         *) into=/opt/cuda11 ;;
