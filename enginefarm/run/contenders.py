@@ -36,7 +36,7 @@ class EngineContender:
         self.name = name
         self.runtime: Runtime = runtime
         self._session = engine.session(profile, cuda_graph=cuda_graph)
-        self._events = [engine.cuda.Event() for _ in range(4)]
+        self._events = [engine.cuda.Event() for _ in range(6)]
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
         self._session.bind(feeds)
@@ -53,22 +53,17 @@ class EngineContender:
         return Iteration(total, *self._parts())
 
     def _parts(self) -> list[float]:
-        """Copy in, compute and copy out of a pass that is queued behind another one: the GPU
-        comes from work and finds work, so no gap of the host's lies between two events."""
-        session, stream = self._session, self._session.stream
-        first, second, third, last = self._events
-        session.copy_in()
-        session.compute()
-        session.copy_out()
-        first.record(stream)
-        session.copy_in()
-        second.record(stream)
-        session.compute()
-        third.record(stream)
-        session.copy_out()
-        last.record(stream)
-        last.synchronize()
-        return [later.time_since(earlier) for earlier, later in itertools.pairwise(self._events)]
+        """Copy in, compute and copy out, each behind another one of its kind in the queue: the
+        GPU comes from the same work and finds more, so no gap of the host's, and no change from
+        copying to computing, lies between two events."""
+        session, stream, events = self._session, self._session.stream, self._events
+        for index, part in enumerate((session.copy_in, session.compute, session.copy_out)):
+            part()
+            events[2 * index].record(stream)
+            part()
+            events[2 * index + 1].record(stream)
+        events[-1].synchronize()
+        return [events[i + 1].time_since(events[i]) for i in range(0, len(events), 2)]
 
     def outputs(self) -> Arrays:
         return self._session.outputs()

@@ -19,6 +19,7 @@ from trt86_graph import lifted
 from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
+from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, classic_int8, tensorrt
 
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
@@ -50,8 +51,8 @@ class TensorRT86:
         tensorrt.require_gpu(spec)
         trt: Any = tensorrt.load()
         started = time.monotonic()
-        messages = builder_api.Messages()
-        logger = builder_api.make_logger(trt, messages)
+        messages = Messages()
+        logger = make_logger(trt, messages)
         trt.init_libnvinfer_plugins(logger, "")
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
@@ -76,7 +77,9 @@ class TensorRT86:
             plan=plan,
             tensors=builder_api.network_tensors(network),
             seconds=time.monotonic() - started,
-            layers=tensorrt.write_layers(trt, logger, plan, request.work_dir / "layers.json"),
+            layers=tensorrt.write_layers(
+                trt, logger, plan, request.work_dir / "layers.json", messages
+            ),
             timing_cache=tensorrt.save_timing_cache(config, request.work_dir / "timing.cache"),
             details={"layers": network.num_layers, "timing_cache_used": cache_used},
         )
