@@ -152,9 +152,11 @@ def test_graphs_of_every_precision_are_parsed_and_supported(
     builder_api.parse_onnx(parser, network, onnx, messages, "tensorrt")
     print(onnx.stem, network.num_layers, "layers")
     assert network.num_layers > 0
-    second = trt.OnnxParser(
-        builder.create_network(1 if tensorrt.major(trt.__version__) < 11 else 0), logger
+    # The bindings do not keep the network alive for its parser.
+    other = builder.create_network(
+        tensorrt.network_flags(trt, request(tmp_path / "other", trt.__version__).spec)
     )
+    second = started("the parser", trt.OnnxParser, other, logger, messages=messages)
     assert second.supports_model_v2(onnx.read_bytes(), str(onnx))
 
 
