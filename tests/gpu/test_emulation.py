@@ -81,7 +81,9 @@ def test_an_engine_does_as_predicted(case: Path | None, obey: bool, tmp_path: Pa
     )
     if not obey:
         return  # for the record: without strong typing it may compute anything in FP32
-    sound = np.isfinite(predicted).all()
-    assert np.isfinite(found).all() == sound
-    if sound and zeros(predicted) < 0.5:
+    # 8.6 fuses pointwise layers, and computes inside one kernel in FP32: what the emulation sees
+    # overflow need not. The other way round, the emulation would have missed a fault.
+    if np.isfinite(predicted).all():
+        assert np.isfinite(found).all()
+    if np.isfinite(predicted).all() and zeros(predicted) < 0.5:
         assert abs(cosine(found, wide) - cosine(predicted, wide)) < 0.05

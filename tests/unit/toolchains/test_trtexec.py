@@ -11,7 +11,13 @@ import tiny_onnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginefarm.errors import BuildError, BuildOutOfMemory, ParseError, ToolchainError
+from enginefarm.errors import (
+    BuildError,
+    BuildOutOfMemory,
+    DriverTooOld,
+    ParseError,
+    ToolchainError,
+)
 from enginefarm.toolchains import BuildRequest, trtexec
 from tests.unit.toolchains.published_options import recorded
 from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
@@ -87,6 +93,27 @@ def test_a_log_with_inference() -> None:
     assert report.d2h_ms["min"] == 0.00390625
     assert report.peak_gpu_bytes == 612 << 20
     assert report.errors == ()
+
+
+def test_a_log_that_a_real_trtexec_wrote() -> None:
+    # TensorRT 8.6.1 on an H100: tests/gpu/test_against_trtexec.py keeps it.
+    report = trtexec.parse_log((DATA / "trtexec_86_inference.log").read_text())
+    assert report.passed
+    assert report.version == "8.6.1"
+    assert report.latency_ms["median"] == 0.2146
+    assert report.compute_ms["median"] == 0.200684
+    assert report.h2d_ms["median"] == 0.00512695
+    assert report.d2h_ms["percentile(99%)"] == 0.0107422
+    assert report.errors == ()
+    rows = trtexec.parse_times((DATA / "trtexec_86_times.json").read_bytes())
+    assert [row["computeMs"] for row in rows] == [0.197327, 0.197296]
+
+
+def test_a_real_trtexec_without_a_driver_is_told_as_the_hosts_fault() -> None:
+    said = "Cuda failure: CUDA driver version is insufficient for CUDA runtime version"
+    error = trtexec.failure(trtexec.parse_log(f"[11/26/2026-12:50:44] [I] \n{said}\n"), 1)
+    assert isinstance(error, DriverTooOld)
+    assert said in error.why
 
 
 def test_a_log_of_a_failure_gives_the_cause() -> None:
