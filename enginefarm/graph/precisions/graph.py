@@ -17,8 +17,6 @@ from enginefarm.graph.precisions.free_names import bodies
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-LARGE_BYTES = 1 << 16
-
 
 def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
     """The model at that opset at least: older ones lack what the precision writes.
@@ -49,7 +47,7 @@ def infer_types(model: ModelProto) -> None:
     import onnx
 
     skeleton = onnx.ModelProto()
-    skeleton.CopyFrom(_without_weights(model))
+    skeleton.CopyFrom(onnx_files.without_weights(model))
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
     except Exception as error:
@@ -60,29 +58,6 @@ def infer_types(model: ModelProto) -> None:
     for graph, known in pairs:
         del graph.value_info[:]
         graph.value_info.extend(known.value_info)
-
-
-def _without_weights(model: ModelProto) -> ModelProto:
-    import onnx
-
-    light = onnx.ModelProto()
-    light.ir_version = model.ir_version
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < LARGE_BYTES:
-            light.graph.initializer.append(tensor)
-            continue
-        copy = light.graph.initializer.add()
-        copy.name, copy.data_type = tensor.name, tensor.data_type
-        copy.dims.extend(tensor.dims)
-        copy.data_location = onnx.TensorProto.EXTERNAL
-        copy.external_data.add(key="location", value="not-needed")
-    return light
 
 
 def keep_initializers(graph: GraphProto, names: Container[str]) -> None:
