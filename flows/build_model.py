@@ -54,7 +54,7 @@ class EnginesMissing(EnginefarmError):
         super().__init__(
             f"{recipe}: {len(missing)} of {len(outcomes)} engines are missing",
             why="\n       ".join(f"{row.label} {row.status}: {row.reason}" for row in missing),
-            fix="what was finished is kept; run the same command again after the mend",
+            fix="what was finished is kept; fix the cause and run the same command again",
         )
         self.outcomes = outcomes
 
