@@ -109,10 +109,8 @@ def gpus_page() -> str:
 
 
 RECIPE = """\
-A recipe is one YAML 1.2 file. This one uses most of it:
-
-```yaml
-{example}```
+A recipe is one YAML 1.2 file, such as
+[that of example 1](../examples/01_efficientnet_lite0/recipe.yaml).
 
 A path and a `file.py:name` start at the recipe's folder. Every key, from the top down:
 """
@@ -121,8 +119,7 @@ A path and a `file.py:name` start at the recipe's folder. Every key, from the to
 def recipe_page() -> str:
     """Every key of a recipe: its type, its default and its meaning, from the JSON Schema."""
     schema = Recipe.model_json_schema()
-    example = (DOCS.parent / "examples/01_efficientnet_lite0/recipe.yaml").read_text("utf-8")
-    parts = ["# The recipe", WRITTEN, RECIPE.format(example=example)]
+    parts = ["# The recipe", WRITTEN, RECIPE]
     parts += _keys("recipe", schema)
     told: set[str] = set()
     waiting = _named(schema)
