@@ -118,7 +118,8 @@ class Reader:
 
     def _script(self, block: Block) -> None:
         """What it prints is what the comments beside its calls of print say."""
-        ended = self._run([sys.executable, "-c", block.text])
+        # Where folders shadow packages, as in the farm's, a script of the user needs -P too.
+        ended = self._run([sys.executable, "-P", "-c", block.text])
         assert ended.returncode == 0, f"{block.where}\n{ended.stderr}\n{self._logs()}"
         promised = re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE)
         assert ended.stdout.splitlines() == promised, block.where
