@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -158,5 +159,7 @@ def test_the_store_says_where_it_is(
     finally:
         stopped = said(capsys, "store", "stop")
     assert "running   False" in stopped
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(started["pid"], 0)  # this process started it, so it has to reap it
     with pytest.raises(ProcessLookupError):
         os.kill(started["pid"], 0)
