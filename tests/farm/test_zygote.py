@@ -80,7 +80,7 @@ def test_a_killed_zygote_is_missed_by_nobody_and_comes_again(worker: dict[str, s
 
 def test_the_zygote_has_no_thread_that_a_fork_would_lose() -> None:
     said = (
-        "import importlib, os, sys; from flows import zygote;"
+        "import importlib, os, sys; from enginefarm.farm.worker import zygote;"
         "[importlib.import_module(name) for name in zygote.PRELOADED];"
         "print(len(os.listdir('/proc/self/task')),"
         " sorted({'torch', 'onnx', 'tensorrt', 'pycuda'} & sys.modules.keys()))"
