@@ -32,7 +32,7 @@ from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
 from tests.farm import postgres_server
 
-PATIENCE_S = 240
+PATIENCE_S = 480
 """The machines that run these tests may be busy with others."""
 
 COMMAND = [sys.executable, "-P", "-c", "from enginefarm.cli import main; main()"]
