@@ -34,7 +34,9 @@ def many_layers(name: str) -> onnx.ModelProto:
     nodes, weights, current, width = [], [], "images", 3
     for index in range(LAYERS):
         out, size = 8 + (index * 5) % 61, 3 if index % 2 else 5
-        kernel = (0.05 * random.standard_normal((out, width, size, size))).astype(np.float32)
+        # Activations keep their size, or they would vanish in FP16 and be kept in FP32.
+        spread = (2 / (width * size * size)) ** 0.5
+        kernel = (spread * random.standard_normal((out, width, size, size))).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"w{index}"))
         nodes += [
             helper.make_node(
