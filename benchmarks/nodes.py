@@ -82,7 +82,7 @@ def models(suites: Iterable[Path], only: str) -> list[Path]:
 
 
 def arrays(folder: Path, role: str) -> list[Array]:
-    """The first data set's inputs or outputs. Raises: TypeError for what is no tensor."""
+    """The first data set's inputs or outputs. TypeError: it is not a tensor."""
     count = len(list((folder / "test_data_set_0").glob(f"{role}_*.pb")))
     made: list[Array] = []
     for index in range(count):

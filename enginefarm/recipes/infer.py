@@ -60,7 +60,7 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
         source: dict[str, Any] = {"kind": "torch", "callable": _callable(found, at)}
     else:
         if not path.is_file():
-            raise RecipeError(f"{given}: there is no such file", fix="give the path of the model")
+            raise RecipeError(f"{given}: the file does not exist", fix="give the path of the model")
         source = {"kind": KINDS[path.suffix], "path": _from(at, path)}
     inputs = [_given(text) for text in wishes.inputs]
     if not inputs and path.suffix == ".onnx":
@@ -110,7 +110,7 @@ def _from(folder: Path, path: Path) -> str:
 def _callable(found: re.Match[str], at: Path) -> str:
     file = Path(found["file"])
     if not file.is_file():
-        raise RecipeError(f"{file}: there is no such file", fix="give FILE.py:CALLABLE")
+        raise RecipeError(f"{file}: the file does not exist", fix="give FILE.py:CALLABLE")
     if file.resolve().parent != at.resolve():
         raise UsageError(
             f"a recipe in {at} cannot name code in {file.resolve().parent}",

@@ -31,7 +31,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Finding(Frozen):
-    """One thing that is not as it must be.
+    """One thing in the store that is wrong.
 
     mend: what repairs it; `mended`: that it was done. Of a finding without a mend, `fix` says
     what a person can do.
@@ -151,7 +151,7 @@ def _damage(work: _Fsck, info: ObjectInfo) -> str | None:
     """What is wrong with a blob; None: nothing that was looked at."""
     digest = info.key.rpartition("/")[2]
     if not DIGEST.fullmatch(digest) or info.key != layout.blob_of(digest):
-        return "this object is no blob"
+        return "this object is not a blob"
     ref = BlobRef(digest=digest, size_bytes=info.size_bytes)
     if not work.store.has_blob(ref):
         return "its digest or checksum is another than its name says"
@@ -186,7 +186,7 @@ def _manifests(work: _Fsck) -> None:
     for info in work.listed(layout.MANIFESTS):
         digest = info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
         if info.key != layout.manifest(digest) or not DIGEST.fullmatch(digest):
-            work.said(info.key, "this object is no manifest", harmless=True)
+            work.said(info.key, "this object is not a manifest", harmless=True)
             continue
         try:
             manifest = work.store.manifest(digest)
@@ -242,7 +242,7 @@ def _index(work: _Fsck) -> None:
     for info in work.listed(layout.INDEX):
         entry = layout.parse_index(info.key)
         if entry is None:
-            work.said(info.key, "this object is no index entry", harmless=True)
+            work.said(info.key, "this object is not an index entry", harmless=True)
             continue
         manifest = work.whole.get(entry.spec_digest)
         if manifest is None:

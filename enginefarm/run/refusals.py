@@ -129,7 +129,7 @@ CAUSES: tuple[Cause, ...] = (
         _says(r"magicTag|Magic tag does not match|EOF|too small to be a"),
         BuildError,
         PlanDamaged,
-        "the file is no plan of this library, or was cut short",
+        "the file is not a plan of this library, or was cut short",
         "pull the engine again, and use the runtime that its manifest names",
     ),
     # Last: what is missing is often named with its version.

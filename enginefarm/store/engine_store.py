@@ -286,7 +286,7 @@ class EngineStore:
 def parsed(key: str, body: bytes, model: type[Model]) -> Model:
     """A document of the store. Fields of a later version are kept, and no error.
 
-    Raises: NewerVersion for a later schema; CorruptBlob for what is no such document.
+    Raises: NewerVersion for a later schema; CorruptBlob for any other content.
     """
     known = model.model_fields.get("schema_version")
     try:

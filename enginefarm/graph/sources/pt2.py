@@ -114,7 +114,7 @@ def _config(source: IO[bytes], target: IO[bytes], where: str) -> None:
             raise _refused(where, f"{name!r} is a pickled object", "loading it would run code")
         path = cast("dict[str, Any]", entry).get("path_name")
         if not re.fullmatch(r"(weight|tensor)_\d+", str(path)):
-            raise _refused(where, f"{name!r} is in {path!r}", "it is no plain tensor")
+            raise _refused(where, f"{name!r} is in {path!r}", "it is not a plain tensor")
     _check(document, where)
     target.write(json.dumps(document).encode())
 
