@@ -23,6 +23,8 @@ CHUNK_BYTES = 256 << 10
 HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
+PASSING_STATUS = (429, 500, 502, 503, 504)
+"""A busy server's answers: the range is asked for again, as after a cut connection."""
 
 
 class RangeSource(Protocol):
@@ -55,20 +57,26 @@ def require_size(source: RangeSource, ref: BlobRef) -> None:
     for tried in range(TRIES_WITHOUT_PROGRESS):
         try:
             body, total = source.range(0, 1)
-        except TRANSPORT as error:
+        except (*TRANSPORT, ClientError) as error:
+            if isinstance(error, ClientError):
+                _refuse_what_stays(error, source, ref, "empty")
             cause = error
             time.sleep(0.1 * 2**tried)
             continue
-        except ClientError as error:
-            if status_of(error) == 416:
-                raise wrong_size(source, ref, "empty") from error
-            raise source.failure(error) from error
         body.close()
         if total != ref.size_bytes:
             said = f"{total:,} bytes" if total >= 0 else "of a size that the server does not say"
             raise wrong_size(source, ref, said)
         return
     raise source.failure(cause) from cause
+
+
+def _refuse_what_stays(error: ClientError, source: RangeSource, ref: BlobRef, has: str) -> None:
+    """Raises what no second try mends: CorruptBlob for a range past the end, source.failure."""
+    if status_of(error) == 416:
+        raise wrong_size(source, ref, has) from error
+    if status_of(error) not in PASSING_STATUS:
+        raise source.failure(error) from error
 
 
 def wrong_size(source: RangeSource, ref: BlobRef, has: str) -> CorruptBlob:
@@ -200,12 +208,10 @@ class Download:
             cause: Exception | None = None
             try:
                 start = self._stream(start, end)
-            except TRANSPORT as error:
+            except (*TRANSPORT, ClientError) as error:
+                if isinstance(error, ClientError):
+                    _refuse_what_stays(error, self._source, self._ref, "shorter than that")
                 cause = error
-            except ClientError as error:
-                if status_of(error) == 416:
-                    raise wrong_size(self._source, self._ref, "shorter than that") from error
-                raise self._source.failure(error) from error
             if start > before:
                 tries = 0
             if start < end:

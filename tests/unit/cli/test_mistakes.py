@@ -66,7 +66,8 @@ def test_without_the_farms_packages_each_command_says_which_extra_it_needs(
 
 
 def test_the_extra_of_a_module_is_read_from_the_packages_own_metadata() -> None:
-    assert extra_of("torch.nn") == "farm"
+    assert extra_of("torch.nn") == "torch"
+    assert extra_of("prefect") == "farm"
     assert extra_of("pycuda") == "gpu"
     assert extra_of("boto3") is None
     assert extra_of("a_module_of_a_recipe") is None
