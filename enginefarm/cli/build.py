@@ -70,7 +70,7 @@ def _built(
     cached = _all_cached(recipe, gpus, precisions)
     if cached is not None:
         print_outcomes(cached, as_json=as_json)
-        return 0
+        return outcome.exit_code(cached)
 
     from enginefarm.farm.server.environment import prepare
     from enginefarm.farm.server.private import private_api

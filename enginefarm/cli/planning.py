@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from enginefarm.planning.survey import Planned
 
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
 
 
 @click.command()
@@ -37,7 +38,17 @@ def plan(recipe: Path, as_json: bool) -> None:
         )
         for planned in found.builds
     ]
-    rows += [(skip.gpu, skip.precision, "–", "–", skip.reason, "skipped") for skip in found.skipped]
+    rows += [
+        (
+            skip.gpu,
+            skip.precision,
+            "–",
+            "–",
+            skip.reason,
+            "cannot be built" if skip.refused else "skipped",
+        )
+        for skip in found.skipped
+    ]
     print_table(
         f"Plan of {found.recipe}", ("GPU", "precision", "toolchain", "spec", "why", "state"), rows
     )
@@ -59,7 +70,12 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
     loaded = recipe_file.load(recipe)
     wanted = planning.narrowed(loaded, gpus=[gpu], precisions=[precision or loaded.precisions[0]])
     site = stages.here()
-    planned = survey(site, wanted, local_offers()).builds[0]
+    found = survey(site, wanted, local_offers())
+    if not found.builds:  # the recipe allows to skip it; what is refused has raised
+        skip = found.skipped[0]
+        reason = f"{skip.gpu}/{skip.precision}: skipped; {skip.reason}"
+        raise UsageError(f"why: {reason}", fix="ask about a precision that the GPU has")
+    planned = found.builds[0]
     others = [
         manifest.spec
         for manifest in site.store.manifests(wanted.name, gpu=gpu)

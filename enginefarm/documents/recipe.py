@@ -277,7 +277,8 @@ class Recipe(Frozen):
     gpus: tuple[Name, ...] = Field(min_length=1, description="Labels: `enginefarm gpus`.")
     allow_skip: bool = Field(
         default=False,
-        description="Skip, visibly, a precision that a GPU lacks; else it is refused.",
+        description="Skip, visibly, a precision that a GPU lacks; else that engine fails, and "
+        "the others are built.",
     )
     calibration: Calibration | None = Field(default=None, description="Required by int8 and fp8.")
     verification: Verification = Field(

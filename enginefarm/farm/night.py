@@ -115,9 +115,9 @@ def standings(
         return Standing(
             file=file,
             recipe=loaded.name,
-            wanted=len(found.builds),
+            wanted=len(found.builds) + sum(skip.refused for skip in found.skipped),
             cached=sum(planned.cached for planned in found.builds),
-            skipped=len(found.skipped),
+            skipped=sum(not skip.refused for skip in found.skipped),
             regression=loaded.regression,
         )
 

@@ -93,12 +93,14 @@ def of_error(recipe: str, gpu: str, precision: PrecisionName, error: EnginefarmE
 
 
 def of_skip(recipe: str, skip: Skip) -> Outcome:
+    """Skipped where the recipe allows it; failed where it was refused."""
     return Outcome(
         recipe=recipe,
         gpu=skip.gpu,
         precision=skip.precision,
-        status="skipped",
+        status="failed" if skip.refused else "skipped",
         reason=skip.reason,
+        exit_code=skip.exit_code,
     )
 
 

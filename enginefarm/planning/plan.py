@@ -23,7 +23,7 @@ from enginefarm.documents.spec import (
     ToolchainId,
     ToolUse,
 )
-from enginefarm.errors import GpuError, RecipeError, ToolchainError
+from enginefarm.errors import EnginefarmError, GpuError, RecipeError, ToolchainError
 from enginefarm.names import PrecisionName, ToolchainName
 from enginefarm.schema import Digest, Frozen, Name
 
@@ -55,16 +55,48 @@ class Target(Frozen):
 
 
 class Skip(Frozen):
-    """A combination left out because the recipe allows it to be."""
+    """A combination that is not built: the recipe allows to leave it out, or it is refused.
+
+    What is refused fails by itself, and the other combinations are built all the same.
+    """
 
     gpu: Name
     precision: PrecisionName
     reason: str
+    exit_code: int = Field(default=0, description="Of the refusal; 0: the recipe allows it.")
+
+    @property
+    def refused(self) -> bool:
+        return self.exit_code != 0
 
 
 class Targets(Frozen):
     wanted: tuple[Target, ...]
     skipped: tuple[Skip, ...]
+
+
+class Refusals:
+    """Collects what cannot be built, so that one impossible GPU does not hide the others."""
+
+    def __init__(self) -> None:
+        self.skips: list[Skip] = []
+        self._first: EnginefarmError | None = None
+
+    def add(
+        self, label: Name, precision: PrecisionName, error: EnginefarmError, allowed: bool
+    ) -> None:
+        """allowed: whether the recipe allows to skip it."""
+        refusal = f"{type(error).__name__}: {error}"
+        reason = (error.why or error.what) if allowed else refusal
+        code = 0 if allowed else error.exit_code
+        self.skips.append(Skip(gpu=label, precision=precision, reason=reason, exit_code=code))
+        if not allowed:
+            self._first = self._first or error
+
+    def raise_if_nothing_is_left(self, wanted: Sequence[Target]) -> None:
+        """Raises: the first refusal, where no combination is left to build."""
+        if self._first is not None and not wanted:
+            raise self._first
 
 
 class Model(Frozen):
@@ -90,29 +122,31 @@ AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tens
 def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
     """GPUs × precisions of the recipe, each with its toolchain and work pool.
 
-    Raises: GpuError for an unknown label, or a precision that a GPU lacks (unless the
-    recipe says `allow_skip`); ToolchainError when nobody offers what a target needs.
+    A precision that a GPU lacks, and a target that nobody can build, is refused by itself (or
+    skipped where the recipe says `allow_skip` and the GPU lacks it).
+    Raises: GpuError for an unknown label; the first refusal where nothing is left to build.
     """
     wanted: list[Target] = []
-    skipped: list[Skip] = []
+    refusals = Refusals()
     for label in recipe.gpus:
         row = gpu(label)
         for precision in recipe.precisions:
-            reason = row.refuses(precision)
-            if reason is None:
+            lacks = row.refuses(precision)
+            try:
+                if lacks is not None:
+                    raise GpuError(
+                        f"precisions: {precision} cannot be built for {label}",
+                        why=lacks,
+                        fix="drop the precision or the GPU, or set `allow_skip: true`",
+                    )
                 toolchain, pool = _choose(recipe, label, offers)
-                wanted.append(
-                    Target(gpu=label, precision=precision, toolchain=toolchain, pool=pool)
-                )
-            elif recipe.allow_skip:
-                skipped.append(Skip(gpu=label, precision=precision, reason=reason))
-            else:
-                raise GpuError(
-                    f"precisions: {precision} cannot be built for {label}",
-                    why=reason,
-                    fix="drop the precision or the GPU, or set `allow_skip: true`",
-                )
-    return Targets(wanted=tuple(wanted), skipped=tuple(skipped))
+            except (GpuError, ToolchainError) as error:
+                allowed = lacks is not None and recipe.allow_skip
+                refusals.add(label, precision, error, allowed)
+                continue
+            wanted.append(Target(gpu=label, precision=precision, toolchain=toolchain, pool=pool))
+    refusals.raise_if_nothing_is_left(wanted)
+    return Targets(wanted=tuple(wanted), skipped=tuple(refusals.skips))
 
 
 def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[ToolchainId, str]:

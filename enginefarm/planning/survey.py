@@ -95,7 +95,7 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 
 
 def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
-    """One outcome for each engine that is there already, and for each that was skipped."""
+    """One outcome for each engine that is there already, and for each that is not built."""
     manifests = [
         site.store.manifest(planned.spec.digest)
         for planned in found.builds
@@ -109,10 +109,10 @@ def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
 def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
     """Asks each target's toolchain whether it can, before hours of work say so.
 
-    Raises: ToolchainError, unless the recipe allows to skip.
+    Raises: ToolchainError where that leaves nothing to build, unless the recipe allows to skip.
     """
     wanted: list[plan.Target] = []
-    skipped = list(found.skipped)
+    refusals = plan.Refusals()
     for target in found.wanted:
         asked = plan.resolve(
             recipe, target, UNKNOWN_MODEL, PrecisionUse(name=target.precision, tools=())
@@ -120,13 +120,11 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
         try:
             toolchain(target.toolchain.name).check(asked)
         except ToolchainError as error:
-            if not recipe.allow_skip:
-                raise
-            skip = plan.Skip(gpu=target.gpu, precision=target.precision, reason=error.what)
-            skipped.append(skip)
+            refusals.add(target.gpu, target.precision, error, recipe.allow_skip)
         else:
             wanted.append(target)
-    return plan.Targets(wanted=tuple(wanted), skipped=tuple(skipped))
+    refusals.raise_if_nothing_is_left(wanted)
+    return plan.Targets(wanted=tuple(wanted), skipped=(*found.skipped, *refusals.skips))
 
 
 def _with_specs(

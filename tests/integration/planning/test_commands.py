@@ -15,7 +15,7 @@ import pytest
 from sample_rows import make_row
 
 from enginefarm import cli
-from enginefarm.errors import StoreMissing
+from enginefarm.errors import GpuError, StoreMissing, UsageError
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.tables import BenchmarkTables
 from tests import tiny_recipe
@@ -131,6 +131,21 @@ def test_what_a_gpu_lacks_is_skipped_in_sight(
     table = said(capsys, "plan", recipe)
     (row,) = [line for line in table.splitlines() if "bf16" in line]
     assert row.split()[-1] == "skipped"
+    asked = ["why", str(recipe), "--gpu", "t4", "--precision", "bf16"]
+    assert cli.run(asked) == UsageError.exit_code
+    assert "t4/bf16: skipped" in capsys.readouterr().err
+
+
+def test_what_a_gpu_lacks_does_not_hide_the_other_rows(
+    store_environment: EngineStore, tmp_path: Path, capsys: Out
+) -> None:
+    recipe = tiny_recipe.write(tmp_path / "r", gpus=["t4", "l4"], precisions=["fp16", "bf16"])
+    found = json.loads(said(capsys, "plan", recipe, "--json"))
+    assert [one["target"]["gpu"] for one in found["builds"]] == ["t4", "l4", "l4"]
+    (refused,) = found["skipped"]
+    assert refused["exit_code"] == GpuError.exit_code
+    assert "bf16 cannot be built for t4" in refused["reason"]
+    assert "cannot be built" in said(capsys, "plan", recipe)
 
 
 def test_the_schema_is_the_recipes(capsys: Out) -> None:

@@ -16,7 +16,7 @@ from enginefarm.documents.spec import (
     ToolUse,
 )
 from enginefarm.errors import GpuError, RecipeError, ToolchainError
-from enginefarm.planning import plan
+from enginefarm.planning import outcome, plan
 from enginefarm.toolchains import toolchain
 
 RTX = ToolchainId(name="tensorrt-rtx", build="1.7.1.116", cuda="13", os="linux", arch="x86_64")
@@ -97,7 +97,7 @@ def test_an_unknown_gpu_names_the_labels_there_are() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_a_precision_that_t4_lacks_is_refused_with_the_reason(precision: str) -> None:
-    wanted = RECIPE.model_copy(update={"precisions": (precision,)})
+    wanted = RECIPE.model_copy(update={"precisions": (precision,), "gpus": ("t4",)})
     with pytest.raises(GpuError, match=f"{precision} cannot be built for t4") as caught:
         plan.targets(wanted, [CROSS])
     assert "7.5" in caught.value.why
@@ -110,6 +110,26 @@ def test_allow_skip_skips_visibly_and_builds_the_rest() -> None:
     assert [(skip.gpu, skip.precision) for skip in found.skipped] == [("t4", "bf16")]
     assert "no bf16 tensor cores" in found.skipped[0].reason
     assert [target.label for target in found.wanted] == ["t4/fp16", "a100/fp16", "a100/bf16"]
+
+
+def test_one_impossible_gpu_does_not_hide_the_others() -> None:
+    found = plan.targets(RECIPE.model_copy(update={"precisions": ("fp16", "bf16")}), [CROSS])
+    assert [target.label for target in found.wanted] == ["t4/fp16", "a100/fp16", "a100/bf16"]
+    (refused,) = found.skipped
+    assert (refused.gpu, refused.precision, refused.refused) == ("t4", "bf16", True)
+    assert "bf16 cannot be built for t4" in refused.reason
+    row = outcome.of_skip("net", refused)
+    assert (row.fine, row.exit_code) == (False, GpuError.exit_code)
+
+
+def test_a_gpu_that_nobody_builds_for_does_not_hide_the_others() -> None:
+    native = plan.Offer(gpu="a100", pool="gpu-a100", toolchains=(TRT,))
+    asked = RECIPE.model_copy(update={"toolchain": "tensorrt", "allow_skip": True})
+    found = plan.targets(asked, [CROSS, native])
+    assert [target.label for target in found.wanted] == ["a100/fp16", "a100/int8"]
+    assert [skip.gpu for skip in found.skipped] == ["t4", "t4"]
+    assert all(skip.refused for skip in found.skipped), "the recipe allows what a GPU lacks only"
+    assert "enginefarm worker --gpu t4" in found.skipped[0].reason
 
 
 def test_every_profile_gives_min_opt_and_max_of_every_input() -> None:
