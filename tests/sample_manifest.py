@@ -88,8 +88,12 @@ def make_manifest(
         engine=ref(engine),
         graph=OnnxRef(model=graph, opset=20),
         tensors=(
-            TensorInfo(name="x", dtype="float32", shape=(-1, 3), role="input"),
-            TensorInfo(name="y", dtype="float32", shape=(-1, 10), role="output"),
+            TensorInfo(
+                name="x", dtype="float32", shape=(-1, 3), role="input", dims=("batch", None)
+            ),
+            TensorInfo(
+                name="y", dtype="float32", shape=(-1, 10), role="output", dims=("batch", None)
+            ),
         ),
         verification=GraphVerification(
             samples=32,

@@ -14,6 +14,7 @@ from enginefarm.child.process import randomisation_is_off
 from enginefarm.progress import report
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains import toolchain as toolchain_named
+from enginefarm.toolchains.onnx_io import with_dims
 
 LOG_NAME = "build.log"
 KINDS = Kinds(
@@ -82,4 +83,7 @@ def build_here(order_json: str) -> str:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     peak = max(used, output.peak_memory_bytes)
-    return output.model_copy(update={"peak_memory_bytes": peak}).model_dump_json()
+    tensors = with_dims(output.tensors, order.onnx)
+    return output.model_copy(
+        update={"peak_memory_bytes": peak, "tensors": tensors}
+    ).model_dump_json()

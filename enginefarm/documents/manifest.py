@@ -22,6 +22,15 @@ class TensorInfo(Frozen):
     dtype: DType
     shape: tuple[int, ...]
     role: Literal["input", "output"]
+    dims: tuple[str | None, ...] = Field(
+        default=(),
+        description="The name of each dynamic dim, as the recipe or the exporter says; null for a "
+        "fixed one, and where nobody named it. Manifests of earlier versions have none.",
+    )
+    is_shape_tensor: bool = Field(
+        default=False,
+        description="The engine takes its values as sizes, and reads them on the CPU.",
+    )
 
 
 class GraphVerification(Frozen):

@@ -34,6 +34,8 @@ TYPES: dict[DType, str] = {
 }
 MAX_QUEUE_DELAY_US = 100
 VERSION = "1"
+BATCH_DIMS = ("batch", "batch_size", "n")
+"""What recipes call the dim along which requests may be joined."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ def _loadable(engines: list[Manifest]) -> None:
                 why="Triton's TensorRT backend loads plans of TensorRT only",
                 fix="build it with toolchain `tensorrt` on a worker that has the GPU",
             )
-        if (one.tensors, one.spec.profiles) != (first.tensors, first.spec.profiles):
+        if (_alike(one), one.spec.profiles) != (_alike(first), first.spec.profiles):
             raise ToolchainError(
                 f"triton-repo: {one.spec.label} and {first.spec.label} of {one.recipe} have "
                 "different inputs, outputs or profiles",
                 fix="build them from one recipe, and promote them together",
             )
+
+
+def _alike(engine: Manifest) -> tuple[TensorInfo, ...]:
+    """What has to agree: manifests of earlier versions have no names of dims."""
+    return tuple(tensor.model_copy(update={"dims": ()}) for tensor in engine.tensors)
 
 
 def _model(prefix: str, name: str, engines: list[Manifest]) -> Iterator[RepositoryFile]:
@@ -140,11 +147,16 @@ def config(name: str, engines: list[Manifest]) -> str:
 
 
 def max_batch_size(manifest: Manifest) -> int:
-    """The largest batch when every tensor's first dim is one dynamic batch; else 0.
+    """The largest batch when the first dim of every tensor is the batch, by its name; else 0.
 
-    0 tells Triton that shapes are written out whole, and turns its batching off.
+    0 tells Triton that shapes are written out whole, and turns its batching off. That is right for
+    any engine; batching is right only where each request's rows are its own, so that a dim of
+    another name (`tokens`, `boxes`), or of no name that is known, is no batch.
     """
-    if not all(tensor.shape and tensor.shape[0] == -1 for tensor in manifest.tensors):
+    firsts = {tensor.dims[0] if tensor.dims else None for tensor in manifest.tensors}
+    if len(firsts) != 1 or firsts.isdisjoint(BATCH_DIMS):
+        return 0
+    if any(tensor.shape[0] != -1 or tensor.is_shape_tensor for tensor in manifest.tensors):
         return 0
     for profile in manifest.spec.profiles:
         for bound in ("min", "opt", "max"):
@@ -164,6 +176,8 @@ def _tensor(tensor: TensorInfo, skip: int) -> str:
     shape = f"dims: [ {dims} ]"
     if not dims:  # a scalar a sample: Triton wants at least one dim
         shape = "dims: [ 1 ] reshape { shape: [ ] }"
+    if tensor.is_shape_tensor:
+        shape += " is_shape_tensor: true"
     name = _quoted(tensor.name)
     return f"{tensor.role} {{ name: {name} data_type: {TYPES[tensor.dtype]} {shape} }}"
 
@@ -178,7 +192,7 @@ def _quoted(text: str) -> str:
 def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
     inputs: list[str] = []
     for name, shape in profile.shapes.items():
-        dims = ", ".join(str(dim) for dim in shape.opt[1 if batch else 0 :])
+        dims = ", ".join(str(dim) for dim in shape.opt[1 if batch else 0 :]) or "1"
         inputs.append(
             f"inputs {{ key: {_quoted(name)} value {{ data_type: {TYPES[types[name]]} "
             f"dims: [ {dims} ] zero_data: true }} }}"

@@ -209,7 +209,13 @@ def _inputs(network: Any) -> list[Any]:
 
 
 def _tensor(tensor: Any, role: Literal["input", "output"]) -> TensorInfo:
-    return TensorInfo(name=tensor.name, dtype=_dtype(tensor), shape=tuple(tensor.shape), role=role)
+    return TensorInfo(
+        name=tensor.name,
+        dtype=_dtype(tensor),
+        shape=tuple(tensor.shape),
+        role=role,
+        is_shape_tensor=role == "input" and bool(tensor.is_shape_tensor),
+    )
 
 
 def _dtype(tensor: Any) -> DType:

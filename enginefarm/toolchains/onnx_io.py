@@ -15,15 +15,37 @@ def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
 
     Raises: BuildError for a type that engines do not have.
     """
-    import onnx
-
-    model: Any = onnx.load(str(path), load_external_data=False)  # pyright: ignore[reportUnknownMemberType]
-    graph = model.graph
+    graph = _graph(path)
     weights = {weight.name for weight in graph.initializer}
     return (
         *(_tensor(value, "input") for value in graph.input if value.name not in weights),
         *(_tensor(value, "output") for value in graph.output),
     )
+
+
+def with_dims(tensors: tuple[TensorInfo, ...], path: Path) -> tuple[TensorInfo, ...]:
+    """The same, with the names that the graph has for their dynamic dims."""
+    if not any(-1 in tensor.shape for tensor in tensors):
+        return tensors
+    graph = _graph(path)
+    names = {value.name: _dims(value) for value in (*graph.input, *graph.output)}
+    return tuple(
+        tensor.model_copy(update={"dims": names[tensor.name]})
+        if len(names.get(tensor.name, ())) == len(tensor.shape)
+        else tensor
+        for tensor in tensors
+    )
+
+
+def _graph(path: Path) -> Any:
+    import onnx
+
+    model: Any = onnx.load(str(path), load_external_data=False)  # pyright: ignore[reportUnknownMemberType]
+    return model.graph
+
+
+def _dims(value: Any) -> tuple[str | None, ...]:
+    return tuple(dim.dim_param or None for dim in value.type.tensor_type.shape.dim)
 
 
 def _tensor(value: Any, role: Literal["input", "output"]) -> TensorInfo:

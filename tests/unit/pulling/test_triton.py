@@ -84,15 +84,29 @@ def with_profiles(manifest: Manifest, *profiles: ShapeProfile) -> Manifest:
     )
 
 
+def tensor(
+    name: str, *dims: int | str | None, dtype: Any = "float32", role: Any = "input", **more: Any
+) -> TensorInfo:
+    """dims: sizes, names of dynamic dims, and None for one that nobody named."""
+    return TensorInfo(
+        name=name,
+        dtype=dtype,
+        role=role,
+        shape=tuple(dim if isinstance(dim, int) else -1 for dim in dims),
+        dims=tuple(None if isinstance(dim, int) else dim for dim in dims),
+        **more,
+    )
+
+
 def test_two_profiles_and_two_dynamic_dims() -> None:
     def profile(name: str, longest: int) -> ShapeProfile:
         shape = MinOptMax(min=(1, 8), opt=(4, longest // 2), max=(16, longest))
         return ShapeProfile(name=name, shapes={"ids": shape, "mask": shape})
 
     tensors = (
-        TensorInfo(name="ids", dtype="int64", shape=(-1, -1), role="input"),
-        TensorInfo(name="mask", dtype="int64", shape=(-1, -1), role="input"),
-        TensorInfo(name="embedding", dtype="float16", shape=(-1, 384), role="output"),
+        tensor("ids", "batch", "tokens", dtype="int64"),
+        tensor("mask", "batch", "tokens", dtype="int64"),
+        tensor("embedding", "batch", 384, dtype="float16", role="output"),
     )
     manifest = with_profiles(make_manifest(), profile("short", 64), profile("long", 512))
     manifest = manifest.model_copy(update={"tensors": tensors})
@@ -116,6 +130,61 @@ def test_a_model_without_a_batch_dim_is_not_batched() -> None:
     assert config.max_batch_size == 0
     assert list(config.input[0].dims) == [1, 3, -1]
     assert not config.HasField("dynamic_batching")
+
+
+X = tensor("x", "batch", 3)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (X, tensor("rows", None, 7, role="output")),  # as of NonMaxSuppression
+        (X, tensor("rows", "unk__0", 7, role="output")),
+        (X, tensor("logits", "batch*tokens", 50, role="output")),
+        (X, tensor("gallery", "gallery", 3), tensor("y", "batch", "gallery", role="output")),
+        (tensor("x", "tokens", 3), tensor("y", "tokens", 5, role="output")),
+        (X, tensor("h", 2, "batch", 3), tensor("y", "batch", 5, role="output")),
+        (X, tensor("scale"), tensor("y", "batch", 5, role="output")),
+        (X, tensor("dets", 100, 5, role="output")),
+        (X, tensor("y", "batch", 5, role="output").model_copy(update={"dims": ()})),
+    ],
+)
+def test_a_leading_dynamic_dim_that_is_not_the_batch_is_written_out(
+    tensors: tuple[TensorInfo, ...],
+) -> None:
+    sizes = {"batch": (1, 8, 32), "tokens": (1, 8, 32), "gallery": (1, 8, 32)}
+
+    def ends(one: TensorInfo) -> MinOptMax:
+        named = zip(one.shape, one.dims, strict=True)
+        shapes = [sizes[dim] if dim else (size,) * 3 for size, dim in named]
+        low, opt, high = zip(*shapes, strict=True) if shapes else ((), (), ())
+        return MinOptMax(min=low, opt=opt, max=high)
+
+    shapes = {one.name: ends(one) for one in tensors if one.role == "input"}
+    made = with_profiles(make_manifest(), ShapeProfile(name="only", shapes=shapes))
+    made = made.model_copy(update={"tensors": tensors})
+    config = parsed(triton.repository([made], name="m"), "m/config.pbtxt")
+    assert config.max_batch_size == 0
+    for told, one in zip((*config.input, *config.output), tensors, strict=True):
+        assert list(told.dims) == list(one.shape or (1,))
+        assert told.HasField("reshape") == (not one.shape)
+    (warm,) = config.model_warmup
+    for name, told in warm.inputs.items():
+        assert list(told.dims) == list(shapes[name].opt or (1,)), "as the input's own dims"
+
+
+def test_a_shape_tensor_is_told_as_one() -> None:
+    tensors = (
+        tensor("x", 1, 3, 16, 16),
+        tensor("size", 2, dtype="int64", is_shape_tensor=True),
+        tensor("y", 1, 4, None, None, role="output"),
+    )
+    made = make_manifest().model_copy(update={"tensors": tensors})
+    fixed = MinOptMax(min=(1, 3, 16, 16), opt=(1, 3, 16, 16), max=(1, 3, 16, 16))
+    two = MinOptMax(min=(2,), opt=(2,), max=(2,))
+    made = with_profiles(made, ShapeProfile(name="only", shapes={"x": fixed, "size": two}))
+    config = parsed(triton.repository([made], name="m"), "m/config.pbtxt")
+    assert [one.is_shape_tensor for one in config.input] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +237,8 @@ def test_any_name_of_a_tensor_is_read_back_as_it_is(odd: str) -> None:
     made = made.model_copy(
         update={
             "tensors": (
-                TensorInfo(name=odd, dtype="float32", shape=(-1, 3), role="input"),
-                TensorInfo(name=f"{odd} out", dtype="float32", shape=(-1, 5), role="output"),
+                tensor(odd, "batch", 3),
+                tensor(f"{odd} out", "batch", 5, role="output"),
             ),
             "spec": made.spec.model_copy(
                 update={"profiles": (ShapeProfile(name="default", shapes={odd: shape}),)}

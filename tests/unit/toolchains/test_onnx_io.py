@@ -9,7 +9,7 @@ import tiny_onnx
 from onnx import TensorProto, helper
 
 from enginefarm.errors import BuildError
-from enginefarm.toolchains.onnx_io import onnx_tensors
+from enginefarm.toolchains.onnx_io import onnx_tensors, with_dims
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,16 @@ def test_types_have_our_names(tmp_path: Path, kind: int, dtype: str) -> None:
         ("x", "input", dtype, (-1, 3)),
         ("y", "output", dtype, (-1, 3)),
     ]
+
+
+def test_dynamic_dims_keep_the_names_that_the_graph_has(tmp_path: Path) -> None:
+    node = helper.make_node("NonZero", ["x"], ["y"])
+    given = tiny_onnx.value("x", ["batch", 3])
+    out = tiny_onnx.value("y", [2, None], TensorProto.INT64)
+    path = tiny_onnx.save(tmp_path / "m.onnx", [node], [given], [out], [])
+    told = onnx_tensors(path)
+    assert [t.dims for t in told] == [(), ()], "a toolchain need not tell"
+    assert [t.dims for t in with_dims(told, path)] == [("batch", None), (None, None)]
 
 
 def test_weights_are_no_inputs(tmp_path: Path) -> None:
