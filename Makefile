@@ -10,7 +10,7 @@ PARALLEL ?= -n 2 --dist loadfile
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
-.PHONY: demo test test-unit test-gpu check bench nodes chaos fuzz coverage audit install system-packages system-packages-demo clean
+.PHONY: demo test test-unit test-gpu check bench nodes zoo chaos fuzz coverage audit install system-packages system-packages-demo clean
 
 demo: system-packages-demo $(STAMP)
 	$(BIN)/enginefarm build examples/01_efficientnet_lite0/recipe.yaml
@@ -43,6 +43,12 @@ bench: $(STAMP)
 NODES ?= --table docs/measurements/onnx-nodes.md
 nodes: $(STAMP)
 	$(BIN)/python -m benchmarks.nodes $(NODES)
+
+# Real models of others for three GPUs and five precisions, each published graph judged a second
+# time: most of a day on two cores, and goes on where it was stopped. ZOO="--only magika" for less.
+ZOO ?= --table docs/measurements/zoo.md
+zoo: $(STAMP)
+	$(BIN)/python -m benchmarks.zoo $(ZOO)
 
 # Coverage of enginefarm/ by lines and branches, child processes included.
 coverage: $(STAMP)

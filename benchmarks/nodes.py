@@ -36,19 +36,13 @@ from benchmarks import machine
 from enginefarm.child.call import Answer, Child
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.recipe import Recipe
-from enginefarm.documents.spec import (
-    BuildSpec,
-    GpuTarget,
-    MinOptMax,
-    PrecisionUse,
-    ShapeProfile,
-    ToolUse,
-)
+from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolUse
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph import export, feeds, onnx_files, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
+from enginefarm.planning.plan import shape_profiles
 from enginefarm.toolchains import BuildRequest, toolchain
 
 onnx: Any = import_module("onnx")  # typed in part
@@ -237,12 +231,16 @@ def _run(path: Path, which: str, inputs: dict[str, Any]) -> tuple[list[Any], str
 
         evaluator: Any = ReferenceEvaluator(os.fspath(path))
         return evaluator.run(None, inputs), "onnx.reference"
+    return plain(path).run(None, inputs), "onnxruntime"
+
+
+def plain(path: Path) -> Any:
+    """ONNX Runtime's session on the CPU, with every optimisation off."""
     runtime: Any = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, inputs), "onnxruntime"
+    return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
 def _off(want: Array, have: Array) -> float:
@@ -263,24 +261,18 @@ def _off(want: Array, have: Array) -> float:
     return difference / max(float(np.linalg.norm(want[finite])), 1e-30)
 
 
-def built(path: Path, wanted: Recipe, folder: Path) -> str:
+def built(path: Path, wanted: Recipe, folder: Path, label: str = GPU) -> str:
     """`builds`, or what TensorRT-RTX says to the graph for the GPU."""
     folder.mkdir()
     tool = toolchain("tensorrt-rtx")
     none = ToolUse(name="none", version="0")
-    shapes = {t.name: tuple(int(d) for d in t.shape) for t in wanted.inputs}
     spec = BuildSpec(
         onnx_digest="0" * 64,
         exporter=none,
         slimmer=none,
         precision=PrecisionUse(name="fp32", tools=()),
-        profiles=(
-            ShapeProfile(
-                name="default",
-                shapes={n: MinOptMax(min=s, opt=s, max=s) for n, s in shapes.items()},
-            ),
-        ),
-        gpu=GpuTarget(label=GPU, compute_capability=gpu(GPU).compute_capability),
+        profiles=shape_profiles(wanted),
+        gpu=GpuTarget(label=label, compute_capability=gpu(label).compute_capability),
         toolchain=tool.identity(),
         builder=wanted.builder,
     )

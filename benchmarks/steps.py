@@ -1,0 +1,201 @@
+"""A graph run node by node, for a second opinion on the graphs that are published.
+
+Each node is an ONNX Runtime session of its own, in FP32 and with every optimisation off, and
+numpy rounds each result that the graph stores in 16 bits. The product's verification rewrites
+the whole graph and lets ONNX Runtime round: nothing of that is used here.
+
+It sees what is stored between nodes: overflow, rounding, casts, shapes. It does not see what
+happens inside a node (the steps of an LSTM), nor what a builder makes of the graph: that takes
+the GPU. Both ways share ONNX Runtime's FP32 kernels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+onnx: Any = import_module("onnx")  # typed in part
+runtime: Any = import_module("onnxruntime")
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+LOWS: dict[int, Any] = {
+    onnx.TensorProto.FLOAT16: np.float16,
+    onnx.TensorProto.BFLOAT16: ml_dtypes.bfloat16,
+}
+"""Results of these are rounded to them, and kept as FP32."""
+EIGHTS: dict[int, Any] = {
+    onnx.TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+    onnx.TensorProto.FLOAT8E5M2: ml_dtypes.float8_e5m2,
+}
+FLOAT = onnx.TensorProto.FLOAT
+BODIES = ("Loop", "Scan", "SequenceMap")
+DTYPES = ("to", "dtype", "output_dtype", "softmax_precision")
+
+
+class NotRun(Exception):
+    """A graph that cannot be run this way; the words say why."""
+
+
+class Steps:
+    """One graph. rounded=False: as FP32 computes it, whatever its dtypes."""
+
+    def __init__(self, path: Path, *, rounded: bool = True) -> None:
+        model = onnx.load(os.fspath(path))
+        if model.functions:
+            model = import_module("onnx.inliner").inline_local_functions(model)
+        self.model = onnx.shape_inference.infer_shapes(model)
+        self.rounded = rounded
+        self.sessions: dict[str, Any] = {}
+        """Of each node, by its place in the graph."""
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        """Outputs by name. Raises: NotRun."""
+        values = {name: _wide(np.asarray(array)) for name, array in inputs.items()}
+        types = {value.name: _type(value) for value in self.model.graph.input}
+        for name, dtype in types.items():
+            if name in values and dtype in LOWS:
+                values[name] = self._round(values[name], dtype)
+        return self._graph(self.model.graph, values, types, "")
+
+    def _graph(self, graph: Any, values: Arrays, types: dict[str, int], where: str) -> Arrays:
+        for tensor in graph.initializer:
+            values[tensor.name] = _wide(onnx.numpy_helper.to_array(tensor))
+            types[tensor.name] = tensor.data_type
+        for value in (*graph.value_info, *graph.output):
+            types[value.name] = _type(value)
+        last = _last_uses(graph)
+        for index, node in enumerate(graph.node):
+            made = self._node(node, values, types, f"{where}/{index}")
+            for name, array in zip(node.output, made, strict=True):
+                if name:
+                    values[name] = array
+            for name in last.get(index, ()):
+                values.pop(name, None)
+        return {output.name: values[output.name] for output in graph.output}
+
+    def _node(self, node: Any, values: Arrays, types: dict[str, int], where: str) -> list[Any]:
+        given = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type in BODIES:
+            raise NotRun(f"{node.op_type} {node.name!r} is not run node by node")
+        if node.op_type == "If":
+            taken = bool(values[node.input[0]].reshape(-1)[0])
+            branch = "then_branch" if taken else "else_branch"
+            body = given[branch].g
+            return list(self._graph(body, dict(values), dict(types), f"{where}/{branch}").values())
+        if node.op_type == "Constant" and "value" in given:
+            types[node.output[0]] = given["value"].t.data_type
+            return [_wide(onnx.numpy_helper.to_array(given["value"].t))]
+        eight = {types.get(node.output[0]), types.get(node.input[0]) if node.input else None}
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and eight & EIGHTS.keys():
+            made = [_eight(node, values, EIGHTS.get(types.get(node.output[0], 0)))]
+        else:
+            made = self._session(node, values, types, where)
+        for index, name in enumerate(node.output):
+            if name and name not in types:
+                raise NotRun(f"the dtype of {name!r} ({node.op_type}) cannot be inferred")
+            if types.get(name) in LOWS:
+                made[index] = self._round(made[index], types[name])
+        return made
+
+    def _round(self, array: Any, dtype: int) -> Any:
+        if not self.rounded:
+            return array
+        with np.errstate(over="ignore"):
+            return array.astype(LOWS[dtype]).astype(np.float32)
+
+    def _session(self, node: Any, values: Arrays, types: dict[str, int], where: str) -> list[Any]:
+        feeds = {name: values[name] for name in node.input if name}
+        session = self.sessions.get(where)
+        if session is None:
+            session = self.sessions[where] = self._started(node, feeds, types)
+        wanted = [name for name in node.output if name]
+        try:
+            made = dict(zip(wanted, session.run(wanted, feeds), strict=True))
+        except Exception as error:
+            raise NotRun(f"{node.op_type} {node.name!r}: {str(error)[:300]}") from error
+        return [made.get(name) for name in node.output]
+
+    def _started(self, node: Any, feeds: Arrays, types: dict[str, int]) -> Any:
+        alone = type(node)()
+        alone.CopyFrom(node)
+        for attribute in alone.attribute:
+            if attribute.name in DTYPES and attribute.i in LOWS:
+                attribute.i = FLOAT
+            if attribute.HasField("t") and attribute.t.data_type in LOWS:
+                array = _wide(onnx.numpy_helper.to_array(attribute.t))
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(array))
+        value = onnx.helper.make_tensor_value_info
+        inputs = [
+            value(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+            for name, array in feeds.items()
+        ]
+        outputs = [
+            value(name, FLOAT if types[name] in LOWS else types[name], None)
+            for name in node.output
+            if name and name in types
+        ]
+        graph = onnx.helper.make_graph([alone], "one", inputs, outputs)
+        model = onnx.helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=min(self.model.ir_version, 10)
+        )
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise NotRun(f"{node.op_type} {node.name!r}: {str(error)[:300]}") from error
+
+
+def _wide(array: Any) -> Any:
+    """FP32 for what ONNX Runtime's CPU provider computes in FP32, or numpy lacks."""
+    narrow = array.dtype == np.float16 or array.dtype.name in ("bfloat16", *_eight_names())
+    return array.astype(np.float32) if narrow else array
+
+
+def _eight_names() -> tuple[str, ...]:
+    return tuple(np.dtype(kind).name for kind in EIGHTS.values())
+
+
+def _eight(node: Any, values: Arrays, kind: Any) -> Any:
+    """QuantizeLinear to FP8 (kind), or DequantizeLinear from it (None), in numpy."""
+    array, scale = (values[name] for name in node.input[:2])
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    if scale.ndim == 1 and scale.size > 1:
+        scale = scale.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
+    if kind is None:
+        return (array * scale).astype(np.float32)
+    most = float(ml_dtypes.finfo(kind).max)
+    return np.clip(array / scale, -most, most).astype(kind).astype(np.float32)
+
+
+def _type(value: Any) -> int:
+    return value.type.tensor_type.elem_type
+
+
+def _last_uses(graph: Any) -> dict[int, list[str]]:
+    """Index of a node -> the values made in this graph that no later node reads."""
+    kept = {output.name for output in graph.output}
+    made = {name for node in graph.node for name in node.output} - kept
+    last = {
+        name: index for index, node in enumerate(graph.node) for name in _read(node) if name in made
+    }
+    found: dict[int, list[str]] = {}
+    for name, index in last.items():
+        found.setdefault(index, []).append(name)
+    return found
+
+
+def _read(node: Any) -> set[str]:
+    """Names that a node reads, in its bodies too."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    inner = {name for body in bodies for one in body.node for name in _read(one)}
+    return {*node.input, *inner, *(output.name for body in bodies for output in body.output)}

@@ -1,0 +1,126 @@
+"""A second opinion on what the zoo published: unseen data, every size, no optimisation."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import nodes
+from benchmarks.steps import LOWS, NotRun, Steps
+from benchmarks.zoo_judge import Figures
+from enginefarm.documents.recipe import Recipe
+from enginefarm.graph import data, feeds
+from enginefarm.graph.export import load
+from enginefarm.planning.stages import here
+from enginefarm.recipes import file as recipe_file
+from enginefarm.store.site import materialise
+
+onnx: Any = import_module("onnx")  # typed in part
+Row = dict[str, Any]
+Runner = Callable[[dict[str, Any]], list[Any]]
+UNSEEN = (1009, 2003)
+"""Seeds that no recipe uses."""
+
+
+def published(engines: dict[str, Row]) -> Iterator[tuple[str, Row]]:
+    """Each distinct graph that was published, by its digest, and an engine made of it."""
+    seen: set[str] = set()
+    for engine in engines.values():
+        if not engine.get("engine_digest"):
+            continue
+        manifest = here().store.manifest(engine["spec_digest"])
+        assert manifest is not None, "the build says that it is published"
+        engine["graph"] = manifest.graph.model.digest
+        engine["operators"] = manifest.verification.operators
+        engine["not_checked"] = list(manifest.verification.not_checked)
+        if engine["graph"] not in seen:
+            seen.add(engine["graph"])
+            yield engine["graph"], engine
+
+
+def checked(folder: Path, row: Row, engine: Row) -> Row:
+    """Figures of the graph, and why it disagrees with the model as it came: nothing where it
+    agrees; `not_judged` where nobody here can run it."""
+    recipe = recipe_file.load(folder / "recipe.yaml")
+    precision = engine["precision"]
+    with tempfile.TemporaryDirectory(prefix="zoo-") as name:
+        site = here()
+        manifest = site.store.manifest(engine["spec_digest"])
+        assert manifest is not None, "the build says that it is published"
+        path = materialise(site, manifest.graph, Path(name) / "graph")
+        reference = _reference(recipe, folder, Path(name))
+        graph = _graph(path, precision)
+        figures = Figures(row.get("class_scores", ()), row.get("found", ""))
+        names = [output.name for output in onnx.load(path, load_external_data=False).graph.output]
+        try:
+            for where, inputs in _inputs(recipe):
+                wanted, made = reference(inputs), graph(inputs)
+                for output, one, other in zip(names, wanted, made, strict=True):
+                    figures.add(output, one, other, where)
+        except NotRun as why:
+            return {"precision": precision, "not_judged": str(why)}
+        except Exception as why:  # ONNX Runtime's own kinds
+            return {"precision": precision, "not_judged": f"{type(why).__name__}: {why}"[:400]}
+    why = figures.verdict(recipe.budget(precision))
+    return {"precision": precision, **figures.shown(), "disagrees": why}
+
+
+def bare(folder: Path, label: str) -> str:
+    """What TensorRT-RTX says to the file as it came."""
+    recipe = recipe_file.load(folder / "recipe.yaml")
+    with tempfile.TemporaryDirectory(prefix="zoo-") as name:
+        return nodes.built(folder / "model.onnx", recipe, Path(name) / "bare", label)
+
+
+def _inputs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Unseen data at min, opt and max of each profile, and at the data's own sizes."""
+    use = recipe.verification
+    for seed in UNSEEN:
+        batch = next(
+            data.batches(
+                recipe.verification_data,
+                root=recipe.root,
+                inputs=recipe.inputs,
+                batches=1,
+                batch_size=use.batch_size,
+                seed=seed,
+            )
+        )
+        if feeds.misfit(batch, recipe) is None:
+            yield f"seed {seed}", batch
+        for where, dims in feeds.corners(recipe):
+            yield f"seed {seed}, {where}", feeds.sized(batch, recipe, dims)
+
+
+def _reference(recipe: Recipe, folder: Path, work: Path) -> Runner:
+    """The model as it came: a PyTorch module, or an ONNX file computed in FP32."""
+    if recipe.source.kind == "onnx":
+        return _graph(folder / "model.onnx", "fp32")
+    torch: Any = import_module("torch")
+    module: Any = load(recipe, work / "source")
+    order = [tensor.name for tensor in recipe.inputs]
+
+    def run(inputs: dict[str, Any]) -> list[Any]:
+        with torch.no_grad():
+            made = module(*(torch.from_numpy(np.array(inputs[name])) for name in order))
+        return [one.numpy() for one in (made if isinstance(made, (tuple, list)) else [made])]
+
+    return run
+
+
+def _graph(path: Path, precision: str) -> Runner:
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in weights]
+    lows = {tensor.data_type for tensor in model.graph.initializer} & LOWS.keys()
+    if precision == "fp32" and not lows:
+        session = nodes.plain(path)
+        return lambda inputs: session.run(None, {name: inputs[name] for name in names})
+    steps = Steps(path, rounded=precision != "fp32")
+    return lambda inputs: list(steps.run({name: inputs[name] for name in names}).values())

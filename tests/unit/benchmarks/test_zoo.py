@@ -1,0 +1,195 @@
+"""The zoo: what its second opinion sees in a published graph, and how the table says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+
+from benchmarks import zoo, zoo_table
+from benchmarks.steps import NotRun, Steps
+from benchmarks.zoo_judge import Figures, decibel
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.thresholds import Budget
+
+FP16 = Budget(min_cosine=0.999, max_relative_l2=0.02)
+
+
+def graph(path: Path, nodes: list[Any], dtype: int, weights: dict[str, Any] | None = None) -> Path:
+    """A graph from x to y, both of that dtype, of any rank."""
+    made = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("x", dtype, ["n", 2])],
+        [helper.make_tensor_value_info("y", dtype, None)],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_what_overflows_fp16_between_two_nodes_is_seen(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Sqrt", ["square"], ["y"]),
+    ]
+    path = graph(tmp_path / "m.onnx", nodes, TensorProto.FLOAT16)
+    x = np.array([[300, 2]], np.float16)
+    assert np.array_equal(Steps(path).run({"x": x})["y"], [[np.inf, 2]])
+    assert np.array_equal(Steps(path, rounded=False).run({"x": x})["y"], [[300, 2]])
+
+
+def test_results_are_those_of_numpys_float16(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(0, 1, 2).astype(np.float16)
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "x"], ["y"]),
+    ]
+    path = graph(tmp_path / "m.onnx", nodes, TensorProto.FLOAT16, {"w": weight})
+    x = np.random.default_rng(1).normal(0, 1, (50, 2)).astype(np.float16)
+    wanted = np.exp((x * weight).astype(np.float32)).astype(np.float16) + x
+    assert np.array_equal(Steps(path).run({"x": x})["y"], wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_each_branch_of_an_if_runs_with_its_own_numbers(tmp_path: Path, taken: bool) -> None:
+    def branch(factor: float) -> Any:
+        value = numpy_helper.from_array(np.array(factor, np.float16), "f")
+        output = helper.make_tensor_value_info("z", TensorProto.FLOAT16, None)
+        nodes = [helper.make_node("Mul", ["x", "f"], ["z"])]
+        return helper.make_graph(nodes, "b", [], [output], [value])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch(2), else_branch=branch(3))
+    path = graph(tmp_path / "m.onnx", [node], TensorProto.FLOAT16, {"c": np.array(taken)})
+    made = Steps(path).run({"x": np.ones((1, 2), np.float16)})["y"]
+    assert made.tolist() == [[2, 2]] if taken else [[3, 3]]
+
+
+def test_fp8_is_rounded_by_numpy(tmp_path: Path) -> None:
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "zero"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])]
+    scale = numpy_helper.from_array(np.array(0.5, np.float32), "s")
+    made = helper.make_graph(nodes, "one", inputs, outputs, [scale, zero])
+    path = tmp_path / "m.onnx"
+    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    # 17 is between 16 and 18, and ties go to the even one; 448 is the largest there is.
+    found = Steps(path).run({"x": np.array([[8.5, 999]], np.float32)})["y"]
+    assert found.tolist() == [[8.0, 224.0]]
+
+
+def test_a_loop_is_not_run_and_named(tmp_path: Path) -> None:
+    node = helper.make_node("Scan", ["x"], ["y"], name="steps", num_scan_inputs=1)
+    node.attribute.append(helper.make_attribute("body", helper.make_graph([], "b", [], [])))
+    path = graph(tmp_path / "m.onnx", [node], TensorProto.FLOAT)
+    with pytest.raises(NotRun, match="Scan 'steps'"):
+        Steps(path).run({"x": np.ones((1, 2), np.float32)})
+
+
+def judged(wanted: Any, made: Any, **how: Any) -> list[str]:
+    figures = Figures(**how)
+    figures.add("y", np.asarray(wanted, np.float32), np.asarray(made, np.float32), "seed 1")
+    return figures.verdict(FP16)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ([[1, 2], [3, 4]], ""),
+        ([[1.01, 2], [3, 4]], ""),
+        ([[1.5, 2], [3, 4]], "relative L2 0.0913, above 0.04"),
+        ([[1, np.nan], [3, 4]], "1 values are not finite"),
+        ([[1, 2]], "shape (1, 2), not (2, 2)"),
+    ],
+)
+def test_a_graph_disagrees_beyond_twice_its_budget(made: Any, why: str) -> None:
+    found = judged([[1, 2], [3, 4]], made)
+    assert bool(found) == bool(why)
+    assert why in "; ".join(found)
+
+
+def test_a_ruined_sample_among_large_ones_is_seen() -> None:
+    wanted = np.full((100, 4), 10.0)
+    wanted[0] = 2
+    made = wanted.copy()
+    made[0] = [2, 2, 2, 3]
+    assert judged(wanted, made) == ["relative L2 of the worst sample 0.25, above 0.12"]
+
+
+def test_detections_that_are_lost_are_seen_behind_correct_boxes() -> None:
+    """nudenet in INT8: a cosine of .9997, and half of its detections gone."""
+    wanted = np.zeros((1, 6, 10))
+    wanted[0, 0] = np.arange(10) * 100 + 50
+    wanted[0, 2:4] = 50
+    wanted[0, 4] = 0.9
+    made = wanted.copy()
+    made[0, 4, :5] = 0.05
+    assert judged(wanted, made, found="y") == ["5 of 10 detections are kept, and it has 5"]
+    assert judged(wanted, wanted, found="y") == []
+
+
+def test_infinities_that_fp32_has_too_are_no_damage() -> None:
+    assert judged([[np.inf, 1]], [[np.inf, 1]]) == []
+    assert judged([[np.inf, 1]], [[7, 1]]) != []
+
+
+@pytest.mark.parametrize(("relative", "db"), [(0.01, 40.0), (0.0, 999.0), (float("inf"), None)])
+def test_figures_are_decibels(relative: float, db: float | None) -> None:
+    assert decibel(relative) == db
+
+
+@pytest.mark.parametrize("name", zoo.models())
+def test_every_row_is_a_recipe(name: str) -> None:
+    row = zoo.models()[name]
+    made = Recipe.model_validate(zoo.recipe(name, row))
+    assert made.name == name
+    assert ("wheel" in row) == ("files" in row)
+    assert set(row.get("files", {})) >= ({"model.onnx"} if "model" not in row else set())
+
+
+def test_a_cell_says_what_each_gpu_has() -> None:
+    def engine(gpu: str, **said: Any) -> dict[str, Any]:
+        return {"gpu": gpu, "precision": "fp16", "status": "built", "commit": "c", **said}
+
+    reasons: dict[str, int] = {}
+    found = {
+        "engines": {
+            "l4/fp16": engine("l4", graph="g"),
+            "a100/fp16": engine("a100", graph="g"),
+            "t4/fp16": engine("t4", status="failed", reason="t4 has\nno X | Y"),
+        },
+        "graphs": {"g": {"db": 41.2, "disagrees": []}},
+    }
+    assert zoo_table.cell(found, "fp16", reasons) == "t4: no (1); a100, l4: 41.2 dB"
+    assert reasons == {"GPU has no X / Y": 1}
+    assert zoo_table.cell(found, "bf16", reasons) == "not run"
+    found["graphs"]["g"]["disagrees"] = ["relative L2 2"]
+    assert "41.2 dB **disagrees**" in zoo_table.cell(found, "fp16", reasons)
+    assert [name for name, _ in zoo_table.wrong({"m": found})] == ["m"]
+
+
+def test_what_has_results_is_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[list[str]] = []
+
+    def build(folder: Path, scratch: Path, gpus: list[str], precisions: list[str]) -> Any:
+        asked.append(precisions)
+        failed = {"gpu": gpus[0], "status": "failed", "reason": "r", "engine_digest": ""}
+        return [{**failed, "precision": one} for one in precisions]
+
+    monkeypatch.setattr(zoo, "build", build)
+    monkeypatch.chdir(tmp_path)
+    line = ["--only", "ramp", "--gpus", "l4", "--precisions", "fp16", "--scratch", str(tmp_path)]
+    for more in ([], [], ["--mended"], ["--precisions", "fp16,bf16"]):
+        zoo.work("range-int-cast", zoo.parse([*line, "--no-bare", *more]))
+    assert asked == [["fp16"], ["fp16"], ["bf16"]]
+    kept = json.loads((tmp_path / "results" / "range-int-cast.json").read_text())
+    assert set(kept["engines"]) == {"l4/fp16", "l4/bf16"}
