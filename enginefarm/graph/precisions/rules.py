@@ -238,12 +238,45 @@ def integers(links: Links) -> Iterator[NodeProto]:
             exact.update(node.output)
 
 
+def log_spectra(links: Links) -> Iterator[NodeProto]:
+    """From an input of the model through filters to the logarithm of their power: CQT, STFT, mel.
+    Rounding what is loud puts a floor under what is quiet, and a logarithm shows the floor.
+    Products of matrices are left alone, as for angles; a model with a nonlinearity before its
+    logarithm (the end of a classifier, say) has no spectrum there."""
+    for node in links.nodes:
+        if node.op_type != "Log":
+            continue
+        cone = _linear_cone(links, node)
+        powers = ("Sqrt", "Abs", "ReduceL2", "ReduceSumSquare")
+        power = any(n.op_type in powers or _is_square(links, n) for n in cone)
+        if power and any(n.op_type in FILTERS - {"Pad"} for n in cone):
+            yield from (n for n in cone if n.op_type not in MATRIX_PRODUCTS)
+
+
+def _linear_cone(links: Links, node: NodeProto) -> list[NodeProto]:
+    """All that a value is computed from; empty where some of it is neither a filter nor
+    arithmetic."""
+    waiting, seen = [node], {node.name: node}
+    while waiting:
+        for maker in links.computed(waiting.pop()):
+            if maker.op_type not in ARITHMETIC | MOVES | NORMS | FILTERS | SIZES:
+                return []
+            if maker.name not in seen:
+                seen[maker.name] = maker
+                waiting.append(maker)
+    return [n for n in seen.values() if n.op_type not in SIZES]
+
+
+MATRIX_PRODUCTS = frozenset(("Gemm", "MatMul"))
+FILTERS = MATRIX_PRODUCTS | {"Conv", "Pad"}
+SIZES = frozenset(("Constant", "ConstantOfShape", "Shape", "Size"))
 LARGE_INTEGERS = ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")
 
 RULES = (
     Rule("it is part of a normalisation", normalisations),
     Rule("it computes an angle of Sin or Cos", angles),
     Rule("it computes with integers", integers),
+    Rule("it computes a spectrum whose logarithm is taken", log_spectra),
 )
 
 

@@ -11,7 +11,7 @@ from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 
 CAST_VERSION = "3"
 """Of the mixed-precision cast: raise it when the graph that it makes changes."""
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 """Of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
 
 
