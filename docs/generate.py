@@ -16,7 +16,7 @@ import click
 
 from enginefarm import errors
 from enginefarm.cli import COMMANDS, cli
-from enginefarm.documents import gpus
+from enginefarm.documents import gpus, support
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 
@@ -89,14 +89,27 @@ def gpus_page() -> str:
         "# GPUs and precisions",
         WRITTEN,
         "A row is a table of `enginefarm/documents/gpus.toml`; to add a GPU, add one there.\n",
-        "| label | compute capability | memory, GiB | bandwidth, GB/s | precisions | work pool |",
-        "|---|---|---|---|---|---|",
+        "The last column is what NVIDIA's support matrix says of TensorRT-RTX; what is not listed",
+        "may build, and nothing is promised for it.\n",
+        "| label | compute capability | memory, GiB | bandwidth, GB/s | precisions | work pool "
+        "| TensorRT-RTX |",
+        "|---|---|---|---|---|---|---|",
     ]
     for gpu in gpus.table().values():
         rows.append(
             f"| {gpu.label} | {gpu.compute_capability} | {gpu.memory_gib:g} | "
-            f"{gpu.bandwidth_gb_s:g} | {' '.join(gpu.precisions)} | {gpu.work_pool} |"
+            f"{gpu.bandwidth_gb_s:g} | {' '.join(gpu.precisions)} | {gpu.work_pool} | "
+            f"{support.sentence(gpu, 'tensorrt-rtx')} |"
         )
+    rows += ["\n## Listed by NVIDIA, or proven here\n"]
+    for name, row in support.table().items():
+        rows.append(f"- `{name}`: {row.source}.")
+        rows += [
+            f"- `{name}`: proven here on {one.gpu} with {one.release}, "
+            f"{', '.join(one.precisions)}: "
+            f"[{one.page.rpartition('/')[2]}]({one.page.removeprefix('docs/')})."
+            for one in row.proven
+        ]
     rows += [
         "\n## Default accuracy budgets\n",
         "Against FP32 PyTorch; a recipe's `accuracy` overrides them. Over budget: not published.\n",

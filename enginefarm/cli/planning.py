@@ -19,6 +19,8 @@ from enginefarm.errors import UsageError
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: Path, as_json: bool) -> None:
     """What RECIPE asks for: each engine, its toolchain, cached or to build, and why."""
+    from enginefarm.documents.gpus import gpu
+    from enginefarm.documents.support import support as word
     from enginefarm.planning import stages
     from enginefarm.planning.survey import local_offers, survey
     from enginefarm.recipes import file as recipe_file
@@ -34,6 +36,7 @@ def plan(recipe: Path, as_json: bool) -> None:
             f"{planned.target.toolchain.name} {planned.target.toolchain.build}",
             planned.spec.digest[:12] if planned.spec else "–",
             planned.reason,
+            word(gpu(planned.target.gpu), planned.target.toolchain.name, planned.target.precision),
             _state(planned),
         )
         for planned in found.builds
@@ -45,13 +48,13 @@ def plan(recipe: Path, as_json: bool) -> None:
             "–",
             "–",
             skip.reason,
+            "–",
             "cannot be built" if skip.refused else "skipped",
         )
         for skip in found.skipped
     ]
-    print_table(
-        f"Plan of {found.recipe}", ("GPU", "precision", "toolchain", "spec", "why", "state"), rows
-    )
+    header = ("GPU", "precision", "toolchain", "spec", "why", "by NVIDIA's matrix", "state")
+    print_table(f"Plan of {found.recipe}", header, rows)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from enginefarm.cli.options import FiniteRange
 from enginefarm.names import PRECISION_NAMES
 
 if TYPE_CHECKING:
+    from enginefarm.documents.manifest import Manifest
     from enginefarm.host.detect import Host
     from enginefarm.pulling.pull import PulledEngine
     from enginefarm.pulling.select import Selection
@@ -107,8 +108,18 @@ def pull(
         f"{manifest.engine.digest[:12]}, fit: {pulled.candidate.fit.words}; {origin}",
         err=True,
     )
-    for caveat in pulled.candidate.caveats:
-        click.echo(f"note: {caveat}", err=True)
+    for note in (*pulled.candidate.caveats, not_listed(manifest)):
+        if note:
+            click.echo(f"note: {note}", err=True)
+
+
+def not_listed(manifest: Manifest) -> str:
+    """What NVIDIA's support matrix has against this engine; empty where it lists it."""
+    from enginefarm.documents import gpus, support
+
+    row = gpus.table().get(manifest.gpu)
+    toolchain = manifest.spec.toolchain.name
+    return support.caution(row, toolchain, manifest.precision) if row else ""
 
 
 def print_selection(selection: Selection, host: Host) -> None:

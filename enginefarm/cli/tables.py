@@ -82,15 +82,16 @@ def print_table(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def gpus(as_json: bool) -> None:
     """GPUs that recipes can name, with what each can do."""
+    from enginefarm.documents import support
     from enginefarm.documents.gpus import table
 
     rows = table().values()
     if as_json:
-        print_json([row.model_dump(mode="json") for row in rows])
+        print_json([{**row.model_dump(mode="json"), "support": support.cells(row)} for row in rows])
         return
     print_table(
         "GPUs",
-        ("label", "compute capability", "memory", "bandwidth", "precisions"),
+        ("label", "compute capability", "memory", "bandwidth", "precisions", "TensorRT-RTX"),
         [
             (
                 row.label,
@@ -98,7 +99,15 @@ def gpus(as_json: bool) -> None:
                 f"{row.memory_gib:g} GiB",
                 f"{row.bandwidth_gb_s:g} GB/s",
                 " ".join(row.precisions),
+                support.sentence(row, "tensorrt-rtx"),
             )
             for row in rows
         ],
     )
+    for name, row in support.table().items():
+        click.echo(f"{name}: {row.source}")
+        for one in row.proven:
+            click.echo(
+                f"{name}: proven here on {one.gpu} with {one.release}: "
+                f"{', '.join(one.precisions)} ({one.page})"
+            )

@@ -1,0 +1,86 @@
+"""What NVIDIA lists for a GPU, a toolchain and a precision, and what was proven: support.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import Field
+
+from enginefarm.documents.gpus import Gpu
+from enginefarm.documents.recipe import PrecisionName
+from enginefarm.schema import Frozen, Name
+
+Word = Literal["proven here", "listed", "not listed", "not known"]
+
+
+class Proof(Frozen):
+    """Engines that ran on a real GPU, verified there by this repository."""
+
+    gpu: Name
+    release: str = Field(description="Of the toolchain: 8.6.1.")
+    precisions: tuple[PrecisionName, ...]
+    page: str = Field(description="The page in docs/measurements that says so.")
+
+
+class Support(Frozen):
+    """One toolchain's row."""
+
+    source: str
+    advice: dict[str, str] = Field(default={}, description="By compute capability.")
+    listed: dict[str, tuple[PrecisionName, ...]] | None = Field(
+        default=None, description="By compute capability; None where no list could be read."
+    )
+    proven: tuple[Proof, ...] = ()
+
+
+@cache
+def table() -> dict[str, Support]:
+    """Every row, by the toolchain's name."""
+    text = (files("enginefarm.documents") / "support.toml").read_text("utf-8")
+    return {name: Support.model_validate(row) for name, row in tomllib.loads(text).items()}
+
+
+def support(gpu: Gpu, toolchain: str, precision: str) -> Word:
+    """What is known of that cell. `proven here` wins: it ran, whatever a list says.
+
+    toolchain: as a spec names it. One that has no row is "not known".
+    """
+    row = table().get(toolchain)
+    if row is None:
+        return "not known"
+    if any(one.gpu == gpu.label and precision in one.precisions for one in row.proven):
+        return "proven here"
+    if row.listed is None:
+        return "not known"
+    return "listed" if precision in row.listed.get(gpu.compute_capability, ()) else "not listed"
+
+
+def caution(gpu: Gpu, toolchain: str, precision: str) -> str:
+    """The sentence that stands beside an engine that NVIDIA does not list; else empty."""
+    if support(gpu, toolchain, precision) != "not listed":
+        return ""
+    return (
+        f"NVIDIA does not list {precision} on {gpu.label} (compute capability "
+        f"{gpu.compute_capability}) for {toolchain}: the engine builds, and nothing is promised"
+    )
+
+
+def cells(gpu: Gpu) -> dict[str, dict[str, Word]]:
+    """Every toolchain × precision of a GPU's own precisions."""
+    return {
+        name: {precision: support(gpu, name, precision) for precision in gpu.precisions}
+        for name in table()
+    }
+
+
+def sentence(gpu: Gpu, toolchain: str) -> str:
+    """One cell of a table of GPUs: `lists fp32 fp16; not int8`."""
+    words = {one: support(gpu, toolchain, one) for one in gpu.precisions}
+    listed = [one for one, word in words.items() if word in ("listed", "proven here")]
+    others = [one for one, word in words.items() if word == "not listed"]
+    if not listed:
+        return "not listed"
+    return f"lists {' '.join(listed)}" + (f"; {' '.join(others)} not listed" if others else "")
