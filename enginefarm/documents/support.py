@@ -29,7 +29,6 @@ class Support(Frozen):
     """One toolchain's row."""
 
     source: str
-    advice: dict[str, str] = Field(default={}, description="By compute capability.")
     listed: dict[str, tuple[PrecisionName, ...]] | None = Field(
         default=None, description="By compute capability; None where no list could be read."
     )

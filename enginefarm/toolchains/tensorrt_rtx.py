@@ -34,8 +34,8 @@ COMPUTE_CAPABILITIES: dict[str, str] = {
 """Compute capability -> the name of trt.ComputeCapability. Hopper (9.0) and data-centre
 Blackwell (10.0) are not among them."""
 
-NOT_SHARED: set[tuple[str, PrecisionName]] = {("7.5", "fp32")}
-"""What many networks lack there (no FP32 GEMM on 7.5), and would fail a whole shared plan."""
+OWN_PLAN = {"7.5"}
+"""NVIDIA advises against one plan for Turing and others; decision 0200."""
 
 
 class TensorRTRTX:
@@ -70,8 +70,7 @@ class TensorRTRTX:
         shared = tuple(
             capability
             for capability in COMPUTE_CAPABILITIES
-            if gpus.has_precision(capability, precision)
-            and (capability, precision) not in NOT_SHARED
+            if gpus.has_precision(capability, precision) and capability not in OWN_PLAN
         )
         return shared if gpu.compute_capability in shared else ()
 

@@ -87,7 +87,7 @@ def test_it_is_built_once_a_machine_and_published_once(
     assert 1 <= len(builds) <= len(sites), "the lock is a machine's"
 
 
-def test_gpus_share_one_build_and_one_blob(
+def test_newer_gpus_share_one_build_and_one_blob_and_turing_has_its_own(
     store: EngineStore, tmp_path: Path, builds: list[tuple[str, ...]]
 ) -> None:
     asked = jobs(store, tmp_path, precisions=["fp16"])
@@ -96,11 +96,13 @@ def test_gpus_share_one_build_and_one_blob(
     ]
     manifests = [made(site, job) for site, job in zip(sites, asked, strict=True)]
     assert [one.gpu for one in manifests] == ["t4", "a100", "l4"]
-    assert len(builds) == 1
-    assert len({one.engine.digest for one in manifests}) == 1
-    assert [one.build.built_with for one in manifests] == [None, "t4", "t4"]
-    assert sum(one.build.seconds > 0 for one in manifests) == 1, "build minutes are counted once"
-    plan_file = sites[0].cache.path(manifests[0].engine)
+    assert len(builds) == 2
+    assert len({one.engine.digest for one in manifests}) == 2
+    assert [one.build.built_with for one in manifests] == [None, None, "a100"]
+    assert sum(one.build.seconds > 0 for one in manifests) == 2, "build minutes are counted once"
+    turing = read_plan_header(sites[0].cache.path(manifests[0].engine))
+    assert turing.compute_capabilities == ("7.5",)
+    plan_file = sites[1].cache.path(manifests[1].engine)
     carried = read_plan_header(plan_file).compute_capabilities
     assert carried == manifests[2].build.compute_capabilities
     assert not sites[2].cache.has(manifests[2].engine), "nothing was downloaded to say so"
@@ -112,7 +114,7 @@ def test_where_one_compute_capability_fails_all_the_gpu_gets_its_own_plan(
     builds: list[tuple[str, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensorrt_rtx, "NOT_SHARED", set())  # 7.5 has no FP32 Gemm
+    monkeypatch.setattr(tensorrt_rtx, "OWN_PLAN", set())  # 7.5 has no FP32 Gemm
     (job,) = jobs(store, tmp_path, gpus=["a100"], precisions=["fp32"])
     assert "7.5" in job.spec.compute_capabilities
     site = Site(store=store, cache=BlobCache(tmp_path / "worker"))

@@ -246,20 +246,26 @@ def test_the_key_is_the_same_in_another_process_and_another_field_order() -> Non
 
 
 def test_cross_builds_of_one_precision_share_a_plan_and_no_spec() -> None:
-    t4, a100 = spec_of(), spec_of(gpu="a100")
-    assert t4.compute_capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0")
-    assert t4.digest != a100.digest
-    assert t4.plan_key == a100.plan_key
-    assert t4.plan_key != spec_of(recipe=RECIPE.model_copy(update={"salt": "again"})).plan_key
+    a100, l4 = spec_of(gpu="a100"), spec_of(gpu="l4")
+    assert a100.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert a100.digest != l4.digest
+    assert a100.plan_key == l4.plan_key
+    salted = RECIPE.model_copy(update={"salt": "again"})
+    assert a100.plan_key != spec_of(gpu="a100", recipe=salted).plan_key
+
+
+def test_turing_has_a_plan_of_its_own() -> None:
+    t4 = spec_of()
+    assert t4.compute_capabilities == ()
+    assert t4.plan_key != spec_of(gpu="a100").plan_key
 
 
 def test_only_compute_capabilities_with_the_precision_share() -> None:
     a100 = GpuTarget(label="a100", compute_capability="8.0")
-    t4 = GpuTarget(label="t4", compute_capability="7.5")
+    l4 = GpuTarget(label="l4", compute_capability="8.9")
     rtx = toolchain("tensorrt-rtx")
-    assert "7.5" not in rtx.carries(a100, "bf16")
-    assert rtx.carries(t4, "fp32") == (), "many networks have an operator that 7.5 lacks in FP32"
-    assert "7.5" not in rtx.carries(a100, "fp32")
+    assert rtx.carries(a100, "fp8") == ()
+    assert rtx.carries(l4, "fp8") == ("8.9", "12.0")
 
 
 def test_a_native_plan_is_one_gpus_and_its_digest_is_what_it_was_before_plans_were_shared() -> None:
