@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from enginefarm.bench.engine import Measured, filled, side_by_side
 from enginefarm.bench.harness import Harness
+from enginefarm.bench.layer_times import record_layer_times
 from enginefarm.bench.recipe import (
     TORCH_KINDS,
     Known,
@@ -90,6 +91,24 @@ def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None)
                 _measure(running, model, point, harness or Harness(), result)
     report("benchmark", len(wanted), len(wanted))
     return result
+
+
+def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
+    """Times the layers of the recipe's engines for this GPU, and keeps that in the store.
+
+    Gives what could not be profiled, and why.
+    """
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    left_out: dict[str, str] = {}
+    for manifest in _engines(known(site, recipe), row.label) if row else ():
+        report("profile", 0, None, manifest.spec.label)
+        try:
+            record_layer_times(site, manifest)
+        except EngineRunError as error:
+            name = f"layers of {manifest.spec.label}"
+            left_out[name] = one_line(error.why or error.what)
+    return left_out
 
 
 def _entries(

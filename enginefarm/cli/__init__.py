@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "store": ("enginefarm.cli.store:store", "Where the store is; stop the embedded one."),
     "list": ("enginefarm.cli.listing:list_", "Engines in the store."),
     "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
+    "diff": ("enginefarm.cli.layers:diff_", "Two engines, layer by layer."),
     "log": ("enginefarm.cli.log:log", "What the builder said, also of a build that failed."),
     "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),
     "bench": ("enginefarm.cli.bench:bench", "Benchmark rows: every engine, every night."),

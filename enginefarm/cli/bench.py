@@ -102,8 +102,9 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
     help="Of each runtime and shape.",
 )
 @click.option("--cpu", is_flag=True, help="On the CPU, even where there is a GPU.")
+@click.option("--layers", is_flag=True, help="On a GPU: each engine's layers too, for `diff`.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, every column.")
-def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:
+def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -> None:
     """Times RECIPE on this machine, runtimes side by side, in turns on the same inputs.
 
     On a GPU: PyTorch, ONNX Runtime with its CUDA and its TensorRT provider, and the engines
@@ -112,7 +113,8 @@ def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:
     """
     from enginefarm.bench.harness import Harness
     from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
-    from enginefarm.bench.on_gpu import benchmark_gpu
+    from enginefarm.bench.on_gpu import benchmark_gpu, profile_engines
+    from enginefarm.errors import UsageError
     from enginefarm.host.detect import first_gpu
     from enginefarm.recipes import file as recipe_file
     from enginefarm.store import site
@@ -124,11 +126,18 @@ def run_(recipe: Path, seconds: float, cpu: bool, as_json: bool) -> None:
     harness = usual.model_copy(
         update={"min_seconds": seconds, "max_seconds": max(seconds, usual.max_seconds)}
     )
+    if layers and on_cpu:
+        raise UsageError(
+            "bench run --layers: only an engine on a GPU has layers to time",
+            fix="leave out --layers, or run it on a machine that has the GPU",
+        )
     if on_cpu:
         rows = [*benchmark_cpu(here, loaded, harness=harness)]
     else:
         found = benchmark_gpu(here, loaded, harness=harness)
         rows = found.rows
+        if layers:
+            found.left_out |= profile_engines(here, loaded)
         for name, why in found.left_out.items():
             click.echo(f"left out: {name}: {why}", err=True)
     BenchmarkTables(here.store.objects).append(rows)

@@ -69,36 +69,53 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 @click.argument("what", metavar="NAME|SPEC")
 @click.option("--gpu", metavar="LABEL", help="Of NAME: only this GPU's.")
 @click.option("--precision", help="Of NAME: only this precision.")
-@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
-def show(what: str, gpu: str | None, precision: str | None, as_json: bool) -> None:
+@click.option("--layers", is_flag=True, help="The engine's layers, in place of the manifest.")
+@click.option("--json", "as_json", is_flag=True, help="Layers as JSON; a manifest always is.")
+def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:
     """One manifest, whole: by its spec digest (8 digits are enough), or a recipe's newest."""
     from enginefarm.cli.tables import print_json
     from enginefarm.store import open_store
 
-    manifest = find(open_store(), what, gpu, precision)
-    print_json(manifest.model_dump(mode="json"))
+    store = open_store()
+    manifest = find(store, what, gpu, precision)
+    if not layers:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    from enginefarm.cli.layers import print_layers
+    from enginefarm.tables.layers import layers_of
+
+    found = layers_of(store, manifest)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print_layers(found, f"{manifest.recipe} {manifest.spec.label} {manifest.spec_digest[:12]}")
 
 
-def find(store: EngineStore, what: str, gpu: str | None, precision: str | None) -> Manifest:
-    """By digest or its beginning; else the newest of the recipe of that name.
+def find(
+    store: EngineStore, what: str, gpu: str | None, precision: str | None, command: str = "show"
+) -> Manifest:
+    """By digest or its beginning; else the newest of the recipe of that name. NAME/GPU/PRECISION
+    is a recipe's too.
 
     Raises: StoreMissing; UsageError when several specs begin so.
     """
     from enginefarm.errors import StoreMissing
 
-    found = by_digest(store, what) if SPEC.fullmatch(what) else None
+    found = by_digest(store, what, command) if SPEC.fullmatch(what) else None
     if found is None:
-        of_name = store.manifests(what, gpu, precision)
+        name, *of = what.split("/")
+        given = [*of, None, None][:2] if of else [gpu, precision]
+        of_name = store.manifests(name, *given) if len(of) < 3 else ()
         found = max(of_name, key=lambda one: one.created_at, default=None)
     if found is None:
         raise StoreMissing(
-            f"show: the store {store.url} has no spec and no recipe {what!r}",
+            f"{command}: the store {store.url} has no spec and no engine {what!r}",
             fix=f"recipes there: {', '.join(store.recipes()) or 'none'}; `enginefarm list`",
         )
     return found
 
 
-def by_digest(store: EngineStore, beginning: str) -> Manifest | None:
+def by_digest(store: EngineStore, beginning: str, command: str = "show") -> Manifest | None:
     from enginefarm.errors import UsageError
 
     if len(beginning) == 64:
@@ -106,7 +123,7 @@ def by_digest(store: EngineStore, beginning: str) -> Manifest | None:
     digests = list(store.digests(beginning))
     if len(digests) > 1:
         raise UsageError(
-            f"show: {len(digests)} specs begin with {beginning}",
+            f"{command}: {len(digests)} specs begin with {beginning}",
             fix=f"give more digits: {', '.join(digest[:16] for digest in digests[:5])}",
         )
     return store.manifest(digests[0]) if digests else None

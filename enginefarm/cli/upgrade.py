@@ -10,6 +10,7 @@ from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from enginefarm.release.upgrade import Change
+    from enginefarm.store.engine_store import EngineStore
 
 
 @click.command()
@@ -57,6 +58,22 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
             [_cells(change) for change in found.changes],
             [{"slower": "red", "faster": "green"}.get(c.state, "") for c in found.changes],
         )
+    for change in found.changes:
+        if change.state == "slower":
+            _why(store, change)
+
+
+def _why(store: EngineStore, change: Change) -> None:
+    """The layers of an engine that got slower, new against old."""
+    from enginefarm.cli.layers import print_diff
+    from enginefarm.tables.layers import compared
+
+    name = f"{change.recipe} {change.gpu}/{change.precision}"
+    found = compared(store, change.spec_digest_old, change.spec_digest_new)
+    if isinstance(found, str):
+        click.echo(f"{name} is slower; its layers cannot be compared: {found}")
+    else:
+        print_diff(found, f"{name} is slower: layers of the old build → the new one")
 
 
 def _cells(change: Change) -> tuple[str, ...]:

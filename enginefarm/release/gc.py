@@ -26,6 +26,7 @@ from enginefarm.schema import Frozen
 from enginefarm.store import blobs, channels, layout
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import ObjectInfo
+from enginefarm.tables import layers
 
 DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
@@ -160,8 +161,8 @@ def _documents(
     digest = manifest.spec_digest
     keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
     keys.append(layout.manifest(digest))
-    attestations = store.list_objects(f"{ATTESTATIONS}{digest}/")
-    keys += [info.key for info in attestations]
+    for there in (f"{ATTESTATIONS}{digest}/", layers.key(digest)):
+        keys += [info.key for info in store.list_objects(there)]
     keys.append(layout.spec(digest))
     return (Garbage(key=key, size_bytes=0, why=why, spec_digest=digest) for key in keys)
 

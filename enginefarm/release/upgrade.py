@@ -59,6 +59,8 @@ class Change(Frozen):
     build_seconds_old: float | None = None
     build_seconds_new: float | None = None
     because: str = Field(default="", description="Why timings were not compared.")
+    spec_digest_old: str | None = None
+    spec_digest_new: str | None = Field(default=None, description="`enginefarm diff OLD NEW`.")
 
     @property
     def latency_ratio(self) -> float | None:
@@ -211,6 +213,8 @@ def _change(rows: list[BenchmarkRow], build: str, rule: Regression) -> Change | 
         size_bytes_new=_last(new, "size_bytes"),
         build_seconds_old=_last(old, "build_seconds"),
         build_seconds_new=_last(new, "build_seconds"),
+        spec_digest_old=_last(old, "spec_digest"),
+        spec_digest_new=_last(new, "spec_digest"),
     )
 
 

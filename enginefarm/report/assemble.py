@@ -203,6 +203,13 @@ def _order(row: BenchmarkRow) -> tuple[object, ...]:
     )
 
 
+def _engines(rows: Sequence[BenchmarkRow]) -> tuple[str | None, str | None]:
+    """Spec digests of the newest night, and before it of the last night that came earlier."""
+    newest = rows[-1]
+    before = next((row for row in reversed(rows) if row.date < newest.date), None)
+    return (before.spec_digest if before else None, newest.spec_digest)
+
+
 def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
     """A line for each host × runtime × precision, at its most measured profile and batch."""
     groups: defaultdict[tuple[str, str, str], list[BenchmarkRow]] = defaultdict(list)
@@ -215,7 +222,7 @@ def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
         most = [row for row in found if shape_of(row) == usual]
         points = tuple(walk(most, rule))
         if len(points) > 1:
-            lines.append(Line(host, runtime, precision, usual[1], points))
+            lines.append(Line(host, runtime, precision, usual[1], points, _engines(most)))
     return tuple(
         sorted(
             lines,

@@ -9,6 +9,7 @@ from enginefarm.report import svg
 from enginefarm.report.assemble import host_of, usual_shape
 from enginefarm.report.model import Cell, Line, ModelSection
 from enginefarm.report.svg import number, power
+from enginefarm.tables import layer_diff
 from enginefarm.tables.rows import BenchmarkRow
 
 RUNTIME_NAMES = {
@@ -21,6 +22,8 @@ RUNTIME_NAMES = {
 }
 OURS = ("tensorrt", "tensorrt-rtx")
 MAX_TRACKS = 10
+LAYERS_SHOWN = 20
+layer_cells = layer_diff.cells
 
 
 def tone(row: BenchmarkRow | Line) -> str:

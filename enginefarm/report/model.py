@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from enginefarm.tables.layer_diff import LayerDiff
 from enginefarm.tables.regression import State
 from enginefarm.tables.rows import BenchmarkRow
 
@@ -55,6 +56,10 @@ class Cell:
     """The engine's newest figures; None where there is no engine."""
 
 
+Engines = tuple[str | None, str | None]
+"""Spec digests of the night before the newest, and of the newest; None: the row has none."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One cell's timings over the nights, each held against the nights before it."""
@@ -64,6 +69,7 @@ class Line:
     precision: str
     batch: int
     points: tuple[tuple[dt.date, float, State], ...]
+    engines: Engines = (None, None)
 
     @property
     def name(self) -> str:
@@ -125,6 +131,8 @@ class ReportData:
     gpus: tuple[str, ...]
     precisions: tuple[str, ...]
     models: tuple[ModelSection, ...]
+    layers: dict[Engines, LayerDiff | str] = field(default_factory=dict[Engines, "LayerDiff | str"])
+    """Under each slower line: its two engines layer by layer, or why that is not known."""
     notes: tuple[str, ...] = field(default=())
     """Where the figures come from: machine, versions."""
 

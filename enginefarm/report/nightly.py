@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from enginefarm import __version__
 from enginefarm.documents.manifest import Manifest
@@ -17,6 +18,7 @@ from enginefarm.report.render import REPORT_COLUMNS, render
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.filter import RowFilter
 from enginefarm.tables.from_manifest import rows_from_manifest
+from enginefarm.tables.layers import compared
 from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.tables.rules import recorded_rules
 from enginefarm.tables.tables import BenchmarkTables
@@ -45,20 +47,20 @@ def page(
     rows = with_manifests(rows, store.manifests())
     rules = recorded_rules(store, (row.recipe for row in rows))
     rules |= {recipe.name: recipe.regression for recipe, _ in recipes}
-    return render(
-        assemble(
-            rows,
-            title=title,
-            store=store.url,
-            wanted=[one for _, survey in recipes for one in wanted_of(survey)],
-            rules=rules,
-            notes=(
-                f"enginefarm {__version__}, Python {platform.python_version()}, "
-                f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "
-                f"It shows the last {nights} nights.",
-            ),
-        )
+    data = assemble(
+        rows,
+        title=title,
+        store=store.url,
+        wanted=[one for _, survey in recipes for one in wanted_of(survey)],
+        rules=rules,
+        notes=(
+            f"enginefarm {__version__}, Python {platform.python_version()}, "
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "
+            f"It shows the last {nights} nights.",
+        ),
     )
+    slower = {line.engines for model in data.models for line in model.regressions}
+    return render(replace(data, layers={pair: compared(store, *pair) for pair in slower}))
 
 
 def with_manifests(

@@ -6,6 +6,7 @@ modules without types, hence `Any`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +158,44 @@ def network_tensors(network: Any) -> tuple[TensorInfo, ...]:
         *(_tensor(tensor, "input") for tensor in _inputs(network)),
         *(_tensor(tensor, "output") for tensor in outputs),
     )
+
+
+def write_network(network: Any, dest: Path) -> Path:
+    """The parsed network's layers as JSON, before the builder fuses them: names, kinds, types.
+
+    For toolchains whose plans no inspector can open where they are built. Read by
+    `documents.layers`, which knows by `Network` that nothing is said of fusion and tactics.
+    """
+    layers = [_network_layer(network.get_layer(index)) for index in range(network.num_layers)]
+    dest.write_text(json.dumps({"Network": True, "Layers": layers}), "utf-8")
+    return dest
+
+
+def _network_layer(layer: Any) -> dict[str, Any]:
+    kind = str(layer.type).rpartition(".")[2]
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+    given = "Constants" if kind == "CONSTANT" else "Outputs"
+    return {
+        "Name": layer.name,
+        "LayerType": kind,
+        "Metadata": getattr(layer, "metadata", ""),
+        # An input that is left out (an optional one) is None.
+        "Inputs": [_described(tensor) for tensor in inputs if tensor is not None],
+        given: [_described(tensor) for tensor in outputs if tensor is not None],
+    }
+
+
+def _described(tensor: Any) -> dict[str, Any]:
+    try:
+        dims = [int(dim) for dim in tensor.shape]
+    except ValueError:  # the rank itself is not known
+        dims = [-1]
+    return {
+        "Name": tensor.name,
+        "Dimensions": dims,
+        "Datatype": str(tensor.dtype).rpartition(".")[2],
+    }
 
 
 def set_checked(target: Any, attribute: str, value: Any, option: str) -> None:

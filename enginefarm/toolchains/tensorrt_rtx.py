@@ -107,12 +107,14 @@ class TensorRTRTX:
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
         monitor = builder_api.make_monitor(trt)
         config.progress_monitor = monitor
+        layers = builder_api.write_network(network, request.work_dir / "layers.json")
         plan = request.work_dir / "engine.plan"
         builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),
             seconds=time.monotonic() - began,
+            layers=layers,
             compute_capabilities=request.spec.compute_capabilities,
             details={"layers": network.num_layers},
         )

@@ -103,6 +103,7 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
         self.active_optimization_profile = 0
+        self.profiler: Any = None
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.active_optimization_profile = profile
@@ -161,6 +162,8 @@ class IExecutionContext:
         time.sleep(plan["asked"]["seconds"])
         feeds = {name: self._value(name) for name in engine._inputs}
         found = ReferenceEvaluator(engine._model).run(None, feeds)
+        for place, node in enumerate(engine._model.graph.node if self.profiler else ()):
+            self.profiler.report_layer_time(node.name, 0.25 * (place + 1))
         for tensor, value in zip(engine._model.graph.output, found, strict=True):
             self._store(tensor.name, np.ascontiguousarray(value))
 

@@ -73,6 +73,11 @@ def test_a_recipe_from_plan_to_why(
     assert "to build" not in table
     assert "would not rebuild; spec " in said(capsys, "why", recipe, "--gpu", "t4")
 
+    layers = said(capsys, "show", "tiny/t4/fp16", "--layers")
+    assert "of the network before the build: its fusions are not known" in layers
+    assert any(line.split()[:3] == ["conv", "CONVOLUTION", "conv"] for line in layers.splitlines())
+    assert "groups differ" in said(capsys, "diff", "tiny/t4/fp16", "tiny")
+
     other = written(tmp_path / "other", builder={"optimization_level": 5})
     answer = json.loads(said(capsys, "why", other, "--gpu", "t4", "--json"))
     assert not answer["cached"]

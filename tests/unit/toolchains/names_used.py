@@ -44,6 +44,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "run/trt.py": (),
     "run/engine.py": ("_runtime", "engine", "inspector"),
     "run/session.py": ("context",),
+    "bench/layer_times.py": ("context",),
     "run/buffers.py": (),
 }
 """Our files and the native variables in each (`profile` is a recipe's in most of them)."""

@@ -1,0 +1,122 @@
+"""How long each layer of an engine takes, by TensorRT's own profiler, in a fresh process.
+
+The profiler waits after every pass, so the sum is more than a pass takes: these figures say
+where the time goes, and never how fast an engine is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field
+
+from enginefarm.bench.shapes import points, sized
+from enginefarm.child.call import Child, Limits
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import EngineRunError
+from enginefarm.graph.reference import read_reference
+from enginefarm.run.engine import Engine
+from enginefarm.schema import Frozen
+from enginefarm.store.site import Site, plugin_libraries
+from enginefarm.tables.layers import LayerTimes, remember
+
+
+class LayerTimesRequest(Frozen):
+    """One profile. shapes: of the inputs that live on the GPU; reference: inputs of any batch."""
+
+    plan: Path
+    reference: Path
+    toolchain: str
+    profile: int = 0
+    shapes: dict[str, tuple[int, ...]]
+    plugins: tuple[Path, ...] = ()
+    passes: int = Field(default=50, ge=1)
+    warmup: int = Field(default=10, ge=0)
+
+
+class LayerTimesAnswer(Frozen):
+    """Medians in milliseconds, by the layer's name as the inspector has it too."""
+
+    gpu_name: str
+    passes: int
+    ms: dict[str, float]
+
+
+def record_layer_times(site: Site, manifest: Manifest) -> LayerTimes:
+    """Profiles an engine at its first profile's opt shapes, and keeps the figures in the store.
+
+    Raises: HostError, EngineRunError, and what the store raises.
+    """
+    if manifest.reference is None:
+        raise EngineRunError(f"{manifest.spec.label}: its manifest names no reference inputs")
+    point = points(manifest.spec.profiles, batch_sweep=False)[0]
+    answer = profile_layers(
+        LayerTimesRequest(
+            plan=site.cache.ensure(site.store, manifest.engine),
+            reference=site.cache.ensure(site.store, manifest.reference),
+            toolchain=manifest.spec.toolchain.name,
+            profile=point.profile,
+            shapes=point.shapes,
+            plugins=plugin_libraries(site, manifest.spec),
+        )
+    )
+    times = LayerTimes(
+        engine=manifest.engine.digest[:16],
+        gpu_name=answer.gpu_name,
+        shapes=point.text,
+        passes=answer.passes,
+        ms=answer.ms,
+        measured_at=datetime.now(UTC),
+    )
+    remember(site.store, manifest, times)
+    return times
+
+
+def profile_layers(request: LayerTimesRequest, *, timeout_s: float = 600) -> LayerTimesAnswer:
+    """Raises: HostError, EngineRunError."""
+    child = Child(what="the engine's profile", error=EngineRunError, limits=Limits(timeout_s))
+    return child.ask("enginefarm.bench.layer_times:measure", request, LayerTimesAnswer)
+
+
+def measure(request_json: str) -> str:
+    """In the fresh process: a LayerTimesRequest in, a LayerTimesAnswer out, both as JSON."""
+    request = LayerTimesRequest.model_validate_json(request_json)
+    inputs = next(read_reference(request.reference)).inputs
+    with (
+        Engine(request.plan, toolchain=request.toolchain, plugins=request.plugins) as engine,
+        engine.session(request.profile) as session,
+    ):
+        session.bind(sized(inputs, request.shapes))
+        session.copy_in()
+        for _ in range(request.warmup):
+            session.compute()
+        session.stream.synchronize()
+        seen: defaultdict[str, list[float]] = defaultdict(list)
+        profiler = _profiler(engine.trt, seen)
+        session.context.profiler = profiler
+        for _ in range(request.passes):
+            session.compute()
+            session.stream.synchronize()
+        name = engine.device_name
+    if not seen:
+        raise EngineRunError(
+            f"{request.plan.name}: the profiler reported no layer",
+            why="this runtime has no profiler for this engine",
+        )
+    ms = {layer: median(values) for layer, values in seen.items()}
+    return LayerTimesAnswer(gpu_name=name, passes=request.passes, ms=ms).model_dump_json()
+
+
+def _profiler(trt: Any, seen: defaultdict[str, list[float]]) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            seen[layer_name].append(ms)
+
+    return Profiler()
