@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from enginefarm.cli.options import FiniteRange
+from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
 from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
 
 @bench.command()
 @click.argument("recipe")
-@click.option("--gpu", metavar="LABEL", help="Only this GPU's.")
-@click.option("--precision", help="Only this precision's.")
+@gpu_option("Only this GPU's.")
+@precision_option("Only this precision's.")
 @click.option("--runtime", help="Only this runtime's.")
 @click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

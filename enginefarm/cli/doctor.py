@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from enginefarm.cli.options import gpu_option
+
 STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
 
 
 @click.command()
 @click.argument("plan", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--gpu", default="auto", metavar="LABEL", help="For this GPU.", show_default=True)
+@gpu_option("For this GPU.", default="auto", show_default=True)
 @click.option(
     "--manifest",
     "manifest_path",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli.options import gpu_option, precision_option
+
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
     from enginefarm.store.engine_store import EngineStore
@@ -17,8 +19,8 @@ SPEC = re.compile(r"[0-9a-f]{8,64}")
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--gpu", metavar="LABEL", help="Only this GPU's.")
-@click.option("--precision", help="Only this precision.")
+@gpu_option("Only this GPU's.")
+@precision_option("Only this precision.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(name: str | None, gpu: str | None, precision: str | None, as_json: bool) -> None:
     """Engines in the store, all of them or those of recipe NAME."""
@@ -30,11 +32,26 @@ def list_(name: str | None, gpu: str | None, precision: str | None, as_json: boo
         store.manifests(name, gpu, precision),
         key=lambda one: (one.recipe, one.gpu, one.precision, -one.created_at.timestamp()),
     )
+    if name is not None and not found:
+        _require_recipe(store, name)
     if as_json:
         print_json([summary(manifest) for manifest in found])
         return
     title = f"Engines in {store.url}" if found else f"No engines in {store.url}"
     print_table(title, HEADER, [row(manifest) for manifest in found])
+
+
+def _require_recipe(store: EngineStore, name: str) -> None:
+    """Raises: StoreMissing when the store has no recipe of that name."""
+    from enginefarm.cli.options import suggestion
+    from enginefarm.errors import StoreMissing
+
+    known = sorted(store.recipes())
+    if name not in known:
+        raise StoreMissing(
+            f"list: the store {store.url} has no recipe {name!r}",
+            fix=suggestion(name, known) or f"recipes there: {', '.join(known) or 'none'}",
+        )
 
 
 def summary(manifest: Manifest) -> dict[str, object]:
@@ -67,8 +84,8 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("what", metavar="NAME|SPEC")
-@click.option("--gpu", metavar="LABEL", help="Of NAME: only this GPU's.")
-@click.option("--precision", help="Of NAME: only this precision.")
+@gpu_option("Of NAME: only this GPU's.")
+@precision_option("Of NAME: only this precision.")
 @click.option("--layers", is_flag=True, help="The engine's layers, in place of the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Layers as JSON; a manifest always is.")
 def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:

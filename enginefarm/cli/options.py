@@ -10,6 +10,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from enginefarm.names import PRECISION_NAMES
+
 
 class FiniteRange(click.FloatRange):
     """A FloatRange that refuses `nan`, which is in every range, and `inf`."""
@@ -29,8 +31,19 @@ def several(context: click.Context, parameter: click.Parameter, given: Iterable[
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
-def one(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
-    return None if given is None else given.strip().lower()
+def one_label(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """A label of the GPU table, in any case; `auto` where it is the default.
+
+    Raises: GpuError for an unknown one, with the label that was probably meant.
+    """
+    if given is None:
+        return None
+    label = given.strip().lower()
+    if label != parameter.default:
+        from enginefarm.documents import gpus
+
+        gpus.gpu(label)
+    return label
 
 
 def _gpus(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -47,8 +60,6 @@ def _gpus(context: click.Context, parameter: click.Parameter, begun: str) -> lis
 def _precisions(
     context: click.Context, parameter: click.Parameter, begun: str
 ) -> list[CompletionItem]:
-    from enginefarm.names import PRECISION_NAMES
-
     done, comma, last = begun.rpartition(",")
     names = (name for name in PRECISION_NAMES if name.startswith(last.lower()))
     return [CompletionItem(f"{done}{comma}{name}") for name in names]
@@ -80,12 +91,13 @@ def precisions_option(help_line: str) -> Callable[[Any], Any]:
 
 def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
     return click.option(
-        "--gpu", metavar="LABEL", callback=one, shell_complete=_gpus, help=help_line, **more
+        "--gpu", metavar="LABEL", callback=one_label, shell_complete=_gpus, help=help_line, **more
     )
 
 
 def precision_option(help_line: str) -> Callable[[Any], Any]:
-    return click.option("--precision", callback=one, shell_complete=_precisions, help=help_line)
+    names = click.Choice(PRECISION_NAMES, case_sensitive=False)
+    return click.option("--precision", type=names, help=help_line)
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

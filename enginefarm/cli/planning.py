@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from enginefarm.planning.survey import Planned
 
+from enginefarm.cli.options import gpu_option, precision_option
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import UsageError
 
@@ -59,8 +60,8 @@ def plan(recipe: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--gpu", required=True, metavar="LABEL", help="The GPU to ask about.")
-@click.option("--precision", help="The precision; the recipe's first by default.")
+@gpu_option("The GPU to ask about.", required=True)
+@precision_option("The precision; the recipe's first by default.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
     """Field by field, how RECIPE's spec differs from the nearest one that is built."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginefarm.cli.options import FiniteRange
-from enginefarm.names import PRECISION_NAMES
+from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -23,16 +22,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", required=False, metavar="NAME[@CHANNEL]")
-@click.option(
-    "--gpu",
-    default="auto",
-    show_default=True,
-    metavar="LABEL",
-    help="Pull for this GPU; auto is this machine's.",
-)
-@click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: the best that fits."
-)
+@gpu_option("Pull for this GPU; auto is this machine's.", default="auto", show_default=True)
+@precision_option("Default: the best that fits.")
 @click.option(
     "--dest",
     type=click.Path(path_type=Path),

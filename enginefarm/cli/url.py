@@ -6,15 +6,13 @@ from typing import Any
 
 import click
 
-from enginefarm.names import PRECISION_NAMES
+from enginefarm.cli.options import gpu_option, precision_option
 
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]")
-@click.option("--gpu", default="auto", metavar="LABEL", help="For this GPU.", show_default=True)
-@click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: the best that fits."
-)
+@gpu_option("For this GPU.", default="auto", show_default=True)
+@precision_option("Default: the best that fits.")
 @click.option(
     "--expires-s",
     type=click.IntRange(1, 7 * 24 * 3600),

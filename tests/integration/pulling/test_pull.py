@@ -166,6 +166,8 @@ def test_list_and_show_by_name(publish: Publish, capsys: pytest.CaptureFixture[s
     newer = publish(b"newer", graph=b"graph", salt="2", minutes=5)
     assert run("list", "model", "--gpu", "t4") == 0
     assert newer.spec_digest[:12] in capsys.readouterr().out
+    assert run("list", "modle") == 43
+    assert "did you mean model?" in capsys.readouterr().err
     assert run("show", "model") == 0
     assert json.loads(capsys.readouterr().out)["spec_digest"] == newer.spec_digest
 

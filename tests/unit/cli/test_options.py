@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.cli import run
+from enginefarm.errors import GpuError
 from tests.unit.recipes.test_infer import model
 
 
@@ -26,6 +27,16 @@ def test_what_was_meant_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = model(tmp_path / "m.onnx", "n", 8)
     assert run(["init", str(path), "--gpu", "a1000"]) != 0
     assert "did you mean a100?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "m"], ["pull", "m"], ["url", "m"]])
+def test_a_filter_that_nothing_can_match_is_refused_before_the_store_is_asked(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--gpu", "L44"]) == GpuError.exit_code
+    assert "did you mean l4" in capsys.readouterr().err
+    assert run([*command, "--precision", "fp15"]) == 2
+    assert "'fp16'" in capsys.readouterr().err
 
 
 def test_a_model_without_a_gpu_is_asked_for_one(
