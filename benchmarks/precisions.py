@@ -21,13 +21,14 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.graph import calibration, export, feeds, slim, verify
 from enginefarm.graph.precisions import eight_bits, precision, prepare, qdq, targets
 from enginefarm.graph.precisions.graph import finish, infer_types
 from enginefarm.graph.precisions.mixed import cast
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
+from enginefarm.names import PrecisionName
 from enginefarm.recipes import file as recipe_file
 
 PERCENTILES = (99.9, 99.99, 99.999)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from enginefarm.names import loaded
 
 if TYPE_CHECKING:
     from enginefarm.pulling.pull import pull
@@ -23,5 +24,4 @@ _LAZY: dict[str, str] = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return loaded(_LAZY[name])

@@ -1,29 +1,149 @@
-"""Names of precisions, toolchains and runtimes. It imports nothing: the command line offers
-them, and starts fast.
+"""One row for each precision, runtime and toolchain: everything that other modules ask about it
+by name. It imports nothing of enginefarm: the command line offers the names, and starts fast.
 
-To add one: its name here, beside the file of its own and the line in that folder's table.
+To add one, add a row here; CONTRIBUTING names the file of code that the row points to.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
-PRECISION_NAMES: tuple[PrecisionName, ...] = get_args(PrecisionName)
-"""As commands, forms and the report list them."""
+class PrecisionRow(NamedTuple):
+    """One precision.
 
-PRECISION_ORDER: tuple[PrecisionName, ...] = ("fp16", "bf16", "fp8", "int8", "fp32")
+    code: its class, a `graph.precisions.Precision`. rank: the lowest is taken when nobody asks
+    for a precision. calibrated: True where the recipe must bring calibration data. min_cosine,
+    max_relative_l2: the default accuracy budget.
+    """
+
+    code: str
+    rank: int
+    min_cosine: float
+    max_relative_l2: float
+    calibrated: bool = False
+
+
+PRECISIONS: dict[str, PrecisionRow] = {
+    "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4),
+    # Rounding the weights alone costs MobileNetV2 a relative L2 of 0.013.
+    "fp16": PrecisionRow("enginefarm.graph.precisions.fp16:FP16", 10, 0.999, 0.02),
+    "bf16": PrecisionRow("enginefarm.graph.precisions.bf16:BF16", 20, 0.99, 0.05),
+    "int8": PrecisionRow("enginefarm.graph.precisions.eight_bits:Int8", 40, 0.98, 0.25, True),
+    "fp8": PrecisionRow("enginefarm.graph.precisions.eight_bits:FP8", 30, 0.98, 0.25, True),
+}
+"""In the order in which commands, forms and the report list them."""
+
+
+class RuntimeRow(NamedTuple):
+    """One program that runs models. The fields from `told_by` on are of those that load engines.
+
+    title: its name in the report. packages: the distributions whose version is its build; the
+    first that is installed counts. clock: where the times of a pass's parts are read.
+    told_by: the environment variable that says which build a host has. opened_by: what opens an
+    engine on the GPU, a function from `run.artifacts.Opening` to an `Artifact`. build_by: what
+    tells its build, where no single package does. bindings: the Python modules that can run its
+    plans, best first. magic: the first bytes of its plans, where their header says what made them
+    (host/plan_header.py); such plans are portable. triton: the platform that Triton calls it by.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    clock: str = ""
+    told_by: str = ""
+    opened_by: str = ""
+    build_by: str = ""
+    bindings: tuple[str, ...] = ()
+    magic: bytes = b""
+    triton: str = ""
+
+
+_ORT = ("onnxruntime-gpu", "onnxruntime")
+"""With both installed, the files of the later one are there: pip installs onnxruntime first."""
+
+RUNTIMES: dict[str, RuntimeRow] = {
+    "pytorch": RuntimeRow("PyTorch", ("torch",), clock="GPU, lone passes"),
+    "onnxruntime-cpu": RuntimeRow("ONNX Runtime", _ORT),
+    "onnxruntime-cuda": RuntimeRow("ONNX Runtime CUDA", _ORT),
+    "onnxruntime-tensorrt": RuntimeRow(
+        "ONNX Runtime TensorRT",
+        _ORT,
+        told_by="ENGINEFARM_ORT_TENSORRT",
+        opened_by="enginefarm.run.ort_engine:OrtEngine",
+        build_by="enginefarm.host.runtimes:ort_tensorrt_build",
+    ),
+    "tensorrt": RuntimeRow(
+        "TensorRT",
+        (
+            *("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean"),
+            *("tensorrt-cu13-libs", "tensorrt-cu12-libs"),
+        ),
+        clock="GPU, queued passes",
+        told_by="ENGINEFARM_TENSORRT",
+        opened_by="enginefarm.run.artifacts:Plan",
+        # The lean and dispatch runtimes run version-compatible plans only.
+        bindings=(
+            *("tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_lean_bindings"),
+            "tensorrt_dispatch_bindings",
+        ),
+        triton="tensorrt_plan",
+    ),
+    "tensorrt-rtx": RuntimeRow(
+        "TensorRT-RTX",
+        ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
+        clock="GPU, queued passes",
+        told_by="ENGINEFARM_TENSORRT_RTX",
+        opened_by="enginefarm.run.artifacts:Plan",
+        bindings=("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        magic=b"vtrt",
+    ),
+}
+"""In the order in which the report lists them."""
+
+
+class ToolchainRow(NamedTuple):
+    """One way to build.
+
+    code: its class, a `toolchains.Toolchain`. runtime: what loads its plans on a host.
+    timing_cache: True where it reads and writes TensorRT's own timing cache.
+    """
+
+    code: str
+    runtime: str
+    timing_cache: bool = False
+
+
+TOOLCHAINS: dict[str, ToolchainRow] = {
+    "tensorrt": ToolchainRow("enginefarm.toolchains.tensorrt:TensorRT", "tensorrt", True),
+    "trtexec": ToolchainRow("enginefarm.toolchains.trtexec:Trtexec", "tensorrt", True),
+    "ort-trt": ToolchainRow("enginefarm.toolchains.ort_trt:OrtTensorRT", "onnxruntime-tensorrt"),
+    "tensorrt-rtx": ToolchainRow("enginefarm.toolchains.tensorrt_rtx:TensorRTRTX", "tensorrt-rtx"),
+}
+"""In the order in which `toolchain: auto` tries them: those that need the GPU come first."""
+
+if TYPE_CHECKING:
+    PrecisionName = RuntimeName = ToolchainName = ToolchainWish = str
+else:
+    # Models are checked against the tables; a type checker cannot read a Literal of a table.
+    PrecisionName = Literal[tuple(PRECISIONS)]
+    RuntimeName = Literal[tuple(RUNTIMES)]
+    ToolchainName = Literal[tuple(TOOLCHAINS)]
+    ToolchainWish = Literal["auto", ToolchainName]
+
+PRECISION_NAMES = tuple(PRECISIONS)
+
+PRECISION_ORDER = tuple(sorted(PRECISIONS, key=lambda name: PRECISIONS[name].rank))
 """What is taken when nobody asks for a precision: the least lossy fast one first."""
 
-ToolchainName = Literal["tensorrt", "trtexec", "tensorrt-rtx", "ort-trt"]
 
-RuntimeName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"]
+def runtime_of(toolchain: str) -> tuple[str, RuntimeRow]:
+    """What loads the plans of a toolchain, and its row. Raises: KeyError."""
+    name = TOOLCHAINS[toolchain].runtime
+    return name, RUNTIMES[name]
 
-RUNTIME_OF: dict[str, RuntimeName] = {
-    "tensorrt": "tensorrt",
-    "trtexec": "tensorrt",
-    "ort-trt": "onnxruntime-tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx",
-}
-"""Toolchain -> what loads its plans on a host."""
+
+def loaded(code: str) -> Any:
+    """What `module:name` names; the module is imported."""
+    module, _, name = code.partition(":")
+    return getattr(import_module(module), name)

@@ -78,3 +78,9 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+ImportPath = Annotated[
+    str, StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300)
+]
+"""`file.py:name`, the file relative to the recipe, or `package.module:name`."""

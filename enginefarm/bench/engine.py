@@ -20,7 +20,6 @@ from enginefarm.bench.gpu_state import GpuState
 from enginefarm.bench.harness import (
     HARNESS,
     HOST_CLOCK,
-    PARTS_CLOCK,
     Harness,
     Samples,
     interleave,
@@ -32,12 +31,13 @@ from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verify import compare
+from enginefarm.names import RUNTIMES, RuntimeName
 from enginefarm.progress import report
 from enginefarm.run.artifacts import Artifact, open_artifact
 from enginefarm.run.running import Contender
 from enginefarm.schema import Frozen
 from enginefarm.tables.from_manifest import rows_from_manifest
-from enginefarm.tables.rows import BenchmarkRow, Runtime
+from enginefarm.tables.rows import BenchmarkRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class Measured(Frozen):
     """One contender at one set of shapes."""
 
     name: str
-    runtime: Runtime
+    runtime: RuntimeName
     total: Figures
     copy_in: Figures | None
     compute: Figures | None
@@ -144,7 +144,7 @@ def filled(
         "harness": HARNESS,
         "harness_flags": found.harness.flags,
         "latency_clock": HOST_CLOCK,
-        "parts_clock": PARTS_CLOCK.get(found.runtime, "") if found.compute else "",
+        "parts_clock": RUNTIMES[found.runtime].clock if found.compute else "",
         "cuda_graph": found.harness.cuda_graph,
         "warmup_iterations": found.harness.warmup_iterations,
         "iterations": found.total.samples,
@@ -163,7 +163,11 @@ def filled(
 
 
 def _one(
-    artifact: Artifact, runtime: Runtime, point: Point, feeds: Mapping[str, Any], harness: Harness
+    artifact: Artifact,
+    runtime: RuntimeName,
+    point: Point,
+    feeds: Mapping[str, Any],
+    harness: Harness,
 ) -> Measured:
     running = artifact.running(runtime, profile=point.profile, cuda_graph=harness.cuda_graph)
     try:

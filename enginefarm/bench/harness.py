@@ -12,18 +12,11 @@ from enginefarm.bench.gpu_state import GpuSampler, GpuState
 from enginefarm.progress import report
 from enginefarm.run.running import Contender, Iteration
 from enginefarm.schema import Frozen
-from enginefarm.tables.rows import Runtime
 
 HARNESS = "enginefarm/2"
 """Since 2: an engine's parts are those of queued passes; throughput is that of lone passes."""
 
 HOST_CLOCK = "host, lone passes"
-PARTS_CLOCK: dict[Runtime, str] = {
-    "tensorrt": "GPU, queued passes",
-    "tensorrt-rtx": "GPU, queued passes",
-    "pytorch": "GPU, lone passes",
-}
-"""Which clock the copies and the computation of a row were read from, where they are known."""
 
 
 class Harness(Frozen):

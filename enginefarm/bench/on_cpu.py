@@ -11,9 +11,10 @@ from pathlib import Path
 
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
-from enginefarm.bench.recipe import TORCH_KINDS, Known, known, row_of, smallest_and_opt
+from enginefarm.bench.recipe import Known, known, row_of, smallest_and_opt
 from enginefarm.bench.shapes import sized
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
+from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
 from enginefarm.run.remote import RemoteContender
@@ -58,7 +59,7 @@ def _contenders(
 ) -> list[tuple[PrecisionName, Contender]]:
     """Each in a process of its own: the recipe's code runs, and its graphs are read, there."""
     found: list[tuple[PrecisionName, RemoteContender]] = []
-    if recipe.source.kind in TORCH_KINDS:
+    if recipe.source.LOADS == "module":
         torch = torch_in_a_process("PyTorch", recipe, outputs=model.outputs, device="cpu")
         stack.callback(torch.close)
         found.append(("fp32", torch))

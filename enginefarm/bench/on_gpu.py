@@ -19,7 +19,6 @@ from enginefarm.bench.engine import Measured, filled, side_by_side
 from enginefarm.bench.harness import Harness
 from enginefarm.bench.layer_times import record_layer_times
 from enginefarm.bench.recipe import (
-    TORCH_KINDS,
     Known,
     host_class,
     known,
@@ -121,7 +120,7 @@ def _entries(
 ) -> Iterator[Entry]:
     label, gpu = where
     on_gpu = {"gpu": label, "gpu_name": gpu.name, "driver": gpu.driver}
-    if recipe.source.kind in TORCH_KINDS:
+    if recipe.source.LOADS == "module":
         yield Entry(
             TORCH,
             partial(torch_in_a_process, TORCH, recipe, outputs=model.outputs, device="cuda"),

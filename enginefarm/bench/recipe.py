@@ -5,35 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from enginefarm.bench.engine import Measured, filled
 from enginefarm.bench.shapes import Point
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import OnnxRef, ShapeProfile
 from enginefarm.errors import StoreMissing
-from enginefarm.graph import ort
 from enginefarm.graph.reference import read_reference
+from enginefarm.host.runtimes import build_of
+from enginefarm.names import RUNTIMES, PrecisionName
 from enginefarm.planning import stages
 from enginefarm.store.site import Site
 from enginefarm.tables.from_manifest import verification_columns, writer_name
-from enginefarm.tables.rows import BenchmarkRow, Runtime
-
-TORCH_KINDS = ("torch", "lightning")
-"""Sources that are a PyTorch module, which can be timed beside what came of it."""
-
-TOOLCHAINS: dict[Runtime, tuple[str, Callable[[], str]]] = {
-    "pytorch": ("torch", lambda: version("torch")),
-    "onnxruntime-cpu": ("onnxruntime", ort.build),
-    "onnxruntime-cuda": ("onnxruntime", ort.build),
-    "onnxruntime-tensorrt": ("onnxruntime", ort.build),
-}
-"""Runtimes that run a graph rather than an engine -> what a row calls them, and their build."""
+from enginefarm.tables.rows import BenchmarkRow
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,6 @@ def row_of(
 ) -> BenchmarkRow:
     """The row of a runtime that ran a graph. where: columns that tell the GPU, if any."""
     now = dt.datetime.now(dt.UTC)
-    toolchain, build = TOOLCHAINS[found.runtime]
     row = BenchmarkRow(
         date=now.date(),
         measured_at=now,
@@ -104,8 +92,8 @@ def row_of(
         outcome="measured",
         runtime=found.runtime,
         precision=precision,
-        toolchain=toolchain,
-        toolchain_build=build(),
+        toolchain=RUNTIMES[found.runtime].packages[-1],
+        toolchain_build=build_of(found.runtime),
         **where,
     ).model_copy(update=verification_columns(found.against_first))
     return filled(row, found, point, host_class=host_class())

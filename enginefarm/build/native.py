@@ -14,14 +14,12 @@ from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import ToolchainError
 from enginefarm.graph.reference import read_reference
 from enginefarm.host.detect import first_gpu
+from enginefarm.names import TOOLCHAINS
 from enginefarm.run.artifacts import in_a_process
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
 from enginefarm.toolchains.combine_caches import combine
-
-CACHED = {"tensorrt", "trtexec"}
-"""Toolchains whose timing caches are TensorRT's own format."""
 
 QUICK = Harness(min_iterations=100, min_seconds=1)
 
@@ -58,7 +56,7 @@ def build(
             latency_ms=lambda plan: _latency_ms(plan, request, reference),
         )[0]
     found = first_gpu()
-    if found is None or name not in CACHED:
+    if found is None or not TOOLCHAINS[name].timing_cache:
         return run(request)
     key = timing_cache.key_for(spec, gpu_name=found.name, driver=found.driver)
     loaded = timing_cache.fetch(store, key, request.work_dir / "timing.loaded")

@@ -11,7 +11,7 @@ from enginefarm.documents.spec import BlobRef, BuildSpec
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import PlanDamaged, SignatureRejected
 from enginefarm.host.plan_header import read_plan_header
-from enginefarm.names import RUNTIME_OF
+from enginefarm.names import runtime_of
 from enginefarm.store.site import Site
 from enginefarm.store.statements import Vouching
 
@@ -71,7 +71,7 @@ def require_plan_of(site: Site, spec: BuildSpec, plan: BlobRef) -> None:
 
     Raises: PlanDamaged.
     """
-    if RUNTIME_OF[spec.toolchain.name] != "tensorrt-rtx":
+    if not runtime_of(spec.toolchain.name)[1].magic:
         return
     header = read_plan_header(site.cache.ensure(site.store, plan))
     wanted = (spec.toolchain.build, spec.gpu.compute_capability)

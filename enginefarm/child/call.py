@@ -28,7 +28,6 @@ import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -39,6 +38,7 @@ from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
 from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
 from enginefarm.errors import BuildCancelled, DiskFull, EnginefarmError
+from enginefarm.names import loaded
 from enginefarm.progress import SINK, Progress, report
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -309,9 +309,8 @@ def main(arguments: list[str]) -> None:
     SINK.set(ProgressPipe(int(progress_fd)))
     asked = json.loads((Path(folder) / REQUEST).read_text("utf-8"))
     sys.path[:] = asked["path"]
-    module, _, name = function.partition(":")
     try:
-        found, text = RESULT, str(getattr(import_module(module), name)(asked["request"]))
+        found, text = RESULT, str(loaded(function)(asked["request"]))
     except BaseException as cause:
         traceback.print_exc()
         found, text = ERROR, json.dumps(_fields(cause))

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import sys
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +18,7 @@ import click
 
 from enginefarm import __version__
 from enginefarm.errors import DiskFull, EnginefarmError, ToolchainError, UsageError
+from enginefarm.names import loaded
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
@@ -73,14 +73,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         if cmd_name in NEEDS_PREFECT and find_spec("prefect") is None:
             raise ToolchainError(
                 f"enginefarm {cmd_name} needs the farm",
                 why="prefect is not installed: this is the pull client alone",
                 fix="pip install 'enginefarm[farm]'",
             )
-        command: click.Command = getattr(import_module(module), attribute)
+        command: click.Command = loaded(COMMANDS[cmd_name][0])
         return command
 
     def resolve_command(

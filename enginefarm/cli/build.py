@@ -104,7 +104,7 @@ def _warm(recipe: Path) -> None:
 
     from enginefarm.recipes import file as recipe_file
 
-    onnx = recipe_file.load(recipe).source.kind == "onnx"
+    onnx = recipe_file.load(recipe).source.LOADS == "file"
     names = ("onnxruntime", "onnxslim") + (() if onnx else ("torch.onnx", "onnxscript"))
 
     def load() -> None:

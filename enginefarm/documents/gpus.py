@@ -10,8 +10,8 @@ from importlib.resources import files
 
 from pydantic import Field
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.errors import GpuError
+from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen, Name
 
 PART_OF_A_CARD = re.compile(r"\bMIG\b|\bvGPU\b|^GRID\b|-\d+[ABCQ]\b")

@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from enginefarm.documents.comparing import Comparing, OutputComparison
-from enginefarm.documents.recipe import DType, PrecisionName
+from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
+from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 
 SCHEMA_VERSION = 1

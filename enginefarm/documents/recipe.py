@@ -18,72 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.data import Calibration, Data, Verification
+from enginefarm.documents.sources import Source
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression, completed
-from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.names import PRECISIONS, PrecisionName, ToolchainWish
 from enginefarm.schema import NAME, Frozen, Name
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 
-ImportPath = Annotated[
-    str, StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300)
-]
-"""`file.py:name`, the file relative to the recipe, or `package.module:name`."""
-
 MAX_DIM = 1 << 20
 """TensorRT accepts dims of 2**40 and then fails in the allocator; ours is a saner limit."""
-
-
-class TorchSource(Frozen):
-    """A callable that returns an `nn.Module` in eval mode."""
-
-    kind: Literal["torch"] = "torch"
-    callable: ImportPath = Field(
-        description="`file.py:name`, relative to the recipe, or `package.module:name`."
-    )
-    arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Keyword arguments of the callable."
-    )
-    checkpoint: str | None = Field(
-        default=None,
-        description="safetensors, or a .pt/.pth/.bin state dict read with weights_only.",
-    )
-    checkpoint_key: str | None = Field(
-        default=None,
-        description="Where the weights are in a checkpoint that holds several, such as "
-        "`params_ema`.",
-    )
-    depends: tuple[str, ...] = Field(
-        default=(), description="More files whose change must rebuild, relative to the recipe."
-    )
-
-
-class LightningSource(Frozen):
-    """A Lightning checkpoint and the module class that it belongs to."""
-
-    kind: Literal["lightning"]
-    module: ImportPath = Field(description="The module's class: `file.py:Name`.")
-    checkpoint: str = Field(description="The .ckpt file, relative to the recipe.")
-
-
-class ExportedProgramSource(Frozen):
-    """A `torch.export` program, saved as .pt2."""
-
-    kind: Literal["exported_program"]
-    path: str = Field(description="The .pt2 file, relative to the recipe.")
-
-
-class OnnxSource(Frozen):
-    """An ONNX file: a path relative to the recipe, or `s3://bucket/key`."""
-
-    kind: Literal["onnx"]
-    path: str = Field(description="The .onnx file, relative to the recipe, or `s3://…`.")
-
-
-Source = Annotated[
-    TorchSource | LightningSource | ExportedProgramSource | OnnxSource,
-    Field(discriminator="kind"),
-]
 
 
 def _dim(value: Any) -> Any:
@@ -142,82 +86,6 @@ class Profile(Frozen):
     dims: dict[Name, Annotated[DimRange, BeforeValidator(_three_numbers)]] = Field(
         default_factory=dict
     )
-
-
-class Data(Frozen):
-    """Where arrays come from; each batch is a dict from input name to array.
-
-    `path`: an `.npz` (one array a input, first axis = samples) or a folder of `.npz`/`.npy`
-    batches. `callable`: gives an iterator of dicts; called with `arguments` and, where it takes
-    them, `seed` and `batch_size`.
-    """
-
-    path: str | None = Field(
-        default=None, description="An `.npz` file, or a folder of `.npz` or `.npy` batches."
-    )
-    callable: ImportPath | None = Field(
-        default=None, description="A function that returns an iterator of batches."
-    )
-    arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Keyword arguments of the callable."
-    )
-    depends: tuple[str, ...] = Field(
-        default=(), description="More files that the data depends on, relative to the recipe."
-    )
-    random: bool = Field(
-        default=False,
-        description="Seeded random inputs. Every table says that figures come from these.",
-    )
-    labels: str | None = Field(
-        default=None,
-        description="Key of the true classes in each batch, when the data is labelled.",
-    )
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Data:
-        if [self.path is not None, self.callable is not None, self.random].count(True) != 1:
-            raise ValueError("give exactly one of `path`, `callable` and `random: true`")
-        return self
-
-
-class Calibration(Frozen):
-    """Representative data for INT8/FP8 scales, and how ranges are chosen from it.
-
-    `auto` tries the three others and keeps the one whose graph is closest to the FP32 reference.
-    FP8 takes the largest value whatever the method.
-    """
-
-    data: Data = Field(description="Representative inputs: not the ones it is verified on.")
-    method: Literal["auto", "entropy", "minmax", "percentile"] = Field(
-        default="auto", description="How a range is chosen from the values that are seen."
-    )
-    percentile: float = Field(
-        default=99.99, gt=50, le=100, description="For `percentile`: this share of |x| is in range."
-    )
-    batches: int = Field(default=16, ge=1, le=100_000, description="How many batches are read.")
-    batch_size: int = Field(
-        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
-    )
-    seed: int = Field(default=0, description="Given to a callable that takes one.")
-
-
-class Verification(Comparing):
-    """What every stage is compared on. Without `data`, the calibration data is used; without
-    that too, seeded random inputs are, and every table says so."""
-
-    data: Data | None = Field(
-        default=None,
-        description="Other inputs than the calibration's, with labels if there are any.",
-    )
-    batches: int = Field(default=4, ge=1, le=10_000, description="How many batches are read.")
-    batch_size: int = Field(
-        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
-    )
-    seed: int = Field(default=1, description="Given to a callable that takes one.")
-
-    @property
-    def comparing(self) -> Comparing:
-        return Comparing.model_validate(self.model_dump(include=set(Comparing.model_fields)))
 
 
 class BuilderOptions(Frozen):
@@ -280,7 +148,12 @@ class Recipe(Frozen):
         description="Skip, visibly, a precision that a GPU lacks; else that engine fails, and "
         "the others are built.",
     )
-    calibration: Calibration | None = Field(default=None, description="Required by int8 and fp8.")
+    calibration: Calibration | None = Field(
+        default=None,
+        description="Required by "
+        + " and ".join(name for name, row in PRECISIONS.items() if row.calibrated)
+        + ".",
+    )
     verification: Verification = Field(
         default=Verification(), description="What engines are compared on."
     )
@@ -303,9 +176,9 @@ class Recipe(Frozen):
     regression: Regression = Field(
         default=Regression(), description="When a timing counts as slower."
     )
-    toolchain: Literal["auto", ToolchainName] = Field(
+    toolchain: ToolchainWish = Field(
         default="auto",
-        description="auto: `tensorrt` where a worker has the GPU, else `tensorrt-rtx`.",
+        description="auto: the first that a worker with the GPU has, else one that needs no GPU.",
     )
     builder: BuilderOptions = Field(
         default=BuilderOptions(), description="What the builder is asked for."
@@ -339,7 +212,7 @@ class Recipe(Frozen):
 
     def budget(self, precision: str) -> Budget:
         """What that precision may lose: the recipe's limits, and defaults for the others."""
-        return self.accuracy.get(precision) or DEFAULT_BUDGETS[precision]  # type: ignore[call-overload]
+        return self.accuracy.get(precision) or DEFAULT_BUDGETS[precision]
 
     @property
     def verification_data(self) -> Data:
@@ -395,10 +268,11 @@ class Recipe(Frozen):
                     f"profiles[{index}] ({profile.name}): no input has a dim {dim!r}; "
                     f"dims in use: {', '.join(sorted(wanted)) or 'none'}"
                 )
-        if {"int8", "fp8"} & set(self.precisions) and self.calibration is None:
+        calibrated = [name for name in self.precisions if PRECISIONS[name].calibrated]
+        if calibrated and self.calibration is None:
             raise ValueError(
-                "precisions: int8 and fp8 need `calibration` with representative data; add it, "
-                "or drop the precision"
+                f"precisions: {' and '.join(calibrated)} cannot do without `calibration` with "
+                "representative data; add it, or drop the precision"
             )
         if self.calibration is not None and self.calibration.data.random:
             raise ValueError(

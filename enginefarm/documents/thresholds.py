@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
 
 PART_FACTOR = 3.0
@@ -61,13 +62,9 @@ class Budget(Frozen):
 
 
 DEFAULT_BUDGETS: dict[str, Budget] = {
-    "fp32": Budget(min_cosine=0.99999, max_relative_l2=1e-4),
-    "fp16": Budget(min_cosine=0.999, max_relative_l2=0.02),
-    "bf16": Budget(min_cosine=0.99, max_relative_l2=0.05),
-    "int8": Budget(min_cosine=0.98, max_relative_l2=0.25),
-    "fp8": Budget(min_cosine=0.98, max_relative_l2=0.25),
+    name: Budget(min_cosine=row.min_cosine, max_relative_l2=row.max_relative_l2)
+    for name, row in PRECISIONS.items()
 }
-"""FP16: rounding the weights alone costs MobileNetV2 a relative L2 of 0.013."""
 
 
 def completed(precision: str, given: Any) -> Any:

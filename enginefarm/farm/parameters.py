@@ -12,9 +12,10 @@ from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from enginefarm.documents import gpus
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.farm import night as nightly
+from enginefarm.names import PrecisionName
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes import kept as recipe_store

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
-from enginefarm.documents.recipe import Calibration
+from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import ort
 from enginefarm.graph.precisions.exposed import exposed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from enginefarm.documents.recipe import OnnxSource, Recipe
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph import closeness, feeds, onnx_files, ort
 from enginefarm.graph.fitting import SIZES_LEFT_OUT

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from enginefarm.digest import sha256_file, sha256_files
-from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError
 from enginefarm.recipes import import_path
 

@@ -62,7 +62,7 @@ def load(recipe: Recipe, work_dir: Path) -> LoadedModel:
 
 def export_tool(recipe: Recipe) -> ToolUse:
     """The exporter, its version and arguments. Imports neither torch nor onnx."""
-    if recipe.source.kind == "onnx":
+    if recipe.source.LOADS == "file":
         return ToolUse(
             name="onnx",
             version=version("onnx"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError
 from enginefarm.graph.onnx_files import one_line
-from enginefarm.host.runtimes import ORT_PACKAGE, version_of
+from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,14 +157,4 @@ def run(
 
 def version() -> str:
     """`onnxruntime 1.32.0`, without importing it."""
-    return f"onnxruntime {build()}"
-
-
-def build() -> str:
-    """Its version, whichever distribution it came in."""
-    # With both installed, the later one's files are there: pip installs onnxruntime first, since
-    # enginefarm needs it.
-    found = version_of(ORT_PACKAGE) or version_of("onnxruntime")
-    if found is None:
-        raise HostError("ONNX Runtime is not installed", fix="pip install onnxruntime")
-    return found
+    return f"onnxruntime {build_of('onnxruntime-cpu')}"

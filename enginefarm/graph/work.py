@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, EnginefarmError
+from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
 from enginefarm.settings import build_limits
 from enginefarm.store.site import onnx_files_of
@@ -132,7 +133,9 @@ def convert(request: str) -> str:
 
     order = Order.model_validate_json(request)
     recipe, found = order.placed, precision(order.precision)
-    batches: Iterable[Any] = calibration_batches(recipe) if found.calibrated else ()
+    batches: Iterable[Any] = (
+        calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
+    )
     done = found.convert(order.graph, order.folder / "out", recipe, batches, _evidence(order))
     return Made(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
 

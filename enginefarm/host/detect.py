@@ -15,7 +15,7 @@ from pydantic import Field
 from enginefarm.digest import sha256_file
 from enginefarm.documents.gpus import by_nvml_name, gpu
 from enginefarm.errors import HostError
-from enginefarm.host.runtimes import TOLD_BY, installed_runtimes
+from enginefarm.host.runtimes import LOADERS, installed_runtimes
 from enginefarm.schema import Digest, Frozen
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia")
@@ -100,7 +100,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
 
 def _told(environ: Mapping[str, str]) -> dict[str, Any]:
     runtimes = {
-        name: environ[variable] for name, variable in TOLD_BY.items() if environ.get(variable)
+        name: environ[row.told_by] for name, row in LOADERS.items() if environ.get(row.told_by)
     }
     told: dict[str, Any] = {
         field: environ[variable].lower()

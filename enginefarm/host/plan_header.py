@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginefarm.errors import PlanDamaged
+from enginefarm.names import RUNTIMES
 
 HEADER_BYTES = 48
-MAGIC = b"vtrt"
+RUNTIME = next(name for name, row in RUNTIMES.items() if row.magic)
+"""The one whose plans have such a header."""
+
+MAGIC = RUNTIMES[RUNTIME].magic
 _CAPABILITY_BITS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -27,12 +31,14 @@ class PlanHeader:
 def read_plan_header(path: Path) -> PlanHeader:
     """The header of a TensorRT-RTX plan.
 
-    Raises: PlanDamaged for a file that is no such plan, or is shorter than it says.
+    Raises: PlanDamaged for a file that is not such a plan, or is shorter than it says.
     """
     with path.open("rb") as stream:
         head = stream.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES or head[:4] != MAGIC or head[28:32] != MAGIC:
-        raise PlanDamaged(f"{path.name}: this is no TensorRT-RTX plan", fix="pull the engine again")
+        raise PlanDamaged(
+            f"{path.name}: this is not a TensorRT-RTX plan", fix="pull the engine again"
+        )
     size_bytes = int.from_bytes(head[16:24], "little")
     if size_bytes != path.stat().st_size:
         raise PlanDamaged(

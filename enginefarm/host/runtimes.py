@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 from typing import NamedTuple
 
-from enginefarm.names import RuntimeName
-
-PACKAGES: dict[RuntimeName, tuple[str, ...]] = {
-    "tensorrt": (
-        "tensorrt",
-        "tensorrt-cu13",
-        "tensorrt-cu12",
-        "tensorrt-lean",
-        "tensorrt-cu13-libs",
-        "tensorrt-cu12-libs",
-    ),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu12-libs", "tensorrt-rtx"),
-}
-"""Runtime -> distributions whose version is its build; the first that is installed counts."""
+from enginefarm.errors import HostError
+from enginefarm.names import RUNTIMES, loaded
 
 ORT_PACKAGE = "onnxruntime-gpu"
 ORT_TENSORRT_LIBRARIES = {"tensorrt-cu13-libs": "13", "tensorrt-cu12-libs": "12"}
 """Distribution of the TensorRT that ONNX Runtime's provider loads -> its CUDA."""
 
-TOLD_BY: dict[RuntimeName, str] = {
-    "tensorrt": "ENGINEFARM_TENSORRT",
-    "tensorrt-rtx": "ENGINEFARM_TENSORRT_RTX",
-    "onnxruntime-tensorrt": "ENGINEFARM_ORT_TENSORRT",
-}
-"""Runtime -> the environment variable that says which build of it a host has."""
+LOADERS = {name: row for name, row in RUNTIMES.items() if row.told_by}
+"""The runtimes that load engines."""
 
 
 class OrtPair(NamedTuple):
@@ -57,17 +42,34 @@ def ort_tensorrt() -> OrtPair | None:
     return OrtPair(onnxruntime, None, None)
 
 
-def installed_runtimes() -> dict[str, str]:
-    """Runtime -> its build, of those that are installed."""
-    found: dict[str, str] = {}
-    for runtime, distributions in PACKAGES.items():
-        version = next(filter(None, map(version_of, distributions)), None)
-        if version is not None:
-            found[runtime] = version
+def ort_tensorrt_build() -> str | None:
+    """Both versions in one; None where either is not installed."""
     pair = ort_tensorrt()
-    if pair is not None and pair.build is not None:
-        found["onnxruntime-tensorrt"] = pair.build
+    return pair.build if pair else None
+
+
+def installed_runtimes() -> dict[str, str]:
+    """Runtime -> its build, of those that load engines and are installed."""
+    found: dict[str, str] = {}
+    for name, row in LOADERS.items():
+        version = loaded(row.build_by)() if row.build_by else first_version(row.packages)
+        if version is not None:
+            found[name] = version
     return found
+
+
+def build_of(runtime: str) -> str:
+    """The version of a runtime that runs graphs. Raises: HostError when it is not installed."""
+    row = RUNTIMES[runtime]
+    found = first_version(row.packages)
+    if found is None:
+        raise HostError(f"{row.title} is not installed", fix=f"pip install {row.packages[-1]}")
+    return found
+
+
+def first_version(distributions: Iterable[str]) -> str | None:
+    """The version of the first of them that is installed."""
+    return next(filter(None, map(version_of, distributions)), None)
 
 
 def version_of(distribution: str) -> str | None:

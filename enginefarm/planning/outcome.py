@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
 from enginefarm.documents.manifest import GraphVerification, Manifest
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import AccuracyError, EnginefarmError
+from enginefarm.names import PrecisionName
 from enginefarm.planning.plan import Skip
 from enginefarm.schema import Frozen, Name
 

@@ -24,7 +24,7 @@ from enginefarm.documents.spec import (
     ToolUse,
 )
 from enginefarm.errors import EnginefarmError, GpuError, RecipeError, ToolchainError
-from enginefarm.names import PrecisionName, ToolchainName
+from enginefarm.names import TOOLCHAINS, PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 
 CROSS_POOL = "cpu"
@@ -115,10 +115,6 @@ class Model(Frozen):
     )
 
 
-AUTO_ORDER: tuple[ToolchainName, ...] = ("tensorrt", "trtexec", "ort-trt", "tensorrt-rtx")
-"""What `toolchain: auto` tries: native ones first."""
-
-
 def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
     """GPUs × precisions of the recipe, each with its toolchain and work pool.
 
@@ -155,7 +151,7 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
     A worker that stands in for a label with no GPU offers the cross toolchain on that
     label's pool; it is preferred over the shared `cpu` pool.
     """
-    order = AUTO_ORDER if recipe.toolchain == "auto" else (recipe.toolchain,)
+    order = tuple(TOOLCHAINS) if recipe.toolchain == "auto" else (recipe.toolchain,)
     here = [offer for offer in offers if offer.gpu == label]
     anywhere = [offer for offer in offers if offer.gpu is None]
     for name in order:
@@ -165,7 +161,9 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
                     return toolchain, offer.pool
     raise ToolchainError(
         f"toolchain: nobody can build {recipe.name} for {label} with {' or '.join(order)}",
-        why="native toolchains need an online worker of that label; tensorrt-rtx needs none",
+        why="native toolchains need an online worker of that label; "
+        + " and ".join(name for name in TOOLCHAINS if toolchains.toolchain(name).cross)
+        + " can build on any",
         fix=f"start one: enginefarm worker --gpu {label}; or set `toolchain: auto` and install "
         "enginefarm[farm], which cross-builds",
     )

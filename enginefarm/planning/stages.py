@@ -27,6 +27,7 @@ from enginefarm.errors import (
     SourceError,
 )
 from enginefarm.graph.sources.local_file import local_file
+from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
@@ -263,7 +264,7 @@ def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
 
     found = precision(name)
     digest = None
-    if found.calibrated and recipe.calibration is not None:
+    if PRECISIONS[name].calibrated and recipe.calibration is not None:
         digest = data_digest(recipe.calibration.data, recipe.root)
     return found.use(recipe, digest, data_digest(recipe.verification_data, recipe.root))
 

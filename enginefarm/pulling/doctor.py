@@ -11,9 +11,9 @@ from enginefarm.digest import sha256_file
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
 from enginefarm.host.detect import Host
-from enginefarm.host.plan_header import MAGIC, read_plan_header
-from enginefarm.host.runtimes import TOLD_BY
-from enginefarm.names import RUNTIME_OF
+from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
+from enginefarm.host.runtimes import LOADERS
+from enginefarm.names import runtime_of
 from enginefarm.pulling.select import CHECKS, fit_of, is_caveat
 from enginefarm.schema import Frozen
 from enginefarm.store.cache import BlobCache
@@ -52,7 +52,7 @@ def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
                 verdict="ok" if runtime in host.runtimes else "unknown",
                 detail=host.runtimes.get(runtime, "no Python package of it is installed"),
             )
-            for runtime in TOLD_BY
+            for runtime in LOADERS
         ),
         _room(cache),
     )
@@ -100,7 +100,7 @@ def _bytes(plan: Path, manifest: Manifest) -> Finding:
 def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Finding]:
     with plan.open("rb") as stream:
         magic = stream.read(len(MAGIC))
-    portable = manifest is not None and RUNTIME_OF[manifest.spec.toolchain.name] == "tensorrt-rtx"
+    portable = manifest is not None and runtime_of(manifest.spec.toolchain.name)[0] == RUNTIME
     if magic != MAGIC and not portable:
         yield Finding(
             subject="header",
@@ -123,7 +123,7 @@ def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Findi
         detail=f"TensorRT-RTX {header.version} for {made_for}"
         + (f"; the host has {host.compute_capability}" if fails else ""),
     )
-    here = host.runtimes.get("tensorrt-rtx")
+    here = host.runtimes.get(RUNTIME)
     if here is not None and here != header.version:
         yield Finding(
             subject="header",

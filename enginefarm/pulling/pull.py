@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.errors import NoEngineFits, SignatureRejected
 from enginefarm.host.detect import Host, detect
+from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
 from enginefarm.pulling.select import Candidate, Selection, select
 from enginefarm.store import layout, open_store

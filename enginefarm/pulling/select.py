@@ -13,7 +13,7 @@ from enum import IntEnum
 from enginefarm.documents.gpus import PART_OF_A_CARD
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host.detect import Host, architecture
-from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
+from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.schema import Frozen
 from enginefarm.store.budgets import Budgets
 
@@ -97,7 +97,7 @@ def select(
     def rank(candidate: Candidate) -> tuple[object, ...]:
         manifest = candidate.manifest
         return (
-            RUNTIME_OF[manifest.spec.toolchain.name] not in host.runtimes,
+            runtime_of(manifest.spec.toolchain.name)[0] not in host.runtimes,
             -newest[manifest.spec.onnx_digest],
             candidate.fit,
             manifest.gpu != host.gpu,
@@ -129,7 +129,7 @@ def _newest_build(manifests: Iterable[Manifest]) -> dict[str, float]:
 def fit_of(manifest: Manifest, host: Host) -> Fit | None:
     """How the engine's GPU relates to the host's; None when it cannot run there."""
     built_for = manifest.spec.gpu
-    portable = RUNTIME_OF[manifest.spec.toolchain.name] == "tensorrt-rtx"
+    portable = bool(runtime_of(manifest.spec.toolchain.name)[1].magic)
     if host.gpu is not None and built_for.label == host.gpu:
         return Fit.PORTABLE if portable else Fit.EXACT_GPU
     if host.compute_capability is None:
@@ -176,7 +176,7 @@ def _gpu(manifest: Manifest, host: Host) -> str | None:
 
 def _runtime(manifest: Manifest, host: Host) -> str | None:
     toolchain = manifest.spec.toolchain
-    runtime = RUNTIME_OF[toolchain.name]
+    runtime = runtime_of(toolchain.name)[0]
     here = host.runtimes.get(runtime)
     if here is None:
         return _Unknown(f"needs {runtime} {toolchain.build}; the host does not say that it has it")

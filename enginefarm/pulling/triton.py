@@ -18,7 +18,7 @@ from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
-from enginefarm.names import PRECISION_ORDER, RUNTIME_OF, PrecisionName
+from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store.appearing import write_atomically
 
@@ -88,7 +88,7 @@ def choose(
 def _loadable(engines: list[Manifest]) -> None:
     first = engines[0]
     for one in engines:
-        if RUNTIME_OF[one.spec.toolchain.name] != "tensorrt":
+        if not runtime_of(one.spec.toolchain.name)[1].triton:
             raise ToolchainError(
                 f"triton-repo: {one.recipe} {one.spec.label} was built by "
                 f"{one.spec.toolchain.name}",
@@ -125,7 +125,8 @@ def config(name: str, engines: list[Manifest]) -> str:
     profiles = first.spec.profiles
     batch = max_batch_size(first)
     skip = 1 if batch else 0
-    lines = [f"name: {_quoted(name)}", 'platform: "tensorrt_plan"', f"max_batch_size: {batch}"]
+    platform = runtime_of(first.spec.toolchain.name)[1].triton
+    lines = [f"name: {_quoted(name)}", f'platform: "{platform}"', f"max_batch_size: {batch}"]
     for tensor in first.tensors:
         lines.append(_tensor(tensor, skip))
     for one in engines:

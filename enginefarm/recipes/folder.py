@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from enginefarm.documents.recipe import Data, Recipe
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.recipes import import_path
 

@@ -8,20 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from enginefarm.documents.gpus import table as gpu_table
 from enginefarm.documents.thresholds import Regression
-from enginefarm.names import PRECISION_NAMES
+from enginefarm.names import PRECISION_NAMES, RUNTIMES
 from enginefarm.pulling.select import version_tuple
 from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
 from enginefarm.tables.regression import walk
 from enginefarm.tables.rows import BenchmarkRow
 
-RUNTIME_ORDER = (
-    "pytorch",
-    "onnxruntime-cpu",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-    "tensorrt-rtx",
-)
+RUNTIME_ORDER = tuple(RUNTIMES)
 FIGURES = (
     "size_bytes",
     "build_seconds",

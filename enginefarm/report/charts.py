@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
+from enginefarm.names import RUNTIMES
 from enginefarm.report import svg
 from enginefarm.report.assemble import host_of, usual_shape
 from enginefarm.report.model import Cell, Line, ModelSection
@@ -12,15 +13,6 @@ from enginefarm.report.svg import number, power
 from enginefarm.tables import layer_diff
 from enginefarm.tables.rows import BenchmarkRow
 
-RUNTIME_NAMES = {
-    "pytorch": "PyTorch",
-    "onnxruntime-cpu": "ONNX Runtime",
-    "onnxruntime-cuda": "ONNX Runtime CUDA",
-    "onnxruntime-tensorrt": "ONNX Runtime TensorRT",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-}
-OURS = ("tensorrt", "tensorrt-rtx")
 MAX_TRACKS = 10
 LAYERS_SHOWN = 20
 layer_cells = layer_diff.cells
@@ -28,7 +20,7 @@ layer_cells = layer_diff.cells
 
 def tone(row: BenchmarkRow | Line) -> str:
     """CSS class: engines by precision, what they are compared with in greys."""
-    return f"p-{row.precision}" if row.runtime in OURS else f"r-{row.runtime}"
+    return f"p-{row.precision}" if RUNTIMES[row.runtime].bindings else f"r-{row.runtime}"
 
 
 def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
@@ -43,7 +35,7 @@ def side_by_side(model: ModelSection) -> list[tuple[str, str]]:
         slowest = max((row.latency_ms_median or 0.0) for row in alike)
         items = [
             svg.Bar(
-                label=f"{RUNTIME_NAMES[row.runtime]} {row.precision}"
+                label=f"{RUNTIMES[row.runtime].title} {row.precision}"
                 + (" graph" if row.cuda_graph else ""),
                 value=row.latency_ms_median or 0.0,
                 to=row.latency_ms_p99,
@@ -70,7 +62,7 @@ def _times(slowest: float, value: float) -> str:
 
 def _timing(row: BenchmarkRow) -> str:
     parts = [
-        f"{RUNTIME_NAMES[row.runtime]} {row.precision}, {host_of(row)}, batch {row.batch}",
+        f"{RUNTIMES[row.runtime].title} {row.precision}, {host_of(row)}, batch {row.batch}",
         f"median {number(row.latency_ms_median or 0.0)} ms",
     ]
     if row.latency_ms_p99 is not None:
@@ -88,11 +80,11 @@ def throughput(model: ModelSection) -> str:
     Where no engine was measured, the runtimes that were.
     """
     measured = [row for row in model.latest if row.throughput_samples_per_s]
-    shown = [row for row in measured if row.runtime in OURS] or measured
+    shown = [row for row in measured if RUNTIMES[row.runtime].bindings] or measured
     plain = [row for row in shown if not row.cuda_graph]
     groups: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
     for row in plain or shown:
-        place = row.gpu or ("" if row.runtime in OURS else RUNTIME_NAMES[row.runtime])
+        place = row.gpu or ("" if RUNTIMES[row.runtime].bindings else RUNTIMES[row.runtime].title)
         groups[f"{place} {row.precision}"].append(row)
     tracks = [
         svg.Track(

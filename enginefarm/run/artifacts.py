@@ -10,17 +10,16 @@ with open_artifact(plan, toolchain="ort-trt") as artifact:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from enginefarm.errors import HostError
-from enginefarm.names import RUNTIME_OF, RuntimeName
+from enginefarm.names import TOOLCHAINS, loaded, runtime_of
 from enginefarm.run.closing import Closing
 from enginefarm.run.contenders import EngineContender
 from enginefarm.run.engine import Engine
-from enginefarm.run.ort_engine import OrtEngine
 from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Contender
 
@@ -51,11 +50,11 @@ class Opening(NamedTuple):
     host_code_allowed: bool
 
 
-class _Plan(Closing):
+class Plan(Closing):
     """A plan of TensorRT or TensorRT-RTX."""
 
     def __init__(self, asked: Opening) -> None:
-        self._runtime: RuntimeName = RUNTIME_OF[asked.toolchain]
+        self._runtime = runtime_of(asked.toolchain)[0]
         self._engine = Engine(
             asked.plan,
             toolchain=asked.toolchain,
@@ -74,17 +73,6 @@ class _Plan(Closing):
         self._engine.close()
 
 
-def _context_model(asked: Opening) -> OrtEngine:
-    return OrtEngine(asked.plan, plugins=asked.plugins, cuda_major=asked.cuda_major)
-
-
-OPENED_BY: dict[RuntimeName, Callable[[Opening], Artifact]] = {
-    "tensorrt": _Plan,
-    "tensorrt-rtx": _Plan,
-    "onnxruntime-tensorrt": _context_model,
-}
-
-
 def open_artifact(
     plan: Path,
     *,
@@ -98,10 +86,11 @@ def open_artifact(
     cuda_major: what the driver must be able to run. host_code_allowed: see runtime.Engine.
     Raises: HostError, DriverTooOld, EngineRunError.
     """
-    if toolchain not in RUNTIME_OF:
+    if toolchain not in TOOLCHAINS:
         raise HostError(f"plans of toolchain {toolchain!r} are not run here")
     asked = Opening(plan, toolchain, plugins, cuda_major, host_code_allowed)
-    return OPENED_BY[RUNTIME_OF[toolchain]](asked)
+    opened: Artifact = loaded(runtime_of(toolchain)[1].opened_by)(asked)
+    return opened
 
 
 def in_a_process(
@@ -126,7 +115,7 @@ def in_a_process(
     }
     return RemoteContender(
         name,
-        runtime=RUNTIME_OF[toolchain],
+        runtime=runtime_of(toolchain)[0],
         python=this_python(),
         factory="enginefarm.run.artifacts:run_asked",
         arguments=[json.dumps(asked)],

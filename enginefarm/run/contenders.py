@@ -16,10 +16,10 @@ from enginefarm.errors import EngineRunError, HostError
 from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.graph.sources import source
+from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Iteration
-from enginefarm.tables.rows import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,10 @@ class EngineContender:
     """An engine on one profile. CUDA events time the parts of a pass, in a queue of two."""
 
     def __init__(
-        self, name: str, engine: Engine, *, runtime: Runtime, profile: int, cuda_graph: bool
+        self, name: str, engine: Engine, *, runtime: RuntimeName, profile: int, cuda_graph: bool
     ) -> None:
         self.name = name
-        self.runtime: Runtime = runtime
+        self.runtime = runtime
         self._session = engine.session(profile, cuda_graph=cuda_graph)
         self._events = [engine.cuda.Event() for _ in range(6)]
 
@@ -78,9 +78,9 @@ class EngineContender:
 class OrtContender:
     """A session of ONNX Runtime. Inputs start, and outputs end, on the CPU."""
 
-    def __init__(self, name: str, session: Any, *, runtime: Runtime) -> None:
+    def __init__(self, name: str, session: Any, *, runtime: RuntimeName) -> None:
         self.name = name
-        self.runtime: Runtime = runtime
+        self.runtime = runtime
         self._session: Any = session
         self._names = [output.name for output in session.get_outputs()]
         self._feeds: Arrays = {}
@@ -114,7 +114,7 @@ def on_provider(
     name: str,
     onnx: Path,
     *,
-    runtime: Runtime,
+    runtime: RuntimeName,
     provider: str,
     options: Mapping[str, str] | None = None,
 ) -> OrtContender:
@@ -137,7 +137,7 @@ def on_provider_in_a_process(
     name: str,
     onnx: Path,
     *,
-    runtime: Runtime,
+    runtime: RuntimeName,
     provider: str,
     options: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
@@ -194,7 +194,7 @@ def open_torch(recipe_json: str, fields_json: str) -> TorchContender:
 class TorchContender:
     """PyTorch eager, on the CPU or on the GPU (with pinned memory and CUDA events)."""
 
-    runtime: Runtime = "pytorch"
+    runtime: RuntimeName = "pytorch"
 
     def __init__(self, name: str, module: Any, *, outputs: Sequence[str], device: str) -> None:
         self._torch: Any = import_module("torch")

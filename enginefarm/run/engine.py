@@ -19,7 +19,7 @@ from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import DriverTooOld, EnginefarmError, EngineRunError, HostError
 from enginefarm.host.plan_header import read_plan_header
-from enginefarm.names import RUNTIME_OF
+from enginefarm.names import TOOLCHAINS, runtime_of
 from enginefarm.run.closing import Closing
 from enginefarm.run.refusals import cause_of, refused
 from enginefarm.run.session import Session
@@ -38,33 +38,20 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = dict[str, Array]
 
-BINDINGS: dict[str | None, tuple[str, ...]] = {
-    "tensorrt": (
-        "tensorrt",
-        "tensorrt_bindings",
-        "tensorrt_lean",
-        "tensorrt_lean_bindings",
-        "tensorrt_dispatch_bindings",
-    ),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-"""Library -> modules that can run its plans, best first. The lean and dispatch runtimes run
-version-compatible plans only."""
-
 
 def load_bindings(toolchain: str) -> Any:
     """The Python module that runs this toolchain's plans.
 
     Raises: HostError when none is installed.
     """
-    library = RUNTIME_OF.get(toolchain)
-    if library not in BINDINGS:
+    bindings = runtime_of(toolchain)[1].bindings if toolchain in TOOLCHAINS else ()
+    if not bindings:
         raise HostError(
             f"plans of toolchain {toolchain!r} are not TensorRT's own",
             fix="see artifacts.py for what runs them",
         )
     unloadable = ""
-    for name in BINDINGS[library]:
+    for name in bindings:
         try:
             return import_module(name)
         except ModuleNotFoundError:
@@ -79,7 +66,7 @@ def load_bindings(toolchain: str) -> Any:
         )
     raise HostError(
         f"no runtime for {toolchain} is installed on this host",
-        why=f"none of {', '.join(BINDINGS[library])} can be imported",
+        why=f"none of {', '.join(bindings)} can be imported",
         fix="pip install 'enginefarm[gpu]'",
     )
 
@@ -138,7 +125,7 @@ class Engine(Closing):
         self.cuda = load_cuda()
         if cuda_major is not None:
             require_driver(self.cuda.get_driver_version(), cuda_major)
-        if RUNTIME_OF[toolchain] == "tensorrt-rtx":
+        if runtime_of(toolchain)[1].magic:
             read_plan_header(plan)
         self._stack = ExitStack()
         self.messages = Messages(echo=False)

@@ -3,14 +3,14 @@ the engine, and which ONNX Runtime's TensorRT provider loads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.detect import first_gpu
+from enginefarm.names import runtime_of
+from enginefarm.run.artifacts import Opening
 from enginefarm.run.closing import Closing
 from enginefarm.run.contenders import OrtContender
 from enginefarm.run.engine import require_driver
@@ -22,10 +22,10 @@ PROVIDER = "TensorrtExecutionProvider"
 class OrtEngine(Closing):
     """An artifact of ort-trt, loaded on the first GPU. Use it in a `with`."""
 
-    def __init__(
-        self, plan: Path, *, plugins: Sequence[Path] = (), cuda_major: int | None = None
-    ) -> None:
+    def __init__(self, asked: Opening) -> None:
         """Raises: HostError, DriverTooOld, EngineRunError."""
+        plan, plugins, cuda_major = asked.plan, asked.plugins, asked.cuda_major
+        self._runtime = runtime_of(asked.toolchain)[0]
         gpu = first_gpu()
         if gpu is None:
             raise HostError(
@@ -51,7 +51,7 @@ class OrtEngine(Closing):
                 f"{self._name}: no CUDA graph of it can be captured",
                 why="ONNX Runtime captures its own",
             )
-        return OrtContender(name, self._session, runtime="onnxruntime-tensorrt")
+        return OrtContender(name, self._session, runtime=self._runtime)
 
     def close(self) -> None:
         """Frees the engine."""

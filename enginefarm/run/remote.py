@@ -16,7 +16,6 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,9 +25,9 @@ from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
 from enginefarm.child.process import kill_group, start
 from enginefarm.errors import BuildCancelled, EngineRunError
+from enginefarm.names import RuntimeName, loaded
 from enginefarm.run.running import Contender, Iteration
 from enginefarm.settings import build_limits
-from enginefarm.tables.rows import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +51,7 @@ class RemoteContender:
         self,
         name: str,
         *,
-        runtime: Runtime,
+        runtime: RuntimeName,
         python: Sequence[str],
         factory: str,
         arguments: Sequence[str] = (),
@@ -62,7 +61,7 @@ class RemoteContender:
 
         Raises: EngineRunError with the other process's words when it does not start."""
         self.name = name
-        self.runtime: Runtime = runtime
+        self.runtime = runtime
         self._connection, theirs = Pipe()
         with theirs:
             self._process = start(
@@ -134,8 +133,7 @@ def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> No
                 return
             try:
                 if contender is None:
-                    module, _, function = factory.partition(":")
-                    contender = getattr(import_module(module), function)(*arguments)
+                    contender = loaded(factory)(*arguments)
                 connection.send_bytes(_answer(contender, verb, feeds))
             except Exception as error:
                 connection.send_bytes(_packed((False, f"{type(error).__name__}: {error}"), {}))

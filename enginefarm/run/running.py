@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from enginefarm.tables.rows import Runtime
+from enginefarm.names import RuntimeName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ class Contender(Protocol):
     """Something that turns the same feeds into outputs."""
 
     name: str
-    runtime: Runtime
+    runtime: RuntimeName
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
         """Takes the inputs; whatever depends on shapes is done here, not in iterate."""

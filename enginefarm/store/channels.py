@@ -18,10 +18,10 @@ from typing import Literal
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
+from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore, parsed

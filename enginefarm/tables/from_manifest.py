@@ -8,8 +8,8 @@ from typing import Literal
 from enginefarm.documents.comparing import OutputComparison
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
-from enginefarm.names import RUNTIME_OF, PrecisionName
-from enginefarm.tables.rows import BenchmarkRow, Runtime
+from enginefarm.names import TOOLCHAINS, PrecisionName
+from enginefarm.tables.rows import BenchmarkRow
 
 
 def rows_from_manifest(
@@ -64,9 +64,9 @@ def rows_from_manifest(
     )
 
 
-def _runtime(toolchain: str) -> Runtime:
-    """What runs its plans. A cell may have no toolchain."""
-    return RUNTIME_OF.get(toolchain, "tensorrt")
+def _runtime(toolchain: str) -> str:
+    """What runs its plans. A cell may have no toolchain: it stands under the first one's."""
+    return TOOLCHAINS.get(toolchain, next(iter(TOOLCHAINS.values()))).runtime
 
 
 def _batch(profile: ShapeProfile) -> int:

@@ -13,20 +13,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from enginefarm.documents.recipe import PrecisionName
+from enginefarm.names import PrecisionName, RuntimeName
 from enginefarm.schema import Digest, Frozen, Name
 
 ROW_SCHEMA_VERSION = 1
-
-Runtime = Literal[
-    "pytorch",
-    "onnxruntime-cpu",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-    "tensorrt-rtx",
-]
-"""What ran, or would run, the model."""
 
 Outcome = Literal["measured", "built", "failed", "skipped"]
 
@@ -49,7 +39,7 @@ class BenchmarkRow(Frozen):
     recipe: Name
     outcome: Outcome
     reason: str = Field(default="", max_length=2000, description="Why it failed or was skipped.")
-    runtime: Runtime
+    runtime: RuntimeName = Field(description="What ran, or would run, the model.")
     precision: PrecisionName
     gpu: Name | None = Field(default=None, description="Label; None: a CPU row.")
     spec_digest: Digest | None = None

@@ -7,16 +7,15 @@ process that `isolate.py` starts.
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import Field, JsonValue
 
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
+from enginefarm.names import TOOLCHAINS, PrecisionName, loaded
 from enginefarm.schema import Frozen
 
 
@@ -87,15 +86,6 @@ class Toolchain(Protocol):
         ...
 
 
-TOOLCHAINS: dict[str, str] = {
-    "tensorrt-rtx": "enginefarm.toolchains.tensorrt_rtx:TensorRTRTX",
-    "tensorrt": "enginefarm.toolchains.tensorrt:TensorRT",
-    "trtexec": "enginefarm.toolchains.trtexec:Trtexec",
-    "ort-trt": "enginefarm.toolchains.ort_trt:OrtTensorRT",
-}
-"""Name -> class. To add one: see docs/adding-a-toolchain.md."""
-
-
 def toolchain(name: str) -> Toolchain:
     """The toolchain of that name.
 
@@ -106,8 +96,7 @@ def toolchain(name: str) -> Toolchain:
             f"no toolchain is called {name!r}",
             fix=f"use one of: {', '.join(TOOLCHAINS)}",
         )
-    module, _, attribute = TOOLCHAINS[name].partition(":")
-    made: Toolchain = getattr(import_module(module), attribute)()
+    made: Toolchain = loaded(TOOLCHAINS[name].code)()
     return made
 
 

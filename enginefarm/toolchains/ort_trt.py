@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
+from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains.onnx_io import onnx_tensors

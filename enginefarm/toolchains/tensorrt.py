@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host.detect import first_gpu
+from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.refusals import cause_of
 from enginefarm.run.trt import (

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from enginefarm.documents import gpus
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
+from enginefarm.names import PrecisionName
 from enginefarm.run.trt import Messages, make_logger, started
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 

@@ -18,9 +18,9 @@ from pydantic import Field, TypeAdapter
 
 from enginefarm.child.lifeline import die_with_parent_of
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
 from enginefarm.errors import BuildError, EnginefarmError, ParseError, ToolchainError
+from enginefarm.names import PrecisionName
 from enginefarm.run.refusals import not_built
 from enginefarm.schema import Frozen
 from enginefarm.toolchains import BuildOutput, BuildRequest

@@ -17,7 +17,7 @@ from small_models import convolutions
 from enginefarm.build import isolate, timing_cache
 from enginefarm.build import native as native_build
 from enginefarm.digest import sha256_bytes
-from enginefarm.documents.recipe import Budget
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import BuildCancelled, BuildError, BuildTimeout, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine

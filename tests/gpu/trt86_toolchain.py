@@ -16,9 +16,9 @@ from typing import Any
 
 from trt86_graph import lifted
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
+from enginefarm.names import PrecisionName
 from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, classic_int8, tensorrt
 

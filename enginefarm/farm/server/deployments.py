@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from ruamel.yaml import YAML
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker.card import CONTROL_POOL
+from enginefarm.names import loaded
 from enginefarm.planning.plan import CROSS_POOL
 
 
@@ -164,9 +164,8 @@ def _pools_of(row: Row, gpus: Iterable[str]) -> tuple[str, ...]:
 
 
 def _apply(row: Row, pool: str, night: Night) -> str:
-    module, _, attribute = row.flow.partition(":")
     # Imported here: Prefect's way by name would look in the folder where we stand first.
-    flow: Flow[..., Any] = getattr(import_module(module), attribute)
+    flow: Flow[..., Any] = loaded(row.flow)
     limit = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     deployment = RunnerDeployment.from_flow(
         flow,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from pydantic import JsonValue
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse
 from enginefarm.errors import PrecisionError
+from enginefarm.names import PRECISIONS, loaded
 
 if TYPE_CHECKING:
     from enginefarm.graph.data import Batch
@@ -33,10 +33,9 @@ class ConversionReport:
 
 
 class Precision(Protocol):
-    """One precision. calibrated: True where `convert` reads the batches."""
+    """One precision. Its row in `names.PRECISIONS` says whether `convert` reads the batches."""
 
     name: str
-    calibrated: bool
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
@@ -65,16 +64,6 @@ class Precision(Protocol):
         ...
 
 
-PRECISIONS: dict[str, str] = {
-    "fp32": "enginefarm.graph.precisions.fp32:FP32",
-    "fp16": "enginefarm.graph.precisions.fp16:FP16",
-    "bf16": "enginefarm.graph.precisions.bf16:BF16",
-    "int8": "enginefarm.graph.precisions.eight_bits:Int8",
-    "fp8": "enginefarm.graph.precisions.eight_bits:FP8",
-}
-"""Name -> class. To add one: see docs/adding-a-precision.md."""
-
-
 def precision(name: str) -> Precision:
     """The precision of that name.
 
@@ -84,6 +73,5 @@ def precision(name: str) -> Precision:
         raise PrecisionError(
             f"no precision is called {name!r}", fix=f"use one of: {', '.join(PRECISIONS)}"
         )
-    module, _, attribute = PRECISIONS[name].partition(":")
-    made: Precision = getattr(import_module(module), attribute)()
+    made: Precision = loaded(PRECISIONS[name].code)()
     return made

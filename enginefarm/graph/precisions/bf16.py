@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.documents.spec import ToolUse
 from enginefarm.graph.precisions.sixteen_bits import SixteenBits
+from enginefarm.names import PrecisionName
 
 OPSET = 22
 """The first in which Conv and pooling take BF16."""

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from enginefarm.documents.recipe import Calibration, PrecisionName, Recipe
+from enginefarm.documents.data import Calibration
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import calibration, onnx_files
 from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.graph import finish, wide_nodes
+from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,7 +55,6 @@ class EightBits:
 
     name: PrecisionName
     storage: qdq.Storage
-    calibrated = True
 
     def options(self, recipe: Recipe) -> Calibration:
         """The recipe's calibration, as this precision uses it."""

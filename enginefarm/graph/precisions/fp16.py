@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from enginefarm.documents.recipe import PrecisionName
 from enginefarm.graph.precisions.prepare import LEAST_OPSET
 from enginefarm.graph.precisions.sixteen_bits import SixteenBits
+from enginefarm.names import PrecisionName
 
 
 class FP16(SixteenBits):

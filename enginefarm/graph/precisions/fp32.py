@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 class FP32:
     name = "fp32"
-    calibrated = False
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginefarm import progress
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ConversionReport, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.graph import finish, wide_nodes
+from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,7 +28,6 @@ class SixteenBits:
     name: PrecisionName
     element: str
     opset: int
-    calibrated = False
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from enginefarm.documents.recipe import PrecisionName, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
+from enginefarm.names import PrecisionName
 
 CAST_VERSION = "3"
 """Of the mixed-precision cast: raise it when the graph that it makes changes."""

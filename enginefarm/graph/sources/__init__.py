@@ -5,9 +5,11 @@ Importing this package imports neither torch nor onnx; `fingerprint` never does.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from enginefarm.documents.sources import SOURCES
+from enginefarm.names import loaded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,17 +54,7 @@ class Local:
         """Nothing is to be fetched."""
 
 
-SOURCES: dict[str, str] = {
-    "torch": "enginefarm.graph.sources.torch_callable:TorchCallable",
-    "lightning": "enginefarm.graph.sources.lightning:Lightning",
-    "exported_program": "enginefarm.graph.sources.exported_program:ExportedProgramFile",
-    "onnx": "enginefarm.graph.sources.onnx_file:OnnxFile",
-}
-"""Kind -> class. To add one: a file beside this, a line here, a part in recipe.py."""
-
-
 def source(kind: str) -> Source:
     """The source of that kind; the recipe has already checked that there is one."""
-    module, _, attribute = SOURCES[kind].partition(":")
-    made: Source = getattr(import_module(module), attribute)()
+    made: Source = loaded(SOURCES[kind])()
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginefarm.documents.recipe import ExportedProgramSource
+from enginefarm.documents.sources import ExportedProgramSource
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources import Local, pt2
 from enginefarm.graph.sources.local_file import file_digest, local_file

@@ -10,7 +10,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from enginefarm.documents.recipe import LightningSource
+from enginefarm.documents.sources import LightningSource
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources import Local, checkpoint, state_dict
 from enginefarm.graph.sources.local_file import file_digest, local_file

@@ -6,7 +6,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from enginefarm.child.call import Child, Limits
-from enginefarm.documents.recipe import OnnxSource
+from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.fitting import typed_inputs

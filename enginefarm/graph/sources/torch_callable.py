@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginefarm.documents.recipe import TorchSource
+from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources import Local, state_dict
 from enginefarm.graph.sources.local_file import file_digest, local_file, named_files

@@ -18,12 +18,14 @@ from tiny_models import recipe as tiny_recipe
 from enginefarm.build import isolate
 from enginefarm.documents.gpus import gpu as gpu_row
 from enginefarm.documents.manifest import GraphVerification
-from enginefarm.documents.recipe import OnnxSource, Recipe
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import BuildError, PrecisionError, SourceError
 from enginefarm.graph import data, export, feeds, onnx_files, ort, slim, verify
 from enginefarm.graph.precisions import ConversionReport, precision
 from enginefarm.graph.reference import make_reference, read_reference
 from enginefarm.graph.sources import source
+from enginefarm.names import PRECISIONS
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
@@ -64,7 +66,7 @@ class Road:
     def _precision(self, name: str) -> tuple[ConversionReport, GraphVerification]:
         batches = ()
         options = self.recipe.calibration
-        if precision(name).calibrated:
+        if PRECISIONS[name].calibrated:
             assert options is not None
             batches = data.batches(
                 options.data,

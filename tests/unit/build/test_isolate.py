@@ -52,7 +52,8 @@ def build(work_dir: Path, script: str, **more: object) -> BuildOutput:
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A module for the child alone, that puts `Plays` into its table of toolchains."""
     (tmp_path / "sitecustomize.py").write_text(
-        f"import enginefarm.toolchains as t\nt.TOOLCHAINS['played'] = '{__name__}:Plays'\n"
+        "from enginefarm.names import TOOLCHAINS, ToolchainRow\n"
+        f"TOOLCHAINS['played'] = ToolchainRow('{__name__}:Plays', 'tensorrt')\n"
     )
     paths = [str(tmp_path), str(Path(__file__).parents[3])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))

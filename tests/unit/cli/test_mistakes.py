@@ -14,7 +14,8 @@ import pytest
 
 from enginefarm import cli
 from enginefarm.cli import extra_of
-from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError, EnginefarmError, RecipeError
 from enginefarm.graph import data
 from enginefarm.planning import stages

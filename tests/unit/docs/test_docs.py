@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from enginefarm.documents import gpus
+from enginefarm.documents.sources import SOURCES
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
-from enginefarm.graph.sources import SOURCES
-from enginefarm.toolchains import TOOLCHAINS
+from enginefarm.names import TOOLCHAINS
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -54,10 +54,9 @@ def test_contributing_names_the_tables_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     for folder in ("graph/precisions", "toolchains", "graph/sources"):
         assert f"enginefarm/{folder}/NAME.py" in text
-    for table in (TOOLCHAINS, SOURCES):
-        for target in table.values():
-            module = target.partition(":")[0]
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    for code in (*(row.code for row in TOOLCHAINS.values()), *SOURCES.values()):
+        module = code.partition(":")[0]
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from enginefarm.documents.recipe import ExportedProgramSource, OnnxSource
+from enginefarm.documents.sources import ExportedProgramSource, OnnxSource
 from enginefarm.errors import EnginefarmError
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.recipes import file as recipe_file

@@ -12,13 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from enginefarm.documents import gpus
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import BuilderOptions, ImportPath, Recipe
+from enginefarm.documents.recipe import BuilderOptions, Recipe
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.errors import RecipeError
 from enginefarm.host.detect import Host
 from enginefarm.pulling.select import Candidate, select
 from enginefarm.recipes import file as recipe_file
-from enginefarm.schema import Name, canonical_json
+from enginefarm.schema import ImportPath, Name, canonical_json
 from enginefarm.store import layout
 from enginefarm.store.layout import IndexEntry
 from tests.sample_manifest import make_manifest, make_spec

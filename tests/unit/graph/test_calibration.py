@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from enginefarm.documents.recipe import Calibration, Data
+from enginefarm.documents.data import Calibration, Data
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import calibration
 from enginefarm.graph.calibration import AbsHistogram

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginefarm.documents.recipe import Data, TensorSpec
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import data
 

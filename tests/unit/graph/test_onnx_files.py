@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.documents.recipe import OnnxSource
+from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import ExportError, SourceError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.sources import source

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginefarm.documents.recipe import Data, Recipe
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import RecipeError
 from enginefarm.graph import data
 from enginefarm.recipes.file import parse

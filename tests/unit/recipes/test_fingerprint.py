@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_models import recipe
 
-from enginefarm.documents.recipe import Data, Recipe
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import SourceError
 from enginefarm.graph import data
 from enginefarm.graph.sources import source

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import recipe
 
-from enginefarm.documents.recipe import LightningSource, Recipe, TorchSource
+from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.sources import LightningSource, TorchSource
 from enginefarm.errors import SourceError, UnsafeCheckpointError
 from enginefarm.graph.sources import source
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from enginefarm.documents.recipe import ExportedProgramSource
+from enginefarm.documents.sources import ExportedProgramSource
 from enginefarm.errors import SourceError, UnsafeCheckpointError
 from enginefarm.graph.sources import source
 
