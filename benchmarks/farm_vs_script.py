@@ -28,6 +28,7 @@ SCRIPT = """
 import sys, tempfile, time
 from pathlib import Path
 from enginefarm.graph import feeds, work
+from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages, survey
 from enginefarm.recipes import file as recipe_file
 from enginefarm.build.engine import Job
@@ -50,7 +51,7 @@ slimmed = slim_onnx(exported.path, root / "slim", corners)
 graphs = {}
 for name in recipe.precisions:
     found = precision(name)
-    batches = work.calibration_batches(recipe) if found.calibrated else ()
+    batches = work.calibration_batches(recipe) if PRECISIONS[name].calibrated else ()
     graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
     comparing = recipe.verification.comparing
     result = verify_graph(graphs[name], reference, recipe.budget(name), comparing)

@@ -42,6 +42,7 @@ from enginefarm.graph import export, feeds, onnx_files, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
+from enginefarm.names import PRECISIONS
 from enginefarm.planning.plan import shape_profiles
 from enginefarm.toolchains import BuildRequest, toolchain
 
@@ -170,7 +171,7 @@ def graded(
 ) -> dict[str, Any]:
     """One precision: passed or not and why, what the suite says to it, and the builder."""
     try:
-        batches = calibration_batches(wanted) if precision(which).calibrated else ()
+        batches = calibration_batches(wanted) if PRECISIONS[which].calibrated else ()
         made = precision(which).convert(slimmed, work / which, wanted, batches)
         verdict = verify.verify_graph(
             made.path, reference, wanted.budget(which), wanted.verification.comparing
