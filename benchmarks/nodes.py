@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
+from enginefarm import names
 from enginefarm.child.call import Answer, Child
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.recipe import Recipe
@@ -42,7 +43,6 @@ from enginefarm.graph import export, feeds, onnx_files, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
-from enginefarm.names import PRECISIONS
 from enginefarm.planning.plan import shape_profiles
 from enginefarm.toolchains import BuildRequest, toolchain
 
@@ -171,7 +171,7 @@ def graded(
 ) -> dict[str, Any]:
     """One precision: passed or not and why, what the suite says to it, and the builder."""
     try:
-        batches = calibration_batches(wanted) if PRECISIONS[which].calibrated else ()
+        batches = calibration_batches(wanted) if names.PRECISIONS[which].calibrated else ()
         made = precision(which).convert(slimmed, work / which, wanted, batches)
         verdict = verify.verify_graph(
             made.path, reference, wanted.budget(which), wanted.verification.comparing
