@@ -26,6 +26,9 @@ from enginefarm.schema import NAME, Frozen, Name
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 
+CALIBRATED = tuple(name for name, row in PRECISIONS.items() if row.calibrated)
+"""Precisions that need calibration data."""
+
 MAX_DIM = 1 << 20
 """TensorRT accepts dims of 2**40 and then fails in the allocator; ours is a saner limit."""
 
@@ -150,9 +153,7 @@ class Recipe(Frozen):
     )
     calibration: Calibration | None = Field(
         default=None,
-        description="Required by "
-        + " and ".join(name for name, row in PRECISIONS.items() if row.calibrated)
-        + ".",
+        description=f"Required by {' and '.join(CALIBRATED)}.",
     )
     verification: Verification = Field(
         default=Verification(), description="What engines are compared on."
@@ -268,11 +269,10 @@ class Recipe(Frozen):
                     f"profiles[{index}] ({profile.name}): no input has a dim {dim!r}; "
                     f"dims in use: {', '.join(sorted(wanted)) or 'none'}"
                 )
-        calibrated = [name for name in self.precisions if PRECISIONS[name].calibrated]
-        if calibrated and self.calibration is None:
+        if set(CALIBRATED) & set(self.precisions) and self.calibration is None:
             raise ValueError(
-                f"precisions: {' and '.join(calibrated)} cannot do without `calibration` with "
-                "representative data; add it, or drop the precision"
+                f"precisions: {' and '.join(CALIBRATED)} need `calibration` with representative "
+                "data; add it, or drop the precision"
             )
         if self.calibration is not None and self.calibration.data.random:
             raise ValueError(
