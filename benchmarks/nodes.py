@@ -91,7 +91,10 @@ def recipe(folder: Path, model: Any, work: Path) -> Recipe:
     """A recipe of static shapes whose data is the suite's own input."""
     weights = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in weights]
-    given = dict(zip(names, arrays(folder, "input"), strict=False))
+    given = {
+        name: array.astype(np.float32) if str(array.dtype) == "bfloat16" else array
+        for name, array in zip(names, arrays(folder, "input"), strict=False)
+    }
     (work / "data").mkdir()
     savez: Any = np.savez  # its own arguments are typed, ours are names of inputs
     shutil.copyfile(folder / "model.onnx", work / "model.onnx")
@@ -109,7 +112,8 @@ def recipe(folder: Path, model: Any, work: Path) -> Recipe:
         made = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in given.items()}
         savez(work / "data" / "0.npz", **made)
     batch = next((array.shape[0] for array in given.values() if array.ndim), 1)
-    data = {"path": "data"}
+    floats = [array for array in given.values() if array.dtype.kind == "f"]
+    data = {"path": "data", "not_finite": not all(np.isfinite(one).all() for one in floats)}
     return Recipe.model_validate(
         {
             "name": "node",

@@ -149,7 +149,13 @@ def engine(
     budget = wanted.budget(target.precision)
     job = engines.Job(recipe=wanted.name, spec=spec, prepared=prepared, budget=budget)
     figures = prepared.verification
-    lack = lacking(target.toolchain.name, spec.gpu, target.precision, slimmed.model.operators)
+    lack = lacking(
+        target.toolchain.name,
+        spec.gpu,
+        target.precision,
+        slimmed.model.operators,
+        prepared.details,
+    )
     if lack is not None and wanted.allow_skip:
         skip = plan.Skip(gpu=target.gpu, precision=target.precision, reason=str(lack))
         return engine_state(outcome.of_skip(wanted.name, skip))

@@ -38,6 +38,10 @@ class Data(Frozen):
         default=None,
         description="Key of the true classes in each batch, when the data is labelled.",
     )
+    not_finite: bool = Field(
+        default=False,
+        description="The data holds infinities (masks) or NaN on purpose; else they are refused.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Data:

@@ -273,14 +273,20 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
-        _check_array(np.asarray(given[tensor.name]), tensor, f"{where}: {tensor.name}", sizes)
+        named, array = f"{where}: {tensor.name}", np.asarray(given[tensor.name])
+        _check_array(array, tensor, named, sizes)
+        if not data.not_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CalibrationError(
+                f"{named}: it holds NaN or infinity",
+                fix="clean the data; where they are on purpose, as in masks, write "
+                "`not_finite: true` where the recipe names the data",
+            )
     return {str(name): np.asarray(array, order="C") for name, array in given.items()}
 
 
 def _check_array(
     array: Array, tensor: TensorSpec, where: str, sizes: dict[str, tuple[int, str]]
 ) -> None:
-    import numpy as np
 
     # numpy has no bfloat16: such an input is fed from float32
     dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
@@ -313,5 +319,3 @@ def _check_array(
                     f"{where}: dim {dim!r} is {size} here and {known} in {other}",
                     fix="one symbolic dim has one size in a batch",
                 )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CalibrationError(f"{where}: it holds NaN or infinity", fix="clean the data")

@@ -17,7 +17,7 @@ from enginefarm.graph import external_data
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -178,10 +178,15 @@ def operators(model: ModelProto) -> dict[str, str]:
     found: dict[str, str] = {}
     for graph in graphs(model.graph):
         for node in graph.node:
-            deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
             name = node.name or next(iter(node.output), "")
-            found.setdefault(CONV_3D if deep else node.op_type, name)
+            found.setdefault(operator(node, ranks), name)
     return found
+
+
+def operator(node: NodeProto, ranks: Mapping[str, int]) -> str:
+    """What the node is called where toolchains differ. ranks: of the weights."""
+    deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
+    return CONV_3D if deep else node.op_type
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
@@ -211,10 +216,11 @@ def opset(model: ModelProto) -> int:
 
 
 def broken_tensor(model: ModelProto) -> str | None:
-    """What is wrong with the first tensor that cannot be used: NaN, infinity, or a size that
-    is not its shape's. None when all are sound.
+    """What is wrong with the first tensor that cannot be used: NaN, infinities of both signs, or
+    a size that is not its shape's. None when all are sound.
 
-    Infinities are let through in scalars, where graphs use them on purpose (masks, Clip).
+    Infinities of one sign are no damage: masks and limits are made of them, and whether the
+    model's numbers are sound is seen where it is run.
     """
     import numpy as np
     from onnx import TensorProto, numpy_helper
@@ -227,9 +233,10 @@ def broken_tensor(model: ModelProto) -> str | None:
             values = numpy_helper.to_array(tensor)
         except Exception as error:
             return f"tensor {tensor.name!r} cannot be read ({one_line(error, 200)})"
-        bad = np.isnan(values).any() if values.size <= 1 else not np.isfinite(values).all()
-        if bad:
-            return f"tensor {tensor.name!r} holds NaN or infinity"
+        if np.isnan(values).any():
+            return f"tensor {tensor.name!r} holds NaN"
+        if np.isposinf(values).any() and np.isneginf(values).any():
+            return f"tensor {tensor.name!r} holds infinities of both signs"
     return None
 
 

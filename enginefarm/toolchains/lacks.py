@@ -6,7 +6,9 @@ Each line was tried: docs/measurements/onnx-nodes.md has what the builder says b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+from pydantic import JsonValue
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ToolchainError
@@ -55,18 +57,38 @@ LACKS: dict[str, tuple[Lack, ...]] = {
 """Toolchain -> what it lacks; those that are not here are asked by building."""
 
 
+KEPT = (
+    "take it out of `keep_wide`, or widen the budget so that it need not be kept; or use toolchain "
+    "`tensorrt` on a worker that has the GPU"
+)
+
+
 def lacking(
-    toolchain: str, gpu: GpuTarget, precision: PrecisionName, operators: Mapping[str, str]
+    toolchain: str,
+    gpu: GpuTarget,
+    precision: PrecisionName,
+    operators: Mapping[str, str],
+    details: Mapping[str, JsonValue] | None = None,
 ) -> ToolchainError | None:
-    """The first operator that this toolchain lacks for the GPU and precision, as an error."""
+    """The first operator that this toolchain lacks for the GPU and precision, as an error.
+
+    operators: each one -> its first node. details: of the precision's graph once it is there,
+    whose `wide_operators` compute in FP32 whatever the precision.
+    """
+    wide = cast("dict[str, str]", (details or {}).get("wide_operators") or {})
+    asked: tuple[tuple[PrecisionName, Mapping[str, str], str], ...] = (
+        (precision, operators, ""),
+        ("fp32", wide, ": this node is kept in FP32"),
+    )
     for lack in LACKS.get(toolchain, ()):
-        missing = sorted(lack.operators & operators.keys())
-        if missing and lack.holds(gpu.compute_capability, precision):
-            others = f"; also {', '.join(missing[1:])}" if missing[1:] else ""
-            return ToolchainError(
-                f"toolchain {toolchain}: node {operators[missing[0]]!r} ({missing[0]}) cannot be "
-                f"built for {gpu.label} in {precision}",
-                why=f"{lack.why}{others}",
-                fix=lack.fix,
-            )
+        for in_precision, nodes, kept in asked:
+            missing = sorted(lack.operators & nodes.keys())
+            if missing and lack.holds(gpu.compute_capability, in_precision):
+                others = f"; also {', '.join(missing[1:])}" if missing[1:] else ""
+                return ToolchainError(
+                    f"toolchain {toolchain}: node {nodes[missing[0]]!r} ({missing[0]}) cannot be "
+                    f"built for {gpu.label} in {precision}{kept}",
+                    why=f"{lack.why}{others}",
+                    fix=KEPT if kept else lack.fix,
+                )
     return None

@@ -84,23 +84,68 @@ def finish(
 
 
 def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
-    """For the manifest: how many nodes of which operators compute in FP32 (`wide_nodes`), how many
-    in 16 bits (`low_nodes`), and how many Casts there are. Bodies of If, Loop and Scan count."""
+    """For the manifest: how many nodes of which operators compute in FP32 (`wide_nodes`), the first
+    node of each such operator (`wide_operators`), how many nodes compute in 16 bits
+    (`low_nodes`), and how many Casts there are. Bodies of If, Loop and Scan count.
+
+    A product of what is dequantised is no FP32 product to an engine: it computes in 8 bits. Nor is
+    a product of weights between two Casts of 16 bits: TensorRT-RTX joins the three."""
     from onnx import TensorProto
 
     lows = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     found: Counter[str] = Counter()
+    first: dict[str, JsonValue] = {}
+    ranks = {tensor.name: len(tensor.dims) for tensor in onnx_files.tensors(model)}
     low_nodes = casts = 0
     for graph in onnx_files.graphs(model.graph):
         types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
         for value in (*graph.input, *graph.output):
             types[value.name] = value.type.tensor_type.elem_type
+        joined = _joined(graph, types, {tensor.name for tensor in graph.initializer})
         for node in graph.node:
             made = {types.get(name) for name in node.output}
             if node.op_type == "Cast":
                 casts += 1
             elif TensorProto.FLOAT in made and not bodies(node):
                 found[node.op_type] += 1
+                if node.name not in joined:
+                    first.setdefault(onnx_files.operator(node, ranks), node.name)
             elif not made.isdisjoint(lows):
                 low_nodes += 1
-    return {"wide_nodes": dict(sorted(found.items())), "low_nodes": low_nodes, "casts": casts}
+    return {
+        "wide_nodes": dict(sorted(found.items())),
+        "wide_operators": dict(sorted(first.items())),
+        "low_nodes": low_nodes,
+        "casts": casts,
+    }
+
+
+def _joined(graph: GraphProto, types: dict[str, int], weights: set[str]) -> set[str]:
+    """Nodes that a builder joins with the DequantizeLinear or the Casts of 16 bits around them."""
+    from onnx import TensorProto
+
+    lows = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    made_by = {name: node for node in graph.node for name in node.output}
+    wide_reads = {value.name for value in graph.output}
+    for inner in onnx_files.graphs(graph):
+        for node in inner.node:
+            if node.op_type != "Cast" or types.get(node.output[0]) not in lows:
+                wide_reads.update(node.input)
+
+    def of(name: str, kind: str) -> bool:
+        node = made_by.get(name)
+        return node is not None and node.op_type == kind
+
+    def narrow(name: str) -> bool:
+        return name in weights or (of(name, "Cast") and types.get(made_by[name].input[0]) in lows)
+
+    return {
+        node.name
+        for node in graph.node
+        if any(of(name, "DequantizeLinear") for name in node.input)
+        or (
+            wide_reads.isdisjoint(node.output)
+            and not weights.isdisjoint(node.input)
+            and all(narrow(name) for name in node.input if name)
+        )
+    }

@@ -82,7 +82,8 @@ def test_labels_travel_with_the_batch(tmp_path: Path) -> None:
         ("{'x': np.ones((2, 4), 'f')}", ["x: shape (2, 4)", "axis 1 is 4, not 3"]),
         ("{'x': np.ones((3,), 'f')}", ["x: shape (3,)", "(batch, 3)"]),
         ("{'x': np.ones((0, 3), 'f')}", ["x: shape (0, 3) is empty"]),
-        ("{'x': np.full((1, 3), np.nan, 'f')}", ["x: it holds NaN"]),
+        ("{'x': np.full((1, 3), np.nan, 'f')}", ["x: it holds NaN", "not_finite: true"]),
+        ("{'x': np.full((1, 3), -np.inf, 'f')}", ["x: it holds NaN or infinity"]),
         ("[1]", ["list, where a dict"]),
         ("1 / 0", ["raised ZeroDivisionError", "division by zero"]),
     ],
@@ -95,6 +96,12 @@ def test_a_wrong_batch_is_one_error_that_names_the_tensor(
         read(source, tmp_path)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_infinities_on_purpose_are_read(tmp_path: Path) -> None:
+    source = code(tmp_path, "def data(seed):\n  yield {'x': np.full((1, 3), -np.inf, 'f')}\n")
+    (batch,) = read(source.model_copy(update={"not_finite": True}), tmp_path)
+    assert np.isneginf(batch["x"]).all()
 
 
 def test_one_dim_has_one_size_in_a_batch(tmp_path: Path) -> None:

@@ -145,13 +145,19 @@ def test_large_tensors_go_beside_the_model(tmp_path: Path, monkeypatch: pytest.M
 def test_broken_weights_are_found_by_name() -> None:
     weight = np.ones((4, 4), np.float32)
     assert onnx_files.broken_tensor(model(weight)) is None
-    for bad in (np.nan, np.inf):
-        weight[2, 2] = bad
-        found = onnx_files.broken_tensor(model(weight))
-        assert found == "tensor 'w' holds NaN or infinity"
+    weight[2, 2] = np.nan
+    assert onnx_files.broken_tensor(model(weight)) == "tensor 'w' holds NaN"
+    weight[2, 1:3] = np.inf, -np.inf
+    assert "infinities of both signs" in str(onnx_files.broken_tensor(model(weight)))
     made = model()
     made.graph.initializer[0].raw_data += b"more"
     assert "tensor 'w' cannot be read" in str(onnx_files.broken_tensor(made))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_mask_of_infinities_is_no_damage(sign: int) -> None:
+    mask = np.triu(np.full((4, 4), sign * np.inf, np.float32), 1)
+    assert onnx_files.broken_tensor(model(mask)) is None
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -10,8 +10,10 @@ import tiny_onnx
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions import graph as precisions
 from enginefarm.toolchains.lacks import lacking
 
+LOW = onnx.TensorProto.FLOAT16
 T4 = GpuTarget(label="t4", compute_capability="7.5")
 L4 = GpuTarget(label="l4", compute_capability="8.9")
 
@@ -27,6 +29,50 @@ def test_an_fp32_matrix_product_on_7_5_is_named_and_other_rows_go_on(tmp_path: P
     assert lacking("tensorrt-rtx", T4, "fp16", found) is None
     assert lacking("tensorrt-rtx", L4, "fp32", found) is None
     assert lacking("tensorrt", T4, "fp32", found) is None
+
+
+@pytest.mark.parametrize(
+    ("inside", "reads", "wide"),
+    [
+        # Each was built with TensorRT-RTX 1.7.1 for 7.5: it refuses those that are wide.
+        ([("MatMul", "c w32 d")], "d", {}),
+        ([("MatMul", "c w32 d"), ("Relu", "d y")], "", {"MatMul": "n0"}),
+        ([("Exp", "c c3"), ("MatMul", "c3 w32 d")], "d", {"Exp": "n0", "MatMul": "n1"}),
+        ([("MatMul", "c w32 d"), ("Add", "d d e")], "e", {"MatMul": "n0", "Add": "n1"}),
+        ([("Identity", "c t"), ("MatMul", "t c d")], "d", {"Identity": "n0", "MatMul": "n1"}),
+    ],
+)
+def test_a_product_that_a_16_bit_graph_keeps_wide_is_named_on_7_5(
+    inside: list[tuple[str, str]], reads: str, wide: dict[str, str]
+) -> None:
+    def cast(source: str, made: str, to: int) -> onnx.NodeProto:
+        return onnx.helper.make_node("Cast", [source], [made], f"cast_{made}", to=to)
+
+    nodes = [cast("x", "a", LOW), onnx.helper.make_node("MatMul", ["a", "w"], ["b"], "mm")]
+    nodes.append(cast("b", "c", onnx.TensorProto.FLOAT))
+    for index, (operator, values) in enumerate(inside):
+        *given, made = values.split()
+        nodes.append(onnx.helper.make_node(operator, given, [made], f"n{index}"))
+    if reads:
+        nodes += [cast(reads, "l", LOW), onnx.helper.make_node("Relu", ["l"], ["r"], "relu")]
+        nodes.append(cast("r", "y", onnx.TensorProto.FLOAT))
+    weights = [
+        onnx.helper.make_tensor(name, kind, [4, 4], [0.5] * 16)
+        for name, kind in (("w", LOW), ("w32", onnx.TensorProto.FLOAT))
+    ]
+    given, out = (tiny_onnx.value(name, [4, 4]) for name in "xy")
+    graph = onnx.helper.make_graph(nodes, "g", [given], [out], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    precisions.infer_types(model)
+    details = precisions.wide_nodes(model)
+    assert details["wide_operators"] == wide
+    operators = onnx_files.operators(model)
+    error = lacking("tensorrt-rtx", T4, "fp16", operators, details)
+    assert (error is not None) == ("MatMul" in wide)
+    if error is not None:
+        assert f"node {wide['MatMul']!r} (MatMul) cannot be built for t4 in fp16" in error.what
+        assert "kept in FP32" in error.what
+    assert lacking("tensorrt-rtx", L4, "fp16", operators, details) is None
 
 
 def test_an_operator_that_is_nowhere(tmp_path: Path) -> None:
