@@ -223,7 +223,8 @@ class _Work:
     def searched(
         self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
     ) -> dict[str, Kept]:
-        """Operators that have to stay in FP16 for the budget."""
+        """Operators that have to stay in FP16 for the budget. Empty where that would leave none
+        in 8 bits: the precision misses its budget then, and verification says by how much."""
         from enginefarm.graph.precisions import kept_wide, to_budget
 
         if self.evidence is None or not to_budget.is_small(self.model):
@@ -233,7 +234,9 @@ class _Work:
             return self.made(ranges, [t for t in chosen if t.node not in wide])[0]
 
         found = to_budget.search(made, [[target.node for target in chosen]], self.evidence)
-        return kept_wide.of_search(found)
+        kept = kept_wide.of_search(found)
+        left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
+        return kept if left else {}
 
 
 class Int8(EightBits):

@@ -88,7 +88,9 @@ def _searched(
     candidates = _low_nodes(made(frozenset()), low)
     cheap = [name for name, op in candidates.items() if op not in to_budget.MATRIX_PRODUCTS]
     found = to_budget.search(made, [cheap, list(candidates)], evidence)
-    return kept_wide.of_search(found)
+    searched = kept_wide.of_search(found)
+    # With every node wide nothing would be left in 16 bits: the budget is missed.
+    return {} if searched.keys() >= candidates.keys() else searched
 
 
 def _low_nodes(model: ModelProto, low: int) -> dict[str, str]:

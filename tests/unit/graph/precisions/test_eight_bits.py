@@ -245,6 +245,30 @@ def test_depthwise_convolutions_stay_in_fp16_in_fp8(tmp_path: Path) -> None:
         convert(alone, tmp_path, [feeds], name="fp8")
 
 
+@pytest.mark.parametrize("name", ["int8", "fp16"])
+def test_a_search_that_would_keep_everything_wide_leaves_the_judgement_to_verification(
+    tmp_path: Path, name: str
+) -> None:
+    model = made("agraph (float[n, 8] x) => (float[n, 8] y) { [only] y = MatMul (x, w) }", w=SQUARE)
+    source = onnx_files.write(model, tmp_path / "in")
+    feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
+
+    def judge(graph: Path) -> bool:
+        """A budget that nothing but the graph without this precision meets."""
+        graph_made = onnx_files.read(graph)
+        kinds = {node.op_type for node in graph_made.graph.node}
+        narrow = {tensor.data_type for tensor in graph_made.graph.initializer}
+        return "QuantizeLinear" not in kinds and (
+            name == "int8" or narrow == {onnx.TensorProto.FLOAT}
+        )
+
+    seen = evidence(model, tmp_path, feeds, judge=judge, tries=20)
+    report = precision(name).convert(source, tmp_path / "out", RECIPE, [feeds], seen)
+    assert report.details["kept_wide"] == []
+    assert report.details.get("quantised_operators", 1) == 1
+    assert report.details["low_nodes"]
+
+
 def test_a_search_leaves_the_operator_that_ruins_int8_in_fp16(tmp_path: Path) -> None:
     model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
         [first] h = MatMul (x, w)
