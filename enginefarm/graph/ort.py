@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError
+from enginefarm.graph import onnx_files
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
@@ -24,6 +25,8 @@ DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 """ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with it."""
 
 
+NOT_THERE = "NOT_IMPLEMENTED"
+"""ONNX Runtime's status for an operator that it has, but not for these types."""
 DOES_NOT_START = ("Please install TensorRT libraries", "CUDA failure 35", "CUDA failure 100")
 """What ONNX Runtime 1.17 to 1.32 says where libraries are missing, the driver is too old, or
 there is no GPU."""
@@ -64,7 +67,33 @@ def session(
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as cause:
+        if NOT_THERE in str(cause) and (node := _in_bfloat16(model)):
+            raise error(
+                f"{what}: it computes in bfloat16 (node {node!r}), and cannot be run on a CPU so",
+                why=one_line(cause),
+                fix="call `.float()` on the model, which keeps its weights exactly, or export it "
+                "in FP32; `precisions: [bf16]` makes the engine compute in bfloat16",
+            ) from cause
         raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
+
+
+def _in_bfloat16(path: Path) -> str:
+    """The first node that gives bfloat16 or has a weight of it; empty where there is none."""
+    import onnx
+
+    model = onnx_files.graph_only(path)
+    inferred = onnx.shape_inference.infer_shapes(onnx_files.without_weights(model))
+    low = onnx.TensorProto.BFLOAT16
+    for graph, known in zip(
+        onnx_files.graphs(model.graph), onnx_files.graphs(inferred.graph), strict=True
+    ):
+        names = {tensor.name for tensor in graph.initializer if tensor.data_type == low}
+        values = (*known.value_info, *known.input, *known.output)
+        names |= {value.name for value in values if value.type.tensor_type.elem_type == low}
+        for node in graph.node:
+            if not names.isdisjoint((*node.input, *node.output)):
+                return str(node.name or next(iter(node.output), ""))
+    return ""
 
 
 def on_provider(
