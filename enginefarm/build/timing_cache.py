@@ -53,7 +53,6 @@ def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> TimingCacheKey:
             "sparse_weights",
             "tactic_sources",
             "optimization_level",
-            "classic_int8",
         },
     )
     return TimingCacheKey(

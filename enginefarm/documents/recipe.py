@@ -106,8 +106,6 @@ class BuilderOptions(Frozen):
     version_compatible: bool = Field(
         default=False, description="A plan that later versions of the same major release load."
     )
-    refit: bool = Field(default=False, description="A plan whose weights can be replaced.")
-    strip_plan: bool = Field(default=False, description="A plan without its weights.")
     sparse_weights: bool = Field(
         default=False, description="Allow kernels for weights with 2:4 sparsity."
     )
@@ -116,9 +114,6 @@ class BuilderOptions(Frozen):
     )
     attempts: int = Field(
         default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
-    )
-    classic_int8: bool = Field(
-        default=False, description="TensorRT 10 only: IInt8EntropyCalibrator2 instead of Q/DQ."
     )
 
 

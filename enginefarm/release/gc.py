@@ -163,7 +163,6 @@ def _documents(
     keys.append(layout.manifest(digest))
     for there in (f"{ATTESTATIONS}{digest}/", layers.key(digest)):
         keys += [info.key for info in store.list_objects(there)]
-    keys.append(layout.spec(digest))
     return (Garbage(key=key, size_bytes=0, why=why, spec_digest=digest) for key in keys)
 
 

@@ -93,22 +93,8 @@ def wanted_of(survey: Survey) -> list[Wanted]:
     return builds + skipped
 
 
-def close_night(
-    store: EngineStore, night: dt.date, *, recipes: Sequence[tuple[Recipe, Survey]] = ()
-) -> str:
-    """The end of a night: past nights compacted, the page published. Gives its link.
-
-    The night itself stays as it is: its workers may still append.
-    """
-    tables = BenchmarkTables(store.objects)
-    for past in tables.nights():
-        if past < night:
-            tables.compact(past)
-    return link(store, publish(store, page(store, recipes=recipes, today=night), night))
-
-
 def publish(store: EngineStore, html: str, night: dt.date) -> str:
-    """Writes the page to the store, dated and as the latest; gives the dated key."""
+    """Writes the page to the store, dated and as the latest; returns the dated key."""
     key = f"{PREFIX}date={night}.html"
     data = html.encode()
     for name in (key, LATEST):

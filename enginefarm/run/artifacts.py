@@ -47,7 +47,6 @@ class Opening(NamedTuple):
     toolchain: str
     plugins: Sequence[Path]
     cuda_major: int | None
-    host_code_allowed: bool
 
 
 class Plan(Closing):
@@ -60,7 +59,6 @@ class Plan(Closing):
             toolchain=asked.toolchain,
             plugins=asked.plugins,
             cuda_major=asked.cuda_major,
-            host_code_allowed=asked.host_code_allowed,
         )
         self.device_name = self._engine.device_name
 
@@ -79,16 +77,15 @@ def open_artifact(
     toolchain: str,
     plugins: Sequence[Path] = (),
     cuda_major: int | None = None,
-    host_code_allowed: bool = False,
 ) -> Artifact:
     """Loads it on the GPU. Use it in a `with`.
 
-    cuda_major: what the driver must be able to run. host_code_allowed: see runtime.Engine.
+    cuda_major: what the driver must be able to run.
     Raises: HostError, DriverTooOld, EngineRunError.
     """
     if toolchain not in TOOLCHAINS:
         raise HostError(f"plans of toolchain {toolchain!r} are not run here")
-    asked = Opening(plan, toolchain, plugins, cuda_major, host_code_allowed)
+    asked = Opening(plan, toolchain, plugins, cuda_major)
     opened: Artifact = loaded(runtime_of(toolchain)[1].opened_by)(asked)
     return opened
 

@@ -113,13 +113,8 @@ class Engine(Closing):
         plugins: Sequence[Path] = (),
         device: int = 0,
         cuda_major: int | None = None,
-        host_code_allowed: bool = False,
     ) -> None:
-        """host_code_allowed: version-compatible plans may carry a runtime of their own, which
-        is native code. Only for a plan whose digest and origin were checked.
-
-        Raises: HostError, DriverTooOld, EngineRunError.
-        """
+        """Raises: HostError, DriverTooOld, EngineRunError."""
         self.plan = plan
         self.trt = load_bindings(toolchain)
         self.cuda = load_cuda()
@@ -130,12 +125,12 @@ class Engine(Closing):
         self._stack = ExitStack()
         self.messages = Messages(echo=False)
         try:
-            self._open(device, plugins, host_code_allowed)
+            self._open(device, plugins)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, device: int, plugins: Sequence[Path], host_code_allowed: bool) -> None:
+    def _open(self, device: int, plugins: Sequence[Path]) -> None:
         found = self.cuda.Device(device)
         self.device_name: str = found.name()
         context = found.retain_primary_context()
@@ -145,8 +140,6 @@ class Engine(Closing):
         self._runtime = started(
             "the TensorRT runtime", self.trt.Runtime, self._logger, messages=self.messages
         )
-        if host_code_allowed:
-            self._runtime.engine_host_code_allowed = True
         # TensorRT's own plugins are in no registry until this call; the lean and dispatch
         # runtimes and TensorRT-RTX have none.
         if hasattr(self.trt, "init_libnvinfer_plugins"):

@@ -34,7 +34,6 @@ class DeviceRequest(Frozen):
     budget: Budget
     comparing: Comparing = Comparing()
     plugins: tuple[Path, ...] = ()
-    host_code_allowed: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ def verified(request: DeviceRequest) -> DeviceVerification:
                 toolchain=request.toolchain,
                 plugins=request.plugins,
                 cuda_major=request.cuda_major,
-                host_code_allowed=request.host_code_allowed,
             )
         )
         opened: dict[int, Running] = {}

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import BlobRef, BuildSpec
+from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.schema import Frozen
@@ -224,18 +224,7 @@ class EngineStore:
     def recipes(self) -> tuple[str, ...]:
         return tuple(self.objects.folders(layout.INDEX))
 
-    # Specs and stages
-
-    def put_spec(self, spec: BuildSpec) -> str:
-        """Writes a spec under its digest, once. Gives the digest."""
-        self.objects.put_if_absent(layout.spec(spec.digest), spec.canonical_json())
-        return spec.digest
-
-    def spec(self, digest: str) -> BuildSpec | None:
-        found = self._read(layout.spec(digest), BuildSpec)
-        if found is not None and found.digest != digest:
-            raise CorruptBlob(f"store: spec {digest[:12]} holds another spec")
-        return found
+    # Stages
 
     def stage(self, stage: str, key: str) -> StageRecord | None:
         """The record of a step already done with that key."""

@@ -1,7 +1,6 @@
 """Every key of the store, in one place.
 
 blobs/sha256/ab/<digest>                          bytes, by content
-specs/<spec_digest>.json                          BuildSpec, for `why`
 manifests/<spec_digest>.json                      complete: created once, never changed
 index/<recipe>/<gpu>/<precision>/<spec_digest>    empty; one listing answers what is complete
 stages/<stage>/<key>.json                         StageRecord: a step already done
@@ -15,7 +14,6 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 
 BLOBS = "blobs/sha256/"
-SPECS = "specs/"
 MANIFESTS = "manifests/"
 INDEX = "index/"
 STAGES = "stages/"
@@ -36,10 +34,6 @@ def blob(ref: BlobRef) -> str:
 
 def blob_of(digest: str) -> str:
     return f"{BLOBS}{digest[:2]}/{digest}"
-
-
-def spec(spec_digest: str) -> str:
-    return f"{SPECS}{spec_digest}.json"
 
 
 def manifest(spec_digest: str) -> str:

@@ -64,7 +64,7 @@ def layers_of(store: EngineStore, manifest: Manifest) -> Layers:
         raise StoreMissing(
             f"{where}: no layers were stored when it was built",
             why=f"{manifest.spec.toolchain.name} {manifest.spec.toolchain.build} wrote none: the "
-            "engine is older than this feature, its plan is stripped, or its toolchain has none",
+            "engine is older than this feature, or its toolchain has none",
             fix="change the recipe's `salt` and build it again",
         )
     found = read_layers(store.read_bytes(manifest.build.layers), f"layers of {where}")

@@ -27,9 +27,6 @@ class BuildRequest(Frozen):
     work_dir: Path = Field(description="Empty; plan, log and layers are written here.")
     plugins: tuple[Path, ...] = ()
     timing_cache: Path | None = None
-    calibration: Path | None = Field(
-        default=None, description="npz, for TensorRT 10's classic INT8."
-    )
     timeout_s: float = 3600
     memory_limit_bytes: int | None = None
 

@@ -79,9 +79,7 @@ class OrtTensorRT:
             )
         options = spec.builder
         for option, wanted in (
-            ("builder.refit", options.refit),
             ("builder.version_compatible", options.version_compatible),
-            ("builder.classic_int8", options.classic_int8),
             ("builder.compatibility", options.compatibility == "same_compute_capability"),
         ):
             if wanted:
@@ -133,8 +131,6 @@ def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
         options["trt_engine_hw_compatible"] = "True"
     if spec.builder.sparse_weights:
         options["trt_sparsity_enable"] = "True"
-    if spec.builder.strip_plan:
-        options["trt_weight_stripped_engine_enable"] = "True"
     if spec.builder.tactic_sources is not None:
         options["trt_tactic_sources"] = ",".join(f"+{name}" for name in spec.builder.tactic_sources)
     if request.plugins:

@@ -1,7 +1,7 @@
 """TensorRT 10.x and 11.x: builds on the GPU that the engine is for, tactics timed on it.
 
-Networks are strongly typed on both: the graph says every precision. Where the two versions
-differ, NAMES_GONE_BY_11 says why; the API contract test holds this file to the real bindings.
+Networks are strongly typed on both: the graph says every precision. The API contract test
+holds this file to the real bindings of both.
 """
 
 from __future__ import annotations
@@ -31,15 +31,6 @@ from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
 NAME = "tensorrt"
 MODULES = ("tensorrt", "tensorrt_bindings")
 CUDA_MAJORS = ("13", "12")
-
-NAMES_GONE_BY_11: dict[str, str] = {
-    "BuilderFlag.INT8": "implicit quantization was removed; precision lives in the graph (Q/DQ)",
-    "BuilderFlag.FP16": "networks are strongly typed; the graph is cast instead",
-    "IInt8EntropyCalibrator2": "calibrators were removed with implicit quantization",
-    "IBuilderConfig.int8_calibrator": "calibrators were removed with implicit quantization",
-    "IBuilderConfig.set_calibration_profile": "calibrators were removed",
-}
-"""What TensorRT 10 has for the classic INT8 path and 11 has not. Nothing else differs."""
 
 TACTIC_SOURCES: dict[int, frozenset[str]] = {
     10: frozenset({"CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"}),
@@ -98,17 +89,6 @@ class TensorRT:
                 f"toolchain {NAME}: version {spec.toolchain.build} is not supported",
                 fix=f"use one of: {', '.join(f'{known}.x' for known in TACTIC_SOURCES)}",
             )
-        if options.classic_int8 and release >= 11:
-            raise ToolchainError(
-                f"builder.classic_int8: TensorRT {spec.toolchain.build} does not have it",
-                why=NAMES_GONE_BY_11["IInt8EntropyCalibrator2"],
-                fix="leave it out: precision int8 calibrates into Q/DQ, which builds on 10 and 11",
-            )
-        if options.classic_int8 and spec.precision.name != "int8":
-            raise ToolchainError(
-                f"builder.classic_int8: precision is {spec.precision.name}",
-                fix="use it with precision int8 alone",
-            )
         unknown = sorted(set(options.tactic_sources or ()) - TACTIC_SOURCES[release])
         if unknown:
             raise ToolchainError(
@@ -132,7 +112,7 @@ class TensorRT:
         initialised_plugins(trt, logger, messages)
         builder = started("TensorRT's builder", trt.Builder, logger, messages=messages)
         load_plugins(builder.get_plugin_registry(), request.plugins, messages)
-        flags = network_flags(trt, request.spec)
+        flags = network_flags(trt)
         network = started("TensorRT's builder", builder.create_network, flags, messages=messages)
         parser = started(
             "TensorRT's ONNX parser", trt.OnnxParser, network, logger, messages=messages
@@ -140,13 +120,11 @@ class TensorRT:
         builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
         config = make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
-        calibrator = _classic_int8(trt, builder, config, request)
         cache_used = use_timing_cache(config, request.timing_cache, messages)
         monitor = builder_api.make_monitor(trt)
         config.progress_monitor = monitor
         plan = request.work_dir / "engine.plan"
         builder_api.write_plan(builder, network, config, plan, messages)
-        del calibrator  # kept alive until the plan is there: the config holds no reference
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),
@@ -201,9 +179,9 @@ def require_gpu(spec: BuildSpec) -> None:
         )
 
 
-def network_flags(trt: Any, spec: BuildSpec) -> int:
-    """10: strongly typed by flag, except for classic INT8. 11: always so, and no flag."""
-    if major(trt.__version__) >= 11 or spec.builder.classic_int8:
+def network_flags(trt: Any) -> int:
+    """10: strongly typed by flag. 11: always so, and without a flag."""
+    if major(trt.__version__) >= 11:
         return 0
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
@@ -236,8 +214,6 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
             raise BuildError("builder.tactic_sources: the builder refused them")
     for flag, wanted, option in (
         ("VERSION_COMPATIBLE", options.version_compatible, "builder.version_compatible"),
-        ("REFIT", options.refit, "builder.refit"),
-        ("STRIP_PLAN", options.strip_plan, "builder.strip_plan"),
         ("SPARSE_WEIGHTS", options.sparse_weights, "builder.sparse_weights"),
     ):
         if wanted:
@@ -279,7 +255,7 @@ def save_timing_cache(config: Any, dest: Path) -> Path | None:
 
 def write_layers(trt: Any, logger: Any, plan: Path, dest: Path, messages: Messages) -> Path | None:
     """The engine inspector's JSON: layers, precisions, tactics. None for a plan that cannot
-    be loaded as it is (stripped of its weights)."""
+    be loaded here."""
     runtime = started("TensorRT's runtime", trt.Runtime, logger, messages=messages)
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
@@ -287,10 +263,3 @@ def write_layers(trt: Any, logger: Any, plan: Path, dest: Path, messages: Messag
     inspector = engine.create_engine_inspector()
     dest.write_text(inspector.get_engine_information(trt.LayerInformationFormat.JSON), "utf-8")
     return dest
-
-
-def _classic_int8(trt: Any, builder: Any, config: Any, request: BuildRequest) -> Any:
-    if not request.spec.builder.classic_int8:
-        return None
-    classic = import_module("enginefarm.toolchains.classic_int8")
-    return classic.enable(trt, builder, config, request)

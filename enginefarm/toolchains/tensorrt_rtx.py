@@ -122,10 +122,7 @@ class TensorRTRTX:
 
 def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
     """(option, asked for, why it is refused), each tried against 1.7.1."""
-    needs_gpu = "TensorRT-RTX can do so only on a machine with the GPU"
     return (
-        ("builder.refit", spec.builder.refit, needs_gpu),
-        ("builder.strip_plan", spec.builder.strip_plan, needs_gpu),
         (
             "builder.compatibility",
             spec.builder.compatibility != "none",
@@ -134,11 +131,6 @@ def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
         ),
         ("builder.tactic_sources", spec.builder.tactic_sources is not None, "no tactics are timed"),
         ("builder.attempts", spec.builder.attempts > 1, "builds repeat: a lottery has one ticket"),
-        (
-            "builder.classic_int8",
-            spec.builder.classic_int8,
-            "calibrators are gone; precision lives in the graph as Q/DQ",
-        ),
         ("plugins", bool(spec.plugins), "plugins cannot be serialised into its plans"),
     )
 

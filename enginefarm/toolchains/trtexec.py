@@ -1,6 +1,6 @@
 """trtexec: the same build as a command line that anyone can repeat.
 
-`command` writes it, `parse_log` and `parse_times` read what comes back. The option names are
+`command` writes it, `parse_log` reads what comes back. The option names are
 held to the lists in tests/unit/toolchains/data/trtexec_options_*.txt.
 """
 
@@ -14,12 +14,12 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from enginefarm.child.lifeline import die_with_parent_of
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
-from enginefarm.errors import BuildError, EnginefarmError, ParseError, ToolchainError
+from enginefarm.errors import EnginefarmError, ParseError, ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.refusals import not_built
 from enginefarm.schema import Frozen
@@ -65,12 +65,6 @@ class Trtexec:
 
     def check(self, spec: BuildSpec) -> None:
         TensorRT().check(spec)
-        if spec.builder.classic_int8:
-            raise ToolchainError(
-                f"builder.classic_int8: toolchain {NAME} does not have it",
-                why="trtexec takes a calibration cache, and no data",
-                fix="use toolchain `tensorrt` 10, or leave it out",
-            )
 
     def build(self, request: BuildRequest) -> BuildOutput:
         self.check(request.spec)
@@ -143,8 +137,6 @@ def command(request: BuildRequest, program: str | None = None) -> list[str]:
         line.append(f"--hardwareCompatibilityLevel={COMPATIBILITY[options.compatibility]}")
     for wanted, option in (
         (options.version_compatible, "--versionCompatible"),
-        (options.refit, "--refit"),
-        (options.strip_plan, "--stripWeights"),
         (options.sparse_weights, "--sparsity=enable"),
     ):
         if wanted:
@@ -242,23 +234,6 @@ def parse_log(text: str) -> TrtexecReport:
         h2d_ms=summaries.get("h2d_ms", {}),
         d2h_ms=summaries.get("d2h_ms", {}),
     )
-
-
-_TIMES = TypeAdapter(list[dict[str, float]])
-
-
-def parse_times(data: bytes) -> list[dict[str, float]]:
-    """--exportTimes: one dict a pass, of numbers in milliseconds, keys as trtexec writes them.
-
-    Raises: BuildError for anything else than that JSON.
-    """
-    try:
-        rows: list[dict[str, float]] = _TIMES.validate_json(data)
-    except ValueError as error:
-        raise BuildError(
-            "trtexec: --exportTimes wrote no list of times", why=str(error)[:300]
-        ) from None
-    return rows
 
 
 def version_of(text: str) -> str | None:

@@ -22,7 +22,6 @@ NEEDS_A_GPU = (
     "enginefarm/run/contenders.py",
     "enginefarm/bench/gpu_state.py",
     "enginefarm/run/engine.py",
-    "enginefarm/toolchains/classic_int8.py",
     "enginefarm/toolchains/combine_caches.py",
     "enginefarm/toolchains/tensorrt.py",
 )

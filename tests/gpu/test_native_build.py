@@ -175,7 +175,6 @@ def test_the_lottery_keeps_the_fastest_accurate_attempt(
 @pytest.mark.parametrize(
     "options",
     [
-        {"refit": True},
         {"compatibility": "ampere_plus"},
         {"sparse_weights": True},
         {"workspace_mib": 64, "optimization_level": 0},
@@ -190,8 +189,6 @@ def test_an_option_is_kept_and_the_engine_runs(
     made = build(onnx, tmp_path / "w", **options)
     with Engine(made.plan, toolchain="tensorrt") as engine:
         found = engine.run(feeds)["y"]
-        if "refit" in options:
-            assert engine.engine.refittable
         if "compatibility" in options:
             kept = str(engine.engine.hardware_compatibility_level)
             assert "AMPERE_PLUS" in kept

@@ -47,16 +47,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "same compute capability": {"compatibility": "same_compute_capability"},
     "ampere plus": {"compatibility": "ampere_plus"},
     "version compatible": {"version_compatible": True},
-    "refit": {"refit": True},
-    "strip": {"strip_plan": True},
     "sparse": {"sparse_weights": True},
     "tactic sources": {"tactic_sources": (EDGE, JIT)},
     "one tactic source": {"tactic_sources": (JIT,)},
 }
 FLAGS = {
     "version_compatible": "VERSION_COMPATIBLE",
-    "refit": "REFIT",
-    "strip_plan": "STRIP_PLAN",
     "sparse_weights": "SPARSE_WEIGHTS",
 }
 
@@ -231,7 +227,7 @@ def test_a_library_that_is_missing_is_named(trt: Any, tmp_path: Path) -> None:
 def built(trt: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whole builds. The Maven artifact has no builder resource of any architecture."""
     folder = tmp_path_factory.mktemp("built")
-    asked = request(folder, trt.__version__, refit=True, optimization_level=1)
+    asked = request(folder, trt.__version__, optimization_level=1)
     try:
         return tensorrt.TensorRT().build(asked).plan
     except HostError as error:
@@ -251,14 +247,6 @@ def test_the_build_runs_and_agrees(built: Path) -> None:
     with Engine(built, toolchain="tensorrt") as engine:
         found = engine.run(feeds)["y"].ravel().astype(np.float64)
     assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.9999
-
-
-def test_the_build_is_refitted(trt: Any, built: Path, logger: Any) -> None:
-    engine = trt.Runtime(logger).deserialize_cuda_engine(built.read_bytes())
-    refitter = trt.Refitter(engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    assert parser.refit_from_file(str(built.with_name("conv.onnx")))
-    assert refitter.refit_cuda_engine()
 
 
 def test_a_release_that_lacks_its_builder_resource_says_which(trt: Any, tmp_path: Path) -> None:

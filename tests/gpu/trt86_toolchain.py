@@ -2,7 +2,7 @@
 
 The machine with a GPU has no full TensorRT 10 or 11 (docs/decisions/0033). This one stands in
 their place with the same Protocol and the parts of toolchains/tensorrt.py that 8.6 can serve:
-profiles, options and their read-back, timing cache, inspector, plan, classic INT8. What it
+profiles, options and their read-back, timing cache, inspector, plan. What it
 lacks is strong typing (the graph's precision is allowed by flags instead; trt86_graph.py) and
 the progress monitor. tests/gpu/site/sitecustomize.py enters it in the table TOOLCHAINS.
 """
@@ -20,7 +20,7 @@ from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.trt import Messages, make_logger
-from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, classic_int8, tensorrt
+from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, tensorrt
 
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
@@ -58,21 +58,16 @@ class TensorRT86:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
         parser = trt.OnnxParser(network, logger)
         onnx = request.onnx
-        if spec.precision.name == "int8" and not spec.builder.classic_int8:
+        if spec.precision.name == "int8":
             onnx = lifted(onnx, request.work_dir / "lifted.onnx")
         builder_api.parse_onnx(parser, network, onnx, messages, self.name)
         config = tensorrt.make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, spec.profiles)
-        calibrator: Any = None
-        if spec.builder.classic_int8:
-            calibrator = classic_int8.enable(trt, builder, config, request)
-        else:
-            for flag in FLAGS[spec.precision.name]:
-                builder_api.set_flag(trt, config, flag, spec.precision.name)
+        for flag in FLAGS[spec.precision.name]:
+            builder_api.set_flag(trt, config, flag, spec.precision.name)
         cache_used = tensorrt.use_timing_cache(config, request.timing_cache, messages)
         plan = request.work_dir / "engine.plan"
         builder_api.write_plan(builder, network, config, plan, messages)
-        del calibrator
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),

@@ -121,13 +121,11 @@ class IBuilderConfig:
         self._pools: dict[str, int] = {}
         self._tactics: int | None = None
         self._cache: ITimingCache | None = None
-        self._calibration: IOptimizationProfile | None = None
         self.builder_optimization_level = 3
         self.hardware_compatibility_level: Any = None
         self.profiling_verbosity: Any = None
         self.progress_monitor: Any = None
         self.plugins_to_serialize: list[str] = []
-        self.int8_calibrator: Any = None
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.add(flag)
@@ -148,10 +146,6 @@ class IBuilderConfig:
                 return -1
         self._profiles.append(profile)
         return len(self._profiles) - 1
-
-    def set_calibration_profile(self, profile: IOptimizationProfile) -> bool:
-        self._calibration = profile
-        return True
 
     def create_timing_cache(self, data: bytes) -> ITimingCache | None:
         return None if b"another device" in data else ITimingCache(data)
@@ -201,7 +195,6 @@ class Builder:
             "pools": config._pools,
             "tactics": config._tactics,
             "plugins": config.plugins_to_serialize,
-            "calibrated_on": _calibrate(config.int8_calibrator, network),
             "cached": sorted(line.decode() for line in getattr(config._cache, "_lines", ())),
             "seconds": SECONDS[next(BUILDS) % len(SECONDS)],
         }
@@ -226,17 +219,3 @@ def _progress(monitor: Any, layers: int) -> None:
     for index in range(layers):
         monitor.step_complete("Building Engine", index)
     monitor.phase_finish("Building Engine")
-
-
-def _calibrate(calibrator: Any, network: INetworkDefinition) -> int | None:
-    """How many batches were asked for: none when the calibrator has a cache."""
-    if calibrator is None:
-        return None
-    if calibrator.read_calibration_cache():
-        return 0
-    names = [tensor.name for tensor in network._model.graph.input]
-    batches = 0
-    while calibrator.get_batch(names) is not None:
-        batches += 1
-    calibrator.write_calibration_cache(b"scales")
-    return batches

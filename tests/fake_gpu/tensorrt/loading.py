@@ -18,7 +18,6 @@ from .names import DataType, ILogger, TensorIOMode, TensorLocation
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
-        self.engine_host_code_allowed = False
 
     def get_plugin_registry(self) -> Any:
         return self
@@ -34,8 +33,6 @@ class Runtime:
             refused = "Serialization assertion magicTag == rt::kMAGIC_TAG failed. Version tag"
         else:
             refused = plan["faults"].get("load", "")
-            if "STRIP_PLAN" in plan["asked"]["flags"]:
-                refused = "the plan has no weights"
         if refused:
             self._logger.log(ILogger.Severity.ERROR, refused)
             return None

@@ -35,7 +35,6 @@ def publish(store: EngineStore, number: int = 0, **changes: object) -> Manifest:
     )
     store.put_bytes(engine)
     store.put_bytes(graph)
-    store.put_spec(made.spec)
     store.publish(made)
     return made
 

@@ -151,7 +151,6 @@ def test_a_worker_publishes(stores: dict[str, EngineStore], tmp_path: Path) -> N
     large = tmp_path / "large"
     large.write_bytes(bytes(40 << 20))  # in parts
     assert store.has_blob(store.put_blob(large))
-    store.put_spec(make_manifest().spec)
     store.write_document("channels/sample/candidate/99999998.json", b"{}", if_etag=None)
 
 

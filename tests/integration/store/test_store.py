@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sample_manifest import make_manifest, make_spec, ref
+from sample_manifest import make_manifest, ref
 
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import (
@@ -224,10 +224,7 @@ def test_a_long_listing_is_paged_and_asked_for_once(store: EngineStore) -> None:
     assert counted.calls == ["ListObjectsV2"] * 3
 
 
-def test_specs_and_stages(store: EngineStore) -> None:
-    spec = make_spec()
-    assert store.put_spec(spec) == store.put_spec(spec) == spec.digest
-    assert store.spec(spec.digest) == spec
+def test_stages(store: EngineStore) -> None:
     record = StageRecord(
         stage="export",
         key="ab" * 32,

@@ -265,7 +265,7 @@ def test_fields_of_a_later_version_keep_a_signature_whole(
     body = manifest.canonical_json().replace(b'"recipe":', b'"later":{"a":[1]},"recipe":', 1)
     site.store.put_object(layout.manifest(manifest.spec_digest), body)
     (later,) = read(site.store)
-    assert later.unknown_fields() == ("later",)
+    assert later.model_extra == {"later": {"a": [1]}}
     site.store.put_object(signing.attestation_key(later), signer.attest(later).canonical_json())
     monkeypatch.setenv("ENGINEFARM_TRUST", str(public))
     assert pulled() == b"plan 0"

@@ -254,12 +254,14 @@ def test_a_runs_outcomes_become_rows_of_the_night(store: EngineStore) -> None:
     assert {row.date for row in found.values()} == {NIGHT}
 
 
-def test_the_end_of_a_night_compacts_the_nights_before_and_publishes_the_page(
+def test_a_night_is_compacted_and_its_page_published(
     store: EngineStore,
 ) -> None:
     tables = BenchmarkTables(store.objects)
     tables.append([make_row(night, recipe=recipe) for night in (0, 1) for recipe in ("a", "b")])
-    link = nightly.close_night(store, make_row(1).date)
+    night = make_row(1).date
+    tables.compact(make_row(0).date)
+    link = nightly.link(store, nightly.publish(store, nightly.page(store, today=night), night))
     assert len(keys(tables)) == 1 + 2
     assert len(tables.rows()) == 4
     with urllib.request.urlopen(link) as answer:

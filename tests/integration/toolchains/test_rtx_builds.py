@@ -265,11 +265,8 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
-        ("refit", True, r"builder\.refit"),
-        ("strip_plan", True, r"builder\.strip_plan"),
         ("compatibility", "ampere_plus", r"builder\.compatibility"),
         ("attempts", 3, r"builder\.attempts"),
-        ("classic_int8", True, r"builder\.classic_int8"),
         ("tactic_sources", ("CUDNN",), r"builder\.tactic_sources"),
     ],
 )

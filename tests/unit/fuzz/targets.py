@@ -14,7 +14,7 @@ from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import parse_url
 from enginefarm.store.sources import PresignedUrl
-from enginefarm.toolchains.trtexec import parse_log, parse_times
+from enginefarm.toolchains.trtexec import parse_log
 
 Target = Callable[[bytes], object]
 
@@ -77,7 +77,6 @@ TARGETS: dict[str, Target] = {
     "recipe": recipe,
     "manifest": manifest,
     "trtexec_log": lambda data: parse_log(data.decode("utf-8", "replace")),
-    "trtexec_times": parse_times,
     "plan_header": plan_header,
     "index_key": index_key,
     "url": url,

@@ -105,7 +105,6 @@ SPEC_FIELDS = st.fixed_dictionaries(
         "optimization_level": st.integers(0, 5),
         "workspace_mib": st.none() | st.integers(1, 1 << 16),
         "version_compatible": st.booleans(),
-        "refit": st.booleans(),
         "sparse_weights": st.booleans(),
         "attempts": st.integers(1, 20),
     },

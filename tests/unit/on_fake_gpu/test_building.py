@@ -13,12 +13,11 @@ import pytest
 from tiny_onnx import spec
 from tiny_plans import LARGE, SMALL, doubling
 
-from enginefarm.documents.spec import BuildSpec, PrecisionUse, ToolchainId
+from enginefarm.documents.spec import BuildSpec, ToolchainId
 from enginefarm.errors import (
     BuildCancelled,
     BuildError,
     BuildOutOfMemory,
-    CalibrationError,
     EnginefarmError,
     HostError,
     ParseError,
@@ -41,10 +40,7 @@ def a100(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wanted(**options: Any) -> BuildSpec:
-    made = spec(TOOLCHAIN, **options).model_copy(update={"profiles": (SMALL, LARGE)})
-    if not options.get("classic_int8"):
-        return made
-    return made.model_copy(update={"precision": PrecisionUse(name="int8", tools=())})
+    return spec(TOOLCHAIN, **options).model_copy(update={"profiles": (SMALL, LARGE)})
 
 
 def request(tmp_path: Path, made: BuildSpec, *, faults: Any = (), **more: Any) -> BuildRequest:
@@ -66,13 +62,12 @@ def test_every_wish_of_the_recipe_reaches_the_builder(tmp_path: Path) -> None:
         workspace_mib=64,
         compatibility="ampere_plus",
         version_compatible=True,
-        refit=True,
         sparse_weights=True,
         tactic_sources=("CUBLAS", "CUDNN"),
     )
     plugin = tmp_path / "libmine.so"
     _, asked = built(request(tmp_path, made, plugins=(plugin,)))
-    assert asked["flags"] == ["REFIT", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
+    assert asked["flags"] == ["SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
     assert asked["level"] == 5
     assert asked["pools"] == {"WORKSPACE": 64 << 20}
     assert asked["compatibility"] == "AMPERE_PLUS"
@@ -105,12 +100,6 @@ def _progress(seen: list[tuple[float, str]]) -> Iterator[None]:
         yield
     finally:
         SINK.reset(token)
-
-
-def test_a_plan_without_weights_has_no_layers_to_show(tmp_path: Path) -> None:
-    output, asked = built(request(tmp_path, wanted(refit=True, strip_plan=True)))
-    assert "STRIP_PLAN" in asked["flags"]
-    assert output.layers is None
 
 
 def test_timings_are_taken_along_and_not_from_another_device(tmp_path: Path) -> None:
@@ -181,18 +170,3 @@ def test_another_gpu_or_none_builds_nothing(
     monkeypatch.setattr(tensorrt, "first_gpu", lambda: None)
     with pytest.raises(HostError, match="no NVIDIA GPU"):
         tensorrt.TensorRT().build(request(tmp_path, wanted()))
-
-
-def test_classic_int8_calibrates_once(tmp_path: Path, reference: Reference) -> None:
-    made = wanted(classic_int8=True)
-    asked = request(tmp_path, made, calibration=reference())
-    _, first = built(asked)
-    assert first["flags"] == ["FP16", "INT8"]
-    assert first["network_flags"] == 0, "a strongly typed network takes no scales"
-    assert first["calibrated_on"] == 2, "every batch of the data"
-    _, again = built(asked)
-    assert again["calibrated_on"] == 0, "the cache of the same data serves"
-    _, other = built(request(tmp_path, made, calibration=reference(3)))
-    assert other["calibrated_on"] == 2, "other data never meets that cache"
-    with pytest.raises(CalibrationError, match="no calibration data"):
-        tensorrt.TensorRT().build(request(tmp_path, made))

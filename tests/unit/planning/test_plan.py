@@ -191,12 +191,9 @@ for name, value in {
     "workspace_mib": 512,
     "compatibility": "ampere_plus",
     "version_compatible": True,
-    "refit": True,
-    "strip_plan": True,
     "sparse_weights": True,
     "tactic_sources": ("CUBLAS_LT",),
     "attempts": 3,
-    "classic_int8": True,
 }.items():
     KEY_CHANGES[f"builder.{name}"] = spec_of(
         RECIPE.model_copy(update={"builder": RECIPE.builder.model_copy(update={name: value})})

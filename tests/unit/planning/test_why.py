@@ -22,6 +22,6 @@ def test_nothing_differs_from_itself() -> None:
 
 
 def test_nearest_has_the_fewest_differences() -> None:
-    near, far = KEY_CHANGES["builder.refit"], KEY_CHANGES["gpu"]
+    near, far = KEY_CHANGES["builder.sparse_weights"], KEY_CHANGES["gpu"]
     assert nearest(spec_of(), [far, near]) == near  # type: ignore[list-item]
     assert nearest(spec_of(), []) is None

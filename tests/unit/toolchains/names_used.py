@@ -40,7 +40,6 @@ FILES: dict[str, tuple[str, ...]] = {
     "toolchains/tensorrt.py": ("builder", "config", "network", "parser", "cache", "inspector"),
     "toolchains/combine_caches.py": ("builder", "config", "cache"),
     "toolchains/tensorrt_rtx.py": ("builder", "config", "network", "parser"),
-    "toolchains/classic_int8.py": ("builder", "config", "profile"),
     "run/trt.py": (),
     "run/engine.py": ("_runtime", "engine", "inspector"),
     "run/session.py": ("context",),

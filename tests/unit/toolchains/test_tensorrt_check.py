@@ -13,18 +13,6 @@ from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
 from tests.unit.toolchains.specs import request, spec
 
 
-def test_classic_int8_is_for_10_alone() -> None:
-    TensorRT().check(spec(precision="int8", classic_int8=True))
-    with pytest.raises(ToolchainError, match=r"classic_int8: TensorRT 11\.4\.0\.106") as caught:
-        TensorRT().check(spec(build="11.4.0.106", precision="int8", classic_int8=True))
-    assert "Q/DQ" in caught.value.fix
-
-
-def test_classic_int8_needs_precision_int8() -> None:
-    with pytest.raises(ToolchainError, match="precision is fp16"):
-        TensorRT().check(spec(classic_int8=True))
-
-
 def test_tactic_sources_of_10_that_11_lacks() -> None:
     TensorRT().check(spec(tactic_sources=("CUDNN",)))
     with pytest.raises(ToolchainError, match="no CUDNN") as caught:
