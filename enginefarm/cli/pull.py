@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
     from enginefarm.host.detect import Host
     from enginefarm.pulling.pull import PulledEngine
-    from enginefarm.pulling.select import Selection
+    from enginefarm.pulling.select import Candidate, Selection, Wish
 
 
 @click.command()
 @click.argument("name", required=False, metavar="NAME[@CHANNEL]")
 @gpu_option("Pull for this GPU; auto is this machine's.", default="auto", show_default=True)
 @precision_option("Default: the best that fits.")
+@click.option(
+    "--for",
+    "goal",
+    type=click.Choice(("latency", "throughput")),
+    help="Rank what fits by what was measured on this GPU.",
+)
+@click.option("--batch", type=click.IntRange(1), help="With --for: at this batch alone.")
 @click.option(
     "--dest",
     type=click.Path(path_type=Path),
@@ -44,6 +52,8 @@ def pull(
     name: str | None,
     gpu: str,
     precision: Any,
+    goal: Any,
+    batch: int | None,
     dest: Path | None,
     url: str | None,
     every_s: float | None,
@@ -69,26 +79,28 @@ def pull(
         return
     if name is None or url is not None:
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
+    if batch is not None and goal is None:
+        raise UsageError("pull --batch: it is the batch of a goal", fix="add --for latency")
+    wish = _wish(goal, batch)
+    asked = partial(pull_engine, name, gpu=gpu, precision=precision, offline=offline, wish=wish)
     if every_s is not None:
         if dest is None:
             raise UsageError("pull --watch: say which folder to keep", fix="add --dest FOLDER")
-        _watch(
-            lambda: pull_engine(name, gpu=gpu, precision=precision, offline=offline), dest, every_s
-        )
+        _watch(asked, dest, every_s)
         return
+    rankings: list[str] = []
+
+    def told(selection: Selection, host: Host) -> None:
+        rankings.append(selection.ranked_by)
+        if explain:
+            print_selection(selection, host)
+
     with watched_if_any(enabled=not as_json):
-        pulled = pull_engine(
-            name,
-            gpu=gpu,
-            precision=precision,
-            dest=dest,
-            offline=offline,
-            on_selection=print_selection if explain else None,
-        )
+        pulled = asked(dest=dest, on_selection=told)
     if as_json:
         from enginefarm.cli.tables import print_json
 
-        print_json(summary(pulled))
+        print_json(summary(pulled) | ({"ranked_by": rankings[0]} if goal else {}))
         return
     manifest = pulled.manifest
     click.echo(pulled.path)
@@ -99,9 +111,19 @@ def pull(
         f"{manifest.engine.digest[:12]}, fit: {pulled.candidate.fit.words}; {origin}",
         err=True,
     )
+    if goal:
+        click.echo(f"ranked {rankings[0]}" if pulled.candidate.speed else rankings[0], err=True)
     for note in (*pulled.candidate.caveats, not_listed(manifest)):
         if note:
             click.echo(f"note: {note}", err=True)
+
+
+def _wish(goal: Any, batch: int | None) -> Wish | None:
+    if goal is None:
+        return None
+    from enginefarm.pulling.select import Wish
+
+    return Wish(goal=goal, batch=batch)
 
 
 def not_listed(manifest: Manifest) -> str:
@@ -122,7 +144,7 @@ def print_selection(selection: Selection, host: Host) -> None:
     for name in ("rank", "engine", "toolchain", "spec", "says"):
         table.add_column(name, overflow="fold")
     rows = [
-        (str(rank), one.manifest, f"fits: {one.fit.words}", one.caveats)
+        (str(rank), one.manifest, f"fits: {one.fit.words}{_speed(one)}", one.caveats)
         for rank, one in enumerate(selection.candidates, 1)
     ]
     rows += [("–", one.manifest, "", one.reasons) for one in selection.rejections]
@@ -139,6 +161,14 @@ def print_selection(selection: Selection, host: Host) -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(table)
+
+
+def _speed(candidate: Candidate) -> str:
+    found = candidate.speed
+    if found is None:
+        return ""
+    rate = f", {found.samples_per_s:,.0f} samples/s" if found.samples_per_s else ""
+    return f", {found.latency_ms_median:.3g} ms median at batch {found.batch}{rate}"
 
 
 @contextmanager
@@ -204,5 +234,6 @@ def summary(pulled: PulledEngine) -> dict[str, Any]:
         "cached": pulled.cached,
         "fit": pulled.candidate.fit.name.lower(),
         "caveats": list(pulled.candidate.caveats),
+        "speed": pulled.candidate.speed and pulled.candidate.speed.model_dump(mode="json"),
         "manifest": pulled.manifest.model_dump(mode="json"),
     }

@@ -88,6 +88,13 @@ class Regression(Frozen):
     spreads: float = Field(default=4.0, ge=0, le=20, description="Robust spreads above it.")
     nights: int = Field(default=14, ge=2, le=365, description="The baseline: so many before.")
     min_nights: int = Field(default=5, ge=2, le=365, description="Fewer: no verdict.")
+    min_speedup: float = Field(
+        default=1.02,
+        ge=1,
+        le=10,
+        description="A channel takes an engine of fewer bits only where it is so many times "
+        "faster than the fastest one of more bits on that GPU.",
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> Regression:

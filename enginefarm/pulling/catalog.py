@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust
+from enginefarm.tables.speeds import Speed
+from enginefarm.tables.speeds import read as read_speeds
 
 
 class Catalog(Protocol):
@@ -41,6 +44,10 @@ class Catalog(Protocol):
 
     def budgets(self, recipe: str) -> Budgets:
         """The recipe's accuracy budgets, as far as they are known."""
+        ...
+
+    def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
+        """What was measured of each engine on that GPU, by spec digest."""
         ...
 
 
@@ -77,6 +84,15 @@ class StoreCatalog:
 
     def budgets(self, recipe: str) -> Budgets:
         return recorded(self._store, recipe)
+
+    def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
+        ours = [one for one in manifests if one.gpu == gpu]
+        of = {
+            recipe: read_speeds(self._store.objects, recipe, gpu)
+            for recipe in {one.recipe for one in ours}
+        }
+        found = {one.spec_digest: of[one.recipe].engine(one.spec_digest) for one in ours}
+        return {spec: speeds for spec, speeds in found.items() if speeds}
 
 
 class CachedCatalog:
@@ -139,6 +155,10 @@ class CachedCatalog:
     def budgets(self, recipe: str) -> Budgets:
         """None: what was pulled passed the budget of its day."""
         return Budgets()
+
+    def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
+        """None: the figures lie on the store."""
+        return {}
 
     def attestation(self, manifest: Manifest) -> bytes | None:
         found = (self._cache.root / "records").glob(f"*/{manifest.spec_digest}.dsse.json")

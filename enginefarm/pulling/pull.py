@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import NoEngineFits, SignatureRejected
+from enginefarm.errors import NoEngineFits, SignatureRejected, StoreDenied, UsageError
 from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
-from enginefarm.pulling.select import Candidate, Selection, select
+from enginefarm.pulling.select import Candidate, Selection, Wish, select
 from enginefarm.store import layout, open_store
 from enginefarm.store.appearing import appearing, write_atomically
 from enginefarm.store.cache import BlobCache
@@ -25,6 +25,8 @@ from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust, attestation_key, trust
 from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 from enginefarm.store.statements import require_name
+from enginefarm.tables.speeds import PREFIX as SPEEDS
+from enginefarm.tables.speeds import Speed
 
 REJECTIONS_SHOWN = 20
 
@@ -54,6 +56,7 @@ def pull(
     store: EngineStore | None = None,
     cache: BlobCache | None = None,
     on_selection: OnSelection | None = None,
+    wish: Wish | None = None,
 ) -> PulledEngine:
     """Downloads the engine of a recipe that fits this host best.
 
@@ -61,7 +64,7 @@ def pull(
     `auto`. precision: None takes the best that fits. dest: a file, or a folder that exists;
     None leaves it in the cache. offline: only what this host pulled before; nothing is asked
     of the store. on_selection: is told every candidate and rejection, before anything else
-    happens.
+    happens. wish: what it is for; then engines are ranked by what was measured on this GPU.
     With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
     is read. Progress goes to enginefarm.progress as "download".
     Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
@@ -72,7 +75,7 @@ def pull(
     opened = None if offline else store or open_store()
     seen = SeenRevisions(cache.root)
     catalog: Catalog = records if opened is None else StoreCatalog(opened, seen)
-    best = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection)
+    best = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection, wish=wish)
     pulled = fetch(best, store=opened, cache=cache, dest=dest)
     if opened is not None:
         recipe, channel = split(name)
@@ -87,6 +90,7 @@ def choose(
     gpu: str,
     precision: PrecisionName | None,
     on_selection: OnSelection | None = None,
+    wish: Wish | None = None,
 ) -> Candidate:
     """The best engine that fits, its signature checked where this host has a trust key.
 
@@ -98,7 +102,8 @@ def choose(
     host = detect(gpu)
     recipe, channel = split(name)
     manifests = catalog.manifests(recipe, channel, trusted)
-    selection = select(manifests, host, precision, catalog.budgets(recipe))
+    speeds = _speeds(catalog, manifests, host) if wish else {}
+    selection = select(manifests, host, precision, catalog.budgets(recipe), wish, speeds)
     if on_selection is not None:
         on_selection(selection, host)
     best = require_fit(selection, name, host)
@@ -116,6 +121,26 @@ def choose(
         passed_over = tuple(f"{error.what}: {error.why}" for error in refused)
         return candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
     raise refused[0]
+
+
+def _speeds(
+    catalog: Catalog, manifests: tuple[Manifest, ...], host: Host
+) -> Mapping[str, tuple[Speed, ...]]:
+    """Raises: UsageError where the GPU is not known: figures of another say nothing."""
+    if host.gpu is None:
+        raise UsageError(
+            "pull --for: this host's GPU is not one of `enginefarm gpus`",
+            why="engines are ranked by what was measured on the same GPU",
+            fix="name it with --gpu LABEL, or leave out --for",
+        )
+    try:
+        return catalog.speeds(manifests, host.gpu)
+    except StoreDenied as error:
+        raise StoreDenied(
+            "pull --for: this key may not read the benchmark figures",
+            why=error.why or error.what,
+            fix=f"let it read {SPEEDS}* (infra/s3-policies/pull.json), or leave out --for",
+        ) from None
 
 
 def presign(

@@ -7,8 +7,10 @@ because the host does not say is a caveat of the candidate, never a silent pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import IntEnum
+
+from pydantic import Field
 
 from enginefarm.documents.gpus import PART_OF_A_CARD
 from enginefarm.documents.manifest import Manifest
@@ -16,6 +18,8 @@ from enginefarm.host.detect import Host, architecture
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.schema import Frozen
 from enginefarm.store.budgets import Budgets
+from enginefarm.tables.speeds import Goal, Speed
+from enginefarm.tables.speeds import rank as rank_speeds
 
 MINIMUM_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 """CUDA major -> oldest Linux driver that runs it (CUDA release notes, minor-version
@@ -39,6 +43,7 @@ class Candidate(Frozen):
     manifest: Manifest
     fit: Fit
     caveats: tuple[str, ...] = ()
+    speed: Speed | None = Field(default=None, description="What it was ranked by, if measured.")
 
 
 class Rejection(Frozen):
@@ -51,6 +56,16 @@ class Selection(Frozen):
 
     candidates: tuple[Candidate, ...]
     rejections: tuple[Rejection, ...]
+    ranked_by: str = Field(
+        default="", description="Where a goal was asked for: the figures, or why there are none."
+    )
+
+
+class Wish(Frozen):
+    """What the engine is wanted for, and at which batch (None: any that was measured)."""
+
+    goal: Goal
+    batch: int | None = Field(default=None, ge=1)
 
 
 class _Unknown(str):
@@ -70,12 +85,16 @@ def select(
     host: Host,
     precision: PrecisionName | None = None,
     budgets: Budgets | None = None,
+    wish: Wish | None = None,
+    speeds: Mapping[str, Collection[Speed]] | None = None,
 ) -> Selection:
     """Ranks engines for a host. budgets: the recipe's of today; None: those of the build.
 
-    Order: runtime known to be installed, newest graph of the model, fit (exact GPU → same
-    compute capability → hardware-compatible → portable), an exact label within the fit,
-    precision, newest build, digest. The same input gives the same order, however sorted.
+    wish: then engines that were measured alike on this GPU (speeds, by spec digest) come first,
+    the best of them before the others.
+    Order: runtime known to be installed, newest graph of the model, what was measured, fit
+    (exact GPU → same compute capability → hardware-compatible → portable), an exact label within
+    the fit, precision, newest build, digest. The same input gives the same order, however sorted.
     """
     found = sorted(manifests, key=lambda one: one.spec_digest)
     newest = _newest_build(found)
@@ -94,11 +113,14 @@ def select(
         else:
             candidates.append(Candidate(manifest=manifest, fit=fit, caveats=caveats))
 
+    places, words = _measured(candidates, host, wish, speeds or {})
+
     def rank(candidate: Candidate) -> tuple[object, ...]:
         manifest = candidate.manifest
         return (
             runtime_of(manifest.spec.toolchain.name)[0] not in host.runtimes,
             -newest[manifest.spec.onnx_digest],
+            places.get(manifest.spec_digest, (len(candidates), None))[0],
             candidate.fit,
             manifest.gpu != host.gpu,
             PRECISION_ORDER.index(manifest.precision),
@@ -114,7 +136,37 @@ def select(
             one.manifest.spec_digest,
         )
     )
-    return Selection(candidates=tuple(sorted(candidates, key=rank)), rejections=tuple(rejections))
+    ordered = [
+        one.model_copy(update={"speed": places[one.manifest.spec_digest][1]})
+        if one.manifest.spec_digest in places
+        else one
+        for one in sorted(candidates, key=rank)
+    ]
+    return Selection(candidates=tuple(ordered), rejections=tuple(rejections), ranked_by=words)
+
+
+def _measured(
+    candidates: Iterable[Candidate],
+    host: Host,
+    wish: Wish | None,
+    speeds: Mapping[str, Collection[Speed]],
+) -> tuple[dict[str, tuple[int, Speed]], str]:
+    """Spec digest -> its place and figure; and what a person is told of the ranking."""
+    if wish is None:
+        return {}, ""
+    fitting = {one.manifest.spec_digest for one in candidates}
+    found = rank_speeds(
+        {spec: found for spec, found in speeds.items() if spec in fitting}, wish.goal, wish.batch
+    )
+    constant = f"so the constant order is used: fit, then {', '.join(PRECISION_ORDER)}"
+    at = f" at batch {wish.batch}" if wish.batch else ""
+    if found is None:
+        where = host.gpu or "this host's GPU"
+        return {}, f"no engine that fits was measured on {where}{at}, {constant}"
+    places = {spec: (place, one) for place, (spec, one) in enumerate(found.best_first)}
+    words = f"by {wish.goal}, {found.words}: {len(places)} of {len(fitting)} engines that fit"
+    rest = len(fitting) - len(places)
+    return places, words + (f"; {rest} not measured alike come after them" if rest else "")
 
 
 def _newest_build(manifests: Iterable[Manifest]) -> dict[str, float]:

@@ -20,7 +20,7 @@ class GateContext:
     """What gates may look at.
 
     recipe: the name that they are promoted under. production: manifests that the target
-    channel names now.
+    channel names now. left_out: GPU and precision of engines that the speed guard took out.
     """
 
     store: EngineStore
@@ -31,6 +31,7 @@ class GateContext:
     trust: Trust | None
     regression: Regression
     budgets: Budgets
+    left_out: frozenset[tuple[str, str]] = frozenset()
 
 
 Gate = Callable[[Manifest, GateContext], tuple[Verdict, str]]
@@ -130,6 +131,8 @@ def nothing_lost(manifests: tuple[Manifest, ...], context: GateContext) -> tuple
     if not lost:
         return "passed", f"{len(manifests)} engines"
     names = ", ".join("/".join(pair) for pair in lost)
+    if context.left_out.issuperset(lost):
+        return "waived", f"no longer served: {names}; the speed guard left them out"
     if context.allow_missing:
         return "waived", f"no longer served: {names}; --allow-missing"
     return "refused", f"the channel would lose {names}: build them, or pass --allow-missing"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.release.gates import GateContext, require_passed
+from enginefarm.release.speed_guard import guard
 from enginefarm.schema import NAME
 from enginefarm.settings import user
 from enginefarm.store import budgets, signing, statements
@@ -77,7 +78,8 @@ def promote(
     """
     name = channel_name(recipe, channel)
     before = current(store, recipe, channel)
-    chosen = candidates(store, recipe, source, trust)
+    rule = recorded(store, recipe)
+    chosen, left_out, speed = guard(store, candidates(store, recipe, source, trust), rule)
     context = GateContext(
         store=store,
         recipe=recipe,
@@ -85,14 +87,15 @@ def promote(
         allow_pending=allow_pending,
         allow_missing=allow_missing,
         trust=trust,
-        regression=recorded(store, recipe),
+        regression=rule,
         budgets=budgets.recorded(store, recipe),
+        left_out=left_out,
     )
-    results = require_passed(name, chosen, context)
+    results = (*require_passed(name, chosen, context), *speed)
     if approve is not None:
         by, why = approve(chosen, results)
         chosen = tuple(store.manifest(one.spec_digest) or one for one in chosen)
-        results = require_passed(name, chosen, context)
+        results = (*require_passed(name, chosen, context), *speed)
     return _move(
         store,
         Revision(

@@ -3,6 +3,7 @@
 benchmarks/date=<night>/recipe=<recipe>/<writer>-<sha256>.parquet
 benchmarks/date=<night>/recipe=_all/night-<sha256>.parquet          after `compact`
 benchmarks/rules/<recipe>.json                                      regression_rules
+benchmarks/speeds/<recipe>/<gpu>.json                               the newest figures, for pull
 
 Files are immutable and named after their content, so an append needs no lock, a retried
 append changes nothing, and no byte is trusted before its digest is checked. One night is one
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import CorruptBlob, StoreMissing
 from enginefarm.tables import parquet as rows_parquet
+from enginefarm.tables import speeds
 from enginefarm.tables.filter import RowFilter, known_columns
 from enginefarm.tables.parquet import ROW_ID, Table
 from enginefarm.tables.rows import BenchmarkRow
@@ -54,10 +56,12 @@ class BenchmarkTables:
         groups: defaultdict[tuple[dt.date, str, str], list[BenchmarkRow]] = defaultdict(list)
         for row in rows:
             groups[row.date, row.recipe, row.writer].append(row)
-        return tuple(
+        keys = tuple(
             self._put(night, recipe, writer, rows_parquet.encode(group))
             for (night, recipe, writer), group in groups.items()
         )
+        speeds.remember(self.objects, (row for group in groups.values() for row in group))
+        return keys
 
     def read(self, where: RowFilter | None = None, columns: Sequence[str] | None = None) -> Table:
         """Rows as an Arrow table, oldest first, each once.
