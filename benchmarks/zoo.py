@@ -83,8 +83,8 @@ def placed(name: str, row: Row, scratch: Path, parts: Path | None) -> Path:
     folder = scratch / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(json.dumps(recipe(name, row), indent=1))
-    for code in ("data.py", "models.py"):
-        shutil.copyfile(HERE / code, folder / code)
+    for code in HERE.glob("*.py"):
+        shutil.copyfile(code, folder / code.name)
     for file, member in row.get("files", {}).items():
         if (folder / file).exists():
             continue

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import acoustics  # beside this file, wherever it is copied to
 import numpy as np
 
 Array = np.ndarray[Any, Any]
@@ -80,7 +81,7 @@ def echo_features(seed: int, batch_size: int = 1) -> Batches:
     rnd = np.random.default_rng(seed)
     while True:
         frames = int(rnd.choice([200, 300, 600]))
-        spectra = [_spectra(rnd, frames, 320, 512)[:, :160] for _ in range(3)]
+        spectra = [acoustics.spectra(rnd, frames, 320, 512)[:, :160] for _ in range(3)]
         made = np.log10(np.maximum(np.stack(spectra), 1e-12)) / 10 + 0.5
         yield {"input": made[None].astype(np.float32), "h0": np.zeros((4, 1, 64), np.float32)}
 
@@ -98,7 +99,7 @@ def sounds(
     rnd = np.random.default_rng(seed)
     while True:
         count = int(rnd.choice(samples))
-        made = np.stack([_sound(rnd, count, rate) for _ in range(batch_size)])
+        made = np.stack([acoustics.sound(rnd, count, rate) for _ in range(batch_size)])
         if normal:
             made = (made - made.mean(1, keepdims=True)) / (made.std(1, keepdims=True) + 1e-5)
         yield {name: (made[..., None] if last_axis else made).astype(np.float32)}
@@ -108,7 +109,7 @@ def pitch_frames(seed: int, batch_size: int = 32) -> Batches:
     """Frames of 1024 samples, each with mean 0 and deviation 1."""
     rnd = np.random.default_rng(seed)
     while True:
-        sound = _sound(rnd, 160 * batch_size + 1024, 16000)
+        sound = acoustics.sound(rnd, 160 * batch_size + 1024, 16000)
         frames = np.stack([sound[160 * i : 160 * i + 1024] for i in range(batch_size)])
         frames = frames - frames.mean(1, keepdims=True)
         made = frames / np.maximum(frames.std(1, keepdims=True), 1e-10)
@@ -117,18 +118,18 @@ def pitch_frames(seed: int, batch_size: int = 32) -> Batches:
 
 def mels(seed: int, batch_size: int = 4) -> Batches:
     """Mel spectra, (batch, frames, 40)."""
-    rnd, bands = np.random.default_rng(seed), _bands(16000, 400, 40)
+    rnd, bands = np.random.default_rng(seed), acoustics.bands(16000, 400, 40)
     while True:
         frames = int(rnd.choice([80, 160, 160, 240]))
-        made = [_spectra(rnd, frames, 400, 400) @ bands.T for _ in range(batch_size)]
+        made = [acoustics.spectra(rnd, frames, 400, 400) @ bands.T for _ in range(batch_size)]
         yield {"mels": np.stack(made).astype(np.float32)}
 
 
 def log_mels(seed: int, batch_size: int = 1) -> Batches:
     """Log mel spectra of 30 seconds, (batch, 80, 3000)."""
-    rnd, bands = np.random.default_rng(seed), _bands(16000, 400, 80, scaled=False)
+    rnd, bands = np.random.default_rng(seed), acoustics.bands(16000, 400, 80, scaled=False)
     while True:
-        logs = np.log10(np.maximum(_spectra(rnd, 3000, 400, 400) @ bands.T, 1e-10))
+        logs = np.log10(np.maximum(acoustics.spectra(rnd, 3000, 400, 400) @ bands.T, 1e-10))
         logs = (np.maximum(logs, logs.max() - 8) + 4) / 4
         yield {"mels": logs.T[None].astype(np.float32).repeat(batch_size, 0)}
 
@@ -137,7 +138,7 @@ def voice_windows(seed: int, batch_size: int = 8, rate_input: bool = False) -> B
     """Windows of 576 samples with a state, and with the sampling rate where it is an input."""
     rnd = np.random.default_rng(seed)
     while True:
-        sound = _sound(rnd, 1024 * batch_size + 64, 16000)
+        sound = acoustics.sound(rnd, 1024 * batch_size + 64, 16000)
         starts = rnd.integers(0, len(sound) - 576, batch_size)
         state = rnd.normal(0, 0.3, (2, batch_size, 128)).astype(np.float32)
         made = {"input": np.stack([sound[i : i + 576] for i in starts]), "state": state}
@@ -148,7 +149,7 @@ def voice_sequence(seed: int, batch_size: int = 32) -> Batches:
     """Windows one after the other, with both states of an LSTM."""
     rnd = np.random.default_rng(seed)
     while True:
-        sound = _sound(rnd, 1024 * batch_size + 64, 16000)
+        sound = acoustics.sound(rnd, 1024 * batch_size + 64, 16000)
         windows = np.stack([sound[512 * i : 512 * i + 576] for i in range(batch_size)])
         states = {"h": rnd.normal(0, 0.3, (1, 1, 128)), "c": rnd.normal(0, 0.6, (1, 1, 128))}
         yield {"input": windows, **{name: one.astype(np.float32) for name, one in states.items()}}
@@ -271,55 +272,3 @@ def _page(rnd: np.random.Generator, height: int, width: int, known: list[str], p
         ink = tuple(int(v) for v in rnd.integers(0, 100, 3))
         draw.text(place, text, fill=ink, font=font)
     return np.asarray(picture).astype(np.float32)
-
-
-def _spectra(rnd: np.random.Generator, frames: int, window: int, extra: int) -> Array:
-    """Power spectra of a sound, (frames, window / 2 + 1)."""
-    sound = _sound(rnd, 160 * frames + extra, 16000)
-    cut = np.stack([sound[160 * i : 160 * i + window] for i in range(frames)])
-    return np.abs(np.fft.rfft(cut * np.hanning(window))) ** 2
-
-
-def _bands(rate: int, window: int, count: int, scaled: bool = True) -> Array:
-    """Triangles of mel bands, (count, window / 2 + 1)."""
-    frequencies = np.linspace(0, rate / 2, window // 2 + 1)
-    top = 2595 * np.log10(1 + rate / 2 / 700)
-    points = 700 * (10 ** (np.linspace(0, top, count + 2) / 2595) - 1)
-    low, middle, high = points[:-2, None], points[1:-1, None], points[2:, None]
-    up, down = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
-    made = np.maximum(0, np.minimum(up, down))
-    return made * (2 / (high - low)) if scaled else made
-
-
-def _sound(rnd: np.random.Generator, count: int, rate: int) -> Array:
-    """Voiced, unvoiced and silent stretches: harmonics with formants, noise, vibrato."""
-    made, start = np.zeros(count, np.float32), 0
-    while start < count:
-        length = min(int(rnd.uniform(0.04, 0.35) * rate), count - start)
-        kind = rnd.random()
-        if kind < 0.6:
-            part = _voiced(rnd, length, rate)
-        else:
-            part = rnd.normal(0, 0.3 if kind < 0.8 else 0.002, length)
-        near = np.minimum(np.arange(length), np.arange(length)[::-1])
-        part = part * np.minimum(1, near / (0.01 * rate))
-        loud = rnd.uniform(0.05, 0.8) if kind < 0.8 else 0.01
-        made[start : start + length] = part / (np.abs(part).max() + 1e-6) * loud
-        start += length
-    return made + rnd.normal(0, 10 ** rnd.uniform(-4, -2), count).astype(np.float32)
-
-
-def _voiced(rnd: np.random.Generator, length: int, rate: int) -> Array:
-    from scipy.signal import lfilter
-
-    t = np.arange(length) / rate
-    vibrato = 1 + 0.03 * np.sin(2 * np.pi * rnd.uniform(3, 7) * t)
-    pitch = rnd.uniform(70, 500) * vibrato * np.exp(rnd.uniform(-0.3, 0.3) * t)
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
-    tones = [h for h in range(1, 25) if 500 * h < rate]
-    made = np.sum([np.sin(h * phase) / h ** rnd.uniform(0.6, 1.4) for h in tones], axis=0)
-    for ends in ((300, 900), (900, 2500), (2500, 3600)):
-        formant, r = rnd.uniform(*ends), np.exp(-np.pi * rnd.uniform(60, 200) / rate)
-        poles = [1, -2 * r * np.cos(2 * np.pi * formant / rate), r * r]
-        made = np.asarray(lfilter([1 - r], poles, made)) + 0.2 * made
-    return made

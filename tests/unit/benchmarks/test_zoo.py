@@ -15,6 +15,8 @@ from benchmarks.steps import NotRun, Steps
 from benchmarks.zoo_judge import Figures, decibel
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
+from enginefarm.graph import data
+from enginefarm.recipes import file as recipe_file
 
 FP16 = Budget(min_cosine=0.999, max_relative_l2=0.02)
 
@@ -154,6 +156,23 @@ def test_every_row_is_a_recipe(name: str) -> None:
     assert made.name == name
     assert ("wheel" in row) == ("files" in row)
     assert set(row.get("files", {})) >= ({"model.onnx"} if "model" not in row else set())
+
+
+def test_a_models_folder_has_all_that_its_recipe_names(tmp_path: Path) -> None:
+    """Its code too, one file of which imports another."""
+    (tmp_path / "parts" / "silero-static").mkdir(parents=True)
+    (tmp_path / "parts" / "silero-static" / "model.onnx").write_bytes(b"weights")
+    row = zoo.models()["silero-static"]
+    folder = zoo.placed("silero-static", row, tmp_path / "made", tmp_path / "parts")
+    found = recipe_file.load(folder / "recipe.yaml")
+    assert (folder / "model.onnx").read_bytes() == b"weights"
+    how = {"root": found.root, "inputs": found.inputs, "batches": 1, "batch_size": 1}
+    one, other, again = (
+        next(data.batches(found.verification_data, **how, seed=seed))["input"] for seed in (1, 2, 1)
+    )
+    assert one.shape == (1, 576)
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
 
 
 def test_a_cell_says_what_each_gpu_has() -> None:
