@@ -88,11 +88,11 @@ def channel(recipe: str, name: str | None, as_json: bool) -> None:
 
     store = open_store()
     if name is not None:
-        channels.require_current(store, recipe, name)
         found = list(channels.history(store, recipe, name))
+        if not found:
+            channels.require_current(store, recipe, name)  # which says why
     else:
-        now = (channels.current(store, recipe, one) for one in channels.names(store, recipe))
-        found = [one for one in now if one is not None]
+        found = list(channels.all_current(store, recipe))
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return

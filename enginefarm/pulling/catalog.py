@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import ValidationError
-
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreMissing
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing
 from enginefarm.store import channels, signing, statements
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.engine_store import EngineStore, parsed
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust
 from enginefarm.tables.speeds import Speed
@@ -30,7 +28,8 @@ class Catalog(Protocol):
 
         trust: then the channel's revision must be signed by one of these keys, and be no older
         than one that this host has seen.
-        Raises: StoreMissing when there is none; SignatureRejected.
+        Raises: StoreMissing when there is none; NewerVersion where this version reads none;
+        SignatureRejected.
         """
         ...
 
@@ -68,6 +67,8 @@ class StoreCatalog:
             return channels.manifests_of(self._store, revision)
         found = tuple(self._store.manifests(recipe))
         if not found:
+            for digest in self._store.complete(recipe):  # listed, and left out with a note
+                self._store.manifest(digest)  # raises what stands in its way
             recipes = self._store.recipes()
             raise StoreMissing(
                 f"pull: the store {self._store.url} has no engine of {recipe!r}",
@@ -172,8 +173,8 @@ class CachedCatalog:
     @staticmethod
     def _manifest(path: Path) -> Manifest | None:
         try:
-            manifest = Manifest.read(path.read_bytes())
-        except ValidationError:  # of another version: as good as not there
+            manifest = parsed(path.name, path.read_bytes(), Manifest)
+        except (CorruptBlob, NewerVersion):  # of another version: as good as not there
             return None
         return manifest if manifest.spec.digest == path.stem else None
 

@@ -293,7 +293,20 @@ def _verified(manifest: Manifest, host: Host) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (_gpu, _runtime, _system, _driver, _plugins, _verified)
+def _understood(manifest: Manifest, host: Host) -> str | None:
+    unknown = manifest.unknown_fields()
+    if not unknown:
+        return None
+    return _Unknown(
+        f"its manifest has fields that this enginefarm does not know: {', '.join(unknown)}; "
+        "a newer one may have more to say of the engine"
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    *(_gpu, _runtime, _system, _driver, _plugins, _verified),
+    _understood,
+)
 """To add a rule: a function above, and its name here."""
 
 

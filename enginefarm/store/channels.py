@@ -10,7 +10,7 @@ first in the listing, so the current revision is one listing of one key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Literal
@@ -20,11 +20,11 @@ from pydantic import Field
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.store import statements
-from enginefarm.store.engine_store import READERS, EngineStore, parsed
+from enginefarm.store.engine_store import LOG, READERS, EngineStore, parsed
 from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
@@ -85,9 +85,28 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]:
-    """Every move, newest first: the audit log."""
+    """Every move, newest first: the audit log. One that a newer version wrote is left out with a
+    note."""
     for key in keys(store, recipe, channel):
-        yield _read(store, key)
+        revision = _noted(lambda key=key: _read(store, key))
+        if revision is not None:
+            yield revision
+
+
+def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
+    """Where each of the recipe's channels points now, as far as this version reads it."""
+    for name in names(store, recipe):
+        revision = _noted(lambda name=name: current(store, recipe, name))
+        if revision is not None:
+            yield revision
+
+
+def _noted(read: Callable[[], Revision | None]) -> Revision | None:
+    try:
+        return read()
+    except NewerVersion as error:
+        LOG.warning("note: left out: %s", error.what)
+        return None
 
 
 def keys(store: EngineStore, recipe: str, channel: str) -> Iterator[str]:
@@ -145,16 +164,32 @@ def _read(store: EngineStore, key: str) -> Revision:
 
 
 def manifests_of(store: EngineStore, revision: Revision) -> tuple[Manifest, ...]:
-    """The manifests that a revision names.
+    """The manifests that a revision names. One of a newer version is left out with a note, where
+    there are others that this version reads.
 
-    Raises: StoreMissing when one is gone; CorruptBlob when one has another engine by now.
+    Raises: StoreMissing when one is gone; CorruptBlob when one has another engine by now;
+    NewerVersion where this version reads none of them.
     """
+
+    def manifest_or_newer(digest: str) -> Manifest | NewerVersion | None:
+        try:
+            return store.manifest(digest)
+        except NewerVersion as error:
+            return error
+
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(store.manifest, [engine.spec_digest for engine in revision.engines])
+        read = pool.map(manifest_or_newer, [one.spec_digest for one in revision.engines])
         found = list(zip(revision.engines, read, strict=True))
+    newer = [one for _, one in found if isinstance(one, NewerVersion)]
+    if newer and len(newer) == len(found):
+        raise newer[0]
+    for error in newer:
+        LOG.warning("note: left out: %s", error.what)
     name = f"channel {revision.recipe}@{revision.channel}"
     manifests: list[Manifest] = []
     for engine, manifest in found:
+        if isinstance(manifest, NewerVersion):
+            continue
         if manifest is None:
             raise StoreMissing(
                 f"{name}: the manifest of {engine.gpu}/{engine.precision} "
