@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -47,6 +48,10 @@ class Frozen(BaseModel):
         written: dict[str, Any] = serialize(self)
         return {**written, **(self.model_extra or {})}
 
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Paths of the fields, at any depth, that this version does not know: `build.speed`."""
+        return tuple(_unknown(self, ""))
+
     def canonical_json(self) -> bytes:
         """One byte string for one value: sorted keys, no spaces, UTF-8."""
         return canonical_json(self.model_dump(mode="json"))
@@ -54,6 +59,19 @@ class Frozen(BaseModel):
     def sha256(self) -> str:
         """sha256 of canonical_json()."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
+
+
+def _unknown(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, Frozen):
+        yield from (f"{path}{name}" for name in value.model_extra or ())
+        for name in type(value).model_fields:
+            yield from _unknown(getattr(value, name), f"{path}{name}.")
+    elif isinstance(value, (tuple, list)):
+        for item in cast("tuple[Any, ...]", value):
+            yield from _unknown(item, path)
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _unknown(item, f"{path}{key}.")
 
 
 def canonical_json(value: Any) -> bytes:
