@@ -145,16 +145,20 @@ def work(name: str, asked: argparse.Namespace) -> None:
     if missing and find_spec(missing) is None:
         known["not_run"] = f"{missing} is not installed"
         return _keep(file, known)
-    known.pop("not_run", None)
+    for old in ("not_run", "broken"):
+        known.pop(old, None)
     folder = placed(name, row, asked.scratch, asked.parts)
     os.chdir(folder)
     precisions = [p for p in asked.precisions if p in row.get("precisions", PRECISIONS)]
+    together: dict[tuple[str, ...], list[str]] = {}
     for label in asked.gpus:
-        left = [p for p in precisions if _wanted(known["engines"].get(f"{label}/{p}"), asked)]
+        left = (p for p in precisions if _wanted(known["engines"].get(f"{label}/{p}"), asked))
+        together.setdefault(tuple(left), []).append(label)
+    for left, labels in together.items():
         if not left:
             continue
         started = time.monotonic()
-        for outcome in build(folder, asked.scratch, [label], left):
+        for outcome in build(folder, asked.scratch, labels, list(left)):
             key = f"{outcome['gpu']}/{outcome['precision']}"
             known["engines"][key] = {**outcome, "commit": asked.commit}
         known["seconds"] = known.get("seconds", 0) + round(time.monotonic() - started)
