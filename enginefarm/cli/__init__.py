@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("enginefarm.cli.listing:list_", "Engines in the store."),
     "show": ("enginefarm.cli.listing:show", "One manifest, whole."),
     "diff": ("enginefarm.cli.layers:diff_", "Two engines, layer by layer."),
+    "reproduce": (
+        "enginefarm.cli.reproduce:reproduce",
+        "The build of an engine, with nothing of ours.",
+    ),
     "log": ("enginefarm.cli.log:log", "What the builder said, also of a build that failed."),
     "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),
     "bench": ("enginefarm.cli.bench:bench", "Benchmark rows: every engine, every night."),

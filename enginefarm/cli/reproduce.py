@@ -1,0 +1,25 @@
+"""`enginefarm reproduce`: an engine's build in a folder, for a bug report to NVIDIA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def reproduce(engine: str, folder: Path) -> None:
+    """The build of ENGINE as a FOLDER that needs TensorRT's bindings and numpy alone.
+
+    It holds the graph as the builder got it, the scales of its quantised tensors, reference
+    inputs and outputs, a script through the Builder API, and a trtexec line.
+    """
+    from enginefarm.build.reproduce import reproduce as write
+    from enginefarm.cli.listing import find
+    from enginefarm.store import site
+
+    here = site.here()
+    made = write(here, find(here.store, engine, None, None, command="reproduce"), folder)
+    click.echo(f"{made}: run `python {made / 'reproduce.py'}`; README.md says what is compared")
