@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
 
-from enginefarm.bench.engine import Measured, side_by_side  # noqa: E402
+from enginefarm.bench.engine import Measurement, side_by_side  # noqa: E402
 from enginefarm.bench.harness import Harness  # noqa: E402
 from enginefarm.bench.shapes import sized  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
@@ -120,7 +120,7 @@ def available(name: str, models: Path, plans: Path | None, stack: ExitStack) -> 
     return found
 
 
-def line(one: Measured, first: Measured, batch: int) -> str:
+def line(one: Measurement, first: Measurement, batch: int) -> str:
     compute = f"{one.compute.ms_median:.3f}" if one.compute else "-"
     copies = (
         f"{one.copy_in.ms_median + one.copy_out.ms_median:.3f}"

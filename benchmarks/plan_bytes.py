@@ -23,7 +23,7 @@ from enginefarm.digest import sha256_file
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.planning import plan, stages, survey
-from enginefarm.planning.stages import Prepared
+from enginefarm.planning.stages import PreparedGraph
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
@@ -95,7 +95,7 @@ def _measure(site: Site, recipe: Recipe, rounds: int) -> list[Figure]:
     return figures
 
 
-def _build(site: Site, prepared: Prepared, specs: list[BuildSpec]) -> Way:
+def _build(site: Site, prepared: PreparedGraph, specs: list[BuildSpec]) -> Way:
     sizes: dict[str, int] = {}
     started = time.monotonic()
     for spec in {spec.plan_key: spec for spec in specs}.values():

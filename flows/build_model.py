@@ -24,7 +24,7 @@ from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name,
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import outcome, plan
 from enginefarm.planning.outcome import Outcome
-from enginefarm.planning.stages import Prepared, Slimmed, here
+from enginefarm.planning.stages import PreparedGraph, SlimmedModel, here
 from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import reverified
@@ -106,7 +106,7 @@ def _built(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
 
 
 @dataclass(frozen=True)
-class Awaited:
+class PendingBuild:
     """An engine on its way: the graph it needs, then its own run."""
 
     target: plan.Target
@@ -114,7 +114,7 @@ class Awaited:
     engine: PrefectFuture[Any]
 
 
-def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Awaited]:
+def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[PendingBuild]:
     """The stages that the missing engines need, and a run for each of these engines.
 
     Raises: what export, reference and slim raise: without these there is no engine at all.
@@ -128,7 +128,7 @@ def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Awaited
         for precision in dict.fromkeys(target.precision for target in missing)
     }
     built = [
-        Awaited(target, graph, engine.submit(wanted, target, slimmed, graph, on_farm))
+        PendingBuild(target, graph, engine.submit(wanted, target, slimmed, graph, on_farm))
         for target in missing
         for graph in [prepared[target.precision]]
     ]
@@ -139,7 +139,11 @@ def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Awaited
 
 @task(name="engine", task_run_name="{target.gpu} {target.precision}", **STEP)
 def engine(
-    wanted: Recipe, target: plan.Target, slimmed: Slimmed, prepared: Prepared, on_farm: bool
+    wanted: Recipe,
+    target: plan.Target,
+    slimmed: SlimmedModel,
+    prepared: PreparedGraph,
+    on_farm: bool,
 ) -> State[Outcome]:
     """One engine: refused when its graph is over budget, else built by its own run.
 
@@ -188,7 +192,7 @@ def _gather(
     wanted: Recipe,
     found: Survey,
     cached: PrefectFuture[Any],
-    built: list[Awaited],
+    built: list[PendingBuild],
 ) -> list[Outcome]:
     """Outcomes in the recipe's order: GPUs, then precisions."""
     rows: list[Outcome] = list(cached.result())
@@ -197,7 +201,7 @@ def _gather(
     return outcome.in_order(wanted, rows)
 
 
-def _outcome(wanted: Recipe, awaited: Awaited) -> Outcome:
+def _outcome(wanted: Recipe, awaited: PendingBuild) -> Outcome:
     # Prefect never starts an engine whose graph failed: the graph's error is the reason.
     result = awaited.graph.result(raise_on_failure=False)
     if not isinstance(result, BaseException):

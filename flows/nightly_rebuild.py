@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from enginefarm.farm.dispatch import build_recipes, online_offers, stopped_at_once
-from enginefarm.farm.night import Ended, Slower
+from enginefarm.farm.night import RunEnd, Slowdown
 from enginefarm.farm.parameters import Folder, recipe_at, recipes_in
 from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
@@ -33,7 +33,7 @@ def nightly_rebuild(folder: Folder = ".") -> Any:
 
 
 def _final_state(
-    recipes: int, broken: list[str], ended: dict[Any, Ended], slower: tuple[Slower, ...]
+    recipes: int, broken: list[str], ended: dict[Any, RunEnd], slower: tuple[Slowdown, ...]
 ) -> State[Any]:
     failed = [f"{file}: {run.name}: {run.why}" for file, run in ended.items() if not run.completed]
     if broken or failed:

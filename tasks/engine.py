@@ -16,7 +16,9 @@ from tasks.artifacts import progress_artifact, publish_failure_log, publish_log
 
 
 @task(name="build", task_run_name="build {job.spec.label}", **STEP)
-def build_plan(job: engines.Job, workspace_mib: int | None = None) -> engines.Built | Manifest:
+def build_plan(
+    job: engines.Job, workspace_mib: int | None = None
+) -> engines.BuildResult | Manifest:
     with progress_artifact(job.spec.label), metrics.building(job.spec), metrics.transfers():
         try:
             built = engines.build(stages.here(), job, cancel=CANCEL, workspace_mib=workspace_mib)
@@ -31,13 +33,13 @@ def build_plan(job: engines.Job, workspace_mib: int | None = None) -> engines.Bu
 
 
 @task(name="upload", task_run_name="upload {job.spec.label}", **STEP)
-def upload_plan(job: engines.Job, built: engines.Built) -> engines.Built:
+def upload_plan(job: engines.Job, built: engines.BuildResult) -> engines.BuildResult:
     with metrics.transfers():
         return engines.upload(stages.here(), built)
 
 
 @task(name="record", task_run_name="record {job.spec.label}", **STEP)
-def record_manifest(job: engines.Job, built: engines.Built) -> Manifest:
+def record_manifest(job: engines.Job, built: engines.BuildResult) -> Manifest:
     manifest = engines.publish(stages.here(), job, built)
     publish_log(manifest)
     _say(job, f"manifest {manifest.spec_digest[:12]}")

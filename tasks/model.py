@@ -34,7 +34,7 @@ def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 
 
 @task(name="export", task_run_name="export {recipe.name}", **STEP)
-def export_model(recipe: Recipe) -> stages.Exported:
+def export_model(recipe: Recipe) -> stages.ExportedModel:
     exported = stages.export(stages.here(), recipe)
     metrics.stage("export", hit=exported.cached)
     get_run_logger().info(
@@ -52,7 +52,7 @@ def export_model(recipe: Recipe) -> stages.Exported:
     task_run_name="reference {recipe.name}",
     **STEP,
 )
-def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Reference:
+def reference_outputs(recipe: Recipe, exported: stages.ExportedModel) -> stages.Reference:
     made = stages.reference(stages.here(), recipe, exported.outputs)
     metrics.stage("reference", hit=made.cached)
     get_run_logger().info("FP32 reference %s, %.1f s", made.npz.digest[:12], made.seconds)
@@ -60,7 +60,7 @@ def reference_outputs(recipe: Recipe, exported: stages.Exported) -> stages.Refer
 
 
 @task(name="slim", task_run_name="slim {recipe.name}", **STEP)
-def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
+def slim_model(recipe: Recipe, exported: stages.ExportedModel) -> stages.SlimmedModel:
     slimmed = stages.slim(stages.here(), recipe, exported)
     metrics.stage("slim", hit=slimmed.cached)
     get_run_logger().info("slimmed ONNX %s", slimmed.model.onnx.digest[:12])
@@ -73,8 +73,8 @@ def slim_model(recipe: Recipe, exported: stages.Exported) -> stages.Slimmed:
     **STEP,
 )
 def prepare_precision(
-    recipe: Recipe, slimmed: stages.Slimmed, reference: stages.Reference, precision: str
-) -> stages.Prepared:
+    recipe: Recipe, slimmed: stages.SlimmedModel, reference: stages.Reference, precision: str
+) -> stages.PreparedGraph:
     prepared = stages.prepare(stages.here(), recipe, slimmed.model, reference, precision)
     metrics.stage("prepare", hit=prepared.cached)
     verdict = "within budget" if prepared.verification.passed else "over budget"

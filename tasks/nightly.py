@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.farm import night as nightly
-from enginefarm.farm.night import Ended, Slower, Standing
+from enginefarm.farm.night import RecipeState, RunEnd, Slowdown
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import stages
 from enginefarm.planning.plan import Offer
@@ -24,7 +24,7 @@ from enginefarm.report import nightly as report
 @task(name="survey", **STEP)
 def survey_recipes(
     files: Sequence[Path], offers: Sequence[Offer], load: Callable[[Path], Recipe]
-) -> tuple[Standing, ...]:
+) -> tuple[RecipeState, ...]:
     found = nightly.standings(stages.here(), files, offers, load)
     get_run_logger().info(
         "%d recipes, %d engines wanted, %d missing",
@@ -36,13 +36,13 @@ def survey_recipes(
 
 
 @task(name="regressions", **STEP)
-def find_slower(standings: Sequence[Standing]) -> tuple[Slower, ...]:
+def find_slower(standings: Sequence[RecipeState]) -> tuple[Slowdown, ...]:
     site, night = stages.here(), dt.datetime.now(dt.UTC).date()
     nightly.compact_yesterday(site, night)
     return nightly.slower_tonight(site, standings, night)
 
 
-def announce(slower: Sequence[Slower]) -> None:
+def announce(slower: Sequence[Slowdown]) -> None:
     """An event for each, for the automation `nightly regressed`."""
     for row in slower:
         emit_event(
@@ -54,7 +54,7 @@ def announce(slower: Sequence[Slower]) -> None:
 
 @task(name="report", **STEP)
 def publish_night(
-    standings: Sequence[Standing], ended: Mapping[Path, Ended], slower: Sequence[Slower]
+    standings: Sequence[RecipeState], ended: Mapping[Path, RunEnd], slower: Sequence[Slowdown]
 ) -> None:
     rows = [
         {
@@ -82,7 +82,7 @@ def publish_night(
     )
 
 
-def _tonight(row: Standing, run: Ended | None) -> str:
+def _tonight(row: RecipeState, run: RunEnd | None) -> str:
     """What became of a recipe, the reason first; its run is a link in the UI."""
     if run is None:
         return f"Failed: {row.error}" if row.error else "nothing to build"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enginefarm.build import engine as engines
-from enginefarm.build.engine import Built, Job
+from enginefarm.build.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.store.site import Site
 
 
 def made(site: Site, job: Job) -> Manifest:
     built = engines.build(site, job)
-    if not isinstance(built, Built):
+    if not isinstance(built, BuildResult):
         return built
     return engines.publish(site, job, engines.upload(site, built))

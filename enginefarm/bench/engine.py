@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Measured(Frozen):
+class Measurement(Frozen):
     """One contender at one set of shapes."""
 
     name: str
@@ -68,7 +68,7 @@ def side_by_side(
     *,
     batch: int,
     harness: Harness,
-) -> tuple[Measured, ...]:
+) -> tuple[Measurement, ...]:
     """Times the contenders in turns on the same inputs, and compares what they give.
 
     batch: samples in one pass. The first contender is the one that others are compared with.
@@ -128,7 +128,7 @@ def benchmark_engine(
 
 
 def filled(
-    row: BenchmarkRow, found: Measured, point: Point, *, host_class: str = ""
+    row: BenchmarkRow, found: Measurement, point: Point, *, host_class: str = ""
 ) -> BenchmarkRow:
     """A `built` row with the measurement in it."""
     now = dt.datetime.now(dt.UTC)
@@ -168,7 +168,7 @@ def _one(
     point: Point,
     feeds: Mapping[str, Any],
     harness: Harness,
-) -> Measured:
+) -> Measurement:
     running = artifact.running(runtime, profile=point.profile, cuda_graph=harness.cuda_graph)
     try:
         return side_by_side([running], feeds, batch=point.batch, harness=harness)[0]
@@ -183,13 +183,13 @@ def _measured(
     harness: Harness,
     batch: int,
     against_first: tuple[OutputComparison, ...],
-) -> Measured:
+) -> Measurement:
     def part(index: int) -> Figures | None:
         values = [iteration[index] for iteration in found.iterations]
         return figures([v for v in values if v is not None]) if None not in values else None
 
     total = figures([iteration.total for iteration in found.iterations])
-    return Measured(
+    return Measurement(
         name=contender.name,
         runtime=contender.runtime,
         total=total,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
-from enginefarm.bench.recipe import Known, known, row_of, smallest_and_opt
+from enginefarm.bench.recipe import BuiltRecipe, known, row_of, smallest_and_opt
 from enginefarm.bench.shapes import sized
 from enginefarm.documents.recipe import Recipe
 from enginefarm.names import PrecisionName
@@ -55,7 +55,7 @@ def benchmark_cpu(
 
 
 def _contenders(
-    site: Site, recipe: Recipe, model: Known, scratch: Path, stack: ExitStack
+    site: Site, recipe: Recipe, model: BuiltRecipe, scratch: Path, stack: ExitStack
 ) -> list[tuple[PrecisionName, Contender]]:
     """Each in a process of its own: the recipe's code runs, and its graphs are read, there."""
     found: list[tuple[PrecisionName, RemoteContender]] = []

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from enginefarm.bench.engine import Measured, filled, side_by_side
+from enginefarm.bench.engine import Measurement, filled, side_by_side
 from enginefarm.bench.harness import Harness
 from enginefarm.bench.layer_times import record_layer_times
 from enginefarm.bench.recipe import (
-    Known,
+    BuiltRecipe,
     host_class,
     known,
     row_of,
@@ -45,7 +45,7 @@ from enginefarm.toolchains.ort_trt import PRECISION_OPTIONS, graph_options
 TORCH = "PyTorch eager fp32"
 CUDA = "CUDAExecutionProvider"
 
-MakeRow = Callable[[Measured, Point], BenchmarkRow]
+MakeRow = Callable[[Measurement, Point], BenchmarkRow]
 
 
 @dataclass
@@ -113,7 +113,7 @@ def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
 def _entries(
     site: Site,
     recipe: Recipe,
-    model: Known,
+    model: BuiltRecipe,
     profile: int,
     where: tuple[str, NvmlGpu],
     scratch: Path,
@@ -145,7 +145,7 @@ def _entries(
             yield _engine(site, manifest, profile, graph_too)
 
 
-def _engines(model: Known, label: str) -> list[Manifest]:
+def _engines(model: BuiltRecipe, label: str) -> list[Manifest]:
     """The newest of each precision and toolchain that were built for this GPU, and not refused.
 
     Engines of an older recipe, with other profiles, do not take the same shapes.
@@ -174,7 +174,7 @@ def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> E
             cuda_graph=cuda_graph,
         )
 
-    def row(found: Measured, point: Point) -> BenchmarkRow:
+    def row(found: Measurement, point: Point) -> BenchmarkRow:
         built = {one.profile: one for one in rows_from_manifest(manifest)}[point.profile_name]
         made = filled(built, found, point, host_class=host_class())
         return made.model_copy(update={"cuda_graph": cuda_graph})
@@ -198,7 +198,7 @@ def _started(
 
 def _measure(
     running: list[tuple[Entry, Any]],
-    model: Known,
+    model: BuiltRecipe,
     point: Point,
     harness: Harness,
     result: SideBySide,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginefarm.bench.engine import Measured, filled
+from enginefarm.bench.engine import Measurement, filled
 from enginefarm.bench.shapes import Point
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
@@ -26,7 +26,7 @@ from enginefarm.tables.rows import BenchmarkRow
 
 
 @dataclass(frozen=True)
-class Known:
+class BuiltRecipe:
     """A recipe as far as it is built.
 
     graphs: the newest of each precision. inputs: of the reference, by name. outputs: in order.
@@ -42,7 +42,7 @@ class Known:
         return self.manifests[-1].spec.profiles
 
 
-def known(site: Site, recipe: Recipe) -> Known:
+def known(site: Site, recipe: Recipe) -> BuiltRecipe:
     """Raises: StoreMissing when nothing of the recipe is built yet."""
     manifests = sorted(site.store.manifests(recipe.name), key=lambda one: one.created_at)
     if not manifests or manifests[-1].reference is None:
@@ -55,7 +55,7 @@ def known(site: Site, recipe: Recipe) -> Known:
     for manifest in manifests:
         graphs[manifest.precision] = manifest.graph
     reference = site.cache.ensure(site.store, manifests[-1].reference)
-    return Known(
+    return BuiltRecipe(
         manifests=tuple(manifests),
         graphs=graphs,
         inputs=next(read_reference(reference)).inputs,
@@ -80,7 +80,7 @@ def smallest_and_opt(profiles: Sequence[ShapeProfile], order: Sequence[str]) -> 
 
 
 def row_of(
-    recipe: str, precision: PrecisionName, found: Measured, point: Point, **where: Any
+    recipe: str, precision: PrecisionName, found: Measurement, point: Point, **where: Any
 ) -> BenchmarkRow:
     """The row of a runtime that ran a graph. where: columns that tell the GPU, if any."""
     now = dt.datetime.now(dt.UTC)

@@ -31,7 +31,7 @@ from enginefarm.documents.manifest import (
     TensorInfo,
 )
 from enginefarm.documents.spec import BlobRef, BuildSpec
-from enginefarm.documents.stage import StageRecord
+from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import (
     BuildCancelled,
@@ -40,13 +40,13 @@ from enginefarm.errors import (
     EngineRunError,
     StoreError,
 )
-from enginefarm.planning.stages import Prepared
+from enginefarm.planning.stages import PreparedGraph
 from enginefarm.progress import SINK, report
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
-from enginefarm.store.site import Produced, Site, materialise, recorded, whole
+from enginefarm.store.site import Site, materialise, recorded, whole
 from enginefarm.store.statements import Vouching, vouching
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
@@ -81,11 +81,11 @@ class Job(Frozen):
 
     recipe: Name
     spec: BuildSpec
-    prepared: Prepared
+    prepared: PreparedGraph
     budget: Budget | None = Field(default=None, description="What several attempts are held to.")
 
 
-class Built(Frozen):
+class BuildResult(Frozen):
     """A plan in the store, and what was seen while it was built."""
 
     plan: BlobRef
@@ -107,7 +107,7 @@ def build(
     *,
     cancel: threading.Event | None = None,
     workspace_mib: int | None = None,
-) -> Built | Manifest:
+) -> BuildResult | Manifest:
     """The plan, built in a child process unless it is there; the manifest when that is there.
 
     A plan that GPUs share is built by the first of them; the others find it recorded. One
@@ -141,14 +141,14 @@ def build(
         return built
 
 
-def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> Built:
+def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> BuildResult:
     """The plan that was asked for, as the store has recorded it, or built now and recorded."""
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         output = _build(site, job, asked, scratch, cancel)
         kept = {"plan": output.plan, "log": output.log, "layers": output.layers}
         values = output.model_dump(mode="json", include=RECORDED_VALUES)
-        return Produced(
+        return StageOutput(
             files={name: path for name, path in kept.items() if path and path.exists()},
             values={**values, "gpu": asked.gpu.label},
         )
@@ -158,11 +158,11 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
     return _built(record, asked.gpu.label)
 
 
-def _built(record: StageRecord, gpu_label: str) -> Built:
+def _built(record: StageRecord, gpu_label: str) -> BuildResult:
     """What the record of a plan says, to the GPU that asks for it."""
     values = dict(record.values)
     first = values.pop("gpu")
-    built = Built.model_validate(
+    built = BuildResult.model_validate(
         {
             **values,
             **{name: record.outputs.get(name) for name in ("plan", "log", "layers")},
@@ -233,7 +233,7 @@ def _reference(site: Site, job: Job) -> Path | None:
     return site.cache.ensure(site.store, job.prepared.reference)
 
 
-def upload(site: Site, built: Built) -> Built:
+def upload(site: Site, built: BuildResult) -> BuildResult:
     """Plan, log and layers in the store, dated anew: gc may have been there meanwhile."""
     for ref in (built.plan, built.log, built.layers):
         if ref is not None and site.cache.has(ref):
@@ -241,7 +241,7 @@ def upload(site: Site, built: Built) -> Built:
     return built
 
 
-def publish(site: Site, job: Job, built: Built) -> Manifest:
+def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
     """Writes the manifest. When somebody else's came first, theirs is the one that counts.
 
     A process that has a signing key signs it, when a record that a trusted builder signed (this

@@ -16,7 +16,7 @@ from enginefarm.store.site import Site
 from enginefarm.store.statements import Vouching
 
 if TYPE_CHECKING:
-    from enginefarm.build.engine import Built, Job
+    from enginefarm.build.engine import BuildResult, Job
 
 SMALLER_WORKSPACE = "workspace_mib_after_out_of_memory"
 
@@ -24,9 +24,9 @@ SMALLER_WORKSPACE = "workspace_mib_after_out_of_memory"
 def require_vouched(
     site: Site,
     job: Job,
-    built: Built,
+    built: BuildResult,
     vouches: Vouching,
-    said: Callable[[StageRecord, str], Built],
+    said: Callable[[StageRecord, str], BuildResult],
 ) -> None:
     """Raises: SignatureRejected unless a signed record of this build says what `built` says.
 
@@ -50,11 +50,11 @@ def require_vouched(
         )
 
 
-def _recorded_details(built: Built) -> dict[str, JsonValue]:
+def _recorded_details(built: BuildResult) -> dict[str, JsonValue]:
     return {name: value for name, value in built.details.items() if name != SMALLER_WORKSPACE}
 
 
-def _plan_keys(spec: BuildSpec, built: Built) -> frozenset[str]:
+def _plan_keys(spec: BuildSpec, built: BuildResult) -> frozenset[str]:
     """Keys of the builds that may stand for a spec: as asked, for its GPU alone, and with the
     smaller workspace of the retry after an out-of-memory."""
     asked = [spec]

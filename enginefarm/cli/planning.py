@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.planning.survey import Planned
+    from enginefarm.planning.survey import PlannedBuild
 
 from enginefarm.cli.options import gpu_option, precision_option
 from enginefarm.cli.tables import print_json, print_table
@@ -122,7 +122,7 @@ def schema(as_json: bool) -> None:
     print_json(json_schema())
 
 
-def _state(planned: Planned) -> str:
+def _state(planned: PlannedBuild) -> str:
     states = {
         "cached": planned.cached,
         "over budget": planned.over_budget,

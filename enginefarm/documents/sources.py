@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 
 from enginefarm.schema import Frozen, ImportPath
 
-Loaded = Literal["module", "program", "file"]
+ModelForm = Literal["module", "program", "file"]
 """A PyTorch module, an exported program, or an ONNX file."""
 
 
@@ -20,7 +20,7 @@ class TorchSource(Frozen):
     """A callable that returns an `nn.Module` in eval mode."""
 
     CODE: ClassVar = "enginefarm.graph.sources.torch_callable:TorchCallable"
-    LOADS: ClassVar[Loaded] = "module"
+    LOADS: ClassVar[ModelForm] = "module"
 
     kind: Literal["torch"] = "torch"
     callable: ImportPath = Field(
@@ -47,7 +47,7 @@ class LightningSource(Frozen):
     """A Lightning checkpoint and the module class that it belongs to."""
 
     CODE: ClassVar = "enginefarm.graph.sources.lightning:Lightning"
-    LOADS: ClassVar[Loaded] = "module"
+    LOADS: ClassVar[ModelForm] = "module"
 
     kind: Literal["lightning"]
     module: ImportPath = Field(description="The module's class: `file.py:Name`.")
@@ -58,7 +58,7 @@ class ExportedProgramSource(Frozen):
     """A `torch.export` program, saved as .pt2."""
 
     CODE: ClassVar = "enginefarm.graph.sources.exported_program:ExportedProgramFile"
-    LOADS: ClassVar[Loaded] = "program"
+    LOADS: ClassVar[ModelForm] = "program"
 
     kind: Literal["exported_program"]
     path: str = Field(description="The .pt2 file, relative to the recipe.")
@@ -68,7 +68,7 @@ class OnnxSource(Frozen):
     """An ONNX file: a path relative to the recipe, or `s3://bucket/key`."""
 
     CODE: ClassVar = "enginefarm.graph.sources.onnx_file:OnnxFile"
-    LOADS: ClassVar[Loaded] = "file"
+    LOADS: ClassVar[ModelForm] = "file"
 
     kind: Literal["onnx"]
     path: str = Field(description="The .onnx file, relative to the recipe, or `s3://…`.")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field, JsonValue
 
 from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
-from enginefarm.schema import Digest, Name
+from enginefarm.schema import Digest, Frozen, Name
+
+
+class StageOutput(Frozen):
+    """What the work of a stage made: files by name, and figures."""
+
+    files: dict[str, Path] = Field(default_factory=dict)
+    values: dict[str, Any] = Field(default_factory=dict, description="Of JSON's types.")
 
 
 class StageRecord(Signed):

@@ -26,7 +26,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import BuildCancelled, EnginefarmError, FarmError
 from enginefarm.farm import recovery
-from enginefarm.farm.night import Ended
+from enginefarm.farm.night import RunEnd
 from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
@@ -239,7 +239,7 @@ CHILDREN = _Children()
 LANES = Lanes(_width)
 
 
-def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, Ended]:
+def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
     """A build-model run for each recipe, waited for. Runs that people ask for come before them.
 
     recipes: what build-model takes -> the recipe's name, which its run has while it waits.
@@ -254,13 +254,13 @@ def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, Ended]:
         )
         for file, name in recipes.items()
     }
-    ended: dict[Path, Ended] = {}
+    ended: dict[Path, RunEnd] = {}
     for file, child in started.items():
         state = CHILDREN.wait(child.id).state
         assert state is not None
         why = "" if state.is_completed() else state.message or ""
         name = state.name or state.type.value
-        ended[file] = Ended(name, why, state.is_completed(), str(child.id))
+        ended[file] = RunEnd(name, why, state.is_completed(), str(child.id))
     return ended
 
 

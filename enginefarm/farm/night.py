@@ -23,7 +23,7 @@ from enginefarm.tables import rules as regression_rules
 THREADS = 8
 
 
-class Standing(Frozen):
+class RecipeState(Frozen):
     """One recipe before the night's builds: how much of it is there."""
 
     file: Path
@@ -39,7 +39,7 @@ class Standing(Frozen):
         return self.wanted - self.cached
 
 
-class Slower(Frozen):
+class Slowdown(Frozen):
     """A cell whose timings tonight are a regression."""
 
     recipe: str
@@ -48,7 +48,7 @@ class Slower(Frozen):
     because: str
 
 
-class Ended(NamedTuple):
+class RunEnd(NamedTuple):
     """How the run of one recipe ended: its state, why it failed, and which run it was."""
 
     name: str
@@ -57,7 +57,7 @@ class Ended(NamedTuple):
     run_id: str = ""
 
 
-def counted(standings: Sequence[Standing], ended: Mapping[Path, Ended]) -> str:
+def counted(standings: Sequence[RecipeState], ended: Mapping[Path, RunEnd]) -> str:
     """The night in one sentence: a recipe that failed is not counted as built."""
     built = sum(run.completed for run in ended.values())
     unread = sum(bool(row.error) for row in standings)
@@ -95,7 +95,7 @@ def standings(
     files: Sequence[Path],
     offers: Sequence[plan.Offer],
     load: Callable[[Path], Recipe] = recipe_file.load,
-) -> tuple[Standing, ...]:
+) -> tuple[RecipeState, ...]:
     """Each recipe's standing: five requests to the store for each, and one for each engine.
 
     load: how a recipe is read; one that lies in the store costs a request more.
@@ -104,15 +104,15 @@ def standings(
     A recipe that cannot be read or planned stands with its error; the others go on.
     """
 
-    def one(file: Path) -> Standing:
+    def one(file: Path) -> RecipeState:
         try:
             loaded = load(file)
             found = survey(site, loaded, offers)
             regression_rules.remember(site.store, loaded)
             budgets.remember(site.store, loaded)
         except EnginefarmError as error:
-            return Standing(file=file, error=f"{type(error).__name__}: {error}")
-        return Standing(
+            return RecipeState(file=file, error=f"{type(error).__name__}: {error}")
+        return RecipeState(
             file=file,
             recipe=loaded.name,
             wanted=len(found.builds) + sum(skip.refused for skip in found.skipped),
@@ -125,7 +125,9 @@ def standings(
         return tuple(pool.map(one, files))
 
 
-def slower_tonight(site: Site, recipes: Sequence[Standing], night: dt.date) -> tuple[Slower, ...]:
+def slower_tonight(
+    site: Site, recipes: Sequence[RecipeState], night: dt.date
+) -> tuple[Slowdown, ...]:
     """Tonight's measured cells against the nights before. One listing when nothing was measured."""
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.regression import judge
@@ -138,7 +140,7 @@ def slower_tonight(site: Site, recipes: Sequence[Standing], night: dt.date) -> t
     for row in tables.rows(RowFilter(since=night, until=night)):
         if row.recipe in rules and row.latency_ms_median is not None:
             tonight[_cell(row)].append(row)
-    slower: list[Slower] = []
+    slower: list[Slowdown] = []
     earlier: dict[str, list[BenchmarkRow]] = {}
     for cell, rows in sorted(tonight.items()):
         name = rows[0].recipe
@@ -149,7 +151,7 @@ def slower_tonight(site: Site, recipes: Sequence[Standing], night: dt.date) -> t
         verdict = judge(rows, earlier[name], rules[name])
         if verdict.state == "slower":
             slower.append(
-                Slower(
+                Slowdown(
                     recipe=name,
                     cell=" ".join(part for part in cell[1:] if part),
                     ratio=verdict.ratio,

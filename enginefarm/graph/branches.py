@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Taken:
+class BranchProbe:
     """Adds the conditions of the main graph's Ifs to its outputs, and notes them.
 
     Ifs inside other bodies are named as not known: their conditions cannot be read from

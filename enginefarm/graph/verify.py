@@ -83,7 +83,7 @@ def verify_here(request_json: str) -> str:
     if low:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
         model = emulation.emulate(model)
-    taken = branches.Taken(model)
+    taken = branches.BranchProbe(model)
     session = ort.session_of(model, error=PrecisionError, what="the graph that is verified")
     del model
 

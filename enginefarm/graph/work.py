@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.stage import StageOutput
 from enginefarm.errors import CalibrationError, EnginefarmError
 from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
@@ -53,14 +54,7 @@ class Order(Frozen):
         return self.onnx
 
 
-class Made(Frozen):
-    """What a stage left in its folder, and what it has to say."""
-
-    files: dict[str, Path] = Field(default_factory=dict)
-    values: dict[str, JsonValue] = Field(default_factory=dict)
-
-
-def run(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> Made:
+def run(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> StageOutput:
     """`function` of this module in a child process, within the limits of a build.
 
     Raises: what the stage raises; `error` when its code ends, crashes or goes over a limit.
@@ -76,7 +70,7 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
         environment={"XDG_CACHE_HOME": downloads}
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )
-    made = child.ask(f"{__name__}:{function}", order, Made)
+    made = child.ask(f"{__name__}:{function}", order, StageOutput)
     folder = order.folder.resolve()
     for name, path in made.files.items():
         if not (path.resolve().is_relative_to(folder) and path.is_file()):
@@ -103,14 +97,14 @@ def export(request: str) -> str:
         "outputs": list(done.outputs),
         "notes": list(done.notes),
     }
-    return Made(files=files, values=values).model_dump_json()
+    return StageOutput(files=files, values=values).model_dump_json()
 
 
 def reference(request: str) -> str:
     order = Order.model_validate_json(request)
     model = _load(order.placed, order.folder)
     npz = _reference(order.placed, model, order.folder, order.outputs)
-    return Made(files={"reference": npz}).model_dump_json()
+    return StageOutput(files={"reference": npz}).model_dump_json()
 
 
 def slim(request: str) -> str:
@@ -125,7 +119,7 @@ def slim(request: str) -> str:
     operators = onnx_files.operators(onnx_files.graph_only(done.path))
     notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []
     values: dict[str, JsonValue] = {"notes": notes, "operators": dict(operators)}
-    return Made(files=onnx_files_of(done.path), values=values).model_dump_json()
+    return StageOutput(files=onnx_files_of(done.path), values=values).model_dump_json()
 
 
 def convert(request: str) -> str:
@@ -137,7 +131,7 @@ def convert(request: str) -> str:
         calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
     )
     done = found.convert(order.graph, order.folder / "out", recipe, batches, _evidence(order))
-    return Made(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
+    return StageOutput(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
 
 
 def _evidence(order: Order) -> Evidence | None:

@@ -17,7 +17,7 @@ from enginefarm.documents.comparing import judge
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.documents.stage import StageRecord
+from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import (
     EnginefarmError,
     ExportError,
@@ -31,7 +31,6 @@ from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
-    Produced,
     Site,
     found_record,
     here,
@@ -48,10 +47,10 @@ if TYPE_CHECKING:
 REFERENCE_METHOD = 2
 """How references are made: raise it when the same model and data may get another one."""
 
-__all__ = ["Exported", "Prepared", "Reference", "Site", "Slimmed", "here"]
+__all__ = ["ExportedModel", "PreparedGraph", "Reference", "Site", "SlimmedModel", "here"]
 
 
-class Exported(Frozen):
+class ExportedModel(Frozen):
     onnx: OnnxRef
     outputs: tuple[str, ...]
     exporter: ToolUse
@@ -72,14 +71,14 @@ def export_key(recipe: Recipe) -> str:
     )
 
 
-def export(site: Site, recipe: Recipe) -> Exported:
+def export(site: Site, recipe: Recipe) -> ExportedModel:
     """PyTorch (or ONNX as it came) -> ONNX, checked at every profile's min, opt and max.
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """
     from enginefarm.graph.export import check_class_scores, export_tool
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         order = _order(recipe, scratch)
         before = _reference_key(recipe, ())
         made = _in_child("export", order, what="export", error=ExportError)
@@ -88,13 +87,13 @@ def export(site: Site, recipe: Recipe) -> Exported:
         if npz is not None:
             require_unchanged("reference", before, _reference_key(recipe, ()))
             key = _reference_key(recipe, tuple(made.values["outputs"]))
-            recorded(site, "reference", key, lambda _: Produced(files={"npz": npz}))
-        return Produced(files=files, values=made.values)
+            recorded(site, "reference", key, lambda _: StageOutput(files={"npz": npz}))
+        return StageOutput(files=files, values=made.values)
 
     record, cached = recorded(
         site, "export", export_key(recipe), work, key_again=lambda: export_key(recipe)
     )
-    exported = Exported(
+    exported = ExportedModel(
         onnx=onnx_ref_of(record),
         outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
         exporter=export_tool(recipe),
@@ -139,10 +138,10 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
     Raises: CalibrationError for data that does not fit the inputs, SourceError.
     """
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         order = _order(recipe, scratch, outputs=outputs)
         made = _in_child("reference", order, what="reference", error=SourceError)
-        return Produced(files={"npz": made.files["reference"]})
+        return StageOutput(files={"npz": made.files["reference"]})
 
     record, cached = recorded(
         site,
@@ -198,14 +197,15 @@ def _order(recipe: Recipe, scratch: Path, **more: Any) -> Order:
     return Order(recipe=recipe, root=recipe.root.absolute(), folder=scratch.absolute(), **more)
 
 
-def _in_child(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> Produced:
+def _in_child(
+    function: str, order: Order, *, what: str, error: type[EnginefarmError]
+) -> StageOutput:
     from enginefarm.graph.work import run
 
-    made = run(function, order, what=what, error=error)
-    return Produced(files=made.files, values=made.values)
+    return run(function, order, what=what, error=error)
 
 
-class Slimmed(Frozen):
+class SlimmedModel(Frozen):
     model: plan.Model
     seconds: float
     cached: bool
@@ -215,7 +215,7 @@ def slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
     return stage_key(onnx=onnx.digest, slimmer=slimmer.model_dump(mode="json"))
 
 
-def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
+def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
     """OnnxSlim; refused when ONNX Runtime gives other numbers than before.
 
     Raises: SlimError.
@@ -224,11 +224,11 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
 
     slimmer = slim_tool()
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         graph = materialise(site, exported.onnx, scratch / "in")
         order = _order(recipe, scratch, onnx=graph.absolute())
         made = _in_child("slim", order, what="slimming", error=SlimError)
-        return Produced(files=made.files, values={"opset": exported.onnx.opset, **made.values})
+        return StageOutput(files=made.files, values={"opset": exported.onnx.opset, **made.values})
 
     record, cached = recorded(site, "slim", slim_key(exported.onnx, slimmer), work)
     model = plan.Model(
@@ -240,10 +240,10 @@ def slim(site: Site, recipe: Recipe, exported: Exported) -> Slimmed:
         notes=(*exported.notes, *_notes(record)),
         operators=_operators(record),
     )
-    return Slimmed(model=model, seconds=record.seconds, cached=cached)
+    return SlimmedModel(model=model, seconds=record.seconds, cached=cached)
 
 
-class Prepared(Frozen):
+class PreparedGraph(Frozen):
     """One precision of the model: its graph, and how far it strays from FP32."""
 
     use: PrecisionUse
@@ -289,7 +289,7 @@ def convert(
 
     key = decides()
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         graph = materialise(site, model.onnx, scratch / "in")
         order = _order(
             recipe,
@@ -301,7 +301,7 @@ def convert(
         )
         made = _in_child("convert", order, what=f"{name} conversion", error=PrecisionError)
         values = {"opset": model.onnx.opset, "details": made.values}
-        return Produced(files=made.files, values=values)
+        return StageOutput(files=made.files, values=values)
 
     stage = f"search-{name}" if search else f"precision-{name}"
     record, _ = recorded(site, stage, key, work, key_again=decides)
@@ -317,7 +317,7 @@ def _memory(site: Site, key: str) -> Path:
 
 def prepare(
     site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str
-) -> Prepared:
+) -> PreparedGraph:
     """convert(), then the graph's outputs against the FP32 reference; over the budget, convert()
     again with a search for nodes to keep wide.
 
@@ -355,7 +355,7 @@ def operators(details: Mapping[str, JsonValue]) -> str:
 
 def _prepared(
     site: Site, recipe: Recipe, model: plan.Model, ref: Reference, precision: str, *, search: bool
-) -> Prepared:
+) -> PreparedGraph:
     from enginefarm.graph.verify import METHOD, verify_graph
 
     converted = convert(site, recipe, model, ref, precision, search=search)
@@ -365,10 +365,10 @@ def _prepared(
     budget = recipe.budget(precision)
     comparing = recipe.verification.comparing
 
-    def work(scratch: Path) -> Produced:
+    def work(scratch: Path) -> StageOutput:
         path = materialise(site, graph, scratch / "in")
         result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, comparing)
-        return Produced(values={"verification": result.model_dump(mode="json")})
+        return StageOutput(values={"verification": result.model_dump(mode="json")})
 
     key = stage_key(
         method=METHOD,
@@ -387,7 +387,7 @@ def _prepared(
             "random_data": recipe.verification_data.random,
         }
     )
-    return Prepared(
+    return PreparedGraph(
         use=precision_use(recipe, precision),
         graph=graph,
         reference=ref.npz,

@@ -32,7 +32,7 @@ UNKNOWN_MODEL = plan.Model(
 """Stands for a model that is not exported yet, where only a target's options are asked about."""
 
 
-class Planned(Frozen):
+class PlannedBuild(Frozen):
     """One target, its spec once the model is known, and whether its engine is there."""
 
     target: plan.Target
@@ -50,7 +50,7 @@ class Planned(Frozen):
 class Survey(Frozen):
     recipe: str
     model: plan.Model | None
-    builds: tuple[Planned, ...]
+    builds: tuple[PlannedBuild, ...]
     skipped: tuple[plan.Skip, ...]
 
     @property
@@ -86,7 +86,7 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     model = stages.known_model(site, recipe)
     if model is None:
         builds = tuple(
-            Planned(target=target, spec=None, cached=False, reason=EXPORT_FIRST)
+            PlannedBuild(target=target, spec=None, cached=False, reason=EXPORT_FIRST)
             for target in wanted.wanted
         )
     else:
@@ -129,7 +129,7 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
 
 def _with_specs(
     site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
-) -> tuple[Planned, ...]:
+) -> tuple[PlannedBuild, ...]:
     uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
     specs = [plan.resolve(recipe, target, model, uses[target.precision]) for target in wanted]
     whole = site.store.whole(recipe.name, [spec.digest for spec in specs])
@@ -140,7 +140,7 @@ def _with_specs(
     )
 
 
-def _possible(planned: Planned, model: plan.Model) -> Planned:
+def _possible(planned: PlannedBuild, model: plan.Model) -> PlannedBuild:
     """Says so of what the toolchain is known not to build for this GPU and precision."""
     target, spec = planned.target, planned.spec
     if planned.cached or spec is None:
@@ -153,9 +153,9 @@ def _possible(planned: Planned, model: plan.Model) -> Planned:
 
 def _standing(
     recipe: Recipe, target: plan.Target, spec: BuildSpec, manifest: Manifest | None, figures: str
-) -> Planned:
+) -> PlannedBuild:
     """An engine that is there counts as long as the recipe's budget of today lets it."""
-    planned = Planned(target=target, spec=spec, cached=False, reason=NO_MANIFEST)
+    planned = PlannedBuild(target=target, spec=spec, cached=False, reason=NO_MANIFEST)
     if manifest is None:
         return planned
     budget = recipe.budget(target.precision)

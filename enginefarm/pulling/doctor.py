@@ -18,12 +18,12 @@ from enginefarm.pulling.select import CHECKS, fit_of, is_caveat
 from enginefarm.schema import Frozen
 from enginefarm.store.cache import BlobCache
 
-Verdict = Literal["ok", "unknown", "fails"]
+Mark = Literal["ok", "unknown", "fails"]
 
 
 class Finding(Frozen):
     subject: str
-    verdict: Verdict
+    verdict: Mark
     detail: str
 
 
@@ -143,7 +143,7 @@ def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
             )
             yield Finding(subject=subject, verdict="ok", detail=detail)
         else:
-            verdict: Verdict = "unknown" if is_caveat(said) else "fails"
+            verdict: Mark = "unknown" if is_caveat(said) else "fails"
             yield Finding(subject=subject, verdict=verdict, detail=str(said))
 
 

@@ -58,7 +58,7 @@ class StoredRecipe(Frozen):
         return sum(ref.size_bytes for ref in self.files.values())
 
 
-class Pushed(Frozen):
+class PushedRecipe(Frozen):
     """A recipe as it lies in the store."""
 
     recipe: StoredRecipe
@@ -90,7 +90,7 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
         signed = base64.b64encode(signer.sign(_signed(made))).decode()
         signatures = (signing.Signature(keyid=signer.keyid, sig=signed),)
     before = store.read_document(_key(made.name))
-    body = Pushed(recipe=made, signatures=signatures).canonical_json()
+    body = PushedRecipe(recipe=made, signatures=signatures).canonical_json()
     store.write_document(_key(made.name), body, if_etag=before[1] if before else None)
     return made
 
@@ -101,7 +101,7 @@ def names(store: EngineStore) -> tuple[str, ...]:
     return tuple(key.removeprefix(RECIPES).removesuffix(".json") for key in keys)
 
 
-def read(store: EngineStore, name: str) -> Pushed:
+def read(store: EngineStore, name: str) -> PushedRecipe:
     """Raises: StoreMissing, CorruptBlob."""
     found = store.read_document(_key(name))
     if found is None:
@@ -111,7 +111,7 @@ def read(store: EngineStore, name: str) -> Pushed:
             fix="enginefarm recipes push FOLDER",
         )
     try:
-        pushed = parsed(_key(name), found[0], Pushed)
+        pushed = parsed(_key(name), found[0], PushedRecipe)
     except CorruptBlob as error:
         raise CorruptBlob(
             f"store: {_key(name)} is not a recipe", why=error.what, fix="push it again"
@@ -167,7 +167,7 @@ def _unchanged(folder: Path, recipe: StoredRecipe) -> bool:
     )
 
 
-def _require_signed(pushed: Pushed) -> None:
+def _require_signed(pushed: PushedRecipe) -> None:
     trusted = signing.trust()
     if trusted is None:
         return

@@ -49,7 +49,7 @@ class Garbage(Frozen):
     spec_digest: str = ""
 
 
-class Collected(Frozen):
+class Collection(Frozen):
     """What gc found, and whether it deleted it."""
 
     garbage: tuple[Garbage, ...]
@@ -68,7 +68,7 @@ def collect(
     *,
     delete: bool = False,
     now: datetime | None = None,
-) -> Collected:
+) -> Collection:
     """Finds, and with `delete` deletes, what nothing holds.
 
     Raises: UsageError for a grace period too short to protect a build that runs.
@@ -107,7 +107,7 @@ def collect(
     if delete:
         garbage = _delete(store, garbage, limit, policy)
     freed = sum(one.size_bytes for one in garbage if one.key.startswith(layout.BLOBS))
-    return Collected(
+    return Collection(
         garbage=tuple(garbage),
         kept_engines=len(kept),
         kept_bytes=all_bytes - freed,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, Array]
 
 
-class Loaded(Protocol):
+class LoadedEngine(Protocol):
     """What a session uses of the engine that it belongs to (`run.engine.Engine`)."""
 
     plan: Path
@@ -46,7 +46,7 @@ class Loaded(Protocol):
 class Session(Closing):
     """One execution context: bind, then copy_in, compute and copy_out as often as wanted."""
 
-    def __init__(self, engine: Loaded, profile: int, cuda_graph: bool) -> None:
+    def __init__(self, engine: LoadedEngine, profile: int, cuda_graph: bool) -> None:
         self._engine = engine
         self._cuda = engine.cuda
         self.stream: Any = engine.cuda.Stream()

@@ -37,14 +37,16 @@ class DeviceRequest(Frozen):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DeviceCheck:
     """verification: passed or failed, never pending. log: what the process printed."""
 
     verification: DeviceVerification
     log: Path
 
 
-def verify_on_device(request: DeviceRequest, work_dir: Path, *, timeout_s: float = 600) -> Verdict:
+def verify_on_device(
+    request: DeviceRequest, work_dir: Path, *, timeout_s: float = 600
+) -> DeviceCheck:
     """Runs the engine on every batch of the reference.
 
     Raises: HostError (and DriverTooOld) where this host cannot run any engine of this
@@ -64,7 +66,7 @@ def verify_on_device(request: DeviceRequest, work_dir: Path, *, timeout_s: float
     except EnginefarmError as error:
         reason = "; ".join(part for part in (error.what, error.why) if part)
         found = DeviceVerification(status="failed", reason=reason)
-    return Verdict(found, work_dir / LOG_NAME)
+    return DeviceCheck(found, work_dir / LOG_NAME)
 
 
 def profile_for(shapes: dict[str, tuple[int, ...]], profiles: Sequence[ShapeProfile]) -> int | None:

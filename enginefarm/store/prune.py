@@ -24,7 +24,7 @@ SPEC_IN_NAME = re.compile(r"-[0-9a-f]{12}\.plan$")
 LEFT_BEHIND = (".part", ".pieces", ".new", ".lock")
 
 
-class Cached(NamedTuple):
+class CacheEntry(NamedTuple):
     """One blob of the cache. used_at: seconds since 1970."""
 
     path: Path
@@ -32,13 +32,13 @@ class Cached(NamedTuple):
     used_at: float
 
 
-class Pruned(NamedTuple):
+class PruneReport(NamedTuple):
     files: int
     freed_bytes: int
     kept_bytes: int
 
 
-def blobs_of(root: Path) -> Iterator[Cached]:
+def blobs_of(root: Path) -> Iterator[CacheEntry]:
     for path in (root / "blobs" / "sha256").glob("??/*"):
         if not DIGEST_NAME.fullmatch(path.name):
             continue
@@ -47,10 +47,10 @@ def blobs_of(root: Path) -> Iterator[Cached]:
             used = found.st_mtime
             with suppress(FileNotFoundError):
                 used = max(used, path.with_name(f"{path.name}{SEEN}").stat().st_mtime)
-            yield Cached(path, found.st_size, used)
+            yield CacheEntry(path, found.st_size, used)
 
 
-def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> Pruned:
+def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> PruneReport:
     """Removes blobs until the rest fits the limit, or only what is held remains."""
     found = sorted(blobs_of(root), key=lambda one: one.used_at)
     total = sum(one.size_bytes for one in found)
@@ -66,7 +66,7 @@ def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> P
             one.path.unlink(missing_ok=True)
             one.path.with_name(f"{one.path.name}{SEEN}").unlink(missing_ok=True)
             removed, freed = removed + 1, freed + one.size_bytes
-    return Pruned(removed, freed, total - freed)
+    return PruneReport(removed, freed, total - freed)
 
 
 def clean(root: Path) -> int:

@@ -19,7 +19,7 @@ from enginefarm.store.engine_store import EngineStore, parsed
 QUARANTINE = "quarantine/"
 
 
-class Quarantined(Frozen):
+class QuarantinedEngine(Frozen):
     """An engine that failed on its GPU: never served, kept to be looked into."""
 
     spec_digest: Digest
@@ -61,13 +61,13 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
     raise StoreConflict(f"manifest {manifest.spec_digest[:12]}: others keep writing it")
 
 
-def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> Quarantined:
+def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> QuarantinedEngine:
     """Out of the tables, then out of the index: a reader sees the engine or sees none.
 
     The manifest says first, in one write, that it failed: whoever dies after that leaves an
     engine that nobody pulls, and that the next build or fsck withdraws.
     """
-    entry = Quarantined(
+    entry = QuarantinedEngine(
         spec_digest=manifest.spec_digest,
         manifest=manifest,
         verification=manifest.device_verification,
@@ -85,8 +85,8 @@ def withdraw(store: EngineStore, manifest: Manifest) -> None:
     store.delete_object(layout.manifest(manifest.spec_digest))
 
 
-def quarantined(store: EngineStore, spec_digest: str) -> Quarantined | None:
+def quarantined(store: EngineStore, spec_digest: str) -> QuarantinedEngine | None:
     """The record of a failed engine; None for a spec that never failed on its GPU."""
     key = f"{QUARANTINE}{spec_digest}.json"
     found = store.read_document(key)
-    return None if found is None else parsed(key, found[0], Quarantined)
+    return None if found is None else parsed(key, found[0], QuarantinedEngine)

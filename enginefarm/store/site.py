@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
-from enginefarm.documents.stage import StageRecord
+from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import CorruptBlob, SourceError
 from enginefarm.progress import report
 from enginefarm.schema import canonical_json
@@ -62,14 +62,6 @@ def here() -> Site:
 def plugin_libraries(site: Site, spec: BuildSpec) -> tuple[Path, ...]:
     """An engine's plugin libraries, on this machine. Raises: StoreMissing, CorruptBlob."""
     return tuple(site.cache.ensure(site.store, site.store.blob(digest)) for digest in spec.plugins)
-
-
-@dataclass(frozen=True)
-class Produced:
-    """What the work of a stage gives back."""
-
-    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def whole(
@@ -116,7 +108,7 @@ def recorded(
     site: Site,
     stage: str,
     key: str,
-    work: Callable[[Path], Produced],
+    work: Callable[[Path], StageOutput],
     vouching: Vouching | None = None,
     key_again: Callable[[], str] | None = None,
 ) -> tuple[StageRecord, bool]:

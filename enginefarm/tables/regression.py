@@ -37,7 +37,7 @@ class Baseline(Frozen):
     limit_ms: float = Field(description="Above it, a timing is a regression.")
 
 
-class Verdict(Frozen):
+class Judgement(Frozen):
     """state `slower`: a regression, against the history, the production engine, or both."""
 
     state: State
@@ -90,7 +90,7 @@ def judge(
     rule: Regression,
     *,
     production: Iterable[BenchmarkRow] = (),
-) -> Verdict:
+) -> Judgement:
     """The verdict on tonight's rows; of several batches or profiles, the worst.
 
     tonight:    measurements; those that are alike count together, by their median.
@@ -103,7 +103,7 @@ def judge(
         if row.latency_ms_median is not None:
             alike[_likeness(row)].append(row)
     if not alike:
-        return Verdict(state="no-baseline", because="nothing was measured tonight")
+        return Judgement(state="no-baseline", because="nothing was measured tonight")
     earlier, production = tuple(earlier), tuple(production)
     verdicts = [_judge(rows, earlier, rule, production) for rows in alike.values()]
     return min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict.state))
@@ -117,14 +117,14 @@ def _judge(
     earlier: Sequence[BenchmarkRow],
     rule: Regression,
     production: Sequence[BenchmarkRow],
-) -> Verdict:
+) -> Judgement:
     row, now = tonight[0], median([one.latency_ms_median or 0.0 for one in tonight])
     left_out: Counter[str] = Counter()
     before = _alike(row, earlier, left_out)
     channel = _alike(row, production, left_out)
     nights = _nights(before, until=row.date)
     side_by_side = [one.latency_ms_median or 0.0 for one in channel if one.date == row.date]
-    verdict = Verdict(
+    verdict = Judgement(
         state="no-baseline",
         latency_ms=now,
         history=_held(nights, rule),
@@ -150,7 +150,7 @@ def _held(nights: Sequence[float], rule: Regression) -> Baseline | None:
     return baseline(last, rule) if len(last) >= rule.min_nights else None
 
 
-def _conclude(verdict: Verdict, now: float, rule: Regression) -> tuple[State, str]:
+def _conclude(verdict: Judgement, now: float, rule: Regression) -> tuple[State, str]:
     """Slower than either baseline is slower; faster than one, and not slower, is faster."""
     held = [
         (f"the last {verdict.history.nights} nights" if verdict.history else "", verdict.history),

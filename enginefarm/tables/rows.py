@@ -18,7 +18,7 @@ from enginefarm.schema import Digest, Frozen, Name
 
 ROW_SCHEMA_VERSION = 1
 
-Outcome = Literal["measured", "built", "failed", "skipped"]
+CellState = Literal["measured", "built", "failed", "skipped"]
 
 STABLE_COV = 0.10
 """Timings whose coefficient of variation is above this are unstable."""
@@ -37,7 +37,7 @@ class BenchmarkRow(Frozen):
 
     # what
     recipe: Name
-    outcome: Outcome
+    outcome: CellState
     reason: str = Field(default="", max_length=2000, description="Why it failed or was skipped.")
     runtime: RuntimeName = Field(description="What ran, or would run, the model.")
     precision: PrecisionName

@@ -63,7 +63,7 @@ class Card(Frozen):
     started_at: datetime
 
 
-class Listed(Frozen):
+class ListedWorker(Frozen):
     """A card that was found, and when its worker was last heard of."""
 
     card: Card
@@ -147,13 +147,13 @@ def remove(store: EngineStore, card: Card) -> None:
     store.delete_object(key(card))
 
 
-def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[Listed, ...]:
+def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[ListedWorker, ...]:
     """Every card, by pool and name; a card of another version is left out."""
     moment = now or datetime.now(UTC)
     infos: list[ObjectInfo] = list(store.list_objects(PREFIX))
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(store.read_document, [info.key for info in infos]))
-    rows: list[Listed] = []
+    rows: list[ListedWorker] = []
     for info, body in zip(infos, bodies, strict=True):
         if body is None:
             continue
@@ -162,11 +162,11 @@ def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[Listed, 
         except ValidationError:
             continue
         online = moment - info.modified < timedelta(seconds=SILENT_S)
-        rows.append(Listed(card=card, seen_at=info.modified, online=online))
+        rows.append(ListedWorker(card=card, seen_at=info.modified, online=online))
     return tuple(rows)
 
 
-def offers(workers: Sequence[Listed]) -> tuple[plan.Offer, ...]:
+def offers(workers: Sequence[ListedWorker]) -> tuple[plan.Offer, ...]:
     """What the planner counts on: workers online that build, GPUs before stand-ins."""
     order: dict[Role, int] = {"gpu": 0, "cross": 1, "cpu": 2}
     cards = [row.card for row in workers if row.online and row.card.role in order]

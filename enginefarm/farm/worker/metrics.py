@@ -175,7 +175,7 @@ def _counting(watcher: Progress) -> Progress:
     return counted
 
 
-class Served(NamedTuple):
+class MetricsServer(NamedTuple):
     """A running metrics server."""
 
     port: int
@@ -191,7 +191,7 @@ def serve(
     port: int = 9464,
     queue: QueueDepth | None = None,
     alive: Callable[[], bool] = lambda: True,
-) -> Served:
+) -> MetricsServer:
     """Serves /metrics and /healthz from a thread, and makes `folder` the home of all counts.
 
     The folder is emptied: counters start at 0 with their worker, as Prometheus expects.
@@ -238,7 +238,7 @@ def serve(
         if os.environ.get(FILES) == str(folder):
             del os.environ[FILES]
 
-    return Served(server.server_port, close)
+    return MetricsServer(server.server_port, close)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from enginefarm.graph.data import Batch
-    from enginefarm.graph.precisions.kept_wide import Kept
+    from enginefarm.graph.precisions.kept_wide import WideNode
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
@@ -155,7 +155,7 @@ class _Work:
 
     model: ModelProto
     storage: qdq.Storage
-    kept: Mapping[str, Kept]
+    kept: Mapping[str, WideNode]
     evidence: Evidence | None
 
     def made(
@@ -222,7 +222,7 @@ class _Work:
 
     def searched(
         self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
-    ) -> dict[str, Kept]:
+    ) -> dict[str, WideNode]:
         """Operators that have to stay in FP16 for the budget. Empty where that would leave none
         in 8 bits: the precision misses its budget then, and verification says by how much."""
         from enginefarm.graph.precisions import kept_wide, to_budget

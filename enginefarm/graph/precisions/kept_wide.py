@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from enginefarm.graph.precisions.evidence import Evidence
-    from enginefarm.graph.precisions.search import Found
+    from enginefarm.graph.precisions.search import SearchResult
 
 BY_NAME = "the recipe keeps it wide"
 BY_SEARCH = "the search found that the budget needs it"
 
 
 @dataclass(frozen=True)
-class Kept:
+class WideNode:
     """gain_db: how much worse the output that is hurt most would be without; None where that
     was not measured, or where the output would not be finite."""
 
@@ -36,7 +36,7 @@ class Kept:
 
 def find(
     model: ModelProto, low: int, names: Sequence[str], evidence: Evidence | None
-) -> dict[str, Kept]:
+) -> dict[str, WideNode]:
     """Nodes of the FP32 graph to keep in FP32, by name of the node.
 
     low: the TensorProto type of the rest. names: the recipe's `keep_wide`. Without evidence no
@@ -46,12 +46,12 @@ def find(
     from onnx import TensorProto
 
     infer_types(model)
-    found = {name: Kept(BY_NAME) for name in named(model, names)}
+    found = {name: WideNode(BY_NAME) for name in named(model, names)}
     for name, reason in rules.find(model).items():
-        found.setdefault(name, Kept(reason))
+        found.setdefault(name, WideNode(reason))
     if evidence is not None and low == TensorProto.FLOAT16:  # BF16 has the range of FP32
         for name, reason in ranges.find(model, evidence.inputs()).items():
-            found.setdefault(name, Kept(reason))
+            found.setdefault(name, WideNode(reason))
     return found
 
 
@@ -78,11 +78,11 @@ def named(model: ModelProto, names: Sequence[str]) -> list[str]:
     return found
 
 
-def of_search(found: Found | None) -> dict[str, Kept]:
-    return {} if found is None else {n: Kept(BY_SEARCH, gain) for n, gain in found.kept.items()}
+def of_search(found: SearchResult | None) -> dict[str, WideNode]:
+    return {} if found is None else {n: WideNode(BY_SEARCH, gain) for n, gain in found.kept.items()}
 
 
-def listed(model: ModelProto, kept: dict[str, Kept]) -> list[JsonValue]:
+def listed(model: ModelProto, kept: dict[str, WideNode]) -> list[JsonValue]:
     """The nodes as the manifest lists them, in the graph's order."""
     return [
         {

@@ -25,7 +25,7 @@ SHARE_OF_RANKING = 0.7
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """kept: nodes in the order of their noise -> what they gain in dB, None where the output is
     not finite without. tries: how many graphs were run or judged."""
 
@@ -50,7 +50,7 @@ class Search:
     tries: int = 0
     _known: dict[str, float] = field(default_factory=dict[str, float])
 
-    def run(self, candidates: Sequence[str]) -> Found | None:
+    def run(self, candidates: Sequence[str]) -> SearchResult | None:
         """candidates: nodes of low precision, in the graph's order.
 
         None where the budget is missed even with all of them wide.
@@ -72,7 +72,7 @@ class Search:
         kept = {
             node: _gain(rest, noise / len(segment)) for segment, noise in chosen for node in segment
         }
-        return Found(kept, self.tries)
+        return SearchResult(kept, self.tries)
 
     def _rank(self, candidates: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
         """Segments and the noise of each, the noisiest per node first."""

@@ -73,8 +73,8 @@ class SixteenBits:
 
 
 def _searched(
-    model: ModelProto, low: int, kept: dict[str, kept_wide.Kept], evidence: Evidence
-) -> dict[str, kept_wide.Kept]:
+    model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
+) -> dict[str, kept_wide.WideNode]:
     from enginefarm.graph.precisions import kept_wide, to_budget
     from enginefarm.graph.precisions.constants import copied
     from enginefarm.graph.precisions.mixed import cast

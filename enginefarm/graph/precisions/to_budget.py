@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import screen
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.search import Found, Search
+from enginefarm.graph.precisions.search import Search, SearchResult
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +28,7 @@ def search(
     made: Callable[[frozenset[str]], ModelProto],
     groups: Sequence[Sequence[str]],
     evidence: Evidence,
-) -> Found | None:
+) -> SearchResult | None:
     """made: the graph with these nodes wide, beside those that are anyway; it may be changed.
 
     groups: candidates; each is tried only where those before it are not enough.

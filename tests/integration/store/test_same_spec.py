@@ -11,7 +11,7 @@ import pytest
 
 from enginefarm.build import engine as engines
 from enginefarm.build import isolate
-from enginefarm.build.engine import Built, Job
+from enginefarm.build.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.planning import plan, stages
@@ -70,7 +70,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 def made(site: Site, job: Job) -> Manifest:
     built = engines.build(site, job)
-    if not isinstance(built, Built):
+    if not isinstance(built, BuildResult):
         return built
     return engines.publish(site, job, engines.upload(site, built))
 

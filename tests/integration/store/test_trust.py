@@ -11,7 +11,7 @@ from sample_manifest import make_manifest, ref
 import enginefarm
 from enginefarm import cli
 from enginefarm.build import engine as engines
-from enginefarm.build.engine import Built, Job
+from enginefarm.build.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, PlanDamaged, SignatureRejected
 from enginefarm.release import promote as release
@@ -93,7 +93,7 @@ def test_what_this_process_did_not_build_it_does_not_sign(
     site: Site, job: Job, builds: list[bytes], change: str
 ) -> None:
     built = engines.build(site, job)
-    assert isinstance(built, Built)
+    assert isinstance(built, BuildResult)
     forged = {
         "plan": {"plan": site.store.put_bytes(EVIL)},
         "key": {"plan_key": "0" * 64},

@@ -11,7 +11,7 @@ from enginefarm import toolchains
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.errors import GpuError, HostError, ToolchainError, WorkerMismatch
 from enginefarm.farm.worker import card as workers
-from enginefarm.farm.worker.card import Card, Listed, Role
+from enginefarm.farm.worker.card import Card, ListedWorker, Role
 from enginefarm.host.detect import NvmlGpu
 from enginefarm.planning.plan import CROSS_POOL
 
@@ -22,7 +22,7 @@ def rtx(build: str = "1.7.1.116") -> ToolchainId:
     return ToolchainId(name="tensorrt-rtx", build=build, cuda="13.0", os="linux", arch="x86_64")
 
 
-def listed(name: str, role: Role, gpu: str | None = None, *, online: bool = True) -> Listed:
+def listed(name: str, role: Role, gpu: str | None = None, *, online: bool = True) -> ListedWorker:
     card = Card(
         name=name,
         role=role,
@@ -33,7 +33,7 @@ def listed(name: str, role: Role, gpu: str | None = None, *, online: bool = True
         pid=1,
         started_at=NOW,
     )
-    return Listed(card=card, seen_at=NOW, online=online)
+    return ListedWorker(card=card, seen_at=NOW, online=online)
 
 
 def nvml(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:

@@ -61,7 +61,7 @@ sys.exit(str(failed) if failed else 0)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[metrics.Served]:
+def served(tmp_path: Path) -> Iterator[metrics.MetricsServer]:
     found = metrics.serve(
         tmp_path / "metrics",
         worker="box-1",
@@ -73,12 +73,12 @@ def served(tmp_path: Path) -> Iterator[metrics.Served]:
     found.close()
 
 
-def scrape(served: metrics.Served) -> list[str]:
+def scrape(served: metrics.MetricsServer) -> list[str]:
     with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=5) as answer:
         return answer.read().decode().splitlines()
 
 
-def test_counts_of_every_run_are_summed(served: metrics.Served) -> None:
+def test_counts_of_every_run_are_summed(served: metrics.MetricsServer) -> None:
     for _ in range(2):
         subprocess.run([sys.executable, "-c", RUN], check=True, cwd=Path(__file__).parents[3])
     lines = scrape(served)
@@ -92,7 +92,7 @@ def test_counts_of_every_run_are_summed(served: metrics.Served) -> None:
 
 
 def test_runs_that_follow_each_other_share_their_files(
-    served: metrics.Served, tmp_path: Path
+    served: metrics.MetricsServer, tmp_path: Path
 ) -> None:
     """A worker has as many files as runs at once, however many it has had."""
 
@@ -117,7 +117,7 @@ def test_runs_that_follow_each_other_share_their_files(
     assert len(files()) <= 3 * len(after_one)
 
 
-def test_the_queue_and_the_worker_are_there(served: metrics.Served) -> None:
+def test_the_queue_and_the_worker_are_there(served: metrics.MetricsServer) -> None:
     lines = scrape(served)
     assert 'enginefarm_queue_runs{pool="gpu-t4",state="scheduled"} 4.0' in lines
     assert any(line.startswith("enginefarm_worker_info{") and 'gpu="t4"' in line for line in lines)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.farm.night import Ended, Standing, counted
+from enginefarm.farm.night import RecipeState, RunEnd, counted
 
 A, B, C = (
-    Standing(file=Path(name), recipe=name, wanted=4, cached=cached)
+    RecipeState(file=Path(name), recipe=name, wanted=4, cached=cached)
     for name, cached in (("a", 4), ("b", 1), ("c", 0))
 )
-UNREAD = Standing(file=Path("u"), error="RecipeError: no")
-BUILT, FAILED = Ended("Completed", "", True), Ended("Failed", "ParseError: no", False)
+UNREAD = RecipeState(file=Path("u"), error="RecipeError: no")
+BUILT, FAILED = RunEnd("Completed", "", True), RunEnd("Failed", "ParseError: no", False)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ BUILT, FAILED = Ended("Completed", "", True), Ended("Failed", "ParseError: no", 
         ({B.file: BUILT, C.file: FAILED}, "1 recipes were built tonight; 1 recipes failed"),
     ],
 )
-def test_each_recipe_is_counted_as_what_became_of_it(ended: dict[Path, Ended], told: str) -> None:
+def test_each_recipe_is_counted_as_what_became_of_it(ended: dict[Path, RunEnd], told: str) -> None:
     assert told in counted((A, B, C), ended)
 
 

@@ -165,7 +165,7 @@ def if_model() -> onnx.ModelProto:
 
 
 def test_branches_that_no_data_took_are_named() -> None:
-    taken = branches.Taken(if_model())
+    taken = branches.BranchProbe(if_model())
     y = np.zeros((1, 4), np.float32)
     assert list(taken.note({"y": y, "b": np.array(True)})) == ["y"]
     assert taken.not_run() == [

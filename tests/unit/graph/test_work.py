@@ -45,7 +45,7 @@ def made(folder: Path, script: str, **changes: object) -> Recipe:
     return recipe_file.load(path)
 
 
-def slim(recipe: Recipe, folder: Path) -> work.Made:
+def slim(recipe: Recipe, folder: Path) -> work.StageOutput:
     """The cheapest stage that runs a recipe's code."""
     order = work.Order(
         recipe=recipe, root=recipe.root, folder=folder / "w", onnx=recipe.root / "model.onnx"

@@ -44,7 +44,9 @@ def test_a_card_that_no_row_knows_offers_nothing_more(monkeypatch: pytest.Monkey
     assert offered() == [(None, ["tensorrt-rtx"])]
 
 
-def standing(figures: dict[str, Any], asked: str = "a" * 64, **budget: float) -> survey.Planned:
+def standing(
+    figures: dict[str, Any], asked: str = "a" * 64, **budget: float
+) -> survey.PlannedBuild:
     """An engine that is there, with these figures, for a recipe with this budget."""
     manifest = make_manifest()
     output = manifest.verification.outputs[0].model_copy(update=figures)
@@ -96,7 +98,7 @@ def test_what_cannot_be_built_is_said_of_its_row_alone() -> None:
             toolchain=rtx,
             builder=BuilderOptions(),
         )
-        row = survey.Planned(target=target, spec=spec, cached=False, reason="new")
+        row = survey.PlannedBuild(target=target, spec=spec, cached=False, reason="new")
         told = survey._possible(row, model)
         assert told.impossible == impossible
         assert ("mm" in told.reason) == impossible
