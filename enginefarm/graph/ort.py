@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
     InferenceSession = Any  # onnxruntime has no type stubs
 
-DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
-"""ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with it."""
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization", "ReluQuantRewrite", "ClipQuantRewrite"]
+"""ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with the first. The
+others take a Relu or a Clip away before a QuantizeLinear as if its type were an integer: in FP8,
+negative numbers then pass a Relu, and some graphs do not load."""
 
 
 NOT_THERE = "NOT_IMPLEMENTED"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "4"
+VERSION = "5"
 """Of calibration.py, qdq.py and targets.py: raise it when the graph they make changes."""
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},

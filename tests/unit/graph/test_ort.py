@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -33,6 +34,30 @@ def test_a_graph_in_bfloat16_is_called_one(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="it computes in bfloat16") as caught:
         ort.session(path, error=ExportError, what="the graph of m")
     assert ".float()" in caught.value.fix
+
+
+@pytest.mark.parametrize("operator", ["Relu", "Clip"])
+def test_no_activation_is_lost_before_it_is_quantised_to_fp8(tmp_path: Path, operator: str) -> None:
+    helper, low = onnx.helper, onnx.TensorProto.FLOAT8E4M3FN
+    weights = [
+        helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [0.125]),
+        helper.make_tensor("zero", low, [], [0.0]),
+        helper.make_tensor("least", onnx.TensorProto.FLOAT, [], [0.0]),
+    ]
+    nodes = [
+        helper.make_node(operator, ["x", *(["least"] if operator == "Clip" else [])], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    given, out = (tiny_onnx.value(name, [4], onnx.TensorProto.FLOAT) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [given], [out], weights)
+    opset = helper.make_opsetid("", 20)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    session = ort.session(path, error=ExportError, what="m")
+    feeds = {"x": np.array([-1, 0.5, 2, 9], np.float32)}
+    (found,) = ort.run(session, feeds, error=ExportError, what="m").values()
+    assert found.tolist() == [0, 0.5, 2, 9]
 
 
 def test_a_worker_with_the_one_for_gpus_needs_no_other(installed: Installed) -> None:
