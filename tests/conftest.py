@@ -20,6 +20,42 @@ from enginefarm.store.engine_store import EngineStore
 if TYPE_CHECKING:
     from tests.farm.farm_fixture import Farm
 
+SHARED_FARM = (
+    "tests/farm/test_deployments.py",
+    "tests/farm/test_docs_of_the_farm.py",
+    "tests/farm/test_drain.py",
+    "tests/farm/test_fairness.py",
+    "tests/farm/test_farm.py",
+    "tests/farm/test_farm_recovery.py",
+    "tests/farm/test_server_password.py",
+    "tests/browser/test_ui.py",
+)
+"""Files whose tests use the fixture `farm`. They run last and in one process: a farm that only
+waits takes half a core."""
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: file_of(item.nodeid) in SHARED_FARM)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, in the order of collection, and with all tests of the farm as one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneFarm(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "the farm" if file_of(nodeid) in SHARED_FARM else file_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return OneFarm(config, log)
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
