@@ -19,9 +19,12 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser a test process; a test opens its own contexts and pages."""
+    """One browser a file; a test opens its own contexts and pages.
+
+    Not one a session: while playwright runs, Prefect takes this process for one that awaits.
+    """
     path = program("chromium", "google-chrome", package="chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
