@@ -1,0 +1,105 @@
+"""`enginefarm cost`: what a million inferences cost on each GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from enginefarm.cli.options import FiniteRange
+from enginefarm.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from enginefarm.release.cost import Costs, Move
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.option(
+    "--prices",
+    "file",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML: [per_hour] with a price for each GPU's label; [fleet] with how many there are.",
+)
+@click.option("--p99-ms", type=FiniteRange(1e-6), help="Only at a p99 of at most so much.")
+@click.option("--min-top1", type=FiniteRange(0, 1), help="Only at so much top-1 accuracy.")
+@click.option("--move", metavar="GPU=GPU", help="The fleet's load of the first on the second.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def cost(
+    name: str,
+    file: Path,
+    p99_ms: float | None,
+    min_top1: float | None,
+    move: str | None,
+    as_json: bool,
+) -> None:
+    """Cost per million inferences of NAME by GPU, the cheapest first.
+
+    From benchmark rows and your prices. A GPU that was not measured is named and has no figure.
+    """
+    from enginefarm.errors import UsageError
+    from enginefarm.release.cost import Limits, costs, read_prices, what_if
+    from enginefarm.release.promote import candidates, newest_engines
+    from enginefarm.store import budgets, channels, open_store
+    from enginefarm.store.signing import trust
+
+    prices = read_prices(file)
+    pair = move.split("=") if move else []
+    if move is not None and (len(pair) != 2 or not all(pair)):
+        raise UsageError(f"cost --move: {move!r} is not GPU=GPU", fix="write --move t4=l4")
+    store = open_store()
+    recipe, channel = channels.split(name)
+    engines = (
+        candidates(store, recipe, channel, trust()) if channel else newest_engines(store, recipe)
+    )
+    limits = Limits(p99_ms=p99_ms, min_top1=min_top1)
+    found = costs(store, engines, prices, budgets.recorded(store, recipe), limits)
+    moved = what_if(found, prices, pair[0].lower(), pair[1].lower()) if pair else None
+    if as_json:
+        said = {"costs": found.model_dump(mode="json"), "move": None}
+        if moved:
+            before, after = moved.per_hour
+            said["move"] = moved.model_dump(mode="json") | {"before": before, "after": after}
+        print_json(said)
+        return
+    _print(name, found)
+    if moved:
+        click.echo(_words(moved, found.currency))
+
+
+def _print(name: str, found: Costs) -> None:
+    unit = found.currency or "price"
+    print_table(
+        f"{name}: {unit} for a million inferences"
+        + (f", measured with {found.measured_with}" if found.found else ""),
+        ("GPU", f"{unit}/million", f"{unit}/h", "engine", "batch", "p99", "samples/s", "spec"),
+        [
+            (
+                one.gpu,
+                f"{one.per_million:.4g}",
+                f"{one.per_hour:g}",
+                one.precision + (" + CUDA graph" if one.speed.cuda_graph else ""),
+                str(one.speed.batch),
+                "–" if one.speed.latency_ms_p99 is None else f"{one.speed.latency_ms_p99:.3g} ms",
+                f"{one.speed.samples_per_s:,.0f}",
+                one.spec_digest[:12],
+            )
+            for one in found.found
+        ],
+    )
+    for gpu, why in found.refused.items():
+        click.echo(f"no figure of {gpu}: {why}")
+    if found.found:
+        click.echo(f"cheapest: {found.found[0].gpu}. Throughput is of one pass at a time.")
+
+
+def _words(move: Move, currency: str) -> str:
+    before, after = move.per_hour
+    unit = f"{currency}/h" if currency else "an hour"
+    return (
+        f"{move.gpus_before} {move.before.gpu} at {before:.4g} {unit} carry what "
+        f"{move.gpus_after} {move.after.gpu} carry at {after:.4g} {unit} "
+        f"({(after - before) / before:+.0%})"
+    )

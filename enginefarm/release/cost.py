@@ -1,0 +1,252 @@
+"""What a million inferences cost on each GPU: a price an hour over what was measured there.
+
+Nothing is guessed: a GPU without a price, or whose engines were not measured as the others
+were, is refused by name. Throughput is the harness's, one pass at a time: a server that batches
+and overlaps can be cheaper.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from enginefarm.documents.gpus import table
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import StoreMissing, UsageError
+from enginefarm.schema import Frozen, Name
+from enginefarm.store.budgets import Budgets
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.tables import speeds
+from enginefarm.tables.speeds import Speed
+
+MILLION, HOUR_S = 1_000_000, 3600
+Price = Annotated[float, Field(gt=0, le=1e6, strict=True)]
+Hosts = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
+
+
+class Prices(Frozen):
+    """A user's file. fleet: how many GPUs of each kind serve today, for a what-if."""
+
+    currency: str = Field(default="", max_length=10)
+    per_hour: dict[Name, Price | Hosts] = Field(min_length=1)
+    fleet: dict[Name, Hosts] = Field(default_factory=dict[Name, int])
+
+
+class Limits(Frozen):
+    p99_ms: float | None = Field(default=None, gt=0)
+    min_top1: float | None = Field(default=None, ge=0, le=1)
+
+
+class Cost(Frozen):
+    """The cheapest engine and batch of one GPU that is within the limits."""
+
+    gpu: str
+    precision: str
+    spec_digest: str
+    speed: Speed
+    per_hour: float
+    per_million: float = Field(description="Inferences are samples, not passes.")
+
+
+class Costs(Frozen):
+    """cheapest first. refused: GPU -> why there is no figure."""
+
+    currency: str
+    found: tuple[Cost, ...]
+    refused: dict[str, str]
+    measured_with: str = ""
+
+    def of(self, gpu: str) -> Cost:
+        """Raises: StoreMissing, with the reason for which there is no figure."""
+        for one in self.found:
+            if one.gpu == gpu:
+                return one
+        why = self.refused.get(gpu, "no engine of this model was built for it")
+        raise StoreMissing(f"cost: there is no figure of {gpu}", why=why, fix=MEASURE)
+
+
+class Move(Frozen):
+    """The same load on other GPUs."""
+
+    before: Cost
+    after: Cost
+    gpus_before: int
+    gpus_after: int
+
+    @property
+    def per_hour(self) -> tuple[float, float]:
+        return (
+            self.gpus_before * self.before.per_hour,
+            self.gpus_after * self.after.per_hour,
+        )
+
+
+MEASURE = "measure it there: `enginefarm bench run RECIPE`, or the nightly rebuild"
+
+
+def read_prices(path: Path) -> Prices:
+    """Raises: UsageError, which names the file and the field."""
+    try:
+        given: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError and bad UTF-8 are ValueErrors
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{path}: the prices cannot be read", why=why or "") from None
+    try:
+        prices = Prices.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("constr"))
+        raise UsageError(
+            f"{path}: {field or 'the file'}: {first['msg']}",
+            fix="write [per_hour] with a line for each GPU, such as `l4 = 0.71`",
+        ) from None
+    unknown = sorted((prices.per_hour.keys() | prices.fleet.keys()) - table().keys())
+    if unknown:
+        raise UsageError(
+            f"{path}: {', '.join(unknown)} is not the label of a GPU",
+            fix="`enginefarm gpus` lists the labels",
+        )
+    return prices
+
+
+def costs(
+    store: EngineStore,
+    manifests: Iterable[Manifest],
+    prices: Prices,
+    budgets: Budgets,
+    limits: Limits | None = None,
+) -> Costs:
+    """Every GPU that has a price or an engine: its cheapest engine and batch, or why there is none.
+
+    budgets: engines over them are left out.
+    """
+    limits = limits or Limits()
+    by_gpu: dict[str, list[Manifest]] = {gpu: [] for gpu in prices.per_hour}
+    for manifest in manifests:
+        by_gpu.setdefault(manifest.gpu, []).append(manifest)
+    rows = {gpu: [*_measured(store, engines)] for gpu, engines in by_gpu.items()}
+    harness = _usual_harness(rows)
+    found: list[Cost] = []
+    refused: dict[str, str] = {}
+    for gpu, engines in by_gpu.items():
+        price = prices.per_hour.get(gpu)
+        if price is None:
+            refused[gpu] = "the file has no price for it"
+        elif not engines:
+            refused[gpu] = "no engine of this model was built for it"
+        else:
+            best, why = _cheapest(rows[gpu], float(price), harness, budgets, limits)
+            if best is None:
+                refused[gpu] = why
+            else:
+                found.append(best)
+    found.sort(key=lambda one: (one.per_million, one.gpu))
+    return Costs(
+        currency=prices.currency,
+        found=tuple(found),
+        refused=refused,
+        measured_with=" ".join(filter(None, harness)),
+    )
+
+
+def what_if(found: Costs, prices: Prices, before: str, after: str) -> Move:
+    """The load of the fleet's GPUs of one kind on another kind, at the cheapest engine of each.
+
+    Raises: UsageError where the file does not say how many there are; StoreMissing.
+    """
+    count = prices.fleet.get(before)
+    if count is None:
+        raise UsageError(
+            f"cost --move: the file does not say how many {before} there are",
+            fix=f"add [fleet] with `{before} = 12`",
+        )
+    old, new = found.of(before), found.of(after)
+    share = _rate(old.speed) / _rate(new.speed)
+    return Move(
+        before=old, after=new, gpus_before=count, gpus_after=max(1, math.ceil(count * share))
+    )
+
+
+Harness = tuple[str, str]
+Measured = tuple[Manifest, Speed]
+
+
+def _measured(store: EngineStore, manifests: Iterable[Manifest]) -> Iterator[Measured]:
+    known: dict[str, speeds.Speeds] = {}
+    for one in manifests:
+        if one.recipe not in known:
+            known[one.recipe] = speeds.read(store.objects, one.recipe, one.gpu)
+        for speed in known[one.recipe].engine(one.spec_digest):
+            if speed.samples_per_s:
+                yield one, speed
+
+
+def _usual_harness(rows: Mapping[str, list[Measured]]) -> Harness:
+    """The one that most GPUs were measured with: figures of two are not compared."""
+    seen: Counter[Harness] = Counter()
+    newest: dict[Harness, float] = {}
+    for found in rows.values():
+        for harness in {(speed.harness, speed.harness_flags) for _, speed in found}:
+            seen[harness] += 1
+        for _, speed in found:
+            key = (speed.harness, speed.harness_flags)
+            newest[key] = max(newest.get(key, 0.0), speed.measured_at.timestamp())
+    return max(seen, key=lambda one: (seen[one], newest[one]), default=("", ""))
+
+
+def _cheapest(
+    rows: list[Measured], price: float, harness: Harness, budgets: Budgets, limits: Limits
+) -> tuple[Cost | None, str]:
+    if not rows:
+        return None, "its engines were not measured"
+    alike = [(m, s) for m, s in rows if (s.harness, s.harness_flags) == harness]
+    if not alike:
+        return None, f"measured with {rows[0][1].harness}, and the other GPUs with {harness[0]}"
+    sound = [(m, s) for m, s in alike if _sound(m, budgets)]
+    if not sound:
+        return None, "its engines failed on the GPU, or are over the accuracy budget"
+    accurate = [(m, s) for m, s in sound if _accurate(m, limits.min_top1)]
+    if not accurate:
+        return None, f"no engine has a top-1 accuracy of {limits.min_top1:g} that was measured"
+    quick = [(m, s) for m, s in accurate if _quick(s, limits.p99_ms)]
+    if not quick:
+        known = [s.latency_ms_p99 for _, s in accurate if s.latency_ms_p99 is not None]
+        lowest = f"the lowest is {min(known):.3g} ms" if known else "none was measured"
+        return None, f"no p99 within {limits.p99_ms:g} ms: {lowest}"
+    manifest, speed = max(quick, key=lambda item: (_rate(item[1]), item[0].spec_digest))
+    cost = Cost(
+        gpu=manifest.gpu,
+        precision=manifest.precision,
+        spec_digest=manifest.spec_digest,
+        speed=speed,
+        per_hour=price,
+        per_million=price / (_rate(speed) * HOUR_S) * MILLION,
+    )
+    return cost, ""
+
+
+def _rate(speed: Speed) -> float:
+    return speed.samples_per_s or 0.0
+
+
+def _sound(manifest: Manifest, budgets: Budgets) -> bool:
+    return manifest.device_verification.status != "failed" and not budgets.over(manifest)
+
+
+def _accurate(manifest: Manifest, least: float | None) -> bool:
+    """On true labels; the worst output counts. What was not measured is not enough."""
+    if least is None:
+        return True
+    outputs = manifest.device_verification.outputs or manifest.verification.outputs
+    known = [one.top1_accuracy for one in outputs if one.top1_accuracy is not None]
+    return bool(known) and min(known) >= least
+
+
+def _quick(speed: Speed, most_ms: float | None) -> bool:
+    return most_ms is None or (speed.latency_ms_p99 is not None and speed.latency_ms_p99 <= most_ms)
