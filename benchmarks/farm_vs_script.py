@@ -30,6 +30,7 @@ from pathlib import Path
 from enginefarm.graph import feeds, work
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages, survey
+from enginefarm.planning.graphs import precision_use
 from enginefarm.recipes import file as recipe_file
 from enginefarm.build.engine import Job
 from enginefarm.graph.export import export_onnx
@@ -63,7 +64,7 @@ model = plan.Model(
     slimmer=slim_tool(),
 )
 for target in targets:
-    spec = plan.resolve(recipe, target, model, stages.precision_use(recipe, target.precision))
+    spec = plan.resolve(recipe, target, model, precision_use(recipe, target.precision))
     work = root / target.label
     work.mkdir(parents=True)
     request = BuildRequest(spec=spec, onnx=graphs[target.precision], work_dir=work)
@@ -74,7 +75,7 @@ CACHED = """
 import sys, time
 from pathlib import Path
 from enginefarm.recipes import file as recipe_file
-from enginefarm.planning import stages, survey
+from enginefarm.planning import graphs, stages, survey
 site, recipe = stages.here(), recipe_file.load(Path(sys.argv[1]))
 survey.survey(site, recipe, survey.local_offers())
 times = []

@@ -22,8 +22,8 @@ from enginefarm.build import isolate
 from enginefarm.digest import sha256_file
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec
-from enginefarm.planning import plan, stages, survey
-from enginefarm.planning.stages import PreparedGraph
+from enginefarm.planning import graphs, plan, stages, survey
+from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
@@ -65,7 +65,7 @@ def _measure(site: Site, recipe: Recipe, rounds: int) -> list[Figure]:
     targets = plan.targets(recipe, survey.local_offers()).wanted
     figures: list[Figure] = []
     for name in dict.fromkeys(target.precision for target in targets):
-        prepared = stages.prepare(site, recipe, slimmed.model, reference, name)
+        prepared = graphs.prepare(site, recipe, slimmed.model, reference, name)
         shared = [
             plan.resolve(recipe, target, slimmed.model, prepared.use)
             for target in targets

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import machine, scratch
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
-from enginefarm.planning import stages
+from enginefarm.planning import graphs, stages
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
@@ -50,7 +50,7 @@ def one(site: Site, recipe: Recipe) -> Figure:
     total = reference.seconds
     print(f"{recipe.name:20} {'reference':10} {total:7.1f}", flush=True)
     for name in recipe.precisions:
-        made = stages.prepare(site, recipe, slimmed.model, reference, name)
+        made = graphs.prepare(site, recipe, slimmed.model, reference, name)
         took = made.verification.seconds or 0.0  # without the conversion
         total += took
         outputs = made.verification.outputs

@@ -23,8 +23,9 @@ from enginefarm.farm.dispatch import build_on_pool, leave_benchmarks, online_off
 from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import outcome, plan
+from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.planning.outcome import Outcome
-from enginefarm.planning.stages import PreparedGraph, SlimmedModel, here
+from enginefarm.planning.stages import SlimmedModel, here
 from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import reverified

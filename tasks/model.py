@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from enginefarm.documents.recipe import Recipe
 from enginefarm.farm.policy import STEP
 from enginefarm.farm.worker import metrics
-from enginefarm.planning import plan, stages
+from enginefarm.planning import graphs, plan, stages
 from enginefarm.planning.survey import Survey, survey
 from enginefarm.store import budgets
 from enginefarm.tables import rules as regression_rules
@@ -74,8 +74,8 @@ def slim_model(recipe: Recipe, exported: stages.ExportedModel) -> stages.Slimmed
 )
 def prepare_precision(
     recipe: Recipe, slimmed: stages.SlimmedModel, reference: stages.Reference, precision: str
-) -> stages.PreparedGraph:
-    prepared = stages.prepare(stages.here(), recipe, slimmed.model, reference, precision)
+) -> graphs.PreparedGraph:
+    prepared = graphs.prepare(stages.here(), recipe, slimmed.model, reference, precision)
     metrics.stage("prepare", hit=prepared.cached)
     verdict = "within budget" if prepared.verification.passed else "over budget"
     get_run_logger().info("%s graph %s: %s", precision, prepared.graph.digest[:12], verdict)

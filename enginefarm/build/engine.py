@@ -40,7 +40,7 @@ from enginefarm.errors import (
     EngineRunError,
     StoreError,
 )
-from enginefarm.planning.stages import PreparedGraph
+from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.progress import SINK, report
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits

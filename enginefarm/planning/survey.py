@@ -13,7 +13,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
 from enginefarm.errors import ToolchainError
 from enginefarm.host.detect import first_gpu
-from enginefarm.planning import outcome, plan, stages
+from enginefarm.planning import graphs, outcome, plan, stages
 from enginefarm.planning.outcome import Outcome
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
@@ -130,7 +130,7 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
 def _with_specs(
     site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
 ) -> tuple[PlannedBuild, ...]:
-    uses = {name: stages.precision_use(recipe, name) for name in recipe.precisions}
+    uses = {name: graphs.precision_use(recipe, name) for name in recipe.precisions}
     specs = [plan.resolve(recipe, target, model, uses[target.precision]) for target in wanted]
     whole = site.store.whole(recipe.name, [spec.digest for spec in specs])
     figures = stages.figures_key(recipe, model.outputs) if whole else ""

@@ -11,7 +11,7 @@ import pytest
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import SourceError
-from enginefarm.planning import stages
+from enginefarm.planning import graphs, stages
 from enginefarm.planning.stages import Site
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.cache import BlobCache
@@ -34,7 +34,7 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object
     """Does something when the work of a step is done and its result is not recorded yet."""
 
     def patch(step: str, action: Callable[[], object]) -> None:
-        work: Callable[..., Any] = stages._in_child
+        work: Callable[..., Any] = stages.in_child
 
         def then(name: str, *arguments: Any, **options: Any) -> Any:
             made = work(name, *arguments, **options)
@@ -42,7 +42,7 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object
                 action()
             return made
 
-        monkeypatch.setattr(stages, "_in_child", then)
+        monkeypatch.setattr(stages, "in_child", then)
 
     return patch
 
@@ -79,5 +79,5 @@ def test_data_that_changes_during_the_steps_that_read_it(
     before = kept(site)
     after("convert", lambda: other_data(recipe))
     with pytest.raises(SourceError, match="changed while the step ran"):
-        stages.prepare(site, recipe, slimmed.model, reference, "int8")
+        graphs.prepare(site, recipe, slimmed.model, reference, "int8")
     assert kept(site) == before

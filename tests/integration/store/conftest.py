@@ -11,7 +11,7 @@ from sample_manifest import make_manifest, make_spec
 from enginefarm.build import native
 from enginefarm.build.engine import Job
 from enginefarm.documents.spec import OnnxRef
-from enginefarm.planning.stages import PreparedGraph
+from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site

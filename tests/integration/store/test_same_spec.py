@@ -14,7 +14,7 @@ from enginefarm.build import isolate
 from enginefarm.build.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host.plan_header import read_plan_header
-from enginefarm.planning import plan, stages
+from enginefarm.planning import graphs, plan, stages
 from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import local_offers
 from enginefarm.recipes import file as recipe_file
@@ -41,7 +41,7 @@ def jobs(store: EngineStore, tmp_path: Path, **changes: Any) -> list[Job]:
     slimmed = stages.slim(site, recipe, exported)
     reference = stages.reference(site, recipe, exported.outputs)
     prepared = {
-        name: stages.prepare(site, recipe, slimmed.model, reference, name)
+        name: graphs.prepare(site, recipe, slimmed.model, reference, name)
         for name in recipe.precisions
     }
     return [

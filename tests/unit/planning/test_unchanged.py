@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from enginefarm.errors import PrecisionError
-from enginefarm.planning import stages
+from enginefarm.planning import graphs
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_graph_with_nothing_in_16_bits_is_refused(precision: str) -> None:
     with pytest.raises(PrecisionError, match=f"nothing in the graph computes in {precision}"):
-        stages.refuse_unchanged(precision, {"low_nodes": 0, "wide_nodes": {"MatMul": 3}})
-    stages.refuse_unchanged(precision, {"low_nodes": 1})
-    stages.refuse_unchanged("fp32", {})
+        graphs.refuse_unchanged(precision, {"low_nodes": 0, "wide_nodes": {"MatMul": 3}})
+    graphs.refuse_unchanged(precision, {"low_nodes": 1})
+    graphs.refuse_unchanged("fp32", {})
 
 
 def test_how_much_of_the_graph_is_in_the_precision_is_said() -> None:
     eight = {"quantised_operators": 52, "quantisable_operators": 60, "low_nodes": 3}
-    assert stages.operators(eight) == "52 of 60 operators in 8 bits"
+    assert graphs.operators(eight) == "52 of 60 operators in 8 bits"
     sixteen = {"low_nodes": 7, "wide_nodes": {"Exp": 1, "Pow": 2}}
-    assert stages.operators(sixteen) == "7 nodes in 16 bits, 3 in FP32"
-    assert stages.operators({}) == ""
+    assert graphs.operators(sixteen) == "7 nodes in 16 bits, 3 in FP32"
+    assert graphs.operators({}) == ""
