@@ -5,15 +5,12 @@ exit, loop or take all the memory. The child gets no credentials and cannot read
 other processes; it has a session of its own, leaves no core, dies with its parent, and is
 killed with all that it started when it is cancelled or over a limit.
 
-    python -P -m enginefarm.child.call MODULE:FUNCTION FOLDER PROGRESS_FD PARENT_PID
-
 What passes between the two is JSON, since the child may be hostile: a request file in,
 progress lines through a pipe, and a result file or an error file out.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -24,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -35,20 +31,17 @@ from pydantic import BaseModel, ValidationError
 
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.child.lifeline import become_child
+from enginefarm.child.inside import ERROR, REQUEST, RESULT
 from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
-from enginefarm.errors import BuildCancelled, DiskFull, EnginefarmError
-from enginefarm.names import loaded
-from enginefarm.progress import SINK, Progress, report
+from enginefarm.errors import BuildCancelled, EnginefarmError
+from enginefarm.progress import Progress, report
 
 Model = TypeVar("Model", bound=BaseModel)
 
 POLL_S = 0.05
 QUIET_S = 1.0
 """No progress for that long: shown as running, length unknown."""
-INTERVAL_S = 0.05
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REQUEST, RESULT, ERROR, LOG = "request.json", "result.json", "error.json", "child.log"
+LOG = "child.log"
 
 
 class Limits(NamedTuple):
@@ -176,7 +169,7 @@ class _Watch:
                     process = start(
                         [
                             *(randomisation_off() if self._child.fixed_addresses else ()),
-                            *(sys.executable, "-P", "-m", "enginefarm.child.call"),
+                            *(sys.executable, "-P", "-m", "enginefarm.child.inside"),
                             *(function, str(folder), str(write_end), str(os.getpid())),
                         ],
                         folder,
@@ -281,59 +274,3 @@ _FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):.0f} MiB"
-
-
-class ProgressPipe:
-    """Writes progress as JSON lines, at most twenty a second and never blocking the work."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._last = 0.0
-        self._note = ""
-        os.set_blocking(fd, False)
-
-    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
-        now = time.monotonic()
-        finished = total is not None and done >= total
-        if note == self._note and not finished and now - self._last < INTERVAL_S:
-            return
-        self._last, self._note = now, note
-        line = json.dumps([step, done, total, note[:500]]) + "\n"
-        with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._fd, line.encode())
-
-
-def main(arguments: list[str]) -> None:
-    function, folder, progress_fd, parent_pid = arguments
-    become_child(int(parent_pid))
-    SINK.set(ProgressPipe(int(progress_fd)))
-    asked = json.loads((Path(folder) / REQUEST).read_text("utf-8"))
-    sys.path[:] = asked["path"]
-    try:
-        found, text = RESULT, str(loaded(function)(asked["request"]))
-    except BaseException as cause:
-        traceback.print_exc()
-        found, text = ERROR, json.dumps(_fields(cause))
-    partial = Path(folder) / f"{found}.partial"
-    partial.write_text(text, "utf-8")
-    partial.replace(Path(folder) / found)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if found == RESULT else 1)  # libraries that crash on their way out have answered
-
-
-def _fields(cause: BaseException) -> dict[str, str]:
-    if isinstance(cause, OSError) and cause.errno in NO_SPACE:
-        cause = DiskFull(
-            f"disk: no room to write {cause.filename or Path.cwd()}",
-            why=cause.strerror or "",
-            fix="free space there, or choose another folder (ENGINEFARM_CACHE, TMPDIR)",
-        )
-    if isinstance(cause, EnginefarmError):
-        return cause.fields()
-    kind = MemoryError if isinstance(cause, MemoryError) else type(cause)
-    return {"kind": kind.__name__, "why": f"{type(cause).__name__}: {cause}"[:600]}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

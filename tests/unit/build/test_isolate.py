@@ -14,7 +14,7 @@ import pytest
 from enginefarm import errors
 from enginefarm.build import isolate
 from enginefarm.child import process as child_process
-from enginefarm.child.call import ProgressPipe
+from enginefarm.child.inside import ProgressPipe
 from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId, ToolUse
 from enginefarm.toolchains import BuildOutput, BuildRequest
