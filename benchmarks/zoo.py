@@ -172,6 +172,7 @@ def work(name: str, asked: argparse.Namespace) -> None:
         if graph not in known["graphs"]:
             known["graphs"][graph] = zoo_check.checked(folder, row, engine)
             _keep(file, known)
+    _keep(file, known)  # which graph each engine is made of
     for label in asked.gpus if "model" not in row and not asked.no_bare else ():
         if label not in known.setdefault("bare", {}):
             known["bare"][label] = "CRASH of the process"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "5"
+VERSION = "6"
 """Of calibration.py, qdq.py and targets.py: raise it when the graph they make changes."""
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},
@@ -132,7 +132,7 @@ class EightBits:
         method, ranges = work.choose(seen, options, possible)
         chosen = work.groups(ranges, possible)
         found = work.searched(ranges, chosen)
-        kept |= found
+        # They stay in FP16, as in the graph that the search's judge accepted: not in FP32.
         chosen = [target for target in chosen if target.node not in found]
         made, counts = work.made(ranges, chosen)
         _expect(made, counts, self.name)
@@ -143,7 +143,7 @@ class EightBits:
             "quantized_operators": counts.nodes,
             "quantised_operators": counts.nodes,
             "quantisable_operators": len(qdq.candidates(model)),
-            "kept_wide": kept_wide.listed(made, kept),
+            "kept_wide": kept_wide.listed(made, kept | found),
             **wide_nodes(made),
         }
         return finish(made, dest_dir, self.name, details)

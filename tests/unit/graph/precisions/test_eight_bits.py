@@ -284,13 +284,18 @@ def test_a_search_leaves_the_operator_that_ruins_int8_in_fp16(tmp_path: Path) ->
     feeds = {"x": RANDOM.normal(size=(64, 8)).astype(np.float32)}
     plain, _ = convert(model, tmp_path, [feeds], method="minmax")
     least = decibels(model, plain, feeds) + 6
-    seen = evidence(
-        model,
-        tmp_path,
-        feeds,
-        judge=lambda path: decibels(model, onnx_files.read(path), feeds) > least,
-        tries=30,
-    )
+    accepted: list[list[str]] = []
+
+    def judge(path: Path) -> bool:
+        tried = onnx_files.read(path)
+        passes = decibels(model, tried, feeds) > least
+        accepted.extend([[node.op_type for node in tried.graph.node]] * passes)
+        return passes
+
+    seen = evidence(model, tmp_path, feeds, judge=judge, tries=30)
     converted, details = convert(model, tmp_path, [feeds], seen, method="minmax")
     assert decibels(model, converted, feeds) > least
     assert [item["node"] for item in details["kept_wide"]] == ["second"]
+    # What comes out is what was judged: the operator is in FP16, and not in FP32 between casts.
+    assert [node.op_type for node in converted.graph.node] in accepted
+    assert details["wide_nodes"] == {}
