@@ -32,7 +32,7 @@ EnginefarmError                    1
 ├── HostError                     60  no driver, no GPU, wrong GPU
 │   └── DriverTooOld              61
 ├── EngineRunError                62  an engine could not be loaded or run on this GPU
-│   ├── PlanDamaged               63  the file is no plan, or was cut short
+│   ├── PlanDamaged               63  the file is not a plan, or was cut short
 │   ├── OtherBuild                64  the plan is of another build of the toolchain
 │   ├── OtherGpu                  65  the plan is for another compute capability
 │   ├── PluginMissing             66  the plan needs a plugin that is not loaded

@@ -71,7 +71,7 @@ def build_model(
     gpus: Gpus = [],  # noqa: B006 - the run form shows it, and nothing changes it
     precisions: Precisions = [],  # noqa: B006
 ) -> Any:
-    """Build, verify and publish every engine of a recipe; gives an Outcome for each.
+    """Build, verify and publish every engine of a recipe; returns an Outcome for each.
 
     Run by a worker, engines are built on the pools of their GPUs; else all of it here.
 

@@ -24,7 +24,7 @@ THROTTLE_REASONS: dict[int, str] = {
     0x080: "power brake",
     0x100: "display clocks",
 }
-"""NVML's bits (nvmlClocksThrottleReasons*); 0x001, idle, is no throttling."""
+"""NVML's bits (nvmlClocksThrottleReasons*); 0x001, idle, is not throttling."""
 
 LOCKED = 0x002
 

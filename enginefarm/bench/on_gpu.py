@@ -95,7 +95,7 @@ def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None)
 def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
     """Times the layers of the recipe's engines for this GPU, and keeps that in the store.
 
-    Gives what could not be profiled, and why.
+    Returns what could not be profiled, and why.
     """
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None

@@ -1,4 +1,4 @@
-"""attempts: N builds of one spec, of which the fastest accurate one is kept.
+"""attempts: N builds of one spec, and the fastest accurate one is kept.
 
 Tactic timing is noisy, so two builds on the same GPU can differ by some percent. A timing
 cache would make them alike: attempts are built without one.

@@ -38,7 +38,7 @@ NOT_COMPARED = {
 
 
 def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
-    """Writes the folder, which must not exist yet, or be empty. Gives it.
+    """Writes the folder, which must not exist yet, or be empty. Returns it.
 
     Raises: ToolchainError for a toolchain that does not build through the Builder API or
     trtexec; UsageError for a folder that holds something; what the store raises.
@@ -124,7 +124,7 @@ def _network_layers(site: Site, manifest: Manifest) -> list[str] | None:
 
 
 def _reference(site: Site, manifest: Manifest, folder: Path) -> dict[str, tuple[int, ...]]:
-    """reference.npz and the first batch as raw files; gives each input's shape."""
+    """reference.npz and the first batch as raw files; returns each input's shape."""
     if manifest.reference is None:
         raise StoreMissing(
             "reproduce: the engine's manifest names no reference inputs and outputs",

@@ -87,7 +87,7 @@ def merge(
     *,
     loaded: Path | None = None,
 ) -> int:
-    """Puts a build's cache into the store, merged with what is there; gives its size in bytes.
+    """Puts a build's cache into the store, merged with what is there; returns its size in bytes.
 
     loaded: the cache that the build started from. While the store still holds that one, the
         build's own contains it, and nothing needs combining.

@@ -76,7 +76,7 @@ def see_no_other_process() -> bool:
 
 
 def _drop(libc: ctypes.CDLL, capabilities: tuple[int, ...]) -> None:
-    """Gives up capabilities, for programs that it starts too. Whoever has none loses none."""
+    """Gives up capabilities, for programs that it starts too. A process without any loses none."""
     held = ctypes.create_string_buffer(CAPABILITIES.size)
     if libc.capget(CAPABILITY_HEADER, held) != 0:
         return

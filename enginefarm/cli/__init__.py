@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """main() without the exit: gives the exit code."""
+    """main() without the exit: returns the exit code."""
     try:
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
     except EnginefarmError as error:

@@ -50,7 +50,7 @@ class View:
 def watched(*, enabled: bool = True) -> Generator[None]:
     """Shows progress on standard error while the block runs.
 
-    Where standard error is no terminal, each step is one plain line when it ends.
+    Where standard error is not a terminal, each step is one plain line when it ends.
     """
     if not enabled:
         yield

@@ -74,5 +74,5 @@ def _name(name: str | None, role: str, label: str | None) -> str:
     made = name or default_name(role, label)
     made = re.sub(r"[^a-z0-9._-]+", "-", made.lower()).strip("-._")[:64].rstrip("-._")
     if not made:
-        raise FarmError(f"worker: {name!r} is no name", fix="use letters, digits, - and _")
+        raise FarmError(f"worker: {name!r} is not a name", fix="use letters, digits, - and _")
     return made

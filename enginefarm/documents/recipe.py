@@ -132,7 +132,8 @@ class Recipe(Frozen):
         min_length=1, description="In the order in which the module's forward takes them."
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
-        default=(), description="Names for the outputs, in order; empty: those the exporter gives."
+        default=(),
+        description="Names for the outputs, in order; empty: those that the exporter chooses.",
     )
     profiles: tuple[Profile, ...] = Field(
         default=(Profile(),), min_length=1, description="Ranges of the dynamic dims."

@@ -162,7 +162,7 @@ def slower_tonight(
 
 
 def compact_yesterday(site: Site, night: dt.date) -> int:
-    """Merges the files of the night before, which nobody writes to any more; gives how many."""
+    """Merges the files of the night before, which nobody writes to any more; returns how many."""
     from enginefarm.tables.tables import BenchmarkTables
 
     return BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))

@@ -62,7 +62,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
     """The host to pull for.
 
     label: `auto` is this machine; a GPU's label that is not this machine's GPU means another
-        host, of which only the GPU is known.
+        host, and only its GPU is known.
     environ: ENGINEFARM_GPU, _DRIVER, _OS, _ARCH, _TENSORRT, _TENSORRT_RTX, _ORT_TENSORRT and
         _PLUGINS (paths, separated as in PATH) overrule what is detected.
     Raises: HostError when no GPU is found and none is named; GpuError for an unknown label.

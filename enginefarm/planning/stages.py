@@ -1,6 +1,6 @@
 """The stages from recipe to precision graphs, each looked up in the store before it runs.
 
-A stage takes values and gives values; files travel through the store by digest, so two
+A stage takes values and returns values; files travel through the store by digest, so two
 stages may run on two machines.
 """
 

@@ -94,7 +94,7 @@ def select(
     the best of them before the others.
     Order: runtime known to be installed, newest graph of the model, what was measured, fit
     (exact GPU → same compute capability → hardware-compatible → portable), an exact label within
-    the fit, precision, newest build, digest. The same input gives the same order, however sorted.
+    the fit, precision, newest build, digest. The same input has the same order, however sorted.
     """
     found = sorted(manifests, key=lambda one: one.spec_digest)
     newest = _newest_build(found)

@@ -48,7 +48,7 @@ class StoredRecipe(Frozen):
     def _inside(cls, files: dict[str, BlobRef]) -> dict[str, BlobRef]:
         for path in files:
             if not all(SEGMENT.fullmatch(part) for part in path.split("/")):
-                raise ValueError(f"{path!r} is no path inside a recipe's folder")
+                raise ValueError(f"{path!r} is not a path inside a recipe's folder")
         if recipe_file.FILE_NAME not in files:
             raise ValueError(f"there is no {recipe_file.FILE_NAME} among its files")
         return files

@@ -222,7 +222,7 @@ def _used_again(
 def _delete(
     store: EngineStore, garbage: list[Garbage], limit: datetime, policy: Policy
 ) -> list[Garbage]:
-    """Deletes in order, each after a second look; gives what was deleted."""
+    """Deletes in order, each after a second look; returns what was deleted."""
     named_again: frozenset[str] | None = None
     documents: defaultdict[str, list[Garbage]] = defaultdict(list)
     for one in garbage:

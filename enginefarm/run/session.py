@@ -163,7 +163,7 @@ class Session(Closing):
             self._buffers[tensor].to_host(self.stream)
 
     def outputs(self) -> Arrays:
-        """Waits, and gives copies of the outputs.
+        """Waits, and returns copies of the outputs.
 
         Raises: EngineRunError for an error that the GPU reports only now.
         """

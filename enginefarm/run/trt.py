@@ -108,7 +108,7 @@ def started(what: str, factory: Callable[..., Any], *arguments: Any, messages: M
 def load_plugins(registry: Any, libraries: Iterable[Path], messages: Messages) -> None:
     """Loads plugin libraries into a registry of TensorRT's.
 
-    Raises: PluginMissing for a file that is no library, and for one without a plugin. The
+    Raises: PluginMissing for a file that is not a library, and for one without a plugin. The
     registry itself returns None for both and logs nothing.
     """
     for library in libraries:

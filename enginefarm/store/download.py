@@ -155,7 +155,7 @@ class Download:
         self.done = 0
 
     def run(self, on_progress: Callable[[int], None]) -> str:
-        """Downloads what is missing; gives the sha256 of all that is there, read in order.
+        """Downloads what is missing; returns the sha256 of all that is there, read in order.
 
         Hashing runs here while later pieces are still on their way.
         """
@@ -224,7 +224,7 @@ class Download:
             self._journal.add(index)
 
     def _stream(self, start: int, end: int) -> int:
-        """Writes what arrives of [start, end); gives the offset reached."""
+        """Writes what arrives of [start, end); returns the offset reached."""
         body, total = self._source.range(start, end)
         try:
             if total not in (-1, self._ref.size_bytes):

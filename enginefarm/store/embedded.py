@@ -146,7 +146,7 @@ def _launch(home: Path) -> Server:
         "-ip.bind=127.0.0.1",
         f"-s3.port={port}",
         *(f"-{name}={number}" for name, number in zip(PORTS, others, strict=True)),
-        # The default is free space over a volume's size, which is no volume on a full machine;
+        # The default is free space over a volume's size, which leaves no volume on a full machine;
         # a volume takes space only as it is written.
         "-volume.max=4096",
         "-s3.port.iceberg=0",

@@ -186,7 +186,7 @@ class EngineStore:
         """Manifests that pass the filters, in the index's order, read several at a time.
 
         One that cannot be read, because it is damaged or of a newer version, is left out with
-        a warning in the log: it is no reason to hide the others.
+        a warning in the log: it does not hide the others.
         """
         digests = (entry.spec_digest for entry in self.index(recipe, gpu, precision))
         with ThreadPoolExecutor(READERS) as pool:
@@ -245,7 +245,7 @@ class EngineStore:
     def write_document(self, key: str, data: bytes, *, if_etag: str | None) -> str:
         """Replaces exactly that version; `if_etag` None: it must not exist yet.
 
-        Gives the new etag. Raises: StoreConflict when somebody else wrote first.
+        Returns the new etag. Raises: StoreConflict when somebody else wrote first.
         """
         if if_etag is not None:
             return self.objects.put_if_match(key, data, if_etag)

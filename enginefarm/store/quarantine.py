@@ -32,7 +32,7 @@ class QuarantinedEngine(Frozen):
 def record(
     store: EngineStore, manifest: Manifest, verification: DeviceVerification, log: Path
 ) -> Manifest:
-    """Writes the outcome of a verification on the device; gives the manifest as it is now.
+    """Writes the outcome of a verification on the device; returns the manifest as it is now.
 
     Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
     """

@@ -118,7 +118,7 @@ class ObjectStore:
         )
 
     def put(self, key: str, data: bytes, **extra: Any) -> str:
-        """Writes, replacing what was there. Gives the etag."""
+        """Writes, replacing what was there. Returns the etag."""
         with self._mapped(key):
             answer = self.client.put_object(
                 Bucket=self.bucket,

@@ -207,7 +207,7 @@ def key_id(public_key: Any) -> str:
 def generate(path: Path) -> tuple[Path, str]:
     """A new key pair: the private key at `path` (mode 0600), the public one beside it.
 
-    Gives the public key's path and the key id. Raises: SignatureRejected when the file exists.
+    Returns the public key's path and the key id. Raises: SignatureRejected when the file exists.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (

@@ -98,7 +98,7 @@ class PresignedUrl:
 
 
 class _Answered(ConnectionError):
-    """An answer that is no range; a ConnectionError, so that 5xx are tried again."""
+    """An answer that is not a range; a ConnectionError, so that 5xx are tried again."""
 
     def __init__(self, status: int) -> None:
         super().__init__(str(status))

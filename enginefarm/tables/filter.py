@@ -26,7 +26,7 @@ class RowFilter(Frozen):
     def of(
         cls, *, since: dt.date | str | None = None, until: dt.date | str | None = None, **equal: Any
     ) -> RowFilter:
-        """From keyword arguments: a column takes one value or several; None is no filter.
+        """From keyword arguments: a column takes one value or several; None filters nothing.
 
         Raises: UsageError for a column that is not there, or a date that is none.
         """
@@ -48,7 +48,7 @@ class RowFilter(Frozen):
 
 
 def known_columns(names: Iterable[str]) -> None:
-    """Raises: UsageError for a name that is no column."""
+    """Raises: UsageError for a name that is not a column."""
     for name in names:
         if name not in BenchmarkRow.model_fields:
             raise UsageError(
@@ -70,5 +70,5 @@ def _date(field: str, value: dt.date | str | None) -> dt.date | None:
         return dt.date.fromisoformat(value)
     except ValueError:
         raise UsageError(
-            f"benchmarks: {field} is {value!r}, which is no date", fix="write it as 2026-11-23"
+            f"benchmarks: {field} is {value!r}, which is not a date", fix="write it as 2026-11-23"
         ) from None

@@ -41,7 +41,7 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
         return Regression.read(found[0])
     except ValidationError:
         raise CorruptBlob(
-            f"store: {_key(recipe)} is no regression rule",
+            f"store: {_key(recipe)} is not a regression rule",
             why="it was written by another version, or damaged",
             fix=f"delete it; the next build or nightly of {recipe} writes it anew",
         ) from None

@@ -49,7 +49,7 @@ class BenchmarkTables:
         self.objects = objects
 
     def append(self, rows: Iterable[BenchmarkRow]) -> tuple[str, ...]:
-        """Writes rows, a file for each night, recipe and writer. Gives the keys.
+        """Writes rows, a file for each night, recipe and writer. Returns the keys.
 
         Appending the same rows again writes nothing new.
         """
@@ -88,7 +88,7 @@ class BenchmarkTables:
         return tuple(sorted(map(dt.date.fromisoformat, dates)))
 
     def compact(self, night: dt.date) -> int:
-        """Merges a night's files into one; gives how many it replaced.
+        """Merges a night's files into one; returns how many it replaced.
 
         The merged file is complete before anything is deleted. Safe while others append,
         read or compact.

@@ -88,7 +88,7 @@ ROWS = (
 
 
 class Night(NamedTuple):
-    """When the nightly rebuild starts, and of which folder."""
+    """When the nightly rebuild starts, and which folder it builds."""
 
     cron: str = "0 2 * * *"
     timezone: str = "UTC"

@@ -246,7 +246,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    """A scrape every few seconds is no news."""
+    """A scrape every few seconds is not worth a line."""
 
     def log_message(self, format: str, *args: Any) -> None:
         return

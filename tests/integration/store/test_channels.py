@@ -204,7 +204,7 @@ def test_the_recipe_s_thresholds_decide_and_not_the_defaults(
 def test_a_damaged_rule_stops_the_promotion(store: EngineStore, publish: Publish) -> None:
     publish()
     store.put_object("benchmarks/rules/model.json", b'{"latency_ratio": "low"}')
-    with pytest.raises(CorruptBlob, match=r"rules/model\.json is no regression rule"):
+    with pytest.raises(CorruptBlob, match=r"rules/model\.json is not a regression rule"):
         promote(store)
 
 
