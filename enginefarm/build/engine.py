@@ -46,6 +46,7 @@ from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
+from enginefarm.store.failures import writing
 from enginefarm.store.site import Site, materialise, recorded, whole
 from enginefarm.store.statements import Vouching, vouching
 from enginefarm.toolchains import BuildOutput, BuildRequest
@@ -334,6 +335,7 @@ def _named(label: str) -> Generator[None]:
 def _alone(site: Site, plan_key: str) -> Generator[None]:
     """Holds a lock that the kernel gives back when this process dies, however it dies."""
     folder = site.cache.root / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / plan_key):
         yield

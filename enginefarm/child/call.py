@@ -11,6 +11,7 @@ progress lines through a pipe, and a result file or an error file out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.child.inside import ERROR, REQUEST, RESULT
+from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
 from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
 from enginefarm.errors import BuildCancelled, EnginefarmError
 from enginefarm.progress import Progress, report
@@ -114,11 +115,14 @@ class Child:
             for name in (RESULT, ERROR):
                 (folder / name).unlink(missing_ok=True)
             asked = {"request": request, "path": [part for part in sys.path if part]}
-            (folder / REQUEST).write_text(json.dumps(asked), "utf-8")
+            with room_in(folder):
+                (folder / REQUEST).write_text(json.dumps(asked), "utf-8")
             watch = _Watch(self, folder / self.log_name)
             status = watch.run(function, folder)
             if (folder / ERROR).is_file():
                 raise self._raised((folder / ERROR).read_text("utf-8", "replace"))
+            if status == NO_ROOM:
+                raise full_disk(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
                 raise watch.ended(status)
             text = (folder / RESULT).read_text("utf-8", "replace")

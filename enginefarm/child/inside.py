@@ -13,7 +13,8 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginefarm.child.lifeline import become_child
@@ -23,6 +24,9 @@ from enginefarm.progress import SINK
 
 INTERVAL_S = 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_WORDS = os.strerror(errno.ENOSPC)
+NO_ROOM = 74
+"""The status of a child that could not even write down its answer or its error."""
 REQUEST, RESULT, ERROR = "request.json", "result.json", "error.json"
 
 
@@ -55,23 +59,61 @@ def main(arguments: list[str]) -> None:
     try:
         found, text = RESULT, str(loaded(function)(asked["request"]))
     except BaseException as cause:
-        traceback.print_exc()
-        found, text = ERROR, json.dumps(_fields(cause))
+        with suppress(OSError):  # the log's own disk may be full
+            traceback.print_exc()
+        found, text = ERROR, json.dumps(_fields(cause, Path(folder)))
+    status = 0 if found == RESULT else 1
     partial = Path(folder) / f"{found}.partial"
-    partial.write_text(text, "utf-8")
-    partial.replace(Path(folder) / found)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if found == RESULT else 1)  # libraries that crash on their way out have answered
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(Path(folder) / found)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        status = NO_ROOM
+    with suppress(OSError):  # the log is on the same disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # libraries that crash on their way out have answered
 
 
-def _fields(cause: BaseException) -> dict[str, str]:
-    if isinstance(cause, OSError) and cause.errno in NO_SPACE:
-        cause = DiskFull(
-            f"disk: no room to write {cause.filename or Path.cwd()}",
-            why=cause.strerror or "",
-            fix="free space there, or choose another folder (ENGINEFARM_CACHE, TMPDIR)",
-        )
+@contextmanager
+def room_in(folder: Path) -> Generator[None]:
+    """Runs writes to that folder. Raises: DiskFull, which names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise full_disk(Path(error.filename or folder), error.strerror or "") from error
+
+
+def full_disk(where: Path, why: str) -> DiskFull:
+    """The error for a file or folder that there is no room to write."""
+    folder = where if where.is_dir() else where.parent
+    return DiskFull(
+        f"disk: the folder {folder} has no room to write {where}",
+        why=why,
+        fix="free space there, or choose another folder (ENGINEFARM_CACHE, TMPDIR)",
+    )
+
+
+def _no_space(cause: BaseException | None) -> OSError | None:
+    """The full disk behind an error, whatever it was called on the way up."""
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+def _fields(cause: BaseException, folder: Path) -> dict[str, str]:
+    """folder: where the child works, which is the full one where the error names none."""
+    full = _no_space(cause)
+    if full is not None:
+        cause = full_disk(Path(full.filename or folder), full.strerror or "")
+    elif NO_SPACE_WORDS in str(cause):
+        cause = full_disk(folder, str(cause)[:300])  # native libraries have no errno
     if isinstance(cause, EnginefarmError):
         return cause.fields()
     kind = MemoryError if isinstance(cause, MemoryError) else type(cause)

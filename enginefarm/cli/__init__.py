@@ -12,6 +12,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -199,10 +200,23 @@ def _not_installed(module: str, extra: str) -> ToolchainError:
 
 def _of_the_disk(error: OSError) -> EnginefarmError:
     """A file or folder that cannot be used, which no step has given words of its own."""
+    why = error.strerror or str(error)
+    if error.errno in NO_SPACE:
+        where = error.filename or f"a file; of the folders in use {_fullest()} has the least room"
+        return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
     where = error.filename or "a file or folder"
-    kind = DiskFull if error.errno in NO_SPACE else UsageError
-    return kind(
-        f"{where}: cannot be used",
-        why=error.strerror or str(error),
-        fix="free space there" if kind is DiskFull else "name another file or folder",
-    )
+    return UsageError(f"{where}: cannot be used", why=why, fix="name another file or folder")
+
+
+def _fullest() -> str:
+    """Of the folders that commands write to, the one whose disk has the least room: an error of
+    a write itself names no file."""
+    import shutil
+    import tempfile
+
+    from enginefarm.settings import current
+
+    settings = current()
+    written = (settings.cache, settings.home, Path(tempfile.gettempdir()), Path.cwd())
+    there = [next(p for p in (one, *one.absolute().parents) if p.exists()) for one in written]
+    return str(min(there, key=lambda folder: shutil.disk_usage(folder).free))

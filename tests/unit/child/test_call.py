@@ -21,6 +21,7 @@ from enginefarm.errors import (
     BuildError,
     BuildOutOfMemory,
     BuildTimeout,
+    DiskFull,
     PrecisionError,
     RecipeError,
 )
@@ -230,3 +231,32 @@ class Script(Frozen):
 
     def model_dump_json(self, **_: Any) -> str:
         return self.text
+
+
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "open('/dev/full', 'w').write('x' * 100_000)",
+        "raise RuntimeError('writing 3 MB: No space left on device')",
+        f"{SMALL_FILES}open('large', 'w').write('x' * 100_000)",
+        f"{SMALL_FILES}answer = 'x' * 100_000",
+    ],
+)
+def test_a_full_disk_is_that_and_names_the_folder(tmp_path: Path, script: str) -> None:
+    with pytest.raises(DiskFull, match="has no room to write") as full:
+        run(script, folder=tmp_path)
+    assert str(tmp_path) in full.value.what
+
+
+def test_a_request_that_the_disk_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFull, match=f"the folder {tmp_path} has no room"):
+        run("answer = 1", folder=tmp_path)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from enginefarm import cli
 from enginefarm.cli import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
-from enginefarm.errors import CalibrationError, EnginefarmError, RecipeError
+from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError
 from enginefarm.graph import data
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
@@ -92,6 +93,24 @@ def test_a_file_that_cannot_be_used_is_named(
     monkeypatch.setattr(cli.cli, "main", main)
     assert cli.run(["list"]) == 2
     assert capsys.readouterr().err.startswith("error: /here: cannot be used\n  why: ")
+
+
+def test_a_full_disk_is_46_and_names_a_folder_that_commands_write_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def main(**_: object) -> None:
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            full.write("x" * 100_000)
+
+    for name in ("ENGINEFARM_CACHE", "ENGINEFARM_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.cli, "main", main)
+    assert cli.run(["list"]) == DiskFull.exit_code
+    said = capsys.readouterr().err
+    assert "disk: no room to write" in said
+    assert str(tmp_path) in said
 
 
 def test_control_bytes_and_surrogates_do_not_reach_the_terminal(
