@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "enginefarm.cli.reproduce:reproduce",
         "The build of an engine, with nothing of ours.",
     ),
+    "fleet": ("enginefarm.cli.fleet:fleet", "Which host runs what, and who lags."),
     "cost": ("enginefarm.cli.cost:cost", "What a million inferences cost on each GPU."),
     "log": ("enginefarm.cli.log:log", "What the builder said, also of a build that failed."),
     "why": ("enginefarm.cli.planning:why", "Which fields would make a spec rebuild."),

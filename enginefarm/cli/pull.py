@@ -86,7 +86,7 @@ def pull(
     if every_s is not None:
         if dest is None:
             raise UsageError("pull --watch: say which folder to keep", fix="add --dest FOLDER")
-        _watch(asked, dest, every_s)
+        _watch(asked, dest, every_s, teller(name, gpu, precision, offline=offline))
         return
     rankings: list[str] = []
 
@@ -210,20 +210,56 @@ def watched_if_any(*, enabled: bool) -> Generator[None]:
         SINK.reset(token)
 
 
-def _watch(pull: Callable[[], PulledEngine], folder: Path, every_s: float) -> None:
+def teller(
+    name: str, gpu: str, precision: Any, *, offline: bool
+) -> Callable[[Manifest], object] | None:
+    """Tells the fleet what this host runs; None where it follows no channel of a store."""
+    from enginefarm.store.channels import split
+
+    recipe, channel = split(name)
+    if channel is None or offline:
+        return None
+
+    def tell(manifest: Manifest) -> object:
+        import platform
+
+        from enginefarm.host.detect import detect
+        from enginefarm.pulling import fleet
+        from enginefarm.store import open_store
+
+        host = detect(gpu)
+        return fleet.tell(open_store(), recipe, channel, manifest, host, platform.node(), precision)
+
+    return tell
+
+
+def _watch(
+    pull: Callable[[], PulledEngine],
+    folder: Path,
+    every_s: float,
+    tell: Callable[[Manifest], object] | None,
+) -> None:
     """Until interrupted. One line a swap on standard output, errors on standard error."""
     import threading
 
+    from enginefarm.errors import EnginefarmError
     from enginefarm.pulling.watch import watch
+
+    def swapped(manifest: Manifest) -> None:
+        click.echo(f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}")
+        if tell is None:
+            return
+        try:
+            tell(manifest)
+        except EnginefarmError as error:  # the engine is served all the same
+            click.echo(f"note: `enginefarm fleet` is not told of this host: {error.what}", err=True)
 
     watch(
         pull,
         folder,
         every_s=every_s,
         stop=threading.Event(),
-        on_swap=lambda manifest: click.echo(
-            f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}"
-        ),
+        on_swap=swapped,
         on_error=lambda error: click.echo(f"error: {error}", err=True),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from enginefarm.pulling.fleet import Standing
 from enginefarm.tables.layer_diff import LayerDiff
 from enginefarm.tables.regression import State
 from enginefarm.tables.rows import BenchmarkRow
@@ -133,6 +134,7 @@ class ReportData:
     models: tuple[ModelSection, ...]
     layers: dict[Engines, LayerDiff | str] = field(default_factory=dict[Engines, "LayerDiff | str"])
     """Under each slower line: its two engines layer by layer, or why that is not known."""
+    fleet: tuple[Standing, ...] = ()
     notes: tuple[str, ...] = field(default=())
     """Where the figures come from: machine, versions."""
 

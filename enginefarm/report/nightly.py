@@ -12,6 +12,7 @@ from enginefarm import __version__
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.planning.survey import Survey
+from enginefarm.pulling import fleet
 from enginefarm.report.assemble import assemble
 from enginefarm.report.model import Wanted
 from enginefarm.report.render import REPORT_COLUMNS, render
@@ -60,7 +61,9 @@ def page(
         ),
     )
     slower = {line.engines for model in data.models for line in model.regressions}
-    return render(replace(data, layers={pair: compared(store, *pair) for pair in slower}))
+    layers = {pair: compared(store, *pair) for pair in slower}
+    hosts = fleet.standings(store, fleet.states(store))
+    return render(replace(data, layers=layers, fleet=hosts))
 
 
 def with_manifests(

@@ -1,0 +1,60 @@
+"""`enginefarm fleet`: which host runs which engine of which channel, and who lags."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[NAME[@CHANNEL]]")
+@click.option(
+    "--promote",
+    "source",
+    metavar="CHANNEL|newest",
+    help="What each host of NAME@CHANNEL would switch to, if it were promoted from there.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def fleet(name: str | None, source: str | None, as_json: bool) -> None:
+    """Which host runs which revision of which channel, who lags, what a promotion would reach.
+
+    Hosts say it themselves: `pull NAME@CHANNEL --watch` writes it at each switch.
+    """
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.errors import UsageError
+    from enginefarm.pulling import fleet as hosts
+    from enginefarm.release.promote import candidates
+    from enginefarm.store import channels, open_store
+    from enginefarm.store.signing import trust
+
+    recipe, channel = channels.split(name) if name else (None, None)
+    if source is not None and (recipe is None or channel is None):
+        raise UsageError("fleet --promote: say which channel", fix="fleet NAME@CHANNEL --promote …")
+    store = open_store()
+    found = hosts.standings(
+        store, [one for one in hosts.states(store, recipe) if channel in (None, one.channel)]
+    )
+    if source is not None and recipe is not None:
+        origin = None if source == "newest" else source
+        found = hosts.reached(found, candidates(store, recipe, origin, trust()))
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    lagging = sum(one.verdict == "lags" for one in found)
+    print_table(
+        f"{len(found)} hosts, {lagging} lagging" if found else "No host has said what it runs",
+        ("channel", "host", "GPU", "runs", "revision", "since", "would get", "standing"),
+        [
+            (
+                f"{one.state.recipe}@{one.state.channel}",
+                one.state.name,
+                one.state.host.gpu or one.state.host.gpu_name or "–",
+                f"{one.state.runs} {one.state.spec[:12]}",
+                str(one.state.revision or "–"),
+                f"{one.state.since:%Y-%m-%d %H:%M}",
+                ("stays" if one.gets is None else one.gets) if source else "–",
+                f"{one.verdict}: {one.words}",
+            )
+            for one in found
+        ],
+        [{"current": "green", "lags": "yellow"}.get(one.verdict, "") for one in found],
+    )

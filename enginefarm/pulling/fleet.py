@@ -1,0 +1,150 @@
+"""The fleet: which host runs which engine of which channel, as the hosts themselves say.
+
+fleet/<recipe>/<channel>/<host>.json    HostState, written by `pull --watch` at each switch
+
+A host lags when the channel does not name the engine that it runs. Specs are named by their
+first digits: whole ones would hold engines against gc. docs/decisions/0194.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import Field
+
+from enginefarm.documents.manifest import Manifest
+from enginefarm.errors import UsageError
+from enginefarm.host.detect import Host
+from enginefarm.names import PrecisionName
+from enginefarm.pulling.select import select
+from enginefarm.schema import Frozen, Name
+from enginefarm.store import channels
+from enginefarm.store.engine_store import EngineStore, parsed
+
+PREFIX = "fleet/"
+KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
+SHORT = 16
+
+
+class HostState(Frozen):
+    """What one host runs. precision: what it asks for; None: the best that fits."""
+
+    schema_version: int = 1
+    name: Name
+    recipe: Name
+    channel: Name
+    revision: int | None = Field(default=None, description="The channel's, at the switch.")
+    runs: str = Field(description="t4/fp16")
+    spec: str = Field(max_length=SHORT)
+    host: Host
+    precision: PrecisionName | None = None
+    since: datetime
+
+
+class Standing(Frozen):
+    """A host against its channel. gets: what it would switch to; None: it would stay."""
+
+    state: HostState
+    verdict: Literal["current", "lags", "left"]
+    words: str
+    gets: str | None = None
+
+
+def tell(
+    store: EngineStore,
+    name: str,
+    channel: str,
+    manifest: Manifest,
+    host: Host,
+    machine: str,
+    precision: PrecisionName | None = None,
+) -> HostState:
+    """Writes what this host runs now. name: the recipe, as it was pulled by.
+
+    Raises: StoreDenied for a key that may not write below fleet/.
+    """
+    now = channels.current(store, name, channel)
+    named = now is not None and _names(now, manifest.spec_digest[:SHORT])
+    state = HostState(
+        name=host_name(machine),
+        recipe=name,
+        channel=channel,
+        revision=now.revision if now is not None and named else None,
+        runs=manifest.spec.label,
+        spec=manifest.spec_digest[:SHORT],
+        host=host.model_copy(update={"plugins": None}),
+        precision=precision,
+        since=datetime.now(UTC),
+    )
+    store.put_object(f"{PREFIX}{name}/{channel}/{state.name}.json", state.canonical_json())
+    return state
+
+
+def host_name(machine: str) -> str:
+    """A machine's name as a segment of a key."""
+    kept = re.sub(r"[^a-z0-9._-]", "-", machine.lower()).strip("-._")[:64].strip("-._")
+    return kept or "unknown"
+
+
+def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ...]:
+    """What every host last said, by recipe, channel and host. Raises: CorruptBlob."""
+    prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
+    found: list[HostState] = []
+    for info in store.list_objects(prefix):
+        if KEY.fullmatch(info.key):
+            said = store.read_document(info.key)
+            if said is not None:
+                found.append(parsed(info.key, said[0], HostState))
+    return tuple(found)
+
+
+def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[Standing, ...]:
+    """Each host against what its channel names now."""
+    revisions: dict[tuple[str, str], channels.Revision | None] = {}
+    judged: list[Standing] = []
+    for state in found:
+        key = (state.recipe, state.channel)
+        if key not in revisions:
+            revisions[key] = channels.current(store, *key)
+        judged.append(_standing(state, revisions[key]))
+    return tuple(judged)
+
+
+def _standing(state: HostState, now: channels.Revision | None) -> Standing:
+    if now is None:
+        return Standing(state=state, verdict="left", words="nothing is promoted to the channel")
+    if _names(now, state.spec):
+        return Standing(state=state, verdict="current", words=f"revision {now.revision}")
+    words = f"the channel is at revision {now.revision}, which does not name its engine"
+    return Standing(state=state, verdict="lags", words=words)
+
+
+def _names(revision: channels.Revision, spec: str) -> bool:
+    return any(engine.spec_digest.startswith(spec) for engine in revision.engines)
+
+
+def reached(found: Sequence[Standing], engines: Sequence[Manifest]) -> tuple[Standing, ...]:
+    """What each host would switch to if the channel named these engines.
+
+    By the rules that `pull` has, with what the host said of itself. Raises: UsageError when no
+    host follows the channel.
+    """
+    if not found:
+        raise UsageError(
+            "fleet: no host has said that it follows this channel",
+            fix="hosts say so with `enginefarm pull NAME@CHANNEL --watch`",
+        )
+    judged: list[Standing] = []
+    for one in found:
+        chosen = select(engines, one.state.host, one.state.precision).candidates
+        if not chosen:
+            gets = "nothing: no engine fits"
+        elif chosen[0].manifest.spec_digest.startswith(one.state.spec):
+            gets = None
+        else:
+            gets = f"{chosen[0].manifest.spec.label} {chosen[0].manifest.spec_digest[:12]}"
+        judged.append(one.model_copy(update={"gets": gets}))
+    return tuple(judged)
