@@ -20,8 +20,8 @@ MEANING = """Each cell: the engines that are published, and SQNR of their graph 
 output over all unseen data at min, opt and max of the profile. `–`: the GPU does not have that
 precision. `no (n)`: nothing is published, for reason n below. `not run`: nothing is known.
 **disagrees**: it is published, and this check says that it is wrong. `not judged`: it is
-published, and this check cannot run it. * random weights: it shows that a graph builds, and not
-what it loses.
+published, and this check could not run it, or did not end. * random weights: it shows that a
+graph builds, and not what it loses.
 
 FP32 graphs ran in ONNX Runtime with every optimisation off; the others node by node, each result
 that is stored in 16 bits rounded by numpy (benchmarks/steps.py). That sees overflow, rounding,
@@ -73,26 +73,40 @@ def wrong(results: dict[str, Row]) -> Iterator[tuple[str, Row]]:
 
 
 def _summary(results: dict[str, Row], models: dict[str, Row]) -> list[str]:
-    engines = [e for found in results.values() for e in found["engines"].values()]
-    there = [e for e in engines if e["status"] in THERE]
-    graphs = [g for found in results.values() for g in found["graphs"].values()]
+    there = [(n, e) for n, found in results.items() for e in found["engines"].values() if _is(e)]
+    graphs = {(name, engine.get("graph")) for name, engine in there}
+    judged = [g for name, g in graphs if "db" in results[name]["graphs"].get(g, {})]
     ran = [name for name in models if results.get(name, {}).get("engines")]
+    asked_for = sum(len(found["engines"]) for found in results.values())
     lines = [
-        f"{len(ran)} of {len(models)} models were run. {len(there)} engines are published, from "
-        f"{len(graphs)} graphs; {len(list(wrong(results)))} of these graphs disagree with the "
-        f"model, and {sum('not_judged' in g for g in graphs)} could not be judged.",
+        f"{len(ran)} of {len(models)} models were run: {asked_for} engines were asked for, of "
+        f"{len(models) * len(GPUS) * len(PRECISIONS)} in the matrix. {len(there)} engines are published, from {len(graphs)} graphs. "
+        f"{len(judged)} of these graphs were judged here, and {len(list(wrong(results)))} disagree "
+        "with their model.",
         "",
-        "| GPU | files that the bare builder takes | FP16 is published for | of all models |",
+        "| GPU | the bare builder takes | FP16 is published for | for these of the builder's |",
         "|---|---|---|---|",
     ]
     for label in GPUS:
-        bare = {n for n, found in results.items() if found.get("bare", {}).get(label) == "builds"}
+        said = {n: found["bare"][label] for n, found in results.items() if _tried(found, label)}
+        bare = {name for name, text in said.items() if text == "builds"}
         asked = [n for n, found in results.items() if f"{label}/fp16" in found["engines"]]
-        fp16 = {n for n in asked if results[n]["engines"][f"{label}/fp16"]["status"] in THERE}
-        lines.append(
-            f"| {label} | {len(bare)} | {len(bare & fp16)} of these | {len(fp16)} of {len(asked)} |"
+        fp16 = {n for n in asked if _is(results[n]["engines"][f"{label}/fp16"])}
+        cells = (
+            f"{len(bare)} of {len(said)} files that it was given",
+            f"{len(fp16)} of {len(asked)} models that were run",
+            f"{len(bare & fp16)} of {len(bare & set(asked))}",
         )
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
+
+
+def _is(engine: Row) -> bool:
+    return engine["status"] in THERE
+
+
+def _tried(found: Row, label: str) -> bool:
+    return label in found.get("bare", {})
 
 
 def _model(name: str, row: Row, found: Row, reasons: dict[str, int]) -> str:
@@ -120,7 +134,7 @@ def _engine(engine: Row | None, found: Row, precision: str, reasons: dict[str, i
         return "not run"
     if engine["status"] == "skipped" and "tensor cores" in engine.get("reason", ""):
         return "–"
-    if engine["status"] not in THERE:
+    if not _is(engine):
         reason = plain(engine.get("reason", ""), engine["gpu"], precision)
         return f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
     graph = found["graphs"].get(engine.get("graph"), {"not_judged": "not run"})

@@ -196,6 +196,25 @@ def test_a_cell_says_what_each_gpu_has() -> None:
     assert [name for name, _ in zoo_table.wrong({"m": found})] == ["m"]
 
 
+def test_what_nobody_judged_or_tried_is_not_counted_as_fine() -> None:
+    def engine(graph: str) -> dict[str, Any]:
+        return {"gpu": "l4", "precision": graph, "status": "built", "commit": "c", "graph": graph}
+
+    results = {
+        "magika": {
+            "engines": {"l4/fp16": engine("a"), "l4/bf16": engine("b"), "l4/int8": engine("c")},
+            "graphs": {
+                "a": {"precision": "fp16", "db": 50, "disagrees": []},
+                "b": {"precision": "bf16", "not_judged": "Loop"},
+            },
+        }
+    }
+    page = zoo_table.table(results, zoo.models())
+    assert "3 engines are published, from 3 graphs. 1 of these graphs were judged here" in page
+    assert "| l4 | 0 of 0 files that it was given | 1 of 1 models that were run | 0 of 0 |" in page
+    assert page.count("| magika | not run | t4, a100: not run; l4: 50 dB |") == 1
+
+
 def test_what_has_results_is_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[list[str]] = []
 
