@@ -80,7 +80,8 @@ def _summary(results: dict[str, Row], models: dict[str, Row]) -> list[str]:
     asked_for = sum(len(found["engines"]) for found in results.values())
     lines = [
         f"{len(ran)} of {len(models)} models were run: {asked_for} engines were asked for, of "
-        f"{len(models) * len(GPUS) * len(PRECISIONS)} in the matrix. {len(there)} engines are published, from {len(graphs)} graphs. "
+        f"{len(models) * len(GPUS) * len(PRECISIONS)} in the matrix. {len(there)} engines "
+        f"are published, from {len(graphs)} graphs. "
         f"{len(judged)} of these graphs were judged here, and {len(list(wrong(results)))} disagree "
         "with their model.",
         "",
