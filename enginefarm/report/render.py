@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from enginefarm.report import charts
+from enginefarm.report import charts, frontier
 from enginefarm.report.model import STATES, ReportData
 from enginefarm.report.svg import number, power
 from enginefarm.tables.rows import ALIKE
@@ -55,6 +55,7 @@ def render(data: ReportData) -> str:
         data=data,
         states=STATES,
         charts=charts,
+        frontier=frontier,
         number=number,
         power=power,
         style=_asset("report.css"),

@@ -1,0 +1,105 @@
+"""Accuracy against latency: a GPU's engines, and which of them another one beats in both."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from enginefarm.report import svg
+from enginefarm.report.assemble import shape_of
+from enginefarm.report.model import ModelSection
+from enginefarm.report.svg import number, power
+from enginefarm.tables.rows import BenchmarkRow
+
+LEAST = 1e-7
+"""Where an error of zero is drawn: the axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One engine of one GPU. beaten_by: a precision that is no slower and no less accurate."""
+
+    gpu: str
+    precision: str
+    latency_ms: float
+    relative_l2: float
+    command: str
+    beaten_by: str = ""
+
+    @property
+    def words(self) -> str:
+        beaten = f"; dominated by {self.beaten_by}" if self.beaten_by else ""
+        figures = f"{number(self.latency_ms)} ms, relative L2 {power(self.relative_l2)}"
+        return f"{self.gpu} {self.precision}: {figures}{beaten}"
+
+
+def frontier(model: ModelSection) -> dict[str, list[Place]]:
+    """GPU -> its engines that were measured alike and stably, the fastest first.
+
+    Of several shapes and harnesses the one that most engines share counts. A GPU with one
+    such engine has no frontier.
+    """
+    by_gpu: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
+    for cell in model.engines:
+        row = cell.row
+        if row is not None and cell.state != "failed" and _measured(row):
+            by_gpu[cell.gpu].append(row)
+    found: dict[str, list[Place]] = {}
+    for gpu, rows in by_gpu.items():
+        counts = Counter(_alike(row) for row in rows)
+        usual = max(counts, key=lambda one: (counts[one], str(one)))
+        places = [_place(model.recipe, row) for row in rows if _alike(row) == usual]
+        if len(places) > 1:
+            ranked = sorted(places, key=lambda one: (one.latency_ms, one.precision))
+            found[gpu] = [_judged(one, ranked) for one in ranked]
+    return found
+
+
+def _measured(row: BenchmarkRow) -> bool:
+    known = row.latency_ms_median is not None and row.relative_l2_max is not None
+    return known and row.cov_verdict != "unstable"
+
+
+def _alike(row: BenchmarkRow) -> tuple[object, ...]:
+    return (*shape_of(row), row.gpu_name, row.host_class, row.harness, row.harness_flags)
+
+
+def _place(recipe: str, row: BenchmarkRow) -> Place:
+    gpu = row.gpu or ""
+    return Place(
+        gpu=gpu,
+        precision=row.precision,
+        latency_ms=row.latency_ms_median or 0.0,
+        relative_l2=row.relative_l2_max or 0.0,
+        command=f"enginefarm pull {recipe} --gpu {gpu} --precision {row.precision}",
+    )
+
+
+def _judged(place: Place, others: list[Place]) -> Place:
+    mine = (place.latency_ms, place.relative_l2)
+    for other in others:
+        theirs = (other.latency_ms, other.relative_l2)
+        if theirs != mine and theirs[0] <= mine[0] and theirs[1] <= mine[1]:
+            return Place(**{**vars(place), "beaten_by": other.precision})
+    return place
+
+
+def chart(places: list[Place]) -> str:
+    """A dot an engine, both axes logarithmic; lower left is better."""
+    tracks = [
+        svg.Track(
+            name=f"{one.precision} (dominated)" if one.beaten_by else one.precision,
+            tone=f"p-{one.precision}",
+            dots=(
+                svg.Dot(
+                    x=one.latency_ms,
+                    y=max(one.relative_l2, LEAST),
+                    tone=f"p-{one.precision}" + (" doubtful" if one.beaten_by else ""),
+                    title=f"{one.words}; {one.command}",
+                ),
+            ),
+        )
+        for one in places
+        if one.latency_ms > 0
+    ]
+    return svg.scatter(tracks, x_name="median latency, ms", y_name="relative L2 against FP32")
