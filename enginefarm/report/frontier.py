@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enginefarm.report import svg
 from enginefarm.report.assemble import shape_of
@@ -80,7 +80,7 @@ def _judged(place: Place, others: list[Place]) -> Place:
     for other in others:
         theirs = (other.latency_ms, other.relative_l2)
         if theirs != mine and theirs[0] <= mine[0] and theirs[1] <= mine[1]:
-            return Place(**{**vars(place), "beaten_by": other.precision})
+            return replace(place, beaten_by=other.precision)
     return place
 
 
