@@ -102,7 +102,9 @@ def choose(
     host = detect(gpu)
     recipe, channel = split(name)
     manifests = catalog.manifests(recipe, channel, trusted)
-    speeds = _speeds(catalog, manifests, host) if wish else {}
+    speeds: Mapping[str, tuple[Speed, ...]] = {}
+    if wish:
+        speeds = _speeds(catalog, manifests, host)
     selection = select(manifests, host, precision, catalog.budgets(recipe), wish, speeds)
     if on_selection is not None:
         on_selection(selection, host)
