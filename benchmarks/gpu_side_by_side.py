@@ -30,6 +30,7 @@ from enginefarm.bench.harness import Harness  # noqa: E402
 from enginefarm.bench.shapes import sized  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
 from enginefarm.graph.reference import read_reference  # noqa: E402
+from enginefarm.names import RuntimeName  # noqa: E402
 from enginefarm.run.contenders import (  # noqa: E402
     EngineContender,
     on_provider_in_a_process,
@@ -37,7 +38,6 @@ from enginefarm.run.contenders import (  # noqa: E402
 from enginefarm.run.engine import Engine  # noqa: E402
 from enginefarm.run.ort_engine import PROVIDER  # noqa: E402
 from enginefarm.run.remote import RemoteContender  # noqa: E402
-from enginefarm.tables.rows import Runtime  # noqa: E402
 
 MODELS = ("efficientnet_lite0", "resnet50")
 
@@ -75,7 +75,7 @@ def contenders(
         ),
     )
 
-    def ort(label: str, runtime: Runtime, provider: str, **provider_options: str) -> Any:
+    def ort(label: str, runtime: RuntimeName, provider: str, **provider_options: str) -> Any:
         return lambda: on_provider_in_a_process(
             label,
             models / f"{name}.onnx",
