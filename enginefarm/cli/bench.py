@@ -48,18 +48,18 @@ MEASURED = (
 
 @click.group()
 def bench() -> None:
-    """Benchmark rows: every engine, every night."""
+    """Run benchmarks and read their tables."""
 
 
 def _filters(command: F) -> F:
     for option in reversed(
         (
-            click.option("--recipe", multiple=True, help="Only this recipe's; repeatable."),
-            click.option("--gpu", multiple=True, metavar="LABEL", help="Only this GPU's."),
-            click.option("--precision", multiple=True, help="Only this precision's."),
-            click.option("--runtime", multiple=True, help="Only this runtime's."),
-            click.option("--since", metavar="DATE", help="First night: 2026-11-01."),
-            click.option("--until", metavar="DATE", help="Last night."),
+            click.option("--recipe", multiple=True, help="Show only this recipe's (repeat)."),
+            click.option("--gpu", multiple=True, metavar="LABEL", help="Show only this GPU's."),
+            click.option("--precision", multiple=True, help="Show only this precision's."),
+            click.option("--runtime", multiple=True, help="Show only this runtime's."),
+            click.option("--since", metavar="DATE", help="The first night, such as 2026-11-01."),
+            click.option("--until", metavar="DATE", help="The last night."),
         )
     ):
         command = option(command)
@@ -68,12 +68,12 @@ def _filters(command: F) -> F:
 
 @bench.command("table")
 @_filters
-@click.option("--columns", metavar="A,B,…", help="These columns, in this order.")
-@click.option("--csv", "form", flag_value="csv", help="As CSV, every column.")
-@click.option("--markdown", "form", flag_value="markdown", help="As a Markdown table.")
-@click.option("--json", "form", flag_value="json", help="As JSON, every column.")
+@click.option("--columns", metavar="A,B,…", help="Show these columns, in this order.")
+@click.option("--csv", "form", flag_value="csv", help="Print every column as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+@click.option("--json", "form", flag_value="json", help="Print every column as JSON.")
 def table_(columns: str | None, form: str | None, **filters: Any) -> None:
-    """Rows of the nights asked for, oldest first."""
+    """Show the benchmark rows of a range of nights, the oldest first."""
     from enginefarm.tables.filter import RowFilter
 
     where = RowFilter.of(**{name: value or None for name, value in filters.items()})
@@ -99,17 +99,19 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
     type=FiniteRange(0.01, 3600),
     default=3.0,
     show_default=True,
-    help="Of each runtime and shape.",
+    help="Seconds for each runtime and shape.",
 )
-@click.option("--cpu", is_flag=True, help="On the CPU, even where there is a GPU.")
-@click.option("--layers", is_flag=True, help="On a GPU: each engine's layers too, for `diff`.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, every column.")
+@click.option("--cpu", is_flag=True, help="Run on the CPU even if there is a GPU.")
+@click.option(
+    "--layers", is_flag=True, help="On a GPU: also time each engine's layers, for `diff`."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
 def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -> None:
-    """Times RECIPE on this machine, runtimes side by side, in turns on the same inputs.
+    """Time RECIPE on this machine: runtimes side by side, in turns, on the same inputs.
 
     On a GPU: PyTorch, ONNX Runtime with its CUDA and its TensorRT provider, and the engines
     that the store has for that GPU; without one, or with --cpu: PyTorch and ONNX Runtime. What
-    the machine lacks is left out by name. The rows go into the tables.
+    is not installed is named and left out. The rows go into the tables.
     """
     from enginefarm.bench.harness import Harness
     from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
@@ -152,13 +154,13 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
 
 @bench.command()
 @click.argument("recipe")
-@gpu_option("Only this GPU's.")
-@precision_option("Only this precision's.")
-@click.option("--runtime", help="Only this runtime's.")
+@gpu_option("Show only this GPU's.")
+@precision_option("Show only this precision's.")
+@click.option("--runtime", help="Show only this runtime's.")
 @click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:
-    """RECIPE's latencies, night after night, each judged against the nights before."""
+    """Show RECIPE's latencies night by night, each judged against the nights before."""
     import datetime as dt
 
     from enginefarm.report.assemble import assemble
@@ -204,9 +206,11 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
 
 
 @bench.command()
-@click.option("--before", metavar="DATE", help="Nights before this one; today by default.")
+@click.option(
+    "--before", metavar="DATE", help="Merge the nights before this one; today by default."
+)
 def compact(before: str | None) -> None:
-    """Merges each past night's files into one, so that long queries stay quick."""
+    """Merge each past night's files into one, so that long queries stay fast."""
     import datetime as dt
 
     from enginefarm.tables.filter import RowFilter

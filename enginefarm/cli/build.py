@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", metavar="RECIPE|MODEL")
-@gpus_option("Only these GPUs (repeat, or with commas); of a MODEL: which GPUs.")
+@gpus_option("Build for these GPUs only (repeat, or separate with commas); required for a MODEL.")
 @precisions_option("Only these precisions; of a MODEL: which, fp16 by default.")
 @model_options
 @click.option("--save", type=click.Path(path_type=Path), help="Keep the inferred recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Outcomes as JSON on standard output.")
-@click.option("-v", "--verbose", is_flag=True, help="Prefect's log lines too.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the outcomes as JSON on standard output."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show Prefect's log lines too.")
 def build(
     recipe: str,
     gpus: tuple[str, ...],

@@ -13,7 +13,7 @@ def cache() -> None:
 
 
 @cache.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Show where the cache is, what it holds, and its limit."""
     from enginefarm.cli.tables import print_json
@@ -44,12 +44,12 @@ def status(as_json: bool) -> None:
     type=FiniteRange(0),
     help="Prune to this size. Default: the limit, ENGINEFARM_CACHE_LIMIT_GB or half of the disk.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(keep_gb: float | None, as_json: bool) -> None:
     """Remove what was used longest ago, and what dead processes left behind.
 
-    Kept in any case: what was used in the last hour, and the newest engine of each model, GPU
-    and precision that was pulled here by name.
+    What was used in the last hour is always kept, and so is the newest engine of each model,
+    GPU and precision that was pulled here by name.
     """
     from enginefarm.cli.tables import print_json
     from enginefarm.settings import cache_limit_bytes

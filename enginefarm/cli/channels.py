@@ -15,12 +15,19 @@ STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 @click.command()
 @click.argument("recipe")
 @click.option("--to", "channel", default="production", show_default=True, help="The channel.")
-@click.option("--from", "source", metavar="CHANNEL", help="Default: the newest engines.")
-@click.option("--why", default="", help="For the log.")
-@click.option("--allow-pending", is_flag=True, help="Engines not yet run on their GPU too.")
-@click.option("--allow-missing", is_flag=True, help="Though the channel loses a GPU by it.")
-@click.option("--dry-run", is_flag=True, help="Run the gates, move nothing.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--from",
+    "source",
+    metavar="CHANNEL",
+    help="Take the engines from this channel; the newest by default.",
+)
+@click.option("--why", default="", help="The reason, for the channel's log.")
+@click.option(
+    "--allow-pending", is_flag=True, help="Also promote engines that have not run on their GPU yet."
+)
+@click.option("--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU.")
+@click.option("--dry-run", is_flag=True, help="Run the gates without moving the channel.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def promote(
     recipe: str,
     channel: str,
@@ -64,9 +71,11 @@ class _DryRun(Exception):
 @click.command()
 @click.argument("recipe")
 @click.argument("channel")
-@click.option("--to", "revision", type=int, help="Default: the last one with other engines.")
-@click.option("--why", default="", help="For the log.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--to", "revision", type=int, help="The revision; the last one with other engines by default."
+)
+@click.option("--why", default="", help="The reason, for the channel's log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json: bool) -> None:
     """Point RECIPE's CHANNEL back at an earlier revision."""
     from enginefarm.release import promote as release
@@ -80,9 +89,9 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
 @click.command()
 @click.argument("recipe")
 @click.argument("name", required=False, metavar="[CHANNEL]")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def channel(recipe: str, name: str | None, as_json: bool) -> None:
-    """RECIPE's channels; of one CHANNEL, every move: when, who, from what, and why."""
+    """List RECIPE's channels, or every move of one CHANNEL: when, who, from what, and why."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.store import channels, open_store
 

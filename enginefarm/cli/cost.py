@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="TOML: [per_hour] with a price for each GPU's label; [fleet] with how many there are.",
 )
-@click.option("--p99-ms", type=FiniteRange(1e-6), help="Only at a p99 of at most so much.")
-@click.option("--min-top1", type=FiniteRange(0, 1), help="Only at so much top-1 accuracy.")
-@click.option("--move", metavar="GPU=GPU", help="The fleet's load of the first on the second.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--p99-ms", type=FiniteRange(1e-6), help="Consider only engines with a p99 of at most this."
+)
+@click.option(
+    "--min-top1",
+    type=FiniteRange(0, 1),
+    help="Consider only engines with at least this top-1 accuracy.",
+)
+@click.option(
+    "--move", metavar="GPU=GPU", help="Show what the first GPU's load would cost on the second."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cost(
     name: str,
     file: Path,
@@ -35,9 +43,10 @@ def cost(
     move: str | None,
     as_json: bool,
 ) -> None:
-    """Cost per million inferences of NAME by GPU, the cheapest first.
+    """Show the cost per million inferences of NAME by GPU, the cheapest first.
 
-    From benchmark rows and your prices. A GPU that was not measured is named and has no figure.
+    It is computed from benchmark rows and your prices. A GPU that was not measured is named,
+    without a figure.
     """
     from enginefarm.errors import UsageError
     from enginefarm.release.cost import Limits, costs, read_prices, what_if

@@ -7,7 +7,11 @@ import click
 
 @click.command()
 @click.option(
-    "--gpu", "labels", multiple=True, metavar="LABEL", help="A pool for this GPU too (repeat)."
+    "--gpu",
+    "labels",
+    multiple=True,
+    metavar="LABEL",
+    help="Create a pool for this GPU too (repeat).",
 )
 @click.option(
     "--night",
@@ -17,7 +21,7 @@ import click
     show_default=True,
     help="When the nightly rebuild starts.",
 )
-@click.option("--timezone", default="UTC", show_default=True, help="Of --night.")
+@click.option("--timezone", default="UTC", show_default=True, help="The time zone of --night.")
 @click.option(
     "--folder",
     help="What the nightly rebuild surveys: a folder, or @store; the first recipe root by default.",
@@ -25,7 +29,7 @@ import click
 def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None) -> None:
     """Put deployments and automations on the Prefect server. Safe to repeat.
 
-    GPU pools that workers have made get theirs as well. With ENGINEFARM_WEBHOOK_URL set,
+    GPU pools that workers created get theirs as well. With ENGINEFARM_WEBHOOK_URL set,
     failures and silent workers are posted there.
     """
     from enginefarm.farm.server.environment import prepare_client

@@ -13,18 +13,18 @@ STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
 
 @click.command()
 @click.argument("plan", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@gpu_option("For this GPU.", default="auto", show_default=True)
+@gpu_option("The GPU; auto is this machine's.", default="auto", show_default=True)
 @click.option(
     "--manifest",
     "manifest_path",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Default: PLAN.json beside it, else what this host pulled.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: bool) -> None:
-    """Say what this host has, and whether PLAN can run on it.
+    """Describe what this host has, and whether PLAN can run on it.
 
-    From the plan's manifest and its first bytes: nothing is loaded onto a GPU. Exit code 50
+    It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. Exit code 50
     when it cannot run.
     """
     from pydantic import ValidationError

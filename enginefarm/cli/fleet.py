@@ -13,11 +13,11 @@ import click
     metavar="CHANNEL|newest",
     help="What each host of NAME@CHANNEL would switch to, if it were promoted from there.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fleet(name: str | None, source: str | None, as_json: bool) -> None:
-    """Which host runs which revision of which channel, who lags, what a promotion would reach.
+    """Show which host runs which revision of a channel, and what a promotion would reach.
 
-    Hosts say it themselves: `pull NAME@CHANNEL --watch` writes it at each switch.
+    Hosts report it themselves: `pull NAME@CHANNEL --watch` writes it at each switch.
     """
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.errors import UsageError

@@ -13,13 +13,17 @@ SHOWN = 200
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Mend what can be mended. Without it: an audit only.")
-@click.option("--bytes", "read_bytes", is_flag=True, help="Download and hash every blob too.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Repair what can be repaired; without this option nothing is changed.",
+)
+@click.option("--bytes", "read_bytes", is_flag=True, help="Also download and hash every blob.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
     """Check every manifest, index entry, blob, record, channel and recipe of the store.
 
-    The exit code is 44 while something is wrong that --repair has not mended. A lost blob is
+    The exit code is 44 while something is wrong that --repair has not fixed. A lost blob is
     uploaded again from this machine's cache, where that has it.
     """
     from enginefarm.cli.progress_view import watched

@@ -10,7 +10,7 @@ SHOWN = 40
 
 
 @click.command()
-@click.option("--delete", is_flag=True, help="Really delete. Without it: a dry run.")
+@click.option("--delete", is_flag=True, help="Really delete; without this option it is a dry run.")
 @click.option("--keep-builds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--keep-revisions", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
@@ -18,16 +18,16 @@ SHOWN = 40
     type=FiniteRange(0),
     default=7 * 24,
     show_default=True,
-    help="What was written or used since is kept.",
+    help="Keep what was written or used within this time.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gc(
     delete: bool, keep_builds: int, keep_revisions: int, grace_hours: float, as_json: bool
 ) -> None:
     """Find engines and bytes that no channel, recent build or grace period holds.
 
-    Kept of each recipe, GPU and precision: the last --keep-builds; of each channel: what its
-    last --keep-revisions name. Safe while builds are running.
+    It keeps the last --keep-builds of each recipe, GPU and precision, and what the last
+    --keep-revisions of each channel name. It is safe while builds are running.
     """
     from datetime import timedelta
 

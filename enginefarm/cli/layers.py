@@ -20,14 +20,14 @@ ROWS_SHOWN = 40
 @click.command("diff")
 @click.argument("a")
 @click.argument("b")
-@click.option("--all", "every", is_flag=True, help="Rows without a difference too.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, every row.")
+@click.option("--all", "every", is_flag=True, help="Also show rows without a difference.")
+@click.option("--json", "as_json", is_flag=True, help="Print every row as JSON.")
 def diff_(a: str, b: str, every: bool, as_json: bool) -> None:
-    """Two engines layer by layer: what fused, precision, tactic, bytes, milliseconds.
+    """Compare two engines layer by layer: fusions, precision, tactic, bytes, milliseconds.
 
     A and B are spec digests (8 digits are enough), NAME/GPU/PRECISION, or files that an engine
     inspector or `trtexec --exportLayerInfo` wrote. Layers are aligned by the ONNX nodes behind
-    them. Milliseconds are there where `bench run --layers` has profiled the engine.
+    them. Milliseconds are shown when `bench run --layers` has profiled the engine.
     """
     from enginefarm.tables.layer_diff import diff
 

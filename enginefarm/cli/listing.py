@@ -19,11 +19,11 @@ SPEC = re.compile(r"[0-9a-f]{8,64}")
 
 @click.command()
 @click.argument("name", required=False)
-@gpu_option("Only this GPU's.")
-@precision_option("Only this precision.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@gpu_option("Show only this GPU's.")
+@precision_option("Show only this precision's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(name: str | None, gpu: str | None, precision: str | None, as_json: bool) -> None:
-    """Engines in the store, all of them or those of recipe NAME."""
+    """List the engines in the store: all of them, or those of recipe NAME."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.store import open_store
 
@@ -84,12 +84,14 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("what", metavar="NAME|SPEC")
-@gpu_option("Of NAME: only this GPU's.")
-@precision_option("Of NAME: only this precision.")
-@click.option("--layers", is_flag=True, help="The engine's layers, in place of the manifest.")
-@click.option("--json", "as_json", is_flag=True, help="Layers as JSON; a manifest always is.")
+@gpu_option("With NAME: only this GPU's.")
+@precision_option("With NAME: only this precision's.")
+@click.option("--layers", is_flag=True, help="Show the engine's layers instead of the manifest.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print layers as JSON; a manifest is always JSON."
+)
 def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:
-    """One manifest, whole: by its spec digest (8 digits are enough), or a recipe's newest."""
+    """Show one manifest in full, by its spec digest (8 digits are enough) or a recipe's newest."""
     from enginefarm.cli.tables import print_json
     from enginefarm.store import open_store
 

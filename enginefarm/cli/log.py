@@ -10,10 +10,12 @@ from enginefarm.cli.options import gpu_option, precision_option
 @click.command()
 @click.argument("recipe")
 @gpu_option("The GPU that it was built for.", required=True)
-@precision_option("Needed where the recipe has several.")
-@click.option("--failed", is_flag=True, help="The last failed build, though an engine is there.")
+@precision_option("The precision; needed when the recipe has several.")
+@click.option(
+    "--failed", is_flag=True, help="Print the last failed build even if an engine exists."
+)
 def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
-    """Print the newest log of building RECIPE for a GPU: of its engine, or of the failure.
+    """Print the newest build log of RECIPE for a GPU, of its engine or of the failure.
 
     Logs of failed builds are kept in the store for 30 days, the last five of each engine.
     """

@@ -17,9 +17,9 @@ from enginefarm.errors import UsageError
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: Path, as_json: bool) -> None:
-    """What RECIPE asks for: each engine, its toolchain, cached or to build, and why."""
+    """Show each engine that RECIPE asks for, its toolchain, and why it would be built or not."""
     from enginefarm.documents.gpus import gpu
     from enginefarm.documents.support import support as word
     from enginefarm.planning import stages
@@ -62,9 +62,9 @@ def plan(recipe: Path, as_json: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @gpu_option("The GPU to ask about.", required=True)
 @precision_option("The precision; the recipe's first by default.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
-    """Field by field, how RECIPE's spec differs from the nearest one that is built."""
+    """Show, field by field, how RECIPE's spec differs from the nearest one that is built."""
     from enginefarm.planning import plan as planning
     from enginefarm.planning import stages
     from enginefarm.planning.survey import local_offers, survey

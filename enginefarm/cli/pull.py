@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     type=click.Choice(("latency", "throughput")),
     help="Rank what fits by what was measured on this GPU.",
 )
-@click.option("--batch", type=click.IntRange(1), help="With --for: at this batch alone.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="With --for: compare at this batch size only."
+)
 @click.option(
     "--dest",
     type=click.Path(path_type=Path),
@@ -43,11 +45,15 @@ if TYPE_CHECKING:
     "every_s",
     type=FiniteRange(1),
     metavar="SECONDS",
-    help="Go on: look so often, and keep the folder --dest at the engine that fits.",
+    help="Keep running: look this often, and keep the folder --dest at the engine that fits.",
 )
-@click.option("--explain", is_flag=True, help="Every engine, its rank, and what is against it.")
-@click.option("--offline", is_flag=True, help="Only what this host pulled before.")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON on standard output.")
+@click.option(
+    "--explain", is_flag=True, help="Show every engine, its rank, and what speaks against it."
+)
+@click.option("--offline", is_flag=True, help="Use only what this host pulled before.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
+)
 def pull(
     name: str | None,
     gpu: str,

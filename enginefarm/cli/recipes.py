@@ -9,16 +9,16 @@ import click
 
 @click.group()
 def recipes() -> None:
-    """Recipes in the store: what `nightly-rebuild` takes from the folder `@store`."""
+    """Manage the recipes in the store, which `nightly-rebuild` reads as the folder `@store`."""
 
 
 @recipes.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def push(path: Path) -> None:
-    """Put the recipe in the folder PATH into the store: all of that folder.
+    """Copy the recipe in the folder PATH to the store, with everything in that folder.
 
-    It takes the place of the recipe of that name. Signed where ENGINEFARM_SIGNING_KEY is set.
-    Refused when it needs a file or module that is not in its folder.
+    It replaces the recipe of that name. It is signed when ENGINEFARM_SIGNING_KEY is set.
+    It is refused when it needs a file or module outside its folder.
     """
     from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
@@ -32,9 +32,9 @@ def push(path: Path) -> None:
 
 
 @recipes.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """Every recipe in the store: who pushed it when, and who signed it."""
+    """List every recipe in the store, with who pushed it, when, and who signed it."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
@@ -64,7 +64,7 @@ def list_(as_json: bool) -> None:
 @recipes.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Take the recipe NAME out of the store. Its engines stay."""
+    """Remove the recipe NAME from the store. Its engines stay."""
     from enginefarm.recipes import kept as recipe_store
     from enginefarm.store import open_store
 

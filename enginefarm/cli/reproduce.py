@@ -11,7 +11,7 @@ import click
 @click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def reproduce(engine: str, folder: Path) -> None:
-    """The build of ENGINE as a FOLDER that needs TensorRT's bindings and numpy alone.
+    """Write a FOLDER that rebuilds ENGINE with only TensorRT's bindings and numpy.
 
     It holds the graph as the builder got it, the scales of its quantised tensors, reference
     inputs and outputs, a script through the Builder API, and a trtexec line.

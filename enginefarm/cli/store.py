@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.argument("action", type=click.Choice(["status", "start", "stop", "check"]), default="status")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def store(action: str, as_json: bool) -> None:
     """Show the store; start or stop the embedded one (its data stays); check a server.
 

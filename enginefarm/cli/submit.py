@@ -11,9 +11,9 @@ from enginefarm.cli.options import gpus_option, precisions_option
 @click.argument("recipe")
 @gpus_option("Only these of the recipe's GPUs (repeat, or with commas).")
 @precisions_option("Only these of the recipe's precisions.")
-@click.option("--no-wait", is_flag=True, help="Start the run, and do not follow it.")
+@click.option("--no-wait", is_flag=True, help="Start the run and return at once.")
 def submit(recipe: str, gpus: tuple[str, ...], precisions: tuple[str, ...], no_wait: bool) -> None:
-    """Have the farm build RECIPE, and follow it until its engines are there.
+    """Build RECIPE on the farm, and follow the run until its engines are in the store.
 
     RECIPE is a path as the control worker knows it (from its recipe roots, or absolute), or
     @store/NAME. Ctrl-C stops following; the run goes on.

@@ -79,7 +79,7 @@ def print_table(
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gpus(as_json: bool) -> None:
     """GPUs that recipes can name, with what each can do."""
     from enginefarm.documents import support

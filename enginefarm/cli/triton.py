@@ -15,7 +15,7 @@ from enginefarm.names import PRECISION_NAMES
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
 @click.option("--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, where it is.")
 @click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def triton_repo(
     name: str, destination: str, precision: Any, model_name: str | None, as_json: bool
 ) -> None:

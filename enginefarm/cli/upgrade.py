@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("toolchain")
 @click.argument("build")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def upgrade(toolchain: str, build: str, as_json: bool) -> None:
     """What TOOLCHAIN's new BUILD does: which engines die, are rebuilt, got slower or worse.
 

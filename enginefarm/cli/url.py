@@ -11,7 +11,7 @@ from enginefarm.cli.options import gpu_option, precision_option
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]")
-@gpu_option("For this GPU.", default="auto", show_default=True)
+@gpu_option("The GPU; auto is this machine's.", default="auto", show_default=True)
 @precision_option("Default: the best that fits.")
 @click.option(
     "--expires-s",
@@ -20,7 +20,7 @@ from enginefarm.cli.options import gpu_option, precision_option
     show_default=True,
     help="Seconds that the URL works.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:
     """Print a URL that needs no credentials, with the sha256 of its bytes.
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]")
-@click.option("--bytes", "read_bytes", is_flag=True, help="Download and hash each engine too.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--bytes", "read_bytes", is_flag=True, help="Also download and hash each engine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     """Check the signatures of a recipe's engines, of their names, and of a channel's revision."""
     from enginefarm.cli.tables import print_json, print_table
@@ -70,7 +70,7 @@ def _hash(store: EngineStore, manifest: Manifest) -> None:
 @click.option(
     "--vouch",
     is_flag=True,
-    help="Sign also what no trusted builder's record speaks for: you know where it comes from.",
+    help="Also sign engines without a trusted builder's record; you vouch for them.",
 )
 def sign(name: str, vouch: bool) -> None:
     """Sign the engines of a recipe or channel that were published without a key.

@@ -18,7 +18,9 @@ from enginefarm.errors import FarmError, UsageError
 
 @click.command()
 @click.option("--gpu", "label", metavar="LABEL", help="Build and benchmark for this GPU.")
-@click.option("--cross", is_flag=True, help="With --gpu: no GPU here, cross-build for it.")
+@click.option(
+    "--cross", is_flag=True, help="With --gpu: this machine has no such GPU; cross-build for it."
+)
 @click.option("--cpu", is_flag=True, help="Cross-build for labels that have no worker.")
 @click.option("--control", is_flag=True, help="Plan, export, calibrate and fan out.")
 @click.option("--name", help="The worker's name; host, role and card by default.")
@@ -26,9 +28,9 @@ from enginefarm.errors import FarmError, UsageError
 def worker(
     label: str | None, cross: bool, cpu: bool, control: bool, name: str | None, limit: int | None
 ) -> None:
-    """Take runs from a work pool until stopped.
+    """Run a worker that takes runs from a work pool until it is stopped.
 
-    Give one of --gpu, --cpu and --control. A worker with --gpu checks by NVML that the GPU
+    Choose one of --gpu, --cpu and --control. A worker with --gpu checks by NVML that the GPU
     is the one of that label, and takes one job at a time.
     """
     role = _role(label, cross, cpu, control)

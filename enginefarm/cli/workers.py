@@ -8,9 +8,9 @@ import click
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def workers(as_json: bool) -> None:
-    """Workers of the farm, online or silent, and what each offers."""
+    """List the farm's workers, online or silent, and what each offers."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.farm.worker.card import listed
     from enginefarm.store import open_store
