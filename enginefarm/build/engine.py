@@ -333,7 +333,7 @@ def _named(label: str) -> Generator[None]:
 
 @contextmanager
 def _alone(site: Site, plan_key: str) -> Generator[None]:
-    """Holds a lock that the kernel gives back when this process dies, however it dies."""
+    """Holds a lock that the kernel releases when this process dies, however it dies."""
     folder = site.cache.root / "locks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

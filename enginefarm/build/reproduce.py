@@ -222,6 +222,6 @@ It builds model.onnx again with what build.json says, and compares the plan with
 its bytes, its size and the network's layers. A native build times kernels, so its bytes seldom
 repeat. Not compared: {NOT_COMPARED[portable]}.
 
-reference.npz holds `NNNN/input/NAME` and `NNNN/output/NAME`: what the model itself gives in FP32.
+reference.npz holds `NNNN/input/NAME` and `NNNN/output/NAME`: what the model itself returns in FP32.
 {quantised} tensors are quantised. Their scales are in the graph; calibration.json lists them.
 """

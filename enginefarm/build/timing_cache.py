@@ -1,4 +1,4 @@
-"""TensorRT's timing cache in the store: what one build timed, the next need not.
+"""TensorRT's timing cache in the store: the next build reuses the timings of earlier ones.
 
 Timings of one GPU, driver or TensorRT build are wrong on another, so each combination has
 a cache of its own, named by a digest of all of them. Merging is TensorRT's own

@@ -42,7 +42,7 @@ POLL_S = 1.0
 PAGE = 200
 
 NIGHT_QUEUE = "night"
-"""Of the control pool. Prefect gives a queue that it makes a lower priority than those before
+"""The queue of the control pool. Prefect assigns each new queue a lower priority than those before
 it: runs in the default queue go first."""
 
 STRANDED_S = 300

@@ -144,7 +144,7 @@ def ranges(
     """For each named tensor the largest |x| that is to be represented, by `options.method`, which
     is not `auto`.
 
-    Raises: CalibrationError, naming the tensor, when there is no data or it gives NaN.
+    Raises: CalibrationError, naming the tensor, when there is no data, or the model returns NaN.
     """
     return chosen(histograms(model, names, batches, options), options)
 
@@ -164,7 +164,7 @@ def histograms(
 ) -> dict[str, AbsHistogram]:
     """A histogram of |x| for each named tensor, those in the branches of an If too.
 
-    Raises: CalibrationError, naming the tensor, when there is no data or it gives NaN.
+    Raises: CalibrationError, naming the tensor, when there is no data, or the model returns NaN.
     """
     made, shown = exposed(model, names)
     session = ort.session_of(made, error=CalibrationError, what="the calibration graph")
@@ -186,6 +186,6 @@ def histograms(
         progress.report("calibrate", count, options.batches)
     if count == 0:
         raise CalibrationError(
-            "calibration: the data gives no batch", fix="give representative samples"
+            "calibration: the data has no batch", fix="provide representative samples"
         )
     return seen

@@ -55,7 +55,7 @@ def batches(
             return
     if count == 0:
         raise CalibrationError(
-            f"{_name(data)}: it gives no data",
+            f"{_name(data)}: it yields no data",
             fix="representative samples are needed: a few hundred of them for calibration",
         )
 

@@ -1,6 +1,6 @@
 """Figures of outputs against the FP32 reference: of the whole, and of its worst parts.
 
-A mean hides what matters. A detector gives boxes in hundreds of pixels and scores below 1 in
+A mean hides what matters. A detector returns boxes in hundreds of pixels and scores below 1 in
 one output: its cosine is 0.9997 with every score ruined. So each sample, each channel, each
 corner of the profiles and each slice that the recipe names has figures of its own.
 """

@@ -2,7 +2,7 @@
 
 The normal form is `model.onnx`, with `model.onnx.data` beside it when the tensors are
 large, without doc strings, stack traces or paths, serialised deterministically: the same
-graph gives the same bytes, and so the same digest.
+graph has the same bytes, and so the same digest.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def graph_only(path: Path) -> ModelProto:
 
 
 def write(model: ModelProto, dest_dir: Path) -> Path:
-    """Writes the model in normal form; gives the path of `model.onnx`.
+    """Writes the model in normal form; returns the path of `model.onnx`.
 
     The model is changed: see `normalise`.
     """

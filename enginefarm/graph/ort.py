@@ -80,7 +80,7 @@ def session(
 
 
 def _in_bfloat16(path: Path) -> str:
-    """The first node that gives bfloat16 or has a weight of it; empty where there is none."""
+    """The first node that returns bfloat16 or has a bfloat16 weight; empty if no node does."""
     import onnx
 
     model = onnx_files.graph_only(path)

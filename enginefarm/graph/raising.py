@@ -116,7 +116,7 @@ def _large(model: ModelProto) -> bool:
 
 def _emptied(model: ModelProto) -> dict[str, TensorProto]:
     """Takes the bytes out of large weights, which the converter would copy through a message
-    of at most 2 GiB, and gives them back by name."""
+    of at most 2 GiB, and returns them by name."""
     from onnx import TensorProto
 
     kept: dict[str, TensorProto] = {}

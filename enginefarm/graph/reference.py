@@ -39,7 +39,7 @@ NOT_CHECKED = "not-checked"
 class ReferenceBatch:
     """inputs and outputs by name; labels (samples,) where the data is labelled.
 
-    corner: which size of the profiles it is at; empty for a batch as the data gives it.
+    corner: which size of the profiles it is at; empty for a batch as it comes from the data.
     """
 
     inputs: Arrays
@@ -163,7 +163,7 @@ def _sound(outputs: Arrays, where: str) -> Arrays:
         if bad.any():
             place = [int(index[0]) for index in np.nonzero(bad)] if array.ndim else []
             raise ModelError(
-                f"the model itself gives NaN in FP32: output {name!r}, {where}",
+                f"the model itself returns NaN in FP32: output {name!r}, {where}",
                 why=f"{int(bad.sum())} of {array.size} values, first at index {place}",
                 fix="correct the model, or the verification data that leads to it",
             )
@@ -250,7 +250,7 @@ def _torch_runner(model: Any, outputs: tuple[str, ...], names: tuple[str, ...]) 
         leaves = forward.tensors(found)
         if len(leaves) != len(outputs):
             raise ExportError(
-                f"the model gives {len(leaves)} tensors, its graph {len(outputs)} outputs",
+                f"the model returns {len(leaves)} tensors, its graph has {len(outputs)} outputs",
                 fix="return tensors only, each one once",
             )
         return {name: leaf.numpy() for name, leaf in zip(outputs, leaves, strict=True)}

@@ -171,7 +171,7 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
                 f"outputs: the graph has {len(outputs)} outputs, the recipe names "
                 f"{len(recipe.outputs)}",
                 why=f"the graph's are {', '.join(outputs)}",
-                fix="name every tensor that the model gives, in order",
+                fix="name every tensor that the model returns, in order",
             )
         names |= dict(zip(outputs, recipe.outputs, strict=True))
     onnx_files.rename(graph.graph, names)

@@ -119,7 +119,7 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
 
 
 def pull_line(outcomes: Sequence[Outcome]) -> str:
-    """The exact command that fetches the first engine of a table; empty when there is none."""
+    """The exact command that fetches a table's first engine; empty if none was built."""
     for outcome in outcomes:
         if outcome.engine_digest:
             return (

@@ -209,7 +209,7 @@ def slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
 
 
 def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
-    """OnnxSlim; refused when ONNX Runtime gives other numbers than before.
+    """OnnxSlim; refused when ONNX Runtime computes other numbers than before.
 
     Raises: SlimError.
     """

@@ -171,4 +171,6 @@ def _standing(
     if over:
         reason = f"accuracy: {'; '.join(over)}"
         return planned.model_copy(update={"reason": reason, "over_budget": True})
-    return planned.model_copy(update={"cached": True, "reason": "the same spec is complete"})
+    return planned.model_copy(
+        update={"cached": True, "reason": "already built with these settings"}
+    )

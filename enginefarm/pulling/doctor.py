@@ -138,9 +138,7 @@ def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
         subject = check.__name__.strip("_")
         if said is None:
             fit = fit_of(manifest, host)
-            detail = (
-                f"fit: {fit.words}" if subject == "gpu" and fit is not None else "as it must be"
-            )
+            detail = f"fit: {fit.words}" if subject == "gpu" and fit is not None else "fits"
             yield Finding(subject=subject, verdict="ok", detail=detail)
         else:
             verdict: Mark = "unknown" if is_caveat(said) else "fails"

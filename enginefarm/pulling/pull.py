@@ -197,7 +197,7 @@ def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
         manifest = Manifest.read(read_url(presigned.manifest, "manifest"))
     except ValidationError as error:
         raise SignatureRejected(
-            "pull --url: the manifest that the URL names is none of this version",
+            "pull --url: the manifest that the URL names was not written by this version",
             fix="update enginefarm on this host, or ask for a new URL",
         ) from error
     trusted.require(manifest, read_url(presigned.signature, "signature"))

@@ -231,7 +231,7 @@ def _runtime(manifest: Manifest, host: Host) -> str | None:
     runtime = runtime_of(toolchain.name)[0]
     here = host.runtimes.get(runtime)
     if here is None:
-        return _Unknown(f"needs {runtime} {toolchain.build}; the host does not say that it has it")
+        return _Unknown(f"needs {runtime} {toolchain.build}; it is not known to be installed here")
     if here == toolchain.build:
         return None
     if not manifest.spec.builder.version_compatible:

@@ -96,7 +96,7 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
 
 
 def names(store: EngineStore) -> tuple[str, ...]:
-    """Of every recipe in the store: one listing."""
+    """Every recipe in the store, from one listing."""
     keys = (info.key for info in store.list_objects(RECIPES))
     return tuple(key.removeprefix(RECIPES).removesuffix(".json") for key in keys)
 

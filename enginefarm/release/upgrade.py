@@ -172,7 +172,7 @@ def _fate(manifest: Manifest, build: str, successors: Mapping[str, str]) -> Engi
 def why_it_dies(spec: BuildSpec, build: str) -> str | None:
     """Why a host with the new build alone cannot load that plan; None when it can.
 
-    A plan runs on the very build that made it. A version-compatible plan also runs on later
+    A plan runs on the build that made it. A version-compatible plan also runs on later
     builds of the same major version (TensorRT developer guide, "Version Compatibility").
     """
     old = spec.toolchain

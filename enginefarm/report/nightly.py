@@ -41,7 +41,7 @@ def page(
     """HTML of what the store holds: benchmark rows of the last nights, and every manifest.
 
     recipes: with these the page also shows what is wanted and not built, and what is stale;
-    a recipe's thresholds are those that it gives here, else those the farm saw last.
+    a recipe's thresholds are those that it names here, else those the farm saw last.
     """
     since = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=nights)
     rows = BenchmarkTables(store.objects).rows(RowFilter(since=since), REPORT_COLUMNS)

@@ -92,7 +92,7 @@ def make_logger(trt: Any, messages: Messages) -> Any:
 def started(what: str, factory: Callable[..., Any], *arguments: Any, messages: Messages) -> Any:
     """What a factory of the bindings makes: `trt.Builder`, `trt.Runtime`, `trt.OnnxParser` …
 
-    They raise TypeError ("factory function returned nullptr") where the library gives nothing;
+    They raise TypeError ("factory function returned nullptr") where the library returns nothing;
     its methods (`create_network` …) return None.
     Raises: HostError with the library's own words.
     """

@@ -1,6 +1,6 @@
 """An engine, run on this machine's GPU in a fresh process, against the FP32 reference.
 
-Only a process that has seen nothing but the plan proves that the plan alone gives these
+Only a process that has seen nothing but the plan proves that the plan alone yields these
 outputs. A crash of the engine is a failed verification, not a crash of the worker.
 """
 

@@ -28,7 +28,7 @@ class RowFilter(Frozen):
     ) -> RowFilter:
         """From keyword arguments: a column takes one value or several; None filters nothing.
 
-        Raises: UsageError for a column that is not there, or a date that is none.
+        Raises: UsageError for an unknown column, or text that is not a date.
         """
         known_columns(equal)
         return cls(

@@ -49,7 +49,7 @@ def remember(store: EngineStore, manifest: Manifest, times: LayerTimes) -> None:
 
 
 def times_of(store: EngineStore, manifest: Manifest) -> LayerTimes | None:
-    """The last profile of exactly these bytes; None when there is none. Raises: CorruptBlob."""
+    """The last profile of exactly these bytes, or None. Raises: CorruptBlob."""
     name = key(manifest.spec_digest)
     found = store.read_document(name)
     times = None if found is None else parsed(name, found[0], LayerTimes)

@@ -194,7 +194,7 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     options = request.spec.builder
     config = builder.create_builder_config()
     if config is None:
-        raise HostError("TensorRT's builder gives no configuration", fix="see build.log")
+        raise HostError("TensorRT's builder returns no configuration", fix="see build.log")
     builder_api.set_checked(
         config,
         "builder_optimization_level",
@@ -239,7 +239,7 @@ def read_timing_cache(config: Any, data: bytes, messages: Messages) -> Any:
     """The cache of these bytes; None when TensorRT does not take them."""
     before = len(messages.errors)
     cache = config.create_timing_cache(data)
-    # 8.6 gives an empty cache for bytes that it cannot read, and only its log says so.
+    # 8.6 returns an empty cache for bytes that it cannot read, and only its log says so.
     refused = messages.errors[before:]
     del messages.errors[before:]  # no cause of what may fail later
     return None if refused else cache

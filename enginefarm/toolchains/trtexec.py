@@ -211,7 +211,7 @@ _FIELDS = {
 
 
 def parse_log(text: str) -> TrtexecReport:
-    """Any text gives a report: what is not found is None."""
+    """Any text becomes a report: what is not found is None."""
     summaries: dict[str, dict[str, float]] = {}
     errors: list[str] = []
     for line in text.splitlines():

@@ -102,7 +102,7 @@ def pool_of(label: str) -> str:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
-    """Creates the pool, or gives one that is there the template of this version.
+    """Creates the pool, or gives an existing one the template of this version.
 
     It has no limit of its own: each worker takes as many runs as it was started for, and
     a second worker of a label means a second GPU.

@@ -77,7 +77,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
 
 
 def _runs_environment() -> dict[str, str]:
-    """What Prefect's worker gives every run."""
+    """What Prefect's worker passes to every run."""
     return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
 
 
@@ -89,7 +89,7 @@ def _offer(card: Card) -> str:
 
 @contextmanager
 def _alone_on_gpu(role: Role) -> Generator[None]:
-    """One worker a GPU and machine: the kernel gives the lock back however this one ends."""
+    """One worker a GPU and machine: the kernel releases the lock however this one ends."""
     if role != "gpu":
         yield
         return

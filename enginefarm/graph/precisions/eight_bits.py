@@ -176,7 +176,7 @@ class _Work:
         options: Calibration,
         possible: Sequence[targets.Target],
     ) -> tuple[str, dict[str, float]]:
-        """The method, and the ranges that it gives: of several the one with the least noise."""
+        """The method and its ranges; among several methods, the one with the least noise."""
         from enginefarm.graph.precisions import screen
 
         method = options.method

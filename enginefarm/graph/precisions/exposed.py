@@ -1,4 +1,4 @@
-"""A graph that also gives chosen inner values, those in the branches of an If too."""
+"""A graph that also returns chosen inner values, including those in the branches of an If."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exposed(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, dict[s
 
 
 def _through_branches(graph: GraphProto, wanted: set[str], free: FreeNames) -> dict[str, str]:
-    """Passes wanted values of branches out of their If; gives their names in this graph."""
+    """Passes wanted values of branches out of their If; returns their names in this graph."""
     from onnx import TensorProto, helper
 
     renamed: dict[str, str] = {}

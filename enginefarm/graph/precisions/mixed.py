@@ -1,6 +1,6 @@
 """FP32 -> mixed precision: one dtype for each value, a Cast where two meet.
 
-onnxconverter-common was tried first and gives invalid graphs for models with a Cast of their
+onnxconverter-common was tried first and writes invalid graphs for models with a Cast of their
 own, as every text encoder has: docs/decisions/0022.
 """
 

@@ -160,7 +160,7 @@ def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], nam
 
 
 def _weight(state: _Insertion, nodes: list[NodeProto], name: str, axis: int) -> str:
-    """Adds the 8-bit weight with its scales, where the weight is; gives the DequantizeLinear's
+    """Adds the 8-bit weight with its scales, where the weight is; returns the DequantizeLinear's
     result."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper

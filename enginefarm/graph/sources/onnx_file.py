@@ -72,7 +72,7 @@ class _Names(Frozen):
 
 
 def _data_files(file: Path) -> list[str]:
-    """Names of the external data files, as the model gives them. A child process parses it."""
+    """Names of the external data files, as the model spells them. A child process parses it."""
     if not _holds(file, LOCATION):
         return []  # the key of every reference to such a file
     child = Child(f"source.path: {file.name}", error=SourceError, limits=Limits(PARSING_S))

@@ -1,4 +1,4 @@
-"""A callable that gives an nn.Module, and an optional checkpoint for it."""
+"""A callable that returns an nn.Module, and an optional checkpoint for it."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_nan_inside_the_network_names_the_tensor_and_the_batch() -> None:
 
 
 def test_no_batch_and_a_batch_of_another_shape() -> None:
-    with pytest.raises(CalibrationError, match="gives no batch"):
+    with pytest.raises(CalibrationError, match="has no batch"):
         calibration.ranges(network(), ("h",), [], OPTIONS)
     with pytest.raises(CalibrationError, match="calibration batch 0"):
         calibration.ranges(network(), ("h",), batches(1, width=8), OPTIONS)

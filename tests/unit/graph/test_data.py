@@ -131,10 +131,10 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="it gives no data"):
+    with pytest.raises(CalibrationError, match="it yields no data"):
         read(code(tmp_path, "def data(seed):\n  return iter(())\n"), tmp_path)
     np.savez(tmp_path / "d.npz", x=np.ones((0, 3), np.float32))
-    with pytest.raises(CalibrationError, match="it gives no data"):
+    with pytest.raises(CalibrationError, match="it yields no data"):
         read(Data(path="d.npz"), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match=r"no \.npz or \.npy file"):

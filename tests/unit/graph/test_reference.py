@@ -73,7 +73,7 @@ def test_outputs_in_a_dict_or_tuple_are_counted(tmp_path: Path) -> None:
     path = make_reference(made, module, tmp_path / "r.npz", outputs=("first", "second"))
     batch = next(read_reference(path))
     np.testing.assert_allclose(batch.outputs["second"], batch.outputs["first"] + 1)
-    with pytest.raises(ExportError, match="gives 2 tensors, its graph 1 outputs"):
+    with pytest.raises(ExportError, match="returns 2 tensors, its graph has 1 outputs"):
         make_reference(made, module, tmp_path / "r.npz", outputs=("first",))
 
 

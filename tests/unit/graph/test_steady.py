@@ -73,7 +73,7 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
         ("dropout", "other numbers when it is run again: output 'y' differs", "random numbers"),
         ("stateful", "other numbers when it is run again: output 'y'", "changes its buffer state"),
         ("unseeded", "other numbers each time it is loaded", "its weights are drawn anew"),
-        ("nan", "the model itself gives NaN in FP32: output 'y', batch 0", "first at index"),
+        ("nan", "the model itself returns NaN in FP32: output 'y', batch 0", "first at index"),
     ],
 )
 def test_a_model_that_no_engine_could_match_is_an_error_of_its_own(
