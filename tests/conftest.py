@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,11 @@ SHARED_FARM = (
 )
 """Files whose tests use the fixture `farm`. They run last and in one process: a farm that only
 waits takes half a core."""
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts jobs in the background so, and commands that tests interrupt would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def file_of(nodeid: str) -> str:
