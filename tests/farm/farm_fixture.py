@@ -75,6 +75,7 @@ class Farm:
             self.environment["ENGINEFARM_DATABASE_URL"] = database
         objects = s3.connect(url, endpoint=self.s3.endpoint, credentials=self.s3.credentials)
         self.store = EngineStore(objects, url)
+        self._client: SyncPrefectClient | None = None
 
     # Parts
 
@@ -154,6 +155,8 @@ class Farm:
                     member.kill()
 
     def close(self) -> None:
+        if self._client is not None:
+            self._client.__exit__(None, None, None)
         for name in [name for name in self.processes if name != "server"]:
             self.stop(name)
         self.stop("server")
@@ -166,8 +169,11 @@ class Farm:
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        with self.settings(), get_client(sync_client=True) as client:
-            yield client
+        """One client for all that a test asks: to make one takes longer than most answers."""
+        with self.settings():
+            if self._client is None:
+                self._client = get_client(sync_client=True).__enter__()
+            yield self._client
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -205,7 +211,8 @@ class Farm:
                 state and state.is_final() and not (state.is_crashed() and run.run_count < 3)
             )
 
-        until(ended, f"run {run_id} ends", patience_s, lambda: f"{found}\n{self.log('control')}")
+        said = lambda: f"{found}\n{self.log('control')}"  # noqa: E731
+        until(ended, f"run {run_id} ends", patience_s, said, pause_s=0.5)
         return found[0]
 
     def run(self, deployment: str, **parameters: Any) -> FlowRun:
