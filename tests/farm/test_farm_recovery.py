@@ -38,14 +38,19 @@ def whole(farm: Farm, recipe: str, *labels: str) -> None:
 
 
 def freeze(builder: psutil.Process) -> None:
-    """Stops a builder that is at work: before that it has not yet tied its life to its run's."""
-    until(
-        lambda: any("libtensorrt_rtx" in mapped.path for mapped in builder.memory_maps()),
-        "the builder has loaded TensorRT-RTX",
-        30,
-        pause_s=0.02,
-    )
-    builder.suspend()
+    """Stops a builder that is at work: before that it has not yet tied its life to its run's.
+
+    It stands still while it is looked at, so that it cannot end in between on a busy machine.
+    """
+
+    def at_work() -> bool:
+        builder.suspend()
+        if any("libtensorrt_rtx" in mapped.path for mapped in builder.memory_maps()):
+            return True
+        builder.resume()
+        return False
+
+    until(at_work, "the builder has loaded TensorRT-RTX", 30, pause_s=0.02)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -58,7 +63,7 @@ def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     freeze(builder)
     (process,) = farm.running("a100", RUN)
     process.kill()
-    until(lambda: gone(builder), "the builder dies with its run", 10)
+    until(lambda: gone(builder), "the builder dies with its run", 30)
     assert list(farm.store.manifests("flowkill")) == []
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
@@ -79,7 +84,7 @@ def test_a_killed_zygote_takes_its_run_along_and_it_is_done_again(farm: Farm) ->
         one for one in worker.children() if "enginefarm.farm.worker.zygote" in one.cmdline()
     ]
     zygote.kill()
-    until(lambda: gone(builder) and gone(leader), "the run dies with the zygote", 10)
+    until(lambda: gone(builder) and gone(leader), "the run dies with the zygote", 30)
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     (child,) = farm.children(run_id)
@@ -95,7 +100,7 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
     (process,) = farm.running("l4", RUN)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
-    until(lambda: gone(process) and gone(builder), "run and builder die with the worker", 10)
+    until(lambda: gone(process) and gone(builder), "run and builder die with the worker", 30)
     (child,) = farm.children(run_id)
     until(
         lambda: "Crashed" in farm.states(child.id),
