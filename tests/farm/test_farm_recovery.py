@@ -202,9 +202,10 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
 
 def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
     run_id = start(farm, "cancelled", "a100", "t4")
-    builders = [farm.seize(label, BUILDER) for label in ("a100", "t4")]
-    for builder in builders:
-        freeze(builder)  # else it may be done before the word has gone round
+    builders = []
+    for label in ("a100", "t4"):
+        builders.append(farm.seize(label, BUILDER))
+        freeze(builders[-1])  # else it may be done before the word has gone round
     with farm.client() as client:
         client.set_flow_run_state(run_id, Cancelling())
     until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNISED_S)
