@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+from importlib import import_module
 from typing import Any
 
 from enginefarm.child.lifeline import die_with_parent
@@ -36,6 +37,21 @@ PATIENCE_S = 20
 LOST = 137
 """The status when the zygote is killed, and its runs with it."""
 
+FLOWS = (
+    "flows.benchmark_engine",
+    "flows.build_engine",
+    "flows.build_model",
+    "flows.nightly_rebuild",
+    "flows.promote",
+)
+
+
+def import_flows() -> None:
+    """Imports our flows before Prefect looks for them: it looks in the working folder first,
+    where a folder called `flows` may be somebody else's."""
+    for name in FLOWS:
+        import_module(name)
+
 
 def main() -> None:
     die_with_parent(os.getppid())
@@ -48,6 +64,7 @@ def main() -> None:
 
 def engine() -> None:
     """Prefect's own way to run a flow run, in this process."""
+    import_flows()
     sys.modules.pop("prefect.engine", None)  # else runpy warns of what the zygote has imported
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 

@@ -19,7 +19,7 @@ from enginefarm.farm import recovery
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
 from enginefarm.farm.worker import card as workers
-from enginefarm.farm.worker import drain, zygote
+from enginefarm.farm.worker import drain, run_process, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker
 from enginefarm.farm.worker.observed import observed
@@ -37,6 +37,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     Raises: what workers.check_device and check_toolchains raise; StoreError; FarmError
     when the server is away or too old, or the GPU has a worker already.
     """
+    run_process.import_flows()  # Prefect loads a crashed run's flow in this process, for its hooks
     gpu_name, driver = workers.check_device(label, cross=role == "cross") if label else (None, None)
     pool = farm.pool_of(label) if label else CROSS_POOL if role == "cpu" else CONTROL_POOL
     card = Card(

@@ -27,17 +27,21 @@ from pathlib import Path
 from types import FrameType
 
 from enginefarm.child.lifeline import die_with_parent
-from enginefarm.farm.worker.run_process import FORKED, LENGTH, REFUSED, SOCKET, STATUS, engine
+from enginefarm.farm.worker.run_process import (
+    FLOWS,
+    FORKED,
+    LENGTH,
+    REFUSED,
+    SOCKET,
+    STATUS,
+    engine,
+)
 
 PRELOADED = (
     "prefect.flow_engine",
     "prefect._internal.metrics",
     "enginefarm.store.s3",
-    "flows.benchmark_engine",
-    "flows.build_engine",
-    "flows.build_model",
-    "flows.nightly_rebuild",
-    "flows.promote",
+    *FLOWS,
 )
 
 A_RUNS_OWN = "PREFECT__"
