@@ -97,7 +97,7 @@ class Figures:
 
 
 def decibel(relative: float) -> float | None:
-    """SQNR of a relative L2; None where there is no number, 999 where nothing differs."""
+    """The SQNR of a relative L2: None if it is not a number, 999 if nothing differs."""
     if not math.isfinite(relative):
         return None
     return round(-20 * math.log10(relative), 1) if relative > 1e-49 else 999.0

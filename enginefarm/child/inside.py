@@ -89,7 +89,7 @@ def room_in(folder: Path) -> Generator[None]:
 
 
 def full_disk(where: Path, why: str) -> DiskFull:
-    """The error for a file or folder that there is no room to write."""
+    """The error when a disk is too full to write a file or folder."""
     folder = where if where.is_dir() else where.parent
     return DiskFull(
         f"disk: the folder {folder} has no room to write {where}",

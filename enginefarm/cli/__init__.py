@@ -216,8 +216,8 @@ def _of_the_disk(error: OSError) -> EnginefarmError:
 
 
 def _fullest() -> str:
-    """Of the folders that commands write to, the one whose disk has the least room: an error of
-    a write itself names no file."""
+    """The folder with the least free space among those that commands write to. A failed write
+    does not say which file it was writing."""
     import shutil
     import tempfile
 

@@ -40,7 +40,7 @@ def diff_(a: str, b: str, every: bool, as_json: bool) -> None:
 
 
 def _layers(what: str, opened: list[EngineStore]) -> Layers:
-    """Of a file, or of an engine in the store, which is opened once and only for one."""
+    """Reads a file, or an engine of the store, which is opened once and only if needed."""
     from enginefarm.tables.layers import layers_of, layers_of_file
 
     if Path(what).is_file():

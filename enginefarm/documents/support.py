@@ -76,7 +76,7 @@ def cells(gpu: Gpu) -> dict[str, dict[str, Word]]:
 
 
 def sentence(gpu: Gpu, toolchain: str) -> str:
-    """One cell of a table of GPUs: `lists fp32 fp16; not int8`."""
+    """One cell of a table of GPUs: `lists fp32 fp16; int8 not listed`."""
     words = {one: support(gpu, toolchain, one) for one in gpu.precisions}
     listed = [one for one, word in words.items() if word in ("listed", "proven here")]
     others = [one for one, word in words.items() if word == "not listed"]
