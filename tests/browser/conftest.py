@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.programs import program
 
@@ -17,6 +17,10 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+# The five seconds that playwright waits otherwise are few on a machine that runs a farm beside it.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
