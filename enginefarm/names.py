@@ -44,8 +44,9 @@ class RuntimeRow(NamedTuple):
     told_by: the environment variable that says which build a host has. opened_by: what opens an
     engine on the GPU, a function from `run.artifacts.Opening` to an `Artifact`. build_by: what
     tells its build, where no single package does. bindings: the Python modules that can run its
-    plans, best first. magic: the first bytes of its plans, where their header says what made them
-    (host/plan_header.py); such plans are portable. triton: the platform that Triton calls it by.
+    plans, best first. install: what `pip install` takes to run its engines from Python. magic: the
+    first bytes of its plans, where their header says what made them (host/plan_header.py); such
+    plans are portable. triton: the platform that Triton calls it by.
     """
 
     title: str
@@ -55,6 +56,7 @@ class RuntimeRow(NamedTuple):
     opened_by: str = ""
     build_by: str = ""
     bindings: tuple[str, ...] = ()
+    install: str = ""
     magic: bytes = b""
     triton: str = ""
 
@@ -72,6 +74,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         told_by="ENGINEFARM_ORT_TENSORRT",
         opened_by="enginefarm.run.ort_engine:OrtEngine",
         build_by="enginefarm.host.runtimes:ort_tensorrt_build",
+        install="onnxruntime-gpu tensorrt-cu12",
     ),
     "tensorrt": RuntimeRow(
         "TensorRT",
@@ -87,6 +90,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
             *("tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_lean_bindings"),
             "tensorrt_dispatch_bindings",
         ),
+        install="numpy pycuda tensorrt",
         triton="tensorrt_plan",
     ),
     "tensorrt-rtx": RuntimeRow(
@@ -96,6 +100,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         told_by="ENGINEFARM_TENSORRT_RTX",
         opened_by="enginefarm.run.artifacts:Plan",
         bindings=("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        install="numpy pycuda tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
         magic=b"vtrt",
     ),
 }

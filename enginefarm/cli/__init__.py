@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "enginefarm.cli.doctor:doctor",
         "Describe this host and whether a plan can run on it.",
     ),
+    "run": ("enginefarm.cli.run_engine:run_", "Run an engine once on this machine's GPU."),
     "triton-repo": ("enginefarm.cli.triton:triton_repo", "Write a model repository for Triton."),
     "promote": ("enginefarm.cli.channels:promote", "Point a channel at a recipe's engines."),
     "rollback": (
@@ -187,7 +188,8 @@ def extra_of(module: str) -> str | None:
     except PackageNotFoundError:  # run from its sources
         found = []
     rows = [re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in found]
-    extras = {row[1].lower().replace("-", "_"): row[2] for row in rows if row}
+    # Of two extras that have it the first counts: they are in the order of how much they do.
+    extras = {row[1].lower().replace("-", "_"): row[2] for row in reversed(rows) if row}
     if wanted in extras:
         return extras[wanted]
     starts = (

@@ -39,7 +39,10 @@ def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
         click.echo(reason)
     command = pull_line(outcomes)
     if command:
-        click.echo(f"\nTry next:\n  {_as_called(command)}")
+        run = f"enginefarm run {outcomes[0].recipe}"
+        click.echo(
+            f"\nTry next:\n  {_as_called(command)}\n  {_as_called(run)}  # on the GPU's host"
+        )
 
 
 def _as_called(command: str) -> str:

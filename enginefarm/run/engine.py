@@ -67,7 +67,7 @@ def load_bindings(toolchain: str) -> Any:
     raise HostError(
         f"no runtime for {toolchain} is installed on this host",
         why=f"none of {', '.join(bindings)} can be imported",
-        fix="pip install 'enginefarm[gpu]'",
+        fix=f"pip install {runtime_of(toolchain)[1].install}, in the engine's own build",
     )
 
 

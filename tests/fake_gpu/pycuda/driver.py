@@ -137,6 +137,10 @@ def memcpy_htod_async(dest: Allocation, source: Any, stream: Stream) -> None:
     stream.put(copy)
 
 
+def memcpy_dtoh(dest: Any, source: Allocation) -> None:
+    dest.reshape(-1).view(np.uint8)[:] = MEMORY[int(source)][: dest.nbytes]
+
+
 def memcpy_dtoh_async(dest: Any, source: Allocation, stream: Stream) -> None:
     def copy() -> None:
         dest[:] = MEMORY[int(source)][: dest.nbytes]

@@ -83,6 +83,9 @@ class ILogger:
     def log(self, severity: Any, msg: str) -> None: ...
 
 
+class Logger(ILogger): ...
+
+
 class IProgressMonitor: ...
 
 
