@@ -6,7 +6,6 @@ it and starts in no time. `stop(home)` ends it; the data stays.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -28,17 +27,12 @@ from filelock import FileLock
 
 from enginefarm.errors import StoreError, StoreUnavailable
 from enginefarm.settings import current
+from enginefarm.store import inner_ports
 from enginefarm.store.failures import disk_error
 from enginefarm.store.ports import PORTS, ports_of
 from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
-INNER_KEYS = (
-    "WEED_JWT_SIGNING_KEY",
-    "WEED_JWT_SIGNING_READ_KEY",
-    "WEED_JWT_FILER_SIGNING_KEY",
-    "WEED_JWT_FILER_SIGNING_READ_KEY",
-)
 PROBE = ".ready"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
@@ -127,6 +121,7 @@ def _launch(home: Path) -> Server:
     weed = _binary()
     data = home / "data"
     data.mkdir(exist_ok=True)
+    data.chmod(0o700)  # the folder around it may be one that others read
     credentials = _credentials(home)
     port, *others = ports_of(home)
     # Values go by the environment, so that `ps` does not show them.
@@ -136,7 +131,7 @@ def _launch(home: Path) -> Server:
         "TMPDIR": str(home),
         "AWS_ACCESS_KEY_ID": credentials.access_key,
         "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
-        **_inner_tokens(credentials),
+        **inner_ports.environment(home, credentials),
     }
     command = [
         str(weed),
@@ -149,6 +144,9 @@ def _launch(home: Path) -> Server:
         # The default is free space over a volume's size, which leaves no volume on a full machine;
         # a volume takes space only as it is written.
         "-volume.max=4096",
+        # In the folder, which is the working folder too: a path of a socket may have 107 bytes.
+        "-filer.localSocket=filer.sock",
+        "-s3.localSocket=s3.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
@@ -158,6 +156,8 @@ def _launch(home: Path) -> Server:
         "-admin.ui=false",
         "-master.telemetry=false",
     ]
+    for old in home.glob("weed.*"):  # SeaweedFS keeps three logs of each start for ever
+        old.unlink(missing_ok=True)
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -169,6 +169,7 @@ def _launch(home: Path) -> Server:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             close_fds=True,
+            umask=0o077,  # of its data, and of the sockets that it puts into /tmp
         )
     server = Server(home, process.pid, port, credentials)
     try:
@@ -182,15 +183,6 @@ def _launch(home: Path) -> Server:
     state.write_text(json.dumps({"pid": server.pid, "port": port}), "utf-8")
     state.replace(home / "server.json")
     return server
-
-
-def _inner_tokens(credentials: Credentials) -> dict[str, str]:
-    """The keys of the tokens that SeaweedFS's parts show each other. Without them anybody on this
-    machine could read and write objects by the ports behind the S3 one."""
-    return {
-        name: hashlib.sha256(f"{name} {credentials.secret_key}".encode()).hexdigest()
-        for name in INNER_KEYS
-    }
 
 
 def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

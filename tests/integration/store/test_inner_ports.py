@@ -1,19 +1,30 @@
-"""The ports behind the embedded store's S3 port give nothing to who has no token."""
+"""The ports behind the embedded store's S3 port serve only who has a token or the certificate."""
 
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+import stat
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import urllib3
 
-from enginefarm.store import embedded
+from enginefarm.store import embedded, inner_ports
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.ports import PORTS
 
+GRPC_PORTS = [name for name in PORTS if "grpc" in name]
 HTTP_PORTS = [name for name in PORTS if "grpc" not in name]
 SECRET = b"bytes of an engine that nobody may read"
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def port_of(server: Server, name: str) -> int:
+    return json.loads((server.home / "ports.json").read_text("utf-8"))[1:][PORTS.index(name)]
 
 
 @pytest.mark.parametrize("name", HTTP_PORTS)
@@ -21,8 +32,7 @@ def test_an_inner_port_reads_and_writes_nothing_without_a_token(
     name: str, store: EngineStore, s3_server: Server
 ) -> None:
     ref = store.put_bytes(SECRET)
-    ports = json.loads((s3_server.home / "ports.json").read_text("utf-8"))[1:]
-    base = f"http://127.0.0.1:{ports[PORTS.index(name)]}"
+    base = f"http://127.0.0.1:{port_of(s3_server, name)}"
     path = f"/buckets/{embedded.BUCKET}/{store.objects.prefix}"
     with urllib3.PoolManager(retries=False, timeout=10) as pool:
         for method, asked in (
@@ -40,3 +50,58 @@ def test_an_inner_port_reads_and_writes_nothing_without_a_token(
             assert SECRET not in answer.data
     assert store.read_bytes(ref) == SECRET
     assert store.read_document("new") is None
+
+
+def grpc_answers(port: int, tls: ssl.SSLContext | None) -> bool:
+    """The server says what every gRPC server says first: its SETTINGS frame."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as plain:
+        try:
+            connection = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
+            connection.sendall(HTTP2_GREETING)
+            return connection.recv(9)[3:4] == bytes([4])
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+def with_certificate(home: Path | None) -> ssl.SSLContext:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.set_alpn_protocols(["h2"])
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE  # an attacker does not mind whom they talk to
+    if home is not None:
+        tls.load_cert_chain(home / inner_ports.CERTIFICATE, home / inner_ports.PRIVATE_KEY)
+    return tls
+
+
+@pytest.mark.parametrize("name", GRPC_PORTS)
+def test_a_grpc_port_serves_the_stores_own_certificate_alone(
+    name: str, s3_server: Server, tmp_path: Path
+) -> None:
+    port = port_of(s3_server, name)
+    inner_ports.environment(tmp_path, s3_server.credentials)  # another store's certificate
+    assert not grpc_answers(port, None)
+    assert not grpc_answers(port, with_certificate(None))
+    assert not grpc_answers(port, with_certificate(tmp_path))
+    assert grpc_answers(port, with_certificate(s3_server.home)), "the question is one it answers"
+
+
+def test_the_ports_offer_the_certificate_that_lies_in_the_folder(s3_server: Server) -> None:
+    """SeaweedFS's parts compare it, so an impostor on one of its ports is not believed."""
+    tls = with_certificate(s3_server.home)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(s3_server.home / inner_ports.CERTIFICATE)
+    tls.check_hostname = True
+    assert grpc_answers(port_of(s3_server, "filer.port.grpc"), tls)
+
+
+def test_no_other_user_reads_the_folder_or_its_sockets(s3_server: Server) -> None:
+    """Their modes alone decide it: the sockets in /tmp have no folder of ours around them."""
+    ports = [str(port_of(s3_server, name)) for name in PORTS]
+    sockets = [
+        path for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.split("-")[-1] in ports
+    ]
+    assert sockets
+    names = ("data", inner_ports.CERTIFICATE, inner_ports.PRIVATE_KEY, "credentials.json")
+    for path in (*(s3_server.home / name for name in names), *sockets):
+        mode = path.stat().st_mode
+        assert not mode & (stat.S_IRWXG | stat.S_IRWXO), (path, stat.filemode(mode))
