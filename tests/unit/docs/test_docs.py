@@ -29,7 +29,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "errors.md", "gpus.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "cli.md", "errors.md", "gpus.md"])
 def test_pages_are_as_the_code_says(generate: ModuleType, name: str) -> None:
     written = (DOCS / name).read_text("utf-8")
     assert written == generate.PAGES[name](), "stale: run python docs/generate.py"
