@@ -96,11 +96,10 @@ def test_the_ports_offer_the_certificate_that_lies_in_the_folder(s3_server: Serv
 
 def test_no_other_user_reads_the_folder_or_its_sockets(s3_server: Server) -> None:
     """Their modes alone decide it: the sockets in /tmp have no folder of ours around them."""
-    ports = [str(port_of(s3_server, name)) for name in PORTS]
     sockets = [
-        path for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.split("-")[-1] in ports
+        Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port_of(s3_server, name)}.sock")
+        for name in GRPC_PORTS
     ]
-    assert sockets
     names = ("data", inner_ports.CERTIFICATE, inner_ports.PRIVATE_KEY, "credentials.json")
     for path in (*(s3_server.home / name for name in names), *sockets):
         mode = path.stat().st_mode
