@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
+from enginefarm.cli.options import (
+    FiniteRange,
+    gpu_option,
+    gpus_option,
+    precision_option,
+    precisions_filter,
+    runtimes_filter,
+)
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.names import RUNTIMES
 
 if TYPE_CHECKING:
     from enginefarm.tables.tables import BenchmarkTables
@@ -55,9 +63,9 @@ def _filters(command: F) -> F:
     for option in reversed(
         (
             click.option("--recipe", multiple=True, help="Show only this recipe's (repeat)."),
-            click.option("--gpu", multiple=True, metavar="LABEL", help="Show only this GPU's."),
-            click.option("--precision", multiple=True, help="Show only this precision's."),
-            click.option("--runtime", multiple=True, help="Show only this runtime's."),
+            gpus_option("Show only these GPUs' (repeat, or separate with commas).", "gpu"),
+            precisions_filter("Show only these precisions'."),
+            runtimes_filter("Show only these runtimes'."),
             click.option("--since", metavar="DATE", help="The first night, such as 2026-11-01."),
             click.option("--until", metavar="DATE", help="The last night."),
         )
@@ -156,7 +164,7 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
 @click.argument("recipe")
 @gpu_option("Show only this GPU's.")
 @precision_option("Show only this precision's.")
-@click.option("--runtime", help="Show only this runtime's.")
+@click.option("--runtime", type=click.Choice(tuple(RUNTIMES)), help="Show only this runtime's.")
 @click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:

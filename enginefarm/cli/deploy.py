@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli.options import gpus_option
+
 
 @click.command()
-@click.option(
-    "--gpu",
-    "labels",
-    multiple=True,
-    metavar="LABEL",
-    help="Create a pool for this GPU too (repeat).",
-)
+@gpus_option("Create pools for these GPUs too (repeat, or separate with commas).", "labels")
 @click.option(
     "--night",
     "cron",

@@ -10,7 +10,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from enginefarm.names import PRECISION_NAMES
+from enginefarm.errors import UsageError
+from enginefarm.names import PRECISION_NAMES, RUNTIMES
 
 
 class FiniteRange(click.FloatRange):
@@ -29,6 +30,34 @@ def several(context: click.Context, parameter: click.Parameter, given: Iterable[
     """`-x t4,L4 -x A100` as ("t4", "l4", "a100")."""
     parts = (part.strip().lower() for text in given for part in text.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def labels(context: click.Context, parameter: click.Parameter, given: Iterable[str]) -> Any:
+    """`several`, of the GPU table. Raises: GpuError for an unknown one, as `one_label` does."""
+    from enginefarm.documents import gpus
+
+    found: tuple[str, ...] = several(context, parameter, given)
+    for label in found:
+        gpus.gpu(label)
+    return found
+
+
+def one_of(names: Iterable[str]) -> Callable[..., Any]:
+    """A callback: `several`, each of them among `names`. Raises: UsageError."""
+    known = tuple(names)
+
+    def check(context: click.Context, parameter: click.Parameter, given: Iterable[str]) -> Any:
+        found: tuple[str, ...] = several(context, parameter, given)
+        for name in found:
+            if name not in known:
+                meant = suggestion(name, known)
+                raise UsageError(
+                    f"{parameter.opts[0]}: {name!r} is not known",
+                    fix=f"{meant} Use one of: {', '.join(known)}".strip(),
+                )
+        return found
+
+    return check
 
 
 def one_label(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
@@ -65,13 +94,13 @@ def _precisions(
     return [CompletionItem(f"{done}{comma}{name}") for name in names]
 
 
-def gpus_option(help_line: str) -> Callable[[Any], Any]:
+def gpus_option(help_line: str, name: str = "gpus") -> Callable[[Any], Any]:
     return click.option(
         "--gpu",
-        "gpus",
+        name,
         multiple=True,
         metavar="LABEL,…",
-        callback=several,
+        callback=labels,
         shell_complete=_gpus,
         help=help_line,
     )
@@ -86,6 +115,23 @@ def precisions_option(help_line: str) -> Callable[[Any], Any]:
         callback=several,
         shell_complete=_precisions,
         help=help_line,
+    )
+
+
+def precisions_filter(help_line: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--precision",
+        multiple=True,
+        metavar="NAME,…",
+        callback=one_of(PRECISION_NAMES),
+        shell_complete=_precisions,
+        help=help_line,
+    )
+
+
+def runtimes_filter(help_line: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--runtime", multiple=True, metavar="NAME,…", callback=one_of(RUNTIMES), help=help_line
     )
 
 

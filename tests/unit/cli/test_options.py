@@ -39,6 +39,24 @@ def test_a_filter_that_nothing_can_match_is_refused_before_the_store_is_asked(
     assert "'fp16'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["bench", "table"], ["deploy"], ["init", "m.onnx"]])
+def test_of_several_labels_each_has_to_be_known(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--gpu", "T4,L44"]) == GpuError.exit_code
+    assert "did you mean l4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("--precision=fp16,INT4", "int8"), ("--runtime=tensort", "tensorrt")]
+)
+def test_rows_are_not_looked_for_under_a_name_that_none_has(
+    option: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "table", option]) == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_a_model_without_a_gpu_is_asked_for_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
