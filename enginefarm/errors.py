@@ -258,6 +258,16 @@ def kind_named(name: str) -> type[EnginefarmError] | None:
     return None
 
 
+def kind_of_code(code: int) -> type[EnginefarmError]:
+    """The class with that exit code; EnginefarmError when no class that is loaded has it."""
+    waiting: list[type[EnginefarmError]] = [EnginefarmError]
+    for kind in waiting:
+        if kind.exit_code == code:
+            return kind
+        waiting += kind.__subclasses__()
+    return EnginefarmError
+
+
 def of_fields(fields: Mapping[str, str], fallback: type[EnginefarmError]) -> EnginefarmError:
     """The error that another process wrote down; of kind `fallback` where it names no other.
 

@@ -27,34 +27,11 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
     It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. Exit code 50
     when it cannot run.
     """
-    from pydantic import ValidationError
-
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.documents.manifest import Manifest
-    from enginefarm.errors import CorruptBlob, HostError, NoEngineFits, UsageError
-    from enginefarm.host.detect import Host, detect
-    from enginefarm.pulling.doctor import failures, host_findings, manifest_for, plan_findings
-    from enginefarm.store.cache import BlobCache
+    from enginefarm.errors import NoEngineFits
+    from enginefarm.pulling.doctor import examine, failures
 
-    cache = BlobCache()
-    try:
-        host = detect(gpu)
-    except HostError:
-        host = Host()
-    if plan is None:
-        findings = host_findings(host, cache)
-    else:
-        try:
-            manifest = (
-                Manifest.read(manifest_path.read_bytes())
-                if manifest_path
-                else manifest_for(plan, cache)
-            )
-            findings = plan_findings(plan, manifest, host)
-        except OSError as error:
-            raise UsageError(f"doctor: {error.filename}: {error.strerror}") from error
-        except ValidationError as error:
-            raise CorruptBlob(f"doctor: the manifest of {plan} is not one") from error
+    host, findings = examine(plan, gpu=gpu, manifest=manifest_path)
     if as_json:
         print_json([one.model_dump(mode="json") for one in findings])
     else:

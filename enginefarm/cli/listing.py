@@ -25,13 +25,11 @@ SPEC = re.compile(r"[0-9a-f]{8,64}")
 def list_(name: str | None, gpu: str | None, precision: str | None, as_json: bool) -> None:
     """List the engines in the store: all of them, or those of recipe NAME."""
     from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.pulling.catalog import listed
     from enginefarm.store import open_store
 
     store = open_store()
-    found = sorted(
-        store.manifests(name, gpu, precision),
-        key=lambda one: (one.recipe, one.gpu, one.precision, -one.created_at.timestamp()),
-    )
+    found = listed(store, name, gpu, precision)
     if name is not None and not found:
         _require_recipe(store, name)
     if as_json:

@@ -20,6 +20,19 @@ from enginefarm.tables.speeds import Speed
 from enginefarm.tables.speeds import read as read_speeds
 
 
+def listed(
+    store: EngineStore,
+    recipe: str | None = None,
+    gpu: str | None = None,
+    precision: str | None = None,
+) -> tuple[Manifest, ...]:
+    """A store's engines, in the order of recipe, GPU and precision; the newest of each first."""
+    found = store.manifests(recipe, gpu, precision)
+    return tuple(
+        sorted(found, key=lambda m: (m.recipe, m.gpu, m.precision, -m.created_at.timestamp()))
+    )
+
+
 class Catalog(Protocol):
     def manifests(
         self, recipe: str, channel: str | None, trust: Trust | None = None

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from enginefarm.digest import sha256_file
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import EnginefarmError
-from enginefarm.host.detect import Host
+from enginefarm.errors import CorruptBlob, EnginefarmError, HostError, UsageError
+from enginefarm.host.detect import Host, detect
 from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of
@@ -25,6 +27,30 @@ class Finding(Frozen):
     subject: str
     verdict: Mark
     detail: str
+
+
+def examine(
+    plan: Path | None, *, gpu: str, manifest: Path | None
+) -> tuple[Host, tuple[Finding, ...]]:
+    """This host, and the findings on it, or on a plan there. manifest: None: `manifest_for`'s.
+
+    Raises: UsageError for a file that cannot be read, CorruptBlob for a manifest that is none,
+    GpuError.
+    """
+    cache = BlobCache()
+    try:
+        host = detect(gpu)
+    except HostError:
+        host = Host()
+    if plan is None:
+        return host, host_findings(host, cache)
+    try:
+        found = Manifest.read(manifest.read_bytes()) if manifest else manifest_for(plan, cache)
+        return host, plan_findings(plan, found, host)
+    except OSError as error:
+        raise UsageError(f"doctor: {error.filename}: {error.strerror}") from error
+    except ValidationError as error:
+        raise CorruptBlob(f"doctor: the manifest of {plan} is not one") from error
 
 
 def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:

@@ -67,6 +67,10 @@ def pull(
     happens. wish: what it is for; then engines are ranked by what was measured on this GPU.
     With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
     is read. Progress goes to enginefarm.progress as "download".
+
+        engine = enginefarm.pull("minilm@production", gpu="t4", dest="model.plan")
+        print(engine.path, engine.manifest.precision, engine.candidate.caveats)
+
     Raises: NoEngineFits with the reason of each rejection, SignatureRejected, StoreMissing for
     an unknown name, HostError, CorruptBlob, DiskFull, StoreUnavailable, StoreDenied.
     """

@@ -2,17 +2,92 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
+
+import pytest
 
 import enginefarm
+from enginefarm.errors import GpuError, RecipeError, ToolchainError, UsageError
 
 
 def test_the_public_surface_is_pinned() -> None:
-    assert enginefarm.__all__ == ["__version__", "benchmarks", "pull"]
+    assert enginefarm.__all__ == ["__version__", "benchmarks", "build", "doctor", "list", "pull"]
     for name in enginefarm.__all__:
         assert getattr(enginefarm, name)
+
+
+FUNCTIONS = ("benchmarks", "build", "doctor", "list", "pull")
+FARM_ONLY = ("prefect", "pandas", "pyarrow", "numpy", "onnx", "onnxruntime", "torch", "ruamel")
+
+
+def test_help_shows_the_surface_with_types_and_an_example_each() -> None:
+    """On a host that has the pull client alone, too."""
+    script = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({FARM_ONLY!r}))\n"
+        "import enginefarm\n"
+        "help(enginefarm)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in FUNCTIONS:
+        assert re.search(rf"^    {name}\(.*\) -> '", done.stdout, re.MULTILINE), name
+        assert f"enginefarm.{name}(" in done.stdout, name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_function_is_typed_and_has_an_example(name: str) -> None:
+    function = getattr(enginefarm, name)
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter
+    assert f"enginefarm.{name}(" in inspect.getdoc(function), "an example"
+    assert "Raises: " in inspect.getdoc(function)
+
+
+def test_build_without_the_farm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prefect", None)
+    with pytest.raises(ToolchainError) as caught:
+        enginefarm.build("model.onnx", gpus=["t4"])
+    assert caught.value.fix == "pip install 'enginefarm[farm]'"
+
+
+def test_build_raises_what_the_command_says(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    with pytest.raises(RecipeError) as caught:
+        enginefarm.build(tmp_path / "recipe.yaml", gpus=["t4"])
+    assert "recipe.yaml" in caught.value.what
+    assert "source" in str(caught.value)
+
+
+def test_build_is_the_same_after_the_package_of_that_name_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import enginefarm.build.native
+
+    monkeypatch.setitem(sys.modules, "prefect", None)
+    assert enginefarm.build.native.__name__ == "enginefarm.build.native"
+    with pytest.raises(ToolchainError, match="needs the farm"):
+        enginefarm.build("model.onnx", gpus=["t4"])
+
+
+def test_doctor_says_what_this_host_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
+    found = {one.subject: one.verdict for one in enginefarm.doctor(gpu="t4")}
+    assert found["GPU"] == "ok"
+    with pytest.raises(UsageError, match="No such file"):
+        enginefarm.doctor(tmp_path / "model.plan")
+
+
+def test_list_knows_the_gpus() -> None:
+    with pytest.raises(GpuError, match="t44"):
+        enginefarm.list(gpu="t44")
 
 
 def test_the_packages_are_typed() -> None:
