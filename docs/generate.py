@@ -64,9 +64,9 @@ def errors_page() -> str:
     rows = [
         "# Errors and exit codes",
         WRITTEN,
-        "Every deliberate error says what is wrong, why, and what to do next. Its number is the",
-        "exit code of the command line. Transient errors are retried with back-off; others never",
-        "are. 0 is success, 130 an interruption.\n",
+        "Every deliberate error says what is wrong, why, and what to do next. Its code is the exit",
+        "code of the command line. Transient errors are retried with back-off; others are not",
+        "retried. Exit code 0 means success, and 130 an interruption.\n",
         "| code | error | is a | transient | when |",
         "|---|---|---|---|---|",
     ]
@@ -88,9 +88,9 @@ def gpus_page() -> str:
     rows = [
         "# GPUs and precisions",
         WRITTEN,
-        "A row is a table of `enginefarm/documents/gpus.toml`; to add a GPU, add one there.\n",
-        "The last column is what NVIDIA's support matrix says of TensorRT-RTX; what is not listed",
-        "may build, and nothing is promised for it.\n",
+        "Each row is a table in `enginefarm/documents/gpus.toml`; to add a GPU, add a table there.",
+        "The last column says what NVIDIA's support matrix lists for TensorRT-RTX. NVIDIA does not",
+        "promise that an engine which is not listed works, even if it builds.\n",
         "| label | compute capability | memory, GiB | bandwidth, GB/s | precisions | work pool "
         "| TensorRT-RTX |",
         "|---|---|---|---|---|---|---|",
@@ -102,18 +102,12 @@ def gpus_page() -> str:
             f"{support.sentence(gpu, 'tensorrt-rtx')} |"
         )
     rows += ["\n## Listed by NVIDIA, or proven here\n"]
-    for name, row in support.table().items():
-        rows.append(f"- `{name}`: {row.source}.")
-        rows += [
-            f"- `{name}`: proven here on {one.gpu} with {one.release}, "
-            f"{', '.join(one.precisions)}: "
-            f"[{one.page.rpartition('/')[2]}]({one.page.removeprefix('docs/')})."
-            for one in row.proven
-        ]
+    rows += [f"- {line}" for line in support.evidence(_link)]
     rows += [
         "\n## Default accuracy budgets\n",
-        "Against FP32 PyTorch; a recipe's `accuracy` overrides them. Over budget: not published.\n",
-        "| precision | cosine at least | relative L2 at most |",
+        "An engine is compared with FP32 PyTorch. One that is over its budget is not published. A",
+        "recipe's `accuracy` overrides these defaults.\n",
+        "| precision | minimum cosine | maximum relative L2 |",
         "|---|---|---|",
     ]
     for name, budget in DEFAULT_BUDGETS.items():
@@ -121,11 +115,15 @@ def gpus_page() -> str:
     return "\n".join(rows) + "\n"
 
 
+def _link(page: str) -> str:
+    return f"[{page.rpartition('/')[2]}]({page.removeprefix('docs/')})"
+
+
 RECIPE = """\
 A recipe is one YAML 1.2 file, such as
-[that of example 1](../examples/01_efficientnet_lite0/recipe.yaml).
+[the recipe of example 1](../examples/01_efficientnet_lite0/recipe.yaml).
 
-A path and a `file.py:name` start at the recipe's folder. Every key, from the top down:
+Paths and `file.py:name` are relative to the recipe's folder. These are all keys, from the top down:
 """
 
 

@@ -48,7 +48,8 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -285,3 +286,9 @@ def of_text(name: str, text: str, fallback: type[EnginefarmError]) -> Enginefarm
     what, *rest = re.split(r"\n  (why|fix): ", text)
     said = dict(zip(rest[::2], rest[1::2], strict=False))
     return of_fields({"kind": name, "what": what, **said}, fallback)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A line for `fix` that suggests the known name most similar to the given one; else empty."""
+    close = get_close_matches(given, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""

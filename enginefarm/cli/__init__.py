@@ -18,7 +18,13 @@ from typing import Any
 import click
 
 from enginefarm import __version__
-from enginefarm.errors import DiskFull, EnginefarmError, ToolchainError, UsageError
+from enginefarm.errors import (
+    DiskFull,
+    EnginefarmError,
+    ToolchainError,
+    UsageError,
+    did_you_mean,
+)
 from enginefarm.names import loaded
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -100,11 +106,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            from enginefarm.cli.options import suggestion
-
             raise UsageError(
                 f"No such command {args[0]!r}",
-                fix=suggestion(args[0], COMMANDS) or "enginefarm --help lists the commands",
+                fix=did_you_mean(args[0], COMMANDS) or "enginefarm --help lists the commands",
             )
         return super().resolve_command(ctx, args)
 

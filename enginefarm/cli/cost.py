@@ -61,7 +61,9 @@ def cost(
     store = open_store()
     recipe, channel = channels.split(name)
     engines = (
-        candidates(store, recipe, channel, trust()) if channel else newest_engines(store, recipe)
+        candidates(store, recipe, channel, trust())
+        if channel
+        else newest_engines(store, recipe, "cost")
     )
     limits = Limits(p99_ms=p99_ms, min_top1=min_top1)
     found = costs(store, engines, prices, budgets.recorded(store, recipe), limits)

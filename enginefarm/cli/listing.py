@@ -27,29 +27,17 @@ def list_(name: str | None, gpu: str | None, precision: str | None, as_json: boo
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.pulling.catalog import listed
     from enginefarm.store import open_store
+    from enginefarm.store.missing import no_engine
 
     store = open_store()
     found = listed(store, name, gpu, precision)
-    if name is not None and not found:
-        _require_recipe(store, name)
+    if name is not None and not found and name not in store.recipes():
+        raise no_engine("list", store, name)
     if as_json:
         print_json([summary(manifest) for manifest in found])
         return
     title = f"Engines in {store.url}" if found else f"No engines in {store.url}"
     print_table(title, HEADER, [row(manifest) for manifest in found])
-
-
-def _require_recipe(store: EngineStore, name: str) -> None:
-    """Raises: StoreMissing when the store has no recipe of that name."""
-    from enginefarm.cli.options import suggestion
-    from enginefarm.errors import StoreMissing
-
-    known = sorted(store.recipes())
-    if name not in known:
-        raise StoreMissing(
-            f"list: the store {store.url} has no recipe {name!r}",
-            fix=suggestion(name, known) or f"recipes there: {', '.join(known) or 'none'}",
-        )
 
 
 def summary(manifest: Manifest) -> dict[str, object]:
@@ -111,25 +99,23 @@ def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_jso
 def find(
     store: EngineStore, what: str, gpu: str | None, precision: str | None, command: str = "show"
 ) -> Manifest:
-    """By digest or its beginning; else the newest of the recipe of that name. NAME/GPU/PRECISION
-    is a recipe's too.
+    """The manifest with that spec digest or its beginning; else the newest engine of the recipe.
 
-    Raises: StoreMissing; UsageError when several specs begin so.
+    what: a digest, NAME, NAME/GPU or NAME/GPU/PRECISION.
+    Raises: StoreMissing; UsageError when several specs begin with these digits.
     """
-    from enginefarm.errors import StoreMissing
+    from enginefarm.store.missing import no_engine
 
     found = by_digest(store, what, command) if SPEC.fullmatch(what) else None
-    if found is None:
-        name, *of = what.split("/")
-        given = [*of, None, None][:2] if of else [gpu, precision]
-        of_name = store.manifests(name, *given) if len(of) < 3 else ()
-        found = max(of_name, key=lambda one: one.created_at, default=None)
-    if found is None:
-        raise StoreMissing(
-            f"{command}: the store {store.url} has no spec and no engine {what!r}",
-            fix=f"recipes there: {', '.join(store.recipes()) or 'none'}; `enginefarm list`",
-        )
-    return found
+    if found is not None:
+        return found
+    name, *of = what.split("/")
+    given = [*of, None, None][:2] if of else [gpu, precision]
+    of_name = store.manifests(name, *given) if len(of) < 3 else ()
+    newest = max(of_name, key=lambda one: one.created_at, default=None)
+    if newest is None:
+        raise no_engine(command, store, name)
+    return newest
 
 
 def by_digest(store: EngineStore, beginning: str, command: str = "show") -> Manifest | None:

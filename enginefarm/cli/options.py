@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from enginefarm.errors import UsageError
+from enginefarm.errors import UsageError, did_you_mean
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
 
 
@@ -50,7 +49,7 @@ def one_of(names: Iterable[str]) -> Callable[..., Any]:
         found: tuple[str, ...] = several(context, parameter, given)
         for name in found:
             if name not in known:
-                meant = suggestion(name, known)
+                meant = did_you_mean(name, known)
                 raise UsageError(
                     f"{parameter.opts[0]}: {name!r} is not known",
                     fix=f"{meant} Use one of: {', '.join(known)}".strip(),
@@ -144,9 +143,3 @@ def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
 def precision_option(help_line: str) -> Callable[[Any], Any]:
     names = click.Choice(PRECISION_NAMES, case_sensitive=False)
     return click.option("--precision", type=names, help=help_line)
-
-
-def suggestion(given: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing."""
-    close = get_close_matches(given, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else ""

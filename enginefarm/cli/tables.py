@@ -107,10 +107,5 @@ def gpus(as_json: bool) -> None:
             for row in rows
         ],
     )
-    for name, row in support.table().items():
-        click.echo(f"{name}: {row.source}")
-        for one in row.proven:
-            click.echo(
-                f"{name}: proven here on {one.gpu} with {one.release}: "
-                f"{', '.join(one.precisions)} ({one.page})"
-            )
+    for line in support.evidence():
+        click.echo(line)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
 from pydantic import Field
 
-from enginefarm.errors import GpuError
+from enginefarm.errors import GpuError, did_you_mean
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen, Name
 
@@ -61,20 +60,16 @@ def table() -> dict[str, Gpu]:
 def gpu(label: str) -> Gpu:
     """The row of that label.
 
-    Raises: GpuError, naming the labels there are.
+    Raises: GpuError, naming the labels of the table.
     """
-    try:
-        return table()[label]
-    except KeyError:
+    known = table()
+    if label not in known:
         raise GpuError(
             f"gpus: no GPU is labelled {label!r}",
-            fix=f"{_meant(label)}use one of: {', '.join(table())}; or add a table to gpus.toml",
-        ) from None
-
-
-def _meant(label: str) -> str:
-    close = get_close_matches(label, list(table()), n=1)
-    return f"did you mean {close[0]}? Else " if close else ""
+            fix=f"{did_you_mean(label, known)} The labels are {', '.join(known)}; to add one, add "
+            "a table to gpus.toml".lstrip(),
+        )
+    return known[label]
 
 
 def has_precision(compute_capability: str, precision: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -43,9 +44,9 @@ def table() -> dict[str, Support]:
 
 
 def support(gpu: Gpu, toolchain: str, precision: str) -> Word:
-    """What is known of that cell. `proven here` wins: it ran, whatever a list says.
+    """What is known about this combination. `proven here` comes first: the engine ran.
 
-    toolchain: as a spec names it. One that has no row is "not known".
+    toolchain: the name in a spec. A toolchain without a row is "not known".
     """
     row = table().get(toolchain)
     if row is None:
@@ -58,21 +59,36 @@ def support(gpu: Gpu, toolchain: str, precision: str) -> Word:
 
 
 def caution(gpu: Gpu, toolchain: str, precision: str) -> str:
-    """The sentence that stands beside an engine that NVIDIA does not list; else empty."""
+    """The sentence shown beside an engine that NVIDIA does not list; else empty."""
     if support(gpu, toolchain, precision) != "not listed":
         return ""
     return (
         f"NVIDIA does not list {precision} on {gpu.label} (compute capability "
-        f"{gpu.compute_capability}) for {toolchain}: the engine builds, and nothing is promised"
+        f"{gpu.compute_capability}) for {toolchain}: the engine may build, "
+        "but NVIDIA does not promise that it works"
     )
 
 
 def cells(gpu: Gpu) -> dict[str, dict[str, Word]]:
-    """Every toolchain × precision of a GPU's own precisions."""
+    """Every toolchain and every precision that the GPU has."""
     return {
         name: {precision: support(gpu, name, precision) for precision in gpu.precisions}
         for name in table()
     }
+
+
+def evidence(page: Callable[[str], str] = str) -> Iterator[str]:
+    """One line for the list of each toolchain, and one for each GPU that it was proven on here.
+
+    page: how a page of docs/ is written: its path in a terminal, a link in Markdown.
+    """
+    for name, row in table().items():
+        yield f"{name}: {row.source}"
+        for one in row.proven:
+            yield (
+                f"{name}: proven here on {one.gpu} with {one.release}: "
+                f"{', '.join(one.precisions)} ({page(one.page)})"
+            )
 
 
 def sentence(gpu: Gpu, toolchain: str) -> str:

@@ -14,6 +14,7 @@ from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.missing import no_engine
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust
 from enginefarm.tables.speeds import Speed
@@ -82,11 +83,7 @@ class StoreCatalog:
         if not found:
             for digest in self._store.complete(recipe):  # listed, and left out with a note
                 self._store.manifest(digest)  # raises what stands in its way
-            recipes = self._store.recipes()
-            raise StoreMissing(
-                f"pull: the store {self._store.url} has no engine of {recipe!r}",
-                fix=f"recipes there: {', '.join(recipes)}" if recipes else "build one first",
-            )
+            raise no_engine("pull", self._store, recipe)
         return found
 
     def attestation(self, manifest: Manifest) -> bytes | None:

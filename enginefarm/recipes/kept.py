@@ -20,7 +20,13 @@ from pydantic import Field, field_validator
 
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import CorruptBlob, RecipeError, SignatureRejected, StoreMissing
+from enginefarm.errors import (
+    CorruptBlob,
+    RecipeError,
+    SignatureRejected,
+    StoreMissing,
+    did_you_mean,
+)
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
 from enginefarm.schema import Frozen, Name
@@ -105,10 +111,11 @@ def read(store: EngineStore, name: str) -> PushedRecipe:
     """Raises: StoreMissing, CorruptBlob."""
     found = store.read_document(_key(name))
     if found is None:
+        known = names(store)
         raise StoreMissing(
             f"recipe: the store has no recipe {name!r}",
-            why=f"it has {', '.join(names(store)) or 'none'}",
-            fix="enginefarm recipes push FOLDER",
+            why=f"its recipes are: {', '.join(known)}" if known else "no recipe was pushed yet",
+            fix=did_you_mean(name, known) or "enginefarm recipes push FOLDER",
         )
     try:
         pushed = parsed(_key(name), found[0], PushedRecipe)

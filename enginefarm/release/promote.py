@@ -25,6 +25,7 @@ from enginefarm.store.channels import (
     require_signed,
 )
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.missing import no_engine
 from enginefarm.store.signing import Trust
 from enginefarm.tables.rules import recorded
 
@@ -36,11 +37,16 @@ class Approval(NamedTuple):
     why: str
 
 
-def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
-    """Of the recipe's newest graph: the newest engine of each GPU and precision."""
+def newest_engines(
+    store: EngineStore, recipe: str, command: str = "promote"
+) -> tuple[Manifest, ...]:
+    """The newest engine of each GPU and precision that was built from the recipe's newest graph.
+
+    Raises: StoreMissing, in the name of that command.
+    """
     found = sorted(store.manifests(recipe), key=lambda one: (one.created_at, one.spec_digest))
     if not found:
-        raise StoreMissing(f"promote: the store has no engine of {recipe!r}")
+        raise no_engine(command, store, recipe)
     graph = found[-1].spec.onnx_digest
     newest = {(one.gpu, one.precision): one for one in found if one.spec.onnx_digest == graph}
     return tuple(newest[key] for key in sorted(newest))

@@ -172,6 +172,26 @@ def test_list_and_show_by_name(publish: Publish, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["spec_digest"] == newer.spec_digest
 
 
+@pytest.mark.parametrize("command", [("list",), ("show",), ("pull", "--gpu", "t4"), ("promote",)])
+def test_a_recipe_that_the_store_lacks_is_named_alike_by_every_command(
+    publish: Publish, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    publish()
+    assert run(*command, "modle") == 43
+    said = capsys.readouterr().err
+    assert "has no recipe 'modle'" in said
+    assert "its recipes are: model" in said
+    assert "did you mean model?" in said
+
+
+def test_an_engine_that_a_known_recipe_lacks_is_named_as_such(
+    publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish()
+    assert run("show", "model", "--gpu", "h100") == 43
+    assert "has no such engine of 'model'" in capsys.readouterr().err
+
+
 def test_pull_loads_no_training_library(publish: Publish) -> None:
     publish()
     code = (
