@@ -131,7 +131,8 @@ def _launch(home: Path) -> Server:
         "TMPDIR": str(home),
         "AWS_ACCESS_KEY_ID": credentials.access_key,
         "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
-        **inner_ports.environment(home, credentials),
+        **inner_ports.tokens(credentials),
+        **inner_ports.certificate(home),
     }
     command = [
         str(weed),

@@ -1,11 +1,16 @@
-"""What the embedded server's ports behind its S3 port ask for: tokens over HTTP, a certificate
-over gRPC. Without them anybody on this machine could read and write objects there."""
+"""What SeaweedFS's ports behind its S3 port ask for: tokens over HTTP, a certificate over gRPC.
+
+Without them, anybody who reaches the ports could list and delete objects, or make keys of their
+own. `python -m enginefarm.store.inner_ports FOLDER COMMAND...` runs a server (that of Compose)
+with a certificate, which it makes in FOLDER.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,23 +31,32 @@ NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """RFC 5280's date for a certificate that has no end: a wrong clock must not close the store."""
 
 
-def environment(home: Path, credentials: Credentials) -> dict[str, str]:
-    """The variables of a server on that folder. Its certificate is made anew at each start."""
-    _make_certificate(home)
-    certificate, key = str(home / CERTIFICATE), str(home / PRIVATE_KEY)
-    tokens = {
+def tokens(credentials: Credentials) -> dict[str, str]:
+    """The variables that close a server's inner HTTP ports; the same at each start."""
+    return {
         name: hashlib.sha256(f"{name} {credentials.secret_key}".encode()).hexdigest()
         for name in TOKEN_KEYS
     }
+
+
+def certificate(folder: Path) -> dict[str, str]:
+    """The variables that close a server's gRPC ports. Its certificate is made anew each time."""
+    _make_certificate(folder)
+    shown, key = str(folder / CERTIFICATE), str(folder / PRIVATE_KEY)
     return {
-        **tokens,
-        "WEED_GRPC_CA": certificate,
-        **{f"WEED_GRPC_{part}_CERT": certificate for part in PARTS},
+        "WEED_GRPC_CA": shown,
+        **{f"WEED_GRPC_{part}_CERT": shown for part in PARTS},
         **{f"WEED_GRPC_{part}_KEY": key for part in PARTS},
     }
 
 
-def _make_certificate(home: Path) -> None:
+def main() -> None:
+    folder, *command = sys.argv[1:]
+    environment = {**os.environ, **certificate(Path(folder))}
+    os.execvpe(command[0], command, environment)  # noqa: S606 - whoever starts this names it
+
+
+def _make_certificate(folder: Path) -> None:
     """One self-signed certificate, which every part shows and which alone every part accepts."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -53,7 +67,7 @@ def _make_certificate(home: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "enginefarm embedded store")])
     loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
+    made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -65,9 +79,9 @@ def _make_certificate(home: Path) -> None:
         .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(home / CERTIFICATE, certificate.public_bytes(Encoding.PEM))
+    _write(folder / CERTIFICATE, made.public_bytes(Encoding.PEM))
     _write(
-        home / PRIVATE_KEY,
+        folder / PRIVATE_KEY,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     )
 
@@ -78,3 +92,7 @@ def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
+
+
+if __name__ == "__main__":
+    main()

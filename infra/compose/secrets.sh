@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes the secrets of infra/compose, once: run again, it keeps those that are there.
-# To rotate one: delete its file (both store keys go with s3_identities.json), run this,
+# To rotate one: delete its file (the store keys all go with s3_identities.json), run this,
 # and `docker compose up -d` again.
 set -eu
+policies=$(cd "$(dirname "$0")/../s3-policies" && pwd)
 folder=${1:-$(dirname "$0")/secrets}
 umask 077
 mkdir -p "$folder"
@@ -19,30 +20,37 @@ keep() { # name, contents
 keep db_password "$(random 40)"
 keep prefect_auth "farm:$(random 40)"
 keep grafana_password "$(random 24)"
+policy() { # of infra/s3-policies: as a JSON string, for the bucket of compose.yaml
+    tr -d '\n' <"$policies/$1.json" | sed 's/  *//g; s/BUCKET/enginefarm/g; s/"/\\"/g'
+}
+
 if [ ! -e s3_identities.json ]; then
-    admin=$(random 20) admin_secret=$(random 40)
-    farm=$(random 20) farm_secret=$(random 40)
-    hosts=$(random 20) hosts_secret=$(random 40)
-    cat >s3_identities.json <<JSON
-{"identities": [
-  {"name": "admin", "credentials": [{"accessKey": "$admin", "secretKey": "$admin_secret"}],
-   "actions": ["Admin"]},
-  {"name": "farm", "credentials": [{"accessKey": "$farm", "secretKey": "$farm_secret"}],
-   "actions": ["Read:enginefarm", "Write:enginefarm", "List:enginefarm"]},
-  {"name": "hosts", "credentials": [{"accessKey": "$hosts", "secretKey": "$hosts_secret"}],
-   "actions": ["Read:enginefarm", "List:enginefarm"]}
-]}
-JSON
-    printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
-        "$admin" "$admin_secret" >store_admin_key
-    printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
-        "$farm" "$farm_secret" >store_key
-    printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
-        "$hosts" "$hosts_secret" >store_read_key
+    identities='' documents=''
+    identity() { # name, file of the key, what it may do as a field of JSON
+        key=$(random 20) secret=$(random 40)
+        printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
+            "$key" "$secret" >"$2"
+        identities="$identities${identities:+,
+  }{\"name\": \"$1\", $3,
+   \"credentials\": [{\"accessKey\": \"$key\", \"secretKey\": \"$secret\"}]}"
+    }
+    role() { # name, file of the key, name of the policy
+        identity "$1" "$2" "\"policyNames\": [\"$3\"]"
+        documents="$documents${documents:+,
+  }{\"name\": \"$3\", \"content\": \"$(policy "$3")\"}"
+    }
+    identity admin store_admin_key '"actions": ["Admin"]'
+    role farm store_key farm
+    role hosts store_read_key pull
+    role promoters store_promote_key promote
+    role recipes store_recipes_key recipes
+    role collector store_collect_key collect
+    printf '{"identities": [\n  %s\n],\n"policies": [\n  %s\n]}\n' \
+        "$identities" "$documents" >s3_identities.json
 fi
 # Compose mounts these files as they are: the images' user must be able to read them.
 if [ "$(id -u)" = 0 ]; then
-    chown 10001:10001 prefect_auth s3_identities.json store_key store_admin_key store_read_key
+    chown 10001:10001 prefect_auth s3_identities.json store_*key
     chown 10001:999 db_password # 999: the PostgreSQL image's group
     chmod 0440 db_password
     chown 472 grafana_password

@@ -8,6 +8,7 @@ as far as a machine without a GPU lets them.
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -24,6 +25,11 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from enginefarm.errors import StoreDenied
+from enginefarm.store import s3
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import Credentials
+from tests import grpc_probe
 from tests.farm import postgres_server
 from tests.farm.weed_server import OTHER_PORTS, free_ports
 
@@ -45,6 +51,7 @@ class Site:
         self.document: dict[str, Any] = yaml.safe_load(text)
         subprocess.run([COMPOSE / "secrets.sh", folder / "secrets"], check=True)
         self.prefect, self.s3, self.postgres, self.metrics = free_ports(4)
+        self.s3_grpc = 0
 
     def service(self, name: str) -> dict[str, Any]:
         return self.document["services"][name]
@@ -221,13 +228,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             f"-{port}={number}"
             for port, number in zip(OTHER_PORTS, free_ports(len(OTHER_PORTS)), strict=True)
         ]
-        s3 = site.start("s3", *moved)
-        stack.enter_context(ended(s3, kill=True))
+        site.s3_grpc = int(moved[-1].partition("=")[2])
+        server = site.start("s3", *moved)
+        stack.enter_context(ended(server, kill=True))
         stack.enter_context(postgres(site))
-        server = site.start("prefect-server")
-        stack.enter_context(ended(server))
-        site.healthy("s3", s3)
-        site.healthy("prefect-server", server)
+        prefect = site.start("prefect-server")
+        stack.enter_context(ended(prefect))
+        site.healthy("s3", server)
+        site.healthy("prefect-server", prefect)
         setup = site.start("setup")
         assert setup.wait(DONE_S) == 0, site.log("setup").read_text()[-4000:]
         yield site
@@ -292,6 +300,46 @@ def test_a_gpu_worker_says_that_there_is_no_gpu(site: Site, label: str) -> None:
     worker = site.start(f"worker-{label}")
     assert worker.wait(DONE_S) == 60, site.log(f"worker-{label}").read_text()[-3000:]
     assert "error: " in site.log(f"worker-{label}").read_text()
+
+
+def store_by(site: Site, key: str) -> EngineStore:
+    """The farm's bucket, opened with one of the keys that secrets.sh made."""
+    url = "s3://enginefarm"
+    found = configparser.ConfigParser()
+    found.read(site.folder / "secrets" / key)
+    section = found["default"]
+    credentials = Credentials(section["aws_access_key_id"], section["aws_secret_access_key"])
+    endpoint = f"http://127.0.0.1:{site.s3}"
+    return EngineStore(s3.connect(url, endpoint=endpoint, credentials=credentials), url)
+
+
+@pytest.mark.parametrize(
+    ("key", "may_write", "may_not"),
+    [
+        ("store_key", "channels/m/candidate/1.json", "channels/m/production/1.json"),
+        ("store_key", "manifests/m.json", "recipes/m.json"),
+        ("store_promote_key", "channels/m/production/1.json", "manifests/m.json"),
+        ("store_recipes_key", "recipes/m.json", "channels/m/production/1.json"),
+        ("store_read_key", None, "fleet/m.json"),
+        ("store_collect_key", None, "channels/m/production/1.json"),
+    ],
+)
+def test_a_key_does_its_own_work_and_no_other(
+    site: Site, key: str, may_write: str | None, may_not: str
+) -> None:
+    store = store_by(site, key)
+    assert list(store.index()) == []
+    if may_write is not None:
+        store.put_object(may_write, b"{}")
+    with pytest.raises(StoreDenied):
+        store.put_object(may_not, b"{}")
+
+
+def test_no_other_container_makes_keys_by_the_s3_servers_grpc_port(site: Site) -> None:
+    folder = site.folder / "s3" / "s3"
+    assert not grpc_probe.answers(site.s3_grpc, None)
+    assert not grpc_probe.answers(site.s3_grpc, grpc_probe.with_certificate(None))
+    assert grpc_probe.answers(site.s3_grpc, grpc_probe.with_certificate(folder))
 
 
 def test_the_farms_own_key_cannot_touch_other_buckets(site: Site) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import stat
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,11 +14,11 @@ from enginefarm.store import embedded, inner_ports
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.ports import PORTS
+from tests import grpc_probe
 
 GRPC_PORTS = [name for name in PORTS if "grpc" in name]
 HTTP_PORTS = [name for name in PORTS if "grpc" not in name]
 SECRET = b"bytes of an engine that nobody may read"
-HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def port_of(server: Server, name: str) -> int:
@@ -52,46 +50,27 @@ def test_an_inner_port_reads_and_writes_nothing_without_a_token(
     assert store.read_document("new") is None
 
 
-def grpc_answers(port: int, tls: ssl.SSLContext | None) -> bool:
-    """The server says what every gRPC server says first: its SETTINGS frame."""
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as plain:
-        try:
-            connection = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
-            connection.sendall(HTTP2_GREETING)
-            return connection.recv(9)[3:4] == bytes([4])
-        except (ssl.SSLError, ConnectionError):
-            return False
-
-
-def with_certificate(home: Path | None) -> ssl.SSLContext:
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls.set_alpn_protocols(["h2"])
-    tls.check_hostname = False
-    tls.verify_mode = ssl.CERT_NONE  # an attacker does not mind whom they talk to
-    if home is not None:
-        tls.load_cert_chain(home / inner_ports.CERTIFICATE, home / inner_ports.PRIVATE_KEY)
-    return tls
-
-
 @pytest.mark.parametrize("name", GRPC_PORTS)
 def test_a_grpc_port_serves_the_stores_own_certificate_alone(
     name: str, s3_server: Server, tmp_path: Path
 ) -> None:
     port = port_of(s3_server, name)
-    inner_ports.environment(tmp_path, s3_server.credentials)  # another store's certificate
-    assert not grpc_answers(port, None)
-    assert not grpc_answers(port, with_certificate(None))
-    assert not grpc_answers(port, with_certificate(tmp_path))
-    assert grpc_answers(port, with_certificate(s3_server.home)), "the question is one it answers"
+    inner_ports.certificate(tmp_path)  # another store's certificate
+    assert not grpc_probe.answers(port, None)
+    assert not grpc_probe.answers(port, grpc_probe.with_certificate(None))
+    assert not grpc_probe.answers(port, grpc_probe.with_certificate(tmp_path))
+    assert grpc_probe.answers(port, grpc_probe.with_certificate(s3_server.home)), (
+        "the question is one it answers"
+    )
 
 
 def test_the_ports_offer_the_certificate_that_lies_in_the_folder(s3_server: Server) -> None:
     """SeaweedFS's parts compare it, so an impostor on one of its ports is not believed."""
-    tls = with_certificate(s3_server.home)
+    tls = grpc_probe.with_certificate(s3_server.home)
     tls.verify_mode = ssl.CERT_REQUIRED
     tls.load_verify_locations(s3_server.home / inner_ports.CERTIFICATE)
     tls.check_hostname = True
-    assert grpc_answers(port_of(s3_server, "filer.port.grpc"), tls)
+    assert grpc_probe.answers(port_of(s3_server, "filer.port.grpc"), tls)
 
 
 def test_no_other_user_reads_the_folder_or_its_sockets(s3_server: Server) -> None:

@@ -14,7 +14,7 @@ import pytest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreDenied
 from enginefarm.recipes import kept as recipe_store
-from enginefarm.store import s3
+from enginefarm.store import channels, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import Credentials
 from tests import tiny_recipe
@@ -22,7 +22,9 @@ from tests.farm.weed_server import free_ports, weed_server
 from tests.sample_manifest import make_manifest
 
 POLICIES = Path(__file__).parents[3] / "infra" / "s3-policies"
-ROLES = ("pull", "farm", "promote", "recipes", "collect")
+ROLES = ("pull", "fleet", "farm", "promote", "recipes", "collect")
+POLICIES_OF = {"fleet": ("pull", "fleet")}
+"""A host that tells what it runs has two files; each other role has the file of its name."""
 BUCKET = "engines"
 ADMIN = Credentials("admin", "admin-secret")
 CHANNEL = "channels/sample/production/99999998.json"
@@ -54,7 +56,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engin
         f"-dir={folder / 'data'}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        "-volume.max=0",
+        "-volume.max=4096",
         "-filer",
         "-s3",
         f"-s3.port={port}",
@@ -89,8 +91,9 @@ def user(endpoint: str, role: str) -> Credentials:
     )
     iam.create_user(UserName=role)
     key = iam.create_access_key(UserName=role)["AccessKey"]
-    document = (POLICIES / f"{role}.json").read_text("utf-8").replace("BUCKET", BUCKET)
-    iam.put_user_policy(UserName=role, PolicyName=role, PolicyDocument=document)
+    for policy in POLICIES_OF.get(role, (role,)):
+        document = (POLICIES / f"{policy}.json").read_text("utf-8").replace("BUCKET", BUCKET)
+        iam.put_user_policy(UserName=role, PolicyName=policy, PolicyDocument=document)
     return Credentials(key["AccessKeyId"], key["SecretAccessKey"])
 
 
@@ -143,6 +146,38 @@ def test_an_inference_host_writes_nothing_and_sees_no_stage(
     denied(lambda: store.delete_object(CHANNEL))
     denied(lambda: store.stage("export", "0" * 64))
     denied(lambda: list(store.list_objects("")))
+
+
+def test_a_host_that_knows_its_digest_reads_any_blob_and_none_can_be_listed(
+    stores: dict[str, EngineStore], tmp_path: Path
+) -> None:
+    """Calibration data is a blob too: docs/security.md says who can read it."""
+    data = stores["admin"].put_bytes(b"calibration data")
+    for role in ("pull", "farm"):
+        assert stores[role].read_bytes(data) == b"calibration data"
+    denied(lambda: list(stores["pull"].list_objects("blobs/")))
+
+
+def test_a_host_tells_what_it_runs_and_writes_nothing_else(
+    stores: dict[str, EngineStore],
+) -> None:
+    told = "fleet/sample/production/host.json"
+    stores["fleet"].put_object(told, b"{}")
+    denied(lambda: stores["pull"].put_object(told, b"{}"))
+    denied(lambda: stores["fleet"].delete_object(told))
+    for key in ("manifests/x.json", "index/x", "recipes/x.json", CHANNEL, "workers/t4/x.json"):
+        denied(lambda key=key: stores["fleet"].put_object(key, b"{}"))
+    assert stores["promote"].read_document(told), "who promotes sees what hosts run"
+
+
+def test_what_the_star_of_a_policy_also_matches_is_no_revision(
+    stores: dict[str, EngineStore],
+) -> None:
+    """`channels/*/candidate/*` matches this key, since a star in S3 matches slashes."""
+    stray = "channels/sample/production/candidate/00000001.json"
+    stores["farm"].put_object(stray, b"{}")
+    assert list(channels.keys(stores["pull"], "sample", "production")) == [CHANNEL]
+    stores["admin"].delete_object(stray)
 
 
 def test_a_worker_publishes(stores: dict[str, EngineStore], tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_a_build_comes_back_with_its_log(tmp_path: Path) -> None:
     assert output.peak_memory_bytes > 1 << 20
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_build_notes_whether_its_addresses_were_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """Docker's default seccomp profile forbids `setarch -R`; plans may then differ."""
+    tool = tmp_path / "setarch"
+    tool.write_text(f'#!/bin/sh\n[ {int(allowed)} = 1 ] || exit 1\nshift 2\nexec "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    child_process.randomisation_off.cache_clear()
+    try:
+        assert build(tmp_path, "").details["address_space_randomisation"] is not allowed
+    finally:
+        child_process.randomisation_off.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [

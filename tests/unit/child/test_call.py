@@ -172,6 +172,13 @@ def test_the_child_has_no_credentials_and_reads_none(
     assert said == "[None, 'PermissionError', 'PermissionError']"
 
 
+def test_files_of_the_user_are_open_to_it(tmp_path: Path) -> None:
+    """docs/security.md says so: a recipe's code is kept from the environment, not from files."""
+    (tmp_path / "credentials").write_text("hunter2")
+    (tmp_path / "credentials").chmod(0o600)
+    assert run(f"answer = open({str(tmp_path / 'credentials')!r}).read()") == "hunter2"
+
+
 def test_it_has_a_session_of_its_own_and_leaves_no_core() -> None:
     said = run(
         "import os, resource\n"

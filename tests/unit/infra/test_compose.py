@@ -131,10 +131,45 @@ def test_secrets_are_made_once_and_kept(infra: Path, tmp_path: Path) -> None:
     assert keys["farm"] in first["store_key"]
     assert keys["admin"] in first["store_admin_key"]
     assert keys["hosts"] in first["store_read_key"]
-    assert len(set(keys.values())) == 3
-    may = {row["name"]: row["actions"] for row in identities}
-    assert may["hosts"] == ["Read:enginefarm", "List:enginefarm"], "hosts write nothing"
+    assert len(set(keys.values())) == len(keys)
     assert all(len(key) == 40 for key in keys.values())
+
+
+def test_each_service_holds_the_secrets_of_its_role_alone(compose: dict[str, Any]) -> None:
+    """The Prefect server has no key to the store; nobody but `setup` has the administrator's."""
+    held = {name: set(row.get("secrets", ())) for name, row in compose["services"].items()}
+    working = {"prefect_auth", "store_key"}
+    assert held == {
+        "postgres": {"db_password"},
+        "prefect-server": {"db_password", "prefect_auth"},
+        "s3": {"s3_identities"},
+        "setup": {"prefect_auth", "store_admin_key"},
+        "control": working,
+        "cpu": working,
+        "worker-t4": working,
+        "worker-l4": working,
+        "worker-a100": working,
+        "prometheus": set(),
+        "grafana": {"grafana_password"},
+    }
+
+
+def test_each_key_may_do_what_its_policy_file_says_and_no_more(infra: Path, tmp_path: Path) -> None:
+    subprocess.run([str(infra / "compose" / "secrets.sh"), str(tmp_path / "s")], check=True)
+    made = json.loads((tmp_path / "s" / "s3_identities.json").read_bytes())
+    policies = {row["name"]: json.loads(row["content"]) for row in made["policies"]}
+    for name, policy in policies.items():
+        text = (infra / "s3-policies" / f"{name}.json").read_text("utf-8")
+        assert policy == json.loads(text.replace("BUCKET", "enginefarm"))
+    may = {row["name"]: row.get("actions", row.get("policyNames")) for row in made["identities"]}
+    assert may == {
+        "admin": ["Admin"],
+        "farm": ["farm"],
+        "hosts": ["pull"],
+        "promoters": ["promote"],
+        "recipes": ["recipes"],
+        "collector": ["collect"],
+    }
 
 
 def test_every_declared_secret_is_one_that_the_script_makes(
