@@ -1,7 +1,7 @@
 """FP32 -> mixed precision: one dtype for each value, a Cast where two meet.
 
 onnxconverter-common was tried first and writes invalid graphs for models with a Cast of their
-own, as every text encoder has: docs/decisions/0022.
+own, as every text encoder has: docs/decisions/0110.
 """
 
 from __future__ import annotations
