@@ -90,7 +90,7 @@ def build(
     if find_spec("prefect") is None:
         raise ToolchainError(
             "enginefarm.build needs the farm",
-            why="prefect is not installed: this is the pull client alone",
+            why="Prefect is not installed; this installation can only pull engines",
             fix="pip install 'enginefarm[farm]'",
         )
     from enginefarm.planning.outcome import Outcome
@@ -111,5 +111,7 @@ def _error(code: int, said: str) -> EnginefarmError:
     """What the command printed, as the error that it was."""
     found = re.search(r"^error: (.*)", said, re.MULTILINE | re.DOTALL)
     if found is None:
-        return EnginefarmError(f"build: it ended with status {code}", why=said.strip()[-600:])
+        return EnginefarmError(
+            f"build: the process ended with status {code}", why=said.strip()[-600:]
+        )
     return errors.of_text(errors.kind_of_code(code).__name__, found[1].rstrip(), EnginefarmError)

@@ -9,7 +9,7 @@ EnginefarmError                    1
 ├── SlimError                     15  OnnxSlim failed, or changed the numbers
 ├── PrecisionError                16  the cast or the quantiser failed
 ├── CalibrationError              17  calibration data is missing, empty, or of the wrong shape
-├── ModelError                    18  the model returns other numbers each time, or NaN in FP32
+├── ModelError                    18  the model returns different numbers each time, or NaN in FP32
 ├── BuildError                    20  the builder refused the network
 │   ├── ParseError                21  the ONNX parser refused a node
 │   ├── BuildCrashed              22  the builder process died (signal)

@@ -74,8 +74,8 @@ def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None)
     row = by_nvml_name(gpu.name) if gpu else None
     if gpu is None or row is None:
         raise HostError(
-            "bench: no GPU of gpus.toml is found on this machine",
-            why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not there, or sees no GPU",
+            "bench: this machine has no GPU that gpus.toml lists",
+            why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not installed, or finds no GPU",
             fix="time it on the CPU: --cpu",
         )
     model = known(site, recipe)
@@ -214,7 +214,7 @@ def _measure(
             result.left_out[f"{entry.name}, {point.text}"] = one_line(error.why or error.what)
     if not able:
         raise EngineRunError(
-            "bench: no runtime could take part on this GPU",
+            "bench: no runtime could run on this GPU",
             why="; ".join(f"{name}: {why}" for name, why in result.left_out.items()),
         )
     contenders = [contender for _, contender in able]

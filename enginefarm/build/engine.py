@@ -112,7 +112,7 @@ def build(
     """The plan, built in a child process unless it is there; the manifest when that is there.
 
     A plan that GPUs share is built by the first of them; the others find it recorded. One
-    process at a time builds a given plan on one machine: whoever comes second waits, and
+    process at a time builds a given plan on one machine: the second one waits, and
     then finds what the first one made. workspace_mib: less than the spec's, for the one
     retry after an out-of-memory; recorded in the manifest.
 
@@ -221,9 +221,9 @@ def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
     if failed is not None:
         device_records.withdraw(site.store, failed.manifest)  # who wrote it may have died then
         raise EngineRunError(
-            f"{spec.label}: an engine of this very spec failed on its GPU and is in quarantine",
+            f"{spec.label}: an engine of exactly this spec failed on its GPU and is in quarantine",
             why=failed.verification.reason,
-            fix="mend what it says; change the recipe's `salt` to build the same thing again",
+            fix="correct the cause; to build the same engine again, change the recipe's `salt`",
         )
 
 

@@ -46,7 +46,7 @@ def build(
     if spec.builder.attempts > 1:
         if reference is None:
             raise ToolchainError(
-                "builder.attempts: attempts are judged on the reference, and there is none"
+                "builder.attempts: attempts are judged on the reference, and this build has none"
             )
         judged = budget or DEFAULT_BUDGETS[spec.precision.name]
         return lottery.draw(

@@ -47,7 +47,7 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
     if write is None:
         raise ToolchainError(
             f"reproduce: engines of toolchain {manifest.spec.toolchain.name} are not reproduced",
-            why="ONNX Runtime builds them, and not TensorRT's Builder API",
+            why="ONNX Runtime builds them, not TensorRT's Builder API",
             fix="reproduce an engine of tensorrt, trtexec or tensorrt-rtx",
         )
     if manifest.spec.plugins:
@@ -56,7 +56,7 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
             why="the libraries are yours, and what they link is not known here",
         )
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"reproduce: {folder} holds something", fix="name a new folder")
+        raise UsageError(f"reproduce: the folder {folder} is not empty", fix="name a new folder")
     with writing(folder):
         materialise(site, manifest.graph, folder)
         shutil.copyfile(str(files("enginefarm.build") / "standalone.py"), folder / "reproduce.py")

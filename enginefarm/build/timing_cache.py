@@ -3,7 +3,7 @@
 Timings of one GPU, driver or TensorRT build are wrong on another, so each combination has
 a cache of its own, named by a digest of all of them. Merging is TensorRT's own
 (`ITimingCache.combine`), done by the build that loaded the cache; what is added here is that
-two builds at the same time lose nothing: whoever writes second merges into what the first
+two builds at the same time lose nothing: the second writer merges into what the first
 one wrote.
 """
 
@@ -116,7 +116,7 @@ def merge(
             report("timing cache", 0, None, "somebody else wrote it; merging again")
             continue
         return len(together)
-    raise StoreConflict(f"timing cache {key.key}: {ATTEMPTS} writers came first")
+    raise StoreConflict(f"timing cache {key.key}: {ATTEMPTS} other writers were faster")
 
 
 def _body(document: bytes) -> bytes | None:

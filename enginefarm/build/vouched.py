@@ -77,7 +77,7 @@ def require_plan_of(site: Site, spec: BuildSpec, plan: BlobRef) -> None:
     wanted = (spec.toolchain.build, spec.gpu.compute_capability)
     if wanted[0] != header.version or wanted[1] not in header.compute_capabilities:
         raise PlanDamaged(
-            f"{spec.label}: the plan's header is of another build than the spec",
+            f"{spec.label}: the plan's header names another build than the spec",
             why=f"it says TensorRT-RTX {header.version} for "
             f"{', '.join(header.compute_capabilities)}; the spec, {wanted[0]} for {wanted[1]}",
             fix="enginefarm fsck --bytes --repair, then build the recipe again",

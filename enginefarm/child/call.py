@@ -137,7 +137,7 @@ class Child:
             return answer.model_validate_json(text)
         except ValidationError as cause:
             raise self.kinds.failed(
-                f"{self.what}: its process gave an answer that cannot be read",
+                f"{self.what}: its process sent an answer that cannot be read",
                 why=str(cause)[:300],
                 fix=self.fix,
             ) from None
@@ -230,7 +230,7 @@ class _Watch:
             raise BuildCancelled(f"{what}: cancelled after {seconds:.1f} s")
         if limits.seconds is not None and seconds > limits.seconds:
             raise self._child.kinds.too_long(
-                f"{what}: still running after its limit of {limits.seconds:g} s, and killed",
+                f"{what}: it was still running after its limit of {limits.seconds:g} s, and killed",
                 why=self._last_words(),
                 fix="raise ENGINEFARM_BUILD_TIMEOUT_S, or give it less to do",
             )
@@ -249,9 +249,9 @@ class _Watch:
         what, kinds = self._child.what, self._child.kinds
         if status == -signal.SIGKILL:
             return kinds.too_large(
-                f"{what}: killed from outside (SIGKILL), when it used "
+                f"{what}: it was killed from outside (SIGKILL) when it used "
                 f"{_mib(self.peak_bytes)} of memory",
-                why="the kernel kills so when a machine or container is out of memory",
+                why="the kernel does this when a machine or container is out of memory",
                 fix="give the machine more memory, or run fewer at a time",
             )
         if status < 0:

@@ -50,7 +50,7 @@ def die_with_parent_of() -> Callable[[], None]:
 def keep_environment_private() -> None:
     """Other processes of the same user can no longer read this one's environment and memory.
 
-    root can, and so can whoever may trace processes; `see_no_other_process` is for those.
+    root can, and so can processes that may trace others; `see_no_other_process` is for those.
     """
     _libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 

@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
         if cmd_name in NEEDS_PREFECT and find_spec("prefect") is None:
             raise ToolchainError(
                 f"enginefarm {cmd_name} needs the farm",
-                why="prefect is not installed: this is the pull client alone",
+                why="Prefect is not installed; this installation can only pull engines",
                 fix="pip install 'enginefarm[farm]'",
             )
         command: click.Command = loaded(COMMANDS[cmd_name][0])
@@ -157,7 +157,7 @@ def run(arguments: list[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(_not_installed(error.name or "", extra))
-    except BrokenPipeError:  # whoever read it, as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
     except OSError as error:

@@ -28,7 +28,7 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
 
     recipe, channel = channels.split(name) if name else (None, None)
     if source is not None and (recipe is None or channel is None):
-        raise UsageError("fleet --promote: say which channel", fix="fleet NAME@CHANNEL --promote …")
+        raise UsageError("fleet --promote: name the channel", fix="fleet NAME@CHANNEL --promote …")
     store = open_store()
     found = hosts.standings(
         store, [one for one in hosts.states(store, recipe) if channel in (None, one.channel)]

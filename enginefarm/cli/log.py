@@ -1,4 +1,4 @@
-"""`enginefarm log`: what the builder of an engine said, also when there is no engine."""
+"""`enginefarm log`: what the builder of an engine printed, also when the build failed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
         raise StoreMissing(
             f"log: the store has no log of building {recipe} for {label}",
             why="no build of it has ended, or its log was deleted",
-            fix=f"enginefarm list {recipe} names the engines that are there",
+            fix=f"enginefarm list {recipe} lists the engines in the store",
         )
     path = BlobCache().ensure(store, newest.build.log)
     click.echo(f"built at {newest.created_at:%Y-%m-%d %H:%M} UTC: {newest.spec.label}\n", err=True)

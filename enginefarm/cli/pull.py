@@ -86,12 +86,14 @@ def pull(
     if name is None or url is not None:
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
     if batch is not None and goal is None:
-        raise UsageError("pull --batch: it is the batch of a goal", fix="add --for latency")
+        raise UsageError("pull --batch: this option needs a goal", fix="add --for latency")
     wish = _wish(goal, batch)
     asked = partial(pull_engine, name, gpu=gpu, precision=precision, offline=offline, wish=wish)
     if every_s is not None:
         if dest is None:
-            raise UsageError("pull --watch: say which folder to keep", fix="add --dest FOLDER")
+            raise UsageError(
+                "pull --watch: name the folder to keep up to date", fix="add --dest FOLDER"
+            )
         _watch(asked, dest, every_s, teller(name, gpu, precision, offline=offline))
         return
     rankings: list[str] = []

@@ -96,7 +96,7 @@ def _require_gpu_and_numpy() -> None:
     if first_gpu() is None:
         raise HostError(
             "run: this machine has no NVIDIA GPU, and an engine runs on nothing else",
-            why="NVML is not there, or sees no GPU",
+            why="NVML is not installed, or finds no GPU",
             fix=f"run it on a host with the GPU; {PAGE} has what to install there",
         )
     if find_spec("numpy") is None:
@@ -137,8 +137,8 @@ def _of_file(path: Path) -> Found:
     manifest = manifest_for(path, BlobCache())
     if manifest is None:
         raise UsageError(
-            f"run: the manifest of {path} is not found",
-            why=f"{path}.json is not there, and this host has not pulled these bytes",
+            f"run: the manifest of {path} was not found",
+            why=f"{path}.json does not exist, and this host has not pulled these bytes",
             fix="`enginefarm pull NAME --dest FILE` writes both",
         )
     findings = plan_findings(path, manifest, detect())

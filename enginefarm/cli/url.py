@@ -24,7 +24,7 @@ from enginefarm.cli.options import gpu_option, precision_option
 def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:
     """Print a URL that needs no credentials, with the sha256 of its bytes.
 
-    Whoever has it can download that one engine until it expires. Give it, whole, to
+    Anybody who has it can download that one engine until it expires. Give it, whole, to
     `enginefarm pull --url`, which checks the bytes.
     """
     from enginefarm.cli.tables import print_json

@@ -76,7 +76,7 @@ def sign(name: str, vouch: bool) -> None:
     """Sign the engines of a recipe or channel that were published without a key.
 
     Their bytes are downloaded and hashed first. Without --vouch an engine is signed only when
-    a builder with a trusted key recorded that it built it: whoever can write to the store can
+    a builder with a trusted key recorded that it built it: anybody who can write to the store can
     publish, and a signature says that you stand for it.
     """
     from enginefarm.errors import SignatureRejected

@@ -186,6 +186,6 @@ def histograms(
         progress.report("calibrate", count, options.batches)
     if count == 0:
         raise CalibrationError(
-            "calibration: the data has no batch", fix="provide representative samples"
+            "calibration: the data has no batches", fix="provide representative samples"
         )
     return seen

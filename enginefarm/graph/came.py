@@ -22,7 +22,7 @@ def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> t
     """What was changed in the file when it was read, for people; empty for other sources.
 
     path: the graph with the recipe's dims, the model's opset raised.
-    Raises: SourceError where the two give other numbers.
+    Raises: SourceError where the two return different numbers.
     """
     if not isinstance(recipe.source, OnnxSource):
         return ()

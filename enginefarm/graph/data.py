@@ -141,7 +141,7 @@ def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterat
         raise CalibrationError(
             f"data.callable: {data.callable!r} raised {type(error).__name__}",
             why=str(error)[:600],
-            fix="it must give an iterator of dicts from input name to numpy array",
+            fix="it must return an iterator of dicts from input name to numpy array",
         ) from error
 
 
@@ -154,14 +154,14 @@ def _files(data: Data, root: Path) -> list[Path]:
         if files:
             return files
         raise CalibrationError(
-            f"data.path: {data.path}: no .npz or .npy file is in that folder",
-            fix="write one file a batch with numpy.savez",
+            f"data.path: {data.path}: that folder has no .npz or .npy file",
+            fix="write one file for each batch with numpy.savez",
         )
     if not path.is_file() or path.suffix != ".npz":
         raise CalibrationError(
-            f"data.path: {data.path}: not an .npz file, nor a folder",
+            f"data.path: {data.path}: it is neither an .npz file nor a folder",
             why=f"looked for {path}",
-            fix="the path is taken relative to the recipe's folder",
+            fix="the path is relative to the recipe's folder",
         )
     return [path]
 
@@ -205,7 +205,7 @@ def _from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
                 raise CalibrationError(
                     f"data.path: {file.name}: the arrays have different numbers of samples",
                     why=", ".join(f"{name}: {count}" for name, count in counts.items()),
-                    fix="the first axis counts the samples, and is the same for every array",
+                    fix="the first axis counts the samples, and must be equal for every array",
                 )
             while streams and all(stream.count for stream in streams.values()):
                 yield {name: stream.take(batch_size) for name, stream in streams.items()}
@@ -278,7 +278,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         if not data.not_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CalibrationError(
                 f"{named}: it holds NaN or infinity",
-                fix="clean the data; where they are on purpose, as in masks, write "
+                fix="clean the data; if they are intended, as in masks, write "
                 "`not_finite: true` where the recipe names the data",
             )
     return {str(name): np.asarray(array, order="C") for name, array in given.items()}
@@ -317,5 +317,5 @@ def _check_array(
             if known != size:
                 raise CalibrationError(
                     f"{where}: dim {dim!r} is {size} here and {known} in {other}",
-                    fix="one symbolic dim has one size in a batch",
+                    fix="a symbolic dim must have the same size everywhere in a batch",
                 )

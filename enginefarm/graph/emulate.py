@@ -159,7 +159,7 @@ class _Emulation:
                 if name and name not in types:
                     raise PrecisionError(
                         f"the dtype of {name!r} cannot be inferred ({node.op_type})",
-                        fix="take the operator out, or use fp32",
+                        fix="remove the operator, or use fp32",
                     )
                 if types.get(name) in lows:
                     node.output[index] = self.free(f"{name}__exact")

@@ -143,7 +143,7 @@ def _refuse_broken(
     if bad is not None:
         raise error(
             f"the weights of {recipe.name} are broken: {bad}",
-            fix="take a checkpoint from before the training diverged, or a sound file",
+            fix="use a checkpoint from before the training diverged, or an undamaged file",
         )
 
 

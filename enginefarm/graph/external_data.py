@@ -64,7 +64,7 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
             length = int(entries.get("length") or status.st_size - offset)
             if offset < 0 or length < 0 or offset + length > status.st_size:
                 raise OSError(
-                    f"it has {status.st_size} bytes, and {length} are wanted from byte {offset}"
+                    f"it has {status.st_size} bytes, and {length} are needed from byte {offset}"
                 )
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
@@ -72,7 +72,7 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
         raise error(
             f"{name}: the data of tensor {tensor.name!r} cannot be read from {location!r}",
             why=str(cause),
-            fix="copy the data file beside the model, whole",
+            fix="copy the complete data file beside the model",
         ) from cause
     # Now in memory: the tensor must not say otherwise.
     tensor.ClearField("data_location")

@@ -53,7 +53,7 @@ class Output:
             return self._unusable(f"its shape is {found.shape}, and the reference's {wanted.shape}")
         kept = _kept(batch, self.how, wanted.shape)
         x, y = wanted.astype(np.float64), found.astype(np.float64)
-        # An infinity that FP32 has too is no damage, and neither is padding.
+        # An infinity that FP32 has too is not damage, and neither is padding.
         equal = np.isinf(x) & (x == y)
         ignored = equal if kept is None else equal | ~kept
         if ignored.any():
@@ -268,7 +268,7 @@ class _Sums:
 
 
 def _kept(batch: ReferenceBatch, how: Comparing, shape: tuple[int, ...]) -> Array | None:
-    """Where the mask says that an output of that shape is no padding; None where it has no
+    """Where the mask says that an output of that shape is not padding; None where it has no
     say. The mask's axes are the output's first ones, or its first and its last."""
     import numpy as np
 

@@ -35,7 +35,7 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
 
 
 def typed_inputs(model: ModelProto, what: str) -> None:
-    """Raises: SourceError for an input that is no tensor, or whose rank nobody wrote down."""
+    """Raises: SourceError for an input that is not a tensor, or whose rank is not in the file."""
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         kind = value.type.WhichOneof("value")

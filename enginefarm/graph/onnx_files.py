@@ -219,7 +219,7 @@ def broken_tensor(model: ModelProto) -> str | None:
     """What is wrong with the first tensor that cannot be used: NaN, infinities of both signs, or
     a size that is not its shape's. None when all are sound.
 
-    Infinities of one sign are no damage: masks and limits are made of them, and whether the
+    Infinities of one sign are not damage: masks and limits are made of them, and whether the
     model's numbers are sound is seen where it is run.
     """
     import numpy as np

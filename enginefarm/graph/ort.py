@@ -71,7 +71,8 @@ def session(
     except Exception as cause:
         if NOT_THERE in str(cause) and (node := _in_bfloat16(model)):
             raise error(
-                f"{what}: it computes in bfloat16 (node {node!r}), and cannot be run on a CPU so",
+                f"{what}: it computes in bfloat16 (node {node!r}), which ONNX Runtime cannot "
+                "run on a CPU",
                 why=one_line(cause),
                 fix="call `.float()` on the model, which keeps its weights exactly, or export it "
                 "in FP32; `precisions: [bf16]` makes the engine compute in bfloat16",

@@ -156,7 +156,7 @@ def _sound(outputs: Arrays, where: str) -> Arrays:
     for name, array in outputs.items():
         if array.dtype.kind not in "fiub":
             raise ExportError(
-                f"output {name!r} is of type {array.dtype}, which an engine cannot give",
+                f"output {name!r} is of type {array.dtype}, which an engine cannot return",
                 fix="return numbers only",
             )
         bad = np.isnan(array) if array.dtype.kind == "f" else np.zeros((), bool)

@@ -57,7 +57,7 @@ class Request(Frozen):
 
 
 def slim_tool() -> ToolUse:
-    """OnnxSlim, its version and arguments. Imports nothing of it."""
+    """OnnxSlim's name, version and arguments. OnnxSlim is not imported."""
     return ToolUse(
         name="onnxslim",
         version=version("onnxslim"),
@@ -67,7 +67,7 @@ def slim_tool() -> ToolUse:
 
 def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
     """Writes the slimmed graph to `dest_dir/model.onnx`; the graph as it came where OnnxSlim
-    fails, or its graph is not valid, or computes other numbers.
+    fails, or its graph is not valid, or computes different numbers.
 
     OnnxSlim runs in a child process: its crash, and its memory, are not this one's.
     feeds: inputs to compare both graphs on; best one for each corner of the profiles.

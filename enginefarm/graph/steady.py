@@ -79,7 +79,7 @@ def require(
     different = _different(first, run(inputs))
     if different:
         raise ModelError(
-            f"the model returns other numbers when it is run again: {different}",
+            f"the model returns different numbers when it runs again: {different}",
             why=f"running it changes its buffer {', '.join(changed)}"
             if changed
             else "it draws random numbers (dropout outside eval mode, torch.rand), or keeps state",
@@ -90,7 +90,7 @@ def require(
     different = "" if again is None else _different(first, again()(inputs))
     if different:
         raise ModelError(
-            f"the model returns other numbers each time it is loaded: {different}",
+            f"the model returns different numbers each time it is loaded: {different}",
             why="its weights are drawn anew, so no engine could be compared with it",
             fix="give a checkpoint, or call torch.manual_seed before the layers are made",
         )

@@ -118,7 +118,7 @@ def passes(request: Request) -> bool:
 def _blamed(
     request: Request, outputs: tuple[OutputComparison, ...], broken: int
 ) -> tuple[OutputComparison, ...]:
-    """The same, with the node that made the first value that is no number."""
+    """The same, with the node that made the first value that is not a number."""
     batch = next(b for i, b in enumerate(read_reference(request.reference)) if i == broken)
     node = blame.first_node(request.onnx, batch.inputs)
     if not node:

@@ -159,7 +159,7 @@ def calibration_batches(recipe: Recipe) -> Iterator[Any]:
 
     calibration = recipe.calibration
     if calibration is None:
-        raise CalibrationError("calibration: it is not in the recipe", fix="add `calibration`")
+        raise CalibrationError("calibration: the recipe has none", fix="add `calibration`")
     return data.batches(
         calibration.data,
         root=recipe.root,

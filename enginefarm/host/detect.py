@@ -73,8 +73,8 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         label = environ.get("ENGINEFARM_GPU", "auto")
     if label == "auto" and found is None:
         raise HostError(
-            "host: no NVIDIA GPU is found on this machine",
-            why="NVML is not there, or sees no GPU",
+            "host: this machine has no NVIDIA GPU",
+            why="NVML is not installed, or finds no GPU",
             fix="name the GPU to pull for: --gpu t4 (or set ENGINEFARM_GPU)",
         )
     detected = by_nvml_name(found.name) if found else None

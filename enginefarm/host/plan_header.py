@@ -42,7 +42,7 @@ def read_plan_header(path: Path) -> PlanHeader:
     size_bytes = int.from_bytes(head[16:24], "little")
     if size_bytes != path.stat().st_size:
         raise PlanDamaged(
-            f"{path.name}: {path.stat().st_size} bytes, and its header says {size_bytes}",
+            f"{path.name}: {path.stat().st_size} bytes, but its header says {size_bytes}",
             why="the file was cut short, or something was appended",
             fix="pull the engine again",
         )

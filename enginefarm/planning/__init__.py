@@ -1,1 +1,1 @@
-"""What a recipe would build, what is there already, and why."""
+"""What a recipe would build, what is already built, and why."""

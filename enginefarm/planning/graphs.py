@@ -124,7 +124,7 @@ def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
     if precision in ("fp16", "bf16") and details.get("low_nodes") == 0:
         raise PrecisionError(
             f"{precision}: nothing in the graph computes in {precision}",
-            why="every operator stays in FP32: it would be an FP32 engine of another name",
+            why="every operator stays in FP32: it would be an FP32 engine with another name",
             fix=f"take {precision} out of the recipe's precisions, or keep fewer nodes wide",
         )
 

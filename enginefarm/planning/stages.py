@@ -209,7 +209,7 @@ def slim_key(onnx: OnnxRef, slimmer: ToolUse) -> str:
 
 
 def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
-    """OnnxSlim; refused when ONNX Runtime computes other numbers than before.
+    """OnnxSlim; its graph is refused when ONNX Runtime computes different numbers from it.
 
     Raises: SlimError.
     """

@@ -95,7 +95,7 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 
 
 def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
-    """One outcome for each engine that is there already, and for each that is not built."""
+    """One outcome for each engine that is already built, and for each that is not built."""
     manifests = [
         site.store.manifest(planned.spec.digest)
         for planned in found.builds

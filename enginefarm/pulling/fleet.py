@@ -134,8 +134,8 @@ def reached(found: Sequence[Standing], engines: Sequence[Manifest]) -> tuple[Sta
     """
     if not found:
         raise UsageError(
-            "fleet: no host has said that it follows this channel",
-            fix="hosts say so with `enginefarm pull NAME@CHANNEL --watch`",
+            "fleet: no host has reported that it follows this channel",
+            fix="hosts report it with `enginefarm pull NAME@CHANNEL --watch`",
         )
     judged: list[Standing] = []
     for one in found:

@@ -194,7 +194,7 @@ def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
     """Raises: SignatureRejected: unsigned, by another key, or of other bytes than the URL's."""
     if not presigned.manifest or not presigned.signature:
         raise SignatureRejected(
-            "pull --url: this host takes signed engines only, and this URL carries no signature",
+            "pull --url: this host accepts only signed engines, and this URL has no signature",
             fix="sign the engine (enginefarm sign), and ask for a new URL",
         )
     try:
@@ -207,7 +207,7 @@ def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
     trusted.require(manifest, read_url(presigned.signature, "signature"))
     if manifest.engine != presigned.ref:
         raise SignatureRejected(
-            "pull --url: the signature is of another engine than the URL's",
+            "pull --url: the signature is for another engine than the URL",
             why=f"signed is {manifest.engine.digest[:12]}, and the URL is of "
             f"{presigned.ref.digest[:12]}",
             fix="take the whole line that `enginefarm url` printed",

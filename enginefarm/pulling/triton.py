@@ -1,7 +1,7 @@
 """A model repository for Triton: config.pbtxt and plans, a directory that loads the right one.
 
 Triton picks a plan by compute capability alone (`cc_model_filenames`). Where two GPUs share
-one, each GPU gets a repository of its own. There is no file of the default name, so a GPU that
+one, each GPU gets a repository of its own. No file has the default name, so a GPU that
 is not listed fails to load, rather than load another GPU's plan.
 Source of the format: Triton's model_config.proto.
 """
@@ -92,7 +92,7 @@ def _loadable(engines: list[Manifest]) -> None:
             raise ToolchainError(
                 f"triton-repo: {one.recipe} {one.spec.label} was built by "
                 f"{one.spec.toolchain.name}",
-                why="Triton's TensorRT backend loads plans of TensorRT only",
+                why="Triton's TensorRT backend loads only plans of TensorRT",
                 fix="build it with toolchain `tensorrt` on a worker that has the GPU",
             )
         if (_alike(one), one.spec.profiles) != (_alike(first), first.spec.profiles):
@@ -152,7 +152,7 @@ def max_batch_size(manifest: Manifest) -> int:
 
     0 tells Triton that shapes are written out whole, and turns its batching off. That is right for
     any engine; batching is right only where each request's rows are its own, so that a dim of
-    another name (`tokens`, `boxes`), or of no name that is known, is no batch.
+    another name (`tokens`, `boxes`), or of no name that is known, is not a batch.
     """
     firsts = {tensor.dims[0] if tensor.dims else None for tensor in manifest.tensors}
     if len(firsts) != 1 or firsts.isdisjoint(BATCH_DIMS):

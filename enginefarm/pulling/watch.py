@@ -45,7 +45,7 @@ def watch(
 
 
 def swap(pulled: PulledEngine, folder: Path) -> bool:
-    """Points `current` at the engine; False when it is there already.
+    """Points `current` at the engine; False when it already does.
 
     The version before stays for those who still read it; older ones are deleted.
     """

@@ -90,7 +90,7 @@ def read(text: str, name: str) -> Document:
         if values > LIMIT_VALUES:
             raise RecipeError(
                 f"{name}: the document holds more than {LIMIT_VALUES:,} values",
-                why="aliases (`*name`) count as what they stand for",
+                why="an alias (`*name`) counts as the value that it repeats",
                 fix="put data into a file beside the recipe",
             )
         document.value = _Reader(name, document.lines).value(node, "")

@@ -63,7 +63,7 @@ def _text(file: Path) -> str:
         if not stat.S_ISREG(about.st_mode):
             raise RecipeError(
                 f"{file}: not a regular file",
-                why="a pipe or a device has no end that can be known",
+                why="a pipe or a device has no known size",
                 fix="save the recipe as a file, and give the path of that file",
             )
         if about.st_size > LIMIT_BYTES:

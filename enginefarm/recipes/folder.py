@@ -27,10 +27,10 @@ def carried(folder: Path) -> dict[str, Path]:
             continue
         name = "/".join(parts)
         if not all(SEGMENT.fullmatch(part) for part in parts):
-            raise RecipeError(f"recipes push: {name!r} is not a name that every machine can write")
+            raise RecipeError(f"recipes push: {name!r} is not a valid file name on every machine")
         if not path.resolve().is_relative_to(folder):
             raise RecipeError(
-                f"recipes push: {name} is a link out of the recipe's folder",
+                f"recipes push: {name} is a link that leads out of the recipe's folder",
                 fix="put the file itself there",
             )
         found[name] = path

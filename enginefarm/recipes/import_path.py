@@ -60,7 +60,7 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
         raise error(
             f"{field}: {path!r}: no such file",
             why=f"looked for {root / where}",
-            fix="the file is taken relative to the recipe's folder",
+            fix="the path is relative to the recipe's folder",
         ) from None
     except (ImportError, AttributeError) as cause:
         raise error(
@@ -80,14 +80,14 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
 def _inside(root: Path, where: str, field: str, error: type[EnginefarmError]) -> Path:
     """The file, when it is in the recipe's folder or in a recipe root. Links are followed first.
 
-    Who may put a file there may run code on the farm (docs/security.md); nobody else may.
+    Only people who can put a file there can run code on the farm (docs/security.md).
     """
     file = (root / where).resolve()
     allowed = _allowed(root)
     if not any(file.is_relative_to(folder) for folder in allowed):
         raise error(
             f"{field}: {where!r} is outside the folders that code may come from",
-            why=f"allowed are {', '.join(map(str, allowed))}",
+            why=f"the allowed folders are {', '.join(map(str, allowed))}",
             fix="move the file into the recipe's folder, or name its folder in "
             "ENGINEFARM_RECIPE_ROOTS",
         )
@@ -142,7 +142,7 @@ def _followed(path: str, root: Path, field: str) -> Followed:
             raise SourceError(
                 f"{field}: {path!r}: no such file",
                 why=f"looked for {file}",
-                fix="the file is taken relative to the recipe's folder",
+                fix="the path is relative to the recipe's folder",
             )
         return _closure({"file": file}, file.parent)
     top = where.partition(".")[0]
@@ -152,7 +152,7 @@ def _followed(path: str, root: Path, field: str) -> Followed:
     files = dict(_local_files(where))
     if not files:
         raise SourceError(
-            f"{field}: {path!r}: no module is called {top!r}",
+            f"{field}: {path!r}: there is no module {top!r}",
             fix="install the package that has it, or name a file: `file.py:attribute`",
         )
     return _closure(files, None)

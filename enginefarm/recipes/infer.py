@@ -69,7 +69,7 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
         raise UsageError(
             f"{given}: its inputs are not known",
             why="only an ONNX file says what its inputs are",
-            fix="give each in order: --input images:float32:batch,3,224,224",
+            fix="name each input, in order: --input images:float32:batch,3,224,224",
         )
     fields: dict[str, Any] = {
         "name": wishes.name or _name(Path(found["file"]).resolve() if found else path.resolve()),
@@ -94,7 +94,7 @@ def kept(text: str, dest: Path) -> Path:
             file.write(text)
     except FileExistsError:
         raise UsageError(
-            f"{dest}: it is already there", fix="name another file, or delete this one"
+            f"{dest}: the file already exists", fix="name another file, or delete this one"
         ) from None
     except OSError as error:
         raise UsageError(f"{dest}: it cannot be written", why=str(error.strerror)) from error
@@ -114,7 +114,7 @@ def _callable(found: re.Match[str], at: Path) -> str:
     if file.resolve().parent != at.resolve():
         raise UsageError(
             f"a recipe in {at} cannot name code in {file.resolve().parent}",
-            why="code is imported from the folder of its recipe alone",
+            why="code is imported only from the folder of its recipe",
             fix=f"save the recipe in {file.resolve().parent}",
         )
     return f"{file.name}:{found['name']}"
@@ -168,7 +168,7 @@ def _of_onnx(path: Path) -> list[dict[str, Any]]:
                 f"{path}: a recipe cannot be inferred for input {value.name!r}",
                 why=f"its type is {kind}, and its rank is "
                 f"{'known' if tensor.HasField('shape') else 'not known'}",
-                fix="give the inputs by hand: --input NAME:DTYPE:DIM,DIM",
+                fix="name the inputs yourself: --input NAME:DTYPE:DIM,DIM",
             )
         shape = [
             dim.dim_value if dim.dim_value > 0 else _dim(dim.dim_param, value.name, axis)

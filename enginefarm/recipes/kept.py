@@ -2,7 +2,7 @@
 
 recipes/<name>.json    its files and who signed them; the files are blobs
 
-A recipe names code to run, so whoever may write `recipes/` may run code on the control
+A recipe names code to run, so anybody who can write `recipes/` can run code on the control
 worker. A worker takes none unless its roots name the store (settings.STORE_ROOT); with a
 trust key it takes only what one of these keys signed.
 """
@@ -143,7 +143,7 @@ def unpacked(site: Site, name: str) -> Path:
     if not current().recipes_in_store:
         raise RecipeError(
             f"recipe: {STORE_ROOT}/{name}: this worker takes no recipes from the store",
-            why="a recipe is code, and whoever may write to the store could bring some",
+            why="a recipe is code, and anybody who can write to the store could add one",
             fix=f"start the control worker with {STORE_ROOT} among ENGINEFARM_RECIPE_ROOTS",
         )
     pushed = read(site.store, name)
@@ -184,7 +184,9 @@ def _require_signed(pushed: PushedRecipe) -> None:
     by = ", ".join(one.keyid[:12] for one in pushed.signatures)
     raise SignatureRejected(
         f"recipe: {STORE_ROOT}/{pushed.recipe.name} is refused",
-        why=f"it is signed by {by}, and trusted are {trusted}" if by else "it is not signed",
+        why=f"it is signed by {by}, and the trusted keys are {trusted}"
+        if by
+        else "it is not signed",
         fix="push it again with ENGINEFARM_SIGNING_KEY set to a key that this worker trusts",
     )
 

@@ -55,7 +55,7 @@ class Cost(Frozen):
 
 
 class Costs(Frozen):
-    """cheapest first. refused: GPU -> why there is no figure."""
+    """The cheapest comes first. refused: GPU -> why it has no figure."""
 
     currency: str
     found: tuple[Cost, ...]
@@ -63,12 +63,12 @@ class Costs(Frozen):
     measured_with: str = ""
 
     def of(self, gpu: str) -> Cost:
-        """Raises: StoreMissing, with the reason for which there is no figure."""
+        """Raises: StoreMissing, with the reason why there is no figure."""
         for one in self.found:
             if one.gpu == gpu:
                 return one
         why = self.refused.get(gpu, "no engine of this model was built for it")
-        raise StoreMissing(f"cost: there is no figure of {gpu}", why=why, fix=MEASURE)
+        raise StoreMissing(f"cost: there is no figure for {gpu}", why=why, fix=MEASURE)
 
 
 class Move(Frozen):

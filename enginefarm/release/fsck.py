@@ -269,7 +269,7 @@ def _stages(work: _Fsck) -> None:
             work.found(info.key, what, "deleted: it is done again", work.delete(info.key))
         elif gone := work.lost(tuple(record.outputs.values()), info.key):
             what = f"its output {', '.join(ref.digest[:12] for ref in gone)} is lost"
-            work.said(info.key, what, fix="it is made anew when it is needed", harmless=True)
+            work.said(info.key, what, fix="it is made again when it is needed", harmless=True)
 
 
 def _channels(work: _Fsck) -> None:

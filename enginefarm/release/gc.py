@@ -76,7 +76,7 @@ def collect(
     policy = policy or Policy()
     if policy.grace < 2 * blobs.TOUCH_AFTER:
         raise UsageError(
-            f"gc: a grace period of {policy.grace} does not protect builds that run meanwhile",
+            f"gc: a grace period of {policy.grace} does not protect builds that are running",
             fix=f"give at least {2 * blobs.TOUCH_AFTER}",
         )
     limit = (now or store.objects.clock()) - policy.grace

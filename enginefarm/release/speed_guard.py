@@ -67,7 +67,7 @@ def _judge(
 ) -> tuple[bool, Verdict, str]:
     """Whether it enters, what the gate says, and why."""
     if not wider:
-        return True, "passed", "no engine of more bits for this GPU stands beside it"
+        return True, "passed", "this GPU has no engine with more bits to compare with"
 
     def of(one: Manifest) -> tuple[speeds.Speed, ...]:
         return known[one.recipe, one.gpu].engine(one.spec_digest)

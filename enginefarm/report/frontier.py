@@ -17,7 +17,7 @@ LEAST = 1e-7
 
 @dataclass(frozen=True)
 class Place:
-    """One engine of one GPU. beaten_by: a precision that is no slower and no less accurate."""
+    """One engine of one GPU. beaten_by: a precision that is at least as fast and as accurate."""
 
     gpu: str
     precision: str

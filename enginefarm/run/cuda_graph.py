@@ -56,7 +56,7 @@ def capture(stream: int, enqueue: Callable[[], None]) -> CudaGraph:
 def _check(status: int, call: str) -> None:
     if status != 0:
         raise EngineRunError(
-            f"CUDA graph: {call} gave error {status}",
+            f"CUDA graph: {call} returned error {status}",
             why="the engine does something that cannot be captured, or the driver is too old",
             fix="measure and run it without a CUDA graph",
         )

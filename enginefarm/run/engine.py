@@ -60,7 +60,7 @@ def load_bindings(toolchain: str) -> Any:
             unloadable = unloadable or str(error)
     if found := cause_of(unloadable):
         raise HostError(
-            f"the runtime for {toolchain} is installed and cannot be loaded: {found.why}",
+            f"the runtime for {toolchain} is installed but cannot be loaded: {found.why}",
             why=unloadable,
             fix=found.fix,
         )

@@ -70,7 +70,7 @@ class RemoteContender:
                     *(str(os.getpid()), str(theirs.fileno()), factory, *arguments),
                 ],
                 Path(tempfile.gettempdir()),
-                stdout=2,  # what it prints is no answer of ours: `--json` owns the other one
+                stdout=2,  # what it prints is not our answer: `--json` owns the other one
                 pass_fds=(theirs.fileno(),),
                 environment=environment,
             )

@@ -2,7 +2,7 @@
 
 budgets/<recipe>.json
 
-Not in the manifest: budgets are no part of the action key, so a recipe whose budget changed
+Not in the manifest: budgets are not part of the action key, so a recipe whose budget changed
 keeps its engines, and their figures are judged by the budget of today. The farm writes it
 whenever it surveys the recipe; gates and `pull` read it. docs/decisions/0103.
 """

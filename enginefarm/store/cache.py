@@ -71,7 +71,7 @@ class BlobCache:
         """The blob's path; downloaded first when it is not there, or is damaged.
 
         Of several processes that want one blob, one downloads and the others wait for it. A
-        download that was cut is resumed, by whoever comes next.
+        download that was cut is resumed by the next one that asks.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
         return self.intact(ref) or self.fill(BlobSource(store.objects, ref), ref)
@@ -109,7 +109,7 @@ class BlobCache:
 
     def add(self, path: Path) -> BlobRef:
         """Puts a copy of a file in (a reflink where the disk allows), hashed after it is made:
-        whoever still holds the file open cannot change the cache."""
+        a process that still has the file open cannot change the cache."""
         scratch = self.root / "blobs" / "sha256"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)

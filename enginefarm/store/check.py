@@ -64,7 +64,7 @@ def require_conditional_writes(objects: ObjectStore) -> None:
     if objects.put_if_absent(PROBE, b"another winner") is not None:
         raise StoreError(
             f"store: {objects.where} takes conditional writes and ignores the condition",
-            why="of two who publish or promote at once, the second would overwrite the first",
+            why="if two people publish or promote at once, the second overwrites the first",
             fix="use another S3 server; `enginefarm store check` says what a server does",
         )
 

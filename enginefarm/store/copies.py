@@ -36,5 +36,5 @@ def clone_checked(source: Path, target: Path, ref: BlobRef) -> None:
         raise CorruptBlob(
             f"cache: the bytes of {source} hash to {digest[:12]}; they are not used",
             why="the file was changed or damaged while it was copied",
-            fix="run the same command again: what is damaged is downloaded anew",
+            fix="run the same command again, which downloads the damaged file again",
         )

@@ -205,7 +205,7 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
     raise StoreUnavailable(
         f"store: the embedded S3 server did not start on {server.home}",
         why=tail or f"no answer in {START_TIMEOUT_S} s",
-        fix=f"read {log}; or set ENGINEFARM_STORE to an S3 store of yours",
+        fix=f"read {log}; or set ENGINEFARM_STORE to your own S3 store",
     )
 
 
@@ -270,7 +270,7 @@ def _lock(home: Path) -> Generator[None]:
         raise full or StoreUnavailable(
             f"store: cannot write to {home}",
             why=error.strerror or "",
-            fix="set ENGINEFARM_HOME to a folder of yours, or ENGINEFARM_STORE to an S3 store",
+            fix="set ENGINEFARM_HOME to your own folder, or ENGINEFARM_STORE to an S3 store",
         ) from error
     try:
         yield

@@ -86,7 +86,7 @@ class EngineStore:
         The index entry is written second, and by losers too: who died between the two
         writes is healed by the next one. A manifest that is damaged, or whose blobs the store
         lost, is replaced. signer: signs it first, of a process that built it.
-        believes: tells whether a manifest that is there already counts.
+        believes: tells whether a manifest that exists counts.
         Raises: StoreMissing when the engine's bytes are not in the store.
         """
         if manifest.spec.digest != manifest.spec_digest:

@@ -53,7 +53,7 @@ def certificate(folder: Path) -> dict[str, str]:
 def main() -> None:
     folder, *command = sys.argv[1:]
     environment = {**os.environ, **certificate(Path(folder))}
-    os.execvpe(command[0], command, environment)  # noqa: S606 - whoever starts this names it
+    os.execvpe(command[0], command, environment)  # noqa: S606 - the process that starts this names it
 
 
 def _make_certificate(folder: Path) -> None:

@@ -49,7 +49,7 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
         if found is None and verification.status == "failed":  # by who died after that
             return manifest.model_copy(update={"device_verification": verification})
         if found is None:
-            raise StoreMissing(f"manifest {manifest.spec_digest[:12]}: gone from the store")
+            raise StoreMissing(f"manifest {manifest.spec_digest[:12]}: it is gone from the store")
         data, etag = found
         current = parsed(key, data, Manifest)
         judged = current.model_copy(update={"device_verification": verification})
@@ -58,13 +58,13 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
         except StoreConflict:
             continue
         return judged
-    raise StoreConflict(f"manifest {manifest.spec_digest[:12]}: others keep writing it")
+    raise StoreConflict(f"manifest {manifest.spec_digest[:12]}: other processes keep writing it")
 
 
 def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> QuarantinedEngine:
     """Out of the tables, then out of the index: a reader sees the engine or sees none.
 
-    The manifest says first, in one write, that it failed: whoever dies after that leaves an
+    The manifest says first, in one write, that it failed: a process that dies after that leaves an
     engine that nobody pulls, and that the next build or fsck withdraws.
     """
     entry = QuarantinedEngine(

@@ -52,7 +52,7 @@ def write(
         except StoreConflict:
             continue
         return again
-    raise StoreConflict(f"manifest {spec_digest[:12]}: others keep writing it")
+    raise StoreConflict(f"manifest {spec_digest[:12]}: other processes keep writing it")
 
 
 def _was_signed(store: EngineStore, manifest: Manifest) -> bool:

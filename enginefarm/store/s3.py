@@ -282,7 +282,7 @@ def parse_url(url: str) -> tuple[str, str]:
     if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
         raise UsageError(
             "store: the URL must be s3://bucket or s3://bucket/prefix, without a key in it",
-            fix="set ENGINEFARM_STORE to it, and the key in AWS_ACCESS_KEY_ID and so on",
+            fix="set ENGINEFARM_STORE to such a URL; the key goes into the AWS_* variables",
         )
     prefix = parts.path.strip("/")
     return parts.netloc, f"{prefix}/" if prefix else ""

@@ -1,6 +1,6 @@
 """The newest revision of each channel that this host has seen, so that an older one is noticed.
 
-Whoever can only write to the store cannot forge a signed revision, and can put an older one in
+Somebody who can only write to the store cannot forge a signed revision, and can put an older one in
 its place by deleting the newer ones. A host that has seen those notices it. What no host can
 see by itself: that newer revisions are withheld from it which it has never seen, or that its
 own memory (a folder of the cache) was emptied.
@@ -37,7 +37,7 @@ class SeenRevisions:
                 why=f"this host has seen revision {newest}, and revisions only grow: a rollback "
                 "is a new revision. Somebody deleted revisions, or the store was restored from "
                 "an older copy",
-                fix=f"promote again, past revision {newest}; or, if the older copy is meant, "
+                fix=f"promote again, past revision {newest}; or, if the older copy is intended, "
                 f"delete {path}",
             )
         if revision.revision > newest:

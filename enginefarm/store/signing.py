@@ -222,7 +222,7 @@ def generate(path: Path) -> tuple[Path, str]:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise SignatureRejected(f"keygen: {path} is there already and is left alone") from None
+        raise SignatureRejected(f"keygen: {path} already exists and was not changed") from None
     with os.fdopen(fd, "wb") as stream:
         stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public.write_bytes(

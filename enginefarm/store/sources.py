@@ -166,4 +166,4 @@ def _refused(name: str, status: int) -> EnginefarmError:
             why="the URL has expired, or was changed",
             fix="ask for a new one: enginefarm url",
         )
-    return StoreMissing(f"{name}: not there (HTTP {status})")
+    return StoreMissing(f"{name}: it does not exist (HTTP {status})")

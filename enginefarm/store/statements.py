@@ -2,7 +2,7 @@
 where a channel points.
 
 An engine's own signature says what was built. It does not say that the engine may be served
-under another recipe's name, nor that a channel points at it: whoever can write to the store
+under another recipe's name, nor that a channel points at it: anybody who can write to the store
 could say that, so these are signed too.
 """
 
@@ -56,7 +56,7 @@ def require(document: Signed, trust: Trust, name: str) -> str:
     by = ", ".join(one.keyid[:12] for one in document.signatures)
     raise SignatureRejected(
         f"signature: {name} is refused",
-        why=f"it is signed by {by}, and trusted are {trust}" if by else "it is not signed",
+        why=f"it is signed by {by}, and the trusted keys are {trust}" if by else "it is not signed",
         fix="set ENGINEFARM_SIGNING_KEY where it is written, and write it again; or correct "
         "ENGINEFARM_TRUST",
     )
@@ -114,7 +114,7 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
     require(said, trust, name)
     if said.model_copy(update={"signatures": ()}) != alias_of(recipe, manifest):
         raise SignatureRejected(
-            f"signature: {name} is refused", why="the statement is of another engine or name"
+            f"signature: {name} is refused", why="the statement is about another engine or name"
         )
 
 

@@ -2,7 +2,7 @@
 
 benchmarks/rules/<recipe>.json
 
-Not in the manifest: thresholds are no part of the action key, so a recipe whose thresholds
+Not in the manifest: thresholds are not part of the action key, so a recipe whose thresholds
 changed keeps its engines and their manifests. The farm writes the rule whenever it surveys
 the recipe (`build-model`, `nightly-rebuild`); gates, reports and upgrades read it.
 """

@@ -3,7 +3,7 @@
 benchmarks/speeds/<recipe>/<gpu>.json    Speeds
 
 The tables are Parquet, which a host that only pulls cannot read, and hold every night; a choice
-needs the newest night alone. Whoever appends rows writes this too. Engines are named by the
+needs the newest night alone. The code that appends rows writes this too. Engines are named by the
 first digits of their spec: whole digests would hold their bytes against gc. docs/decisions/0191.
 """
 

@@ -87,7 +87,7 @@ def parse_onnx(parser: Any, network: Any, onnx: Path, messages: Messages, toolch
     if network.num_layers == 0 or network.num_outputs == 0:
         raise ParseError(
             f"{onnx.name}: {network.num_layers} layers and {network.num_outputs} outputs after "
-            "parsing: this is no model",
+            "parsing: this is not a model",
             why=messages.cause(),
             fix="check the file with `onnx.checker.check_model`",
         )
@@ -146,7 +146,7 @@ def add_profiles(
             )
             raise BuildError(
                 f"profile {profile.name!r} is not valid for this network: {shapes}",
-                why=f"add_optimization_profile gave {added}",
+                why=f"add_optimization_profile returned {added}",
                 fix="min ≤ opt ≤ max must hold in each dim, and static dims must be equal in all",
             )
 

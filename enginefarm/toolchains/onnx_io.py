@@ -55,6 +55,6 @@ def _tensor(value: Any, role: Literal["input", "output"]) -> TensorInfo:
     name = TensorProto.DataType.Name(kind.elem_type).lower().replace("float", "float32")
     name = {"float3216": "float16", "bfloat3216": "bfloat16"}.get(name, name)
     if name not in get_args(DType):
-        raise BuildError(f"tensor {value.name!r}: type {name} is none that engines have")
+        raise BuildError(f"tensor {value.name!r}: type {name} is not one that engines have")
     shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
     return TensorInfo(name=value.name, dtype=cast(DType, name), shape=shape, role=role)

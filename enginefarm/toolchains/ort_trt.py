@@ -74,7 +74,7 @@ class OrtTensorRT:
         if len(spec.profiles) > 1:
             raise ToolchainError(
                 f"profiles: toolchain {NAME} takes one, and there are {len(spec.profiles)}",
-                why="ONNX Runtime builds all of them into the engine, and runs the first alone",
+                why="ONNX Runtime builds all of them into the engine, and runs only the first",
                 fix="make one profile that covers them, or use toolchain `tensorrt` or `trtexec`",
             )
         options = spec.builder
@@ -85,7 +85,7 @@ class OrtTensorRT:
             if wanted:
                 raise ToolchainError(
                     f"{option}: toolchain {NAME} does not have it",
-                    why="the provider has no option of that meaning",
+                    why="the provider has no such option",
                     fix="use toolchain `tensorrt` or `trtexec`",
                 )
 

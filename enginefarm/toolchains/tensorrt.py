@@ -94,7 +94,7 @@ class TensorRT:
             raise ToolchainError(
                 f"builder.tactic_sources: TensorRT {spec.toolchain.build} has no "
                 f"{', '.join(unknown)}",
-                fix=f"use names out of: {', '.join(sorted(TACTIC_SOURCES[release]))}",
+                fix=f"use names from: {', '.join(sorted(TACTIC_SOURCES[release]))}",
             )
         if options.compatibility == "ampere_plus" and spec.gpu.compute_capability < "8.0":
             raise ToolchainError(

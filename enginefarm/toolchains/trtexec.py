@@ -193,7 +193,7 @@ class TrtexecReport(Frozen):
     errors: tuple[str, ...] = ()
 
 
-# Bounded: a log may hold anything, and 1e999 is no number of milliseconds.
+# Bounded: a log may hold anything, and 1e999 is not a number of milliseconds.
 _NUMBER = r"([-+]?\d{1,18}(?:\.\d{1,18})?(?:e[-+]?\d{1,2})?)(?![\d.e])"
 _BUILT = re.compile(rf"Engine (?:built|generation completed) in {_NUMBER} ?sec")
 _THROUGHPUT = re.compile(rf"Throughput: {_NUMBER} qps")

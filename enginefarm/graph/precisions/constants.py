@@ -70,7 +70,7 @@ def overflows(tensor: TensorProto) -> bool:
 
 
 def vanishes(tensor: TensorProto) -> bool:
-    """Whether FP16 keeps next to nothing of it: all of its numbers are below the smallest that
+    """Whether FP16 loses nearly all of it: all of its numbers are below the smallest that
     FP16 holds with full precision, 6.1e-5."""
     import numpy as np
 

@@ -160,7 +160,7 @@ def _rewrite_cast(state: _Cast, node: NodeProto) -> None:
     source, result = state.types.get(node.input[0], 0), node.output[0]
     exact = {TensorProto.DataType.Value(name) for name in EXACT}
     if source == state.low:
-        # The number is there already: whoever wants it in 16 bits reads it as it is.
+        # The graph already has the number, and a reader that needs 16 bits uses it as it is.
         state.made[result, state.low] = node.input[0]
     elif source in exact and node.name not in state.keep_wide:
         target.i = state.types[result] = state.low
@@ -274,7 +274,7 @@ def _types(graphs: list[GraphProto]) -> dict[str, int]:
                 if name and not types.get(name):
                     raise PrecisionError(
                         f"the dtype of {name!r} cannot be inferred ({node.op_type} {node.name!r})",
-                        fix="take the operator out, or use fp32",
+                        fix="remove the operator, or use fp32",
                     )
     return types
 

@@ -68,7 +68,7 @@ def _powers(
             x, y = wanted.astype(np.float64), found[name].astype(np.float64)
             if x.shape != y.shape:
                 raise PrecisionError(f"output {name!r} has another shape than in FP32")
-            there = np.isfinite(x)  # infinities that FP32 has too are no damage
+            there = np.isfinite(x)  # infinities that FP32 has too are not damage
             others = tuple(axis for axis in range(x.ndim) if axis != 1) if x.ndim > 2 else None
             if peaks and others is not None and x.size:
                 sizes = np.abs(np.where(there, x, 0.0))

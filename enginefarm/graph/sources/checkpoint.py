@@ -67,7 +67,7 @@ def _harmless() -> list[Any]:
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether Python's own unpickler wrote it; other bytes are no checkpoint at all."""
+    """Whether Python's own pickler wrote it; other bytes are not a checkpoint."""
     with file.open("rb") as stream:
         return stream.read(1) == pickle.PROTO or zipfile.is_zipfile(file)
 
@@ -95,7 +95,7 @@ def _refuse_archive(file: Path, field: str) -> None:
         raise SourceError(
             f"{field}: {file.name}: this is a TorchScript program, not a checkpoint",
             why="it holds code, which is not run",
-            fix="where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
+            fix="if you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         raise SourceError(
@@ -109,9 +109,9 @@ def _unsafe(file: Path, field: str, reason: str) -> UnsafeCheckpointError:
     found = re.search(r"GLOBAL ([\w.]+)", reason)
     needs = f"it needs the class or function {found[1]}" if found else _blocked(reason)
     return UnsafeCheckpointError(
-        f"{field}: {file.name}: refused, loading it would run code",
+        f"{field}: {file.name}: refused, because loading it would run code",
         why=f"{needs}; a whole model or trainer was pickled, rather than its weights",
-        fix="save `model.state_dict()` alone, best as .safetensors. Where you trust the file and "
+        fix="save `model.state_dict()` alone, best as .safetensors. If you trust the file and "
         "have its code: torch.save(torch.load(FILE, weights_only=False).state_dict(), OTHER)",
     )
 

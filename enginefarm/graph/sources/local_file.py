@@ -29,7 +29,7 @@ def local_file(
         raise error(
             f"{field}: {path}: {'the link leads to no file' if broken else 'no such file'}",
             why=f"looked for {file.readlink() if broken else file}",
-            fix="the path is taken relative to the recipe's folder",
+            fix="the path is relative to the recipe's folder",
         ) from cause
     if not stat.S_ISREG(about.st_mode):
         what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or a device"
@@ -47,7 +47,7 @@ def refuse_stand_in(
     """Raises: `error` for what a repository without its large files or links holds instead."""
     if data.startswith(LFS_POINTER):
         raise error(
-            f"{field}: {path}: this is a Git LFS pointer, not the file that it stands for",
+            f"{field}: {path}: this is a Git LFS pointer, not the file itself",
             why="the repository was copied or cloned without its large files",
             fix="run `git lfs pull` there, or download the file itself",
         )

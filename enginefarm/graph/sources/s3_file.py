@@ -15,19 +15,19 @@ CHUNK_BYTES = 1 << 20
 def version(url: str) -> str:
     """What changes when the object does: its sha256 where the server keeps one, else etag.
 
-    Raises: SourceError when there is no such object; StoreError.
+    Raises: SourceError when the object does not exist; StoreError.
     """
     objects, key = _open(url)
     info = objects.head(key)
     if info is None:
-        raise SourceError(f"source.path: {url}: there is no such object", fix="correct the path")
+        raise SourceError(f"source.path: {url}: the object does not exist", fix="correct the path")
     return info.sha256_base64 or info.etag
 
 
 def download(url: str, folder: Path) -> Path:
     """The object as a file in the folder.
 
-    Raises: SourceError when there is no such object; StoreError; DiskFull.
+    Raises: SourceError when the object does not exist; StoreError; DiskFull.
     """
     objects, key = _open(url)
     file = folder / key
@@ -37,7 +37,9 @@ def download(url: str, folder: Path) -> Path:
             with file.open("wb") as stream:
                 shutil.copyfileobj(answer["Body"], stream, CHUNK_BYTES)
     except StoreMissing as error:
-        raise SourceError(f"source.path: {url}: there is no such object", why=error.what) from error
+        raise SourceError(
+            f"source.path: {url}: the object does not exist", why=error.what
+        ) from error
     return file
 
 
@@ -45,6 +47,6 @@ def _open(url: str) -> tuple[ObjectStore, str]:
     folder, _, key = url.rpartition("/")
     if not key or folder in ("s3:", "s3:/"):
         raise SourceError(
-            f"source.path: {url}: not a file in S3", fix="s3://bucket/path/model.onnx"
+            f"source.path: {url}: not a file in S3", fix="write s3://bucket/path/model.onnx"
         )
     return connect(folder), key

@@ -41,12 +41,12 @@ class TorchCallable(Local):
             raise SourceError(
                 f"source.callable: {source.callable!r} raised {type(error).__name__}",
                 why=str(error)[:600],
-                fix="it must give an nn.Module when called with source.arguments",
+                fix="it must return an nn.Module when called with source.arguments",
             ) from error
         if not isinstance(module, nn.Module):
             raise SourceError(
-                f"source.callable: {source.callable!r} gave {type(module).__name__}",
-                fix="it must give an nn.Module",
+                f"source.callable: {source.callable!r} returned {type(module).__name__}",
+                fix="it must return an nn.Module",
             )
         if source.checkpoint is not None:
             file = local_file(source.checkpoint, root, field="source.checkpoint")

@@ -69,7 +69,7 @@ def test_runtimes_side_by_side_and_what_is_missing_left_out_by_name(
     run = ["bench", "run", str(recipe), "--seconds", "0.05", "--json"]
     assert cli.run(run) == EngineRunError.exit_code
     error = capsys.readouterr().err
-    assert "no runtime could take part" in error
+    assert "no runtime could run" in error
     assert "ONNX Runtime CUDA fp16: " in error
     assert "tensorrt-rtx fp16: " in error
     assert "Traceback" not in error

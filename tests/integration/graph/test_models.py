@@ -313,7 +313,7 @@ def test_an_onnx_model_in_s3_is_a_source(store_environment: EngineStore, tmp_pat
     assert source("onnx").fingerprint(made, tmp_path) != first
     missing = OnnxSource(kind="onnx", path=f"{store_environment.url}/models/none.onnx")
     for step in (source("onnx").fingerprint, source("onnx").fetch):
-        with pytest.raises(SourceError, match=r"none\.onnx: there is no such object"):
+        with pytest.raises(SourceError, match=r"none\.onnx: the object does not exist"):
             step(missing, tmp_path / "work")
 
 

@@ -90,4 +90,4 @@ def test_a_host_without_a_channel_to_follow_is_a_mistake(
     assert "No host has said what it runs" in said(capsys)
     assert cli.run(["fleet", "model", "--promote", "newest"]) == UsageError.exit_code
     assert cli.run(["fleet", "model@production", "--promote", "newest"]) == UsageError.exit_code
-    assert "no host has said that it follows this channel" in capsys.readouterr().err
+    assert "no host has reported that it follows this channel" in capsys.readouterr().err

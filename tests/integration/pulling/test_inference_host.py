@@ -129,10 +129,10 @@ def test_a_url_brings_the_signature_along_and_it_is_checked_first(
         assert cli.run(["pull", "--url", line, "--dest", str(tmp_path / "no.plan")]) == 51
         return capsys.readouterr().err
 
-    assert "carries no signature" in refused(unsigned)
+    assert "has no signature" in refused(unsigned)
     # Another engine's URL and digest with the signed one's proof.
     proof = signed[signed.index("&manifest=") :]
-    assert "the signature is of another engine" in refused(unsigned + proof)
+    assert "the signature is for another engine" in refused(unsigned + proof)
     signing.generate(tmp_path / "other.pem")
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("ENGINEFARM_TRUST", str(tmp_path / "other.pub.pem"))

@@ -181,7 +181,7 @@ def test_a_link_out_of_the_folder_is_refused(
 ) -> None:
     (tmp_path / "weights.bin").write_bytes(b"w")
     (folder / "weights.bin").symlink_to(tmp_path / "weights.bin")
-    with pytest.raises(RecipeError, match="a link out of the recipe's folder"):
+    with pytest.raises(RecipeError, match="a link that leads out of the recipe's folder"):
         recipe_store.push(store, folder)
 
 

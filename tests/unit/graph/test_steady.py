@@ -70,9 +70,13 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
 @pytest.mark.parametrize(
     ("name", "what", "why"),
     [
-        ("dropout", "other numbers when it is run again: output 'y' differs", "random numbers"),
-        ("stateful", "other numbers when it is run again: output 'y'", "changes its buffer state"),
-        ("unseeded", "other numbers each time it is loaded", "its weights are drawn anew"),
+        ("dropout", "different numbers when it runs again: output 'y' differs", "random numbers"),
+        (
+            "stateful",
+            "different numbers when it runs again: output 'y'",
+            "changes its buffer state",
+        ),
+        ("unseeded", "different numbers each time it is loaded", "its weights are drawn anew"),
         ("nan", "the model itself returns NaN in FP32: output 'y', batch 0", "first at index"),
     ],
 )

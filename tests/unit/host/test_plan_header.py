@@ -30,7 +30,7 @@ def test_version_size_and_capabilities(tmp_path: Path) -> None:
 
 
 def test_a_plan_cut_short_is_seen(tmp_path: Path) -> None:
-    with pytest.raises(PlanDamaged, match=r"1000 bytes, and its header says 2000"):
+    with pytest.raises(PlanDamaged, match=r"1000 bytes, but its header says 2000"):
         read_plan_header(made(tmp_path / "a.plan", claimed=2000))
 
 

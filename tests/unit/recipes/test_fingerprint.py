@@ -105,7 +105,7 @@ def test_a_missing_file_or_module_is_named(tmp_path: Path) -> None:
     (tmp_path / "code.py").unlink()
     with pytest.raises(SourceError, match=r"source\.callable: 'code\.py:small': no such file"):
         fingerprint(made)
-    with pytest.raises(SourceError, match="no module is called 'no_such_package'"):
+    with pytest.raises(SourceError, match="there is no module 'no_such_package'"):
         import_path.fingerprint("no_such_package.models:make", tmp_path, field="source.callable")
 
 
