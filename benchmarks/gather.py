@@ -29,6 +29,7 @@ from enginefarm.store import embedded
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "farm_vs_script": ("farm_vs_script",),
+    "first_line": ("first_line",),
     "plan_bytes": ("plan_bytes",),
     "pull": ("pull",),
     "precisions": ("precisions",),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +16,11 @@ from enginefarm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from contextlib import AbstractContextManager
+    from concurrent.futures import Future
 
+    from prefect.client.schemas.objects import State
+
+    from enginefarm.documents.recipe import Recipe
     from enginefarm.planning.outcome import Outcome
 
 
@@ -66,91 +72,108 @@ def build(
 def _built(
     recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...], as_json: bool, verbose: bool
 ) -> int:
+    from enginefarm.planning import outcome, plan
+    from enginefarm.recipes import file as recipe_file
+
+    wanted = plan.narrowed(recipe_file.load(recipe), gpus=gpus, precisions=precisions)
+    if not as_json:  # what comes next takes seconds
+        click.echo(
+            f"{wanted.name}: {', '.join(wanted.gpus)} × {', '.join(wanted.precisions)}", err=True
+        )
+    from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_outcomes
-    from enginefarm.planning import outcome
 
-    cached = _all_cached(recipe, gpus, precisions)
-    if cached is not None:
-        print_outcomes(cached, as_json=as_json)
-        return outcome.exit_code(cached)
+    with watched(enabled=not as_json):
+        cached = _all_cached(wanted)
+        found = None if cached is not None else _by_flow(wanted, recipe, gpus, precisions, verbose)
+    if cached is None:
+        cached = _outcomes(found)
+    print_outcomes(cached, as_json=as_json)
+    return outcome.exit_code(cached)
 
+
+def _by_flow(
+    wanted: Recipe,
+    recipe: Path,
+    gpus: tuple[str, ...],
+    precisions: tuple[str, ...],
+    verbose: bool,
+) -> State[Any]:
+    """The flow's final state. The model is exported while Prefect and its API start: nothing
+    that the flow does can begin before both are there."""
     from enginefarm.farm.server.environment import prepare
     from enginefarm.farm.server.private import private_api
 
     prepare(verbose=verbose)
-    with _stopped_by_signals(), private_api() as api:
-        _warm(recipe)
-
-        from enginefarm.cli.progress_view import watched
-        from flows.build_model import EnginesMissing, build_model
+    with _stopped_by_signals(), private_api() as api, _exporting(wanted) as exported:
+        from flows.build_model import build_model
 
         api.wait()
-        with watched(enabled=not as_json):
-            state = build_model(
-                str(recipe.resolve()), list(gpus), list(precisions), return_state=True
-            )
-    result = state.result(raise_on_failure=False)
+        exported.result()
+        state: State[Any] = build_model(
+            str(recipe.resolve()), list(gpus), list(precisions), return_state=True
+        )
+        return state
+
+
+def _outcomes(state: State[Any] | None) -> list[Outcome]:
+    """Raises: what ended the flow, unless it says which engines are missing."""
+    from flows.build_model import EnginesMissing
+
+    assert state is not None
+    result: Any = state.result(raise_on_failure=False)
     if isinstance(result, EnginesMissing):
-        print_outcomes(result.outcomes, as_json=as_json)
-        return outcome.exit_code(result.outcomes)
+        return result.outcomes
     if isinstance(result, BaseException):
         raise result
-    print_outcomes(result, as_json=as_json)
-    return 0
+    return result
 
 
-def _warm(recipe: Path) -> None:
-    """Loads what the first stages need while Prefect's API starts in a process of its own."""
-    import threading
-    from importlib import import_module
+@contextmanager
+def _exporting(wanted: Recipe) -> Generator[Future[Any]]:
+    """The export, begun in a thread; it works in a child process. The flow finds it recorded.
 
-    from enginefarm.recipes import file as recipe_file
+    Leaving the block waits for it: Ctrl-C has it ended first.
+    """
+    from enginefarm.planning import stages
+    from enginefarm.store.check import require_conditional_writes
 
-    onnx = recipe_file.load(recipe).source.LOADS == "file"
-    names = ("onnxruntime", "onnxslim") + (() if onnx else ("torch.onnx", "onnxscript"))
+    def export() -> stages.ExportedModel:
+        site = stages.here()
+        require_conditional_writes(site.store.objects)
+        return stages.export(site, wanted)
 
-    def load() -> None:
-        for name in names:
-            import_module(name)
-
-    threading.Thread(target=load, daemon=True).start()
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(copy_context().run, export)
 
 
-def _all_cached(
-    recipe: Path, gpus: tuple[str, ...], precisions: tuple[str, ...]
-) -> list[Outcome] | None:
+def _all_cached(wanted: Recipe) -> list[Outcome] | None:
     """The outcomes when there is nothing to do, without the seconds that an API takes."""
-    from enginefarm.planning import plan, stages
+    from enginefarm.planning import stages
     from enginefarm.planning.survey import cached_outcomes, local_offers, survey
-    from enginefarm.recipes import file as recipe_file
 
-    wanted = plan.narrowed(recipe_file.load(recipe), gpus=gpus, precisions=precisions)
     site = stages.here()
     found = survey(site, wanted, local_offers())
     return cached_outcomes(site, wanted, found) if found.complete else None
 
 
-def _stopped_by_signals() -> AbstractContextManager[None]:
+@contextmanager
+def _stopped_by_signals() -> Generator[None]:
     """Ctrl-C and SIGTERM kill the builders first, then end the command."""
     import signal
-    from contextlib import contextmanager
 
     from enginefarm.child.cancellation import CANCEL
 
-    @contextmanager
-    def guard() -> Generator[None]:
-        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 
-        def stop(number: int, frame: object) -> None:
-            CANCEL.set()
-            raise KeyboardInterrupt
+    def stop(number: int, frame: object) -> None:
+        CANCEL.set()
+        raise KeyboardInterrupt
 
-        for name in before:
-            signal.signal(name, stop)
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
-
-    return guard()
+    for name in before:
+        signal.signal(name, stop)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
