@@ -139,7 +139,7 @@ def test_no_data_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match=r"no \.npz or \.npy file"):
         read(Data(path="empty"), tmp_path)
-    with pytest.raises(CalibrationError, match=r"not an \.npz file, nor a folder"):
+    with pytest.raises(CalibrationError, match=r"neither an \.npz file nor a folder"):
         read(Data(path="missing"), tmp_path)
     with pytest.raises(CalibrationError, match="no such file"):
         read(Data(callable="missing.py:data"), tmp_path)

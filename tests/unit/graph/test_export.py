@@ -86,7 +86,7 @@ def test_code_that_cannot_be_exported_is_one_error(tmp_path: Path) -> None:
     ("body", "match"),
     [
         ("raise RuntimeError('no weights here')", "raised RuntimeError"),
-        ("return 3", "gave int"),
+        ("return 3", "returned int"),
         ("return undefined", "raised NameError"),
     ],
 )

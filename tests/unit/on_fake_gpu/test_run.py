@@ -189,7 +189,7 @@ def test_a_plan_without_a_manifest_says_how_to_get_one(
     plan = engine()
     plan.with_name(f"{plan.name}.json").unlink()
     assert run(plan) == UsageError.exit_code
-    assert "m.plan.json is not there" in capsys.readouterr().err
+    assert "m.plan.json does not exist" in capsys.readouterr().err
 
 
 def test_without_a_gpu_nothing_is_downloaded_and_the_page_is_named(

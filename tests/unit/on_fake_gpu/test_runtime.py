@@ -234,6 +234,6 @@ def test_a_cuda_graph_gives_the_same_outputs(plan: Plan, monkeypatch: pytest.Mon
     with (
         opened(plan()) as engine,
         engine.session(cuda_graph=True) as session,
-        pytest.raises(EngineRunError, match="cuStreamEndCapture gave error 901"),
+        pytest.raises(EngineRunError, match="cuStreamEndCapture returned error 901"),
     ):
         session.bind(images(1))
