@@ -1,7 +1,7 @@
 """A page of docs/, followed word for word: commands run, files are written, patches applied.
 
 Its blocks say what they are: `sh` commands, `sh fails` one that ends with the exit code which
-the text before it gives in brackets, `python` a script; with a path, `python` and `yaml` are a
+the text before it says in brackets, `python` a script; with a path, `python` and `yaml` are a
 file to write, `toml` what to append to one, `diff` what to change in one.
 """
 
@@ -19,7 +19,7 @@ from tests.farm.farm_fixture import PATIENCE_S, Farm, until
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w*) ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-EXIT_CODE = re.compile(r"\((\d+)\)")
+EXIT_CODE = re.compile(r"\(exit code (\d+)\)")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_promotion_without_asking_and_what_the_gates_refuse(farm: Farm) -> None:
 
 def test_promoting_what_is_not_there_is_one_clear_error(farm: Farm) -> None:
     for parameters, said in (
-        ({}, "the store has no engine of 'no-such-model'"),  # the form's defaults
+        ({}, "has no recipe 'no-such-model'"),  # the form's defaults
         ({"source": "candidate"}, "channel no-such-model@candidate: nothing was promoted to it"),
     ):
         ended = farm.run("promote/promote", recipe="no-such-model", **parameters)
