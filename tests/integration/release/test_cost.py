@@ -78,7 +78,7 @@ def test_the_cheapest_gpu_comes_first_and_unmeasured_ones_are_named(
     }
     assert cli.run(["cost", "model", "--prices", str(prices)]) == 0
     said = capsys.readouterr().out
-    assert "no figure of a100: its engines were not measured" in said
+    assert "no figure for a100: its engines were not measured" in said
     assert "cheapest: l4" in said
 
 
@@ -115,7 +115,7 @@ def test_a_move_to_what_was_not_measured_is_refused(engine: Any, prices: Path, c
     engine("a100")
     asked = ["cost", "model", "--prices", str(prices), "--move"]
     assert cli.run([*asked, "t4=a100"]) == StoreMissing.exit_code
-    assert "no figure of a100" in capsys.readouterr().err
+    assert "no figure for a100" in capsys.readouterr().err
     assert cli.run([*asked, "l4=t4"]) == UsageError.exit_code
     assert "does not say how many l4" in capsys.readouterr().err
 
