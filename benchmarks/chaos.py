@@ -58,7 +58,7 @@ WORKERS = {"control": ("--control",), "builds": ("--cpu",)}
 MODULES = {
     "run": "enginefarm.farm.worker.run_process",
     "zygote": "enginefarm.farm.worker.zygote",
-    "builder": "enginefarm.build.isolate:build_here",
+    "builder": "enginefarm.building.isolate:build_here",
 }
 FLOWS = ["build-model", "build-engine"]
 SETTLE_S = 420

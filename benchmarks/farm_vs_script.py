@@ -32,7 +32,7 @@ from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages, survey
 from enginefarm.planning.graphs import precision_use
 from enginefarm.recipes import file as recipe_file
-from enginefarm.build.engine import Job
+from enginefarm.building.engine import Job
 from enginefarm.graph.export import export_onnx
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.graph.precisions import precision

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.figures import Figure
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.digest import sha256_file
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec

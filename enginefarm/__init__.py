@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.names import loaded
 
 if TYPE_CHECKING:
-    from enginefarm.api import build, doctor, list
+    from enginefarm.cli.api import build, doctor, list
     from enginefarm.pulling.pull import pull
     from enginefarm.tables.tables import benchmarks
 
@@ -33,9 +33,9 @@ __all__ = ["__version__", "benchmarks", "build", "doctor", "list", "pull"]
 # Name -> where it is. Loaded at first use, so that `import enginefarm` costs nothing.
 _LAZY: dict[str, str] = {
     "benchmarks": "enginefarm.tables.tables:benchmarks",
-    "build": "enginefarm.api:build",
-    "doctor": "enginefarm.api:doctor",
-    "list": "enginefarm.api:list",
+    "build": "enginefarm.cli.api:build",
+    "doctor": "enginefarm.cli.api:doctor",
+    "list": "enginefarm.cli.api:list",
     "pull": "enginefarm.pulling.pull:pull",
 }
 

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm.build.engine import Job, smaller_workspace
+from enginefarm.building.engine import Job, smaller_workspace
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import BuildOutOfMemory, EnginefarmError
 from enginefarm.farm.worker.card import check_spec

@@ -16,7 +16,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from enginefarm.build import engine as engines
+from enginefarm.building import engine as engines
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
 from enginefarm.farm.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once

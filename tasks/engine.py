@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.logging import get_run_logger
 
-from enginefarm.build import engine as engines
+from enginefarm.building import engine as engines
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import BuildError

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enginefarm.build import engine as engines
-from enginefarm.build.engine import BuildResult, Job
+from enginefarm.building import engine as engines
+from enginefarm.building.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.store.site import Site
 

@@ -16,7 +16,7 @@ def reproduce(engine: str, folder: Path) -> None:
     It holds the graph as the builder got it, the scales of its quantised tensors, reference
     inputs and outputs, a script through the Builder API, and a trtexec line.
     """
-    from enginefarm.build.reproduce import reproduce as write
+    from enginefarm.building.reproduce import reproduce as write
     from enginefarm.cli.listing import find
     from enginefarm.store import site
 

@@ -20,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Scheduled
 
 from enginefarm import errors
-from enginefarm.build.engine import Job
+from enginefarm.building.engine import Job
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe

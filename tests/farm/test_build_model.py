@@ -201,7 +201,7 @@ def builders(pid: int) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended while we looked
-            if "enginefarm.build.isolate:build_here" in " ".join(child.cmdline()):
+            if "enginefarm.building.isolate:build_here" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from sample_manifest import make_manifest
 
-from enginefarm.build.engine import Job
+from enginefarm.building.engine import Job
 from enginefarm.farm import dispatch
 from enginefarm.farm.worker import card as workers
 from enginefarm.store.engine_store import EngineStore

@@ -8,7 +8,7 @@ import time
 from tests import slow_recipe
 from tests.farm.farm_fixture import Farm, until
 
-BUILDER = "enginefarm.build.isolate:build_here"
+BUILDER = "enginefarm.building.isolate:build_here"
 LABEL = "t4"
 SAID = "takes no more runs"
 

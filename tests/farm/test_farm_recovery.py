@@ -17,7 +17,7 @@ from tests import slow_recipe, tiny_recipe
 from tests.farm.farm_fixture import Farm, until
 from tests.farm.webhook_receiver import Received, receiver
 
-BUILDER = "enginefarm.build.isolate:build_here"
+BUILDER = "enginefarm.building.isolate:build_here"
 RUN = "enginefarm.farm.worker.run_process"
 ZYGOTE = "enginefarm.farm.worker.zygote"
 RECOGNISED_S = 120

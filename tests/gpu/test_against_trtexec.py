@@ -18,7 +18,7 @@ import pytest
 from small_models import convolutions
 
 from enginefarm.bench.harness import Harness, interleave
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.toolchains import trtexec
 

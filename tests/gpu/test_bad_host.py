@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_models import with_plugin
 
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import DeviceOutOfMemory, EngineRunError, HostError, PluginMissing
 from enginefarm.run.engine import Engine

@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from small_models import convolutions
 
-from enginefarm.build import isolate, timing_cache
-from enginefarm.build import native as native_build
+from enginefarm.building import isolate, timing_cache
+from enginefarm.building import native as native_build
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import BuildCancelled, BuildError, BuildTimeout, HostError

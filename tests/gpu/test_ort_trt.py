@@ -18,7 +18,7 @@ import onnx
 import pytest
 from small_models import convolutions, data_dependent
 
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget

@@ -66,17 +66,6 @@ def test_build_raises_what_the_command_says(tmp_path: Path) -> None:
     assert "source" in str(caught.value)
 
 
-def test_build_is_the_same_after_the_package_of_that_name_is_imported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import enginefarm.build.native
-
-    monkeypatch.setitem(sys.modules, "prefect", None)
-    assert enginefarm.build.native.__name__ == "enginefarm.build.native"
-    with pytest.raises(ToolchainError, match="needs the farm"):
-        enginefarm.build("model.onnx", gpus=["t4"])
-
-
 def test_doctor_says_what_this_host_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
     found = {one.subject: one.verdict for one in enginefarm.doctor(gpu="t4")}

@@ -15,7 +15,7 @@ import tiny_onnx
 from tiny_models import CODE
 from tiny_models import recipe as tiny_recipe
 
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.documents.gpus import gpu as gpu_row
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe

@@ -14,7 +14,7 @@ import tiny_onnx
 
 import enginefarm
 from enginefarm import cli
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import NoEngineFits, SignatureRejected, StoreMissing

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sample_manifest import make_manifest, make_spec
 
-from enginefarm.build import native
-from enginefarm.build.engine import Job
+from enginefarm.building import native
+from enginefarm.building.engine import Job
 from enginefarm.documents.spec import OnnxRef
 from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.store.cache import BlobCache

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from enginefarm import cli
-from enginefarm.build import engine as engines
-from enginefarm.build import native
-from enginefarm.build.engine import Job
-from enginefarm.build.isolate import LOG_NAME
+from enginefarm.building import engine as engines
+from enginefarm.building import native
+from enginefarm.building.engine import Job
+from enginefarm.building.isolate import LOG_NAME
 from enginefarm.errors import BuildCancelled, BuildCrashed, BuildError, StoreMissing, UsageError
 from enginefarm.store import failed_builds
 from enginefarm.store.engine_store import EngineStore

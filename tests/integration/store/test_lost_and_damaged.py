@@ -12,8 +12,8 @@ from sample_manifest import ref
 
 import enginefarm
 from enginefarm import cli
-from enginefarm.build import engine as engines
-from enginefarm.build.engine import Job
+from enginefarm.building import engine as engines
+from enginefarm.building.engine import Job
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, EngineRunError, NoEngineFits, StoreMissing

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny_onnx
 
-from enginefarm.build import native as native_build
-from enginefarm.build import timing_cache
+from enginefarm.building import native as native_build
+from enginefarm.building import timing_cache
 from enginefarm.documents.manifest import (
     BuildRecord,
     DeviceVerification,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from enginefarm.build import engine as engines
-from enginefarm.build import isolate
-from enginefarm.build.engine import BuildResult, Job
+from enginefarm.building import engine as engines
+from enginefarm.building import isolate
+from enginefarm.building.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.planning import graphs, plan, stages

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm import cli
-from enginefarm.build.engine import Job
+from enginefarm.building.engine import Job
 from enginefarm.release.gc import Policy, collect
 from enginefarm.store import check, s3
 from enginefarm.store.cache import BlobCache

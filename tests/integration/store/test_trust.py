@@ -10,8 +10,8 @@ from sample_manifest import make_manifest, ref
 
 import enginefarm
 from enginefarm import cli
-from enginefarm.build import engine as engines
-from enginefarm.build.engine import BuildResult, Job
+from enginefarm.building import engine as engines
+from enginefarm.building.engine import BuildResult, Job
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, PlanDamaged, SignatureRejected
 from enginefarm.release import promote as release

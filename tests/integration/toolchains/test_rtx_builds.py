@@ -17,7 +17,7 @@ import psutil
 import pytest
 import tiny_onnx
 
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.child import call
 from enginefarm.child import process as child_process
 from enginefarm.digest import sha256_file
@@ -245,7 +245,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=60, channels=128)
     (tmp_path / "request.json").write_text(request(onnx, tmp_path / "w").model_dump_json())
     script = (
-        "import sys; from pathlib import Path; from enginefarm.build import isolate; "
+        "import sys; from pathlib import Path; from enginefarm.building import isolate; "
         "from enginefarm.toolchains import BuildRequest; "
         "isolate.build(BuildRequest.model_validate_json(Path(sys.argv[1]).read_text()), "
         f"toolchain={NAME!r})"
@@ -296,7 +296,7 @@ def test_hopper_is_refused_before_anything_runs() -> None:
 def builders(pid: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
     return [
-        c for c in children if "enginefarm.build.isolate:build_here" in " ".join(safe_cmdline(c))
+        c for c in children if "enginefarm.building.isolate:build_here" in " ".join(safe_cmdline(c))
     ]
 
 

@@ -11,8 +11,8 @@ import pytest
 import tiny_onnx
 from tiny_plans import LARGE, SMALL, doubling
 
-from enginefarm.build import isolate, timing_cache
-from enginefarm.build import native as native_build
+from enginefarm.building import isolate, timing_cache
+from enginefarm.building import native as native_build
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import AccuracyError

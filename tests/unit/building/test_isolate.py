@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from enginefarm import errors
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.child import process as child_process
 from enginefarm.child.inside import ProgressPipe
 from enginefarm.documents.recipe import BuilderOptions

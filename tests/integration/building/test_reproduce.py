@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from sample_manifest import make_manifest
 
 from enginefarm import cli
-from enginefarm.build import isolate
+from enginefarm.building import isolate
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import OnnxRef
 from enginefarm.errors import ToolchainError, UsageError

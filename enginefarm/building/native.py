@@ -9,7 +9,7 @@ from pathlib import Path
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
 from enginefarm.bench.shapes import points, sized
-from enginefarm.build import isolate, lottery, timing_cache
+from enginefarm.building import isolate, lottery, timing_cache
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import ToolchainError
 from enginefarm.graph.reference import read_reference

@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from enginefarm.build.vouched import SMALLER_WORKSPACE
+from enginefarm.building.vouched import SMALLER_WORKSPACE
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph import onnx_files
@@ -59,7 +59,9 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
         raise UsageError(f"reproduce: the folder {folder} is not empty", fix="name a new folder")
     with writing(folder):
         materialise(site, manifest.graph, folder)
-        shutil.copyfile(str(files("enginefarm.build") / "standalone.py"), folder / "reproduce.py")
+        shutil.copyfile(
+            str(files("enginefarm.building") / "standalone.py"), folder / "reproduce.py"
+        )
         asked = build_json(site, manifest)
         (folder / "build.json").write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
         inputs = _reference(site, manifest, folder)

@@ -19,9 +19,9 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import Field, JsonValue
 
-from enginefarm.build import native as native_build
-from enginefarm.build.isolate import LOG_NAME
-from enginefarm.build.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
+from enginefarm.building import native as native_build
+from enginefarm.building.isolate import LOG_NAME
+from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
     BuildRecord,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_onnx
 
-from enginefarm.build.lottery import draw
+from enginefarm.building.lottery import draw
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.errors import AccuracyError, BuildError
 from enginefarm.toolchains import BuildOutput, BuildRequest
