@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,22 @@ from enginefarm.store.engine_store import EngineStore
 if TYPE_CHECKING:
     from tests.farm.farm_fixture import Farm
 
-SHARED_FARM = (
-    "tests/farm/test_deployments.py",
-    "tests/farm/test_docs_of_the_farm.py",
-    "tests/farm/test_drain.py",
-    "tests/farm/test_fairness.py",
-    "tests/farm/test_farm.py",
-    "tests/farm/test_farm_recovery.py",
-    "tests/farm/test_server_password.py",
-    "tests/browser/test_ui.py",
+FARMS = (
+    (
+        "tests/farm/test_farm.py",
+        "tests/farm/test_fairness.py",
+        "tests/farm/test_docs_of_the_farm.py",
+        "tests/browser/test_ui.py",
+    ),
+    (
+        "tests/farm/test_farm_recovery.py",
+        "tests/farm/test_drain.py",
+        "tests/farm/test_deployments.py",
+        "tests/farm/test_server_password.py",
+    ),
 )
-"""Files whose tests use the fixture `farm`. They run last and in one process: a farm that only
-waits takes half a core."""
+"""Files whose tests share a farm, by the fixture `farm`; each farm's run in one process. They run
+first, because they take longest and mostly wait, and the others fill the time in which they do."""
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -44,23 +49,40 @@ def file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
+def number_of_farm(nodeid: str) -> int:
+    """Which of FARMS a test uses; the number after the last for one that uses none."""
+    return next((i for i, files in enumerate(FARMS) if file_of(nodeid) in files), len(FARMS))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: file_of(item.nodeid) in SHARED_FARM)
+    items.sort(key=lambda item: number_of_farm(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile`, in the order of collection, and with all tests of the farm as one file."""
+    """`--dist loadfile`, in the order of collection, and with the tests of a farm as one file."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class OneFarm(LoadFileScheduling):
+    class Farms(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "the farm" if file_of(nodeid) in SHARED_FARM else file_of(nodeid)
+            number = number_of_farm(nodeid)
+            return f"farm {number}" if number < len(FARMS) else file_of(nodeid)
 
     config.option.loadscopereorder = False
-    return OneFarm(config, log)
+    return Farms(config, log)
+
+
+SHARED_FARM = ExitStack()
+"""What ends the farm of this process."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """A farm that only waits takes a quarter of a core: it ends with the last test that uses it."""
+    if nextitem is None or number_of_farm(nextitem.nodeid) == len(FARMS):
+        SHARED_FARM.close()
 
 
 @pytest.fixture(scope="session")
@@ -139,13 +161,10 @@ def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Farm:
     """A server, a control worker, and cross workers for t4, a100 and l4. Tests share it."""
     from tests.farm import farm_fixture
 
+    url = SHARED_FARM.enter_context(farm_fixture.database())
     root = tmp_path_factory.mktemp("farm")
-    with (
-        farm_fixture.database() as url,
-        farm_fixture.farm_of(root, "t4", "a100", "l4", database=url) as made,
-    ):
-        yield made
+    return SHARED_FARM.enter_context(farm_fixture.farm_of(root, "t4", "a100", "l4", database=url))

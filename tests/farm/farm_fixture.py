@@ -62,6 +62,8 @@ class Farm:
             "PREFECT_HOME": str(root / "prefect"),
             "ENGINEFARM_HOME": str(root / "home"),
             "ENGINEFARM_RECIPE_ROOTS": f"{self.recipes}:@store",
+            # Prefect looks every minute for what schedules make due: tests would wait for that.
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "ENGINEFARM_STORE": url,
             "AWS_ENDPOINT_URL": self.s3.endpoint,
             "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,
