@@ -1,4 +1,4 @@
-"""The pages about adding a GPU, a precision or a toolchain, as written, in a checkout of their own."""
+"""The pages about adding a GPU, a precision or a toolchain, followed in a checkout of its own."""
 
 from __future__ import annotations
 
