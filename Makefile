@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Farms mostly wait, so several files run at once; what a file sets up is set up once.
-PARALLEL ?= -n 2 --dist loadfile
+# Farms mostly wait, so more files run at once than there are cores; what a file sets up is set up once.
+PARALLEL ?= -n 4 --dist loadfile
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)
