@@ -29,10 +29,10 @@ FARMS = (
         "tests/farm/test_docs_of_the_farm.py",
         "tests/browser/test_ui.py",
     ),
+    ("tests/farm/test_farm_recovery.py",),
     (
-        "tests/farm/test_farm_recovery.py",
-        "tests/farm/test_drain.py",
         "tests/farm/test_deployments.py",
+        "tests/farm/test_drain.py",
         "tests/farm/test_server_password.py",
     ),
 )
