@@ -98,7 +98,7 @@ def test_a_recipe_is_submitted_followed_and_its_engines_are_told(up: Up) -> None
     [
         (("missing",), 10, "error: recipe: there is no file missing"),
         (("../../etc",), 10, "outside the folders"),
-        (("right", "--gpu", "gtx480"), 10, "'gtx480'"),
+        (("right", "--gpu", "gtx480"), 11, "'gtx480'"),
         (("right", "--precision", "fp64"), 10, "'fp64'"),
     ],
 )
