@@ -218,7 +218,7 @@ def _of_the_disk(error: OSError) -> EnginefarmError:
         where = error.filename or f"a file; of the folders in use {_fullest()} has the least room"
         return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
     where = error.filename or "a file or folder"
-    return UsageError(f"{where}: cannot be used", why=why, fix="name another file or folder")
+    return UsageError(f"{where} cannot be used", why=why, fix="name another file or folder")
 
 
 def _fullest() -> str:

@@ -168,7 +168,9 @@ def _files(data: Data, root: Path) -> list[Path]:
 
 def _local(path: str, root: Path, field: str) -> Path:
     if not (root / path).is_file():
-        raise CalibrationError(f"{field}: {path}: no such file", why=f"looked for {root / path}")
+        raise CalibrationError(
+            f"{field}: {path}: the file does not exist", why=f"looked for {root / path}"
+        )
     return root / path
 
 
@@ -247,7 +249,7 @@ class _Samples:
 
 def _unreadable(file: Path, error: BaseException) -> CalibrationError:
     return CalibrationError(
-        f"data.path: {file.name}: cannot be read",
+        f"data.path: {file.name} cannot be read",
         why=f"{type(error).__name__}: {error}"[:300],
         fix="write it again with numpy.savez; arrays of objects are refused",
     )

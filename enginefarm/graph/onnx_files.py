@@ -51,16 +51,16 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
         size = path.stat().st_size
         if size < MIN_BYTES:
             raise error(
-                f"{name}: not an ONNX model",
+                f"{name} is not an ONNX model",
                 why="the file is empty" if size == 0 else f"it has {size} bytes",
                 fix="copy or export it again",
             )
         model.ParseFromString(path.read_bytes())
     except OSError as cause:
-        raise error(f"{name}: cannot be read", why=str(cause.strerror or cause)) from cause
+        raise error(f"{name} cannot be read", why=str(cause.strerror or cause)) from cause
     except DecodeError as cause:
         raise error(
-            f"{name}: not an ONNX model, or cut short",
+            f"{name} is not an ONNX model, or was cut short",
             why=f"protobuf: {cause}",
             fix="copy or export it again",
         ) from cause
@@ -83,7 +83,7 @@ def graph_only(path: Path) -> ModelProto:
     try:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as cause:
-        raise SourceError(f"{path.name}: not an ONNX model", why=one_line(cause)) from cause
+        raise SourceError(f"{path.name} is not an ONNX model", why=one_line(cause)) from cause
     return model
 
 
@@ -146,7 +146,7 @@ def check(path: Path, *, error: type[EnginefarmError], what: str) -> None:
         check_model(os.fspath(path), full_check=True)
     except Exception as cause:
         raise error(
-            f"{what}: not a valid ONNX model", why=one_line(cause), fix="see the node named above"
+            f"{what} is not a valid ONNX model", why=one_line(cause), fix="see the node named above"
         ) from cause
 
 
@@ -253,7 +253,7 @@ def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
     nodes = sum(len(graph.node) for graph in graphs(model.graph))
     if nodes == 0 or not model.graph.output:
         raise error(
-            f"{name}: not an ONNX model",
+            f"{name} is not an ONNX model",
             why="it has no nodes" if nodes == 0 else "it has no outputs",
             fix="text and empty files also parse as ONNX: check what the file is",
         )

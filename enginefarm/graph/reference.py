@@ -201,7 +201,7 @@ def read_reference(path: Path) -> Iterator[ReferenceBatch]:
                 )
     except data.UNREADABLE as error:
         raise CalibrationError(
-            f"{path.name}: not a reference", why=f"{type(error).__name__}: {error}"
+            f"{path.name} is not a reference", why=f"{type(error).__name__}: {error}"
         ) from error
 
 

@@ -141,7 +141,7 @@ def _unfolded(node: Node, sizes: dict[int, int], name: str) -> int:
 def _not_yaml(name: str, line: int | None, why: str) -> RecipeError:
     where = f" line {line}:" if line else ""
     return RecipeError(
-        f"{name}:{where} not valid YAML",
+        f"{name}:{where} the text is not valid YAML",
         why=why,
         fix="check the indentation, quotes and colons there",
     )

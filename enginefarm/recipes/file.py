@@ -44,7 +44,7 @@ def parse(text: str, *, name: str = "recipe") -> Recipe:
     if not isinstance(value, dict):
         holds = "nothing" if value is None else type(value).__name__
         raise RecipeError(
-            f"{name}: not a recipe",
+            f"{name} is not a recipe",
             why=f"the file holds {holds}, where fields such as `name` and `source` are needed",
             fix="see examples/01_efficientnet_lite0/recipe.yaml",
         )
@@ -62,7 +62,7 @@ def _text(file: Path) -> str:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):
             raise RecipeError(
-                f"{file}: not a regular file",
+                f"{file} is not a regular file",
                 why="a pipe or a device has no known size",
                 fix="save the recipe as a file, and give the path of that file",
             )
@@ -76,12 +76,12 @@ def _text(file: Path) -> str:
         if isinstance(error, UnicodeDecodeError):
             line = error.object.count(b"\n", 0, error.start) + 1
             raise RecipeError(
-                f"{file}: line {line}: not a text file",
+                f"{file}: line {line} is not text",
                 why=str(error),
                 fix="save the recipe as YAML in UTF-8",
             ) from error
         raise RecipeError(
-            f"{file}: cannot be read",
+            f"{file} cannot be read",
             why=str(getattr(error, "strerror", None) or error),
             fix="give the path of a recipe.yaml, or of the folder it is in",
         ) from error

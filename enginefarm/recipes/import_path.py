@@ -58,7 +58,7 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
         raise
     except FileNotFoundError:
         raise error(
-            f"{field}: {path!r}: no such file",
+            f"{field}: {path!r}: the file does not exist",
             why=f"looked for {root / where}",
             fix="the path is relative to the recipe's folder",
         ) from None
@@ -140,7 +140,7 @@ def _followed(path: str, root: Path, field: str) -> Followed:
         file = _inside(root, where, field, SourceError)
         if not file.is_file():
             raise SourceError(
-                f"{field}: {path!r}: no such file",
+                f"{field}: {path!r}: the file does not exist",
                 why=f"looked for {file}",
                 fix="the path is relative to the recipe's folder",
             )

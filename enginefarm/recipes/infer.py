@@ -131,7 +131,7 @@ def _given(text: str) -> dict[str, Any]:
     dtype, colon, dims = rest.partition(":")
     if not name or dtype not in get_args(DType) or not colon:
         raise UsageError(
-            f"--input {text}: not NAME:DTYPE:DIM,DIM",
+            f"--input {text} is not NAME:DTYPE:DIM,DIM",
             why=f"the dtype is one of {', '.join(get_args(DType))}",
             fix="for example --input images:float32:batch,3,224,224",
         )
@@ -155,7 +155,7 @@ def _of_onnx(path: Path) -> list[dict[str, Any]]:
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:
-        raise RecipeError(f"{path}: not an ONNX file", why=str(error)[:200]) from error
+        raise RecipeError(f"{path} is not an ONNX file", why=str(error)[:200]) from error
     weights = {tensor.name for tensor in graph.initializer}
     found: list[dict[str, Any]] = []
     for value in graph.input:
@@ -197,7 +197,7 @@ def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[s
         parts = [int(part) for part in numbers.split(",") if part.isdigit()]
         if name not in wanted or len(parts) not in (1, 3):
             raise UsageError(
-                f"--dim {flag}: not DIM=MIN,OPT,MAX of a dynamic dim",
+                f"--dim {flag} is not DIM=MIN,OPT,MAX of a dynamic dim",
                 why=f"the dynamic dims are {', '.join(wanted) or 'none: every dim is fixed'}",
                 fix="for example --dim batch=1,8,32",
             )

@@ -118,7 +118,7 @@ def _unsafe(file: Path, field: str, reason: str) -> UnsafeCheckpointError:
 
 def _unreadable(file: Path, field: str, reason: str) -> SourceError:
     return SourceError(
-        f"{field}: {file.name}: not a checkpoint that torch can read",
+        f"{field}: {file.name} is not a checkpoint that torch can read",
         why=reason.partition("  Check the documentation")[0][:300],
         fix="the file may be cut short or of another format: copy it again, or save it again with "
         "torch.save(model.state_dict(), …) or as .safetensors",
@@ -133,7 +133,7 @@ def _safetensors(file: Path, field: str) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise SourceError(
-            f"{field}: {file.name}: not a safetensors file",
+            f"{field}: {file.name} is not a safetensors file",
             why=str(error)[:300],
             fix="the file may be cut short: copy it again",
         ) from error

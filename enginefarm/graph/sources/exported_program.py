@@ -28,7 +28,7 @@ class ExportedProgramFile(Local):
             return torch.export.load(program)
         except Exception as error:
             raise SourceError(
-                f"source.path: {source.path}: not a program that torch.export can load",
+                f"source.path: {source.path} is not a program that torch.export can load",
                 why=f"{type(error).__name__}: {error}"[:400],
                 fix="save it with torch.export.save, with a torch no newer than this one "
                 f"({torch.__version__})",

@@ -38,7 +38,7 @@ class Lightning(Local):
         parts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
         if not isinstance(parts.get("state_dict"), dict):
             raise SourceError(
-                f"source.checkpoint: {file.name}: not a Lightning checkpoint",
+                f"source.checkpoint: {file.name} is not a Lightning checkpoint",
                 why="it has no `state_dict`",
                 fix="give the file that Trainer.save_checkpoint wrote, or use kind: torch",
             )

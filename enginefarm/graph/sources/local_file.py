@@ -27,7 +27,7 @@ def local_file(
     except (OSError, ValueError) as cause:
         broken = file.is_symlink()
         raise error(
-            f"{field}: {path}: {'the link leads to no file' if broken else 'no such file'}",
+            f"{field}: {path}: the {'link leads to no file' if broken else 'file does not exist'}",
             why=f"looked for {file.readlink() if broken else file}",
             fix="the path is relative to the recipe's folder",
         ) from cause

@@ -61,7 +61,9 @@ def checked_copy(file: Path, dest: Path) -> Path:
                     copying(source, target, f"{file.name}: {path}")
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
         raise SourceError(
-            f"source.path: {file.name}: not a .pt2 file, or cut short", why=str(error), fix=FIX
+            f"source.path: {file.name} is not a .pt2 file, or was cut short",
+            why=str(error),
+            fix=FIX,
         ) from error
     return dest
 

@@ -47,6 +47,6 @@ def _open(url: str) -> tuple[ObjectStore, str]:
     folder, _, key = url.rpartition("/")
     if not key or folder in ("s3:", "s3:/"):
         raise SourceError(
-            f"source.path: {url}: not a file in S3", fix="write s3://bucket/path/model.onnx"
+            f"source.path: {url} is not a file in S3", fix="write s3://bucket/path/model.onnx"
         )
     return connect(folder), key

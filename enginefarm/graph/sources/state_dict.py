@@ -43,7 +43,7 @@ def read(file: Path, *, field: str, key: str | None = None) -> Weights:
     chosen = usual[0] if usual else next(iter(offered), None)
     if chosen is None:
         raise SourceError(
-            f"{field}: {file.name}: not a state dict",
+            f"{field}: {file.name} is not a state dict",
             why=_contents(found, offered),
             fix="save model.state_dict()",
         )

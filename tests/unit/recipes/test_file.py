@@ -114,8 +114,8 @@ def changed(old: str, new: str) -> str:
         (BASE + "accuracy: { fp16: { min_cosine: .nan } }", "line 10: accuracy.fp16.min_cosine: "),
         (BASE + "salt: 1" + 5000 * "0", "line 10: a number of 5,001 characters"),
         (BASE + "salt: 1.10", "line 10: salt: should be text; it is 1.1; put it in quotes"),
-        (BASE + "---\nname: second\n", "line 10: not valid YAML"),
-        (BASE + "salt: *nowhere\n", "line 10: not valid YAML"),
+        (BASE + "---\nname: second\n", "line 10: the text is not valid YAML"),
+        (BASE + "salt: *nowhere\n", "line 10: the text is not valid YAML"),
         (BASE + "outputs: &all [*all]\n", "line 10: this value contains itself"),
         (changed("gpus: [t4]\n", ""), "line 1: gpus: missing; add it"),
         (changed("path: c.npz", "pth: c.npz"), "line 9: calibration.data.pth: no such field"),
@@ -192,10 +192,10 @@ def test_text_that_is_no_recipe_is_refused(text: str, what: str) -> None:
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml cannot be read"):
         recipe_file.load(tmp_path)
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="line 1: not a text file"):
+    with pytest.raises(RecipeError, match="line 1 is not text"):
         recipe_file.load(tmp_path)
 
 

@@ -103,7 +103,7 @@ print(sorted({{"torch", "onnx", "numpy", "onnxruntime"}} & set(sys.modules)))
 def test_a_missing_file_or_module_is_named(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     (tmp_path / "code.py").unlink()
-    with pytest.raises(SourceError, match=r"source\.callable: 'code\.py:small': no such file"):
+    with pytest.raises(SourceError, match=r"'code\.py:small': the file does not exist"):
         fingerprint(made)
     with pytest.raises(SourceError, match="there is no module 'no_such_package'"):
         import_path.fingerprint("no_such_package.models:make", tmp_path, field="source.callable")

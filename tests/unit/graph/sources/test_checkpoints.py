@@ -150,7 +150,7 @@ def test_weights_of_another_model_name_what_does_not_fit(tmp_path: Path) -> None
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
     made = TorchSource(callable="code.py:small", checkpoint="none.pt")
     recipe(tmp_path)
-    with pytest.raises(SourceError, match=r"source\.checkpoint: none\.pt: no such file"):
+    with pytest.raises(SourceError, match=r"source\.checkpoint: none\.pt: the file does not exist"):
         source("torch").load(made, tmp_path, tmp_path)
 
 

@@ -311,5 +311,5 @@ def test_a_shape_expression_that_is_not_arithmetic_is_refused(
 @pytest.mark.parametrize("data", [b"not a zip", b"PK\x03\x04 and no more"])
 def test_a_file_that_is_no_program(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.pt2").write_bytes(data)
-    with pytest.raises(SourceError, match=r"source\.path: model\.pt2: not a \.pt2 file"):
+    with pytest.raises(SourceError, match=r"source\.path: model\.pt2 is not a \.pt2 file"):
         load(tmp_path)
