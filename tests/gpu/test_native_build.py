@@ -18,7 +18,7 @@ from enginefarm.building import isolate, timing_cache
 from enginefarm.building import native as native_build
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.thresholds import Budget
-from enginefarm.errors import BuildCancelled, BuildError, BuildTimeout, HostError
+from enginefarm.errors import BuildCancelled, BuildTimeout, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
 from enginefarm.store import embedded, s3
@@ -200,9 +200,10 @@ def test_an_option_is_kept_and_the_engine_runs(
 
 def test_a_library_that_is_missing_is_named(models: Path, tmp_path: Path) -> None:
     # Version-compatible plans carry the lean runtime, which no wheel of 8.6.0 has.
-    with pytest.raises(BuildError, match="refused the network") as caught:
+    with pytest.raises(HostError, match="made no plan") as caught:
         build(models / "conv.onnx", tmp_path / "w", version_compatible=True)
     assert "libnvinfer_lean" in caught.value.why
+    assert "libnvinfer_lean" in caught.value.fix
 
 
 def test_a_build_over_its_time_is_killed_and_the_next_one_works(

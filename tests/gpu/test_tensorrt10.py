@@ -124,8 +124,7 @@ def test_every_option_is_kept_and_read_back(
 
 
 def test_networks_are_strongly_typed(trt: Any, builder: Any, tmp_path: Path) -> None:
-    flags = tensorrt.network_flags(trt, request(tmp_path, trt.__version__).spec)
-    network = builder.create_network(flags)
+    network = builder.create_network(tensorrt.network_flags(trt))
     if tensorrt.major(trt.__version__) < 11:
         assert network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
@@ -141,17 +140,13 @@ def test_graphs_of_every_precision_are_parsed_and_supported(
 ) -> None:
     if onnx is None:
         pytest.skip("not run: ENGINEFARM_GPU_GRAPHS names no folder of graphs")
-    network = builder.create_network(
-        tensorrt.network_flags(trt, request(tmp_path, trt.__version__).spec)
-    )
+    network = builder.create_network(tensorrt.network_flags(trt))
     parser = started("the parser", trt.OnnxParser, network, logger, messages=messages)
     builder_api.parse_onnx(parser, network, onnx, messages, "tensorrt")
     print(onnx.stem, network.num_layers, "layers")
     assert network.num_layers > 0
     # The bindings do not keep the network alive for its parser.
-    other = builder.create_network(
-        tensorrt.network_flags(trt, request(tmp_path / "other", trt.__version__).spec)
-    )
+    other = builder.create_network(tensorrt.network_flags(trt))
     second = started("the parser", trt.OnnxParser, other, logger, messages=messages)
     assert second.supports_model_v2(onnx.read_bytes(), str(onnx))
 

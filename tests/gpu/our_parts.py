@@ -1,0 +1,41 @@
+"""What our harness says of a plan: python our_parts.py PLAN INPUTS BATCH …
+
+INPUTS: an npz of one array by input, as large as the largest batch. Prints a JSON list of
+[batch, CUDA graph, total, copy in, compute, copy out], medians in ms, with and without a graph.
+A process of its own, as trtexec is one: where memory lies differs from process to process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from enginefarm.bench.harness import Harness, interleave
+from enginefarm.run.artifacts import open_artifact
+
+QUICK = Harness(min_iterations=300, min_seconds=0.7)
+
+
+def main(plan: Path, inputs: Path, batches: list[int]) -> None:
+    held = dict(np.load(inputs))
+    found = []
+    with open_artifact(plan, toolchain="tensorrt") as artifact:
+        for batch in batches:
+            for graph in (False, True):
+                running = artifact.running("ours", cuda_graph=graph)
+                try:
+                    running.bind({name: array[:batch] for name, array in held.items()})
+                    samples, _ = interleave([running], QUICK)
+                finally:
+                    running.close()
+                columns = zip(*samples[0].iterations, strict=True)
+                found.append([batch, graph, *(median(column) for column in columns)])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(one) for one in sys.argv[3:]])
