@@ -119,11 +119,10 @@ class BlobCache:
         try:
             clone(path, new)
             ref = BlobRef(digest=sha256_file(new), size_bytes=new.stat().st_size)
-            target = self.path(ref)
-            if not self.has(ref):
-                with writing(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                self._keep(new, target)
+            # Of two that add the same bytes one keeps them: the other may upload the file by then.
+            with self._locked(ref):
+                if not self.has(ref):
+                    self._keep(new, self.path(ref))
         finally:
             new.unlink(missing_ok=True)
         return ref

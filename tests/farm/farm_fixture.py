@@ -244,7 +244,7 @@ class Farm:
         """Processes below a worker that run a module, such as a builder child."""
         process = self.processes[worker]
         return [
-            member for member in _family(process.pid) if module in " ".join(_command_line(member))
+            member for member in _family(process.pid) if module in " ".join(command_line(member))
         ]
 
     def seize(self, worker: str, module: str) -> psutil.Process:
@@ -318,7 +318,7 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _command_line(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:

@@ -16,7 +16,7 @@ from enginefarm.errors import FarmError
 from enginefarm.farm.server import address, private
 from enginefarm.store.engine_store import EngineStore
 from tests import tiny_recipe
-from tests.farm.farm_fixture import COMMAND, until
+from tests.farm.farm_fixture import COMMAND, command_line, until
 
 MODULE = "enginefarm.farm.server.private"
 
@@ -70,7 +70,7 @@ def test_a_build_that_is_stopped_leaves_no_server_and_no_folder(
         servers[:] = [
             child
             for child in psutil.Process(build.pid).children()
-            if MODULE in " ".join(child.cmdline())
+            if MODULE in " ".join(command_line(child))
         ]
         return bool(servers) and bool(list(scratch.glob("enginefarm-api-*/prefect.db")))
 

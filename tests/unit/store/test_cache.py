@@ -6,7 +6,10 @@ import errno
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 
@@ -94,6 +97,35 @@ def test_who_holds_the_file_that_was_added_does_not_hold_the_caches(
         held.write(b"wrong")
     assert cache.path(ref).read_bytes() == b"right"
     assert cache.path(ref).stat().st_nlink == 1
+
+
+def test_of_two_that_add_the_same_bytes_one_keeps_them(
+    cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is replaced, even by its like, fails the upload that has begun with it."""
+    path = tmp_path / "engine.plan"
+    path.write_bytes(b"the same bytes")
+    kept: list[Path] = []
+    looked, both = Barrier(2), BlobCache.has
+
+    def has(self: BlobCache, ref: BlobRef) -> bool:
+        found = both(self, ref)
+        with suppress(BrokenBarrierError):
+            looked.wait(0.5)  # nobody keeps anything before the other has looked, if it can look
+        return found
+
+    keep = BlobCache._keep
+
+    def counted(self: BlobCache, hashed: Path, target: Path) -> None:
+        kept.append(target)
+        keep(self, hashed, target)
+
+    monkeypatch.setattr(BlobCache, "has", has)
+    monkeypatch.setattr(BlobCache, "_keep", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: cache.add(path), range(2))
+    assert first == second
+    assert kept == [cache.path(first)]
 
 
 def test_blobs_are_read_only(cache: BlobCache, tmp_path: Path) -> None:
