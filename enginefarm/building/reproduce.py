@@ -97,6 +97,7 @@ def build_json(site: Site, manifest: Manifest) -> dict[str, Any]:
         "workspace_bytes": None if workspace is None else workspace << 20,
         "tactic_sources": options.tactic_sources,
         "flags": flags,
+        "cleared_flags": ["TF32"],
         "profiles": [
             {name: [s.min, s.opt, s.max] for name, s in profile.shapes.items()}
             for profile in spec.profiles

@@ -114,6 +114,8 @@ def configure(trt: Any, config: Any, asked: dict[str, Any]) -> None:
         config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, one)) for one in names))
     for flag in asked["flags"]:
         config.set_flag(getattr(trt.BuilderFlag, flag))
+    for flag in asked["cleared_flags"]:
+        config.clear_flag(getattr(trt.BuilderFlag, flag))
 
 
 def compare_plan(plan: bytes, layers: list[str], original: dict[str, Any]) -> int:

@@ -203,6 +203,7 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     )
     level = getattr(trt.HardwareCompatibilityLevel, COMPATIBILITY[options.compatibility])
     builder_api.set_checked(config, "hardware_compatibility_level", level, "builder.compatibility")
+    builder_api.compute_float32_as_such(trt, config)
     # Layer names, precisions and tactics for the inspector; it changes no kernel.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_mib is not None:

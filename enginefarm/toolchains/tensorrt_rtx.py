@@ -151,6 +151,7 @@ def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
         options.optimization_level,
         "builder.optimization_level",
     )
+    builder_api.compute_float32_as_such(trt, config)
     if options.workspace_mib is not None:
         pool = trt.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(pool, options.workspace_mib << 20)

@@ -123,6 +123,7 @@ def command(request: BuildRequest, program: str | None = None) -> list[str]:
         f"--onnx={request.onnx}",
         f"--saveEngine={folder / 'engine.plan'}",
         "--skipInference",
+        "--noTF32",
         f"--builderOptimizationLevel={options.optimization_level}",
         "--profilingVerbosity=detailed",
         f"--exportLayerInfo={folder / 'layers.json'}",

@@ -116,7 +116,7 @@ class OnnxParser:
 
 class IBuilderConfig:
     def __init__(self) -> None:
-        self._flags: set[BuilderFlag] = set()
+        self._flags: set[BuilderFlag] = {BuilderFlag.TF32}  # as the real ones start
         self._profiles: list[IOptimizationProfile] = []
         self._pools: dict[str, int] = {}
         self._tactics: int | None = None
@@ -129,6 +129,9 @@ class IBuilderConfig:
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self._flags.discard(flag)
 
     def get_flag(self, flag: BuilderFlag) -> bool:
         return flag in self._flags

@@ -57,6 +57,7 @@ class BuilderFlag(enum.IntEnum):
     FP16 = 0
     INT8 = 1
     REFIT = 4
+    TF32 = 6
     SPARSE_WEIGHTS = 7
     VERSION_COMPATIBLE = 13
     STRIP_PLAN = 17

@@ -94,6 +94,25 @@ def test_a_plan_its_tensors_and_its_log(tmp_path: Path) -> None:
     assert "Engine generation completed" in output.log.read_text()
 
 
+TF32 = """
+import tensorrt_rtx_bindings as trt, tiny_onnx
+from enginefarm.toolchains import tensorrt_rtx, toolchain
+builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32), "it is on by default"
+config = tensorrt_rtx._config(trt, builder, tiny_onnx.spec(toolchain("tensorrt-rtx").identity()))
+print("TF32" if config.get_flag(trt.BuilderFlag.TF32) else "FP32")
+"""
+
+
+def test_float32_is_not_computed_in_tf32() -> None:
+    line = [sys.executable, "-c", TF32]
+    paths = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        line, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == ["FP32"], done.stderr
+
+
 @pytest.mark.skipif(not child_process.randomisation_is_off(), reason="setarch -R is forbidden here")
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=6)

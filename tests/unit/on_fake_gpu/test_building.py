@@ -67,6 +67,7 @@ def test_every_wish_of_the_recipe_reaches_the_builder(tmp_path: Path) -> None:
     )
     plugin = tmp_path / "libmine.so"
     _, asked = built(request(tmp_path, made, plugins=(plugin,)))
+    # Without TF32, which every builder starts with: FP32 is computed as FP32.
     assert asked["flags"] == ["SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
     assert asked["level"] == 5
     assert asked["pools"] == {"WORKSPACE": 64 << 20}
