@@ -133,7 +133,7 @@ def test_the_two_schemes_differ(opened: Watched, scheme: str) -> None:
     assert (red < 60) is (scheme == "dark")
 
 
-@pytest.mark.parametrize("width", [400, 1240])
+@pytest.mark.parametrize("width", [320, 390, 1240])
 def test_nothing_sticks_out_sideways(opened: Watched, width: int) -> None:
     opened.page.set_viewport_size({"width": width, "height": 900})
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
