@@ -234,7 +234,7 @@ def _tables() -> BenchmarkTables:
     from enginefarm.store import open_store
     from enginefarm.tables.tables import BenchmarkTables
 
-    return BenchmarkTables(open_store().objects)
+    return BenchmarkTables(open_store().objects, tolerant=True)
 
 
 def _text(value: Any) -> str:

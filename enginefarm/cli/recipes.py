@@ -40,7 +40,7 @@ def list_(as_json: bool) -> None:
     from enginefarm.store import open_store
 
     store = open_store()
-    found = [recipe_store.read(store, name) for name in recipe_store.names(store)]
+    found = list(recipe_store.readable(store))
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return

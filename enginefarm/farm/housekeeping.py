@@ -95,7 +95,9 @@ def _unwanted(
 
 def _newest(store: EngineStore, manifest: Manifest) -> str:
     found = store.manifests(manifest.recipe, manifest.gpu, manifest.precision)
-    return max(found, key=lambda one: (one.created_at, one.spec_digest)).spec_digest
+    # Itself too: whoever published it may not have lived to list it.
+    both = (manifest, *found)
+    return max(both, key=lambda one: (one.created_at, one.spec_digest)).spec_digest
 
 
 def _remove_cards(store: EngineStore, now: datetime) -> int:

@@ -134,7 +134,7 @@ def slower_tonight(
     from enginefarm.tables.rows import BenchmarkRow
     from enginefarm.tables.tables import BenchmarkTables
 
-    tables = BenchmarkTables(site.store.objects)
+    tables = BenchmarkTables(site.store.objects, tolerant=True)
     rules = {standing.recipe: standing.regression for standing in recipes}
     tonight: defaultdict[tuple[str, ...], list[BenchmarkRow]] = defaultdict(list)
     for row in tables.rows(RowFilter(since=night, until=night)):

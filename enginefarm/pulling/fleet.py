@@ -16,13 +16,13 @@ from typing import Literal
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import UsageError
+from enginefarm.errors import CorruptBlob, NewerVersion, UsageError
 from enginefarm.host.detect import Host
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Name
 from enginefarm.store import channels
-from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.engine_store import LOG, EngineStore, parsed
 
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
@@ -90,14 +90,18 @@ def host_name(machine: str) -> str:
 
 
 def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ...]:
-    """What every host last said, by recipe, channel and host. Raises: CorruptBlob."""
+    """What every host last said, by recipe, channel and host. What this version cannot read is
+    left out with a note: it hides no other host."""
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
     found: list[HostState] = []
     for info in store.list_objects(prefix):
         if KEY.fullmatch(info.key):
             said = store.read_document(info.key)
-            if said is not None:
-                found.append(parsed(info.key, said[0], HostState))
+            try:
+                if said is not None:
+                    found.append(parsed(info.key, said[0], HostState))
+            except (CorruptBlob, NewerVersion) as error:
+                LOG.warning("note: left out: %s", error.what)
     return tuple(found)
 
 

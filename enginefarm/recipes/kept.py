@@ -10,7 +10,10 @@ trust key it takes only what one of these keys signed.
 from __future__ import annotations
 
 import base64
+import json
+import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,6 +25,7 @@ from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import (
     CorruptBlob,
+    NewerVersion,
     RecipeError,
     SignatureRejected,
     StoreMissing,
@@ -29,21 +33,23 @@ from enginefarm.errors import (
 )
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
-from enginefarm.schema import Frozen, Name
+from enginefarm.schema import NAME, Frozen, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
-from enginefarm.store.engine_store import READERS, EngineStore, parsed
+from enginefarm.store.engine_store import LOG, READERS, EngineStore, newer, parsed
 from enginefarm.store.site import Site
 
 RECIPES = "recipes/"
+KEY = re.compile(rf"{RECIPES}(?P<name>{NAME.strip('^$')})\.json")
 PAYLOAD_TYPE = "application/vnd.enginefarm.recipe+json"
+VERSION = 1
 
 
 class StoredRecipe(Frozen):
     """The files of a recipe's folder, by their path in it. What is signed."""
 
-    schema_version: int = 1
+    schema_version: int = VERSION
     name: Name
     files: dict[str, BlobRef] = Field(min_length=1, max_length=MOST_FILES)
     by: str
@@ -102,13 +108,23 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
 
 
 def names(store: EngineStore) -> tuple[str, ...]:
-    """Every recipe in the store, from one listing."""
-    keys = (info.key for info in store.list_objects(RECIPES))
-    return tuple(key.removeprefix(RECIPES).removesuffix(".json") for key in keys)
+    """Every recipe in the store, from one listing; a stray object is passed over."""
+    keys = (KEY.fullmatch(info.key) for info in store.list_objects(RECIPES))
+    return tuple(key["name"] for key in keys if key is not None)
+
+
+def readable(store: EngineStore) -> Iterator[PushedRecipe]:
+    """Every recipe in the store that this version can read; one that it cannot is left out with
+    a note."""
+    for name in names(store):
+        try:
+            yield read(store, name)
+        except (CorruptBlob, NewerVersion) as error:
+            LOG.warning("note: left out: %s", error.what)
 
 
 def read(store: EngineStore, name: str) -> PushedRecipe:
-    """Raises: StoreMissing, CorruptBlob."""
+    """Raises: StoreMissing, CorruptBlob; NewerVersion."""
     found = store.read_document(_key(name))
     if found is None:
         known = names(store)
@@ -120,17 +136,30 @@ def read(store: EngineStore, name: str) -> PushedRecipe:
     try:
         pushed = parsed(_key(name), found[0], PushedRecipe)
     except CorruptBlob as error:
+        if _version_of(found[0]) > VERSION:
+            raise newer(_key(name), PushedRecipe) from None
         raise CorruptBlob(
             f"store: {_key(name)} is not a recipe", why=error.what, fix="push it again"
         ) from error
+    if pushed.recipe.schema_version > VERSION:
+        raise newer(_key(name), PushedRecipe)
     if pushed.recipe.name != name:
         raise CorruptBlob(f"store: {_key(name)} holds another recipe, {pushed.recipe.name}")
     return pushed
 
 
+def _version_of(body: bytes) -> int:
+    """What a document that is not one of ours says of its version; 0: nothing."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return int(json.loads(body)["recipe"]["schema_version"])
+    return 0
+
+
 def remove(store: EngineStore, name: str) -> None:
-    """Takes a recipe out; its engines stay. Raises: StoreMissing."""
-    read(store, name)
+    """Takes a recipe out, also one that this version cannot read; its engines stay. Raises:
+    StoreMissing."""
+    with suppress(CorruptBlob, NewerVersion):
+        read(store, name)
     store.delete_object(_key(name))
 
 

@@ -44,7 +44,9 @@ def page(
     a recipe's thresholds are those that it names here, else those the farm saw last.
     """
     since = (today or dt.datetime.now(dt.UTC).date()) - dt.timedelta(days=nights)
-    rows = BenchmarkTables(store.objects).rows(RowFilter(since=since), REPORT_COLUMNS)
+    rows = BenchmarkTables(store.objects, tolerant=True).rows(
+        RowFilter(since=since), REPORT_COLUMNS
+    )
     rows = with_manifests(rows, store.manifests())
     rules = recorded_rules(store, (row.recipe for row in rows))
     rules |= {recipe.name: recipe.regression for recipe, _ in recipes}

@@ -34,6 +34,9 @@ from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
 PROBE = ".ready"
+LOGGING = ("-alsologtostderr=false", "-log_max_size_mb=8", "-log_max_files=2")
+"""Its own log files are rotated; server.log has its errors alone. A store runs for years."""
+
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 
@@ -136,6 +139,7 @@ def _launch(home: Path) -> Server:
     }
     command = [
         str(weed),
+        *LOGGING,
         "mini",
         f"-dir={data}",
         "-ip=127.0.0.1",

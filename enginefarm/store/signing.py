@@ -81,7 +81,7 @@ class Trust:
             signed = pre_authentication(parsed.payloadType, payload)
             keyid = self.signer_of(parsed.signatures, signed)
             said = json.loads(payload)
-        except (ValueError, binascii.Error) as error:
+        except (ValueError, RecursionError, binascii.Error) as error:
             raise _rejected(manifest, "its signature is damaged") from error
         if keyid is None:
             by = ", ".join(one.keyid[:12] for one in parsed.signatures) or "nobody"

@@ -71,7 +71,9 @@ def _has_value(column: Any) -> bool:
     return column.null_count < len(column)
 
 
-def decode(data: bytes, columns: Collection[str] | None, where: RowFilter) -> Table:
+def decode(
+    data: bytes, columns: Collection[str] | None, where: RowFilter, name: str = "a file"
+) -> Table:
     """One file's wanted columns, of the row groups whose statistics admit a wanted row.
 
     Columns that the file lacks are missing here too, and null after `finish`.
@@ -87,10 +89,13 @@ def decode(data: bytes, columns: Collection[str] | None, where: RowFilter) -> Ta
             for index in range(file.metadata.num_row_groups)
             if _admits(file.metadata.row_group(index), where)
         ]
-        return file.read_row_groups(groups, columns=there, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+        found = file.read_row_groups(groups, columns=there, use_threads=False)
+        return found.cast(pa.schema([wanted.field(column) for column in found.column_names]))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptBlob(
-            "benchmarks: a file is not the Parquet that enginefarm writes", why=str(error)
+            f"benchmarks: {name} is not the Parquet that this version of enginefarm writes",
+            why=str(error).partition("\n")[0],
+            fix="update enginefarm, if a newer one wrote it",
         ) from error
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ PREFIX = "benchmarks/"
 EVERY_RECIPE = "_all"
 """Partition of compacted nights. Not a Name, so that no recipe can be called so."""
 
+LOG = logging.getLogger(__name__)
 READERS = 16
 ATTEMPTS = 5
 _KEY = re.compile(
@@ -43,10 +45,15 @@ _KEY = re.compile(
 
 
 class BenchmarkTables:
-    """The tables of one store. Raises what ObjectStore raises, and CorruptBlob."""
+    """The tables of one store. Raises what ObjectStore raises, and CorruptBlob.
 
-    def __init__(self, objects: ObjectStore) -> None:
+    tolerant: leaves out a file that is damaged or of a newer version, with a note. Whoever only
+    shows rows is; a gate, which judges by them, is not.
+    """
+
+    def __init__(self, objects: ObjectStore, *, tolerant: bool = False) -> None:
         self.objects = objects
+        self._tolerant = tolerant
 
     def append(self, rows: Iterable[BenchmarkRow]) -> tuple[str, ...]:
         """Writes rows, a file for each night, recipe and writer. Returns the keys.
@@ -84,21 +91,24 @@ class BenchmarkTables:
     def nights(self) -> tuple[dt.date, ...]:
         """Every night that has rows, oldest first."""
         folders = self.objects.folders(PREFIX)
-        dates = (name.removeprefix("date=") for name in folders if name.startswith("date="))
-        return tuple(sorted(map(dt.date.fromisoformat, dates)))
+        dates = (_date(name.removeprefix("date=")) for name in folders if name.startswith("date="))
+        return tuple(sorted(date for date in dates if date is not None))
 
     def compact(self, night: dt.date) -> int:
         """Merges a night's files into one; returns how many it replaced.
 
         The merged file is complete before anything is deleted. Safe while others append,
-        read or compact.
+        read or compact. A file that is left out stays as it is.
         """
         where = RowFilter(since=night, until=night)
         keys = self._keys(where)
         if len(keys) < 2:
             return 0
         with ThreadPoolExecutor(READERS) as pool:
-            read = {key: t for key, t in pool.map(self._reader(None, where), keys) if t is not None}
+            fetch = self._reader(None, where, left_out=None)
+            read = {key: t for key, t in pool.map(fetch, keys) if t is not None}
+        if len(read) < 2:
+            return 0
         merged = rows_parquet.finish(
             list(read.values()), where, (ROW_ID, *BenchmarkRow.model_fields)
         )
@@ -119,10 +129,11 @@ class BenchmarkTables:
         found: list[str] = []
         for info in self.objects.list(_prefix(where)):
             match = _KEY.match(info.key)
-            if match is None:
+            date = None if match is None else _date(match["date"])
+            if match is None or date is None:
                 continue
             recipe = None if match["recipe"] == EVERY_RECIPE else match["recipe"]
-            if where.wants(dt.date.fromisoformat(match["date"]), recipe):
+            if where.wants(date, recipe):
                 found.append(info.key)
         return found
 
@@ -133,8 +144,9 @@ class BenchmarkTables:
             keys = self._keys(where)
             held = {key: held[key] for key in keys if key in held}
             missing = [key for key in keys if key not in held]
+            nothing = rows_parquet.schema(columns).empty_table()
             with ThreadPoolExecutor(READERS) as pool:
-                found = pool.map(self._reader(columns, where), missing)
+                found = pool.map(self._reader(columns, where, left_out=nothing), missing)
                 held |= {key: table for key, table in found if table is not None}
             if len(held) == len(keys):
                 return list(held.values())
@@ -143,10 +155,22 @@ class BenchmarkTables:
             why="something other than `bench compact` deletes them",
         )
 
-    def _reader(self, columns: set[str] | None, where: RowFilter) -> Any:
+    def _reader(
+        self, columns: set[str] | None, where: RowFilter, *, left_out: Table | None
+    ) -> Callable[[str], tuple[str, Table | None]]:
+        """left_out: what stands for a file that this version cannot read; None: gone."""
+
         def fetch(key: str) -> tuple[str, Table | None]:
             answer = self.objects.get(key)
-            return key, None if answer is None else _checked(key, answer[0], columns, where)
+            if answer is None:
+                return key, None
+            try:
+                return key, _checked(key, answer[0], columns, where)
+            except CorruptBlob as error:
+                if not self._tolerant:
+                    raise
+                LOG.warning("note: left out: %s", error.what)
+                return key, left_out
 
         return fetch
 
@@ -158,7 +182,15 @@ def _checked(key: str, data: bytes, columns: set[str] | None, where: RowFilter) 
             f"benchmarks: {key} does not match the digest in its name",
             fix="delete the object; its rows are lost",
         )
-    return rows_parquet.decode(data, columns, where)
+    return rows_parquet.decode(data, columns, where, key)
+
+
+def _date(text: str) -> dt.date | None:
+    """None for what only looks like a date, in a name that somebody else chose."""
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _prefix(where: RowFilter) -> str:

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from enginefarm.documents.manifest import Manifest
 from enginefarm.farm import housekeeping
 from enginefarm.farm.worker import card as workers
+from enginefarm.store import failed_builds, layout
 from enginefarm.store.engine_store import EngineStore
 
 
@@ -64,6 +65,14 @@ def test_benchmarks_of_engines_that_are_superseded_verified_or_gone_are_withdraw
     ]
 
 
+def test_a_benchmark_of_an_engine_that_the_index_does_not_list_yet_stays(
+    store_environment: EngineStore, publish: Callable[..., Manifest]
+) -> None:
+    manifest = publish()
+    store_environment.delete_object(layout.index(layout.entry_of(manifest)))
+    assert keep_house(Server(manifest.spec_digest), store_environment) == 0
+
+
 @pytest.mark.parametrize("age_days", [1, 8])
 def test_a_card_goes_a_week_after_its_worker(store: EngineStore, age_days: int) -> None:
     card = workers.Card(
@@ -77,3 +86,12 @@ def test_a_card_goes_a_week_after_its_worker(store: EngineStore, age_days: int) 
     workers.write(store, card)
     keep_house(Server(), store, now=datetime.now(UTC) + timedelta(days=age_days))
     assert [row.card.name for row in workers.listed(store)] == ([] if age_days == 8 else ["gone"])
+
+
+def test_the_log_of_a_failed_build_goes_after_a_month(store: EngineStore) -> None:
+    failed_builds.record(store, "model", "t4", "fp16", "0" * 64, b"said")
+    month = timedelta(days=failed_builds.KEPT_DAYS)
+    now = datetime.now(UTC)
+    assert keep_house(Server(), store, now=now + month - timedelta(hours=1)) == 0
+    assert keep_house(Server(), store, now=now + month + timedelta(hours=1)) == 1
+    assert failed_builds.listed(store, "model") == []

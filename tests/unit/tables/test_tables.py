@@ -53,6 +53,15 @@ def test_a_file_of_an_older_writer_lacks_columns_and_they_are_none() -> None:
     assert found[0]["batch"] == 4
 
 
+def test_a_column_of_a_newer_writer_of_another_type_is_one_clear_error() -> None:
+    table = pq.read_table(pa.BufferReader(rows_parquet.encode([make_row(batch=4)])))
+    place = table.column_names.index("batch")
+    newer = table.set_column(place, "batch", pa.array(["four"]))
+    with pytest.raises(CorruptBlob, match=r"KEY is not the Parquet") as refused:
+        rows_parquet.decode(rows_parquet.write(newer), None, RowFilter(), "KEY")
+    assert "update enginefarm" in refused.value.fix
+
+
 def test_columns_of_a_newer_writer_are_ignored() -> None:
     table = pq.read_table(pa.BufferReader(rows_parquet.encode([make_row()])))
     newer = table.append_column("energy_j", pa.array([1.5]))
