@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sample_manifest import make_manifest
 
 from enginefarm.documents.manifest import Manifest
@@ -39,6 +40,10 @@ FARMS = (
 """Files whose tests share a farm, by the fixture `farm`; each farm's run in one process. They run
 first, because they take longest and mostly wait, and the others fill the time in which they do."""
 
+
+# A machine that runs farms beside them makes examples slowly; that says nothing of the code.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts jobs in the background so, and commands that tests interrupt would inherit it.

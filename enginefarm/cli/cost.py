@@ -101,7 +101,7 @@ def _print(name: str, found: Costs) -> None:
         ],
     )
     for gpu, why in found.refused.items():
-        click.echo(f"no figure of {gpu}: {why}")
+        click.echo(f"no figure for {gpu}: {why}")
     if found.found:
         click.echo(f"cheapest: {found.found[0].gpu}. Throughput is of one pass at a time.")
 

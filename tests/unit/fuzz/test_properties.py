@@ -24,7 +24,7 @@ from enginefarm.store.layout import IndexEntry
 from tests.sample_manifest import make_manifest, make_spec
 from tests.unit.fuzz.targets import TARGETS, outcome
 
-settings.register_profile("fuzz", derandomize=True, deadline=None, max_examples=120)
+settings.register_profile("fuzz", settings.get_profile("here"), derandomize=True, max_examples=120)
 settings.load_profile("fuzz")
 
 ANY_JSON = st.recursive(
