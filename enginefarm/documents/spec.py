@@ -15,7 +15,8 @@ from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.names import PrecisionName, ToolchainName
 from enginefarm.schema import Digest, Frozen, Name, canonical_json
 
-KEY_VERSION = 1
+KEY_VERSION = 2
+"""2: builders compute FP32 as such, and not in TF32 (decision 0210)."""
 
 
 class BlobRef(Frozen):
