@@ -2,8 +2,9 @@
 
     ENGINEFARM_STORE=… python benchmarks/picture.py docs/images/report.png [RECIPE.yaml …]
 
-Writes NAME.png (light) and NAME-dark.png: the top of the page, at 1.5 pixels a point. What is
-on it is what that store holds; nothing is made up for it.
+Writes NAME.png (light) and NAME-dark.png, the top of the page; NAME-engine.png, the page of its
+first engine; and NAME-phone.png, as wide as a phone. What is on them is what that store holds;
+nothing is made up for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from enginefarm.recipes import file as recipe_file
 from enginefarm.report import nightly
 from enginefarm.store import site
 
+PHONE = 390
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -39,14 +41,21 @@ def main() -> None:
         page = Path(folder) / "report.html"
         page.write_text(html, "utf-8")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for scheme, name in (("light", args.out.name), ("dark", f"{args.out.stem}-dark.png")):
+        for suffix, scheme, width, height, scale, engine in (
+            ("", "light", args.width, args.height, 1.5, False),
+            ("-dark", "dark", args.width, args.height, 1.5, False),
+            ("-engine", "light", args.width, args.height, 1.5, True),
+            ("-phone", "light", PHONE, 2 * PHONE, 2, False),
+        ):
             tab = browser.new_page(
-                viewport={"width": args.width, "height": args.height},
-                device_scale_factor=1.5,
+                viewport={"width": width, "height": height},
+                device_scale_factor=scale,
                 color_scheme="dark" if scheme == "dark" else "light",
             )
             tab.goto(page.as_uri())
-            tab.screenshot(path=args.out.with_name(name))
+            if engine:
+                tab.locator(".model .engines a").first.click()
+            tab.screenshot(path=args.out.with_name(f"{args.out.stem}{suffix}.png"))
         browser.close()
 
 

@@ -67,6 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "enginefarm.cli.reproduce:reproduce",
         "Write a folder that rebuilds an engine without enginefarm.",
     ),
+    "bom": ("enginefarm.cli.bom:bom", "Print a CycloneDX bill of materials of an engine."),
     "fleet": ("enginefarm.cli.fleet:fleet", "Show which host runs which revision."),
     "cost": ("enginefarm.cli.cost:cost", "Compare what a million inferences cost on each GPU."),
     "log": ("enginefarm.cli.log:log", "Print the builder's log, also of a failed build."),

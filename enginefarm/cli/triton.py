@@ -66,3 +66,5 @@ def triton_repo(
     click.echo("\nTry next:")
     for root in where:
         click.echo(f"  tritonserver --model-repository={root}")
+    for build in sorted({one.spec.toolchain.build for one in chosen}):
+        click.echo(f"note: {triton.image_words(build)}", err=True)

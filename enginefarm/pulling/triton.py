@@ -85,6 +85,15 @@ def choose(
     return tuple(newest[best].values())
 
 
+def image_words(build: str) -> str:
+    """Which image serves these plans. A plan runs in its own build of TensorRT alone, and which
+    one an image has is said by NVIDIA's matrix, of which no list that could be checked is here."""
+    return (
+        f"the image has to have TensorRT {build}: NVIDIA's Frameworks Support Matrix lists the "
+        "build of each tritonserver:YY.MM-py3 image; `dpkg -l 'libnvinfer*'` in the image shows it"
+    )
+
+
 def _loadable(engines: list[Manifest]) -> None:
     first = engines[0]
     for one in engines:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from enginefarm.documents.layers import Layers
+from enginefarm.documents.manifest import Manifest
 from enginefarm.pulling.fleet import Standing
 from enginefarm.tables.layer_diff import LayerDiff
 from enginefarm.tables.regression import State
@@ -135,6 +137,10 @@ class ReportData:
     layers: dict[Engines, LayerDiff | str] = field(default_factory=dict[Engines, "LayerDiff | str"])
     """Under each slower line: its two engines layer by layer, or why that is not known."""
     fleet: tuple[Standing, ...] = ()
+    manifests: dict[str, Manifest] = field(default_factory=dict[str, "Manifest"])
+    """By spec digest: what the page of an engine says of where it comes from."""
+    engine_layers: dict[str, Layers | str] = field(default_factory=dict[str, "Layers | str"])
+    """By spec digest: an engine's layers, or why they are not known."""
     notes: tuple[str, ...] = field(default=())
     """Where the figures come from: machine, versions."""
 

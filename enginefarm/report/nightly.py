@@ -5,27 +5,34 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 
 from enginefarm import __version__
+from enginefarm.documents.layers import Layers
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import EnginefarmError
 from enginefarm.planning.survey import Survey
 from enginefarm.pulling import fleet
 from enginefarm.report.assemble import assemble
 from enginefarm.report.model import Wanted
 from enginefarm.report.render import REPORT_COLUMNS, render
+from enginefarm.store import channels
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.filter import RowFilter
 from enginefarm.tables.from_manifest import rows_from_manifest
-from enginefarm.tables.layers import compared
+from enginefarm.tables.layers import compared, layers_of
 from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.tables.rules import recorded_rules
 from enginefarm.tables.tables import BenchmarkTables
 
 PREFIX = "reports/"
 LATEST = f"{PREFIX}latest.html"
+LAYERS_OF = 60
+READERS = 8
 LINK_SECONDS = 7 * 24 * 3600
 """How long a published page's link works: the longest that S3 signs."""
 
@@ -47,7 +54,9 @@ def page(
     rows = BenchmarkTables(store.objects, tolerant=True).rows(
         RowFilter(since=since), REPORT_COLUMNS
     )
-    rows = with_manifests(rows, store.manifests())
+    asked = {recipe.name for recipe, _ in recipes} | {row.recipe for row in rows}
+    manifests, abandoned = in_use(store, list(store.manifests()), asked, since)
+    rows = with_manifests(rows, manifests)
     rules = recorded_rules(store, (row.recipe for row in rows))
     rules |= {recipe.name: recipe.regression for recipe, _ in recipes}
     data = assemble(
@@ -60,12 +69,66 @@ def page(
             f"enginefarm {__version__}, Python {platform.python_version()}, "
             f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "
             f"It shows the last {nights} nights.",
+            *(
+                [
+                    f"Left out, with nothing built or measured in these nights, asked for or in a "
+                    f"channel: {', '.join(abandoned)}."
+                ]
+                if abandoned
+                else []
+            ),
         ),
     )
     slower = {line.engines for model in data.models for line in model.regressions}
     layers = {pair: compared(store, *pair) for pair in slower}
     hosts = fleet.standings(store, fleet.states(store))
-    return render(replace(data, layers=layers, fleet=hosts))
+    by_spec = {manifest.spec_digest: manifest for manifest in manifests}
+    shown = [cell.row.spec_digest for model in data.models for cell in model.engines if cell.row]
+    return render(
+        replace(
+            data,
+            layers=layers,
+            fleet=hosts,
+            manifests=by_spec,
+            engine_layers=_layers(store, [by_spec[one] for one in shown if one in by_spec]),
+        )
+    )
+
+
+def in_use(
+    store: EngineStore, manifests: Iterable[Manifest], asked: Collection[str], since: dt.date
+) -> tuple[list[Manifest], list[str]]:
+    """The engines of recipes that somebody still works with, and the names of the others.
+
+    asked: recipes that are wanted or measured. One that is not, whose newest engine is from before
+    `since`, and that no channel names, is abandoned.
+    """
+    found = sorted(manifests, key=lambda one: one.recipe)
+    kept: list[Manifest] = []
+    abandoned: list[str] = []
+    for recipe, group in groupby(found, key=lambda one: one.recipe):
+        of_recipe = list(group)
+        newest = max(one.created_at.date() for one in of_recipe)
+        if recipe in asked or newest >= since or channels.names(store, recipe):
+            kept += of_recipe
+        else:
+            abandoned.append(recipe)
+    return kept, abandoned
+
+
+def _layers(store: EngineStore, manifests: Sequence[Manifest]) -> dict[str, Layers | str]:
+    """By spec digest, of the newest engines: each costs a request."""
+
+    def read(manifest: Manifest) -> Layers | str:
+        try:
+            return layers_of(store, manifest)
+        except EnginefarmError as error:
+            return error.what
+
+    newest = sorted(manifests, key=lambda one: one.created_at, reverse=True)[:LAYERS_OF]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(read, newest)
+        return {one.spec_digest: layers for one, layers in zip(newest, found, strict=True)}
 
 
 def with_manifests(

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from enginefarm.report import charts, frontier
+from enginefarm.report import charts, engines, frontier
 from enginefarm.report.model import STATES, ReportData
 from enginefarm.report.svg import number, power
 from enginefarm.tables.rows import ALIKE
@@ -56,6 +56,8 @@ def render(data: ReportData) -> str:
         states=STATES,
         charts=charts,
         frontier=frontier,
+        engines=engines,
+        engine_pages=engines.pages(data.models, data.manifests, data.engine_layers),
         number=number,
         power=power,
         style=_asset("report.css"),

@@ -133,10 +133,77 @@ def test_the_two_schemes_differ(opened: Watched, scheme: str) -> None:
     assert (red < 60) is (scheme == "dark")
 
 
-@pytest.mark.parametrize("width", [320, 390, 1240])
+@pytest.mark.parametrize("width", [360, 390, 1240])
 def test_nothing_sticks_out_sideways(opened: Watched, width: int) -> None:
-    opened.page.set_viewport_size({"width": width, "height": 900})
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    """On a phone not even a table: its rows are cards."""
+    page = opened.page
+    page.set_viewport_size({"width": width, "height": 900})
+    for address in ("#matrix", first_engine(page)):
+        page.evaluate("hash => { location.hash = hash; }", address)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if width < 700:
+            wide = page.evaluate(
+                """() => [...document.querySelectorAll(".scroll")].filter(s => s.checkVisibility())
+                  .filter(s => s.scrollWidth > s.clientWidth).map(s => s.innerText.slice(0, 200))"""
+            )
+            assert wide == []
+
+
+def first_engine(page: Page) -> str:
+    """The address of the first engine in the first model's table."""
+    return page.locator(".model .engines a").first.get_attribute("href") or ""
+
+
+def test_an_engine_has_a_page_and_a_way_back(opened: Watched) -> None:
+    page = opened.page
+    assert page.locator("article.engine:visible").count() == 0
+    page.locator(".model .engines a").first.click()
+    assert page.locator("article.engine:visible").count() == 1
+    shown = page.locator("article.engine:visible")
+    assert shown.locator("h2").inner_text() == "model-00 · t4 · fp16"
+    assert "enginefarm pull model-00 --gpu t4 --precision fp16" in shown.inner_text()
+    assert "toolchain\ntensorrt 10.16.1.11" in shown.inner_text()
+    assert page.locator("#matrix:visible").count() == 0, "the page is the engine's alone"
+    shown.locator("a", has_text="all engines").click()
+    assert page.locator("article.engine:visible").count() == 0
+    assert page.locator("#matrix").is_visible()
+
+
+def test_words_find_engines(opened: Watched) -> None:
+    page = opened.page
+    page.locator("#filter").fill("INT8 l4")
+    assert page.locator("tr[data-engine]:visible").count() == 3
+    assert page.locator("details.model:visible").count() == 3
+    page.locator("#filter").fill("failed")
+    assert page.locator("tr[data-engine]:visible").count() == 1
+    assert page.locator(".matrix tbody tr:visible").count() == 1
+    page.locator("#filter").fill("nothing is called so")
+    assert page.locator("[data-model]:visible").count() == 0
+    page.locator("#filter").fill("")
+    assert page.locator("tr[data-engine]:visible").count() == 18
+
+
+def test_two_engines_are_compared(opened: Watched) -> None:
+    page = opened.page
+    page.locator("#compare-a").select_option(label="model-01 · t4 · fp16")
+    page.locator("#compare-b").select_option(label="model-00 · t4 · fp16")
+    rows = page.locator("#compared tbody tr").all_inner_texts()
+    told = {row.split("\t")[0]: row.split("\t")[1:] for row in rows}
+    assert told["median latency"] == ["2.01 ms", "3.00 ms", "× 1.49"]
+    assert told["cosine to FP32"][2] == "× 1.00"
+    assert page.locator("#compared .worse").count() == 1
+    page.locator("#compare-a").select_option(label="model-00 · t4 · fp16")
+    assert page.locator("#compared .worse").count() == 0
+
+
+def test_a_history_is_enlarged_by_a_click(opened: Watched) -> None:
+    night = opened.page.locator(".night").first
+    before = night.bounding_box()
+    night.click()
+    after = night.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert after["width"] > 2 * before["width"]
 
 
 def test_no_label_overlaps_its_bar_or_leaves_its_chart(opened: Watched) -> None:
