@@ -6,17 +6,16 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError
-from enginefarm.graph import feeds, forward, onnx_files
+from enginefarm.graph import feeds, forward, onnx_files, trace_sizes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +55,7 @@ def _traced(
     )
     failures: list[ExportError] = []
     stopped: Exception | None = None
-    for sizes in _sizes(recipe):
+    for sizes in trace_sizes.sizes(recipe):
         arrays = feeds.sized(sample, recipe, sizes).values()
         try:
             with _quiet(), torch.no_grad():
@@ -177,64 +176,6 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
     onnx_files.rename(graph.graph, names)
 
 
-def _sizes(recipe: Recipe) -> Iterator[dict[str, int]]:
-    """Sizes to trace at, the best first: each set once.
-
-    As the user wrote them, where dims differ from each other and from 1: torch takes equal
-    sizes for one dim, and a size of 1 for a constant. Then written sizes mixed so that they
-    differ, then any that differ, and last those that are equal, for a model that needs it.
-    """
-    corners = [dims for _, dims in _by_opt_first(recipe)]
-    fine = [dims for dims in corners if _differ(recipe, dims)]
-    rest = [dims for dims in corners if dims not in fine]
-    seen: list[dict[str, int]] = []
-    for sizes in chain(fine, (_mixed(recipe), _distinct(recipe)), rest):
-        if sizes not in seen:
-            seen.append(sizes)
-            yield sizes
-
-
-def _by_opt_first(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
-    points: tuple[feeds.Point, ...] = ("opt", "max", "min")
-    for point in points:
-        for profile in recipe.profiles:
-            yield point, feeds.at(profile, point)
-
-
-def _differ(recipe: Recipe, dims: dict[str, int]) -> bool:
-    # A dim that every profile holds at one size may be taken for a constant.
-    ranges = {dim: {p.dims[dim].max for p in recipe.profiles} for dim in dims}
-    free = [
-        size
-        for dim, size in dims.items()
-        if len(ranges[dim] | {p.dims[dim].min for p in recipe.profiles}) > 1
-    ]
-    return len(set(free)) == len(free) and 1 not in free
-
-
-def _mixed(recipe: Recipe) -> dict[str, int]:
-    """Of the first profile's written sizes, for each dim one that no other dim has."""
-    sizes: dict[str, int] = {}
-    for dim in recipe.dynamic_dims:
-        bounds = recipe.profiles[0].dims[dim]
-        written = [bounds.opt, bounds.max, bounds.min]
-        free = [size for size in written if size > 1 and size not in sizes.values()]
-        sizes[dim] = free[0] if free else bounds.opt
-    return sizes
-
-
-def _distinct(recipe: Recipe) -> dict[str, int]:
-    """A size for each dim, within its range, that no other dim has where that can be: equal
-    sizes could be taken for one dim, and a size of 1 for a constant."""
-    sizes: dict[str, int] = {}
-    for dim in recipe.dynamic_dims:
-        bounds = recipe.profiles[0].dims[dim]
-        wanted = [bounds.opt, *range(min(bounds.max, bounds.min + 64), bounds.min - 1, -1)]
-        free = [size for size in wanted if size > 1 and size not in sizes.values()]
-        sizes[dim] = free[0] if free else bounds.opt
-    return sizes
-
-
 def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     """torch's error, many pages long, as one that names the dim or the first cause."""
     text = str(error)
@@ -257,7 +198,7 @@ def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     return ExportError(
         f"torch.onnx.export failed for {recipe.name}{what}",
         why=onnx_files.one_line(f"{type(cause).__name__}: {cause}") + _place(error),
-        fix="write that part of forward with other operators. Where its sizes depend on a dynamic "
+        fix="write that part of forward with other operators. If its sizes depend on a dynamic "
         f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
         "be enough",
     )
