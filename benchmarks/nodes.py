@@ -39,7 +39,7 @@ from enginefarm.documents.gpus import gpu
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolUse
 from enginefarm.errors import EnginefarmError
-from enginefarm.graph import export, feeds, onnx_files, slim, verify
+from enginefarm.graph import export, feeds, onnx_files, onnx_shapes, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
@@ -99,7 +99,7 @@ def recipe(folder: Path, model: Any, work: Path) -> Recipe:
     savez: Any = np.savez  # its own arguments are typed, ours are names of inputs
     shutil.copyfile(folder / "model.onnx", work / "model.onnx")
     savez(work / "data" / "0.npz", **given)
-    signature = onnx_files.input_signature(model)
+    signature = onnx_shapes.input_signature(model)
     inputs = [
         {
             "name": each,

@@ -7,7 +7,7 @@ from pathlib import Path
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import EnginefarmError, SourceError
-from enginefarm.graph import closeness, feeds, onnx_files, ort
+from enginefarm.graph import closeness, feeds, onnx_files, onnx_shapes, ort
 from enginefarm.graph.fitting import SIZES_LEFT_OUT
 from enginefarm.graph.raising import came_as
 from enginefarm.graph.sources.onnx_file import original
@@ -45,7 +45,7 @@ def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> t
 
 
 def _doubles(file: Path) -> bool:
-    signature = onnx_files.input_signature(onnx_files.graph_only(file))
+    signature = onnx_shapes.input_signature(onnx_files.graph_only(file))
     return any(dtype == "float64" for dtype, _ in signature.values())
 
 
@@ -53,7 +53,7 @@ def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -
     assert isinstance(recipe.source, OnnxSource)
     file = original(recipe.source, recipe.root, work_dir)
     inputs = feeds.sized(sample, recipe, feeds.at(recipe.profiles[0], "opt"))
-    signature = onnx_files.input_signature(onnx_files.graph_only(file))
+    signature = onnx_shapes.input_signature(onnx_files.graph_only(file))
     asked = {name: array.astype(_numpy(signature[name][0])) for name, array in inputs.items()}
     try:
         session = ort.session(file, error=SourceError, what="the file as it came", plain=True)

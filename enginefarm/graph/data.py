@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.digest import sha256_file, sha256_files
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError
+from enginefarm.graph import data_files
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
-    Batch = dict[str, Array]
-
-
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, NotImplementedError),  # encrypted, or compressed in a way of its own
-)
-"""What numpy and zipfile raise for files of others."""
+    from enginefarm.graph.data_files import Array, Batch
 
 
 def batches(
@@ -70,7 +58,7 @@ def data_digest(data: Data, root: Path) -> str:
     if data.random:
         parts |= {"kind": "random", "version": 1, "sizes": dict(data.arguments)}
     elif data.path is not None:
-        files = _files(data, root)
+        files = data_files.files(data, root)
         # In the order in which they are read; what they are called does not count.
         named = ((f"{index:06d}{file.suffix}", file) for index, file in enumerate(files))
         parts["files"] = sha256_files(named)
@@ -101,11 +89,11 @@ def _raw(
         return _random(data, inputs, seed)
     if data.callable is not None:
         return _from_callable(data, root, batch_size, seed)
-    files = _files(data, root)
+    files = data_files.files(data, root)
     assert data.path is not None
     if (root / data.path).is_file():
-        return _from_npz(files[0], batch_size)
-    return _from_folder(files, inputs)
+        return data_files.from_npz(files[0], batch_size)
+    return data_files.from_folder(files, inputs)
 
 
 def _random(data: Data, inputs: Sequence[TensorSpec], seed: int) -> Iterator[Batch]:
@@ -145,114 +133,12 @@ def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterat
         ) from error
 
 
-def _files(data: Data, root: Path) -> list[Path]:
-    assert data.path is not None
-    path = root / data.path
-    if path.is_dir():
-        named = (file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
-        files = sorted(file for file in named if file.is_file())  # a pipe would block
-        if files:
-            return files
-        raise CalibrationError(
-            f"data.path: {data.path}: that folder has no .npz or .npy file",
-            fix="write one file for each batch with numpy.savez",
-        )
-    if not path.is_file() or path.suffix != ".npz":
-        raise CalibrationError(
-            f"data.path: {data.path}: it is neither an .npz file nor a folder",
-            why=f"looked for {path}",
-            fix="the path is relative to the recipe's folder",
-        )
-    return [path]
-
-
 def _local(path: str, root: Path, field: str) -> Path:
     if not (root / path).is_file():
         raise CalibrationError(
             f"{field}: {path}: the file does not exist", why=f"looked for {root / path}"
         )
     return root / path
-
-
-def _from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
-    import numpy as np
-
-    for file in files:
-        try:
-            found = np.load(file, allow_pickle=False)
-            if file.suffix == ".npz":
-                with found:
-                    yield dict(found)
-            elif len(inputs) == 1:
-                yield {inputs[0].name: found}
-            else:
-                raise CalibrationError(
-                    f"data.path: {file.name}: one array, where {len(inputs)} inputs need one each",
-                    fix="write .npz files, with a key for each input",
-                )
-        except UNREADABLE as error:
-            raise _unreadable(file, error) from error
-
-
-def _from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
-    """Cuts every array of the archive along its first axis, reading as it goes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            streams = {
-                name.removesuffix(".npy"): _Samples(archive.open(name), name)
-                for name in archive.namelist()
-            }
-            counts = {name: stream.count for name, stream in streams.items()}
-            if len(set(counts.values())) > 1:
-                raise CalibrationError(
-                    f"data.path: {file.name}: the arrays have different numbers of samples",
-                    why=", ".join(f"{name}: {count}" for name, count in counts.items()),
-                    fix="the first axis counts the samples, and must be equal for every array",
-                )
-            while streams and all(stream.count for stream in streams.values()):
-                yield {name: stream.take(batch_size) for name, stream in streams.items()}
-    except UNREADABLE as error:
-        raise _unreadable(file, error) from error
-
-
-class _Samples:
-    """One array of an .npz, read a few samples at a time."""
-
-    def __init__(self, stream: IO[bytes], name: str) -> None:
-        import numpy as np
-
-        self._stream = stream
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, self._dtype = read(stream)
-        if self._dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects")
-        if not shape or (fortran and len(shape) > 1):
-            raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
-        self.count, *self._shape = (int(size) for size in shape)
-
-    def take(self, samples: int) -> Array:
-        import math
-
-        import numpy as np
-
-        samples = min(samples, self.count)
-        size_bytes = samples * math.prod(self._shape) * self._dtype.itemsize
-        data = self._stream.read(size_bytes)
-        if len(data) < size_bytes:
-            raise EOFError("the file ends early")
-        self.count -= samples
-        return np.frombuffer(data, self._dtype).reshape(samples, *self._shape)
-
-
-def _unreadable(file: Path, error: BaseException) -> CalibrationError:
-    return CalibrationError(
-        f"data.path: {file.name} cannot be read",
-        why=f"{type(error).__name__}: {error}"[:300],
-        fix="write it again with numpy.savez; arrays of objects are refused",
-    )
 
 
 def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:

@@ -18,6 +18,7 @@ from enginefarm.graph import (
     feeds,
     fitting,
     onnx_files,
+    onnx_shapes,
     ort,
     raising,
     shape_inputs,
@@ -150,7 +151,7 @@ def _refuse_broken(
 def _check_inputs(
     graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
 ) -> None:
-    found = onnx_files.input_signature(graph)
+    found = onnx_shapes.input_signature(graph)
     wanted = {tensor.name: tensor for tensor in recipe.inputs}
     if found.keys() != wanted.keys():
         raise error(

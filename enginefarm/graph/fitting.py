@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from enginefarm.documents.recipe import DType, Recipe
 from enginefarm.errors import SourceError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.graph import onnx_files, onnx_shapes, ort
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -79,14 +79,14 @@ def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
 
 
 def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
-    signature = onnx_files.input_signature(model)
+    signature = onnx_shapes.input_signature(model)
     asked = {tensor.name: tensor.dtype for tensor in recipe.inputs}
     if any(
         dtype == "float64" and asked.get(name) == "float32"
         for name, (dtype, _) in signature.items()
     ):
         _in_fp32(model)
-        signature = onnx_files.input_signature(model)
+        signature = onnx_shapes.input_signature(model)
     for name, (dtype, _) in signature.items():
         if dtype not in get_args(DType):
             raise _no_such_type("input", name, dtype)
@@ -94,7 +94,7 @@ def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
             raise _no_such_type("output", value.name, str(kind).removesuffix("_type"))
-        dtype = onnx_files.dtype_of(value.type.tensor_type.elem_type)
+        dtype = onnx_shapes.dtype_of(value.type.tensor_type.elem_type)
         if dtype not in (*get_args(DType), "undefined"):
             raise _no_such_type("output", value.name, dtype)
 
@@ -155,13 +155,13 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
         if len(dims) != len(shape):
             continue
         for dim, size in zip(dims, shape, strict=True):
-            known = onnx_files.known_dim(dim)
+            known = onnx_shapes.known_dim(dim)
             if isinstance(known, str):
                 renamed[known] = size if renamed.get(known, size) == size else None
             if not isinstance(known, int):
                 _set(dim, size if fixed or isinstance(size, str) else None)
     declared = [
-        [onnx_files.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
+        [onnx_shapes.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
     ]
     for graph in onnx_files.graphs(model.graph):
         for value in graph.value_info:
@@ -169,7 +169,7 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
                 value.type.tensor_type.ClearField("shape")
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    inferred = onnx_files.inferred_outputs(model)
+    inferred = onnx_shapes.inferred_outputs(model)
     for value, old in zip(model.graph.output, declared, strict=True):
         found = inferred.get(value.name)
         dims = old if found is None else found

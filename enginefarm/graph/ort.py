@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, onnx_shapes
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
@@ -85,7 +85,7 @@ def _in_bfloat16(path: Path) -> str:
     import onnx
 
     model = onnx_files.graph_only(path)
-    inferred = onnx.shape_inference.infer_shapes(onnx_files.without_weights(model))
+    inferred = onnx.shape_inference.infer_shapes(onnx_shapes.without_weights(model))
     low = onnx.TensorProto.BFLOAT16
     for graph, known in zip(
         onnx_files.graphs(model.graph), onnx_files.graphs(inferred.graph), strict=True

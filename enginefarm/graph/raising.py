@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, onnx_shapes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -78,7 +78,7 @@ def _converted(model: ModelProto) -> ModelProto:
         sizes: dict[str, int] = {}
         for value in sized.graph.input:
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if not isinstance(onnx_files.known_dim(dim), int):
+                if not isinstance(onnx_shapes.known_dim(dim), int):
                     name = dim.dim_param or f"{value.name}/{axis}"
                     size = sizes.setdefault(name, SIZES[len(sizes) % len(SIZES)])
                     dim.Clear()
@@ -121,7 +121,7 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
 
     kept: dict[str, TensorProto] = {}
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) >= onnx_files.LARGE_BYTES:
+        if len(tensor.raw_data) >= onnx_shapes.LARGE_BYTES:
             kept[tensor.name] = _copy(tensor)
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL

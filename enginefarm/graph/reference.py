@@ -20,7 +20,7 @@ from enginefarm import progress
 from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
-from enginefarm.graph import data, feeds, figures, forward, ort, steady
+from enginefarm.graph import data, data_files, feeds, figures, forward, ort, steady
 from enginefarm.graph.onnx_files import one_line
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def read_reference(path: Path) -> Iterator[ReferenceBatch]:
                     labels=archive[f"{index}/labels"] if f"{index}/labels" in mine else None,
                     corner=str(archive[f"{index}/corner"]) if f"{index}/corner" in mine else "",
                 )
-    except data.UNREADABLE as error:
+    except data_files.UNREADABLE as error:
         raise CalibrationError(
             f"{path.name} is not a reference", why=f"{type(error).__name__}: {error}"
         ) from error

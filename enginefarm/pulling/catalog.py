@@ -13,8 +13,9 @@ from enginefarm.store import channels, signing, statements
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.missing import no_engine
+from enginefarm.store.reading import parsed
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust
 from enginefarm.tables.speeds import Speed

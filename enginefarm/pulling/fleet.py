@@ -22,7 +22,8 @@ from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Name
 from enginefarm.store import channels
-from enginefarm.store.engine_store import LOG, EngineStore, parsed
+from enginefarm.store.engine_store import LOG, EngineStore
+from enginefarm.store.reading import parsed
 
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")

@@ -37,7 +37,8 @@ from enginefarm.schema import NAME, Frozen, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
-from enginefarm.store.engine_store import LOG, READERS, EngineStore, newer, parsed
+from enginefarm.store.engine_store import LOG, READERS, EngineStore
+from enginefarm.store.reading import newer, parsed
 from enginefarm.store.site import Site
 
 RECIPES = "recipes/"

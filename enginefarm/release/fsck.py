@@ -23,7 +23,8 @@ from enginefarm.progress import report
 from enginefarm.recipes import kept
 from enginefarm.schema import Frozen
 from enginefarm.store import channels, layout, quarantine
-from enginefarm.store.engine_store import READERS, parsed
+from enginefarm.store.engine_store import READERS
+from enginefarm.store.reading import parsed
 from enginefarm.store.s3 import ObjectInfo
 from enginefarm.store.site import Site
 

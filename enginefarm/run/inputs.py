@@ -11,7 +11,7 @@ from enginefarm.documents.data import Data
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import UsageError
-from enginefarm.graph import data
+from enginefarm.graph import data, data_files
 from enginefarm.run.once import NPY
 from enginefarm.store.appearing import appearing
 from enginefarm.store.failures import writing
@@ -75,7 +75,7 @@ def _load(path: Path) -> Any:
             return np.asarray(found)
         with found:
             return {name: np.asarray(found[name]) for name in found.files}
-    except data.UNREADABLE as error:
+    except data_files.UNREADABLE as error:
         raise UsageError(
             f"run --input: {path} cannot be read",
             why=getattr(error, "strerror", None) or str(error),

@@ -24,7 +24,8 @@ from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageErro
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.store import statements
-from enginefarm.store.engine_store import LOG, READERS, EngineStore, parsed
+from enginefarm.store.engine_store import LOG, READERS, EngineStore
+from enginefarm.store.reading import parsed
 from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"

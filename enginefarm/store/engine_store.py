@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
-from enginefarm.schema import Frozen
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
+from enginefarm.store.reading import MEND, Model, parsed
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
 from enginefarm.store.signing import Signer
 from enginefarm.store.sources import BlobSource
 
-Model = TypeVar("Model", bound=Frozen)
-
 READERS = 8
 BATCH = 64
 LOG = logging.getLogger(__name__)
-MEND = "enginefarm fsck --repair removes it; then build it again"
 
 
 class EngineStore:
@@ -270,41 +263,3 @@ class EngineStore:
     def _read(self, key: str, model: type[Model]) -> Model | None:
         found = self.objects.get(key)
         return None if found is None else parsed(key, found[0], model)
-
-
-def parsed(key: str, body: bytes, model: type[Model]) -> Model:
-    """A document of the store. Fields of a later version are kept, and no error.
-
-    Raises: NewerVersion for a later schema; CorruptBlob for any other content.
-    """
-    known = model.model_fields.get("schema_version")
-    try:
-        found = model.read(body)
-        said: Any = dict(found).get("schema_version")
-    except ValidationError as error:
-        if known is not None and _schema_version(body) > known.default:
-            raise newer(key, model) from None
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CorruptBlob(
-            f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}", fix=MEND
-        ) from None
-    if known is not None and said > known.default:
-        raise newer(key, model)
-    return found
-
-
-def newer(key: str, model: type[Frozen]) -> NewerVersion:
-    return NewerVersion(
-        f"store: {key} is a {model.__name__} of a newer enginefarm",
-        fix="update enginefarm on this machine",
-    )
-
-
-def _schema_version(body: bytes) -> int:
-    """What a document that could not be read says of its own version; 0: nothing."""
-    with suppress(ValueError, AttributeError, RecursionError):
-        said = json.loads(body).get("schema_version")
-        if isinstance(said, int):
-            return said
-    return 0

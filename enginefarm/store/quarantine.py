@@ -14,7 +14,8 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreConflict, StoreMissing
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store import layout
-from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import parsed
 
 QUARANTINE = "quarantine/"
 

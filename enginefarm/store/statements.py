@@ -17,8 +17,9 @@ from enginefarm.documents.signed import Signature, Signed
 from enginefarm.errors import SignatureRejected
 from enginefarm.schema import Digest, Name
 from enginefarm.store import signing
-from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.provenance import signed_digest
+from enginefarm.store.reading import parsed
 from enginefarm.store.signing import Signer, Trust
 
 Document = TypeVar("Document", bound=Signed)

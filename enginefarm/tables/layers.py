@@ -17,7 +17,8 @@ from enginefarm.documents.layers import Layers, read_layers
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, StoreMissing
 from enginefarm.schema import Frozen
-from enginefarm.store.engine_store import EngineStore, parsed
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import parsed
 from enginefarm.tables.layer_diff import LayerDiff, diff
 
 PREFIX = "benchmarks/layers/"

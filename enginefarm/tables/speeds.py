@@ -18,7 +18,7 @@ from pydantic import Field
 
 from enginefarm.errors import StoreConflict
 from enginefarm.schema import Frozen
-from enginefarm.store.engine_store import parsed
+from enginefarm.store.reading import parsed
 from enginefarm.store.s3 import ObjectStore
 from enginefarm.tables.rows import BenchmarkRow, clocks_differ
 

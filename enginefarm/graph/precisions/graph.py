@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, onnx_shapes
 from enginefarm.graph.precisions import ConversionReport
 from enginefarm.graph.precisions.free_names import bodies
 
@@ -47,7 +47,7 @@ def infer_types(model: ModelProto) -> None:
     import onnx
 
     skeleton = onnx.ModelProto()
-    skeleton.CopyFrom(onnx_files.without_weights(model))
+    skeleton.CopyFrom(onnx_shapes.without_weights(model))
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
     except Exception as error:

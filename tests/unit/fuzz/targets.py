@@ -86,7 +86,7 @@ TARGETS: dict[str, Target] = {
 
 def onnx(data: bytes) -> object:
     """As the child that exports reads it: model, limits, data, checker, inputs, a precision."""
-    from enginefarm.graph import onnx_files
+    from enginefarm.graph import onnx_files, onnx_shapes
     from enginefarm.graph.sources import source
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def onnx(data: bytes) -> object:
         made = source("onnx").load(kept, file.parent, file.parent / "w")
         model = onnx_files.read(made)
         onnx_files.broken_tensor(model)
-        return onnx_files.input_signature(model)
+        return onnx_shapes.input_signature(model)
 
 
 def pt2(data: bytes) -> object:

@@ -1,0 +1,130 @@
+"""The files that calibration and verification data come from: one .npz, or a folder of them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from enginefarm.documents.data import Data
+from enginefarm.documents.recipe import TensorSpec
+from enginefarm.errors import CalibrationError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+    Batch = dict[str, Array]
+
+
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, NotImplementedError),  # encrypted, or compressed in a way of its own
+)
+"""What numpy and zipfile raise for a file that is damaged or of another kind."""
+
+
+def files(data: Data, root: Path) -> list[Path]:
+    """The .npz file, or the files of the folder in order of name. Raises: CalibrationError."""
+    assert data.path is not None
+    path = root / data.path
+    if path.is_dir():
+        named = (file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        found = sorted(file for file in named if file.is_file())  # a pipe would block
+        if found:
+            return found
+        raise CalibrationError(
+            f"data.path: {data.path}: that folder has no .npz or .npy file",
+            fix="write one file for each batch with numpy.savez",
+        )
+    if not path.is_file() or path.suffix != ".npz":
+        raise CalibrationError(
+            f"data.path: {data.path}: it is neither an .npz file nor a folder",
+            why=f"looked for {path}",
+            fix="the path is relative to the recipe's folder",
+        )
+    return [path]
+
+
+def from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
+    """Each file is a batch; an .npy is that of the only input. Raises: CalibrationError."""
+    import numpy as np
+
+    for file in files:
+        try:
+            found = np.load(file, allow_pickle=False)
+            if file.suffix == ".npz":
+                with found:
+                    yield dict(found)
+            elif len(inputs) == 1:
+                yield {inputs[0].name: found}
+            else:
+                raise CalibrationError(
+                    f"data.path: {file.name}: one array, where {len(inputs)} inputs need one each",
+                    fix="write .npz files, with a key for each input",
+                )
+        except UNREADABLE as error:
+            raise _unreadable(file, error) from error
+
+
+def from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
+    """Cuts every array of the archive along its first axis, reading as it goes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            streams = {
+                name.removesuffix(".npy"): _Samples(archive.open(name), name)
+                for name in archive.namelist()
+            }
+            counts = {name: stream.count for name, stream in streams.items()}
+            if len(set(counts.values())) > 1:
+                raise CalibrationError(
+                    f"data.path: {file.name}: the arrays have different numbers of samples",
+                    why=", ".join(f"{name}: {count}" for name, count in counts.items()),
+                    fix="the first axis counts the samples, and must be equal for every array",
+                )
+            while streams and all(stream.count for stream in streams.values()):
+                yield {name: stream.take(batch_size) for name, stream in streams.items()}
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from error
+
+
+class _Samples:
+    """One array of an .npz, read a few samples at a time."""
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        import numpy as np
+
+        self._stream = stream
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, self._dtype = read(stream)
+        if self._dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if not shape or (fortran and len(shape) > 1):
+            raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
+        self.count, *self._shape = (int(size) for size in shape)
+
+    def take(self, samples: int) -> Array:
+        import numpy as np
+
+        samples = min(samples, self.count)
+        size_bytes = samples * math.prod(self._shape) * self._dtype.itemsize
+        data = self._stream.read(size_bytes)
+        if len(data) < size_bytes:
+            raise EOFError("the file ends early")
+        self.count -= samples
+        return np.frombuffer(data, self._dtype).reshape(samples, *self._shape)
+
+
+def _unreadable(file: Path, error: BaseException) -> CalibrationError:
+    return CalibrationError(
+        f"data.path: {file.name} cannot be read",
+        why=f"{type(error).__name__}: {error}"[:300],
+        fix="write it again with numpy.savez; arrays of objects are refused",
+    )

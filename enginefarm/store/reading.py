@@ -1,0 +1,54 @@
+"""Documents of the store, read: which of them this version knows, and what a damaged one is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from enginefarm.errors import CorruptBlob, NewerVersion
+from enginefarm.schema import Frozen
+
+Model = TypeVar("Model", bound=Frozen)
+
+MEND = "enginefarm fsck --repair removes it; then build it again"
+
+
+def parsed(key: str, body: bytes, model: type[Model]) -> Model:
+    """A document of the store. Fields of a later version are kept, and no error.
+
+    Raises: NewerVersion for a later schema; CorruptBlob for any other content.
+    """
+    known = model.model_fields.get("schema_version")
+    try:
+        found = model.read(body)
+        said: Any = dict(found).get("schema_version")
+    except ValidationError as error:
+        if known is not None and _schema_version(body) > known.default:
+            raise newer(key, model) from None
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CorruptBlob(
+            f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}", fix=MEND
+        ) from None
+    if known is not None and said > known.default:
+        raise newer(key, model)
+    return found
+
+
+def newer(key: str, model: type[Frozen]) -> NewerVersion:
+    return NewerVersion(
+        f"store: {key} is a {model.__name__} of a newer enginefarm",
+        fix="update enginefarm on this machine",
+    )
+
+
+def _schema_version(body: bytes) -> int:
+    """What a document that could not be read says of its own version; 0: nothing."""
+    with suppress(ValueError, AttributeError, RecursionError):
+        said = json.loads(body).get("schema_version")
+        if isinstance(said, int):
+            return said
+    return 0
