@@ -16,7 +16,7 @@ from enginefarm.host.detect import Host, detect
 from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of
-from enginefarm.pulling.select import CHECKS, fit_of, is_caveat
+from enginefarm.pulling.checks import CHECKS, fit_of, is_caveat
 from enginefarm.schema import Frozen
 from enginefarm.store.cache import BlobCache
 

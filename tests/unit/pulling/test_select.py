@@ -11,7 +11,8 @@ from enginefarm.documents import gpus
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.host.detect import Host
-from enginefarm.pulling.select import Fit, Selection, fit_of, select, version_tuple
+from enginefarm.pulling.checks import Fit, fit_of, version_tuple
+from enginefarm.pulling.select import Selection, select
 from enginefarm.store.budgets import Budgets
 
 
