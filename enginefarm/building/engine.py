@@ -7,32 +7,27 @@ nothing of the build can be found by anybody.
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import Field, JsonValue
 
 from enginefarm.building import native as native_build
+from enginefarm.building.environment import environment
 from enginefarm.building.isolate import LOG_NAME
+from enginefarm.building.job import BuildResult, Job
 from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
     BuildRecord,
     DeviceVerification,
-    Environment,
     Manifest,
-    TensorInfo,
 )
-from enginefarm.documents.spec import BlobRef, BuildSpec
+from enginefarm.documents.spec import BuildSpec
 from enginefarm.documents.stage import StageOutput, StageRecord
-from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import (
     BuildCancelled,
     BuildCrashed,
@@ -40,9 +35,7 @@ from enginefarm.errors import (
     EngineRunError,
     StoreError,
 )
-from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.progress import SINK, report
-from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
@@ -65,41 +58,6 @@ RECORDED_VALUES = {
     "command",
     "details",
 }
-
-RECORDED_PACKAGES = (
-    "enginefarm",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxslim",
-    "torch",
-    "tensorrt",
-)
-
-
-class Job(Frozen):
-    """One engine to build: all that a worker has to be told, by value and digest."""
-
-    recipe: Name
-    spec: BuildSpec
-    prepared: PreparedGraph
-    budget: Budget | None = Field(default=None, description="What several attempts are held to.")
-
-
-class BuildResult(Frozen):
-    """A plan in the store, and what was seen while it was built."""
-
-    plan: BlobRef
-    plan_key: Digest = Field(description="Of the record that says so.")
-    log: BlobRef | None
-    layers: BlobRef | None
-    tensors: tuple[TensorInfo, ...]
-    compute_capabilities: tuple[str, ...] = ()
-    built_with: Name | None = None
-    seconds: float
-    peak_memory_bytes: int
-    command: str | None
-    details: dict[str, JsonValue]
 
 
 def build(
@@ -296,24 +254,6 @@ def smaller_workspace(spec: BuildSpec) -> int:
     """Half of what the build had, in MiB, for the one retry after an out-of-memory."""
     had = spec.builder.workspace_mib or int(gpu(spec.gpu.label).memory_gib * 1024)
     return max(64, had // 2)
-
-
-@cache
-def environment() -> Environment:
-    """This machine, as it is recorded in manifests."""
-    packages: dict[str, str] = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return Environment(
-        host=platform.node(),
-        os=platform.system().lower(),
-        arch=platform.machine(),
-        python=platform.python_version(),
-        packages=packages,
-    )
 
 
 @contextmanager

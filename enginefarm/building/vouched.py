@@ -16,7 +16,7 @@ from enginefarm.store.site import Site
 from enginefarm.store.statements import Vouching
 
 if TYPE_CHECKING:
-    from enginefarm.building.engine import BuildResult, Job
+    from enginefarm.building.job import BuildResult, Job
 
 SMALLER_WORKSPACE = "workspace_mib_after_out_of_memory"
 
