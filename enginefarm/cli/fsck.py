@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginefarm.release.fsck import Finding
+    from enginefarm.release.findings import Finding
 
 SHOWN = 200
 

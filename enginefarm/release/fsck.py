@@ -10,7 +10,7 @@ has to mend.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -19,9 +19,8 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
-from enginefarm.progress import report
 from enginefarm.recipes import kept
-from enginefarm.schema import Frozen
+from enginefarm.release.findings import Audit, Work
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
 from enginefarm.store.reading import parsed
@@ -31,35 +30,6 @@ from enginefarm.store.site import Site
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Finding(Frozen):
-    """One thing in the store that is wrong.
-
-    mend: what repairs it; `mended`: that it was done. Of a finding without a mend, `fix` says
-    what a person can do.
-    """
-
-    key: str
-    what: str
-    mend: str = ""
-    mended: bool = False
-    fix: str = ""
-    harmless: bool = False
-
-
-class Audit(Frozen):
-    """What was looked at, and what was found."""
-
-    objects: int
-    engines: int
-    bytes_hashed: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def open(self) -> tuple[Finding, ...]:
-        """What is still wrong."""
-        return tuple(one for one in self.findings if not one.mended and not one.harmless)
-
-
 def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audit:
     """Audits every object of the store; with `repair`, mends what can be mended.
 
@@ -67,7 +37,7 @@ def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audi
     server says of it.
     Raises: StoreDenied where `repair` may not write; StoreUnavailable.
     """
-    work = _Fsck(site, repair, read_bytes)
+    work = Work(site, repair, read_bytes)
     for audit in PASSES:
         audit(work)
     return Audit(
@@ -78,62 +48,7 @@ def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audi
     )
 
 
-class _Fsck:
-    """The state of one audit: which blobs are there, and what was found so far."""
-
-    def __init__(self, site: Site, repair: bool, read_bytes: bool) -> None:
-        self.site = site
-        self.store = site.store
-        self.repair = repair
-        self.read_bytes = read_bytes
-        self.findings: list[Finding] = []
-        self.there: set[str] = set()
-        self.whole: dict[str, Manifest] = {}
-        self.unread: set[str] = set()
-        self.objects = 0
-        self.engines = 0
-        self.bytes_hashed = 0
-
-    def listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        for info in self.store.list_objects(prefix):
-            self.objects += 1
-            report("fsck", self.objects, None, info.key)
-            yield info
-
-    def found(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
-        """Something that can be mended; `act` mends it."""
-        if self.repair:
-            act()
-        self.findings.append(Finding(key=key, what=what, mend=mend, mended=self.repair))
-
-    def said(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
-        """Something that nothing here can mend."""
-        self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
-
-    def delete(self, key: str) -> Callable[[], object]:
-        return lambda: self.store.delete_object(key)
-
-    def lost(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
-        """Of these blobs, the ones that the store lacks and this machine's cache cannot give."""
-        gone: list[BlobRef] = []
-        for ref in refs:
-            if ref.digest in self.there:
-                continue
-            kept_here = self.site.cache.intact(ref)
-            if kept_here is None:
-                gone.append(ref)
-                continue
-            self.found(
-                layout.blob(ref),
-                f"the blob is lost, and {key} names it",
-                "uploaded from this machine's cache",
-                lambda path=kept_here: self.store.put_blob(path),
-            )
-            self.there.add(ref.digest)
-        return tuple(gone)
-
-
-def _blobs(work: _Fsck) -> None:
+def _blobs(work: Work) -> None:
     infos = list(work.listed(layout.BLOBS))
     with ThreadPoolExecutor(READERS) as pool:
         for info, wrong in zip(infos, pool.map(partial(_damage, work), infos), strict=True):
@@ -148,7 +63,7 @@ def _blobs(work: _Fsck) -> None:
                 _damaged(work, info, digest, wrong)
 
 
-def _damage(work: _Fsck, info: ObjectInfo) -> str | None:
+def _damage(work: Work, info: ObjectInfo) -> str | None:
     """What is wrong with a blob; None: nothing that was looked at."""
     digest = info.key.rpartition("/")[2]
     if not DIGEST.fullmatch(digest) or info.key != layout.blob_of(digest):
@@ -165,7 +80,7 @@ def _damage(work: _Fsck, info: ObjectInfo) -> str | None:
     return None
 
 
-def _damaged(work: _Fsck, info: ObjectInfo, digest: str, wrong: str) -> None:
+def _damaged(work: Work, info: ObjectInfo, digest: str, wrong: str) -> None:
     path = work.site.cache.path(BlobRef(digest=digest, size_bytes=0))
     with suppress(OSError):
         ref = BlobRef(digest=digest, size_bytes=path.stat().st_size)
@@ -182,7 +97,7 @@ def _damaged(work: _Fsck, info: ObjectInfo, digest: str, wrong: str) -> None:
     work.found(info.key, wrong, "deleted, so that a build makes it anew", work.delete(info.key))
 
 
-def _manifests(work: _Fsck) -> None:
+def _manifests(work: Work) -> None:
     listed = {(entry.recipe, entry.spec_digest) for entry in work.store.index()}
     for info in work.listed(layout.MANIFESTS):
         digest = info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
@@ -202,7 +117,7 @@ def _manifests(work: _Fsck) -> None:
             _manifest(work, info.key, manifest, listed)
 
 
-def _manifest(work: _Fsck, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
+def _manifest(work: Work, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
     name = f"{manifest.recipe} {manifest.spec.label}"
     digest = manifest.spec_digest
     if quarantine.quarantined(work.store, digest) is not None:
@@ -239,7 +154,7 @@ def _manifest(work: _Fsck, key: str, manifest: Manifest, listed: set[tuple[str, 
         )
 
 
-def _index(work: _Fsck) -> None:
+def _index(work: Work) -> None:
     for info in work.listed(layout.INDEX):
         entry = layout.parse_index(info.key)
         if entry is None:
@@ -255,7 +170,7 @@ def _index(work: _Fsck) -> None:
             work.found(info.key, what, "deleted", work.delete(info.key))
 
 
-def _stages(work: _Fsck) -> None:
+def _stages(work: Work) -> None:
     for info in work.listed(layout.STAGES):
         found = work.store.read_document(info.key)
         if found is None:
@@ -273,7 +188,7 @@ def _stages(work: _Fsck) -> None:
             work.said(info.key, what, fix="it is made again when it is needed", harmless=True)
 
 
-def _channels(work: _Fsck) -> None:
+def _channels(work: Work) -> None:
     for recipe in work.store.objects.folders(channels.CHANNELS):
         for channel in channels.names(work.store, recipe):
             key = channels.prefix(recipe, channel)
@@ -287,7 +202,7 @@ def _channels(work: _Fsck) -> None:
                 work.said(key, error.what, fix=error.fix)
 
 
-def _recipes(work: _Fsck) -> None:
+def _recipes(work: Work) -> None:
     for name in kept.names(work.store):
         key = f"{kept.RECIPES}{name}.json"
         try:
@@ -304,7 +219,7 @@ def _recipes(work: _Fsck) -> None:
                 work.said(key, what, fix="enginefarm recipes push FOLDER")
 
 
-PASSES: tuple[Callable[[_Fsck], None], ...] = (
+PASSES: tuple[Callable[[Work], None], ...] = (
     _blobs,
     _manifests,
     _index,
