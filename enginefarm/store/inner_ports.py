@@ -1,5 +1,6 @@
-"""What SeaweedFS's ports behind its S3 port ask for: tokens over HTTP, a certificate over gRPC.
+"""The keys of an embedded server: its own, and what SeaweedFS asks for behind its S3 port.
 
+HTTP ports ask for tokens, gRPC ports for a certificate.
 Without them, anybody who reaches the ports could list and delete objects, or make keys of their
 own. `python -m enginefarm.store.inner_ports FOLDER COMMAND...` runs a server (that of Compose)
 with a certificate, which it makes in FOLDER.
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import os
+import secrets
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +32,21 @@ CERTIFICATE = "inner.crt"
 PRIVATE_KEY = "inner.key"
 NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """RFC 5280's date for a certificate that has no end: a wrong clock must not close the store."""
+
+
+def credentials_of(home: Path) -> Credentials:
+    """The folder's own key, made the first time; only the user can read it."""
+    path = home / "credentials.json"
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        stored = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            json.dump(stored, stream)
+        new.replace(path)
+    return Credentials(stored["access_key"], stored["secret_key"])
 
 
 def tokens(credentials: Credentials) -> dict[str, str]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing, UsageError
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
+from enginefarm.store.client import Credentials, new_client, parse_url
 from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
-from enginefarm.store.service_models import new_session
 from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
@@ -26,14 +23,6 @@ MOST_READ_BYTES = 256 << 20
 """What one document, table or page may have."""
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
 """Waits before reading again: botocore retries requests, and not a body that is cut."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A key pair that does not come from the AWS environment. Never printed."""
-
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -270,24 +259,6 @@ def _clock_of(answer: Any) -> datetime:
         return datetime.now(UTC)
 
 
-def parse_url(url: str) -> tuple[str, str]:
-    """Bucket and prefix (empty, or ending in a slash) of `s3://bucket/prefix`.
-
-    Raises: UsageError.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # a lone bracket, taken for an IPv6 address
-        parts = urlsplit("")
-    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
-        raise UsageError(
-            "store: the URL must be s3://bucket or s3://bucket/prefix, without a key in it",
-            fix="set ENGINEFARM_STORE to such a URL; the key goes into the AWS_* variables",
-        )
-    prefix = parts.path.strip("/")
-    return parts.netloc, f"{prefix}/" if prefix else ""
-
-
 def connect(
     url: str,
     *,
@@ -302,31 +273,11 @@ def connect(
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
     """
     bucket, prefix = parse_url(url)
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = (
-        endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
-    config = Config(
-        # By default botocore presigns for S3 with version 2, which newer regions and servers
-        # refuse.
-        signature_version="s3v4",
-        connect_timeout=connect_timeout_s,
-        read_timeout=read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": attempts},
-        max_pool_connections=32,
-        # Our own sha256 covers every byte; botocore's default CRC would hash them again.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path"} if endpoint else {},
-        proxies={} if credentials else None,  # the embedded server: never by a proxy
-    )
-    session = new_session()
-    client = session.create_client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=region or session.get_config_variable("region") or "us-east-1",
-        aws_access_key_id=credentials.access_key if credentials else None,
-        aws_secret_access_key=credentials.secret_key if credentials else None,
-        config=config,
+    client = new_client(
+        endpoint,
+        credentials,
+        attempts=attempts,
+        connect_timeout_s=connect_timeout_s,
+        read_timeout_s=read_timeout_s,
     )
     return ObjectStore(client, bucket, prefix)

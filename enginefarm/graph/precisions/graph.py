@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,29 @@ def keep_initializers(graph: GraphProto, names: Container[str]) -> None:
     for index in reversed(range(len(initializers))):
         if initializers[index].name not in names:
             del initializers[index]
+
+
+def drop_unused(model: ModelProto) -> None:
+    """Drops weights that nothing reads any more, and Casts, which may feed one another."""
+    read, dropped = set(_reads(model)), True
+    while dropped:
+        dropped = False
+        for graph in onnx_files.graphs(model.graph):
+            for index in reversed(range(len(graph.node))):
+                node = graph.node[index]
+                if node.op_type == "Cast" and read.isdisjoint(node.output):
+                    del graph.node[index]
+                    dropped = True
+        read = set(_reads(model))
+    for graph in onnx_files.graphs(model.graph):
+        keep_initializers(graph, read)
+
+
+def _reads(model: ModelProto) -> Iterator[str]:
+    for graph in onnx_files.graphs(model.graph):
+        for node in graph.node:
+            yield from node.input
+        yield from (output.name for output in graph.output)
 
 
 def finish(

@@ -14,7 +14,7 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import constants, masks
 from enginefarm.graph.precisions.free_names import FreeNames, bodies
-from enginefarm.graph.precisions.graph import infer_types, keep_initializers
+from enginefarm.graph.precisions.graph import drop_unused, infer_types
 from enginefarm.graph.precisions.operands import operands
 from enginefarm.graph.precisions.wide import stays_wide
 
@@ -82,7 +82,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
     _graph(state, model.graph, scopes)
     for graph in onnx_files.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
         del graph.value_info[:]
-    _drop_unused(model)
+    drop_unused(model)
     infer_types(model)
     return model
 
@@ -277,26 +277,3 @@ def _types(graphs: list[GraphProto]) -> dict[str, int]:
                         fix="remove the operator, or use fp32",
                     )
     return types
-
-
-def _drop_unused(model: ModelProto) -> None:
-    """Drops weights that nothing reads any more, and Casts, which may feed one another."""
-    read, dropped = set(_reads(model)), True
-    while dropped:
-        dropped = False
-        for graph in onnx_files.graphs(model.graph):
-            for index in reversed(range(len(graph.node))):
-                node = graph.node[index]
-                if node.op_type == "Cast" and read.isdisjoint(node.output):
-                    del graph.node[index]
-                    dropped = True
-        read = set(_reads(model))
-    for graph in onnx_files.graphs(model.graph):
-        keep_initializers(graph, read)
-
-
-def _reads(model: ModelProto) -> Iterator[str]:
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            yield from node.input
-        yield from (output.name for output in graph.output)
