@@ -99,6 +99,13 @@ def decode(
         ) from error
 
 
+def unknown_columns(data: bytes) -> tuple[str, ...]:
+    """The columns of a file that `decode` has read which this version does not know."""
+    file = import_module("pyarrow.parquet").ParquetFile(_arrow().BufferReader(data))
+    known = schema().names
+    return tuple(name for name in file.schema_arrow.names if name not in known)
+
+
 def _admits(group: Any, where: RowFilter) -> bool:
     """Whether a row group's minima and maxima leave room for a wanted row."""
     if not where.equal:

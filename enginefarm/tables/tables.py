@@ -98,14 +98,15 @@ class BenchmarkTables:
         """Merges a night's files into one; returns how many it replaced.
 
         The merged file is complete before anything is deleted. Safe while others append,
-        read or compact. A file that is left out stays as it is.
+        read or compact. A file that is left out stays as it is, and so does one with columns of a
+        newer version, which would be lost.
         """
         where = RowFilter(since=night, until=night)
         keys = self._keys(where)
         if len(keys) < 2:
             return 0
         with ThreadPoolExecutor(READERS) as pool:
-            fetch = self._reader(None, where, left_out=None)
+            fetch = self._reader(None, where, left_out=None, whole=True)
             read = {key: t for key, t in pool.map(fetch, keys) if t is not None}
         if len(read) < 2:
             return 0
@@ -156,16 +157,29 @@ class BenchmarkTables:
         )
 
     def _reader(
-        self, columns: set[str] | None, where: RowFilter, *, left_out: Table | None
+        self,
+        columns: set[str] | None,
+        where: RowFilter,
+        *,
+        left_out: Table | None,
+        whole: bool = False,
     ) -> Callable[[str], tuple[str, Table | None]]:
-        """left_out: what stands for a file that this version cannot read; None: gone."""
+        """left_out: what stands for a file that this version cannot read; None: gone.
+
+        whole: a file with columns that this version does not know is left out too.
+        """
 
         def fetch(key: str) -> tuple[str, Table | None]:
             answer = self.objects.get(key)
             if answer is None:
                 return key, None
             try:
-                return key, _checked(key, answer[0], columns, where)
+                table = _checked(key, answer[0], columns, where)
+                newer = rows_parquet.unknown_columns(answer[0]) if whole else ()
+                if not newer:
+                    return key, table
+                LOG.warning("note: %s has columns of a newer version: %s", key, ", ".join(newer))
+                return key, left_out
             except CorruptBlob as error:
                 if not self._tolerant:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
@@ -25,6 +28,7 @@ from enginefarm.planning.outcome import Outcome, of_manifest
 from enginefarm.report import nightly
 from enginefarm.store import s3
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.tables import parquet as rows_parquet
 from enginefarm.tables.filter import RowFilter
 from enginefarm.tables.tables import PREFIX, BenchmarkTables
 
@@ -109,6 +113,19 @@ def test_compaction_changes_no_answer(tables: BenchmarkTables) -> None:
     tables.append([make_row(recipe="late")])
     assert tables.compact(NIGHT) == 2
     assert len(tables.rows()) == 7
+
+
+def test_compaction_loses_no_column_of_a_newer_version(tables: BenchmarkTables) -> None:
+    tables.append([make_row(recipe="a"), make_row(recipe="b")])
+    table = pq.read_table(pa.BufferReader(rows_parquet.encode([make_row(recipe="c")])))
+    data = rows_parquet.write(table.append_column("energy_j", pa.array([1.5])))
+    key = f"{PREFIX}date={NIGHT}/recipe=c/w1-{hashlib.sha256(data).hexdigest()}.parquet"
+    tables.objects.put(key, data)
+    assert tables.compact(NIGHT) == 2
+    found = tables.objects.get(key)
+    assert found is not None
+    assert found[0] == data
+    assert {row.recipe for row in tables.rows()} == {"a", "b", "c"}
 
 
 def test_readers_and_writers_race_with_compaction_and_every_row_is_seen_once(
