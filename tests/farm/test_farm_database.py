@@ -20,9 +20,7 @@ def test_sqlite_is_the_default_and_serves_one_person(tmp_path: Path) -> None:
     names = ["one", "two", "three"]
     with farm_of(tmp_path / "farm", "t4", "a100", "l4", database=None) as farm:
         for name in names:
-            tiny_recipe.write(
-                farm.recipes / name, name=name, salt=name, precisions=["fp32", "fp16"]
-            )
+            tiny_recipe.write(farm.recipes / name, name=name, salt=name)
         ids = [farm.submit("build-model/build-model", recipe=name) for name in names]
         for one in ids:
             run = farm.wait(one)
