@@ -48,7 +48,7 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -251,22 +251,20 @@ class WorkerMismatch(FarmError):
 
 def kind_named(name: str) -> type[EnginefarmError] | None:
     """The class of that name, wherever it is defined; None when no such class is loaded."""
-    waiting: list[type[EnginefarmError]] = [EnginefarmError]
-    for kind in waiting:
-        if kind.__name__ == name:
-            return kind
-        waiting += kind.__subclasses__()
-    return None
+    return next((kind for kind in _kinds() if kind.__name__ == name), None)
 
 
 def kind_of_code(code: int) -> type[EnginefarmError]:
     """The class with that exit code; EnginefarmError when no class that is loaded has it."""
+    return next((kind for kind in _kinds() if kind.exit_code == code), EnginefarmError)
+
+
+def _kinds() -> Iterator[type[EnginefarmError]]:
+    """Every class of error that is loaded, the general ones before their subclasses."""
     waiting: list[type[EnginefarmError]] = [EnginefarmError]
     for kind in waiting:
-        if kind.exit_code == code:
-            return kind
+        yield kind
         waiting += kind.__subclasses__()
-    return EnginefarmError
 
 
 def of_fields(fields: Mapping[str, str], fallback: type[EnginefarmError]) -> EnginefarmError:

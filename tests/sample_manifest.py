@@ -20,6 +20,7 @@ from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import (
     BlobRef,
     BuildSpec,
+    CalibrationUse,
     GpuTarget,
     MinOptMax,
     OnnxRef,
@@ -30,6 +31,11 @@ from enginefarm.documents.spec import (
 )
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+CALIBRATED = CalibrationUse(
+    data_digest="c" * 64, method="entropy", percentile=None, batches=16, batch_size=8, seed=0
+)
 
 
 def ref(data: bytes) -> BlobRef:

@@ -24,7 +24,7 @@ class BuildResult(Frozen):
     """A plan in the store, and what was seen while it was built."""
 
     plan: BlobRef
-    plan_key: Digest = Field(description="Of the record that says so.")
+    plan_key: Digest = Field(description="The key of the stage record that names this plan.")
     log: BlobRef | None
     layers: BlobRef | None
     tensors: tuple[TensorInfo, ...]

@@ -85,6 +85,15 @@ BROKEN_PIPE = 141
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def farm_missing(what: str) -> ToolchainError:
+    """The error for what needs the farm's packages, on a host that has the pull client alone."""
+    return ToolchainError(
+        f"{what} needs the farm",
+        why="Prefect is not installed; this installation can only pull engines",
+        fix="pip install 'enginefarm[farm]'",
+    )
+
+
 class LazyGroup(click.Group):
     """Knows every command's name and help line; imports only the one that is called."""
 
@@ -95,11 +104,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name in NEEDS_PREFECT and find_spec("prefect") is None:
-            raise ToolchainError(
-                f"enginefarm {cmd_name} needs the farm",
-                why="Prefect is not installed; this installation can only pull engines",
-                fix="pip install 'enginefarm[farm]'",
-            )
+            raise farm_missing(f"enginefarm {cmd_name}")
         command: click.Command = loaded(COMMANDS[cmd_name][0])
         return command
 

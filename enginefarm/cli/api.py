@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginefarm import errors
-from enginefarm.errors import EnginefarmError, ToolchainError
+from enginefarm.cli import farm_missing
+from enginefarm.errors import EnginefarmError
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -88,11 +89,7 @@ def build(
     where nothing could be tried, the error that the command would print.
     """
     if find_spec("prefect") is None:
-        raise ToolchainError(
-            "enginefarm.build needs the farm",
-            why="Prefect is not installed; this installation can only pull engines",
-            fix="pip install 'enginefarm[farm]'",
-        )
+        raise farm_missing("enginefarm.build")
     from enginefarm.planning.outcome import Outcome
 
     command = [sys.executable, "-P", "-c", "from enginefarm.cli import main; main()", "build"]

@@ -22,8 +22,8 @@ from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Name
 from enginefarm.store import channels
-from enginefarm.store.engine_store import LOG, EngineStore
-from enginefarm.store.reading import parsed
+from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import or_left_out, parsed
 
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
@@ -94,16 +94,16 @@ def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ..
     """What every host last said, by recipe, channel and host. What this version cannot read is
     left out with a note: it hides no other host."""
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
-    found: list[HostState] = []
-    for info in store.list_objects(prefix):
-        if KEY.fullmatch(info.key):
-            said = store.read_document(info.key)
-            try:
-                if said is not None:
-                    found.append(parsed(info.key, said[0], HostState))
-            except (CorruptBlob, NewerVersion) as error:
-                LOG.warning("note: left out: %s", error.what)
-    return tuple(found)
+    keys = [info.key for info in store.list_objects(prefix) if KEY.fullmatch(info.key)]
+    read = (
+        or_left_out(lambda key=key: _state(store, key), CorruptBlob, NewerVersion) for key in keys
+    )
+    return tuple(found for found in read if found is not None)
+
+
+def _state(store: EngineStore, key: str) -> HostState | None:
+    said = store.read_document(key)
+    return None if said is None else parsed(key, said[0], HostState)
 
 
 def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[Standing, ...]:

@@ -37,8 +37,8 @@ from enginefarm.schema import NAME, Frozen, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
-from enginefarm.store.engine_store import LOG, READERS, EngineStore
-from enginefarm.store.reading import newer, parsed
+from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.reading import newer, or_left_out, parsed
 from enginefarm.store.site import Site
 
 RECIPES = "recipes/"
@@ -118,10 +118,9 @@ def readable(store: EngineStore) -> Iterator[PushedRecipe]:
     """Every recipe in the store that this version can read; one that it cannot is left out with
     a note."""
     for name in names(store):
-        try:
-            yield read(store, name)
-        except (CorruptBlob, NewerVersion) as error:
-            LOG.warning("note: left out: %s", error.what)
+        found = or_left_out(lambda name=name: read(store, name), CorruptBlob, NewerVersion)
+        if found is not None:
+            yield found
 
 
 def read(store: EngineStore, name: str) -> PushedRecipe:

@@ -114,7 +114,7 @@ def _datasets(manifest: Manifest) -> Iterator[Json]:
 
 
 def _metrics(manifest: Manifest) -> Iterator[Json]:
-    """Of the graph on the CPU, and of the engine on its GPU where it has run there."""
+    """The figures of the graph on the CPU, and those of the engine if it has run on its GPU."""
     for where, outputs in (
         ("graph on CPU", manifest.verification.outputs),
         ("engine on GPU", manifest.device_verification.outputs),

@@ -63,7 +63,7 @@ class Costs(Frozen):
     measured_with: str = ""
 
     def of(self, gpu: str) -> Cost:
-        """Raises: StoreMissing, with the reason why there is no figure."""
+        """Raises: StoreMissing, which says why this GPU has no figure."""
         for one in self.found:
             if one.gpu == gpu:
                 return one

@@ -10,7 +10,7 @@ first in the listing, so the current revision is one listing of one key.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Literal
@@ -24,8 +24,8 @@ from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageErro
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Name
 from enginefarm.store import statements
-from enginefarm.store.engine_store import LOG, READERS, EngineStore
-from enginefarm.store.reading import parsed
+from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.reading import LOG, or_left_out, parsed
 from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
@@ -89,7 +89,7 @@ def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]
     """Every move, newest first: the audit log. One that a newer version wrote is left out with a
     note."""
     for key in keys(store, recipe, channel):
-        revision = _noted(lambda key=key: _read(store, key))
+        revision = or_left_out(lambda key=key: _read(store, key), NewerVersion)
         if revision is not None:
             yield revision
 
@@ -97,17 +97,9 @@ def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]
 def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
     """Where each of the recipe's channels points now, as far as this version reads it."""
     for name in names(store, recipe):
-        revision = _noted(lambda name=name: current(store, recipe, name))
+        revision = or_left_out(lambda name=name: current(store, recipe, name), NewerVersion)
         if revision is not None:
             yield revision
-
-
-def _noted(read: Callable[[], Revision | None]) -> Revision | None:
-    try:
-        return read()
-    except NewerVersion as error:
-        LOG.warning("note: left out: %s", error.what)
-        return None
 
 
 def keys(store: EngineStore, recipe: str, channel: str) -> Iterator[str]:

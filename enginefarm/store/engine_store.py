@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,14 +14,13 @@ from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
-from enginefarm.store.reading import MEND, Model, parsed
+from enginefarm.store.reading import MEND, Model, or_left_out, parsed
 from enginefarm.store.s3 import ObjectInfo, ObjectStore
 from enginefarm.store.signing import Signer
 from enginefarm.store.sources import BlobSource
 
 READERS = 8
 BATCH = 64
-LOG = logging.getLogger(__name__)
 
 
 class EngineStore:
@@ -187,11 +185,7 @@ class EngineStore:
                 yield from (found for found in pool.map(self._manifest_or_warn, batch) if found)
 
     def _manifest_or_warn(self, spec_digest: str) -> Manifest | None:
-        try:
-            return self.manifest(spec_digest)
-        except (CorruptBlob, NewerVersion) as error:
-            LOG.warning("note: left out: %s", error.what)
-            return None
+        return or_left_out(lambda: self.manifest(spec_digest), CorruptBlob, NewerVersion)
 
     def complete(self, recipe: str) -> frozenset[str]:
         """Spec digests that are listed for a recipe: one paginated listing, no reads."""

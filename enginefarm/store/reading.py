@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from enginefarm.errors import CorruptBlob, NewerVersion
+from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion
 from enginefarm.schema import Frozen
 
+LOG = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=Frozen)
+Found = TypeVar("Found")
 
 MEND = "enginefarm fsck --repair removes it; then build it again"
 
@@ -36,6 +40,19 @@ def parsed(key: str, body: bytes, model: type[Model]) -> Model:
     if known is not None and said > known.default:
         raise newer(key, model)
     return found
+
+
+def or_left_out(
+    read: Callable[[], Found],
+    *kinds: type[EnginefarmError],
+) -> Found | None:
+    """What `read` returns; None, with a note in the log, if it raises one of these kinds: one
+    document that this version cannot read does not hide the others."""
+    try:
+        return read()
+    except kinds as error:
+        LOG.warning("note: left out: %s", error.what)
+        return None
 
 
 def newer(key: str, model: type[Frozen]) -> NewerVersion:

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import CorruptBlob
-from enginefarm.store.engine_store import LOG, READERS, EngineStore
+from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.reading import LOG
 
 RULES = "benchmarks/rules/"
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 from referencing import Registry, Resource
-from sample_manifest import make_manifest, ref
+from sample_manifest import CALIBRATED, make_manifest, ref
 
 from enginefarm.documents.comparing import OutputComparison
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import CalibrationUse, ToolUse
+from enginefarm.documents.spec import ToolUse
 from enginefarm.release.bom import bom
 
 SCHEMAS = Path(__file__).parent / "cyclonedx"
@@ -35,14 +35,7 @@ def full(**spec: Any) -> Manifest:
     precision = manifest.spec.precision.model_copy(
         update={
             "tools": (ToolUse(name="enginefarm-qdq", version="3"),),
-            "calibration": CalibrationUse(
-                data_digest="c" * 64,
-                method="entropy",
-                percentile=None,
-                batches=16,
-                batch_size=8,
-                seed=0,
-            ),
+            "calibration": CALIBRATED,
         }
     )
     return manifest.model_copy(

@@ -6,12 +6,11 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from sample_manifest import NOON, make_manifest
+from sample_manifest import CALIBRATED, NOON, make_manifest
 from sample_rows import make_row
 
 from enginefarm.documents.layers import Layer, Layers
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import CalibrationUse
 from enginefarm.report import assemble, engines, nightly, render
 from enginefarm.report.engines import EnginePage
 from enginefarm.report.nightly import in_use
@@ -36,18 +35,7 @@ def page_of(manifest: Manifest, layers: Layers | str = LAYERS) -> EnginePage:
 
 def test_it_says_where_the_engine_comes_from_and_how_to_get_it() -> None:
     manifest = make_manifest(engine=b"bytes")
-    precision = manifest.spec.precision.model_copy(
-        update={
-            "calibration": CalibrationUse(
-                data_digest="c" * 64,
-                method="entropy",
-                percentile=None,
-                batches=16,
-                batch_size=8,
-                seed=0,
-            )
-        }
-    )
+    precision = manifest.spec.precision.model_copy(update={"calibration": CALIBRATED})
     spec = manifest.spec.model_copy(update={"precision": precision})
     page = page_of(manifest.model_copy(update={"spec": spec, "notes": ("opset was raised",)}))
     told = {fact.label: fact.text for fact in page.lineage}
