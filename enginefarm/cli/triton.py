@@ -28,6 +28,7 @@ def triton_repo(
     from enginefarm.cli.tables import print_json
     from enginefarm.pulling import triton
     from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.pulling.triton_images import image_words, tags
     from enginefarm.store import open_store, s3
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
@@ -56,8 +57,10 @@ def triton_repo(
         else:
             triton.write_folder(files, Path(destination), blobs)
     paths = [file.path for file in files]
+    builds = sorted({one.spec.toolchain.build for one in chosen})
     if as_json:
-        print_json({"destination": destination, "files": paths})
+        images = {build: [f"tritonserver:{tag}" for tag in tags(build)] for build in builds}
+        print_json({"destination": destination, "files": paths, "images": images})
         return
     for path in paths:
         click.echo(path)
@@ -66,5 +69,5 @@ def triton_repo(
     click.echo("\nTry next:")
     for root in where:
         click.echo(f"  tritonserver --model-repository={root}")
-    for build in sorted({one.spec.toolchain.build for one in chosen}):
-        click.echo(f"note: {triton.image_words(build)}", err=True)
+    for build in builds:
+        click.echo(f"note: {image_words(build)}", err=True)

@@ -33,7 +33,6 @@ TYPES: dict[DType, str] = {
     "bool": "TYPE_BOOL",
 }
 MAX_QUEUE_DELAY_US = 100
-VERSION = "1"
 BATCH_DIMS = ("batch", "batch_size", "n")
 """What recipes call the dim along which requests may be joined."""
 
@@ -46,9 +45,12 @@ class RepositoryFile:
     content: bytes | BlobRef
 
 
-def repository(manifests: Iterable[Manifest], *, name: str) -> tuple[RepositoryFile, ...]:
+def repository(
+    manifests: Iterable[Manifest], *, name: str, version: int = 1
+) -> tuple[RepositoryFile, ...]:
     """The files of a repository for engines of one model and precision, one a GPU.
 
+    version: the only one that Triton serves; a folder of another version beside it is left alone.
     Plans first, each model's config last. Raises: ToolchainError when Triton cannot load an
     engine, or when the engines differ in inputs or outputs; UsageError for a name that is not
     one folder.
@@ -63,8 +65,8 @@ def repository(manifests: Iterable[Manifest], *, name: str) -> tuple[RepositoryF
     _loadable(engines)
     capabilities = [one.spec.gpu.compute_capability for one in engines]
     if len(set(capabilities)) == len(capabilities):
-        return tuple(_model("", name, engines))
-    return tuple(file for one in engines for file in _model(f"{one.gpu}/", name, [one]))
+        return tuple(_model("", name, engines, version))
+    return tuple(file for one in engines for file in _model(f"{one.gpu}/", name, [one], version))
 
 
 def choose(
@@ -83,15 +85,6 @@ def choose(
     if not newest[best]:
         raise StoreMissing(f"triton-repo: {recipe} has no engine in {precision}")
     return tuple(newest[best].values())
-
-
-def image_words(build: str) -> str:
-    """Which image serves these plans. A plan runs in its own build of TensorRT alone, and which
-    one an image has is said by NVIDIA's matrix, of which no list that could be checked is here."""
-    return (
-        f"the image has to have TensorRT {build}: NVIDIA's Frameworks Support Matrix lists the "
-        "build of each tritonserver:YY.MM-py3 image; `dpkg -l 'libnvinfer*'` in the image shows it"
-    )
 
 
 def _loadable(engines: list[Manifest]) -> None:
@@ -117,10 +110,12 @@ def _alike(engine: Manifest) -> tuple[TensorInfo, ...]:
     return tuple(tensor.model_copy(update={"dims": ()}) for tensor in engine.tensors)
 
 
-def _model(prefix: str, name: str, engines: list[Manifest]) -> Iterator[RepositoryFile]:
+def _model(
+    prefix: str, name: str, engines: list[Manifest], version: int
+) -> Iterator[RepositoryFile]:
     for one in engines:
-        yield RepositoryFile(f"{prefix}{name}/{VERSION}/{plan_name(one)}", one.engine)
-    yield RepositoryFile(f"{prefix}{name}/config.pbtxt", config(name, engines).encode())
+        yield RepositoryFile(f"{prefix}{name}/{version}/{plan_name(one)}", one.engine)
+    yield RepositoryFile(f"{prefix}{name}/config.pbtxt", config(name, engines, version).encode())
 
 
 def plan_name(manifest: Manifest) -> str:
@@ -128,14 +123,16 @@ def plan_name(manifest: Manifest) -> str:
     return f"{manifest.gpu}-{manifest.precision}-{manifest.engine.digest[:12]}.plan"
 
 
-def config(name: str, engines: list[Manifest]) -> str:
-    """config.pbtxt, for engines that differ in GPU only."""
+def config(name: str, engines: list[Manifest], version: int = 1) -> str:
+    """config.pbtxt, for engines that differ in GPU only. It names the version: Triton's own policy
+    is to serve the highest folder, whatever lies in it."""
     first = engines[0]
     profiles = first.spec.profiles
     batch = max_batch_size(first)
     skip = 1 if batch else 0
     platform = runtime_of(first.spec.toolchain.name)[1].triton
     lines = [f"name: {_quoted(name)}", f'platform: "{platform}"', f"max_batch_size: {batch}"]
+    lines.append(f"version_policy {{ specific {{ versions: [ {version} ] }} }}")
     for tensor in first.tensors:
         lines.append(_tensor(tensor, skip))
     for one in engines:

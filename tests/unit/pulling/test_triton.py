@@ -14,7 +14,7 @@ from sample_manifest import make_manifest
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
-from enginefarm.pulling import triton
+from enginefarm.pulling import triton, triton_images
 
 
 def schema() -> Any:
@@ -255,3 +255,20 @@ def test_any_name_of_a_tensor_is_read_back_as_it_is(odd: str) -> None:
 def test_a_model_name_that_is_not_one_folder_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a model"):
         triton.repository(three(), name=name)
+
+
+def test_the_config_names_the_version_that_is_served() -> None:
+    files = triton.repository(three(), name="model", version=7)
+    config = parsed(files, "model/config.pbtxt")
+    assert list(config.version_policy.specific.versions) == [7]
+    assert {file.path.split("/")[1] for file in files} == {"7", "config.pbtxt"}
+
+
+def test_an_image_is_named_with_its_source_or_said_to_be_unknown() -> None:
+    known = triton_images.image_words("10.14.1.48")
+    assert "tritonserver:26.07-trtllm-python-py3 has it" in known
+    assert "compatibility.md, 2026-08-19" in known
+    assert "does not say whether these images load plans" in known
+    for build in ("10.14.1.49", "10.14.1", "10.14.1.48.1", ""):
+        assert "is not known" in triton_images.image_words(build), build
+        assert triton_images.tags(build) == ()

@@ -1,0 +1,40 @@
+"""Which image of Triton has a build of TensorRT: what a source says that anybody can read again."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+BACKEND = "/opt/tritonserver/backends/tensorrt"
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads((files("enginefarm.pulling") / "triton_images.toml").read_text("utf-8"))
+
+
+def tags(build: str) -> tuple[str, ...]:
+    """The tags of `tritonserver` that the source lists with that build, newest first; a plan runs
+    in its own build alone, so nothing near it counts."""
+    return tuple(_table()["tags"].get(build, ()))
+
+
+def image_words(build: str) -> str:
+    """Which image serves plans of that build of TensorRT, or that it is not known."""
+    needed = f"the image has to have TensorRT {build}"
+    source = f"{_table()['source']}, {_table()['date']}"
+    found = tags(build)
+    if not found:
+        return (
+            f"{needed}: which image has it is not known ({source} lists none). NVIDIA's "
+            "Frameworks Support Matrix lists the build of each tritonserver:YY.MM-py3 image; "
+            "`dpkg -l 'libnvinfer*'` in the image shows it"
+        )
+    return (
+        f"{needed}: tritonserver:{found[0]} has it ({source}"
+        + (f"; so have {', '.join(found[1:])}" if found[1:] else "")
+        + "). The source does not say whether these images load plans: "
+        f"`ls {BACKEND}` in the image shows it. It does not list the YY.MM-py3 images"
+    )
