@@ -40,7 +40,7 @@ class Data(Frozen):
     )
     not_finite: bool = Field(
         default=False,
-        description="The data holds infinities (masks) or NaN on purpose; else they are refused.",
+        description="The data holds NaN on purpose. Otherwise NaN is refused; infinities are not.",
     )
 
     @model_validator(mode="after")

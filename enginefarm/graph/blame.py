@@ -47,7 +47,7 @@ def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool
         in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     }
     makers = _makers(model, floats)
-    model = emulate(model, rounded=rounded)
+    model = emulate(model, rounded=rounded, outputs_rounded=rounded)
     graph = model.graph
     wanted = {output.name for output in graph.output}
     graph.initializer.append(helper.make_tensor("__nought", TensorProto.FLOAT, [], [0.0]))

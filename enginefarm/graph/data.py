@@ -142,7 +142,10 @@ def _local(path: str, root: Path, field: str) -> Path:
 
 
 def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:
-    """The batch, once its names, dtypes, shapes and values are those of the inputs."""
+    """The batch, once its names, dtypes, shapes and values are those of the inputs.
+
+    Infinities are values: masks are made of them, and what they lead to is seen where the model
+    runs."""
     import numpy as np
 
     if not isinstance(batch, Mapping):
@@ -163,13 +166,27 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
     for tensor in inputs:
         named, array = f"{where}: {tensor.name}", np.asarray(given[tensor.name])
         _check_array(array, tensor, named, sizes)
-        if not data.not_finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not data.not_finite and array.dtype.kind == "f" and (bad := np.isnan(array)).any():
+            place = [int(index[0]) for index in np.nonzero(np.atleast_1d(bad))]
             raise CalibrationError(
-                f"{named}: it holds NaN or infinity",
-                fix="clean the data; if they are intended, as in masks, write "
-                "`not_finite: true` where the recipe names the data",
+                f"{named}: it holds NaN",
+                why=f"{int(bad.sum())} of {array.size} values, the first at index {place}",
+                fix="clean the data; if NaN is intended, write `not_finite: true` where the "
+                "recipe names the data",
             )
-    return {str(name): np.asarray(array, order="C") for name, array in given.items()}
+    rounded = {tensor.name for tensor in inputs if tensor.dtype == "bfloat16"}
+    return {
+        str(name): _of_bfloat16(array) if name in rounded else np.asarray(array, order="C")
+        for name, array in given.items()
+    }
+
+
+def _of_bfloat16(array: Array) -> Array:
+    """The numbers that the engine is given: float32 ones, rounded to bfloat16."""
+    import ml_dtypes
+    import numpy as np
+
+    return np.asarray(array, np.float32, order="C").astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def _check_array(

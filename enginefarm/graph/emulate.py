@@ -69,13 +69,14 @@ between are never stored in 16 bits."""
 DTYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "softmax_precision"))
 
 
-def emulate(model: ModelProto, *, rounded: bool = True) -> ModelProto:
+def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = True) -> ModelProto:
     """The graph with FP32 in place of FP16 and BF16, and every such result rounded.
 
     Inputs of FP16 keep their dtype; inputs of BF16, which numpy lacks, become FP32 and are
     rounded first; outputs are FP32. rounded=False leaves the roundings out: the same graph as
-    FP32 computes it. The model is changed in place, unless it has local functions, which are
-    inlined into a new one.
+    FP32 computes it, and outputs_rounded=False those of what it returns.
+    The model is changed in place, unless it has local functions, which are inlined into a new
+    one.
 
     Raises: PrecisionError where the dtypes of the graph cannot be inferred.
     """
@@ -85,7 +86,8 @@ def emulate(model: ModelProto, *, rounded: bool = True) -> ModelProto:
         import onnx.inliner
 
         model = onnx.inliner.inline_local_functions(model)
-    rewrite = _Emulation(rounded, set(_names(model.graph)))
+    results = {output.name for output in model.graph.output} if outputs_rounded else set[str]()
+    rewrite = _Emulation(rounded, results, set(_names(model.graph)))
     rewrite.inputs(model.graph)
     infer_types(model)
     rewrite.graph(model.graph, {}, main=True)
@@ -119,8 +121,9 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
 class _Emulation:
     """One rewrite. Names that it makes are free in the whole model."""
 
-    def __init__(self, rounded: bool, taken: set[str]) -> None:
+    def __init__(self, rounded: bool, results: set[str], taken: set[str]) -> None:
         self.rounded = rounded
+        self.results = results
         self.taken = taken
 
     def inputs(self, graph: GraphProto) -> None:
@@ -153,9 +156,11 @@ class _Emulation:
                 if attribute.name in DTYPE_ATTRIBUTES and attribute.i in lows:
                     attribute.i = TensorProto.FLOAT
             nodes.append(node)
-            if not self.rounded or _exact(node) or fused.issuperset(node.output):
+            if self.rounded and (_exact(node) or fused.issuperset(node.output)):
                 continue
             for index, name in enumerate(node.output):
+                if not self.rounded and not (main and name in self.results):
+                    continue
                 if name and name not in types:
                     raise PrecisionError(
                         f"the dtype of {name!r} cannot be inferred ({node.op_type})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from math import gcd
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,7 +72,8 @@ def inside(recipe: Recipe) -> Iterator[tuple[Size, ...]]:
     """Sizes between min and max of each profile that are none of its corners: an odd one, and
     one for models that only take multiples of what their corners have in common.
 
-    Equal ranges get equal sizes: some models need equal height and width.
+    Equal ranges get equal sizes: some models need equal height and width. A dim that is the sum
+    of two others at min, opt and max stays so: a mask's length is past + sequence.
     """
     for profile in recipe.profiles:
         corner = [at(profile, point) for point in ("min", "opt", "max")]
@@ -81,7 +83,7 @@ def inside(recipe: Recipe) -> Iterator[tuple[Size, ...]]:
             {dim: _between(bounds, steps[dim]) for dim, bounds in profile.dims.items()},
         )
         made: list[Size] = []
-        for dims in options:
+        for dims in (_with_sums(dims, profile) for dims in options):
             label = ", ".join(f"{dim}={size}" for dim, size in dims.items())
             size = (f"profile {profile.name} between its corners ({label})", dims)
             if dims not in corner and size not in made:
@@ -106,6 +108,18 @@ def _between(bounds: DimRange, step: int) -> int:
         ),
         bounds.opt,
     )
+
+
+def _with_sums(dims: Mapping[str, int], profile: Profile) -> dict[str, int]:
+    """The sizes, where one that is the sum of two others at every corner is their sum here too."""
+    corner = [at(profile, point) for point in ("min", "opt", "max")]
+    made = dict(dims)
+    for dim, bounds in profile.dims.items():
+        for one, other in combinations((name for name in dims if name != dim), 2):
+            always = all(sizes[dim] == sizes[one] + sizes[other] for sizes in corner)
+            if always and bounds.min <= dims[one] + dims[other] <= bounds.max:
+                made[dim] = dims[one] + dims[other]
+    return made
 
 
 def dims_of(batch: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:

@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import ExportError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
+
+    from enginefarm.documents.recipe import Recipe
+
+    Array = np.ndarray[Any, Any]
+
+
+def arguments(arrays: Iterable[Array], recipe: Recipe) -> tuple[Tensor, ...]:
+    """Tensors of the recipe's types, in the order of its inputs. bfloat16 comes as float32."""
+    torch: Any = import_module("torch")  # its functions are typed in part
+    return tuple(
+        torch.from_numpy(array.copy()).to(getattr(torch, given.dtype))
+        for array, given in zip(arrays, recipe.inputs, strict=True)
+    )
 
 
 def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:

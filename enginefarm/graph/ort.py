@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError
-from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph import onnx_files
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
@@ -29,6 +30,7 @@ negative numbers then pass a Relu, and some graphs do not load."""
 
 NOT_THERE = "NOT_IMPLEMENTED"
 """ONNX Runtime's status for an operator that it has, but not for these types."""
+BFLOAT16 = "tensor(bfloat16)"
 DOES_NOT_START = ("Please install TensorRT libraries", "CUDA failure 35", "CUDA failure 100")
 """What ONNX Runtime 1.17 to 1.32 says where libraries are missing, the driver is too old, or
 there is no GPU."""
@@ -49,6 +51,8 @@ def session(
 
     plain: every graph optimization off. narrow: the graph has FP16 in it, for which ONNX
     Runtime 1.32's layout optimizations are not safe (it segfaults on a vision transformer).
+    A graph of bfloat16, which ONNX Runtime does not compute on a CPU, is computed in FP32, with
+    FP32 inputs and outputs: numpy has no bfloat16.
 
     Raises: `error` when ONNX Runtime refuses the model.
     """
@@ -61,42 +65,45 @@ def session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     elif narrow:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    try:
+
+    def start(path: Path) -> InferenceSession:
         return ort.InferenceSession(
-            os.fspath(model),
+            os.fspath(path),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
+
+    try:
+        try:
+            made = start(model)
+        except Exception as cause:
+            if NOT_THERE not in str(cause) or not _in_bfloat16(model):
+                raise
+        else:
+            if BFLOAT16 not in {value.type for value in (*made.get_inputs(), *made.get_outputs())}:
+                return made
+        with TemporaryDirectory(prefix="enginefarm-") as folder:
+            return start(_in_fp32(model, Path(folder), error))
+    except error:
+        raise
     except Exception as cause:
-        if NOT_THERE in str(cause) and (node := _in_bfloat16(model)):
-            raise error(
-                f"{what}: it computes in bfloat16 (node {node!r}), which ONNX Runtime cannot "
-                "run on a CPU",
-                why=one_line(cause),
-                fix="call `.float()` on the model, which keeps its weights exactly, or export it "
-                "in FP32; `precisions: [bf16]` makes the engine compute in bfloat16",
-            ) from cause
         raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
 
 
-def _in_bfloat16(path: Path) -> str:
-    """The first node that returns bfloat16 or has a bfloat16 weight; empty if no node does."""
-    import onnx
+def _in_bfloat16(path: Path) -> bool:
+    from enginefarm.graph.emulate import narrow
 
-    model = onnx_files.graph_only(path)
-    inferred = onnx.shape_inference.infer_shapes(onnx_shapes.without_weights(model))
-    low = onnx.TensorProto.BFLOAT16
-    for graph, known in zip(
-        onnx_files.graphs(model.graph), onnx_files.graphs(inferred.graph), strict=True
-    ):
-        names = {tensor.name for tensor in graph.initializer if tensor.data_type == low}
-        values = (*known.value_info, *known.input, *known.output)
-        names |= {value.name for value in values if value.type.tensor_type.elem_type == low}
-        for node in graph.node:
-            if not names.isdisjoint((*node.input, *node.output)):
-                return str(node.name or next(iter(node.output), ""))
-    return ""
+    return "BFLOAT16" in narrow(onnx_files.graph_only(path))
+
+
+def _in_fp32(path: Path, folder: Path, error: type[EnginefarmError]) -> Path:
+    """The same graph with FP32 in place of 16 bits: weights keep their values, and only what it
+    returns is rounded to the type that it declares."""
+    from enginefarm.graph.emulate import emulate
+
+    model = emulate(onnx_files.read(path, error=error), rounded=False)
+    return onnx_files.write(model, folder)
 
 
 def on_provider(
@@ -160,12 +167,8 @@ def session_of(model: ModelProto, *, error: type[EnginefarmError], what: str) ->
 
     Raises: `error`, as `session` does.
     """
-    import tempfile
-
-    from enginefarm.graph.onnx_files import write
-
-    with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
-        return session(write(model, Path(folder)), error=error, what=what)
+    with TemporaryDirectory(prefix="enginefarm-") as folder:
+        return session(onnx_files.write(model, Path(folder)), error=error, what=what)
 
 
 def run(

@@ -20,7 +20,7 @@ from enginefarm import progress
 from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
-from enginefarm.graph import data, data_files, feeds, figures, forward, ort, steady
+from enginefarm.graph import data, data_files, feeds, figures, forward, in_fp32, ort, steady
 from enginefarm.graph.onnx_files import one_line
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def make_reference(
     steady.refuse_random(model)
     import numpy as np
 
-    names = tuple(tensor.name for tensor in recipe.inputs)
-    run = _runner(model, outputs, names)
+    run = _runner(model, outputs, recipe)
     use, source = recipe.verification, recipe.verification_data
     found = data.batches(
         source,
@@ -93,7 +92,7 @@ def make_reference(
             where = f"batch {count - 1}"
             if not shapes:
                 first = inputs
-                loaded = None if again is None else (lambda: _runner(again(), outputs, names))
+                loaded = None if again is None else (lambda: _runner(again(), outputs, recipe))
                 made = _sound(steady.require(run, inputs, model, loaded), where)
             else:
                 made = _sound(run(inputs), where)
@@ -230,24 +229,28 @@ def _add(archive: zipfile.ZipFile, name: str, array: Array) -> None:
         np.lib.format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
 
 
-def _runner(model: LoadedModel, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> Runner:
+def _runner(model: LoadedModel, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
     if isinstance(model, Path):
         session = ort.session(model, error=ExportError, what="the reference", plain=True)
         return lambda inputs: ort.run(session, inputs, error=ExportError, what="the reference")
-    return _torch_runner(model, outputs, inputs)
+    return _torch_runner(model, outputs, recipe)
 
 
-def _torch_runner(model: Any, outputs: tuple[str, ...], names: tuple[str, ...]) -> Runner:
+def _torch_runner(model: Any, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
     from torch.export import ExportedProgram
 
     torch: Any = import_module("torch")  # its functions are typed in part
+    names = tuple(tensor.name for tensor in recipe.inputs)
     exported = isinstance(model, ExportedProgram)
     module = model.module() if exported else forward.positional(model, names)
+    narrow = any(tensor.dtype in ("float16", "bfloat16") for tensor in recipe.inputs)
+    if narrow or in_fp32.narrow(module):
+        module = in_fp32.InFp32(module)
 
     def run(inputs: Arrays) -> Arrays:
+        arrays = (inputs[name] for name in names)
         with torch.inference_mode():
-            found = module(*(torch.from_numpy(inputs[name].copy()) for name in names))
-        leaves = forward.tensors(found)
+            leaves = forward.tensors(module(*forward.arguments(arrays, recipe)))
         if len(leaves) != len(outputs):
             raise ExportError(
                 f"the model returns {len(leaves)} tensors, its graph has {len(outputs)} outputs",

@@ -59,13 +59,13 @@ def _traced(
         arrays = feeds.sized(sample, recipe, sizes).values()
         try:
             with _quiet(), torch.no_grad():
-                forward.tensors(called(*(torch.from_numpy(array.copy()) for array in arrays)))
+                forward.tensors(called(*forward.arguments(arrays, recipe)))
         except ExportError:
             raise
         except Exception as error:
             stopped = stopped or error
             continue
-        arguments = tuple(torch.from_numpy(array.copy()) for array in arrays)
+        arguments = forward.arguments(arrays, recipe)
         # A wrapper takes its tensors as one tuple, in torch's eyes.
         dynamic = None if not any(shapes) else shapes if called is model else (shapes,)
 

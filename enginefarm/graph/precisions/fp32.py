@@ -1,4 +1,4 @@
-"""FP32: the slimmed graph as it is."""
+"""FP32: the slimmed graph as it is; one of half or bfloat16 numbers is computed in FP32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
-from enginefarm.graph.precisions import ConversionReport
+from enginefarm.graph.emulate import narrow
+from enginefarm.graph.precisions import ConversionReport, prepare
 from enginefarm.graph.precisions.graph import finish
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class FP32:
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
     ) -> PrecisionUse:
-        return PrecisionUse(name="fp32", tools=(ToolUse(name="none", version="1"),))
+        return PrecisionUse(name="fp32", tools=(ToolUse(name="none", version="2"),))
 
     def convert(
         self,
@@ -34,4 +35,7 @@ class FP32:
         batches: Iterable[Batch],
         evidence: Evidence | None = None,
     ) -> ConversionReport:
-        return finish(onnx_files.read(src, error=PrecisionError), dest_dir, "fp32")
+        model = onnx_files.read(src, error=PrecisionError)
+        if narrow(model):
+            model = prepare.fp32(src, "fp32")
+        return finish(model, dest_dir, "fp32")

@@ -83,7 +83,10 @@ def test_labels_travel_with_the_batch(tmp_path: Path) -> None:
         ("{'x': np.ones((3,), 'f')}", ["x: shape (3,)", "(batch, 3)"]),
         ("{'x': np.ones((0, 3), 'f')}", ["x: shape (0, 3) is empty"]),
         ("{'x': np.full((1, 3), np.nan, 'f')}", ["x: it holds NaN", "not_finite: true"]),
-        ("{'x': np.full((1, 3), -np.inf, 'f')}", ["x: it holds NaN or infinity"]),
+        (
+            "{'x': np.array([[1, 2, 3], [np.inf, 5, np.nan]], 'f')}",
+            ["batch 0: x: it holds NaN", "1 of 6 values, the first at index [1, 2]"],
+        ),
         ("[1]", ["list, where a dict"]),
         ("1 / 0", ["raised ZeroDivisionError", "division by zero"]),
     ],
@@ -98,10 +101,24 @@ def test_a_wrong_batch_is_one_error_that_names_the_tensor(
         assert word in str(caught.value)
 
 
-def test_infinities_on_purpose_are_read(tmp_path: Path) -> None:
+def test_infinities_are_read(tmp_path: Path) -> None:
     source = code(tmp_path, "def data(seed):\n  yield {'x': np.full((1, 3), -np.inf, 'f')}\n")
-    (batch,) = read(source.model_copy(update={"not_finite": True}), tmp_path)
+    (batch,) = read(source, tmp_path)
     assert np.isneginf(batch["x"]).all()
+
+
+def test_data_of_a_bfloat16_input_is_what_the_engine_is_given(tmp_path: Path) -> None:
+    source = code(tmp_path, "def data(seed):\n  yield {'x': np.full((1, 3), 1.001, 'f')}\n")
+    low = [X.model_copy(update={"dtype": "bfloat16"})]
+    (batch,) = data.batches(source, root=tmp_path, inputs=low, batches=1, batch_size=1, seed=0)
+    assert batch["x"].dtype == np.float32, "numpy has no bfloat16"
+    assert batch["x"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_nan_on_purpose_is_read(tmp_path: Path) -> None:
+    source = code(tmp_path, "def data(seed):\n  yield {'x': np.full((1, 3), np.nan, 'f')}\n")
+    (batch,) = read(source.model_copy(update={"not_finite": True}), tmp_path)
+    assert np.isnan(batch["x"]).all()
 
 
 def test_one_dim_has_one_size_in_a_batch(tmp_path: Path) -> None:

@@ -95,6 +95,34 @@ def test_feeds_of_any_size_are_made_of_real_values(tmp_path: Path) -> None:
     assert len(labels) == 3
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_reference_of_a_16_bit_model_is_computed_in_fp32(tmp_path: Path, dtype: str) -> None:
+    code = CODE + (
+        "\ndef low():\n"
+        "    class Low(Small):\n"
+        "        def forward(self, x):\n"
+        f"            y = super().forward(x.to(torch.{dtype}))\n"
+        "            return y.float() * 3, y\n"
+        f"    return Low().to(torch.{dtype})\n"
+    )
+    source_of = {"kind": "torch", "callable": "code.py:low"}
+    made = recipe(tmp_path, code=code, source=source_of, verification={})
+    module = load(made, tmp_path)
+    path = make_reference(made, module, tmp_path / "r.npz", outputs=("wide", "low"))
+    batch = next(read_reference(path))
+    x, kind = torch.from_numpy(batch.inputs["x"]), getattr(torch, dtype)
+    assert next(module.parameters()).dtype == kind, "the model is left as it was"
+    rounded = module(x)[0].detach().numpy()
+    wanted = module.float()
+    wanted.forward = type(wanted).__mro__[1].forward.__get__(wanted)
+    exact = wanted(x).detach()
+    np.testing.assert_allclose(batch.outputs["wide"], 3 * exact.numpy(), rtol=1e-6, atol=1e-6)
+    assert np.abs(batch.outputs["wide"] - rounded).max() > 1e-5, "no step is rounded"
+    low = batch.outputs["low"]
+    assert low.dtype == {"float16": np.float16, "bfloat16": np.float32}[dtype]
+    np.testing.assert_array_equal(low.astype("f"), exact.to(kind).float().numpy())
+
+
 def test_a_scalar_output_stays_a_scalar(tmp_path: Path) -> None:
     code = CODE + (
         "\ndef one():\n"

@@ -318,6 +318,15 @@ def test_no_batches(source: Path, tmp_path: Path) -> None:
         convert("int8", source, tmp_path, batches=[])
 
 
+def test_fp32_of_a_half_model_computes_in_fp32(source: Path, tmp_path: Path) -> None:
+    half = convert("fp16", source, tmp_path)
+    onnx.save(half, tmp_path / "half.onnx")
+    made = convert("fp32", tmp_path / "half.onnx", tmp_path)
+    found = types(made)
+    assert {found[name] for name in ("c1", "g1", "a1")} == {TensorProto.FLOAT}
+    assert relative(run(half), run(made)) < 1e-2
+
+
 def test_every_choice_is_part_of_the_use() -> None:
     digest = "0" * 64
     uses = [precision(name).use(RECIPE, digest) for name in PRECISIONS]
