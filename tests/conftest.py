@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,22 +24,50 @@ from enginefarm.store.engine_store import EngineStore
 if TYPE_CHECKING:
     from tests.farm.farm_fixture import Farm
 
+
+class SharedFarm(NamedTuple):
+    """Files whose tests share a farm, by the fixture `farm`, and the GPUs that it builds for."""
+
+    files: tuple[str, ...]
+    gpus: tuple[str, ...]
+
+
 FARMS = (
-    (
-        "tests/farm/test_farm.py",
-        "tests/farm/test_fairness.py",
-        "tests/farm/test_docs_of_the_farm.py",
-        "tests/browser/test_ui.py",
+    SharedFarm(
+        (
+            "tests/farm/test_farm.py",
+            "tests/farm/test_docs_of_the_farm.py",
+            "tests/browser/test_ui.py",
+        ),
+        ("t4", "a100", "l4"),
     ),
-    ("tests/farm/test_farm_recovery.py",),
-    (
-        "tests/farm/test_deployments.py",
-        "tests/farm/test_drain.py",
-        "tests/farm/test_server_password.py",
+    SharedFarm(("tests/farm/test_farm_recovery.py",), ("t4", "a100")),
+    SharedFarm(("tests/farm/test_lost_workers.py", "tests/farm/test_drain.py"), ("l4",)),
+    SharedFarm(
+        (
+            "tests/farm/test_deployments.py",
+            "tests/farm/test_fairness.py",
+            "tests/farm/test_server_password.py",
+        ),
+        ("l4",),
     ),
 )
-"""Files whose tests share a farm, by the fixture `farm`; each farm's run in one process. They run
-first, because they take longest and mostly wait, and the others fill the time in which they do."""
+"""As many as `make test` has processes, and about as long. They run first, each in one process,
+because they take longest and mostly wait: the others fill the time in which they do."""
+
+LONG = (
+    "tests/farm/test_farm_database.py",
+    "tests/integration/graph/test_models.py",
+    "tests/farm/test_build_model.py",
+    "tests/farm/test_docs_of_a_contributor.py",
+    "tests/integration/cli/test_wheel.py",
+    "tests/farm/test_up.py",
+    "tests/integration/bench/test_gpu_benchmark.py",
+    "tests/farm/test_compose_commands.py",
+    "tests/farm/test_restore.py",
+    "tests/farm/test_secrets.py",
+)
+"""What comes next: a long file that is begun last is waited for by processes with nothing to do."""
 
 
 # A machine that runs farms beside them makes examples slowly; that says nothing of the code.
@@ -56,11 +85,18 @@ def file_of(nodeid: str) -> str:
 
 def number_of_farm(nodeid: str) -> int:
     """Which of FARMS a test uses; the number after the last for one that uses none."""
-    return next((i for i, files in enumerate(FARMS) if file_of(nodeid) in files), len(FARMS))
+    found = (i for i, shared in enumerate(FARMS) if file_of(nodeid) in shared.files)
+    return next(found, len(FARMS))
+
+
+def turn(nodeid: str) -> tuple[int, int]:
+    """By what tests are sorted: farms, long files, the others."""
+    file = file_of(nodeid)
+    return number_of_farm(nodeid), LONG.index(file) if file in LONG else len(LONG)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: number_of_farm(item.nodeid))
+    items.sort(key=lambda item: turn(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -79,15 +115,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Farms(config, log)
 
 
-SHARED_FARM = ExitStack()
-"""What ends the farm of this process."""
+RUNNING: dict[int, tuple[ExitStack, Farm]] = {}
+"""The farm of this process by its number, and what ends it."""
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """A farm that only waits takes a quarter of a core: it ends with the last test that uses it."""
-    if nextitem is None or number_of_farm(nextitem.nodeid) == len(FARMS):
-        SHARED_FARM.close()
+    number = number_of_farm(item.nodeid)
+    if number in RUNNING and (nextitem is None or number_of_farm(nextitem.nodeid) != number):
+        RUNNING.pop(number)[0].close()
 
 
 @pytest.fixture(scope="session")
@@ -166,10 +203,24 @@ def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Farm:
-    """A server, a control worker, and cross workers for t4, a100 and l4. Tests share it."""
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for every process of this session: what one of them makes, all may use."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+
+
+@pytest.fixture(scope="module")
+def farm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, session_folder: Path
+) -> Farm:
+    """A server, a control worker, and cross workers for its GPUs. Files of FARMS share it."""
     from tests.farm import farm_fixture
 
-    url = SHARED_FARM.enter_context(farm_fixture.database())
-    root = tmp_path_factory.mktemp("farm")
-    return SHARED_FARM.enter_context(farm_fixture.farm_of(root, "t4", "a100", "l4", database=url))
+    number = number_of_farm(request.node.nodeid)
+    if number not in RUNNING:
+        with ExitStack() as stack:
+            url = stack.enter_context(farm_fixture.database(session_folder))
+            root, gpus = tmp_path_factory.mktemp("farm"), FARMS[number].gpus
+            made = stack.enter_context(farm_fixture.farm_of(root, *gpus, database=url))
+            RUNNING[number] = stack.pop_all(), made
+    return RUNNING[number][1]

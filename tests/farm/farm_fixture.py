@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from enginefarm.farm.server.environment import database_url
 from enginefarm.farm.worker import card as workers
 from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
@@ -255,7 +257,7 @@ class Farm:
             found[:] = self.running(worker, module)
             return bool(found)
 
-        until(there, f"{worker} runs {module}", pause_s=0.01)
+        until(there, f"{worker} runs {module}", pause_s=0.05)
         return found[0]
 
 
@@ -302,13 +304,35 @@ def farm_of(root: Path, *crosses: str, database: str | None = None) -> Iterator[
 
 
 @contextmanager
-def database() -> Iterator[str | None]:
-    """PostgreSQL, as a team would have it; SQLite where it is not installed."""
+def database(session: Path | None = None) -> Iterator[str | None]:
+    """PostgreSQL, as a team would have it; SQLite where it is not installed.
+
+    session: a folder of this session's tests, where Prefect's empty tables are kept for all
+    of its farms: to make them takes longer than to start the server that uses them.
+    """
     if postgres_server.installed() is None:
         yield None
         return
-    with postgres_server.running() as url:
+    template = (
+        None if session is None else postgres_server.made_once(session / "postgres", with_tables)
+    )
+    with postgres_server.running(template) as url:
         yield url
+
+
+def with_tables(url: str) -> None:
+    """Makes Prefect's tables in an empty database."""
+    made = "import asyncio; from prefect.server.database import provide_database_interface as it;"
+    with tempfile.TemporaryDirectory() as home:
+        subprocess.run(
+            [sys.executable, "-P", "-c", f"{made} asyncio.run(it().create_db())"],
+            env={
+                **{name: text for name, text in os.environ.items() if "PREFECT" not in name},
+                "PREFECT_HOME": home,
+                "PREFECT_API_DATABASE_CONNECTION_URL": database_url(url),
+            },
+            check=True,
+        )
 
 
 def _family(pid: int) -> list[psutil.Process]:

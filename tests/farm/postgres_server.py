@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import secrets
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,26 +27,79 @@ def installed() -> Path | None:
 
 
 @contextmanager
-def running() -> Iterator[str]:
-    """Its URL, password included, while the block runs; the data goes with it."""
-    binaries = installed()
-    assert binaries is not None, "PostgreSQL is not installed: apt-get install postgresql"
+def running(template: Path | None = None) -> Iterator[str]:
+    """Its URL, password included, while the block runs; the data goes with it.
+
+    template: what `made_once` has returned, to begin with its data.
+    """
     root = Path(tempfile.mkdtemp(prefix="farm-postgres-"))
-    data, password = root / "data", secrets.token_urlsafe(16)
-    (root / "password").write_text(password)
-    # PostgreSQL refuses to run as root.
-    prefix: list[str] = []
+    try:
+        if template is None:
+            _create(root)
+        else:
+            shutil.copyfile(template / "password", root / "password")
+            # Owners too: PostgreSQL reads the folder of its own user alone.
+            subprocess.run(["cp", "-a", template / "data", root], check=True)
+            _give(root)
+        with _serving(root) as url:
+            yield url
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def made_once(folder: Path, fill: Callable[[str], None]) -> Path:
+    """A stopped server's data as `fill` has left it: made by the first process that asks.
+
+    fill: takes the URL of the server. folder: where the data stays, for every process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / "made"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            root = Path(tempfile.mkdtemp(prefix="farm-postgres-"))
+            try:
+                _create(root)
+                with _serving(root) as url:
+                    fill(url)
+                subprocess.run(["cp", "-a", root, made.with_suffix(".new")], check=True)
+                made.with_suffix(".new").rename(made)
+            finally:
+                shutil.rmtree(root, ignore_errors=True)
+    return made
+
+
+def _as_another() -> list[str]:
+    """What leads a command: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    user = [f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}"]
+    return ["setpriv", *user, "--clear-groups"]
+
+
+def _give(*paths: Path) -> None:
+    """To the user that PostgreSQL runs as."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
-        for path in (root, root / "password"):
+        for path in paths:
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
-        prefix = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}"]
-        prefix.append("--clear-groups")
+
+
+def _binaries() -> Path:
+    found = installed()
+    assert found is not None, "PostgreSQL is not installed: apt-get install postgresql"
+    return found
+
+
+def _create(root: Path) -> None:
+    (root / "password").write_text(secrets.token_urlsafe(16))
+    _give(root, root / "password")
     subprocess.run(
         [
-            *prefix,
-            str(binaries / "initdb"),
-            f"--pgdata={data}",
+            *_as_another(),
+            str(_binaries() / "initdb"),
+            f"--pgdata={root / 'data'}",
             f"--username={USER}",
             f"--pwfile={root / 'password'}",
             "--auth=scram-sha-256",
@@ -56,15 +110,19 @@ def running() -> Iterator[str]:
         capture_output=True,
         cwd=root,
     )
+
+
+@contextmanager
+def _serving(root: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with (root / "log").open("wb") as log:
         server = subprocess.Popen(
             [
-                *prefix,
-                *(str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-k", str(root)),
-                *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
+                *_as_another(),
+                *(str(_binaries() / "postgres"), "-D", str(root / "data"), "-p", str(port)),
+                *("-k", str(root), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
             ],
             stdout=log,
             stderr=log,
@@ -80,8 +138,8 @@ def running() -> Iterator[str]:
                 assert server.poll() is None, (root / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+        password = (root / "password").read_text()
         yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
     finally:
         server.terminate()
         server.wait(30)
-        shutil.rmtree(root, ignore_errors=True)

@@ -26,7 +26,7 @@ from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
 from tests.farm.webhook_receiver import Received, receiver
 
-SECOND_GPU = "l40"
+SECOND_GPU = "a10g"
 """A label whose pool no other test uses."""
 
 
@@ -161,7 +161,7 @@ def test_a_night_that_got_slower_ends_regressed_and_is_told_to_the_webhook(
         farm.recipes / "slow-night" / "one",
         name="slow-night",
         salt="slow-night",
-        gpus=["a100"],
+        gpus=["l4"],
         precisions=["fp16"],
     )
     tonight = datetime.now(UTC).date()
@@ -169,7 +169,7 @@ def test_a_night_that_got_slower_ends_regressed_and_is_told_to_the_webhook(
         make_row(
             tonight - timedelta(days=ago),
             recipe="slow-night",
-            gpu="a100",
+            gpu="l4",
             latency_ms_median=3.0 if ago == 0 else 2.0 + 0.01 * (ago % 3),
         )
         for ago in range(8)
@@ -177,7 +177,7 @@ def test_a_night_that_got_slower_ends_regressed_and_is_told_to_the_webhook(
     BenchmarkTables(farm.store.objects).append(history)
     night = farm.run("nightly-rebuild/nightly-rebuild", folder="slow-night")
     assert night.state.name == "Regressed", night.state.message
-    assert "slow-night a100 fp16" in night.state.message
+    assert "slow-night l4 fp16" in night.state.message
     until(
         lambda: any(one["event"] == "enginefarm.nightly.regressed" for one in webhook.arrived),
         "the automation tells the webhook",
@@ -193,7 +193,7 @@ def test_a_night_that_got_slower_ends_regressed_and_is_told_to_the_webhook(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[night.id]))
         )
     (summary,) = [one for one in found if one.key == "nightly-summary"]
-    assert "**slow-night** a100 fp16 tensorrt default 1 got slower: 1.49 ×" in summary.data
+    assert "**slow-night** l4 fp16 tensorrt default 1 got slower: 1.49 ×" in summary.data
 
 
 # Recipes in the store
@@ -202,7 +202,7 @@ def test_a_night_that_got_slower_ends_regressed_and_is_told_to_the_webhook(
 def test_a_night_of_the_recipes_in_the_store(farm: Farm, tmp_path: Path) -> None:
     for name in ("kept", "kept-too"):
         folder = tmp_path / name
-        tiny_recipe.write(folder, name=name, salt=name, gpus=["a100"], precisions=["fp16"])
+        tiny_recipe.write(folder, name=name, salt=name, gpus=["l4"], precisions=["fp16"])
         pushed = farm.command("recipes", "push", str(folder))
         assert pushed.returncode == 0, pushed.stderr
     shutil.rmtree(tmp_path)  # the farm has it all
@@ -217,7 +217,7 @@ def test_a_night_of_the_recipes_in_the_store(farm: Farm, tmp_path: Path) -> None
     assert {run.work_queue_name for run in children} == {"night"}
     assert queues["default"] < queues["night"], "what people ask for comes before the night"
     for name in ("kept", "kept-too"):
-        assert [one.spec.label for one in farm.store.manifests(name)] == ["a100/fp16"]
+        assert [one.spec.label for one in farm.store.manifests(name)] == ["l4/fp16"]
     again = farm.run("nightly-rebuild/nightly-rebuild", folder="@store")
     assert (again.state.name, again.state.message) == ("Cached", "2 recipes, nothing to build")
     assert farm.children(again.id) == []

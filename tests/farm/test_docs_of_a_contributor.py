@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,11 +16,11 @@ from tests.farm.farm_fixture import CHECKOUT, Farm
 
 
 @pytest.fixture(scope="module")
-def contributor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def contributor(tmp_path_factory: pytest.TempPathFactory, session_folder: Path) -> Iterator[Reader]:
     """One who has a checkout of their own, and a farm that runs it."""
     root = tmp_path_factory.mktemp("contributor")
     checkout = root / "recipes"  # they work in it, and their recipes lie there
-    with farm_fixture.database() as url:
+    with farm_fixture.database(session_folder) as url:
         farm = Farm(root, database=url, checkout=checkout)
         try:
             for folder in ("enginefarm", "flows", "tasks", "deployments", "docs"):

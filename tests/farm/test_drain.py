@@ -9,7 +9,7 @@ from tests import slow_recipe
 from tests.farm.farm_fixture import Farm, until
 
 BUILDER = "enginefarm.building.isolate:build_here"
-LABEL = "t4"
+LABEL = "l4"
 SAID = "takes no more runs"
 
 

@@ -30,14 +30,14 @@ LABELS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def digits(farm: Farm) -> str:
     """The recipe of example 3 in the farm's recipe root; its path there."""
     shutil.copytree(CHECKOUT / "examples" / EXAMPLE, farm.recipes / EXAMPLE)
     return f"{EXAMPLE}/recipe.yaml"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def built(farm: Farm, digits: str) -> object:
     """The run that built the digits recipe."""
     return farm.run("build-model/build-model", recipe=digits)
