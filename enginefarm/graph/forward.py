@@ -59,6 +59,12 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
     )
 
 
+def as_bound(module: nn.Module, values: Iterable[Any]) -> tuple[Any, ...]:
+    """One value for each tensor, in the form in which torch.export wants them: one for each
+    parameter of forward, those of `*args` together in a tuple."""
+    return tuple(inspect.signature(module.forward).bind(*values).arguments.values())
+
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 

@@ -66,12 +66,11 @@ def _traced(
             stopped = stopped or error
             continue
         arguments = forward.arguments(arrays, recipe)
-        # A wrapper takes its tensors as one tuple, in torch's eyes.
-        dynamic = None if not any(shapes) else shapes if called is model else (shapes,)
+        dynamic = forward.as_bound(called, shapes) if any(shapes) else None
 
         def program(arguments: Any = arguments, dynamic: Any = dynamic) -> ExportedProgram:
-            axes: Any = tuple(dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes)
-            axes = dynamic and (axes if called is model else (axes,))
+            each = [dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes]
+            axes = dynamic and forward.as_bound(called, each)
             return torch.export.export(called, arguments, dynamic_shapes=axes, strict=False)
 
         try:

@@ -249,6 +249,16 @@ class OneDict(Base):
         return {"y": self.layer(features["x"]) * features["scale"]}
 
 
+class AnyNumber(Base):
+    def forward(self, *given):
+        return self.layer(given[0]) * given[1]
+
+
+class FirstAndRest(Base):
+    def forward(self, x, *rest):
+        return self.layer(x) * rest[0]
+
+
 class InPlace(Base):
     def forward(self, x, scale):
         x -= 1
@@ -290,7 +300,10 @@ def form(tmp_path: Path, name: str, **changes: object) -> Recipe:
     return recipe(tmp_path, code=FORMS, source=source, inputs=FORM_INPUTS, **changes)
 
 
-@pytest.mark.parametrize("name", ["Keywords", "OneDict", "InPlace", "Dataclass", "Windows"])
+@pytest.mark.parametrize(
+    "name",
+    ["Keywords", "OneDict", "AnyNumber", "FirstAndRest", "InPlace", "Dataclass", "Windows"],
+)
 def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: str) -> None:
     made = form(tmp_path, name)
     report = exported(made, tmp_path / "out")
