@@ -46,7 +46,8 @@ class RuntimeRow(NamedTuple):
     tells its build, where no single package does. bindings: the Python modules that can run its
     plans, best first. install: what `pip install` takes to run its engines from Python. magic: the
     first bytes of its plans, where their header says what made them (host/plan_header.py); such
-    plans are portable. triton: the platform that Triton calls it by.
+    plans are portable. triton: the platform that Triton calls it by. provider: what ONNX Runtime
+    calls its execution provider that loads them.
     """
 
     title: str
@@ -59,6 +60,7 @@ class RuntimeRow(NamedTuple):
     install: str = ""
     magic: bytes = b""
     triton: str = ""
+    provider: str = ""
 
 
 _ORT = ("onnxruntime-gpu", "onnxruntime")
@@ -75,6 +77,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         opened_by="enginefarm.run.ort_engine:OrtEngine",
         build_by="enginefarm.host.runtimes:ort_tensorrt_build",
         install="onnxruntime-gpu tensorrt-cu12",
+        provider="TensorrtExecutionProvider",
     ),
     "tensorrt": RuntimeRow(
         "TensorRT",
@@ -92,6 +95,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         ),
         install="numpy pycuda tensorrt",
         triton="tensorrt_plan",
+        provider="TensorrtExecutionProvider",
     ),
     "tensorrt-rtx": RuntimeRow(
         "TensorRT-RTX",
@@ -102,6 +106,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         bindings=("tensorrt_rtx", "tensorrt_rtx_bindings"),
         install="numpy pycuda tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
         magic=b"vtrt",
+        provider="NvTensorRTRTXExecutionProvider",
     ),
 }
 """In the order in which the report lists them."""

@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "run": ("enginefarm.cli.run_engine:run_", "Run an engine once on this machine's GPU."),
     "triton-repo": ("enginefarm.cli.triton:triton_repo", "Write a model repository for Triton."),
+    "package": (
+        "enginefarm.cli.package:package",
+        "Write a model package that ONNX Runtime opens, with a CPU fallback.",
+    ),
     "promote": ("enginefarm.cli.channels:promote", "Point a channel at a recipe's engines."),
     "rollback": (
         "enginefarm.cli.channels:rollback",
