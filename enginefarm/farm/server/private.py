@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from filelock import FileLock
+
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import address
 from enginefarm.farm.server.process import collect_garbage_now_and_then
@@ -29,6 +31,8 @@ from enginefarm.settings import current
 
 START_S = 300.0
 """Many commands that start at once on a small machine wait for each other's servers."""
+
+NOT_KEPT = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",
@@ -158,14 +162,40 @@ def _end_with_the_command(folder: Path) -> None:
 
 
 def _give_tables(database: Path) -> None:
-    """An empty database with Prefect's tables: making them takes eight seconds, so it is kept."""
+    """An empty database with Prefect's tables: making them takes eight seconds, so it is kept. Of
+    many commands that start at once one makes it, and the others wait for that one's."""
     import prefect
 
     kept = current().home / "prefect" / f"empty-{prefect.__version__}.db"
-    with suppress(FileNotFoundError):
+    with suppress(*NOT_KEPT):
         shutil.copyfile(kept, database)
         return
+    with _one_at_a_time(kept):
+        with suppress(*NOT_KEPT):  # made by another command meanwhile
+            shutil.copyfile(kept, database)
+            return
+        _make_tables(database)
+        with suppress(OSError):  # a home that cannot be written costs the next command that time
+            new = kept.with_name(f"{kept.name}.{os.getpid()}")
+            shutil.copyfile(database, new)
+            new.replace(kept)
 
+
+@contextmanager
+def _one_at_a_time(kept: Path) -> Generator[None]:
+    """Holds a lock beside the file; the kernel frees that of a process that dies. No lock where
+    the folder cannot be written: nothing can be kept there either."""
+    lock = FileLock(kept.with_name(f"{kept.name}.lock"))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make_tables(database: Path) -> None:
     import asyncio
     import sqlite3
 
@@ -180,11 +210,6 @@ def _give_tables(database: Path) -> None:
     asyncio.run(make())
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    with suppress(OSError):  # a home that cannot be written costs the next command that time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        new = kept.with_name(f"{kept.name}.{os.getpid()}")
-        shutil.copyfile(database, new)
-        new.replace(kept)
 
 
 if __name__ == "__main__":
