@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Annotated, Any, Self, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationError,
     model_serializer,
 )
 
@@ -29,6 +32,23 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 """A name that is also safe as one segment of an S3 key and of a file path."""
 
 
+FIRST_YEAR, LAST_YEAR = 1970, 9000
+INTEGER = 2**63
+"""Sizes and counts are below it: larger ones fit into no file, and neither into a float."""
+
+
+def _placed(moment: datetime) -> datetime:
+    if moment.utcoffset() is None:
+        raise ValueError("a time without its zone cannot be compared with others")
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise ValueError(f"its year is not between {FIRST_YEAR} and {LAST_YEAR}")
+    return moment
+
+
+Moment = Annotated[datetime, AfterValidator(_placed)]
+"""A date and time with its zone, which every one of ours can be compared with and shown."""
+
+
 class Frozen(BaseModel):
     """A value. Unknown fields are refused, and nothing changes after validation."""
 
@@ -38,9 +58,14 @@ class Frozen(BaseModel):
     def read(cls, data: bytes | str) -> Self:
         """The value of a JSON document; fields that this version does not know are kept.
 
-        Raises: pydantic.ValidationError.
+        Raises: pydantic.ValidationError, also for an integer of more than 64 bits.
         """
-        return cls.model_validate_json(data, extra="allow")
+        found = cls.model_validate_json(data, extra="allow")
+        for place in _too_large(found, ()):
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": "int_parsing_size", "loc": place, "input": "a number"}]
+            )
+        return found
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -59,6 +84,22 @@ class Frozen(BaseModel):
     def sha256(self) -> str:
         """sha256 of canonical_json()."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
+
+
+def _too_large(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Where integers stand that have more than 64 bits."""
+    if isinstance(value, int):
+        if not -INTEGER <= value < INTEGER:
+            yield place
+    elif isinstance(value, Frozen):
+        for name, item in value:
+            yield from _too_large(item, (*place, name))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(cast("tuple[Any, ...]", value)):
+            yield from _too_large(item, (*place, index))
+    elif isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            yield from _too_large(item, (*place, str(key)))
 
 
 def _unknown(value: Any, path: str) -> Iterator[str]:

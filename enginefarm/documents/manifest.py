@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, JsonValue
@@ -11,7 +10,7 @@ from enginefarm.documents.comparing import Comparing, OutputComparison
 from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.names import PrecisionName
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Frozen, Moment, Name
 
 SCHEMA_VERSION = 1
 
@@ -125,7 +124,7 @@ class Manifest(Frozen):
         description="What was changed or left out between the file and the graph: an opset that "
         "was raised, a graph that could not be slimmed.",
     )
-    created_at: datetime
+    created_at: Moment
 
     @property
     def needs(self) -> tuple[BlobRef, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import Field, JsonValue
 
 from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Frozen, Moment, Name
 
 
 class StageOutput(Frozen):
@@ -32,4 +31,4 @@ class StageRecord(Signed):
     outputs: dict[str, BlobRef] = Field(default_factory=dict)
     values: dict[str, JsonValue] = Field(default_factory=dict)
     seconds: float = Field(ge=0)
-    created_at: datetime
+    created_at: Moment

@@ -175,4 +175,5 @@ CHECKS: tuple[Check, ...] = (
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    """Its numbers; a number of more than 18 digits, which nobody's version has, is cut up."""
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,18}", version))

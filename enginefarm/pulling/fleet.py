@@ -20,7 +20,7 @@ from enginefarm.errors import CorruptBlob, NewerVersion, UsageError
 from enginefarm.host.detect import Host
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
-from enginefarm.schema import Frozen, Name
+from enginefarm.schema import Frozen, Moment, Name
 from enginefarm.store import channels
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import or_left_out, parsed
@@ -28,6 +28,7 @@ from enginefarm.store.reading import or_left_out, parsed
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
 SHORT = 16
+MEND = "enginefarm fsck --repair removes it; its host writes it anew at its next switch"
 
 
 class HostState(Frozen):
@@ -42,14 +43,21 @@ class HostState(Frozen):
     spec: str = Field(max_length=SHORT)
     host: Host
     precision: PrecisionName | None = None
-    since: datetime
+    since: Moment
+
+    @property
+    def key(self) -> str:
+        return f"{PREFIX}{self.recipe}/{self.channel}/{self.name}.json"
 
 
 class Standing(Frozen):
-    """A host against its channel. gets: what it would switch to; None: it would stay."""
+    """A host against its channel. gets: what it would switch to; None: it would stay.
+
+    unknown: the channel cannot be read, so that nobody knows what it names.
+    """
 
     state: HostState
-    verdict: Literal["current", "lags", "left"]
+    verdict: Literal["current", "lags", "left", "unknown"]
     words: str
     gets: str | None = None
 
@@ -80,7 +88,7 @@ def tell(
         precision=precision,
         since=datetime.now(UTC),
     )
-    store.put_object(f"{PREFIX}{name}/{channel}/{state.name}.json", state.canonical_json())
+    store.put_object(state.key, state.canonical_json())
     return state
 
 
@@ -96,29 +104,43 @@ def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ..
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
     keys = [info.key for info in store.list_objects(prefix) if KEY.fullmatch(info.key)]
     read = (
-        or_left_out(lambda key=key: _state(store, key), CorruptBlob, NewerVersion) for key in keys
+        or_left_out(lambda key=key: state_of(store, key), CorruptBlob, NewerVersion) for key in keys
     )
     return tuple(found for found in read if found is not None)
 
 
-def _state(store: EngineStore, key: str) -> HostState | None:
+def state_of(store: EngineStore, key: str) -> HostState | None:
+    """What a host last said; None when it is gone. Raises: CorruptBlob, NewerVersion."""
     said = store.read_document(key)
-    return None if said is None else parsed(key, said[0], HostState)
+    if said is None:
+        return None
+    state = parsed(key, said[0], HostState, MEND)
+    if state.key != key:
+        raise CorruptBlob(f"store: {key} holds what another host said", fix=MEND)
+    return state
 
 
 def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[Standing, ...]:
-    """Each host against what its channel names now."""
-    revisions: dict[tuple[str, str], channels.Revision | None] = {}
+    """Each host against what its channel names now. A channel that cannot be read hides no host of
+    another."""
+    revisions: dict[tuple[str, str], channels.Revision | CorruptBlob | NewerVersion | None] = {}
     judged: list[Standing] = []
     for state in found:
         key = (state.recipe, state.channel)
         if key not in revisions:
-            revisions[key] = channels.current(store, *key)
+            try:
+                revisions[key] = channels.current(store, *key)
+            except (CorruptBlob, NewerVersion) as error:
+                revisions[key] = error
         judged.append(_standing(state, revisions[key]))
     return tuple(judged)
 
 
-def _standing(state: HostState, now: channels.Revision | None) -> Standing:
+def _standing(
+    state: HostState, now: channels.Revision | CorruptBlob | NewerVersion | None
+) -> Standing:
+    if isinstance(now, CorruptBlob | NewerVersion):
+        return Standing(state=state, verdict="unknown", words=now.what)
     if now is None:
         return Standing(state=state, verdict="left", words="nothing is promoted to the channel")
     if _names(now, state.spec):

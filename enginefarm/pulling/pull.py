@@ -10,7 +10,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import NoEngineFits, SignatureRejected, StoreDenied, UsageError
+from enginefarm.errors import (
+    CorruptBlob,
+    EnginefarmError,
+    NewerVersion,
+    NoEngineFits,
+    SignatureRejected,
+    StoreDenied,
+    UsageError,
+)
 from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
@@ -115,13 +123,13 @@ def choose(
     best = require_fit(selection, name, host)
     if trusted is None:
         return best
-    refused: list[SignatureRejected] = []
+    refused: list[EnginefarmError] = []
     for candidate in selection.candidates:
         manifest = candidate.manifest
         try:
             trusted.require(manifest, catalog.attestation(manifest))
             require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
-        except SignatureRejected as error:
+        except (SignatureRejected, CorruptBlob, NewerVersion) as error:
             refused.append(error)
             continue
         passed_over = tuple(f"{error.what}: {error.why}" for error in refused)

@@ -33,7 +33,7 @@ from enginefarm.errors import (
 )
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
-from enginefarm.schema import NAME, Frozen, Name
+from enginefarm.schema import NAME, Frozen, Moment, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
@@ -54,7 +54,7 @@ class StoredRecipe(Frozen):
     name: Name
     files: dict[str, BlobRef] = Field(min_length=1, max_length=MOST_FILES)
     by: str
-    at: datetime
+    at: Moment
 
     @field_validator("files")
     @classmethod

@@ -21,6 +21,7 @@ from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
 from enginefarm.recipes import kept
 from enginefarm.release.findings import Audit, Work
+from enginefarm.release.kinds import KINDS
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
 from enginefarm.store.reading import parsed
@@ -117,10 +118,18 @@ def _manifests(work: Work) -> None:
             _manifest(work, info.key, manifest, listed)
 
 
+def _is_quarantined(work: Work, digest: str) -> bool:
+    """Nothing is withdrawn on the word of a record that cannot be read; `_documents` says so."""
+    try:
+        return quarantine.quarantined(work.store, digest) is not None
+    except (CorruptBlob, NewerVersion):
+        return False
+
+
 def _manifest(work: Work, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
     name = f"{manifest.recipe} {manifest.spec.label}"
     digest = manifest.spec_digest
-    if quarantine.quarantined(work.store, digest) is not None:
+    if _is_quarantined(work, digest):
         work.found(
             key,
             f"{name} is in quarantine, and was not withdrawn",
@@ -172,10 +181,10 @@ def _index(work: Work) -> None:
 
 def _stages(work: Work) -> None:
     for info in work.listed(layout.STAGES):
-        found = work.store.read_document(info.key)
-        if found is None:
-            continue
         try:
+            found = work.store.read_document(info.key)
+            if found is None:
+                continue
             record = parsed(info.key, found[0], StageRecord)
         except CorruptBlob as error:
             work.found(info.key, error.what, "deleted: it is done again", work.delete(info.key))
@@ -219,6 +228,24 @@ def _recipes(work: Work) -> None:
                 work.said(key, what, fix="enginefarm recipes push FOLDER")
 
 
+def _documents(work: Work) -> None:
+    for prefix, read, made_again in KINDS:
+        for info in work.listed(prefix):
+            if not info.key.endswith(".json"):
+                work.said(info.key, "this object is not one of enginefarm's", harmless=True)
+                continue
+            try:
+                read(work.store, info.key)
+            except NewerVersion as error:
+                work.said(info.key, error.what, fix=error.fix, harmless=True)
+            except CorruptBlob as error:
+                if made_again:
+                    mend = f"deleted; {made_again} writes it anew"
+                    work.found(info.key, error.what, mend, work.delete(info.key))
+                else:
+                    work.said(info.key, error.what, fix=error.fix)
+
+
 PASSES: tuple[Callable[[Work], None], ...] = (
     _blobs,
     _manifests,
@@ -226,5 +253,6 @@ PASSES: tuple[Callable[[Work], None], ...] = (
     _stages,
     _channels,
     _recipes,
+    _documents,
 )
 """In this order: what is named is known before what names it is judged."""

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import UsageError
+from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store import blobs, channels, layout
@@ -28,6 +28,7 @@ from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import ObjectInfo
 from enginefarm.tables import layers
 
+DIGEST_BYTES = 64
 DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
 DOCUMENT = ".json"
@@ -145,8 +146,7 @@ def _named_by_channels(
         for channel in channels.names(store, recipe):
             for key in islice(channels.keys(store, recipe, channel), revisions):
                 # Read as text: a revision of a newer version holds its engines too.
-                found = store.read_document(key)
-                named |= _digests([found[0]] if found else ())
+                named |= _digests(_text(store, key))
     return frozenset(named)
 
 
@@ -174,8 +174,7 @@ def _stale_records(
     for info in store.list_objects(layout.STAGES):
         if info.modified >= limit:
             continue
-        found = store.read_document(info.key)
-        if found is not None and not (_digests([found[0]]) & held):
+        if not (_digests(_text(store, info.key)) & held):
             stale.append((info, "a step of models that are gone"))
     return stale
 
@@ -185,14 +184,24 @@ def _held_by_documents(store: EngineStore, going: set[str]) -> frozenset[str]:
 
     Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
     """
-    bodies: list[bytes] = []
+    held: set[str] = set()
     for info in store.list_objects(""):
-        if info.key in going or not info.key.endswith(DOCUMENT):
-            continue
-        found = store.read_document(info.key)
-        if found is not None:
-            bodies.append(found[0])
-    return _digests(bodies)
+        if info.key not in going and info.key.endswith(DOCUMENT):
+            held |= _digests(_text(store, info.key))
+    return frozenset(held)
+
+
+def _text(store: EngineStore, key: str) -> Iterator[bytes]:
+    """A document of any size; in overlapping pieces where it is too large for memory, so that each
+    digest is whole in one of them. Somebody else's large file stops no collection."""
+    try:
+        found = store.read_document(key)
+        yield found[0] if found else b""
+    except CorruptBlob:
+        before = b""
+        for piece in store.objects.pieces(key):
+            yield before + piece
+            before = (before + piece)[-DIGEST_BYTES:]
 
 
 def _digests(bodies: Iterable[bytes]) -> frozenset[str]:

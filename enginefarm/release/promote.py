@@ -132,7 +132,8 @@ def rollback(
     """Moves a channel back: to a revision, or to the last one with other engines.
 
     It is a new revision: the log only grows. Gates are not run again; the engines must still
-    be there. trust: then the revision to go back to must be signed by one of these keys.
+    be there. A revision that cannot be read is passed over only where another one is named.
+    trust: then the revision to go back to must be signed by one of these keys.
     Raises: StoreMissing, StoreConflict, SignatureRejected.
     """
     channel_name(recipe, channel)
@@ -140,7 +141,7 @@ def rollback(
     target = next(
         (
             one
-            for one in history(store, recipe, channel)
+            for one in history(store, recipe, channel, whole=to is None)
             if (one.revision == to if to is not None else one.engines != now.engines)
         ),
         None,

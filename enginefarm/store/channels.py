@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -22,7 +21,7 @@ from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
 from enginefarm.names import PrecisionName
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Frozen, Moment, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore
 from enginefarm.store.reading import LOG, or_left_out, parsed
@@ -30,6 +29,9 @@ from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
+STEP_BACK = "restore it from a copy; or delete it, and the channel points at the revision before"
+"""Nothing does that by itself: it changes what hosts run."""
+UNREADABLE = (CorruptBlob, NewerVersion)
 REVISION_KEY = re.compile(CHANNELS + r"[^/]+/[^/]+/[0-9]{8}\.json")
 
 
@@ -66,7 +68,7 @@ class Revision(Signed):
     source: str = Field(description="Channel or specs that it was promoted from.")
     by: str
     why: str = Field(max_length=2000)
-    at: datetime
+    at: Moment
 
     @property
     def key(self) -> str:
@@ -85,11 +87,14 @@ def split(name: str) -> tuple[str, str | None]:
     return recipe, channel or None
 
 
-def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]:
-    """Every move, newest first: the audit log. One that a newer version wrote is left out with a
-    note."""
+def history(
+    store: EngineStore, recipe: str, channel: str, *, whole: bool = False
+) -> Iterator[Revision]:
+    """Every move, newest first: the audit log. One that is damaged, or that a newer version wrote,
+    is left out with a note; whole: then it is an error."""
     for key in keys(store, recipe, channel):
-        revision = or_left_out(lambda key=key: _read(store, key), NewerVersion)
+        kinds = () if whole else UNREADABLE
+        revision = or_left_out(lambda key=key: _read(store, key), *kinds)
         if revision is not None:
             yield revision
 
@@ -97,7 +102,7 @@ def history(store: EngineStore, recipe: str, channel: str) -> Iterator[Revision]
 def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
     """Where each of the recipe's channels points now, as far as this version reads it."""
     for name in names(store, recipe):
-        revision = or_left_out(lambda name=name: current(store, recipe, name), NewerVersion)
+        revision = or_left_out(lambda name=name: current(store, recipe, name), *UNREADABLE)
         if revision is not None:
             yield revision
 
@@ -150,9 +155,9 @@ def _read(store: EngineStore, key: str) -> Revision:
     found = store.read_document(key)
     if found is None:
         raise StoreMissing(f"store: {key} is gone; a channel's revisions are never deleted")
-    revision = parsed(key, found[0], Revision)
+    revision = parsed(key, found[0], Revision, STEP_BACK)
     if revision.key != key:
-        raise CorruptBlob(f"store: {key} holds the revision of another channel")
+        raise CorruptBlob(f"store: {key} holds the revision of another channel", fix=STEP_BACK)
     return revision
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import StoreConflict, StoreMissing
-from enginefarm.schema import Digest, Frozen
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
+from enginefarm.schema import Digest, Frozen, Moment
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import parsed
 
 QUARANTINE = "quarantine/"
+LET_GO = "restore it from a copy; or delete it, and the engine can be built again"
+"""Nothing removes such a record by itself: it says that an engine is wrong."""
 
 
 class QuarantinedEngine(Frozen):
@@ -27,7 +29,7 @@ class QuarantinedEngine(Frozen):
     manifest: Manifest
     verification: DeviceVerification
     log: BlobRef
-    quarantined_at: datetime
+    quarantined_at: Moment
 
 
 def record(
@@ -87,7 +89,15 @@ def withdraw(store: EngineStore, manifest: Manifest) -> None:
 
 
 def quarantined(store: EngineStore, spec_digest: str) -> QuarantinedEngine | None:
-    """The record of a failed engine; None for a spec that never failed on its GPU."""
+    """The record of a failed engine; None for a spec that never failed on its GPU.
+
+    Raises: CorruptBlob, also for the record of another engine: it must not withdraw this one.
+    """
     key = f"{QUARANTINE}{spec_digest}.json"
     found = store.read_document(key)
-    return None if found is None else parsed(key, found[0], QuarantinedEngine)
+    if found is None:
+        return None
+    entry = parsed(key, found[0], QuarantinedEngine, LET_GO)
+    if {entry.spec_digest, entry.manifest.spec_digest} != {spec_digest}:
+        raise CorruptBlob(f"store: {key} holds the record of another engine", fix=LET_GO)
+    return entry

@@ -20,9 +20,10 @@ Found = TypeVar("Found")
 MEND = "enginefarm fsck --repair removes it; then build it again"
 
 
-def parsed(key: str, body: bytes, model: type[Model]) -> Model:
+def parsed(key: str, body: bytes, model: type[Model], fix: str = MEND) -> Model:
     """A document of the store. Fields of a later version are kept, and no error.
 
+    fix: what mends a damaged one.
     Raises: NewerVersion for a later schema; CorruptBlob for any other content.
     """
     known = model.model_fields.get("schema_version")
@@ -35,7 +36,7 @@ def parsed(key: str, body: bytes, model: type[Model]) -> Model:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CorruptBlob(
-            f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}", fix=MEND
+            f"store: {key} is not a valid {model.__name__}: {field}: {first['msg']}", fix=fix
         ) from None
     if known is not None and said > known.default:
         raise newer(key, model)

@@ -21,6 +21,7 @@ from enginefarm.store.transfers import Watcher, transfers
 LISTING_PAGE = 1000
 MOST_READ_BYTES = 256 << 20
 """What one document, table or page may have."""
+PIECE_BYTES = 1 << 20
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
 """Waits before reading again: botocore retries requests, and not a body that is cut."""
 
@@ -85,6 +86,17 @@ class ObjectStore:
                 why="nothing that the farm writes there is that large",
             )
         return answer["Body"].read(), answer["ETag"]
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """The bytes of an object of any size, a piece at a time; none where it is not there."""
+        with self._mapped(key):
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
+            except ClientError as error:
+                if is_missing_key(error):
+                    return
+                raise
+            yield from answer["Body"].iter_chunks(PIECE_BYTES)
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._mapped(key):

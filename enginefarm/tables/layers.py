@@ -8,7 +8,6 @@ GPU, so it is a document of its own; gc deletes it with the engine.
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 from pydantic import Field
@@ -16,12 +15,13 @@ from pydantic import Field
 from enginefarm.documents.layers import Layers, read_layers
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, StoreMissing
-from enginefarm.schema import Frozen
+from enginefarm.schema import Frozen, Moment
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import parsed
 from enginefarm.tables.layer_diff import LayerDiff, diff
 
 PREFIX = "benchmarks/layers/"
+MEND = "enginefarm fsck --repair removes it; the next profile writes it anew"
 
 
 class LayerTimes(Frozen):
@@ -37,7 +37,7 @@ class LayerTimes(Frozen):
     shapes: str = ""
     passes: int = Field(ge=1)
     ms: dict[str, float]
-    measured_at: datetime
+    measured_at: Moment
 
 
 def key(spec_digest: str) -> str:
@@ -51,11 +51,15 @@ def remember(store: EngineStore, manifest: Manifest, times: LayerTimes) -> None:
 
 def times_of(store: EngineStore, manifest: Manifest) -> LayerTimes | None:
     """The last profile of exactly these bytes, or None. Raises: CorruptBlob."""
-    name = key(manifest.spec_digest)
-    found = store.read_document(name)
-    times = None if found is None else parsed(name, found[0], LayerTimes)
+    times = read_times(store, key(manifest.spec_digest))
     same = times is not None and manifest.engine.digest.startswith(times.engine)
     return times if same else None
+
+
+def read_times(store: EngineStore, name: str) -> LayerTimes | None:
+    """The profile under a key; None when there is none. Raises: CorruptBlob."""
+    found = store.read_document(name)
+    return None if found is None else parsed(name, found[0], LayerTimes, MEND)
 
 
 def layers_of(store: EngineStore, manifest: Manifest) -> Layers:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from enginefarm.names import PrecisionName, RuntimeName
-from enginefarm.schema import Digest, Frozen, Name
+from enginefarm.schema import Digest, Frozen, Moment, Name
 
 ROW_SCHEMA_VERSION = 1
 
@@ -32,7 +32,7 @@ class BenchmarkRow(Frozen):
 
     # when and by whom
     date: dt.date = Field(description="The night it belongs to; several rows share one.")
-    measured_at: dt.datetime
+    measured_at: Moment
     writer: Name = Field(description="Worker or process that wrote it.")
 
     # what

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
-from enginefarm.errors import StoreConflict
-from enginefarm.schema import Frozen
-from enginefarm.store.reading import parsed
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
+from enginefarm.schema import Frozen, Moment
+from enginefarm.store.reading import LOG, parsed
 from enginefarm.store.s3 import ObjectStore
 from enginefarm.tables.rows import BenchmarkRow, clocks_differ
 
@@ -27,6 +26,7 @@ SHORT = 16
 MOST_ENGINES = 64
 """Of one recipe and GPU; the oldest figures go."""
 ATTEMPTS = 10
+MEND = "enginefarm fsck --repair removes it; the next measurement writes it anew"
 
 Goal = Literal["latency", "throughput"]
 
@@ -34,7 +34,7 @@ Goal = Literal["latency", "throughput"]
 class Speed(Frozen):
     """One stable measurement, and all that has to be equal before two are compared."""
 
-    measured_at: datetime
+    measured_at: Moment
     runtime: str
     gpu_name: str = ""
     host_class: str = ""
@@ -105,7 +105,7 @@ def read(objects: ObjectStore, recipe: str, gpu: str) -> Speeds:
     """Empty where nothing was ever measured. Raises: CorruptBlob, and what the store raises."""
     name = key(recipe, gpu)
     found = objects.get(name)
-    return Speeds() if found is None else parsed(name, found[0], Speeds)
+    return Speeds() if found is None else parsed(name, found[0], Speeds, MEND)
 
 
 def remember(objects: ObjectStore, rows: Iterable[BenchmarkRow]) -> None:
@@ -123,7 +123,14 @@ def remember(objects: ObjectStore, rows: Iterable[BenchmarkRow]) -> None:
 def _merge(objects: ObjectStore, name: str, new: Mapping[str, Sequence[Speed]]) -> None:
     for attempt in range(ATTEMPTS):
         there = objects.get(name)
-        before = Speeds() if there is None else parsed(name, there[0], Speeds)
+        try:
+            before = Speeds() if there is None else parsed(name, there[0], Speeds, MEND)
+        except CorruptBlob as error:  # what was measured before is lost; what is new is not
+            LOG.warning("note: written anew: %s", error.what)
+            before = Speeds()
+        except NewerVersion as error:  # not ours to write; the rows are in the tables
+            LOG.warning("note: not added to: %s", error.what)
+            return
         of = {**before.of}
         for spec, speeds in new.items():
             known = sorted((*of.get(spec, ()), *speeds), key=lambda one: one.measured_at)

@@ -15,12 +15,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from enginefarm.documents.gpus import by_nvml_name, gpu
 from enginefarm.documents.spec import BuildSpec, ToolchainId
 from enginefarm.errors import (
+    CorruptBlob,
     HostError,
+    NewerVersion,
     StoreError,
     StoreUnavailable,
     ToolchainError,
@@ -28,12 +30,14 @@ from enginefarm.errors import (
 )
 from enginefarm.host.detect import first_gpu
 from enginefarm.planning import plan
-from enginefarm.schema import Frozen, Name
+from enginefarm.schema import Frozen, Moment, Name
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import or_left_out, parsed
 from enginefarm.store.s3 import ObjectInfo
 from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
 
 PREFIX = "workers/"
+MEND = "delete it; a worker that runs writes its own anew"
 HEARTBEAT_S = 15.0
 SILENT_S = 60.0
 """Older than that: offline. Clocks of farm and store may differ by about half of it."""
@@ -60,7 +64,7 @@ class Card(Frozen):
     toolchains: tuple[ToolchainId, ...] = ()
     host: str
     pid: int
-    started_at: datetime
+    started_at: Moment
 
 
 class ListedWorker(Frozen):
@@ -148,22 +152,35 @@ def remove(store: EngineStore, card: Card) -> None:
 
 
 def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[ListedWorker, ...]:
-    """Every card, by pool and name; a card of another version is left out."""
+    """Every card, by pool and name. One that this version cannot read, or that lies under another
+    worker's name, is left out with a note."""
     moment = now or datetime.now(UTC)
     infos: list[ObjectInfo] = list(store.list_objects(PREFIX))
+
+    def read(info: ObjectInfo) -> Card | None:
+        return or_left_out(lambda: _card(store, info.key), CorruptBlob, NewerVersion)
+
     with ThreadPoolExecutor(8) as pool:
-        bodies = list(pool.map(store.read_document, [info.key for info in infos]))
-    rows: list[ListedWorker] = []
-    for info, body in zip(infos, bodies, strict=True):
-        if body is None:
-            continue
-        try:
-            card = Card.read(body[0])
-        except ValidationError:
-            continue
-        online = moment - info.modified < timedelta(seconds=SILENT_S)
-        rows.append(ListedWorker(card=card, seen_at=info.modified, online=online))
-    return tuple(rows)
+        cards = list(pool.map(read, infos))
+    return tuple(
+        ListedWorker(
+            card=card,
+            seen_at=info.modified,
+            online=moment - info.modified < timedelta(seconds=SILENT_S),
+        )
+        for info, card in zip(infos, cards, strict=True)
+        if card is not None
+    )
+
+
+def _card(store: EngineStore, name: str) -> Card | None:
+    body = store.read_document(name)
+    if body is None:
+        return None
+    card = parsed(name, body[0], Card, MEND)
+    if key(card) != name:
+        raise CorruptBlob(f"store: {name} holds the card of another worker", fix=MEND)
+    return card
 
 
 def offers(workers: Sequence[ListedWorker]) -> tuple[plan.Offer, ...]:

@@ -39,6 +39,10 @@ def test_a_home_that_cannot_be_made_only_costs_the_time(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setattr(private, MAKE, lambda database: database.write_bytes(b"tables"))
+
+    def make(database: Path) -> None:
+        database.write_bytes(b"tables")
+
+    monkeypatch.setattr(private, MAKE, make)
     getattr(private, GIVE)(tmp_path / "one.db")
     assert (tmp_path / "one.db").read_bytes() == b"tables"
