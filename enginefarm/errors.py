@@ -29,6 +29,7 @@ EnginefarmError                    1
 ├── NoEngineFits                  50  pull found nothing that can run on this host
 ├── SignatureRejected             51  unsigned, or signed by a key that is not trusted
 ├── GateError                     55  promotion refused by a gate
+├── TritonError                   56  Triton is unreachable, lets nobody load models, or lacks one
 ├── HostError                     60  no driver, no GPU, wrong GPU
 │   └── DriverTooOld              61
 ├── EngineRunError                62  an engine could not be loaded or run on this GPU
@@ -207,6 +208,10 @@ class SignatureRejected(EnginefarmError):
 
 class GateError(EnginefarmError):
     exit_code = 55
+
+
+class TritonError(EnginefarmError):
+    exit_code = 56
 
 
 class HostError(EnginefarmError):

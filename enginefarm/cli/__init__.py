@@ -51,6 +51,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "enginefarm.cli.package:package",
         "Write a model package that ONNX Runtime opens, with a CPU fallback.",
     ),
+    "rollout": (
+        "enginefarm.cli.rollout:rollout",
+        "Bring a new version into a running Triton if it passes there.",
+    ),
     "promote": ("enginefarm.cli.channels:promote", "Point a channel at a recipe's engines."),
     "rollback": (
         "enginefarm.cli.channels:rollback",
@@ -144,7 +148,7 @@ def cli() -> None:
 
     Exit codes: 0 done; 2 usage; 10-17 recipe, source, export, calibration; 20-26 build;
     30 accuracy; 40-47 store and disk; 50 no engine fits; 51 signature; 55 gate;
-    60-67 host; 70-71 farm. `docs/errors.md` has them all.
+    56 Triton; 60-67 host; 70-71 farm. `docs/errors.md` has them all.
     """
 
 

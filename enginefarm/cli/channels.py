@@ -61,7 +61,7 @@ def promote(
         )
     except _DryRun:
         return
-    _print_move(revision, as_json=as_json)
+    print_move(revision, as_json=as_json)
 
 
 class _DryRun(Exception):
@@ -83,7 +83,7 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
     from enginefarm.store.signing import trust
 
     moved = release.rollback(open_store(), recipe, channel, to=revision, why=why, trust=trust())
-    _print_move(moved, as_json=as_json)
+    print_move(moved, as_json=as_json)
 
 
 @click.command()
@@ -128,7 +128,8 @@ def _row(one: Revision) -> tuple[str, ...]:
     )
 
 
-def _print_move(revision: Revision, *, as_json: bool) -> None:
+def print_move(revision: Revision, *, as_json: bool) -> None:
+    """The revision that a channel is at now, and what the gates said."""
     from enginefarm.cli.tables import print_json
 
     if as_json:

@@ -31,10 +31,11 @@ from enginefarm.tables.rules import recorded
 
 
 class Approval(NamedTuple):
-    """Who let a move happen, and why: what the log then says."""
+    """Who let a move happen, why, and what else was checked: what the log then says."""
 
     by: str
     why: str
+    gates: tuple[GateResult, ...] = ()
 
 
 def newest_engines(
@@ -99,9 +100,9 @@ def promote(
     )
     results = (*require_passed(name, chosen, context), *speed)
     if approve is not None:
-        by, why = approve(chosen, results)
+        by, why, more = approve(chosen, results)
         chosen = tuple(store.manifest(one.spec_digest) or one for one in chosen)
-        results = (*require_passed(name, chosen, context), *speed)
+        results = (*require_passed(name, chosen, context), *speed, *more)
     return _move(
         store,
         Revision(
@@ -173,6 +174,28 @@ def rollback(
             }
         ),
     )
+
+
+def stay(
+    store: EngineStore,
+    recipe: str,
+    channel: str,
+    *,
+    source: str,
+    gates: tuple[GateResult, ...],
+    why: str,
+) -> Revision | None:
+    """Writes to the channel's log that a move was tried and went back: a revision of the same
+    engines, with what refused it. None, and no entry, where nothing was ever promoted to it.
+
+    Raises: StoreConflict.
+    """
+    now = current(store, recipe, channel)
+    if now is None:
+        return None
+    entry = {"revision": now.revision + 1, "action": "rollback", "source": source}
+    entry |= {"gates": gates, "by": user(), "why": why[:2000], "at": datetime.now(UTC)}
+    return _move(store, now.model_copy(update=entry))
 
 
 def channel_name(recipe: str, channel: str) -> str:

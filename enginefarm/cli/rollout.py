@@ -1,0 +1,77 @@
+"""`enginefarm rollout`: a new version in a running Triton, if it passes there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("repository", metavar="DIR|s3://BUCKET/PREFIX")
+@click.option(
+    "--server",
+    "url",
+    metavar="URL",
+    default="http://localhost:8000",
+    show_default=True,
+    help="Triton's HTTP port.",
+)
+@click.option("--to", "channel", default="production", show_default=True, help="The channel.")
+@click.option(
+    "--from",
+    "source",
+    metavar="CHANNEL",
+    help="Take the engines from this channel; the newest by default.",
+)
+@precision_option("Default: fp16, where it is.")
+@gpu_option("The server's GPU, where GPUs of one compute capability have a repository each.")
+@click.option("--as", "model", metavar="NAME", help="The model's name in Triton.")
+@click.option(
+    "--requests",
+    type=click.IntRange(100, 1_000_000),
+    default=300,
+    show_default=True,
+    help="Requests to each version for its p99.",
+)
+@click.option(
+    "--max-p99-ratio",
+    "latency_ratio",
+    type=FiniteRange(0.01, 100),
+    help="Times the p99 of the version that serves; `regression.latency_ratio` of the recipe by "
+    "default.",
+)
+@click.option("--why", default="", help="The reason, for the channel's log.")
+@click.option(
+    "--allow-pending", is_flag=True, help="Also promote engines that have not run on their GPU yet."
+)
+@click.option("--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
+    """Try RECIPE's engines in a running Triton, and move it and the channel if they pass.
+
+    The server runs with --model-control-mode=explicit, serves a version of the model, and reads
+    the repository at DIR or s3://BUCKET/PREFIX, which `triton-repo` wrote. The new version is
+    loaded under a name of its own; the stored reference inputs go through the server; outputs are
+    compared by the recipe's budget, and p99 with the version that serves. Then the new version
+    takes its place and the channel moves, or it is unloaded and everything stays. The channel's
+    log has the outcome.
+    """
+    from enginefarm.cli.channels import print_move
+    from enginefarm.cli.progress_view import watched
+    from enginefarm.pulling.triton_places import place
+    from enginefarm.release.rollout import Asked
+    from enginefarm.release.rollout import rollout as roll_out
+    from enginefarm.release.triton_server import TritonServer
+    from enginefarm.store import open_store
+    from enginefarm.store.cache import BlobCache
+    from enginefarm.store.signing import trust
+
+    with watched(enabled=not as_json):
+        revision = roll_out(
+            open_store(), BlobCache(), TritonServer(url), place(repository), Asked(**asked), trust()
+        )
+    print_move(revision, as_json=as_json)

@@ -1,0 +1,91 @@
+"""Where a model repository of Triton lies: a folder, or a prefix of a bucket."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from enginefarm.errors import UsageError
+from enginefarm.pulling.pull import copy_out
+from enginefarm.store import s3
+from enginefarm.store.appearing import write_atomically
+from enginefarm.store.failures import writing
+from enginefarm.store.s3 import ObjectStore
+
+
+class Place(Protocol):
+    """Paths are relative to the repository, with slashes."""
+
+    name: str
+
+    def read(self, path: str) -> bytes | None:
+        """A small file; None where there is none."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """A small file, whole or not at all."""
+        ...
+
+    def copy(self, blob: Path, path: str) -> None:
+        """A local file, into the repository."""
+        ...
+
+    def remove(self, folder: str) -> None:
+        """A folder and what is in it; no error where there is none."""
+        ...
+
+
+class Folder:
+    def __init__(self, root: Path) -> None:
+        self.name = str(root)
+        self._root = root
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self._root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UsageError(
+                f"{self._root / path} cannot be read", why=error.strerror or str(error)
+            ) from error
+
+    def write(self, path: str, data: bytes) -> None:
+        write_atomically(self._root / path, data)
+
+    def copy(self, blob: Path, path: str) -> None:
+        copy_out(blob, self._root / path)
+
+    def remove(self, folder: str) -> None:
+        path = self._root / folder
+        with writing(path):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+class Bucket:
+    def __init__(self, objects: ObjectStore, name: str) -> None:
+        self.name = name
+        self._objects = objects
+
+    def read(self, path: str) -> bytes | None:
+        found = self._objects.get(path)
+        return None if found is None else found[0]
+
+    def write(self, path: str, data: bytes) -> None:
+        self._objects.put(path, data)
+
+    def copy(self, blob: Path, path: str) -> None:
+        self._objects.upload_file(blob, path, metadata={})
+
+    def remove(self, folder: str) -> None:
+        for info in list(self._objects.list(f"{folder}/")):
+            self._objects.delete(info.key)
+
+
+def place(destination: str) -> Place:
+    """DIR or s3://BUCKET/PREFIX; the key for a bucket comes from the environment."""
+    if destination.startswith("s3://"):
+        return Bucket(s3.connect(destination), destination)
+    return Folder(Path(destination))
