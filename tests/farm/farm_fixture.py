@@ -66,6 +66,9 @@ class Farm:
             "ENGINEFARM_RECIPE_ROOTS": f"{self.recipes}:@store",
             # Prefect looks every minute for what schedules make due: tests would wait for that.
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            # Most workers of these farms wait, and each question costs the two cores that the
+            # others build on. A worker whose run has ended asks at once, whatever this is.
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "ENGINEFARM_STORE": url,
             "AWS_ENDPOINT_URL": self.s3.endpoint,
             "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,

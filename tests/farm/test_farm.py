@@ -206,9 +206,9 @@ def test_many_ask_for_one_spec_and_one_manifest_is_published(farm: Farm) -> None
     tiny_recipe.write(
         farm.recipes / "rush", name="rush", salt="rush", gpus=["a100"], precisions=["fp16"]
     )
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(4) as pool:
         ids = list(
-            pool.map(lambda _: farm.submit("build-model/build-model", recipe="rush"), range(8))
+            pool.map(lambda _: farm.submit("build-model/build-model", recipe="rush"), range(4))
         )
     ended = [farm.wait(one, patience_s=500) for one in ids]
     assert {run.state.type.value for run in ended} == {"COMPLETED"}

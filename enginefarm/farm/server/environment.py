@@ -36,6 +36,12 @@ SERVER = {
     "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "10",
     # A benchmark that waits for a worker with its GPU is scheduled, however long that takes.
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    # Prefect looks every five seconds for what a farm has a minute's time for: approvals that
+    # nobody gave, schedules that have just been changed, clean-ups that a worker left undone.
+    # A farm that waits is mostly busy with looking.
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "60",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
 }
 
 DATABASE = "ENGINEFARM_DATABASE_URL"

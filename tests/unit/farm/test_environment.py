@@ -151,7 +151,9 @@ def test_runs_and_events_are_kept_for_a_while_only_and_none_is_late_for_ever() -
             "print(sorted(v.services.db_vacuum.enabled_vacuum_types), "
             "v.services.db_vacuum.retention_period, v.events.retention_period, "
             "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'], "
-            "v.services.late_runs.enabled)",
+            "v.services.late_runs.enabled, v.services.pause_expirations.loop_seconds, "
+            "v.services.scheduler.recent_deployments_loop_seconds, "
+            "v.services.cleanup_reconciler.loop_seconds)",
         ],
         env=dict(os.environ),
         capture_output=True,
@@ -159,7 +161,8 @@ def test_runs_and_events_are_kept_for_a_while_only_and_none_is_late_for_ever() -
         check=True,
     )
     assert ended.stdout.strip() == (
-        "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00 False"
+        "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00 False "
+        "60.0 60.0 30.0"
     ), "as Prefect understands it"
 
 
