@@ -16,6 +16,7 @@ import builds
 import numpy as np
 import onnx
 import pytest
+from sample_manifest import make_manifest
 from small_models import convolutions, data_dependent
 
 from enginefarm.building import isolate
@@ -29,6 +30,8 @@ from enginefarm.errors import (
     HostError,
     ToolchainError,
 )
+from enginefarm.graph import ort
+from enginefarm.release import package
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.run.contenders import on_provider
 from enginefarm.run.ort_engine import PROVIDER
@@ -242,3 +245,22 @@ def test_the_file_alone_is_enough(conv: tuple[Path, BuildOutput], tmp_path: Path
         running.iterate()
         assert running.outputs()["y"].shape == (2, 16, 16, 16)
         running.close()
+
+
+def test_a_plan_that_a_model_package_names_is_run(tmp_path: Path) -> None:
+    """The GPU variant of `enginefarm package`, as ONNX Runtime's TensorRT provider loads it."""
+    model = convolutions(tmp_path / "conv.onnx")
+    request = builds.request(model, tmp_path / "w", builds.CONV, optimization_level=1)
+    made = isolate.build(request, toolchain="tensorrt")
+    sample = make_manifest("conv", label=request.spec.gpu.label)
+    manifest = sample.model_copy(update={"spec": request.spec, "tensors": made.tensors})
+    variant = tmp_path / "variant"
+    variant.mkdir()
+    shutil.copy(made.plan, variant / "engine.plan")
+    (variant / "model.onnx").write_bytes(package.context_model(manifest, PROVIDER))
+    x = np.random.default_rng(0).standard_normal((7, 3, 16, 16)).astype(np.float32)
+    found = ort.on_provider(variant / "model.onnx", PROVIDER, {}).run(None, {"x": x})[0]
+    wanted = ort.session(model, error=EngineRunError, what="the CPU").run(None, {"x": x})[0]
+    error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    print(f"relative L2 {error:.2e}")
+    assert error < 5e-3
