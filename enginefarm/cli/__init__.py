@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from enginefarm import __version__
+from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
     DiskFull,
     EnginefarmError,
@@ -157,6 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal has not
             stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
     sys.exit(run(arguments))
 
 
@@ -189,13 +191,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _fail(error: EnginefarmError) -> int:
-    text = CONTROL.sub(lambda found: repr(found[0])[1:-1], f"error: {error}")
+    text = plain(f"error: {error}")
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return error.exit_code
-
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Bytes that would move the cursor, or worse, of whoever reads an error that quotes a file."""
 
 
 def extra_of(module: str) -> str | None:

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from enginefarm.cli.screen import drawable, plain
 from enginefarm.progress import SINK
 
 MOVES_BYTES = ("upload", "download")
@@ -31,6 +32,7 @@ class View:
         self._lock = threading.Lock()
 
     def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        step, note = plain(step), plain(note)
         with self._lock:
             name = step
             if step.startswith(MOVES_BYTES):
@@ -55,7 +57,7 @@ def watched(*, enabled: bool = True) -> Generator[None]:
     if not enabled:
         yield
         return
-    console = Console(file=sys.stderr)
+    console = Console(file=drawable(sys.stderr))
     if not console.is_terminal:
         token = SINK.set(_plain)
         try:
@@ -65,10 +67,10 @@ def watched(*, enabled: bool = True) -> Generator[None]:
         return
     progress = Progress(
         SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # keys and names are not ours
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console,
     )
     with progress:

@@ -147,8 +147,11 @@ def print_selection(selection: Selection, host: Host) -> None:
     """Every engine on standard error: the rank of those that fit, the reasons of the others."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"For {host}", title_justify="left")
+    from enginefarm.cli.screen import plain
+
+    table = Table(title=Text(plain(f"For {host}"), style="table.title"), title_justify="left")
     for name in ("rank", "engine", "toolchain", "spec", "says"):
         table.add_column(name, overflow="fold")
     rows = [
@@ -158,13 +161,14 @@ def print_selection(selection: Selection, host: Host) -> None:
     rows += [("–", one.manifest, "", one.reasons) for one in selection.rejections]
     for rank, manifest, fit, said in rows:
         toolchain = manifest.spec.toolchain
-        table.add_row(
+        cells = (
             rank,
             manifest.spec.label,
             f"{toolchain.name} {toolchain.build}",
             manifest.spec_digest[:12],
             "\n".join(filter(None, (fit, *said))),
         )
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = 160

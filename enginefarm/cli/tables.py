@@ -21,7 +21,9 @@ STYLES = {
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from enginefarm.cli.screen import plain_json
+
+    click.echo(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
@@ -70,13 +72,20 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    from enginefarm.cli.screen import plain
+
+    table = Table(
+        title=Text(plain(title), style="table.title"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     for name in header:
         table.add_column(name, overflow="fold")
     for index, row in enumerate(rows):
         style = last_column_styles[index] if last_column_styles else ""
         *cells, last = row
-        table.add_row(*(Text(cell) for cell in cells), Text(last, style=style))
+        table.add_row(*(Text(plain(cell)) for cell in cells), Text(plain(last), style=style))
     width = None if sys.stdout.isatty() else 160
     Console(width=width).print(table)
 
