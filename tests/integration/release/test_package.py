@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 import tiny_recipe
 from onnx import TensorProto, helper, numpy_helper
-from sample_manifest import make_manifest
+from sample_manifest import NOON, make_manifest
 
 from enginefarm import cli
 from enginefarm.documents.manifest import Manifest, TensorInfo
@@ -34,6 +35,7 @@ from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
 
 BATCH = 4
+LATER = NOON + timedelta(hours=1)
 
 STOCK = """
 import sys
@@ -336,3 +338,25 @@ def test_a_quantised_graph_is_computed_as_it_was_verified(tmp_path: Path) -> Non
     (found,) = opened(tmp_path / "p").run(None, {"x": x})
     (wanted,) = plain.run(None, {"x": x})
     np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_weights_in_a_file_of_their_own_travel_with_the_graph(
+    put: Put, tmp_path: Path, store_environment: EngineStore
+) -> None:
+    onnx.save(
+        tiny_recipe.classifier(),
+        tmp_path / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    made = put(graph=store_environment.put_blob(tmp_path / "model.onnx"), known=False)
+    data = store_environment.put_blob(tmp_path / "model.onnx.data")
+    spec = made.spec.model_copy(update={"salt": "external"})
+    whole = made.graph.model_copy(update={"data": data})
+    other = made.model_copy(update={"graph": whole, "spec": spec, "spec_digest": spec.digest})
+    assert store_environment.publish(other.model_copy(update={"created_at": LATER}))
+    folder = tmp_path / "p"
+    assert cli.run(["package", "tiny", str(folder)]) == 0
+    assert (folder / "cpu" / "model.onnx.data").stat().st_size == data.size_bytes
+    assert float(stock(folder, "tensorrt-rtx").splitlines()[3].removeprefix("error ")) < 1e-5
