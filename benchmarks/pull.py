@@ -34,6 +34,7 @@ from enginefarm.store.engine_store import EngineStore
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from sample_manifest import make_manifest
 
+CACHED = "pull, engine cached"
 PYTHON = sys.executable
 SCRIPTS = Path(sys.executable).parent
 
@@ -230,25 +231,30 @@ def cold_start(root: Path, server: Server, rounds: int) -> list[Figure]:
     asked = [*command, "pull", "model", "--gpu", "t4"]
     settings = environment(root, server)
     Timing(asked, settings)
+    other = settings | {"AWS_DEFAULT_OUTPUT": "json"}  # one variable more than `quick` understands
     contenders = {
-        "python -c pass": [PYTHON, "-c", "pass"],
-        "enginefarm --help": [*command, "--help"],
-        "enginefarm pull --help": [*command, "pull", "--help"],
-        "pull, engine cached": asked,
+        "python -c pass": ([PYTHON, "-c", "pass"], settings),
+        "enginefarm --help": ([*command, "--help"], settings),
+        "enginefarm pull --help": ([*command, "pull", "--help"], settings),
+        CACHED: (asked, settings),
+        "pull, cached, by botocore": (asked, other),
     }
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, one in contenders.items():
-            timings[name].append(Timing(one, settings))
+        for name, (one, variables) in contenders.items():
+            timings[name].append(Timing(one, variables))
     print(f"\ncold processes, median of {rounds}; six engines in the store")
-    aims = {"enginefarm --help": 150, "enginefarm pull --help": 150, "pull, engine cached": 300}
+    aims = {"enginefarm --help": 150, "enginefarm pull --help": 150, CACHED: 150}
     figures: list[Figure] = []
     for name, found in timings.items():
         wall = 1000 * statistics.median(one.wall_s for one in found)
         cpu = 1000 * statistics.median(one.cpu_s for one in found)
         print(f"{name:26}{wall:6.0f} ms wall{cpu:6.0f} ms CPU")
         figures.append(Figure(f"{name}, cold process", wall, "ms", at_most=aims.get(name)))
-    return figures
+    cpu = {name: statistics.median(t.cpu_s for t in found) for name, found in timings.items()}
+    ratio = cpu[CACHED] / cpu["pull, cached, by botocore"]
+    print(f"CPU of {CACHED} over the same by botocore: {ratio:.2f}")
+    return [*figures, Figure(f"CPU of {CACHED}, over the same by botocore", ratio, "×")]
 
 
 if __name__ == "__main__":

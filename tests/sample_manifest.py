@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from enginefarm.digest import sha256_bytes
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.comparing import OutputComparison
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
@@ -16,7 +17,6 @@ from enginefarm.documents.manifest import (
     Manifest,
     TensorInfo,
 )
-from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import (
     BlobRef,
     BuildSpec,

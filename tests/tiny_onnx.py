@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,

@@ -39,7 +39,7 @@ from enginefarm.progress import SINK, report
 from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialise, recorded, whole
 from enginefarm.store.statements import Vouching, vouching
 from enginefarm.toolchains import BuildOutput, BuildRequest

@@ -25,7 +25,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.reference import read_reference
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialise
 from enginefarm.tables.layers import layers_of
 from enginefarm.toolchains import BuildRequest, tensorrt_rtx, trtexec

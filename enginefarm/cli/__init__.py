@@ -10,7 +10,6 @@ import io
 import os
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,6 +197,8 @@ def _fail(error: EnginefarmError) -> int:
 
 def extra_of(module: str) -> str | None:
     """The extra that installs a module which is missing; None when none of them does."""
+    from importlib.metadata import PackageNotFoundError, requires  # slow, and rarely needed
+
     wanted = module.partition(".")[0].lower()
     try:
         found = requires("enginefarm") or []

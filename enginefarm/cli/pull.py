@@ -74,11 +74,9 @@ def pull(
     """
     from enginefarm.errors import UsageError
 
-    with no_collection():
-        from enginefarm.pulling.pull import pull as pull_engine
-        from enginefarm.pulling.pull import pull_url
-
     if url is not None and name is None:
+        from enginefarm.pulling.presigned import pull_url
+
         with watched_if_any(enabled=not as_json):
             path = pull_url(url, dest=dest)
         click.echo(json.dumps({"path": str(path)}) if as_json else path)
@@ -87,6 +85,8 @@ def pull(
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
     if batch is not None and goal is None:
         raise UsageError("pull --batch: this option needs a goal", fix="add --for latency")
+    with no_collection():
+        from enginefarm.pulling.pull import pull as pull_engine
     wish = _wish(goal, batch)
     asked = partial(pull_engine, name, gpu=gpu, precision=precision, offline=offline, wish=wish)
     if every_s is not None:

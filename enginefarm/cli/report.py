@@ -31,7 +31,7 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     from enginefarm.recipes import file as recipe_file
     from enginefarm.report import nightly
     from enginefarm.store import open_store, site
-    from enginefarm.store.failures import writing
+    from enginefarm.store.disk import writing
 
     loaded = [recipe_file.load(path) for path in recipes]
     surveys = [(one, survey(site.here(), one, local_offers())) for one in loaded]

@@ -28,7 +28,7 @@ def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> N
     `enginefarm pull --url`, which checks the bytes.
     """
     from enginefarm.cli.tables import print_json
-    from enginefarm.pulling.pull import presign
+    from enginefarm.pulling.presigned import presign
 
     made, chosen = presign(name, gpu=gpu, precision=precision, expires_s=expires_s)
     if not as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from pydantic import Field
 
@@ -53,7 +53,7 @@ class Gpu(Frozen):
 @cache
 def table() -> dict[str, Gpu]:
     """Every row, by label, in the file's order."""
-    rows = tomllib.loads((files("enginefarm.documents") / "gpus.toml").read_text("utf-8"))
+    rows = tomllib.loads(Path(__file__).with_name("gpus.toml").read_text("utf-8"))
     return {label: Gpu(label=label, **row) for label, row in rows.items()}
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from enginefarm.documents.builder import DType
 from enginefarm.documents.comparing import Comparing, OutputComparison
-from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Moment, Name

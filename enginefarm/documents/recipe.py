@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import (
     BeforeValidator,
@@ -18,13 +18,12 @@ from pydantic import (
     model_validator,
 )
 
+from enginefarm.documents.builder import BuilderOptions, DType
 from enginefarm.documents.data import Calibration, Data, Verification
 from enginefarm.documents.sources import Source
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression, completed
 from enginefarm.names import PRECISIONS, PrecisionName, ToolchainWish
 from enginefarm.schema import NAME, Frozen, Name
-
-DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 
 CALIBRATED = tuple(name for name, row in PRECISIONS.items() if row.calibrated)
 """Precisions that need calibration data."""
@@ -88,32 +87,6 @@ class Profile(Frozen):
     name: Name = Field(default="default", description="Distinct among the profiles.")
     dims: dict[Name, Annotated[DimRange, BeforeValidator(_three_numbers)]] = Field(
         default_factory=dict
-    )
-
-
-class BuilderOptions(Frozen):
-    """What the builder is asked for; every field is part of the action key."""
-
-    optimization_level: int = Field(
-        default=3, ge=0, le=5, description="Higher: a longer build, a faster engine."
-    )
-    workspace_mib: int | None = Field(
-        default=None, ge=1, description="None: the builder's own limit."
-    )
-    compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = Field(
-        default="none", description="Which other GPUs a native plan may run on."
-    )
-    version_compatible: bool = Field(
-        default=False, description="A plan that later versions of the same major release load."
-    )
-    sparse_weights: bool = Field(
-        default=False, description="Allow kernels for weights with 2:4 sparsity."
-    )
-    tactic_sources: tuple[str, ...] | None = Field(
-        default=None, description="Only these kernel libraries, by TensorRT's names."
-    )
-    attempts: int = Field(
-        default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
     )
 
 

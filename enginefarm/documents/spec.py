@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.names import PrecisionName, ToolchainName
 from enginefarm.schema import Digest, Frozen, Name, canonical_json
 

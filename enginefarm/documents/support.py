@@ -5,13 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from enginefarm.documents.gpus import Gpu
-from enginefarm.documents.recipe import PrecisionName
+from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen, Name
 
 Word = Literal["proven here", "listed", "not listed", "not known"]
@@ -39,7 +39,7 @@ class Support(Frozen):
 @cache
 def table() -> dict[str, Support]:
     """Every row, by the toolchain's name."""
-    text = (files("enginefarm.documents") / "support.toml").read_text("utf-8")
+    text = Path(__file__).with_name("support.toml").read_text("utf-8")
     return {name: Support.model_validate(row) for name, row in tomllib.loads(text).items()}
 
 

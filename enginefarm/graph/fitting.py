@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from enginefarm.documents.recipe import DType, Recipe
+from enginefarm.documents.builder import DType
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files, onnx_shapes, ort
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import (
     CorruptBlob,
@@ -23,15 +21,14 @@ from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
 from enginefarm.pulling.select import Candidate, Selection, Wish, select
-from enginefarm.store import layout, open_store
+from enginefarm.store import open_store
 from enginefarm.store.appearing import appearing, write_atomically
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
+from enginefarm.store.disk import writing
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import writing
 from enginefarm.store.seen import SeenRevisions
-from enginefarm.store.signing import Trust, attestation_key, trust
-from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
+from enginefarm.store.signing import trust
 from enginefarm.store.statements import require_name
 from enginefarm.tables.speeds import PREFIX as SPEEDS
 from enginefarm.tables.speeds import Speed
@@ -84,7 +81,7 @@ def pull(
     """
     cache = cache or BlobCache()
     records = CachedCatalog(cache)
-    opened = None if offline else store or open_store()
+    opened = None if offline else store or open_store(to_pull=True)
     seen = SeenRevisions(cache.root)
     catalog: Catalog = records if opened is None else StoreCatalog(opened, seen)
     best = choose(name, catalog, gpu=gpu, precision=precision, on_selection=on_selection, wish=wish)
@@ -155,71 +152,6 @@ def _speeds(
             why=error.why or error.what,
             fix=f"let it read {SPEEDS}* (infra/s3-policies/pull.json), or leave out --for",
         ) from None
-
-
-def presign(
-    name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
-) -> tuple[PresignedUrl, Candidate]:
-    """A URL of the engine that fits, for a host without credentials; of a signed engine also
-    those of its manifest and signature. Raises: as pull().
-    """
-    store = open_store()
-    catalog = StoreCatalog(store, SeenRevisions(BlobCache().root))
-    best = choose(name, catalog, gpu=gpu, precision=precision)
-    manifest = best.manifest
-    proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
-    signed = catalog.attestation(manifest) is not None
-    url, *urls = (
-        store.objects.presigned_get(key, expires_s)
-        for key in (layout.blob(manifest.engine), *(proofs if signed else ()))
-    )
-    return PresignedUrl(url, manifest.engine, file_name(manifest), *urls), best
-
-
-def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
-    """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
-
-    With a trust key the signature is checked before a byte of the engine is read.
-    Raises: UsageError for a URL without its digest; SignatureRejected where a trust key is
-    set and none of these keys signed it; StoreDenied when it has expired; CorruptBlob,
-    DiskFull, StoreUnavailable.
-    """
-    presigned = PresignedUrl.parse(text)
-    trusted = trust()
-    if trusted is not None:
-        _require_signed(presigned, trusted)
-    cache = cache or BlobCache()
-    blob = cache.path(presigned.ref)
-    if not cache.has(presigned.ref):
-        blob = cache.fill(UrlSource(presigned), presigned.ref)
-    if dest is None:
-        return cache.link(presigned.name, presigned.ref)
-    path = Path(dest)
-    return copy_out(blob, path / presigned.name if path.is_dir() else path)
-
-
-def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
-    """Raises: SignatureRejected: unsigned, by another key, or of other bytes than the URL's."""
-    if not presigned.manifest or not presigned.signature:
-        raise SignatureRejected(
-            "pull --url: this host accepts only signed engines, and this URL has no signature",
-            fix="sign the engine (enginefarm sign), and ask for a new URL",
-        )
-    try:
-        manifest = Manifest.read(read_url(presigned.manifest, "manifest"))
-    except ValidationError as error:
-        raise SignatureRejected(
-            "pull --url: the manifest that the URL names was not written by this version",
-            fix="update enginefarm on this host, or ask for a new URL",
-        ) from error
-    trusted.require(manifest, read_url(presigned.signature, "signature"))
-    if manifest.engine != presigned.ref:
-        raise SignatureRejected(
-            "pull --url: the signature is for another engine than the URL",
-            why=f"signed is {manifest.engine.digest[:12]}, and the URL is of "
-            f"{presigned.ref.digest[:12]}",
-            fix="take the whole line that `enginefarm url` printed",
-        )
 
 
 def require_fit(selection: Selection, name: str, host: Host) -> Candidate:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import Manifest, TensorInfo
-from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import BlobRef, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of

@@ -10,7 +10,7 @@ from enginefarm.errors import UsageError
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store import s3
 from enginefarm.store.appearing import write_atomically
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 from enginefarm.store.s3 import ObjectStore
 
 

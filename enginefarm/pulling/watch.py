@@ -15,7 +15,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
 from enginefarm.pulling.pull import PulledEngine, copy_out
 from enginefarm.store.appearing import write_atomically
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 
 PLAN = "model.plan"
 MANIFEST = "manifest.json"

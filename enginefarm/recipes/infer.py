@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
-from enginefarm.documents.recipe import DType
+from enginefarm.documents.builder import DType
 from enginefarm.errors import RecipeError, UsageError
 from enginefarm.recipes import file as recipe_file
 

@@ -9,7 +9,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store import layout
-from enginefarm.store.s3 import ObjectInfo
+from enginefarm.store.object_info import ObjectInfo
 from enginefarm.store.site import Site
 
 

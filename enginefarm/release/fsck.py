@@ -24,8 +24,8 @@ from enginefarm.release.findings import Audit, Work
 from enginefarm.release.kinds import KINDS
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
+from enginefarm.store.object_info import ObjectInfo
 from enginefarm.store.reading import parsed
-from enginefarm.store.s3 import ObjectInfo
 from enginefarm.store.site import Site
 
 DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -25,7 +25,7 @@ from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store import blobs, channels, layout
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.s3 import ObjectInfo
+from enginefarm.store.object_info import ObjectInfo
 from enginefarm.tables import layers
 
 DIGEST_BYTES = 64

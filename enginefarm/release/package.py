@@ -22,8 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import OnnxRef
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import (
@@ -40,7 +40,7 @@ from enginefarm.release.package_check import COMPONENT, CPU, Checked, Request, c
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.copies import clone_checked
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialise
 
 RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"

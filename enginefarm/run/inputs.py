@@ -14,7 +14,7 @@ from enginefarm.errors import UsageError
 from enginefarm.graph import data, data_files
 from enginefarm.run.once import NPY
 from enginefarm.store.appearing import appearing
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 
 if TYPE_CHECKING:
     import numpy as np

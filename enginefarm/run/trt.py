@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from enginefarm.documents.recipe import DType
+from enginefarm.documents.builder import DType
 from enginefarm.errors import HostError, PluginMissing
 from enginefarm.run.refusals import not_started
 

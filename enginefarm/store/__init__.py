@@ -14,20 +14,30 @@ EMBEDDED = "embedded://"
 """Scheme of the embedded store's URL; the folder follows."""
 
 
-def open_store(url: str | None = None) -> EngineStore:
+def open_store(url: str | None = None, *, to_pull: bool = False) -> EngineStore:
     """The store at `url`, else at ENGINEFARM_STORE, else the embedded one.
 
     url: `s3://bucket/prefix` (credentials by the standard AWS_* variables), or
         `embedded:///folder`, which is also what the embedded store's `url` says.
+    to_pull: for a process that starts, reads a few documents and may be done (see `quick`).
     Raises: UsageError; StoreUnavailable when the embedded server cannot start. Nothing is
     asked of an S3 server here.
     """
-    from enginefarm.store import embedded, s3
     from enginefarm.store.engine_store import EngineStore
 
     url = url or os.environ.get("ENGINEFARM_STORE") or ""
     if url and not url.startswith(EMBEDDED):
+        if to_pull:
+            from enginefarm.store import quick
+
+            objects = quick.connect(url)
+            if objects is not None:
+                return EngineStore(objects, url)
+        from enginefarm.store import s3
+
         return EngineStore(s3.connect(url), url)
+    from enginefarm.store import embedded, s3
+
     home = embedded.home_of(url)
     server = embedded.start(home)
     objects = s3.connect(

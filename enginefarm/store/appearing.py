@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginefarm.digest import sha256_bytes, sha256_file
 from enginefarm.documents.spec import BlobRef
@@ -14,9 +15,12 @@ from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
 from enginefarm.store import layout
 from enginefarm.store.appearing import appearing
-from enginefarm.store.download import Download, Journal, RangeSource, require_size
-from enginefarm.store.failures import writing
-from enginefarm.store.s3 import ObjectInfo, ObjectStore
+from enginefarm.store.disk import writing
+from enginefarm.store.pieces import Journal, RangeSource
+
+if TYPE_CHECKING:
+    from enginefarm.store.object_info import ObjectInfo
+    from enginefarm.store.s3 import ObjectStore
 
 DIGEST_FIELD = "sha256"
 TOUCH_AFTER = timedelta(hours=1)
@@ -93,6 +97,8 @@ def fill(
     path: what `fd` is called, for messages. journal: pieces that are in the file already.
     Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
     """
+    from enginefarm.store.download import Download, require_size  # botocore's errors: see quick
+
     sink = SINK.get()
     require_size(source, ref)
     with writing(path):

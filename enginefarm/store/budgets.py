@@ -9,16 +9,20 @@ whenever it surveys the recipe; gates and `pull` read it. docs/decisions/0103.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field, ValidationError
 
 from enginefarm.documents.comparing import absent, judge
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CorruptBlob
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen
 from enginefarm.store.engine_store import EngineStore
+
+if TYPE_CHECKING:
+    from enginefarm.documents.recipe import Recipe
 
 BUDGETS = "budgets/"
 

@@ -14,8 +14,6 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
@@ -23,11 +21,10 @@ from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store.appearing import settle, settle_folder
 from enginefarm.store.blobs import fill
 from enginefarm.store.copies import clone
-from enginefarm.store.download import Journal, RangeSource
+from enginefarm.store.disk import writing
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import writing
+from enginefarm.store.pieces import Journal, RangeSource
 from enginefarm.store.prune import SEEN, keep_within
-from enginefarm.store.sources import BlobSource
 
 
 class BlobCache:
@@ -74,7 +71,7 @@ class BlobCache:
         download that was cut is resumed by the next one that asks.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
-        return self.intact(ref) or self.fill(BlobSource(store.objects, ref), ref)
+        return self.intact(ref) or self.fill(store.source(ref), ref)
 
     def fill(self, source: RangeSource, ref: BlobRef) -> Path:
         """ensure(), from any source."""
@@ -161,6 +158,8 @@ class BlobCache:
     @contextmanager
     def _locked(self, ref: BlobRef) -> Generator[None]:
         """One downloader a digest. The kernel frees the lock of a process that dies."""
+        from filelock import FileLock  # what is in the cache needs no lock
+
         path = self.path(ref)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

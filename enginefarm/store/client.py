@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.config import Config
-
 from enginefarm.errors import UsageError
-from enginefarm.store.service_models import new_session
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,12 @@ def new_client(
 
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
     """
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = (
-        endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
+    from botocore.config import Config  # a third of a second: `quick` may do without
+
+    from enginefarm.store.service_models import new_session
+
+    region = region_said()
+    endpoint = endpoint or endpoint_said()
     config = Config(
         # By default botocore presigns for S3 with version 2, which newer regions and servers
         # refuse.
@@ -60,6 +59,14 @@ def new_client(
         aws_secret_access_key=credentials.secret_key if credentials else None,
         config=config,
     )
+
+
+def region_said() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+def endpoint_said() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def parse_url(url: str) -> tuple[str, str]:

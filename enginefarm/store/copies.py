@@ -9,7 +9,7 @@ from pathlib import Path
 from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob
-from enginefarm.store.failures import writing
+from enginefarm.store.disk import writing
 
 FICLONE = 0x40049409
 """ioctl of <linux/fs.h>: the two files share blocks until one of them is written."""

@@ -10,39 +10,22 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from botocore.exceptions import ClientError
 
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import CorruptBlob, EnginefarmError
-from enginefarm.store.failures import TRANSPORT, status_of, writing
+from enginefarm.errors import CorruptBlob
+from enginefarm.store.disk import writing
+from enginefarm.store.failures import TRANSPORT, status_of
+from enginefarm.store.pieces import PIECE_BYTES, Journal, RangeSource
 
-PIECE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
 HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
 PASSING_STATUS = (429, 500, 502, 503, 504)
 """A busy server's answers: the range is asked for again, as after a cut connection."""
-
-
-class RangeSource(Protocol):
-    """Where ranges of one blob come from.
-
-    name: for messages; never holds a secret.
-    """
-
-    name: str
-
-    def range(self, start: int, end: int) -> tuple[Any, int]:
-        """A stream with read(n) and close() over [start, end), and the whole size (-1: not
-        said). Raises what failures.TRANSPORT and ClientError name."""
-        ...
-
-    def failure(self, error: Exception) -> EnginefarmError:
-        """Our error for one of those."""
-        ...
 
 
 def require_size(source: RangeSource, ref: BlobRef) -> None:
@@ -84,32 +67,6 @@ def wrong_size(source: RangeSource, ref: BlobRef, has: str) -> CorruptBlob:
         f"{source.name} is {has}; {ref.size_bytes:,} bytes expected",
         fix="build the recipe again, which makes the blob anew",
     )
-
-
-class Journal:
-    """Which pieces of a partial file are complete, so that another process can go on.
-
-    A line a piece, appended after its bytes: a journal that is ahead of a file (power cut) is
-    caught by the digest.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._header = f"pieces of {PIECE_BYTES}"
-        self.finished: set[int] = set()
-        try:
-            header, *lines = path.read_text("utf-8").splitlines()
-            if header == self._header:
-                self.finished = {int(line) for line in lines}
-        except (FileNotFoundError, ValueError):
-            pass
-        if not self.finished:
-            with writing(path):
-                path.write_text(self._header + "\n", "utf-8")
-
-    def add(self, index: int) -> None:
-        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{index}\n")
 
 
 class _Sha(Protocol):

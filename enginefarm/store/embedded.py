@@ -27,9 +27,9 @@ from filelock import FileLock
 from enginefarm.errors import StoreError, StoreUnavailable
 from enginefarm.settings import current
 from enginefarm.store import inner_ports
-from enginefarm.store.failures import disk_error
+from enginefarm.store.client import Credentials
+from enginefarm.store.disk import disk_error
 from enginefarm.store.ports import PORTS, ports_of
-from enginefarm.store.s3 import Credentials
 
 BUCKET = "enginefarm"
 PROBE = ".ready"

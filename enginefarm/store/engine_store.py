@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
@@ -15,9 +16,12 @@ from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
 from enginefarm.store.reading import MEND, Model, or_left_out, parsed
-from enginefarm.store.s3 import ObjectInfo, ObjectStore
 from enginefarm.store.signing import Signer
-from enginefarm.store.sources import BlobSource
+
+if TYPE_CHECKING:
+    from enginefarm.store.object_info import ObjectInfo
+    from enginefarm.store.pieces import RangeSource
+    from enginefarm.store.s3 import ObjectStore
 
 READERS = 8
 BATCH = 64
@@ -53,12 +57,18 @@ class EngineStore:
             raise blobs.missing(BlobRef(digest=digest, size_bytes=0))
         return BlobRef(digest=digest, size_bytes=info.size_bytes)
 
+    def source(self, ref: BlobRef) -> RangeSource:
+        """Where the ranges of a blob come from."""
+        from enginefarm.store.sources import BlobSource  # botocore's errors: see quick
+
+        return BlobSource(self.objects, ref)
+
     def fetch_blob(self, ref: BlobRef, dest: Path) -> Path:
         """Downloads to `dest`, whole or not at all. Reports progress "download".
 
         Raises: CorruptBlob, StoreMissing, DiskFull.
         """
-        return blobs.fetch_file(BlobSource(self.objects, ref), ref, dest)
+        return blobs.fetch_file(self.source(ref), ref, dest)
 
     def read_bytes(self, ref: BlobRef, limit_bytes: int = 64 << 20) -> bytes:
         """A small blob, digest checked (CorruptBlob)."""

@@ -1,24 +1,20 @@
-"""botocore's and the disk's failures -> the error tree. Messages name the place, never a key."""
+"""botocore's failures -> the error tree. Messages name the place, never a key."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
 
 from enginefarm.errors import (
-    DiskFull,
     EnginefarmError,
     StoreConflict,
     StoreDenied,
     StoreError,
     StoreMissing,
     StoreUnavailable,
-    UsageError,
 )
 
 NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
@@ -36,7 +32,6 @@ DENIED = frozenset(
     }
 )
 CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Raised between us and the server, before or in the middle of an answer.
 TRANSPORT = (
@@ -114,18 +109,6 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0][:300] if text else ""
 
 
-def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
-    """DiskFull when that is what it is; None for every other OSError."""
-    if error.errno not in NO_SPACE:
-        return None
-    return DiskFull(
-        f"disk: the folder {path.parent} has no room to write {path}",
-        why=error.strerror or "",
-        fix="free space there (enginefarm cache prune), or choose another folder (--dest, "
-        "ENGINEFARM_CACHE, TMPDIR)",
-    )
-
-
 @contextmanager
 def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
     """Runs S3 calls; raises our errors instead of botocore's."""
@@ -139,49 +122,3 @@ def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
         TimeoutError,
     ) as error:
         raise translate(error, bucket=bucket, where=where, key=key) from error
-
-
-UNWRITABLE = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-        errno.ENOENT,
-        errno.EINVAL,
-    }
-)
-"""What the user's choice of a place causes; anything else is a fault of the disk."""
-
-
-@contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Runs writes to the disk.
-
-    Raises: DiskFull, which names the folder; UsageError for a place that cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        full = disk_error(error, path)
-        if full is not None:
-            raise full from error
-        if error.errno not in UNWRITABLE:
-            raise
-        raise _unwritable(path, error.strerror or "") from error
-    except ValueError as error:
-        if "\0" not in str(path):
-            raise
-        raise _unwritable(path, "no path holds a null character") from error
-
-
-def _unwritable(path: Path, why: str) -> UsageError:
-    return UsageError(
-        f"disk: cannot write {str(path)!r}",
-        why=why,
-        fix="choose a file or folder that you may write (--dest, ENGINEFARM_CACHE, TMPDIR)",
-    )

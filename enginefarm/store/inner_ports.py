@@ -17,7 +17,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from enginefarm.store.s3 import Credentials
+from enginefarm.store.client import Credentials
 
 TOKEN_KEYS = (
     "WEED_JWT_SIGNING_KEY",

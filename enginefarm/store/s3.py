@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,13 @@ from botocore.exceptions import ClientError
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.store.client import Credentials, new_client, parse_url
 from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
+from enginefarm.store.object_info import MOST_READ_BYTES, ObjectInfo
 from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
-MOST_READ_BYTES = 256 << 20
-"""What one document, table or page may have."""
 PIECE_BYTES = 1 << 20
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
 """Waits before reading again: botocore retries requests, and not a body that is cut."""
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One object, without its bytes. `key` is relative to the store's prefix."""
-
-    key: str
-    size_bytes: int
-    etag: str
-    modified: datetime
-    metadata: dict[str, str]
-    sha256_base64: str | None = None
-    age: timedelta | None = None
-    """By the server's own clock; None in a listing."""
 
 
 class ObjectStore:

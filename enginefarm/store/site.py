@@ -26,8 +26,8 @@ from enginefarm.schema import canonical_json
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.copies import clone_checked
+from enginefarm.store.disk import writing
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.failures import writing
 from enginefarm.store.statements import Vouching, name_it
 
 MODEL_FILE = "model.onnx"

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from enginefarm.documents.thresholds import Regression
 from enginefarm.schema import Frozen
-from enginefarm.tables.rows import ALIKE, BenchmarkRow, clocks_differ, comparable
+from enginefarm.tables.clocks import clocks_differ
+from enginefarm.tables.rows import ALIKE, BenchmarkRow, comparable
 
 MAD_TO_SIGMA = 1.4826
 CROUX_ROUSSEEUW = (1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)

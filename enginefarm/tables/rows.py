@@ -15,6 +15,7 @@ from pydantic import Field
 
 from enginefarm.names import PrecisionName, RuntimeName
 from enginefarm.schema import Digest, Frozen, Moment, Name
+from enginefarm.tables.clocks import clocks_differ
 
 ROW_SCHEMA_VERSION = 1
 
@@ -22,9 +23,6 @@ CellState = Literal["measured", "built", "failed", "skipped"]
 
 STABLE_COV = 0.10
 """Timings whose coefficient of variation is above this are unstable."""
-
-CLOCK_TOLERANCE = 0.05
-"""Median SM clocks further apart than this are two power states."""
 
 
 class BenchmarkRow(Frozen):
@@ -166,14 +164,6 @@ def comparable(
         if mine != theirs and field not in across:
             return f"{words} differs: {_shown(mine)} and {_shown(theirs)}"
     return clocks_differ(row.sm_clock_mhz, other.sm_clock_mhz)
-
-
-def clocks_differ(mine: float | None, theirs: float | None) -> str | None:
-    if mine is None or theirs is None:
-        return None
-    if abs(mine - theirs) <= CLOCK_TOLERANCE * max(mine, theirs):
-        return None
-    return f"SM clock differs: {mine:.0f} and {theirs:.0f} MHz"
 
 
 def _shown(value: object) -> str:

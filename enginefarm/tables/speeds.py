@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.schema import Frozen, Moment
 from enginefarm.store.reading import LOG, parsed
-from enginefarm.store.s3 import ObjectStore
-from enginefarm.tables.rows import BenchmarkRow, clocks_differ
+from enginefarm.tables.clocks import clocks_differ
+
+if TYPE_CHECKING:
+    from enginefarm.store.s3 import ObjectStore
+    from enginefarm.tables.rows import BenchmarkRow
 
 PREFIX = "benchmarks/speeds/"
 SHORT = 16

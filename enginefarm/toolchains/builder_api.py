@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.recipe import DType
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import BuildCancelled, BuildError, ParseError
 from enginefarm.progress import SINK, report

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.recipe import DType
 from enginefarm.errors import BuildError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from trt86_toolchain import TensorRT86
 
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.gpus import gpu
-from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,

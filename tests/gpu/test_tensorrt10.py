@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from small_models import convolutions
 
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.gpus import by_nvml_name
-from enginefarm.documents.recipe import BuilderOptions
 from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,

@@ -32,8 +32,8 @@ from enginefarm.host.detect import first_gpu
 from enginefarm.planning import plan
 from enginefarm.schema import Frozen, Moment, Name
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.object_info import ObjectInfo
 from enginefarm.store.reading import or_left_out, parsed
-from enginefarm.store.s3 import ObjectInfo
 from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
 
 PREFIX = "workers/"

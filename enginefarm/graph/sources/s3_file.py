@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from enginefarm.errors import SourceError, StoreMissing
-from enginefarm.store.failures import mapped, writing
+from enginefarm.store.disk import writing
+from enginefarm.store.failures import mapped
 from enginefarm.store.s3 import ObjectStore, connect
 
 CHUNK_BYTES = 1 << 20

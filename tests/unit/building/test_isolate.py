@@ -15,7 +15,7 @@ from enginefarm import errors
 from enginefarm.building import isolate
 from enginefarm.child import process as child_process
 from enginefarm.child.inside import ProgressPipe
-from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId, ToolUse
 from enginefarm.toolchains import BuildOutput, BuildRequest
 

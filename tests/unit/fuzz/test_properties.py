@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from enginefarm.documents import gpus
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import BuilderOptions, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.errors import RecipeError
 from enginefarm.host.detect import Host

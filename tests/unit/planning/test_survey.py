@@ -8,8 +8,9 @@ import pytest
 from sample_manifest import make_manifest
 from tiny_models import document
 
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.manifest import GraphVerification
-from enginefarm.documents.recipe import BuilderOptions, Recipe
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId
 from enginefarm.host.detect import NvmlGpu
 from enginefarm.planning import plan, survey

@@ -16,7 +16,8 @@ from enginefarm.errors import (
     StoreUnavailable,
     UsageError,
 )
-from enginefarm.store.failures import translate, writing
+from enginefarm.store.disk import writing
+from enginefarm.store.failures import translate
 
 
 def answer(status: int, code: str) -> boto.ClientError:

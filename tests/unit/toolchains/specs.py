@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from enginefarm.documents.recipe import BuilderOptions
+from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.spec import (
     BuildSpec,
     GpuTarget,

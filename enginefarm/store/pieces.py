@@ -1,0 +1,55 @@
+"""The pieces that a blob is downloaded in: where they come from, and which of them are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from enginefarm.errors import EnginefarmError
+from enginefarm.store.disk import writing
+
+PIECE_BYTES = 32 << 20
+
+
+class RangeSource(Protocol):
+    """Where ranges of one blob come from.
+
+    name: for messages; never holds a secret.
+    """
+
+    name: str
+
+    def range(self, start: int, end: int) -> tuple[Any, int]:
+        """A stream with read(n) and close() over [start, end), and the whole size (-1: not
+        said). Raises what failures.TRANSPORT and ClientError name."""
+        ...
+
+    def failure(self, error: Exception) -> EnginefarmError:
+        """Our error for one of those."""
+        ...
+
+
+class Journal:
+    """Which pieces of a partial file are complete, so that another process can go on.
+
+    A line a piece, appended after its bytes: a journal that is ahead of a file (power cut) is
+    caught by the digest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = f"pieces of {PIECE_BYTES}"
+        self.finished: set[int] = set()
+        try:
+            header, *lines = path.read_text("utf-8").splitlines()
+            if header == self._header:
+                self.finished = {int(line) for line in lines}
+        except (FileNotFoundError, ValueError):
+            pass
+        if not self.finished:
+            with writing(path):
+                path.write_text(self._header + "\n", "utf-8")
+
+    def add(self, index: int) -> None:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{index}\n")
