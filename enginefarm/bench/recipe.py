@@ -18,7 +18,7 @@ from enginefarm.documents.spec import OnnxRef, ShapeProfile
 from enginefarm.errors import StoreMissing
 from enginefarm.graph.reference import read_reference
 from enginefarm.host.runtimes import build_of
-from enginefarm.names import RUNTIMES, PrecisionName
+from enginefarm.names import RUNTIMES, PrecisionName, RuntimeName
 from enginefarm.planning import stages
 from enginefarm.store.site import Site
 from enginefarm.tables.from_manifest import verification_columns, writer_name
@@ -83,20 +83,29 @@ def row_of(
     recipe: str, precision: PrecisionName, found: Measurement, point: Point, **where: Any
 ) -> BenchmarkRow:
     """The row of a runtime that ran a graph. where: columns that tell the GPU, if any."""
+    row = row_alone(recipe, precision, found.runtime, **where).model_copy(
+        update=verification_columns(found.against_first)
+    )
+    return filled(row, found, point, host_class=host_class())
+
+
+def row_alone(
+    recipe: str, precision: PrecisionName, runtime: RuntimeName, **where: Any
+) -> BenchmarkRow:
+    """The row of a measurement of now, with no figures in it yet."""
     now = dt.datetime.now(dt.UTC)
-    row = BenchmarkRow(
+    return BenchmarkRow(
         date=now.date(),
         measured_at=now,
         writer=writer_name(platform.node()),
         recipe=recipe,
         outcome="measured",
-        runtime=found.runtime,
+        runtime=runtime,
         precision=precision,
-        toolchain=RUNTIMES[found.runtime].packages[-1],
-        toolchain_build=build_of(found.runtime),
+        toolchain=RUNTIMES[runtime].packages[-1],
+        toolchain_build=build_of(runtime),
         **where,
-    ).model_copy(update=verification_columns(found.against_first))
-    return filled(row, found, point, host_class=host_class())
+    )
 
 
 def host_class() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from enginefarm.cli.bench_slo import slo
 from enginefarm.cli.options import (
     FiniteRange,
     gpu_option,
@@ -57,6 +58,9 @@ MEASURED = (
 @click.group()
 def bench() -> None:
     """Run benchmarks and read their tables."""
+
+
+bench.add_command(slo)
 
 
 def _filters(command: F) -> F:

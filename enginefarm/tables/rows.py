@@ -92,6 +92,17 @@ class BenchmarkRow(Frozen):
         default=None, description="Unstable above STABLE_COV."
     )
 
+    # under load: no other row has these, and these have no latencies of lone passes
+    streams: int | None = Field(default=None, ge=1, description="Sessions behind one queue.")
+    slo_p99_ms: float | None = Field(default=None, description="What p99 had to keep.")
+    slo_rate_per_s: float | None = Field(
+        default=None, description="The highest rate of Poisson arrivals that kept it; none did."
+    )
+    slo_reached_p99_ms: float | None = Field(default=None, description="p99 at that rate.")
+    capacity_per_s: float | None = Field(
+        default=None, description="Passes a second when every stream is always busy."
+    )
+
     # state of the GPU meanwhile
     sm_clock_mhz: float | None = Field(default=None, description="Median while measuring.")
     memory_clock_mhz: float | None = None

@@ -1,0 +1,87 @@
+"""`enginefarm bench slo`: the highest rate of requests at which p99 keeps a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from enginefarm.cli.options import FiniteRange, precision_option
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--p99-ms",
+    "slo_p99_ms",
+    type=FiniteRange(0.001, 3_600_000),
+    required=True,
+    help="The limit that p99 has to keep.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Measure 1, 2, … so many sessions behind one queue.",
+)
+@precision_option("The graph to run; fp32 by default.")
+@click.option(
+    "--seconds",
+    type=FiniteRange(0.01, 3600),
+    default=5.0,
+    show_default=True,
+    help="Seconds for each rate, at least.",
+)
+@click.option(
+    "--requests",
+    "min_requests",
+    type=click.IntRange(100, 10_000_000),
+    default=500,
+    show_default=True,
+    help="Requests for each rate, at least.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
+@click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
+def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load: Any) -> None:
+    """Find the highest rate of requests to RECIPE at which p99 stays within a limit.
+
+    Requests arrive at random (a Poisson process) and wait in one queue for the first free stream;
+    waiting is part of their latency. A request is one pass at the opt shapes of the first profile,
+    in ONNX Runtime on this machine's CPU. Engines on a GPU are not measured by this command. The
+    rows go into the tables.
+    """
+    from enginefarm.bench.load import Load
+    from enginefarm.bench.on_cpu import load_cpu
+    from enginefarm.cli.tables import print_json, print_table
+    from enginefarm.recipes import file as recipe_file
+    from enginefarm.store import site
+    from enginefarm.tables.tables import BenchmarkTables
+
+    here, loaded = site.here(), recipe_file.load(recipe)
+    wanted: Any = precision or "fp32"
+    rows = load_cpu(here, loaded, wanted, Load(**load), range(1, streams + 1))
+    BenchmarkTables(here.store.objects).append(rows)
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+        return
+    print_table(
+        f"{loaded.name} {wanted} on {rows[0].host_class}: p99 within {load['slo_p99_ms']:g} ms",
+        ("streams", "highest rate/s", "its p99 ms", "capacity/s", "shapes", "note"),
+        [
+            (
+                str(row.streams),
+                _text(row.slo_rate_per_s),
+                _text(row.slo_reached_p99_ms),
+                _text(row.capacity_per_s),
+                row.shapes,
+                row.reason or "–",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
