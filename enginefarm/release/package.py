@@ -29,6 +29,7 @@ from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import (
     AccuracyError,
     PrecisionError,
+    StoreDenied,
     StoreMissing,
     ToolchainError,
     UsageError,
@@ -370,7 +371,9 @@ def cpu_graphs(site: Site, main: Manifest, others: Iterable[Manifest]) -> list[C
     found = [CpuGraph(one.graph, one.precision) for one in others]
     try:
         blob = site.store.blob(main.spec.onnx_digest)
-    except StoreMissing:  # it has external data, or its engine came from another store
+    except (StoreMissing, StoreDenied):
+        # It has external data, or the engine came from another store. S3 tells a key that may not
+        # list blobs that a missing one is denied (infra/s3-policies/pull.json).
         pass
     else:
         found.append(CpuGraph(OnnxRef(model=blob, opset=main.graph.opset), "fp32"))

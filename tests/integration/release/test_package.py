@@ -25,6 +25,7 @@ from enginefarm.errors import (
     AccuracyError,
     PrecisionError,
     SignatureRejected,
+    StoreDenied,
     ToolchainError,
     UsageError,
 )
@@ -360,3 +361,14 @@ def test_weights_in_a_file_of_their_own_travel_with_the_graph(
     assert cli.run(["package", "tiny", str(folder)]) == 0
     assert (folder / "cpu" / "model.onnx.data").stat().st_size == data.size_bytes
     assert float(stock(folder, "tensorrt-rtx").splitlines()[3].removeprefix("error ")) < 1e-5
+
+
+def test_a_key_that_may_only_pull_packages_what_it_can_read(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: EngineStore, digest: str) -> BlobRef:
+        raise StoreDenied(f"store: blobs/{digest}: Forbidden")
+
+    put(known=False)
+    monkeypatch.setattr(EngineStore, "blob", denied)
+    assert cli.run(["package", "tiny", str(tmp_path / "p")]) == 0
