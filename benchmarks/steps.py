@@ -131,8 +131,14 @@ class Steps:
                 array = _wide(onnx.numpy_helper.to_array(attribute.t))
                 attribute.t.CopyFrom(onnx.numpy_helper.from_array(array))
         value = onnx.helper.make_tensor_value_info
+        # ONNX Runtime takes `sizes` of an unknown length for none at all.
+        told = set(node.input[1:]) if node.op_type == "Resize" else set[str]()
         inputs = [
-            value(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+            value(
+                name,
+                onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+                array.shape if name in told else [None] * array.ndim,
+            )
             for name, array in feeds.items()
         ]
         outputs = [

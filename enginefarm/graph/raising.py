@@ -21,6 +21,9 @@ OPSET = 13
 """The first opset in which Q/DQ has an axis, and the oldest one that all later stages take."""
 OLDEST_THAT_RUNS = 7
 """ONNX Runtime runs no graph of an older opset."""
+PLACED = 11
+"""The first opset in which a Resize says where its pixels are."""
+PLACE = "coordinate_transformation_mode"
 CAME_AS = "enginefarm.came_as"
 """Key in the model's metadata: the opset that the file came with."""
 
@@ -58,6 +61,8 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
         for tensor in model.graph.initializer:
             if tensor.name in kept:
                 tensor.CopyFrom(kept.pop(tensor.name))
+        if came < PLACED and onnx_files.opset(model) >= PLACED:
+            _place_resizes(model.graph)
     for graph in onnx_files.graphs(model.graph):
         _steps_first(graph)
     del model.metadata_props[:]
@@ -92,6 +97,19 @@ def _converted(model: ModelProto) -> ModelProto:
             del getattr(converted.graph, field)[:]
             getattr(converted.graph, field).extend(getattr(model.graph, field))
         return converted
+
+
+def _place_resizes(graph: GraphProto) -> None:
+    """Until opset 10 an Upsample or Resize began to count at the corner of the first pixel.
+    onnx.version_converter leaves that out, and the default is another since opset 11."""
+    from onnx import helper
+
+    for inner in onnx_files.graphs(graph):
+        for node in inner.node:
+            given = {attribute.name: attribute.s for attribute in node.attribute}
+            interpolates = given.get("mode", b"nearest") != b"nearest"
+            if node.op_type == "Resize" and interpolates and PLACE not in given:
+                node.attribute.append(helper.make_attribute(PLACE, "asymmetric"))
 
 
 def came_as(model: ModelProto) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
-from enginefarm.graph.precisions import batch_norm, constants
+from enginefarm.graph.precisions import batch_norm, constants, outer
 from enginefarm.graph.precisions.free_names import name_nodes, unique_values
 from enginefarm.graph.precisions.graph import at_opset
 
@@ -35,4 +35,5 @@ def fp32(src: Path, name: str, opset: int = LEAST_OPSET) -> ModelProto:
     name_nodes(model)
     constants.widen(model)
     batch_norm.fold(model)
+    outer.as_mul(model)
     return model

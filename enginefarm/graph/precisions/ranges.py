@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import ort
+from enginefarm.graph import onnx_files, ort
 from enginefarm.graph.precisions import constants, masks
-from enginefarm.graph.precisions.free_names import FreeNames
+from enginefarm.graph.precisions.free_names import FreeNames, bodies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,9 @@ MARGIN = 2.0
 
 
 def find(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, str]:
-    """Name of each node of the main graph that reads or makes a value which FP16 does not hold
-    -> the reason. Masks do not count: the cast bounds them.
+    """Name of each node of the main graph that reads or makes a value which FP16 does not hold,
+    and of those in its bodies, where the value comes from -> the reason. Masks do not count: the
+    cast bounds them.
 
     model: FP32, of `prepare.fp32`, with the dtypes of its values. It is not changed.
     Raises: PrecisionError when it cannot be run.
@@ -40,8 +41,11 @@ def find(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in model.graph.node:
         for name in (*node.output, *node.input):
-            if name in odd:
-                found.setdefault(node.name, odd[name])
+            if name not in odd:
+                continue
+            inner = (n for body in bodies(node) for g in onnx_files.graphs(body) for n in g.node)
+            for meant in (node, *inner):
+                found.setdefault(meant.name, odd[name])
     return found
 
 

@@ -10,9 +10,9 @@ from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 from enginefarm.names import PrecisionName
 
-CAST_VERSION = "3"
+CAST_VERSION = "4"
 """Of the mixed-precision cast: raise it when the graph that it makes changes."""
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 """Of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
 
 

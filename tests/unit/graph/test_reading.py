@@ -114,6 +114,25 @@ def test_a_raised_model_is_compared_with_the_file(tmp_path: Path) -> None:
     assert exported(tmp_path, relu(opset=17)).notes == ()
 
 
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_an_old_resize_keeps_its_pixels_where_they_were(
+    tmp_path: Path, operator: str, opset: int
+) -> None:
+    node = helper.make_node(operator, ["x", "scales"], ["y"], "up", mode="linear")
+    scales = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    shape = [1, 2, 4, 4]
+    ends = {"inputs": [value("x", shape)], "outputs": [value("y", [1, 2, 8, 8])]}
+    made = model([node], **ends, weights=scales, opset=opset, ir=4)
+    report = exported(
+        tmp_path,
+        made,
+        inputs=[{"name": "x", "shape": shape}],
+        profiles=[{"dims": {}}],
+        verification={"data": {"random": True}, "batches": 1, "batch_size": 1},
+    )
+    assert "the numbers are the file's" in report.notes[0]
+
+
 def test_raising_that_changes_numbers_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,6 +243,51 @@ def test_a_value_that_leaves_fp16_on_the_reference_data_keeps_its_nodes_wide(
     assert details["kept_wide"] == [], "BF16 has FP32's range"
 
 
+def test_what_grows_in_the_body_of_a_loop_keeps_the_body_wide(tmp_path: Path) -> None:
+    text = """g (float[n, 4] x) => (float[n, 4] y) {
+        t = MatMul(x, w)
+        big = Loop <body = b (int64 i, bool c, float[n, 4] v) => (bool go, float[n, 4] grown) {
+            go = Identity(c)
+            grown = Mul(v, ten)
+        }> (steps, go_on, t)
+        y = Mul(big, small)
+    }"""
+    model = made(
+        text,
+        w=np.eye(4, dtype="f"),
+        steps=np.int64(7),
+        go_on=np.True_,
+        ten=np.float32(10),
+        small=np.float32(1e-4),
+    )
+    feeds = {"x": RANDOM.normal(size=(3, 4)).astype("f")}
+    converted, details = convert(model, tmp_path, seen=evidence(model, tmp_path, feeds))
+    found = run(emulate(converted), feeds)["y"]
+    np.testing.assert_allclose(found, 1000 * feeds["x"], rtol=2e-3)
+    assert {"Loop", "Mul"} <= {node["op_type"] for node in details["kept_wide"]}
+
+
+def test_positions_times_frequencies_stay_wide_without_a_wide_matmul(tmp_path: Path) -> None:
+    text = """g (int64[b, 1, s] positions, float[b, s, 8] x) => (float[b, s, 8] y) {
+        p = Cast <to = 1> (positions)
+        a = MatMul(frequencies, p)
+        angle = Transpose <perm = [0, 2, 1]> (a)
+        c = Cos(angle)
+        y = Mul(c, x)
+    }"""
+    frequencies = (10000.0 ** (-np.arange(8) / 8)).astype("f").reshape(1, 8, 1)
+    model = made(text, frequencies=frequencies)
+    feeds = {
+        "positions": RANDOM.integers(60_000, 130_000, (2, 1, 5)),
+        "x": RANDOM.normal(size=(2, 5, 8)).astype("f"),
+    }
+    wanted = run(model, feeds)["y"]
+    for name in ("fp16", "bf16"):
+        converted, details = convert(model, tmp_path, name)
+        assert "MatMul" not in details["wide_operators"]
+        np.testing.assert_allclose(run(emulate(converted), feeds)["y"], wanted, atol=0.03)
+
+
 def test_values_below_the_range_of_fp16_stay_wide(tmp_path: Path) -> None:
     model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
         a = MatMul (x, w)
