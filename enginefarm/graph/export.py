@@ -71,7 +71,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 1,
+                "reading": 2,
             },
         )
     try:

@@ -63,6 +63,7 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
                 tensor.CopyFrom(kept.pop(tensor.name))
         if came < PLACED and onnx_files.opset(model) >= PLACED:
             _place_resizes(model.graph)
+    _conditions(model.graph)
     for graph in onnx_files.graphs(model.graph):
         _steps_first(graph)
     del model.metadata_props[:]
@@ -145,6 +146,26 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="not-needed")
     return kept
+
+
+def _conditions(main: GraphProto) -> None:
+    """A Loop without a condition goes on until its count ends. TensorRT's parser wants one."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    graphs = list(onnx_files.graphs(main))
+    loops = [node for graph in graphs for node in graph.node if node.op_type == "Loop"]
+    without = [node for node in loops if not node.input[1]]
+    if not without:
+        return
+    names = {
+        name for graph in graphs for node in graph.node for name in (*node.input, *node.output)
+    }
+    names |= {item.name for graph in graphs for item in (*graph.initializer, *graph.input)}
+    always = _free("go_on", names)
+    main.initializer.append(numpy_helper.from_array(np.array(True), always))
+    for node in without:
+        node.input[1] = always
 
 
 def _steps_first(graph: GraphProto) -> None:

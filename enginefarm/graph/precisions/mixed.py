@@ -19,7 +19,7 @@ from enginefarm.graph.precisions.operands import operands
 from enginefarm.graph.precisions.wide import stays_wide
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 
 @dataclass
@@ -61,7 +61,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
     model: of `prepare.fp32`: FP32, with names of their own for nodes and values.
     keep_wide: names of nodes that stay in FP32, beside operators that never take `low`.
 
-    Inputs and outputs of the model and of every body (If, Loop, Scan) keep their dtypes.
+    Inputs and outputs of the model and of the bodies of If and Loop keep their dtypes.
     Raises: PrecisionError.
     """
     infer_types(model)
@@ -95,6 +95,7 @@ def _defined(graph: GraphProto) -> Iterator[str]:
 def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
     scope = scopes[id(graph)]
     for node in graph.node:
+        _lower_scan(state, node)
         for body in bodies(node):
             _graph(state, body, scopes)
         _rewrite(state, scope, node)
@@ -102,6 +103,25 @@ def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
     copies = [constants.copied(node) for node in scope.nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _lower_scan(state: _Cast, node: NodeProto) -> None:
+    """A Scan hands 16 bits to its body and takes them from it: TensorRT-RTX 1.7.1 refuses a Cast
+    between the body of a Scan and its border, and takes one in the body of a Loop."""
+    from onnx import TensorProto
+
+    if node.op_type != "Scan" or _kept_wide(state, node):
+        return
+    for body in bodies(node):
+        for value in (*body.input, *body.output):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                value.type.tensor_type.elem_type = state.low
+        state.types.update((value.name, state.low) for value in body.input if _low(state, value))
+        state.declared.update((v.name, state.low) for v in body.output if _low(state, v))
+
+
+def _low(state: _Cast, value: ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == state.low
 
 
 def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
@@ -131,7 +151,9 @@ def _kept_wide(state: _Cast, node: NodeProto) -> bool:
     """Whether the node stays in FP32 though its schema takes the low dtype."""
     from onnx import TensorProto
 
-    if node.name in state.keep_wide or bodies(node) or stays_wide(node, state.low):
+    if node.name in state.keep_wide or stays_wide(node, state.low):
+        return True
+    if bodies(node) and node.op_type != "Scan":
         return True
     if state.low != TensorProto.FLOAT16:
         return False

@@ -18,6 +18,7 @@ WIDE = (
     "Log",
     "LpNormalization",
     "MeanVarianceNormalization",
+    "NegativeLogLikelihoodLoss",
     "NonMaxSuppression",
     "Pow",
     "RMSNormalization",
@@ -31,6 +32,7 @@ WIDE = (
     "ReduceSum",
     "ReduceSumSquare",
     "Resize",
+    "SoftmaxCrossEntropyLoss",
 )
 """Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
 and NonMaxSuppression count in floats; Resize has scales among its inputs; CastLike and EyeLike

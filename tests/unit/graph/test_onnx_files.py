@@ -112,6 +112,36 @@ def test_a_graph_that_is_not_valid_names_the_node(tmp_path: Path) -> None:
     assert "mm" in caught.value.why
 
 
+def test_an_operator_that_onnx_cannot_infer_by_its_own_definition_is_valid(tmp_path: Path) -> None:
+    def graph(made: list[int]) -> Path:
+        node = helper.make_node("MeanVarianceNormalization", ["x"], ["y"], "mvn")
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4, 4])
+        out = helper.make_tensor_value_info("y", TensorProto.FLOAT, made)
+        body = helper.make_graph([node], "g", [given], [out])
+        opsets = [helper.make_opsetid("", 13)]
+        onnx.save(helper.make_model(body, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+        return tmp_path / "m.onnx"
+
+    onnx_files.check(graph([2, 3, 4, 4]), error=ExportError, what="m")
+
+
+def test_a_body_that_is_not_valid_is_refused(tmp_path: Path) -> None:
+    inner = helper.make_tensor_value_info("t", TensorProto.FLOAT, [9, 9])
+    branch = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0])], "b", [], [inner]
+    )
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch, else_branch=branch)
+    ends = [
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]),
+    ]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_model(helper.make_graph([node], "g", ends, [out]), ir_version=8)
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="not a valid ONNX model"):
+        onnx_files.check(tmp_path / "m.onnx", error=ExportError, what="m")
+
+
 def test_the_normal_form_forgets_where_and_when(tmp_path: Path) -> None:
     first, second = model(), model()
     second.producer_name = "exporter 3"

@@ -114,6 +114,25 @@ def test_a_raised_model_is_compared_with_the_file(tmp_path: Path) -> None:
     assert exported(tmp_path, relu(opset=17)).notes == ()
 
 
+def test_a_loop_without_a_condition_gets_one(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["v", "v"], ["grown"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        "body",
+        [value("i", [], TensorProto.INT64), value("going", [], TensorProto.BOOL), value("v", None)],
+        [value("still", [], TensorProto.BOOL), value("grown", None)],
+    )
+    loop = helper.make_node("Loop", ["steps", "", "x"], ["y"], "loop", body=body)
+    made = model([loop], weights={"steps": np.array(3, np.int64)})
+    report = exported(tmp_path, made)
+    (node,) = onnx.load(report.path).graph.node
+    assert all(node.input), "TensorRT's parser refuses a Loop without one"
+    x = np.ones((1, 4), np.float32)
+    assert run(report.path, {"x": x})["y"].tolist() == [[8.0] * 4]
+
+
 @pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
 def test_an_old_resize_keeps_its_pixels_where_they_were(
     tmp_path: Path, operator: str, opset: int

@@ -14,6 +14,7 @@ from tiny_models import document
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.emulate import emulate
 from enginefarm.graph.precisions import mixed, precision, prepare
 
 RECIPE = Recipe.model_validate(document())
@@ -115,6 +116,31 @@ def test_bodies_are_cast_too(tmp_path: Path, name: str, text: str, feeds: dict[s
     if name == "fp16":
         wanted = run(made(text, w=WEIGHT), **feeds)["y"]
         np.testing.assert_allclose(run(converted, **feeds)["y"], wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_no_cast_stands_at_the_border_of_a_scans_body(tmp_path: Path, name: str) -> None:
+    """TensorRT-RTX refuses one there."""
+    text = """
+    agraph (float[2] first, float[3, 2] x) => (float[2] y, float[3, 2] z) {
+        y, z = Scan <num_scan_inputs = 1, body = step (float[2] sum, float[2] next)
+            => (float[2] added, float[2] each) {
+                e = Exp (next)
+                added = Add (sum, e)
+                each = Identity (added)
+            }> (first, x)
+    }"""
+    feeds = {"first": np.zeros(2, "f"), "x": RANDOM.normal(size=(3, 2)).astype("f")}
+    converted = cast(made(text), tmp_path, name)
+    (body,) = (graph for graph in onnx_files.graphs(converted.graph) if graph.name == "step")
+    low = TensorProto.FLOAT16 if name == "fp16" else TensorProto.BFLOAT16
+    assert {v.type.tensor_type.elem_type for v in (*body.input, *body.output)} == {low}
+    makers = {out: node for node in body.node for out in node.output}
+    assert [makers[v.name].op_type for v in body.output] == ["Add", "Identity"]
+    kinds = types(converted)
+    assert (kinds["y"], kinds["z"], kinds["first"]) == (TensorProto.FLOAT,) * 3
+    wanted, found = run(made(text), **feeds), run(emulate(converted), **feeds)
+    np.testing.assert_allclose(found["z"], wanted["z"], rtol=0.02)
 
 
 def test_an_integer_that_becomes_a_float_stays_exact(tmp_path: Path) -> None:
