@@ -23,11 +23,16 @@ from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 DOCS = Path(__file__).parent
 WRITTEN = "<!-- written by docs/generate.py; edit the code instead -->\n"
 WIDTH = 88
+COMPLETION = """
+The shell completes commands, GPUs, precisions, and the recipes and channels of the store after
+`eval "$(_ENGINEFARM_COMPLETE=zsh_source enginefarm)"`; put `bash_source` for bash, or
+`fish_source` for fish. The line belongs in the shell's startup file.
+"""
 
 
 def cli_page() -> str:
     """Every help page, as `enginefarm COMMAND --help` prints it."""
-    parts = ["# The command line", WRITTEN, _help(cli, "enginefarm")]
+    parts = ["# The command line", WRITTEN, COMPLETION, _help(cli, "enginefarm")]
     root = click.Context(cli, info_name="enginefarm", terminal_width=WIDTH)
     for name in COMMANDS:
         command = cli.get_command(root, name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.bench_slo import slo
 from enginefarm.cli.options import (
     FiniteRange,
@@ -105,7 +106,11 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 
 
 @bench.command("run")
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    shell_complete=completion.recipe_files,
+)
 @click.option(
     "--seconds",
     type=FiniteRange(0.01, 3600),
@@ -165,7 +170,7 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
 
 
 @bench.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.engines)
 @gpu_option("Show only this GPU's.")
 @precision_option("Show only this precision's.")
 @click.option("--runtime", type=click.Choice(tuple(RUNTIMES)), help="Show only this runtime's.")

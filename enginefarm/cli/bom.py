@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
 
 
 @click.command()
-@click.argument("engine", metavar="NAME|SPEC")
+@click.argument("engine", metavar="NAME|SPEC", shell_complete=completion.engines)
 @gpu_option("With NAME: this GPU's.")
 @precision_option("With NAME: this precision's.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.init import model_options, recipe_of, wishes
 from enginefarm.cli.options import gpus_option, precisions_option
 from enginefarm.errors import UsageError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE|MODEL")
+@click.argument("recipe", metavar="RECIPE|MODEL", shell_complete=completion.recipe_files)
 @gpus_option("Build for these GPUs only (repeat, or separate with commas); required for a MODEL.")
 @precisions_option("Only these precisions; of a MODEL: which, fp16 by default.")
 @model_options

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from enginefarm.cli import completion
+
 if TYPE_CHECKING:
     from enginefarm.store.channels import GateResult, Revision
 
@@ -13,12 +15,20 @@ STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 
 
 @click.command()
-@click.argument("recipe")
-@click.option("--to", "channel", default="production", show_default=True, help="The channel.")
+@click.argument("recipe", shell_complete=completion.engines)
+@click.option(
+    "--to",
+    "channel",
+    default="production",
+    show_default=True,
+    help="The channel.",
+    shell_complete=completion.channels,
+)
 @click.option(
     "--from",
     "source",
     metavar="CHANNEL",
+    shell_complete=completion.channels,
     help="Take the engines from this channel; the newest by default.",
 )
 @click.option("--why", default="", help="The reason, for the channel's log.")
@@ -69,8 +79,8 @@ class _DryRun(Exception):
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("channel")
+@click.argument("recipe", shell_complete=completion.engines)
+@click.argument("channel", shell_complete=completion.channels)
 @click.option(
     "--to", "revision", type=int, help="The revision; the last one with other engines by default."
 )
@@ -87,8 +97,8 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("name", required=False, metavar="[CHANNEL]")
+@click.argument("recipe", shell_complete=completion.engines)
+@click.argument("name", required=False, metavar="[CHANNEL]", shell_complete=completion.channels)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def channel(recipe: str, name: str | None, as_json: bool) -> None:
     """List RECIPE's channels, or every move of one CHANNEL: when, who, from what, and why."""

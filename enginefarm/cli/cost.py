@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange
 from enginefarm.cli.tables import print_json, print_table
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.option(
     "--prices",
     "file",

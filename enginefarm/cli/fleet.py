@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli import completion
+
 
 @click.command()
-@click.argument("name", required=False, metavar="[NAME[@CHANNEL]]")
+@click.argument(
+    "name", required=False, metavar="[NAME[@CHANNEL]]", shell_complete=completion.engines
+)
 @click.option(
     "--promote",
     "source",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SPEC = re.compile(r"[0-9a-f]{8,64}")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.engines)
 @gpu_option("Show only this GPU's.")
 @precision_option("Show only this precision's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -69,7 +70,7 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 
 
 @click.command()
-@click.argument("what", metavar="NAME|SPEC")
+@click.argument("what", metavar="NAME|SPEC", shell_complete=completion.engines)
 @gpu_option("With NAME: only this GPU's.")
 @precision_option("With NAME: only this precision's.")
 @click.option("--layers", is_flag=True, help="Show the engine's layers instead of the manifest.")

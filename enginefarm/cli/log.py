@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.engines)
 @gpu_option("The GPU that it was built for.", required=True)
 @precision_option("The precision; needed when the recipe has several.")
 @click.option(

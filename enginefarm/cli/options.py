@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
+from enginefarm.cli import completion
 from enginefarm.errors import UsageError, did_you_mean
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
 
@@ -74,25 +74,6 @@ def one_label(context: click.Context, parameter: click.Parameter, given: str | N
     return label
 
 
-def _gpus(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    from enginefarm.documents import gpus
-
-    done, comma, last = begun.rpartition(",")
-    return [
-        CompletionItem(f"{done}{comma}{row.label}", help=f"sm_{row.compute_capability}")
-        for row in gpus.table().values()
-        if row.label.startswith(last.lower())
-    ]
-
-
-def _precisions(
-    context: click.Context, parameter: click.Parameter, begun: str
-) -> list[CompletionItem]:
-    done, comma, last = begun.rpartition(",")
-    names = (name for name in PRECISION_NAMES if name.startswith(last.lower()))
-    return [CompletionItem(f"{done}{comma}{name}") for name in names]
-
-
 def gpus_option(help_line: str, name: str = "gpus") -> Callable[[Any], Any]:
     return click.option(
         "--gpu",
@@ -100,7 +81,7 @@ def gpus_option(help_line: str, name: str = "gpus") -> Callable[[Any], Any]:
         multiple=True,
         metavar="LABEL,…",
         callback=labels,
-        shell_complete=_gpus,
+        shell_complete=completion.gpus,
         help=help_line,
     )
 
@@ -112,7 +93,7 @@ def precisions_option(help_line: str) -> Callable[[Any], Any]:
         multiple=True,
         metavar="NAME,…",
         callback=several,
-        shell_complete=_precisions,
+        shell_complete=completion.precisions,
         help=help_line,
     )
 
@@ -123,7 +104,7 @@ def precisions_filter(help_line: str) -> Callable[[Any], Any]:
         multiple=True,
         metavar="NAME,…",
         callback=one_of(PRECISION_NAMES),
-        shell_complete=_precisions,
+        shell_complete=completion.precisions,
         help=help_line,
     )
 
@@ -136,7 +117,12 @@ def runtimes_filter(help_line: str) -> Callable[[Any], Any]:
 
 def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
     return click.option(
-        "--gpu", metavar="LABEL", callback=one_label, shell_complete=_gpus, help=help_line, **more
+        "--gpu",
+        metavar="LABEL",
+        callback=one_label,
+        shell_complete=completion.gpus,
+        help=help_line,
+        **more,
     )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @gpu_option("Take only engines for this GPU.")
 @precision_option("Take this precision. Default: fp16, if it has an engine.")

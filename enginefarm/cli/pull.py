@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", required=False, metavar="NAME[@CHANNEL]")
+@click.argument("name", required=False, metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @gpu_option("Pull for this GPU; auto is this machine's.", default="auto", show_default=True)
 @precision_option("Default: the best that fits.")
 @click.option(

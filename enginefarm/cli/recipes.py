@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from enginefarm.cli import completion
+
 
 @click.group()
 def recipes() -> None:
@@ -62,7 +64,7 @@ def list_(as_json: bool) -> None:
 
 
 @recipes.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.stored)
 def remove(name: str) -> None:
     """Remove the recipe NAME from the store. Its engines stay."""
     from enginefarm.recipes import kept as recipe_store

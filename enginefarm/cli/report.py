@@ -6,9 +6,16 @@ from pathlib import Path
 
 import click
 
+from enginefarm.cli import completion
+
 
 @click.command()
-@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "recipes",
+    nargs=-1,
+    type=click.Path(path_type=Path, dir_okay=False),
+    shell_complete=completion.recipe_files,
+)
 @click.option(
     "--output",
     "-o",

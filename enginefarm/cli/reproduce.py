@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from enginefarm.cli import completion
+
 
 @click.command()
-@click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION")
+@click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION", shell_complete=completion.engines)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def reproduce(engine: str, folder: Path) -> None:
     """Write a FOLDER that rebuilds ENGINE with only TensorRT's bindings and numpy.

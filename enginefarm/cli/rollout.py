@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.engines)
 @click.argument("repository", metavar="DIR|s3://BUCKET/PREFIX")
 @click.option(
     "--server",

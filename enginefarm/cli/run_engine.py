@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import precision_option
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Found(NamedTuple):
 
 
 @click.command("run")
-@click.argument("engine", metavar="NAME[@CHANNEL]|PLAN")
+@click.argument("engine", metavar="NAME[@CHANNEL]|PLAN", shell_complete=completion.engines)
 @click.option(
     "--input",
     "inputs",

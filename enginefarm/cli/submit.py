@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpus_option, precisions_option
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipe_files)
 @gpus_option("Only these of the recipe's GPUs (repeat, or with commas).")
 @precisions_option("Only these of the recipe's precisions.")
 @click.option("--no-wait", is_flag=True, help="Start the run and return at once.")

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.names import PRECISION_NAMES
 
 
 @click.command("triton-repo")
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
 @click.option("--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, where it is.")
 @click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @gpu_option("The GPU; auto is this machine's.", default="auto", show_default=True)
 @precision_option("Default: the best that fits.")
 @click.option(

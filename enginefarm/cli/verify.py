@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli import completion
+
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
     from enginefarm.store.engine_store import EngineStore
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.option("--bytes", "read_bytes", is_flag=True, help="Also download and hash each engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(name: str, read_bytes: bool, as_json: bool) -> None:
@@ -66,7 +68,7 @@ def _hash(store: EngineStore, manifest: Manifest) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@CHANNEL]")
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.option(
     "--vouch",
     is_flag=True,

@@ -13,11 +13,20 @@ import click
 if TYPE_CHECKING:
     from enginefarm.farm.worker.card import Role
 
+from enginefarm.cli import completion
+from enginefarm.cli.options import one_label
 from enginefarm.errors import FarmError, UsageError
 
 
 @click.command()
-@click.option("--gpu", "label", metavar="LABEL", help="Build and benchmark for this GPU.")
+@click.option(
+    "--gpu",
+    "label",
+    metavar="LABEL",
+    callback=one_label,
+    shell_complete=completion.gpus,
+    help="Build and benchmark for this GPU.",
+)
 @click.option(
     "--cross", is_flag=True, help="With --gpu: this machine has no such GPU; cross-build for it."
 )

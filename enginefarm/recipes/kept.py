@@ -10,7 +10,6 @@ trust key it takes only what one of these keys signed.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.reading import newer, or_left_out, parsed
+from enginefarm.store.reading import newer, or_left_out, parsed, schema_version
 from enginefarm.store.site import Site
 
 RECIPES = "recipes/"
@@ -136,7 +135,7 @@ def read(store: EngineStore, name: str) -> PushedRecipe:
     try:
         pushed = parsed(_key(name), found[0], PushedRecipe)
     except CorruptBlob as error:
-        if _version_of(found[0]) > VERSION:
+        if schema_version(found[0], "recipe") > VERSION:
             raise newer(_key(name), PushedRecipe) from None
         raise CorruptBlob(
             f"store: {_key(name)} is not a recipe", why=error.what, fix="push it again"
@@ -146,13 +145,6 @@ def read(store: EngineStore, name: str) -> PushedRecipe:
     if pushed.recipe.name != name:
         raise CorruptBlob(f"store: {_key(name)} holds another recipe, {pushed.recipe.name}")
     return pushed
-
-
-def _version_of(body: bytes) -> int:
-    """What a document that is not one of ours says of its version; 0: nothing."""
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        return int(json.loads(body)["recipe"]["schema_version"])
-    return 0
 
 
 def remove(store: EngineStore, name: str) -> None:

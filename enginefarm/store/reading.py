@@ -31,7 +31,7 @@ def parsed(key: str, body: bytes, model: type[Model], fix: str = MEND) -> Model:
         found = model.read(body)
         said: Any = dict(found).get("schema_version")
     except ValidationError as error:
-        if known is not None and _schema_version(body) > known.default:
+        if known is not None and schema_version(body) > known.default:
             raise newer(key, model) from None
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -63,10 +63,15 @@ def newer(key: str, model: type[Frozen]) -> NewerVersion:
     )
 
 
-def _schema_version(body: bytes) -> int:
-    """What a document that could not be read says of its own version; 0: nothing."""
-    with suppress(ValueError, AttributeError, RecursionError):
-        said = json.loads(body).get("schema_version")
-        if isinstance(said, int):
-            return said
+def schema_version(body: bytes, *path: str) -> int:
+    """What a document that could not be read says of its own version; 0: nothing.
+
+    path: the keys that lead to the part whose version is asked for.
+    """
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        found: Any = json.loads(body)
+        for name in (*path, "schema_version"):
+            found = found[name]
+        if isinstance(found, int):
+            return found
     return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from enginefarm.errors import RecipeError
+from enginefarm.errors import RecipeError, did_you_mean
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import ranges, rules
 from enginefarm.graph.precisions.graph import infer_types
@@ -67,12 +66,10 @@ def named(model: ModelProto, names: Sequence[str]) -> list[str]:
         meant = [n for n, op in nodes if wanted in (n, op) or fnmatchcase(n, wanted)]
         if not meant:
             known = dict.fromkeys([name for name, _ in nodes] + [op for _, op in nodes])
-            near = get_close_matches(wanted, known, n=3, cutoff=0.4)
             raise RecipeError(
                 f"keep_wide[{index}]: the graph has no node and no operator {wanted!r}",
-                fix=f"did you mean {' or '.join(map(repr, near))}?"
-                if near
-                else f"its operators are {', '.join(sorted({op for _, op in nodes}))}",
+                fix=did_you_mean(wanted, known)
+                or f"its operators are {', '.join(sorted({op for _, op in nodes}))}",
             )
         found += meant
     return found

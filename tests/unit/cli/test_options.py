@@ -77,3 +77,8 @@ def test_a_recipe_is_kept(tmp_path: Path) -> None:
     assert run(["init", str(path), "--gpu", "t4", "--save", str(kept)]) == 0
     assert "name: m " in kept.read_text()
     assert run(["init", str(path), "--gpu", "t4", "--save", str(kept)]) == 2
+
+
+def test_the_worker_suggests_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["worker", "--gpu", "a10O"]) == GpuError.exit_code
+    assert "did you mean a10" in capsys.readouterr().err

@@ -317,7 +317,7 @@ def test_names_patterns_and_operators_of_the_recipe_stay_wide(tmp_path: Path) ->
     types = {v.name: v.type.tensor_type.elem_type for v in converted.graph.value_info}
     sigmoid = next(node for node in converted.graph.node if node.op_type == "Sigmoid")
     assert types[sigmoid.output[0]] == TensorProto.FLOAT
-    with pytest.raises(RecipeError, match=r"keep_wide\[1\].*'frist'(?s:.*)did you mean 'first'"):
+    with pytest.raises(RecipeError, match=r"keep_wide\[1\].*'frist'(?s:.*)did you mean first\?"):
         convert(model, tmp_path, keep_wide=("second", "frist"))
 
 
