@@ -28,7 +28,8 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.pulling.catalog import StoreCatalog
-    from enginefarm.release import package as packages
+    from enginefarm.release.package import write
+    from enginefarm.release.package_choice import choose, cpu_engines
     from enginefarm.store import site
     from enginefarm.store.channels import split
     from enginefarm.store.seen import SeenRevisions
@@ -40,15 +41,15 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     catalog = StoreCatalog(here.store, SeenRevisions(here.cache.root))
     engines = catalog.manifests(recipe, channel, trusted)
     budgets = catalog.budgets(recipe)
-    choice = packages.choose(engines, recipe, precision=precision, gpu=gpu, budgets=budgets)
-    others = packages.cpu_engines(choice, engines)
+    choice = choose(engines, recipe, precision=precision, gpu=gpu, budgets=budgets)
+    others = cpu_engines(choice, engines)
     if trusted is not None:
         for one in (*(variant.manifest for variant in choice.variants), *others):
             trusted.require(one, catalog.attestation(one))
             require_name(recipe, one, catalog.alias(recipe, one), trusted)
     version = choice.variants[0].manifest.spec_digest[:12]
     with watched(enabled=not as_json):
-        made = packages.write(
+        made = write(
             here,
             choice,
             others,

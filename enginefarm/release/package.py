@@ -35,20 +35,15 @@ from enginefarm.errors import (
     UsageError,
 )
 from enginefarm.graph import ort
-from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
-from enginefarm.pulling.checks import accurate, is_caveat
+from enginefarm.names import PrecisionName
 from enginefarm.release.package_check import COMPONENT, CPU, Checked, Request, checked
+from enginefarm.release.package_choice import Choice, Variant
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialise
 
-RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
-CAPABILITIES = {RTX_PROVIDER: ("8.6", "8.9", "12.0", "12.1")}
-"""Provider -> the compute capabilities that it starts on, of those that plans are built for; a
-provider that is not here starts on all. onnxruntime-ep-nv-tensorrt-rtx 0.5.0 refuses the others:
-it "only supports RTX devices with compute capabilities 86, 89, 120 and above"."""
 EMBEDDED = "onnxruntime-tensorrt"
 """The runtime whose artifacts are EPContext models already."""
 ONNX_TYPES: dict[DType, str] = {
@@ -61,24 +56,6 @@ ONNX_TYPES: dict[DType, str] = {
     "uint8": "UINT8",
     "bool": "BOOL",
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One engine of a package. gpus: the labels that it serves."""
-
-    name: str
-    provider: str
-    manifest: Manifest
-    gpus: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What goes into a package, and a line for each engine that was left out."""
-
-    variants: tuple[Variant, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,97 +74,6 @@ class Package:
     choice: Choice
     cpu: PrecisionName
     checked: Checked
-
-
-def choose(
-    manifests: Iterable[Manifest],
-    recipe: str,
-    *,
-    precision: PrecisionName | None = None,
-    gpu: str | None = None,
-    budgets: Budgets | None = None,
-) -> Choice:
-    """The newest engine for each execution provider, all in one precision.
-
-    precision: None takes the first of PRECISION_ORDER that can be packaged.
-    Raises: ToolchainError where no engine can be packaged, with each one's reason; UsageError
-    where a provider would have several.
-    """
-    wanted = [one for one in manifests if gpu in (None, one.gpu)]
-    fits: list[Manifest] = []
-    notes: list[tuple[PrecisionName, str]] = []
-    for one in sorted(wanted, key=lambda one: (one.gpu, one.precision, one.created_at)):
-        why = _misfit(one, budgets or Budgets())
-        if why:
-            line = f"{one.spec.label} {one.spec_digest[:12]} is left out: {why}"
-            notes.append((one.precision, line))
-        else:
-            fits.append(one)
-    order = (precision,) if precision else PRECISION_ORDER
-    best = next((name for name in order if any(one.precision == name for one in fits)), None)
-    if best is None:
-        of = f"{recipe}{f' for {gpu}' if gpu else ''}{f' in {precision}' if precision else ''}"
-        raise ToolchainError(
-            f"package: {of} has no engine that ONNX Runtime can load",
-            why="\n       ".join(line for _, line in notes) or "there is no engine at all",
-            fix="build one with toolchain tensorrt, trtexec, ort-trt or tensorrt-rtx",
-        )
-    newest: dict[tuple[str, str], Manifest] = {}
-    for one in sorted(fits, key=lambda one: (one.created_at, one.spec_digest)):
-        if one.precision == best:
-            newest[(_provider(one), one.gpu)] = one
-    providers = dict.fromkeys(provider for provider, _ in newest)
-    return Choice(
-        variants=tuple(
-            _variant(recipe, provider, [one for (of, _), one in newest.items() if of == provider])
-            for provider in providers
-        ),
-        notes=tuple(line for of, line in notes if of == best),
-    )
-
-
-def _variant(recipe: str, provider: str, engines: list[Manifest]) -> Variant:
-    different = {one.engine.digest for one in engines}
-    gpus = tuple(sorted(one.gpu for one in engines))
-    if len(different) > 1:
-        raise UsageError(
-            f"package: {recipe} has {len(different)} different engines for {provider} in "
-            f"{engines[0].precision}, for {', '.join(gpus)}",
-            why="a model package has one for each provider: ONNX Runtime takes the first, and does "
-            "not ask which GPU it was built for",
-            fix=f"write a package for each GPU: --gpu {gpus[0]}",
-        )
-    first = min(engines, key=lambda one: one.gpu)
-    return Variant(runtime_of(first.spec.toolchain.name)[0], provider, first, gpus)
-
-
-def cpu_engines(choice: Choice, engines: Iterable[Manifest]) -> list[Manifest]:
-    """The FP32 engines of the model that was chosen: the CPU variant may have their graph."""
-    model = choice.variants[0].manifest.spec.onnx_digest
-    return [one for one in engines if (one.spec.onnx_digest, one.precision) == (model, "fp32")]
-
-
-def _provider(manifest: Manifest) -> str:
-    return runtime_of(manifest.spec.toolchain.name)[1].provider
-
-
-def _misfit(manifest: Manifest, budgets: Budgets) -> str:
-    """Why an engine cannot be packaged; empty where it can."""
-    provider, spec = _provider(manifest), manifest.spec
-    if not provider:
-        return f"ONNX Runtime has no execution provider that loads plans of {spec.toolchain.name}"
-    starts_on = CAPABILITIES.get(provider)
-    if starts_on is not None and spec.gpu.compute_capability not in starts_on:
-        return f"{provider} starts only on compute capability {', '.join(starts_on)}"
-    if len(spec.profiles) > 1:
-        return f"it has {len(spec.profiles)} profiles, and ONNX Runtime runs only the first"
-    if spec.plugins:
-        return "it needs plugin libraries, which a package cannot bring"
-    if manifest.reference is None:
-        return "its manifest names no reference outputs, so that nothing could be checked"
-    if manifest.device_verification.status == "failed":
-        return f"it failed verification on the device: {manifest.device_verification.reason}"
-    return "; ".join(str(one) for one in accurate(manifest, budgets) if not is_caveat(one))
 
 
 def write(

@@ -32,6 +32,7 @@ from enginefarm.errors import (
 from enginefarm.graph import ort
 from enginefarm.release import package
 from enginefarm.release.package_check import COMPONENT, CPU, opened
+from enginefarm.release.package_choice import choose
 from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
 
@@ -269,7 +270,7 @@ def test_several_profiles_are_refused(put: Put) -> None:
     made = put()
     twice = made.spec.model_copy(update={"profiles": made.spec.profiles * 2})
     with pytest.raises(ToolchainError) as caught:
-        package.choose([made.model_copy(update={"spec": twice})], "tiny")
+        choose([made.model_copy(update={"spec": twice})], "tiny")
     assert "2 profiles" in caught.value.why
 
 
@@ -372,3 +373,13 @@ def test_a_key_that_may_only_pull_packages_what_it_can_read(
     put(known=False)
     monkeypatch.setattr(EngineStore, "blob", denied)
     assert cli.run(["package", "tiny", str(tmp_path / "p")]) == 0
+
+
+def test_variants_are_of_one_model(put: Put) -> None:
+    earlier = put(toolchain="tensorrt", minutes=1, known=False)
+    later = put(b"another plan", minutes=2)
+    choice = choose([later, earlier], "tiny")
+    assert [one.manifest for one in choice.variants] == [later]
+    assert choice.notes == (
+        f"l4/fp16 {earlier.spec_digest[:12]} is left out: it is of an earlier graph",
+    )
