@@ -150,7 +150,7 @@ def filled(
         "iterations": found.total.samples,
         "duration_s": found.seconds,
         **_columns("latency", found.total),
-        **_columns("compute", found.compute),
+        **compute_columns(found.compute),
         "throughput_samples_per_s": found.samples_per_s,
         "latency_cov": found.total.cov,
         "cov_verdict": found.total.verdict,
@@ -209,6 +209,11 @@ def _compared(
 ) -> tuple[OutputComparison, ...]:
     batch = ReferenceBatch(inputs=dict(feeds), outputs=first, labels=None)
     return compare([batch], lambda _: outputs, Budget(), Comparing()).outputs
+
+
+def compute_columns(found: Figures | None) -> dict[str, float]:
+    """The columns of a row for the compute alone; none where the runtime does not tell it."""
+    return _columns("compute", found)
 
 
 def _columns(prefix: str, found: Figures | None) -> dict[str, float]:

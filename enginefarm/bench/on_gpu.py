@@ -100,11 +100,11 @@ def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     left_out: dict[str, str] = {}
-    for manifest in _engines(known(site, recipe), row.label) if row else ():
+    for manifest in engines_for(known(site, recipe), row.label) if row else ():
         report("profile", 0, None, manifest.spec.label)
         try:
             record_layer_times(site, manifest)
-        except EngineRunError as error:
+        except (EngineRunError, HostError) as error:
             name = f"layers of {manifest.spec.label}"
             left_out[name] = one_line(error.why or error.what)
     return left_out
@@ -140,12 +140,12 @@ def _entries(
             on = partial(on_provider_in_a_process, name, onnx)
             make = partial(on, runtime="onnxruntime-tensorrt", provider=PROVIDER, options=options)
             yield Entry(name, make, row)
-    for manifest in _engines(model, label):
+    for manifest in engines_for(model, label):
         for graph_too in (False, True):
             yield _engine(site, manifest, profile, graph_too)
 
 
-def _engines(model: BuiltRecipe, label: str) -> list[Manifest]:
+def engines_for(model: BuiltRecipe, label: str) -> list[Manifest]:
     """The newest of each precision and toolchain that were built for this GPU, and not refused.
 
     Engines of an older recipe, with other profiles, do not take the same shapes.

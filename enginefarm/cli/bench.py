@@ -50,6 +50,7 @@ SHOWN = (
 MEASURED = (
     "latency_ms_median",
     "latency_ms_p99",
+    "compute_ms_median",
     "throughput_samples_per_s",
     "cov_verdict",
     "relative_l2_max",
@@ -122,8 +123,16 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 @click.option(
     "--layers", is_flag=True, help="On a GPU: also time each engine's layers, for `diff`."
 )
+@click.option(
+    "--trtexec",
+    is_flag=True,
+    help="On a GPU: also measure each engine as trtexec 11 does by default (CUDA graph, spin wait, "
+    "no transfers).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
-def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -> None:
+def run_(
+    recipe: Path, seconds: float, cpu: bool, layers: bool, trtexec: bool, as_json: bool
+) -> None:
     """Time RECIPE on this machine: runtimes side by side, in turns, on the same inputs.
 
     On a GPU: PyTorch, ONNX Runtime with its CUDA and its TensorRT provider, and the engines
@@ -133,6 +142,7 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
     from enginefarm.bench.harness import Harness
     from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
     from enginefarm.bench.on_gpu import benchmark_gpu, profile_engines
+    from enginefarm.bench.queued import Queued, benchmark_queued
     from enginefarm.errors import UsageError
     from enginefarm.host.detect import first_gpu
     from enginefarm.recipes import file as recipe_file
@@ -145,10 +155,12 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
     harness = usual.model_copy(
         update={"min_seconds": seconds, "max_seconds": max(seconds, usual.max_seconds)}
     )
-    if layers and on_cpu:
+    if on_cpu and (layers or trtexec):
+        option = "--layers" if layers else "--trtexec"
         raise UsageError(
-            "bench run --layers: only an engine on a GPU has layers to time",
-            fix="leave out --layers, or run it on a machine that has the GPU",
+            f"bench run {option}: it measures an engine on a GPU",
+            why="this run is on the CPU",
+            fix=f"leave out {option}, or run it on a machine that has the GPU",
         )
     if on_cpu:
         rows = [*benchmark_cpu(here, loaded, harness=harness)]
@@ -157,6 +169,10 @@ def run_(recipe: Path, seconds: float, cpu: bool, layers: bool, as_json: bool) -
         rows = found.rows
         if layers:
             found.left_out |= profile_engines(here, loaded)
+        if trtexec:
+            queued = benchmark_queued(here, loaded, Queued(seconds=seconds))
+            rows += queued.rows
+            found.left_out |= queued.left_out
         for name, why in found.left_out.items():
             click.echo(f"left out: {name}: {why}", err=True)
     BenchmarkTables(here.store.objects).append(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 from small_models import convolutions
 
+from enginefarm.bench.queued import Queued, QueuedAnswer, QueuedRequest
 from enginefarm.building import isolate
+from enginefarm.child.call import Child, Limits
+from enginefarm.errors import EngineRunError
 from enginefarm.toolchains import trtexec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
@@ -109,6 +113,47 @@ def theirs(plan: Path, batch: int, graph: bool, data: Path, *, keep: bool) -> Pa
         report.d2h_ms["median"],
         report.latency_ms["median"],
     )
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_defaults_of_trtexec_11_measure_the_same(
+    plan: Path, batch: int, record_property: Any
+) -> None:
+    """Its defaults are written out here for 8.6: CUDA graph, spin wait, no transfers."""
+    x = np.random.default_rng(0).standard_normal((batch, 3, 16, 16)).astype(np.float32)
+    reference = plan.with_name(f"reference{batch}.npz")
+    np.savez(reference, **{"0000/input/x": x})
+    request = QueuedRequest(
+        plan=plan,
+        reference=reference,
+        toolchain="tensorrt",
+        shapes={"x": x.shape},
+        settings=Queued(seconds=1.0),
+    )
+    child = Child(what="ours", error=EngineRunError, limits=Limits(120))
+    line = [
+        *(str(TRTEXEC), f"--loadEngine={plan}", f"--shapes=x:{batch}x3x16x16", "--duration=1"),
+        *("--warmUp=200", "--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
+    ]
+    mine: list[tuple[float, float]] = []
+    other: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        found = child.ask("enginefarm.bench.queued:measure", request, QueuedAnswer)
+        mine.append((median(found.compute_ms), len(found.compute_ms) / found.seconds))
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+        said = done.stdout + done.stderr
+        report = trtexec.parse_log(said)
+        assert report.passed, said[-2000:]
+        rate = re.search(r"Throughput: ([\d.]+) qps", said)
+        assert rate is not None, said[-2000:]
+        other.append((report.compute_ms["median"], float(rate[1])))
+    (compute, qps), (their_compute, their_qps) = (
+        tuple(map(median, zip(*side, strict=True))) for side in (mine, other)
+    )
+    print(f"| {batch} | {compute:.4f} | {their_compute:.4f} | {qps:.0f} | {their_qps:.0f} |")
+    record_property("ratio", compute / their_compute)
+    assert compute == pytest.approx(their_compute, rel=WITHIN, abs=EVENT_MS)
+    assert qps == pytest.approx(their_qps, rel=0.1)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["no-graph", "graph"])

@@ -66,7 +66,7 @@ def test_runtimes_side_by_side_and_what_is_missing_left_out_by_name(
     store_environment: EngineStore, recipe: Path, capsys: Out
 ) -> None:
     # The store holds a cross-built engine alone, and this machine has nothing that runs it.
-    run = ["bench", "run", str(recipe), "--seconds", "0.05", "--json"]
+    run = ["bench", "run", str(recipe), "--seconds", "0.05", "--trtexec", "--json"]
     assert cli.run(run) == EngineRunError.exit_code
     error = capsys.readouterr().err
     assert "no runtime could run" in error
@@ -95,12 +95,14 @@ def test_runtimes_side_by_side_and_what_is_missing_left_out_by_name(
         "ONNX Runtime TensorRT fp16: ",
         "tensorrt-rtx fp16: ",
         "tensorrt fp16 + CUDA graph, images:1x3x16x16: ",
+        "a100/fp16 as trtexec measures: ",
     ):
         assert any(line.startswith(f"left out: {name}") for line in left_out), (name, left_out)
     assert any("no CUDAExecutionProvider" in line for line in left_out)
     stored = BenchmarkTables(store_environment.objects).rows()
     assert len([row for row in stored if row.outcome == "measured"]) == 2
 
+    run.remove("--trtexec")
     assert cli.run([*run, "--cpu"]) == 0
     on_cpu = json.loads(capsys.readouterr().out)
     assert {(row["runtime"], row["gpu"]) for row in on_cpu} == {("onnxruntime-cpu", None)}

@@ -1,0 +1,189 @@
+"""An engine as trtexec 11 measures it by default: one CUDA graph, no copies, the next pass always
+in the queue, and a host that spins for the end of the one before.
+
+What a pass takes is told by the GPU's clock, and throughput by the host's over the whole run. The
+rows have no `latency_ms_*`: those are of lone passes with their copies. docs/decisions/0247.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from enginefarm.bench.engine import compute_columns
+from enginefarm.bench.figures import figures
+from enginefarm.bench.gpu_state import GpuSampler, GpuState
+from enginefarm.bench.on_gpu import SideBySide, engines_for
+from enginefarm.bench.recipe import host_class, known
+from enginefarm.bench.shapes import Point, points, sized
+from enginefarm.child.call import Child, Limits
+from enginefarm.documents.gpus import by_nvml_name
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import EngineRunError, HostError
+from enginefarm.graph.onnx_files import one_line
+from enginefarm.graph.reference import read_reference
+from enginefarm.host.detect import first_gpu
+from enginefarm.progress import report
+from enginefarm.run.engine import Engine
+from enginefarm.schema import Frozen
+from enginefarm.store.site import Site, plugin_libraries
+from enginefarm.tables.from_manifest import rows_from_manifest
+from enginefarm.tables.rows import BenchmarkRow
+
+QUEUED = "enginefarm-queued/1"
+QUEUED_CLOCK = "GPU, queued passes"
+DEPTH = 2
+
+
+class Queued(Frozen):
+    """Settings: trtexec's own defaults (its --duration, --warmUp and --iterations)."""
+
+    seconds: float = Field(default=3.0, gt=0)
+    warmup_s: float = Field(default=0.2, ge=0)
+    min_passes: int = Field(default=10, ge=1)
+
+    @property
+    def flags(self) -> str:
+        fixed = {"queue": DEPTH, "spin_wait": True, "transfers": False}
+        values = {**fixed, **self.model_dump(mode="json")}
+        return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
+
+
+class QueuedRequest(Frozen):
+    """One profile. shapes: of the inputs; reference: inputs of any batch."""
+
+    plan: Path
+    reference: Path
+    toolchain: str
+    profile: int = 0
+    shapes: dict[str, tuple[int, ...]]
+    plugins: tuple[Path, ...] = ()
+    settings: Queued = Queued()
+
+
+class QueuedAnswer(Frozen):
+    """compute_ms: of each pass. seconds: of all of them, on the host's clock."""
+
+    compute_ms: tuple[float, ...]
+    seconds: float = Field(gt=0)
+    gpu: GpuState
+
+
+def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide:
+    """A row of each of the recipe's engines for this GPU, at its first profile's opt shapes.
+
+    Raises: StoreMissing when nothing of the recipe is built yet.
+    """
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    result = SideBySide()
+    for manifest in engines_for(known(site, recipe), row.label) if row else ():
+        report("queued", len(result.rows), None, manifest.spec.label)
+        try:
+            result.rows.append(_row(site, manifest, settings))
+        except (EngineRunError, HostError) as error:
+            name = f"{manifest.spec.label} as trtexec measures"
+            result.left_out[name] = one_line(error.why or error.what)
+    return result
+
+
+def _row(site: Site, manifest: Manifest, settings: Queued) -> BenchmarkRow:
+    if manifest.reference is None:
+        raise EngineRunError(f"{manifest.spec.label}: its manifest names no reference inputs")
+    point = points(manifest.spec.profiles, batch_sweep=False)[0]
+    request = QueuedRequest(
+        plan=site.cache.ensure(site.store, manifest.engine),
+        reference=site.cache.ensure(site.store, manifest.reference),
+        toolchain=manifest.spec.toolchain.name,
+        profile=point.profile,
+        shapes=point.shapes,
+        plugins=plugin_libraries(site, manifest.spec),
+        settings=settings,
+    )
+    child = Child(what="the engine's benchmark", error=EngineRunError, limits=Limits(600))
+    found = child.ask("enginefarm.bench.queued:measure", request, QueuedAnswer)
+    built = {one.profile: one for one in rows_from_manifest(manifest)}[point.profile_name]
+    return built.model_copy(update=row_columns(found, point, settings))
+
+
+def row_columns(found: QueuedAnswer, point: Point, settings: Queued) -> dict[str, Any]:
+    """What a measurement puts into the row of a built engine."""
+    state = found.gpu.model_dump(exclude={"samples", "sm_clock_mhz_min", "sm_clock_mhz_max"})
+    now = dt.datetime.now(dt.UTC)
+    return {
+        "outcome": "measured",
+        "date": now.date(),
+        "measured_at": now,
+        "host": platform.node(),
+        "host_class": host_class(),
+        "profile": point.profile_name,
+        "batch": point.batch,
+        "shapes": point.text,
+        "harness": QUEUED,
+        "harness_flags": settings.flags,
+        "parts_clock": QUEUED_CLOCK,
+        "cuda_graph": True,
+        "iterations": len(found.compute_ms),
+        "duration_s": found.seconds,
+        **compute_columns(figures(found.compute_ms)),
+        "throughput_samples_per_s": len(found.compute_ms) * point.batch / found.seconds,
+        **state,
+    }
+
+
+def measure(request_json: str) -> str:
+    """In the fresh process: a QueuedRequest in, a QueuedAnswer out, both as JSON.
+
+    Raises: HostError; EngineRunError, also where no CUDA graph can be captured.
+    """
+    request = QueuedRequest.model_validate_json(request_json)
+    inputs = next(read_reference(request.reference)).inputs
+    with (
+        Engine(request.plan, toolchain=request.toolchain, plugins=request.plugins) as engine,
+        engine.session(request.profile, cuda_graph=True) as session,
+    ):
+        session.bind(sized(inputs, request.shapes))
+        session.copy_in()
+        session.stream.synchronize()
+        events = [(engine.cuda.Event(), engine.cuda.Event()) for _ in range(DEPTH)]
+        settings = request.settings
+        passes(session, events, settings.warmup_s, 1)
+        with GpuSampler() as sampler:
+            taken, seconds = passes(session, events, settings.seconds, settings.min_passes)
+        state = sampler.state()
+    answer = QueuedAnswer(compute_ms=tuple(taken), seconds=seconds, gpu=state)
+    return answer.model_dump_json()
+
+
+def passes(
+    session: Any, events: Sequence[tuple[Any, Any]], seconds: float, least: int
+) -> tuple[list[float], float]:
+    """What each pass took in ms, and what all took in s. One is in the queue while the host waits
+    for the one before, so that the GPU never waits for the host."""
+
+    def enqueue(index: int) -> None:
+        begin, end = events[index % len(events)]
+        begin.record(session.stream)
+        session.compute()
+        end.record(session.stream)
+
+    def waited(index: int) -> float:
+        begin, end = events[index % len(events)]
+        end.synchronize()  # an event without the blocking flag: the host spins
+        return float(end.time_since(begin))
+
+    taken: list[float] = []
+    started = time.perf_counter()
+    enqueue(0)
+    while len(taken) < least or time.perf_counter() - started < seconds:
+        enqueue(len(taken) + 1)
+        taken.append(waited(len(taken)))
+    taken.append(waited(len(taken)))
+    return taken, time.perf_counter() - started
