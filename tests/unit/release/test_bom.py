@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft7Validator
-from referencing import Registry, Resource
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from sample_manifest import CALIBRATED, make_manifest, ref
 
 from enginefarm.documents.comparing import OutputComparison
@@ -16,17 +15,13 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ToolUse
 from enginefarm.release.bom import bom
 
-SCHEMAS = Path(__file__).parent / "cyclonedx"
+VALIDATOR = JsonStrictValidator(SchemaVersion.V1_6)
+"""With the schemas that CycloneDX publishes; the library brings them."""
 
 
-@pytest.fixture(scope="module")
-def validator() -> Draft7Validator:
-    read = {file.name: json.loads(file.read_text("utf-8")) for file in SCHEMAS.glob("*.json")}
-    base = "http://cyclonedx.org/schema/"
-    resources = [(f"{base}{name}", Resource.from_contents(one)) for name, one in read.items()]
-    return Draft7Validator(
-        read["bom-1.6.schema.json"], registry=Registry().with_resources(resources)
-    )
+def refused(document: dict[str, Any]) -> str:
+    """The first thing that is wrong with a document; empty for a valid one."""
+    return str(VALIDATOR.validate_str(json.dumps(document)) or "").partition("\n")[0]
 
 
 def full(**spec: Any) -> Manifest:
@@ -59,17 +54,14 @@ def full(**spec: Any) -> Manifest:
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("made", [make_manifest, full])
-def test_it_is_valid_by_the_published_schema(
-    made: Any, signed: bool, validator: Draft7Validator
-) -> None:
-    document = json.loads(json.dumps(bom(made(), signed=signed)))
-    assert [error.message for error in validator.iter_errors(document)] == []
+def test_it_is_valid_by_the_published_schema(made: Any, signed: bool) -> None:
+    assert refused(bom(made(), signed=signed)) == ""
 
 
-def test_the_schema_refuses_what_is_wrong(validator: Draft7Validator) -> None:
+def test_the_schema_refuses_what_is_wrong() -> None:
     document = bom(make_manifest(), signed=False)
     document["metadata"]["component"]["hashes"][0]["content"] = "no digest"
-    assert [*validator.iter_errors(document)]
+    assert "no digest" in refused(document)
 
 
 def test_it_names_what_the_engine_was_made_from() -> None:
