@@ -4,7 +4,7 @@
 
 Two real models (EfficientNet-Lite0 and MiniLM, both with their published weights) run
 through ONNX Runtime on this CPU. Each session is a new process: session creation, memory
-layout and the neighbours' load differ as they differ between two nights. A session waits for
+layout and the neighbors' load differ as they differ between two nights. A session waits for
 a quiet machine, as a farm's worker holds its GPU alone; after a minute it runs regardless, so
 that noisy nights are in the data too. The file carries its provenance in the Parquet
 metadata; `benchmarks/regression.py` resamples it.

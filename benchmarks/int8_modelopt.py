@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     options = parser.parse_args(arguments)
     print(machine.described("onnx", "onnxruntime", "torch"))
     print(f"theirs: {_versions(options.python)}\n")
-    print("| model | quantised by | SQNR dB | cosine | Q/DQ operators | seconds |")
+    print("| model | quantized by | SQNR dB | cosine | Q/DQ operators | seconds |")
     print("|---|---|---|---|---|---|")
     figures: list[Figure] = []
     for path in options.recipes:
@@ -131,14 +131,14 @@ def _row(recipe: Recipe, label: str, onnx: Path, reference: Path, seconds: float
     worst = max(found.outputs, key=lambda output: output.relative_l2)
     sqnr = -20 * math.log10(max(worst.relative_l2, 1e-30))
     print(
-        f"| {recipe.name} | {label} | {sqnr:.1f} | {worst.cosine:.5f} | {_quantised(onnx)} | "
+        f"| {recipe.name} | {label} | {sqnr:.1f} | {worst.cosine:.5f} | {_quantized(onnx)} | "
         f"{seconds:.0f} |",
         flush=True,
     )
     return sqnr
 
 
-def _quantised(onnx: Path) -> str:
+def _quantized(onnx: Path) -> str:
     """Operators that read a DequantizeLinear, by type."""
     graph = onnx_files.read(onnx).graph
     made = {

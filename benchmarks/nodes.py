@@ -5,7 +5,7 @@
 
 Each model with one operator (onnx 1.16.2), and each that PyTorch wrote years ago (onnx 1.23.2),
 becomes a recipe of static shapes. What the stages publish is run again here, apart from the
-product: FP32 by ONNX Runtime with every optimisation off, 16 bits by ONNX's reference evaluator,
+product: FP32 by ONNX Runtime with every optimization off, 16 bits by ONNX's reference evaluator,
 which rounds after each operator. Beside it stands what TensorRT-RTX says, for a GPU of compute
 capability 8.0, to the suite's model as it is and to ours.
 
@@ -247,7 +247,7 @@ def _run(path: Path, which: str, inputs: dict[str, Any]) -> tuple[list[Any], str
 
 
 def plain(path: Path) -> Any:
-    """ONNX Runtime's session on the CPU, with every optimisation off."""
+    """ONNX Runtime's session on the CPU, with every optimization off."""
     runtime: Any = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -259,7 +259,7 @@ def _off(want: Array, have: Array) -> float:
     have = np.asarray(have)
     if want.shape != have.shape:
         return float("inf")
-    if want.dtype.itemsize == 1 and want.dtype.kind in "iu":  # quantised: a tie may go either way
+    if want.dtype.itemsize == 1 and want.dtype.kind in "iu":  # quantized: a tie may go either way
         return float(np.mean(np.abs(want.astype(int) - have.astype(int)) > 1)) if want.size else 0.0
     if want.dtype.kind in "biuSUO":
         return 0.0 if want.size == 0 else float(np.mean(want != have))

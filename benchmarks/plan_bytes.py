@@ -27,7 +27,7 @@ from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.site import Site, materialise
+from enginefarm.store.site import Site, materialize
 from enginefarm.toolchains import BuildRequest
 
 RECIPES = ("examples/01_efficientnet_lite0", "examples/02_minilm")
@@ -102,7 +102,7 @@ def _build(site: Site, prepared: PreparedGraph, specs: list[BuildSpec]) -> Way:
         with site.scratch() as scratch:
             request = BuildRequest(
                 spec=spec,
-                onnx=materialise(site, prepared.graph, scratch / "onnx"),
+                onnx=materialize(site, prepared.graph, scratch / "onnx"),
                 work_dir=scratch / "build",
             )
             request.work_dir.mkdir()

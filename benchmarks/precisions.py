@@ -2,7 +2,7 @@
 
     python benchmarks/precisions.py [RECIPE …]
 
-Prints SQNR (signal to quantisation noise, dB), cosine and top-1 agreement against the FP32
+Prints SQNR (signal to quantization noise, dB), cosine and top-1 agreement against the FP32
 PyTorch reference, and the time that calibration takes. ONNX Runtime's own calibrators are
 in the table for comparison: with `--ort` (slow).
 """

@@ -1,6 +1,6 @@
 """A graph run node by node, for a second opinion on the graphs that are published.
 
-Each node is an ONNX Runtime session of its own, in FP32 and with every optimisation off, and
+Each node is an ONNX Runtime session of its own, in FP32 and with every optimization off, and
 numpy rounds each result that the graph stores in 16 bits. The product's verification rewrites
 the whole graph and lets ONNX Runtime round: nothing of that is used here.
 

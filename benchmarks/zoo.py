@@ -6,7 +6,7 @@
 The list is data: zoo_models/models.toml. Each model is built with `enginefarm build`, real
 TensorRT-RTX builds included. Each graph that is published then runs again here, apart from the
 product's verification: other seeds, at min, opt and max of the profile, FP32 by ONNX Runtime
-with every optimisation off, the others node by node (benchmarks/steps.py says what that sees
+with every optimization off, the others node by node (benchmarks/steps.py says what that sees
 and what not), against the model as it came.
 
 Results are a file of JSON for each model: what is in it is not run again (--again: it is).

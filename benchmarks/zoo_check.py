@@ -1,4 +1,4 @@
-"""A second opinion on what the zoo published: unseen data, every size, no optimisation."""
+"""A second opinion on what the zoo published: unseen data, every size, no optimization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enginefarm.graph import data, feeds
 from enginefarm.graph.export import load
 from enginefarm.planning.stages import here
 from enginefarm.recipes import file as recipe_file
-from enginefarm.store.site import materialise
+from enginefarm.store.site import materialize
 
 onnx: Any = import_module("onnx")  # typed in part
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ def checked(folder: Path, row: Row, engine: Row) -> Row:
         site = here()
         manifest = site.store.manifest(engine["spec_digest"])
         assert manifest is not None, "the build says that it is published"
-        path = materialise(site, manifest.graph, Path(name) / "graph")
+        path = materialize(site, manifest.graph, Path(name) / "graph")
         reference = _reference(recipe, folder, Path(name))
         graph = _graph(path, precision)
         figures = Figures(row.get("class_scores", ()), row.get("found", ""))

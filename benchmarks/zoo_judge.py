@@ -108,7 +108,7 @@ def _ratio(error: float, signal: float) -> float:
 
 
 def detections(output: Array) -> list[tuple[Array, int]]:
-    """Boxes and classes of one picture: (4 + classes, anchors), centre and size first, with the
+    """Boxes and classes of one picture: (4 + classes, anchors), center and size first, with the
     overlapping ones of a class taken out."""
     scores = output[4:]
     best = scores.max(0)
@@ -132,7 +132,7 @@ def matched(theirs: list[tuple[Array, int]], ours: list[tuple[Array, int]]) -> i
 
 
 def overlap(one: Array, other: Array) -> float:
-    """Intersection over union of two boxes, each centre and size."""
+    """Intersection over union of two boxes, each center and size."""
     low = np.maximum(one[:2] - one[2:] / 2, other[:2] - other[2:] / 2)
     high = np.minimum(one[:2] + one[2:] / 2, other[:2] + other[2:] / 2)
     both = float(np.prod(np.maximum(high - low, 0)))

@@ -23,7 +23,7 @@ precision. `no (n)`: nothing is published, for reason n below. `not run`: nothin
 published, and this check could not run it, or did not end. * random weights: it shows that a
 graph builds, and not what it loses.
 
-FP32 graphs ran in ONNX Runtime with every optimisation off; the others node by node, each result
+FP32 graphs ran in ONNX Runtime with every optimization off; the others node by node, each result
 that is stored in 16 bits rounded by numpy (benchmarks/steps.py). That sees overflow, rounding,
 casts and sizes. It does not see rounding inside an operator, what TensorRT makes of a graph, or a
 GPU: no plan ran here."""

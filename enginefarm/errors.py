@@ -7,7 +7,7 @@ EnginefarmError                    1
 │   └── UnsafeCheckpointError     13  a checkpoint that would execute code
 ├── ExportError                   14  PyTorch -> ONNX failed, or the ONNX is not valid
 ├── SlimError                     15  OnnxSlim failed, or changed the numbers
-├── PrecisionError                16  the cast or the quantiser failed
+├── PrecisionError                16  the cast or the quantizer failed
 ├── CalibrationError              17  calibration data is missing, empty, or of the wrong shape
 ├── ModelError                    18  the model returns different numbers each time, or NaN in FP32
 ├── BuildError                    20  the builder refused the network
@@ -39,7 +39,7 @@ EnginefarmError                    1
 │   ├── PluginMissing             66  the plan needs a plugin that is not loaded
 │   └── DeviceOutOfMemory         67  the GPU has too little free memory
 ├── FarmError                     70  server, work pool, worker or deployment
-│   └── WorkerMismatch            71  the worker's GPU is not the one it was labelled with
+│   └── WorkerMismatch            71  the worker's GPU is not the one it was labeled with
 └── UsageError                     2  the command line
 
 The number is the exit code of the command line. An error says what is wrong, why,

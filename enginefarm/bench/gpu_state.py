@@ -87,10 +87,10 @@ class GpuSampler:
                 return
 
     def state(self) -> GpuState:
-        return summarise(self._samples, self._limit_w)
+        return summarize(self._samples, self._limit_w)
 
 
-def summarise(samples: list[dict[str, float]], limit_w: float | None) -> GpuState:
+def summarize(samples: list[dict[str, float]], limit_w: float | None) -> GpuState:
     def values(name: str) -> list[float]:
         return [sample[name] for sample in samples if name in sample]
 

@@ -31,7 +31,7 @@ from enginefarm.progress import report
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
 from enginefarm.run.remote import RemoteContender
 from enginefarm.run.running import Contender
-from enginefarm.store.site import Site, materialise
+from enginefarm.store.site import Site, materialize
 from enginefarm.tables.rows import BenchmarkRow
 
 CPU_HARNESS = Harness(warmup_iterations=3, warmup_s=0.3, min_iterations=20, max_seconds=10)
@@ -87,7 +87,7 @@ def load_cpu(
     point = Point(0, profile.name, {name: profile.shapes[name].opt for name in names})
     rows: list[BenchmarkRow] = []
     with site.scratch() as scratch, ExitStack() as stack:
-        graph = materialise(site, model.graphs[precision], scratch).absolute()
+        graph = materialize(site, model.graphs[precision], scratch).absolute()
         sessions: list[RemoteContender] = []
         for count in sorted(set(streams)):
             while len(sessions) < count:
@@ -153,7 +153,7 @@ def _contenders(
         folder.mkdir()
         one = on_provider_in_a_process(
             f"ONNX Runtime {precision}",
-            materialise(site, graph, folder).absolute(),
+            materialize(site, graph, folder).absolute(),
             runtime="onnxruntime-cpu",
             provider="CPUExecutionProvider",
             options={},

@@ -37,7 +37,7 @@ from enginefarm.run.artifacts import in_a_process
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.run.remote import RemoteContender
-from enginefarm.store.site import Site, materialise, plugin_libraries
+from enginefarm.store.site import Site, materialize, plugin_libraries
 from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.toolchains.ort_trt import PRECISION_OPTIONS, graph_options
@@ -129,7 +129,7 @@ def _entries(
     for precision, graph in model.graphs.items():
         folder = scratch / precision
         folder.mkdir()
-        onnx = materialise(site, graph, folder)
+        onnx = materialize(site, graph, folder)
         row = partial(row_of, recipe.name, precision, **on_gpu)
         name = f"ONNX Runtime CUDA {precision}"
         on = partial(on_provider_in_a_process, name, onnx)

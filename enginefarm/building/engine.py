@@ -40,7 +40,7 @@ from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.disk import writing
-from enginefarm.store.site import Site, materialise, recorded, whole
+from enginefarm.store.site import Site, materialize, recorded, whole
 from enginefarm.store.statements import Vouching, vouching
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
@@ -142,7 +142,7 @@ def _build(
     limits = build_limits()
     request = BuildRequest(
         spec=asked,
-        onnx=materialise(site, job.prepared.graph, scratch / "onnx"),
+        onnx=materialize(site, job.prepared.graph, scratch / "onnx"),
         work_dir=work_dir,
         plugins=tuple(site.cache.ensure(site.store, ref) for ref in job.prepared.plugins),
         timeout_s=limits.timeout_s,

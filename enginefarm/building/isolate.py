@@ -1,6 +1,6 @@
 """Runs one build in a child process, so that whatever happens there is one error here.
 
-Address-space randomisation is off for it: without that, plans differ from run to run.
+Address-space randomization is off for it: without that, plans differ from run to run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 
 from enginefarm import errors
 from enginefarm.child.call import Child, Kinds, Limits
-from enginefarm.child.process import randomisation_is_off
+from enginefarm.child.process import randomization_is_off
 from enginefarm.progress import report
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains import toolchain as toolchain_named
@@ -70,7 +70,7 @@ def build(
     except BaseException:
         (work_dir / "engine.plan").unlink(missing_ok=True)
         raise
-    details = output.details | {"address_space_randomisation": not randomisation_is_off()}
+    details = output.details | {"address_space_randomization": not randomization_is_off()}
     return output.model_copy(update={"log": work_dir / LOG_NAME, "details": details})
 
 

@@ -5,7 +5,7 @@ trtexec.sh                   the same build as a command line, and a run on the 
 model.onnx[.data]            the graph as the builder got it
 reference.npz                inputs, and the FP32 outputs of the model itself
 inputs/NAME.bin              the first batch, as trtexec --loadInputs reads it
-calibration.json             the scales of the quantised tensors, which are in the graph
+calibration.json             the scales of the quantized tensors, which are in the graph
 README.md                    what is compared, and what is not
 """
 
@@ -26,7 +26,7 @@ from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.reference import read_reference
 from enginefarm.store.disk import writing
-from enginefarm.store.site import Site, materialise
+from enginefarm.store.site import Site, materialize
 from enginefarm.tables.layers import layers_of
 from enginefarm.toolchains import BuildRequest, tensorrt_rtx, trtexec
 from enginefarm.toolchains.tensorrt import COMPATIBILITY
@@ -58,7 +58,7 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"reproduce: the folder {folder} is not empty", fix="name a new folder")
     with writing(folder):
-        materialise(site, manifest.graph, folder)
+        materialize(site, manifest.graph, folder)
         shutil.copyfile(
             str(files("enginefarm.building") / "standalone.py"), folder / "reproduce.py"
         )
@@ -66,7 +66,7 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
         (folder / "build.json").write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
         inputs = _reference(site, manifest, folder)
         scales = [*_scales(folder / "model.onnx")]
-        text = json.dumps({"quantised": scales}, indent=2)
+        text = json.dumps({"quantized": scales}, indent=2)
         (folder / "calibration.json").write_text(text + "\n", "utf-8")
         (folder / "trtexec.sh").write_text(write(manifest, inputs), "utf-8")
         (folder / "README.md").write_text(_readme(manifest, len(scales)), "utf-8")
@@ -157,7 +157,7 @@ def _file_of(name: str) -> str:
 
 
 def _scales(model: Path) -> Iterator[dict[str, Any]]:
-    """The calibration table: the scale of each quantised tensor, out of the graph itself."""
+    """The calibration table: the scale of each quantized tensor, out of the graph itself."""
     from onnx import numpy_helper
 
     graph = onnx_files.read(model).graph
@@ -210,7 +210,7 @@ WRITERS: dict[str, Callable[[Manifest, dict[str, tuple[int, ...]]], str]] = {
 """Toolchain -> what trtexec.sh holds."""
 
 
-def _readme(manifest: Manifest, quantised: int) -> str:
+def _readme(manifest: Manifest, quantized: int) -> str:
     spec, built_with = manifest.spec, manifest.spec.toolchain
     portable = built_with.name == tensorrt_rtx.NAME
     package = "tensorrt-rtx" if portable else f"tensorrt-cu{built_with.cuda.split('.')[0]}"
@@ -226,5 +226,5 @@ its bytes, its size and the network's layers. A native build times kernels, so i
 repeat. Not compared: {NOT_COMPARED[portable]}.
 
 reference.npz holds `NNNN/input/NAME` and `NNNN/output/NAME`: what the model itself returns in FP32.
-{quantised} tensors are quantised. Their scales are in the graph; calibration.json lists them.
+{quantized} tensors are quantized. Their scales are in the graph; calibration.json lists them.
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NO_RANDOMISATION = 0x0040000
+NO_RANDOMIZATION = 0x0040000
 MODULES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -34,7 +34,7 @@ def main() -> int:
     asked = json.loads((HERE / "build.json").read_text("utf-8"))
     if arguments.outputs:
         return compare_outputs(arguments.outputs)
-    without_randomisation()
+    without_randomization()
     trt = bindings(asked["toolchain"])
     print(f"{trt.__name__} {trt.__version__}; the farm used {asked['build']}")
     plan, layers = build(trt, asked)
@@ -52,16 +52,16 @@ def bindings(toolchain: str) -> Any:
     sys.exit("TensorRT's bindings cannot be imported: " + "; ".join(tried))
 
 
-def without_randomisation() -> None:
+def without_randomization() -> None:
     """Starts over at fixed addresses, as the farm builds: the order of equal things depends on
     them. Where the system does not allow it, the build goes on and says so."""
     if os.environ.get("REPRODUCE_FIXED"):
         return
     os.environ["REPRODUCE_FIXED"] = "1"
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "personality") and libc.personality(NO_RANDOMISATION) != -1:
+    if hasattr(libc, "personality") and libc.personality(NO_RANDOMIZATION) != -1:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 # this very script
-    print("address-space randomisation stays on: the plan's bytes may differ for that alone")
+    print("address-space randomization stays on: the plan's bytes may differ for that alone")
 
 
 def build(trt: Any, asked: dict[str, Any]) -> tuple[bytes, list[str]]:

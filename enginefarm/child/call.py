@@ -33,7 +33,7 @@ from pydantic import BaseModel, ValidationError
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
-from enginefarm.child.process import kill_group, randomisation_off, resident_bytes, start
+from enginefarm.child.process import kill_group, randomization_off, resident_bytes, start
 from enginefarm.errors import BuildCancelled, EnginefarmError
 from enginefarm.progress import Progress, report
 
@@ -79,7 +79,7 @@ class Child:
     error: one kind for every way to end badly, or a kind for each.
     folder: where it works, and its files and log stay; None: a temporary one.
     environment: variables beside the harmless ones of `child_environment`.
-    fixed_addresses: without address-space randomisation, where the machine allows it.
+    fixed_addresses: without address-space randomization, where the machine allows it.
     beats: after a second without progress, it is reported as running.
     """
 
@@ -172,7 +172,7 @@ class _Watch:
                 with self._log.open("wb") as log:
                     process = start(
                         [
-                            *(randomisation_off() if self._child.fixed_addresses else ()),
+                            *(randomization_off() if self._child.fixed_addresses else ()),
                             *(sys.executable, "-P", "-m", "enginefarm.child.inside"),
                             *(function, str(folder), str(write_end), str(os.getpid())),
                         ],

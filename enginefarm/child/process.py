@@ -52,7 +52,7 @@ def child_environment(work_dir: Path) -> dict[str, str]:
 
 
 @cache
-def randomisation_off() -> tuple[str, ...]:
+def randomization_off() -> tuple[str, ...]:
     """What stands before a command so that its addresses are fixed: `setarch -R`, where it
     works. Docker's default seccomp profile forbids it."""
     tool = shutil.which("setarch")
@@ -63,9 +63,9 @@ def randomisation_off() -> tuple[str, ...]:
     return prefix if probe.returncode == 0 else ()
 
 
-def randomisation_is_off() -> bool:
+def randomization_is_off() -> bool:
     """Whether children of this process get fixed addresses, hence plans that repeat."""
-    return bool(randomisation_off())
+    return bool(randomization_off())
 
 
 def resident_bytes(pid: int) -> int:

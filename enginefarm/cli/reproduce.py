@@ -15,7 +15,7 @@ from enginefarm.cli import completion
 def reproduce(engine: str, folder: Path) -> None:
     """Write a FOLDER that rebuilds ENGINE with only TensorRT's bindings and numpy.
 
-    It holds the graph as the builder got it, the scales of its quantised tensors, reference
+    It holds the graph as the builder got it, the scales of its quantized tensors, reference
     inputs and outputs, a script through the Builder API, and a trtexec line.
     """
     from enginefarm.building.reproduce import reproduce as write

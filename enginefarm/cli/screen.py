@@ -13,13 +13,13 @@ TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 
 UNSAFE = re.compile(f"[{CONTROL}{TURNING}]")
 MOVING = re.compile(rf"(?!\x1b\[[0-9;]*m|\r\n)[{CONTROL}{TURNING}]")
-"""UNSAFE but for colours, which tables and Prefect's logs have, and ends of lines of Windows."""
+"""UNSAFE but for colors, which tables and Prefect's logs have, and ends of lines of Windows."""
 NOT_IN_JSON = re.compile(rf"[\x7f-\x9f{TURNING}]")
 """Of UNSAFE what json.dumps leaves as it is."""
 
 
 def plain(text: str) -> str:
-    """The text with its unsafe characters, colours too, as Python writes them: `\\x1b`."""
+    """The text with its unsafe characters, colors too, as Python writes them: `\\x1b`."""
     return UNSAFE.sub(_escaped, text)
 
 

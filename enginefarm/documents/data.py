@@ -36,7 +36,7 @@ class Data(Frozen):
     )
     labels: str | None = Field(
         default=None,
-        description="Key of the true classes in each batch, when the data is labelled.",
+        description="Key of the true classes in each batch, when the data is labeled.",
     )
     not_finite: bool = Field(
         default=False,

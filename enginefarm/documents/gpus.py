@@ -65,7 +65,7 @@ def gpu(label: str) -> Gpu:
     known = table()
     if label not in known:
         raise GpuError(
-            f"gpus: no GPU is labelled {label!r}",
+            f"gpus: no GPU is labeled {label!r}",
             fix=f"{did_you_mean(label, known)} The labels are {', '.join(known)}; to add one, add "
             "a table to gpus.toml".lstrip(),
         )

@@ -133,7 +133,7 @@ class Recipe(Frozen):
     )
     keep_wide: tuple[Annotated[str, StringConstraints(min_length=1, max_length=500)], ...] = Field(
         default=(),
-        description="Nodes of the slimmed graph that stay in FP32, and are not quantised, in "
+        description="Nodes of the slimmed graph that stay in FP32, and are not quantized, in "
         "every precision: names, patterns of names (`/decoder/*`), or types of operators.",
     )
     search_tries: int = Field(

@@ -32,7 +32,7 @@ class Budget(Frozen):
         default=None,
         ge=0,
         le=100,
-        description="Labelled data: points of top-1 accuracy it may lose.",
+        description="Labeled data: points of top-1 accuracy it may lose.",
     )
     min_part_cosine: float | None = Field(
         default=None,

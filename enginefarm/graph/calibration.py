@@ -34,7 +34,7 @@ MIN_VALUES = 8 * BINS
 
 class AbsHistogram:
     """Counts of |x| in BINS equal bins over [0, limit]. The limit doubles when it must:
-    neighbouring bins are merged, so no count moves to a bin it does not belong to."""
+    neighboring bins are merged, so no count moves to a bin it does not belong to."""
 
     def __init__(self) -> None:
         self.counts: Array | None = None
@@ -89,9 +89,9 @@ def percentile(histogram: AbsHistogram, options: Calibration) -> float:
 
 
 def entropy(histogram: AbsHistogram, options: Calibration) -> float:
-    """The threshold whose 128-level quantisation loses the least information.
+    """The threshold whose 128-level quantization loses the least information.
 
-    Kullback-Leibler divergence between the clipped distribution and its quantised self, as in
+    Kullback-Leibler divergence between the clipped distribution and its quantized self, as in
     S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) and NVIDIA's pytorch-quantization.
     Of fewer than MIN_VALUES numbers the largest is taken.
     """
@@ -118,14 +118,14 @@ def _divergence(kept: Array, clipped: float) -> float:
     sums = np.add.reduceat(kept, edges)
     means = sums / np.maximum(np.add.reduceat(filled, edges), 1)
     widths = np.diff(edges, append=kept.size)
-    quantised = np.repeat(means, widths) * filled
+    quantized = np.repeat(means, widths) * filled
     wanted = kept.copy()
     wanted[-1] += clipped
-    if quantised.sum() == 0 or (wanted[-1] > 0 and quantised[-1] == 0):
-        quantised[-1] = max(quantised[-1], 1e-12)  # or the divergence would be infinite
-    wanted, quantised = wanted / wanted.sum(), quantised / quantised.sum()
+    if quantized.sum() == 0 or (wanted[-1] > 0 and quantized[-1] == 0):
+        quantized[-1] = max(quantized[-1], 1e-12)  # or the divergence would be infinite
+    wanted, quantized = wanted / wanted.sum(), quantized / quantized.sum()
     there = wanted > 0
-    return float(np.sum(wanted[there] * np.log(wanted[there] / quantised[there])))
+    return float(np.sum(wanted[there] * np.log(wanted[there] / quantized[there])))
 
 
 METHODS: dict[str, Callable[[AbsHistogram, Calibration], float]] = {

@@ -73,7 +73,7 @@ def data_digest(data: Data, root: Path) -> str:
 
 
 def split(batch: Mapping[str, Array], data: Data) -> tuple[Batch, Array | None]:
-    """The feeds of a batch, and its labels where the data is labelled."""
+    """The feeds of a batch, and its labels where the data is labeled."""
     feeds = {name: array for name, array in batch.items() if name != data.labels}
     return feeds, batch[data.labels] if data.labels is not None else None
 

@@ -42,7 +42,7 @@ class Output:
     agree: int = 0
     right: int = 0
     reference_right: int = 0
-    labelled: int = 0
+    labeled: int = 0
 
     def add(self, batch: ReferenceBatch, found: Array, first_sample: int) -> bool:
         """Takes in one batch. False when its values cannot be compared, and `fault` says why."""
@@ -109,7 +109,7 @@ class Output:
         if labels is None:
             return
         fit_labels(self.name, wanted.shape, labels, self.how)
-        self.labelled += int(use.sum())
+        self.labeled += int(use.sum())
         self.right += int((ours == labels)[use].sum())
         self.reference_right += int((theirs == labels)[use].sum())
 
@@ -130,8 +130,8 @@ class Output:
             max_abs=largest,
             relative_l2=relative,
             top1_agreement=self.agree / self.rows if self.rows else None,
-            top1_accuracy=self.right / self.labelled if self.labelled else None,
-            reference_top1_accuracy=self.reference_right / self.labelled if self.labelled else None,
+            top1_accuracy=self.right / self.labeled if self.labeled else None,
+            reference_top1_accuracy=self.reference_right / self.labeled if self.labeled else None,
             parts=tuple(self._worst()),
         )
 

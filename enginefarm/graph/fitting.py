@@ -74,8 +74,8 @@ def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
             f"{first.domain}, which is not an operator of ONNX",
             why="TensorRT's parser does not have it, or it cannot be verified without a GPU; the "
             f"graph has {count}" + (f"; also {', '.join(others)}" if others else ""),
-            fix="export the model without runtime-specific optimisation or quantisation, in FP32: "
-            "the recipe's `precisions` quantise it; or name a plugin library in `plugins`",
+            fix="export the model without runtime-specific optimization or quantization, in FP32: "
+            "the recipe's `precisions` quantize it; or name a plugin library in `plugins`",
         )
 
 

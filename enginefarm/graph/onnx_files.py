@@ -1,7 +1,7 @@
 """ONNX files: read with limits, written in one normal form.
 
 The normal form is `model.onnx`, with `model.onnx.data` beside it when the tensors are
-large, without doc strings, stack traces or paths, serialised deterministically: the same
+large, without doc strings, stack traces or paths, serialized deterministically: the same
 graph has the same bytes, and so the same digest.
 """
 
@@ -88,12 +88,12 @@ def graph_only(path: Path) -> ModelProto:
 def write(model: ModelProto, dest_dir: Path) -> Path:
     """Writes the model in normal form; returns the path of `model.onnx`.
 
-    The model is changed: see `normalise`.
+    The model is changed: see `normalize`.
     """
     dest_dir.mkdir(parents=True, exist_ok=True)
     path, data = dest_dir / MODEL_NAME, dest_dir / DATA_NAME
     data.unlink(missing_ok=True)  # it may be another name of a file in the cache
-    normalise(model)
+    normalize(model)
     if sum(len(tensor.raw_data) for tensor in tensors(model)) > EXTERNAL_ABOVE_BYTES:
         external_data.write(tensors(model), data, above_bytes=EXTERNAL_FROM_BYTES)
     partial = path.with_suffix(".partial")
@@ -108,7 +108,7 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path, data) if path.name == MODEL_NAME and data.exists() else (path,)
 
 
-def normalise(model: ModelProto) -> None:
+def normalize(model: ModelProto) -> None:
     """Takes away what says where and when the file was made; keeps what it computes."""
     model.producer_name = model.producer_version = model.domain = model.doc_string = ""
     model.model_version = 0
@@ -260,7 +260,7 @@ def broken_tensor(model: ModelProto) -> str | None:
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
-    """An error's text without colour codes and line breaks."""
+    """An error's text without color codes and line breaks."""
     import re
 
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))

@@ -36,7 +36,7 @@ def dtype_of(elem_type: int) -> str:
 def inferred_outputs(model: ModelProto) -> dict[str, list[int | str | None] | None]:
     """Dims of every output as ONNX's shape inference has them; None where it knows no rank.
 
-    Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
+    Large weights are left out of the copy that is analyzed: protobuf's limit is 2 GiB.
     """
     import onnx
 

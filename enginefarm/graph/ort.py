@@ -112,7 +112,7 @@ def on_provider(
     options: Mapping[str, Any],
     *,
     log_severity: int = NOTHING,
-    optimise: bool = True,
+    optimize: bool = True,
 ) -> InferenceSession:
     """A session whose first provider is this one, never one that fell back to another.
 
@@ -131,7 +131,7 @@ def on_provider(
         )
     settings = ort.SessionOptions()
     settings.log_severity_level = log_severity
-    if not optimise:
+    if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(

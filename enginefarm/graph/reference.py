@@ -37,7 +37,7 @@ NOT_CHECKED = "not-checked"
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """inputs and outputs by name; labels (samples,) where the data is labelled.
+    """inputs and outputs by name; labels (samples,) where the data is labeled.
 
     corner: which size of the profiles it is at; empty for a batch as it comes from the data.
     """

@@ -1,6 +1,6 @@
 """OnnxSlim: the same function in fewer nodes, proven by running both.
 
-It is an optimisation, and never decides alone that a model cannot be built: where it fails or
+It is an optimization, and never decides alone that a model cannot be built: where it fails or
 changes what the graph computes, the graph as it came goes on, and the report says why.
 """
 

@@ -165,7 +165,7 @@ def first_gpu() -> NvmlGpu | None:
 def visible_gpu(nvml: Any) -> Any:
     """NVML's handle of the first GPU that CUDA_VISIBLE_DEVICES shows.
 
-    nvml: pynvml, initialised. Raises: nvml.NVMLError, ValueError when there is none.
+    nvml: pynvml, initialized. Raises: nvml.NVMLError, ValueError when there is none.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible.startswith(("GPU-", "MIG-")):

@@ -21,7 +21,7 @@ from enginefarm.planning import plan, stages
 from enginefarm.schema import Frozen
 from enginefarm.store.site import (
     Site,
-    materialise,
+    materialize,
     onnx_ref_of,
     recorded,
     stage_key,
@@ -78,7 +78,7 @@ def convert(
     key = decides()
 
     def work(scratch: Path) -> StageOutput:
-        graph = materialise(site, model.onnx, scratch / "in")
+        graph = materialize(site, model.onnx, scratch / "in")
         order = stages.order_of(
             recipe,
             scratch,
@@ -131,9 +131,10 @@ def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
 
 def operators(details: Mapping[str, JsonValue]) -> str:
     """How much of a graph computes in its precision, for people; empty where it is not known."""
-    found = details.get("quantised_operators", details.get("quantized_operators"))
+    # Manifests of earlier versions spell them with an s.
+    found = details.get("quantized_operators", details.get("quantised_operators"))
     if found is not None:
-        able = details.get("quantisable_operators")
+        able = details.get("quantizable_operators", details.get("quantisable_operators"))
         return f"{found} of {able} operators in 8 bits" if able else f"{found} operators in 8 bits"
     if "low_nodes" not in details:
         return ""
@@ -160,7 +161,7 @@ def _prepared(
     comparing = recipe.verification.comparing
 
     def work(scratch: Path) -> StageOutput:
-        path = materialise(site, graph, scratch / "in")
+        path = materialize(site, graph, scratch / "in")
         result = verify_graph(path, site.cache.ensure(site.store, ref.npz), budget, comparing)
         return StageOutput(values={"verification": result.model_dump(mode="json")})
 

@@ -27,7 +27,7 @@ from enginefarm.store.site import (
     Site,
     found_record,
     here,
-    materialise,
+    materialize,
     onnx_ref_of,
     recorded,
     require_unchanged,
@@ -218,7 +218,7 @@ def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
     slimmer = slim_tool()
 
     def work(scratch: Path) -> StageOutput:
-        graph = materialise(site, exported.onnx, scratch / "in")
+        graph = materialize(site, exported.onnx, scratch / "in")
         order = order_of(recipe, scratch, onnx=graph.absolute())
         made = in_child("slim", order, what="slimming", error=SlimError)
         return StageOutput(files=made.files, values={"opset": exported.onnx.opset, **made.values})

@@ -1,4 +1,4 @@
-"""Doctor: what this host has, and whether a plan can run on it. Nothing is deserialised."""
+"""Doctor: what this host has, and whether a plan can run on it. Nothing is deserialized."""
 
 from __future__ import annotations
 

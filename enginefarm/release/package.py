@@ -42,7 +42,7 @@ from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.disk import writing
-from enginefarm.store.site import Site, materialise
+from enginefarm.store.site import Site, materialize
 
 EMBEDDED = "onnxruntime-tensorrt"
 """The runtime whose artifacts are EPContext models already."""
@@ -229,7 +229,7 @@ def _write_cpu(
     for graph in cpu_graphs(site, main, others):
         folder = package / CPU
         shutil.rmtree(folder, ignore_errors=True)
-        materialise(site, graph.onnx, folder)
+        materialize(site, graph.onnx, folder)
         asked = Request(
             package=package,
             reference=package / "reference.npz",

@@ -19,7 +19,7 @@ CellState = Literal["verified", "built", "pending", "stale", "failed", "skipped"
 
 @dataclass(frozen=True)
 class StateStyle:
-    """How a state looks: never by colour alone."""
+    """How a state looks: never by color alone."""
 
     glyph: str
     meaning: str

@@ -1,6 +1,6 @@
-"""Small SVG charts, drawn as text: no library in the page, colours by CSS class.
+"""Small SVG charts, drawn as text: no library in the page, colors by CSS class.
 
-Every chart carries its figures as text or as a <title>, so nothing is told by colour alone.
+Every chart carries its figures as text or as a <title>, so nothing is told by color alone.
 Text from outside goes through `escape`.
 """
 
@@ -38,7 +38,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar. `tone`: the CSS class that colours it; `to`: end of the whisker.
+    """One horizontal bar. `tone`: the CSS class that colors it; `to`: end of the whisker.
 
     doubtful: drawn pale, for a figure that is not to be trusted.
     """

@@ -26,7 +26,7 @@ from enginefarm.run.session import Session
 from enginefarm.run.trt import (
     DTYPES,
     Messages,
-    initialised_plugins,
+    initialized_plugins,
     load_plugins,
     make_logger,
     started,
@@ -72,7 +72,7 @@ def load_bindings(toolchain: str) -> Any:
 
 
 def load_cuda() -> Any:
-    """pycuda's driver module, initialised.
+    """pycuda's driver module, initialized.
 
     Raises: HostError without a driver, a GPU or pycuda.
     """
@@ -143,7 +143,7 @@ class Engine(Closing):
         # TensorRT's own plugins are in no registry until this call; the lean and dispatch
         # runtimes and TensorRT-RTX have none.
         if hasattr(self.trt, "init_libnvinfer_plugins"):
-            initialised_plugins(self.trt, self._logger, self.messages)
+            initialized_plugins(self.trt, self._logger, self.messages)
         if plugins:
             load_plugins(self._runtime.get_plugin_registry(), plugins, self.messages)
         self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())

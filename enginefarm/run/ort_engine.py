@@ -37,8 +37,8 @@ class OrtEngine(Closing):
         self.device_name = gpu.name
         options = {"trt_extra_plugin_lib_paths": ";".join(map(str, plugins))} if plugins else {}
         try:
-            # Its graph is one node: there is nothing to optimise, and it loads sooner.
-            self._session: Any = ort.on_provider(plan, PROVIDER, options, optimise=False)
+            # Its graph is one node: there is nothing to optimize, and it loads sooner.
+            self._session: Any = ort.on_provider(plan, PROVIDER, options, optimize=False)
         except HostError:
             raise
         except Exception as error:

@@ -141,7 +141,7 @@ def _creators(registry: Any) -> int:
     return 0
 
 
-def initialised_plugins(trt: Any, logger: Any, messages: Messages) -> None:
+def initialized_plugins(trt: Any, logger: Any, messages: Messages) -> None:
     """TensorRT's own plugins, which are in no registry until this call.
 
     Raises: HostError where the library says that it failed.

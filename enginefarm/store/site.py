@@ -171,7 +171,7 @@ def found_record(site: Site, stage: str, key: str) -> StageRecord | None:
         return None
 
 
-def materialise(site: Site, onnx: OnnxRef, folder: Path) -> Path:
+def materialize(site: Site, onnx: OnnxRef, folder: Path) -> Path:
     """The model (and its external data) in a folder: copies, each hashed after it is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):

@@ -122,7 +122,7 @@ class BenchmarkRow(Frozen):
     relative_l2_max: float | None = None
     top1_agreement: float | None = None
     top1_accuracy: float | None = None
-    top1_drop_points: float | None = Field(default=None, description="Lost, labelled data.")
+    top1_drop_points: float | None = Field(default=None, description="Lost, labeled data.")
 
     # the engine
     size_bytes: int | None = Field(default=None, ge=0)

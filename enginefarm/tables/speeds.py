@@ -212,9 +212,9 @@ def _one_clock(found: Mapping[str, Speed]) -> dict[str, Speed]:
         {
             name: one
             for name, one in found.items()
-            if clocks_differ(centre.sm_clock_mhz, one.sm_clock_mhz) is None
+            if clocks_differ(center.sm_clock_mhz, one.sm_clock_mhz) is None
         }
-        for centre in found.values()
+        for center in found.values()
     ]
     return max(groups, key=len, default=dict[str, Speed]())
 

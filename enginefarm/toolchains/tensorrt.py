@@ -21,7 +21,7 @@ from enginefarm.progress import report
 from enginefarm.run.refusals import cause_of
 from enginefarm.run.trt import (
     Messages,
-    initialised_plugins,
+    initialized_plugins,
     load_plugins,
     make_logger,
     started,
@@ -109,7 +109,7 @@ class TensorRT:
         began = time.monotonic()
         messages = Messages()
         logger = make_logger(trt, messages)
-        initialised_plugins(trt, logger, messages)
+        initialized_plugins(trt, logger, messages)
         builder = started("TensorRT's builder", trt.Builder, logger, messages=messages)
         load_plugins(builder.get_plugin_registry(), request.plugins, messages)
         flags = network_flags(trt)
@@ -168,14 +168,14 @@ def require_gpu(spec: BuildSpec) -> None:
         raise HostError(
             f"build {spec.label}: this host has no NVIDIA GPU",
             why=f"toolchain {spec.toolchain.name} times its tactics on the GPU itself",
-            fix=f"run it on a worker labelled {spec.gpu.label}, or use toolchain tensorrt-rtx",
+            fix=f"run it on a worker labeled {spec.gpu.label}, or use toolchain tensorrt-rtx",
         )
     if found.compute_capability != spec.gpu.compute_capability:
         raise HostError(
             f"build {spec.label}: this host's GPU is {found.name} "
             f"(compute capability {found.compute_capability}), not "
             f"{spec.gpu.label} ({spec.gpu.compute_capability})",
-            fix=f"run it on a worker labelled {spec.gpu.label}",
+            fix=f"run it on a worker labeled {spec.gpu.label}",
         )
 
 

@@ -1,6 +1,6 @@
 """TensorRT-RTX: builds for a GPU that this machine need not have.
 
-The plan holds no machine code yet: kernels are specialised when it is loaded on the GPU.
+The plan holds no machine code yet: kernels are specialized when it is loaded on the GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPUTE_CAPABILITIES: dict[str, str] = {
     "12.0": "SM120",
     "12.1": "SM121",
 }
-"""Compute capability -> the name of trt.ComputeCapability. Hopper (9.0) and data-centre
+"""Compute capability -> the name of trt.ComputeCapability. Hopper (9.0) and data-center
 Blackwell (10.0) are not among them."""
 
 OWN_PLAN = {"7.5"}
@@ -131,7 +131,7 @@ def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
         ),
         ("builder.tactic_sources", spec.builder.tactic_sources is not None, "no tactics are timed"),
         ("builder.attempts", spec.builder.attempts > 1, "builds repeat: a lottery has one ticket"),
-        ("plugins", bool(spec.plugins), "plugins cannot be serialised into its plans"),
+        ("plugins", bool(spec.plugins), "plugins cannot be serialized into its plans"),
     )
 
 

@@ -14,7 +14,7 @@ MEAN, STD = 127.0, 128.0  # of the TensorFlow Lite models that the weights come 
 
 
 def photographs() -> list[Image.Image]:
-    """The colour photographs in the two packages: 10, of 300 to 1000 pixels a side."""
+    """The color photographs in the two packages: 10, of 300 to 1000 pixels a side."""
     names = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
     arrays = [getattr(skimage.data, name)() for name in names]
     arrays += list(skimage.data.stereo_motorcycle()[:2])
@@ -26,7 +26,7 @@ def crops(seed: int, batch_size: int = 8) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches {"images": (batch_size, 3, 224, 224) float32}.
 
     Each is a random photograph, cropped to 35-100 % of its shorter side and mirrored by
-    chance: the augmentation that the network was trained with, without the colour changes.
+    chance: the augmentation that the network was trained with, without the color changes.
     """
     random = np.random.default_rng(seed)
     pictures = photographs()

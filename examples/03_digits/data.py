@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 labelled images, two thirds of them for training."""
+"""scikit-learn's handwritten digits: 1797 labeled images, two thirds of them for training."""
 
 from __future__ import annotations
 

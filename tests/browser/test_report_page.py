@@ -97,7 +97,7 @@ def test_the_matrix_and_the_list_say_what_is_wrong(opened: Watched) -> None:
 
 
 def test_text_contrasts_with_its_background(opened: Watched) -> None:
-    """WCAG's 4.5 for text, measured on the computed colours of every kind of text."""
+    """WCAG's 4.5 for text, measured on the computed colors of every kind of text."""
     ratios = opened.page.evaluate(
         """() => {
           const rgb = c => c.match(/[\\d.]+/g).map(Number);
@@ -128,8 +128,8 @@ def test_text_contrasts_with_its_background(opened: Watched) -> None:
 
 
 def test_the_two_schemes_differ(opened: Watched, scheme: str) -> None:
-    colour = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    red = int(colour.removeprefix("rgb(").split(",")[0])
+    color = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(color.removeprefix("rgb(").split(",")[0])
     assert (red < 60) is (scheme == "dark")
 
 

@@ -11,7 +11,7 @@ from tests.farm.farm_fixture import Farm, until
 
 BUILDER = "enginefarm.building.isolate:build_here"
 RUN = "enginefarm.farm.worker.run_process"
-RECOGNISED_S = 120
+RECOGNIZED_S = 120
 
 
 def start(farm: Farm, name: str, *gpus: str) -> UUID:

@@ -237,8 +237,8 @@ def test_workers_are_listed_with_what_they_offer(farm: Farm) -> None:
     ("arguments", "environment", "code", "said"),
     [
         (("worker", "--gpu", "t4"), {}, 60, "no NVIDIA GPU is found"),
-        (("worker", "--gpu", "gtx480", "--cross"), {}, 11, "no GPU is labelled 'gtx480'"),
-        (("deploy", "--gpu", "gtx480"), {}, 11, "no GPU is labelled 'gtx480'"),
+        (("worker", "--gpu", "gtx480", "--cross"), {}, 11, "no GPU is labeled 'gtx480'"),
+        (("deploy", "--gpu", "gtx480"), {}, 11, "no GPU is labeled 'gtx480'"),
         (("worker", "--gpu", "t4", "--cpu"), {}, 2, "exactly one of"),
         (
             ("worker", "--cpu"),

@@ -12,7 +12,7 @@ from prefect.states import Cancelling
 
 from enginefarm.store import embedded
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNISED_S, RUN, freeze, gone, start, whole
+from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, start, whole
 from tests.farm.webhook_receiver import Received, receiver
 
 
@@ -59,7 +59,7 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
     until(lambda: len(farm.running("control", RUN)) == 1, "its run is the only one")
     (process,) = farm.running("control", RUN)
     process.kill()
-    until(lambda: "AwaitingRetry" in farm.states(run_id), "the parent is sent back", RECOGNISED_S)
+    until(lambda: "AwaitingRetry" in farm.states(run_id), "the parent is sent back", RECOGNIZED_S)
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     assert ended.run_count == 2
@@ -78,7 +78,7 @@ def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
         freeze(builders[-1])  # else it may be done before the word has gone round
     with farm.client() as client:
         client.set_flow_run_state(run_id, Cancelling())
-    until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNISED_S)
+    until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNIZED_S)
     assert farm.wait(run_id).state.is_cancelled()
     until(
         lambda: all(child.state.is_cancelled() for child in farm.children(run_id)),
@@ -147,7 +147,7 @@ def test_a_nightly_that_fails_and_a_silent_worker_are_told_to_the_webhook(
             >= {"enginefarm: nightly failed", "enginefarm: worker silent"}
         ),
         "both arrive",
-        RECOGNISED_S,
+        RECOGNIZED_S,
         said=lambda: str(arrived),
     )
     silent = next(one for one in arrived if one["automation"] == "enginefarm: worker silent")

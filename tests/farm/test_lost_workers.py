@@ -17,7 +17,7 @@ from prefect.states import Crashed, Pending
 
 from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNISED_S, RUN, freeze, gone, start, whole
+from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, start, whole
 
 
 def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Farm) -> None:
@@ -32,8 +32,8 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
     (child,) = farm.children(run_id)
     until(
         lambda: "Crashed" in farm.states(child.id),
-        "the run is recognised as crashed",
-        RECOGNISED_S - (time.monotonic() - killed),
+        "the run is recognized as crashed",
+        RECOGNIZED_S - (time.monotonic() - killed),
     )
     farm.start_worker("l4", "--gpu", "l4", "--cross")
     ended = farm.wait(run_id)
@@ -96,7 +96,7 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
         until(
             lambda child=child: "AwaitingRetry" in farm.states(child.id),
             f"{child.name} is sent back",
-            RECOGNISED_S - (time.monotonic() - killed),
+            RECOGNIZED_S - (time.monotonic() - killed),
         )
     farm.start_worker("l4", "--gpu", "l4", "--cross")
     for one in (run_id, quick_id):

@@ -116,7 +116,7 @@ def verified(farm: Farm, built: dict[str, Manifest]) -> dict[str, Manifest]:
     return {one.precision: one for one in farm.store.manifests(NAME)}
 
 
-def test_engines_are_built_natively_on_the_labelled_worker(
+def test_engines_are_built_natively_on_the_labeled_worker(
     farm: Farm, built: dict[str, Manifest]
 ) -> None:
     assert set(built) == {"fp16", "int8"}

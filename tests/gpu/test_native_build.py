@@ -236,4 +236,4 @@ def test_a_build_for_another_gpu_is_refused_before_it_starts(models: Path, tmp_p
     with pytest.raises(HostError, match="this host's GPU is") as caught:
         build(models / "conv.onnx", tmp_path / "w", label=other)
     assert caught.value.exit_code == 60
-    assert f"labelled {other}" in caught.value.fix
+    assert f"labeled {other}" in caught.value.fix

@@ -46,7 +46,7 @@ good, the first."""
 WITHOUT_REFERENCE = "minmax"
 """What `auto` takes where nothing can be compared."""
 WORSE = 1.12
-"""A group of operators beside those with weights is quantised where the noise grows by no more
+"""A group of operators beside those with weights is quantized where the noise grows by no more
 than this (0.5 dB)."""
 
 
@@ -70,7 +70,7 @@ class EightBits:
         options = self.options(recipe)
         if calibration_digest is None:
             raise CalibrationError(f"{self.name}: the calibration data has no digest")
-        quantiser = ToolUse(
+        quantizer = ToolUse(
             name="enginefarm.qdq",
             version=VERSION,
             arguments={
@@ -85,7 +85,7 @@ class EightBits:
         return PrecisionUse(
             name=self.name,
             tools=(
-                quantiser,
+                quantizer,
                 use.cast_tool("FLOAT16"),
                 *use.wide_tools(recipe, self.name, reference_digest),
             ),
@@ -121,7 +121,7 @@ class EightBits:
         ]
         if not any(target.group == targets.WEIGHTS for target in possible):
             raise PrecisionError(
-                f"{self.name}: there is nothing to quantise",
+                f"{self.name}: there is nothing to quantize",
                 why="every Conv, Gemm and MatMul with constant weights stays wide",
                 fix=f"drop {self.name} from the recipe's precisions, or names from `keep_wide`",
             )
@@ -141,8 +141,7 @@ class EightBits:
             "quantize_nodes": counts.quantize,
             "dequantize_nodes": counts.dequantize,
             "quantized_operators": counts.nodes,
-            "quantised_operators": counts.nodes,
-            "quantisable_operators": len(qdq.candidates(model)),
+            "quantizable_operators": len(qdq.candidates(model)),
             "kept_wide": kept_wide.listed(made, kept | found),
             **wide_nodes(made),
         }
@@ -151,7 +150,7 @@ class EightBits:
 
 @dataclass
 class _Work:
-    """Graphs of one model, quantised in one way or another. The model itself stays as it is."""
+    """Graphs of one model, quantized in one way or another. The model itself stays as it is."""
 
     model: ModelProto
     storage: qdq.Storage
@@ -280,14 +279,14 @@ def _reached(
     ]
     if not any(target.group == targets.WEIGHTS for target in reached):
         raise CalibrationError(
-            "calibration: the data reaches no operator that could be quantised",
+            "calibration: the data reaches no operator that could be quantized",
             fix="give data that takes the branches with Conv, Gemm or MatMul in them",
         )
     return reached
 
 
 def _expect(model: ModelProto, counts: qdq.Counts, name: str) -> None:
-    """A graph that was silently left unquantised builds and verifies well: count."""
+    """A graph that was silently left unquantized builds and verifies well: count."""
     found = [node.op_type for graph in onnx_files.graphs(model.graph) for node in graph.node]
     quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
     if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):

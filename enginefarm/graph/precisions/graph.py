@@ -41,7 +41,7 @@ def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
 def infer_types(model: ModelProto) -> None:
     """Writes the dtype and shape of every tensor into the graph, and into the bodies in it.
 
-    Large weights are left out of the copy that is analysed: protobuf's limit is 2 GiB.
+    Large weights are left out of the copy that is analyzed: protobuf's limit is 2 GiB.
     Raises: PrecisionError.
     """
     import onnx
@@ -111,7 +111,7 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
     node of each such operator (`wide_operators`), how many nodes compute in 16 bits
     (`low_nodes`), and how many Casts there are. Bodies of If, Loop and Scan count.
 
-    A product of what is dequantised is no FP32 product to an engine: it computes in 8 bits. Nor is
+    A product of what is dequantized is no FP32 product to an engine: it computes in 8 bits. Nor is
     a product of weights between two Casts of 16 bits: TensorRT-RTX joins the three."""
     from onnx import TensorProto
 

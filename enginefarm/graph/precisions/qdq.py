@@ -1,4 +1,4 @@
-"""Explicit quantisation: Q/DQ pairs around what TensorRT runs in 8 bits.
+"""Explicit quantization: Q/DQ pairs around what TensorRT runs in 8 bits.
 
 An activation gets a per-tensor Q/DQ, a constant weight a per-channel DQ, both symmetric. Biases
 stay in the base precision. Which operators those are: targets.py.
@@ -48,9 +48,9 @@ class Counts:
 
 
 def candidates(model: ModelProto) -> list[Target]:
-    """What of the FP32 graph can be quantised, in graph order.
+    """What of the FP32 graph can be quantized, in graph order.
 
-    Raises: PrecisionError when the graph is quantised already, or has nothing to quantise.
+    Raises: PrecisionError when the graph is quantized already, or has nothing to quantize.
     """
     for graph in onnx_files.graphs(model.graph):
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
@@ -61,7 +61,7 @@ def candidates(model: ModelProto) -> list[Target]:
     found = targets.find(model)
     if not any(target.group == targets.WEIGHTS for target in found):
         raise PrecisionError(
-            "there is nothing to quantise: no Conv, Gemm or MatMul has constant weights",
+            "there is nothing to quantize: no Conv, Gemm or MatMul has constant weights",
             fix="drop int8/fp8 from the recipe's precisions",
         )
     return found

@@ -97,8 +97,8 @@ class Rule:
     find: Callable[[Links], Iterator[NodeProto]]
 
 
-def normalisations(links: Links) -> Iterator[NodeProto]:
-    """Squares behind a mean, and layer and RMS normalisations written out: from what is squared
+def normalizations(links: Links) -> Iterator[NodeProto]:
+    """Squares behind a mean, and layer and RMS normalizations written out: from what is squared
     over the mean and the root to the product with the root, and the difference from the mean."""
     for node in links.nodes:
         if node.op_type in NORMS and (square := _square_below(links, node)) is not None:
@@ -147,7 +147,7 @@ def _difference_below(links: Links, square: NodeProto) -> list[NodeProto]:
 
 
 def _applied(links: Links, root: NodeProto) -> Iterator[NodeProto]:
-    """From the root to the product or quotient with what it normalises."""
+    """From the root to the product or quotient with what it normalizes."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
@@ -273,7 +273,7 @@ SIZES = frozenset(("Constant", "ConstantOfShape", "Shape", "Size"))
 LARGE_INTEGERS = ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")
 
 RULES = (
-    Rule("it is part of a normalisation", normalisations),
+    Rule("it is part of a normalization", normalizations),
     Rule("it computes an angle of Sin or Cos", angles),
     Rule("it computes with integers", integers),
     Rule("it computes a spectrum whose logarithm is taken", log_spectra),

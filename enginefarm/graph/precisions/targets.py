@@ -1,4 +1,4 @@
-"""What can be computed in 8 bits: operators, and which of their inputs are quantised."""
+"""What can be computed in 8 bits: operators, and which of their inputs are quantized."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ def bare(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def built(store_environment: EngineStore, tmp_path: Path) -> Manifest:
-    """A quantised convolution, built by the farm's own code and published."""
+    """A quantized convolution, built by the farm's own code and published."""
     store = store_environment
-    model = quantised(tiny_onnx.convolutions(tmp_path / "model.onnx"))
+    model = quantized(tiny_onnx.convolutions(tmp_path / "model.onnx"))
     reference = tmp_path / "reference.npz"
     x = np.ones((2, 3, 16, 16), np.float16)
     np.savez(
@@ -99,7 +99,7 @@ def built(store_environment: EngineStore, tmp_path: Path) -> Manifest:
     return manifest
 
 
-def quantised(path: Path) -> Path:
+def quantized(path: Path) -> Path:
     """With a Q/DQ pair in front of it, in FP32 scales as ours are."""
     model = onnx.load(path)
     model.graph.initializer.extend(
@@ -109,8 +109,8 @@ def quantised(path: Path) -> Path:
         ]
     )
     pair = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantise"),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "dequantise"),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "dequantize"),
     ]
     model.graph.node[0].input[0] = "d"
     for node in reversed(pair):
@@ -134,8 +134,8 @@ def test_the_same_plan_comes_out_where_nothing_of_ours_is(
     assert "layers are the same" in done.stdout
     assert "SAME: every byte of the plan is the farm's" in done.stdout
     assert "not compared here: outputs, fusions and tactics" in done.stdout
-    (one,) = json.loads((folder / "calibration.json").read_text())["quantised"]
-    assert one == {"tensor": "x", "node": "quantise", "scales": [0.5]}
+    (one,) = json.loads((folder / "calibration.json").read_text())["quantized"]
+    assert one == {"tensor": "x", "node": "quantize", "scales": [0.5]}
     assert (folder / "inputs" / "x.bin").stat().st_size == 2 * 3 * 16 * 16 * 2
 
 

@@ -144,7 +144,7 @@ def test_every_example_passes_its_own_budget(
     assert size < sum(f.stat().st_size for f in onnx_files.files(made.slimmed.path)) * 0.6
 
 
-def test_the_labelled_gate_counts_true_labels(digits: Road) -> None:
+def test_the_labeled_gate_counts_true_labels(digits: Road) -> None:
     _, found = digits.precision("int8")
     output = found.outputs[0]
     assert found.samples == 599

@@ -301,7 +301,7 @@ def test_an_onnx_runtime_without_packages_is_named(
     assert "onnxruntime>=1.32" in capsys.readouterr().err
 
 
-def test_a_quantised_graph_is_computed_as_it_was_verified(tmp_path: Path) -> None:
+def test_a_quantized_graph_is_computed_as_it_was_verified(tmp_path: Path) -> None:
     """With FP16 scales ONNX Runtime's own optimizers are wrong: the package turns them off."""
     random = np.random.default_rng(0)
     weights = {
@@ -321,7 +321,7 @@ def test_a_quantised_graph_is_computed_as_it_was_verified(tmp_path: Path) -> Non
     half = TensorProto.FLOAT16
     graph = helper.make_graph(
         nodes,
-        "quantised",
+        "quantized",
         [helper.make_tensor_value_info("x", half, ["n", 3, 16, 16])],
         [helper.make_tensor_value_info("y", half, ["n", 8, 16, 16])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],

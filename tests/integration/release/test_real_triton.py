@@ -266,7 +266,7 @@ def test_a_request_without_a_version_gets_the_highest_loaded_one(triton: str, fo
     server.unload("both")
 
 
-def test_another_mode_is_recognised(folder: Path, reference: Path) -> None:
+def test_another_mode_is_recognized(folder: Path, reference: Path) -> None:
     process, url = start(folder, "none")
     try:
         with pytest.raises(TritonError, match="does not let models be loaded") as caught:

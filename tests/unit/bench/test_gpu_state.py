@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from enginefarm.bench.gpu_state import GpuSampler, summarise
+from enginefarm.bench.gpu_state import GpuSampler, summarize
 
 
 def test_medians_and_every_reason_that_was_seen() -> None:
@@ -9,7 +9,7 @@ def test_medians_and_every_reason_that_was_seen() -> None:
         {"sm": 1400.0, "power": 700.0, "temperature": 61.0, "pstate": 0.0, "throttle": 4.0},
         {"sm": 1500.0, "power": 690.0, "temperature": 60.0, "pstate": 2.0, "throttle": 0x24},
     ]
-    state = summarise(samples, 700.0)
+    state = summarize(samples, 700.0)
     assert (state.sm_clock_mhz, state.sm_clock_mhz_min, state.sm_clock_mhz_max) == (
         1500.0,
         1400.0,
@@ -23,7 +23,7 @@ def test_medians_and_every_reason_that_was_seen() -> None:
 
 
 def test_clocks_set_by_an_administrator_are_no_throttling() -> None:
-    state = summarise([{"throttle": 2.0}], None)
+    state = summarize([{"throttle": 2.0}], None)
     assert state.clocks_locked is True
     assert state.throttle_reasons == ""
 

@@ -76,11 +76,11 @@ def test_a_build_notes_whether_its_addresses_were_random(
     tool.write_text(f'#!/bin/sh\n[ {int(allowed)} = 1 ] || exit 1\nshift 2\nexec "$@"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    child_process.randomisation_off.cache_clear()
+    child_process.randomization_off.cache_clear()
     try:
-        assert build(tmp_path, "").details["address_space_randomisation"] is not allowed
+        assert build(tmp_path, "").details["address_space_randomization"] is not allowed
     finally:
-        child_process.randomisation_off.cache_clear()
+        child_process.randomization_off.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_entropy_keeps_a_uniform_range_whole() -> None:
     assert calibration.entropy(histogram(values), OPTIONS) > 2.9
 
 
-def test_entropy_beats_minmax_in_quantisation_noise() -> None:
+def test_entropy_beats_minmax_in_quantization_noise() -> None:
     values = tailed()
     made = histogram(values)
 

@@ -224,6 +224,6 @@ def test_renaming_moves_a_value_that_has_the_name(tmp_path: Path) -> None:
     onnx_files.check(onnx_files.write(made, tmp_path), error=ExportError, what="renamed")
 
 
-def test_errors_come_without_colours_and_line_breaks() -> None:
+def test_errors_come_without_colors_and_line_breaks() -> None:
     assert onnx_files.one_line("\x1b[31mred\x1b[0m\n  and  more") == "red and more"
     assert len(onnx_files.one_line("x" * 9000)) == 500

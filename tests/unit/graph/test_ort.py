@@ -42,7 +42,7 @@ def test_a_graph_in_bfloat16_is_computed_in_fp32(tmp_path: Path, border: str) ->
 
 
 @pytest.mark.parametrize("operator", ["Relu", "Clip"])
-def test_no_activation_is_lost_before_it_is_quantised_to_fp8(tmp_path: Path, operator: str) -> None:
+def test_no_activation_is_lost_before_it_is_quantized_to_fp8(tmp_path: Path, operator: str) -> None:
     helper, low = onnx.helper, onnx.TensorProto.FLOAT8E4M3FN
     weights = [
         helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [0.125]),

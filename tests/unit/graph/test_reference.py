@@ -16,7 +16,7 @@ from enginefarm.graph.reference import make_reference, read_reference
 from enginefarm.graph.sources import source
 
 LABELLED = CODE + (
-    "\ndef labelled(batch_size):\n"
+    "\ndef labeled(batch_size):\n"
     "    for size in (3, 5):\n"
     "        yield {'x': np.ones((size, 3, 8, 8), 'f') * size, 'digit': np.arange(size)}\n"
 )
@@ -29,7 +29,7 @@ def load(made: Recipe, folder: Path) -> torch.nn.Module:
 
 
 def test_batches_outputs_and_labels_come_back(tmp_path: Path) -> None:
-    verification = {"data": {"callable": "code.py:labelled", "labels": "digit"}, "batches": 9}
+    verification = {"data": {"callable": "code.py:labeled", "labels": "digit"}, "batches": 9}
     made = recipe(tmp_path, code=LABELLED, verification=verification)
     module = load(made, tmp_path)
     path = make_reference(made, module, tmp_path / "r.npz", outputs=("scores",))

@@ -17,8 +17,10 @@ def test_a_graph_with_nothing_in_16_bits_is_refused(precision: str) -> None:
 
 
 def test_how_much_of_the_graph_is_in_the_precision_is_said() -> None:
-    eight = {"quantised_operators": 52, "quantisable_operators": 60, "low_nodes": 3}
+    eight = {"quantized_operators": 52, "quantizable_operators": 60, "low_nodes": 3}
     assert graphs.operators(eight) == "52 of 60 operators in 8 bits"
+    of_earlier_versions = {"quantised_operators": 52, "quantisable_operators": 60}
+    assert graphs.operators(of_earlier_versions) == "52 of 60 operators in 8 bits"
     sixteen = {"low_nodes": 7, "wide_nodes": {"Exp": 1, "Pow": 2}}
     assert graphs.operators(sixteen) == "7 nodes in 16 bits, 3 in FP32"
     assert graphs.operators({}) == ""

@@ -200,7 +200,7 @@ def test_an_int8_input_with_a_scale_of_opset_13(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_a_half_model_keeps_its_inputs_and_outputs(tmp_path: Path, kind: str) -> None:
-    """Quantised, cast to the other 16 bits, or kept: the types that it declares stay."""
+    """Quantized, cast to the other 16 bits, or kept: the types that it declares stay."""
     model = made(
         f"agraph ({kind}[n, 4] x) => ({kind}[n, 4] y) {{ h = MatMul (x, w) y = Relu (h) }}"
     )

@@ -132,7 +132,7 @@ ATTENTION = """agraph (float[n, 4, 8] x) => (float[n, 4, 8] y) {
 }"""
 
 
-def quantised(model: onnx.ModelProto) -> Counter[str]:
+def quantized(model: onnx.ModelProto) -> Counter[str]:
     made_by = {n.output[0]: n.op_type for g in onnx_files.graphs(model.graph) for n in g.node}
     return Counter(
         node.op_type
@@ -143,19 +143,19 @@ def quantised(model: onnx.ModelProto) -> Counter[str]:
     )
 
 
-def test_pooling_is_quantised_where_it_costs_nothing_and_other_groups_where_they_are_cheap(
+def test_pooling_is_quantized_where_it_costs_nothing_and_other_groups_where_they_are_cheap(
     tmp_path: Path,
 ) -> None:
     feeds = {"x": RANDOM.normal(size=(16, 8, 8, 8)).astype(np.float32)}
     model = made(RESIDUAL, w=WEIGHT)
     plain, details = convert(model, tmp_path, [feeds], method="minmax")
-    assert quantised(plain) == {"Conv": 3}, "without a reference nothing says what it costs"
-    assert details["quantisable_operators"] == 5
+    assert quantized(plain) == {"Conv": 3}, "without a reference nothing says what it costs"
+    assert details["quantizable_operators"] == 5
     converted, details = convert(
         model, tmp_path, [feeds], evidence(model, tmp_path, feeds), method="minmax"
     )
-    assert quantised(converted)["MaxPool"] == 1, "its input has the scale of the next Conv"
-    assert details["quantised_operators"] == sum(quantised(converted).values())
+    assert quantized(converted)["MaxPool"] == 1, "its input has the scale of the next Conv"
+    assert details["quantized_operators"] == sum(quantized(converted).values())
     assert decibels(model, converted, feeds) > decibels(model, plain, feeds) - 1.1
 
 
@@ -167,7 +167,7 @@ def test_products_of_activations_that_would_ruin_the_output_stay_in_fp16(tmp_pat
     seen = evidence(model, tmp_path, feeds)
     converted, details = convert(model, tmp_path, [feeds], seen, method="minmax")
     plain, _ = convert(model, tmp_path, [feeds], method="minmax")
-    assert details["quantised_operators"] >= 1
+    assert details["quantized_operators"] >= 1
     assert decibels(model, converted, feeds) > decibels(model, plain, feeds) - 1.1
 
 
@@ -178,18 +178,18 @@ BRANCHES = """agraph (bool c, float[4, 8] x) => (float[4, 8] y) {
 }"""
 
 
-def test_operators_in_the_branches_of_an_if_are_quantised(tmp_path: Path) -> None:
+def test_operators_in_the_branches_of_an_if_are_quantized(tmp_path: Path) -> None:
     model = made(BRANCHES, w=SQUARE)
     x = RANDOM.normal(size=(4, 8)).astype(np.float32)
     both = [{"c": np.asarray(c), "x": x} for c in (True, False)]
     converted, details = convert(model, tmp_path, both, method="minmax")
-    assert details["quantised_operators"] == 2
+    assert details["quantized_operators"] == 2
     for feeds in both:
         assert decibels(model, converted, feeds) > 30
     weights = [t for t in converted.graph.initializer if t.data_type == TensorProto.INT8 and t.dims]
     assert len(weights) >= 1
     _, details = convert(model, tmp_path, both[:1], method="minmax")
-    assert details["quantised_operators"] == 1, "the branch that no batch took has no range"
+    assert details["quantized_operators"] == 1, "the branch that no batch took has no range"
 
 
 def test_data_that_reaches_nothing_is_told(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_names_of_the_model_that_ours_would_be(tmp_path: Path) -> None:
         assert decibels(model, converted, feeds) > 20
 
 
-def test_a_kept_operator_is_neither_quantised_nor_narrow(tmp_path: Path) -> None:
+def test_a_kept_operator_is_neither_quantized_nor_narrow(tmp_path: Path) -> None:
     model = made("""agraph (float[n, 8] x) => (float[n, 8] y) {
         [first] h = MatMul (x, w)
         [second] y = MatMul (h, w)
@@ -225,7 +225,7 @@ def test_a_kept_operator_is_neither_quantised_nor_narrow(tmp_path: Path) -> None
     recipe = RECIPE.model_copy(update={"keep_wide": ("first",)})
     feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
     report = precision("int8").convert(source, tmp_path / "out", recipe, [feeds])
-    assert report.details["quantised_operators"] == 1
+    assert report.details["quantized_operators"] == 1
     assert report.details["wide_nodes"] == {"MatMul": 1}
 
 
@@ -238,10 +238,10 @@ def test_depthwise_convolutions_stay_in_fp16_in_fp8(tmp_path: Path) -> None:
     model = made(text, w=WEIGHT, d=WEIGHT[:, :1])
     for name, count in (("int8", 2), ("fp8", 1)):
         _, details = convert(model, tmp_path, [feeds], method="minmax", name=name)
-        assert details["quantised_operators"] == count
+        assert details["quantized_operators"] == count
     first = "h = Conv <pads = [1, 1, 1, 1]> (x, w)"
     alone = made(text.replace(first, "h = Relu (x)"), d=WEIGHT[:, :1])
-    with pytest.raises(PrecisionError, match="fp8: there is nothing to quantise"):
+    with pytest.raises(PrecisionError, match="fp8: there is nothing to quantize"):
         convert(alone, tmp_path, [feeds], name="fp8")
 
 
@@ -265,7 +265,7 @@ def test_a_search_that_would_keep_everything_wide_leaves_the_judgement_to_verifi
     seen = evidence(model, tmp_path, feeds, judge=judge, tries=20)
     report = precision(name).convert(source, tmp_path / "out", RECIPE, [feeds], seen)
     assert report.details["kept_wide"] == []
-    assert report.details.get("quantised_operators", 1) == 1
+    assert report.details.get("quantized_operators", 1) == 1
     assert report.details["low_nodes"]
 
 

@@ -108,7 +108,7 @@ RMS_NORM = """agraph (float[n, 32] x) => (float[n, 32] y) {
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 @pytest.mark.parametrize("text", [LAYER_NORM, MOMENTS, RMS_NORM], ids=["layer", "moments", "rms"])
-def test_a_normalisation_that_is_written_out_stays_wide(
+def test_a_normalization_that_is_written_out_stays_wide(
     tmp_path: Path, name: str, text: str
 ) -> None:
     constants = {"epsilon": np.float32(1e-6)}
@@ -122,7 +122,7 @@ def test_a_normalisation_that_is_written_out_stays_wide(
     assert decibels(model, converted, feeds) > (50 if name == "fp16" else 30)
 
 
-def test_a_mean_and_a_root_that_normalise_nothing_are_low(tmp_path: Path) -> None:
+def test_a_mean_and_a_root_that_normalize_nothing_are_low(tmp_path: Path) -> None:
     model = made("""agraph (float[n, 32] x) => (float[n, 32] y) {
         h = MatMul (x, w)
         r = Sqrt (h)

@@ -223,12 +223,12 @@ def test_bf16_emulation_rounds_every_product(source: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])
-def test_quantised_graphs_have_their_q_and_dq(source: Path, tmp_path: Path, name: str) -> None:
+def test_quantized_graphs_have_their_q_and_dq(source: Path, tmp_path: Path, name: str) -> None:
     report = precision(name).convert(source, tmp_path / name, RECIPE, [FEEDS])
     made = onnx_files.read(report.path)
     count = Counter(node.op_type for node in made.graph.node)
     assert (count["QuantizeLinear"], count["DequantizeLinear"]) == (3, 6), "Conv, Gemm, MatMul"
-    assert report.details["quantized_operators"] == 3, "attention has no weights: not quantised"
+    assert report.details["quantized_operators"] == 3, "attention has no weights: not quantized"
     producers = {node.output[0]: node.op_type for node in made.graph.node}
     for node in made.graph.node:
         if node.name in ("conv", "gemm", "matmul"):
@@ -286,7 +286,7 @@ def test_an_older_onnx_is_brought_to_the_opset_that_is_needed(tmp_path: Path) ->
     assert onnx_files.opset(convert("bf16", source, tmp_path)) == 22
 
 
-def test_a_graph_with_nothing_to_quantise_is_refused(tmp_path: Path) -> None:
+def test_a_graph_with_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],
         "g",
@@ -295,17 +295,17 @@ def test_a_graph_with_nothing_to_quantise_is_refused(tmp_path: Path) -> None:
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     source = onnx_files.write(made, tmp_path / "in")
-    with pytest.raises(PrecisionError, match="nothing to quantise"):
+    with pytest.raises(PrecisionError, match="nothing to quantize"):
         precision("int8").convert(source, tmp_path / "out", RECIPE, [FEEDS])
 
 
-def test_a_graph_that_is_quantised_already_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_graph_that_is_quantized_already_is_refused(source: Path, tmp_path: Path) -> None:
     convert("int8", source, tmp_path)
     with pytest.raises(PrecisionError, match="has Q/DQ nodes already"):
         precision("int8").convert(tmp_path / "int8" / "model.onnx", tmp_path / "o", RECIPE, [FEEDS])
 
 
-def test_a_silently_unquantised_graph_is_an_error(
+def test_a_silently_unquantized_graph_is_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qdq, "insert", lambda *_: qdq.Counts(3, 6, 3))

@@ -266,7 +266,7 @@ def test_shared_tensors_may_be_in_the_file_once_and_must_agree(tmp_path: Path) -
     assert "differ in the file" in caught.value.why
 
 
-def test_quantised_weights_are_not_copied_into_a_float_model(tmp_path: Path) -> None:
+def test_quantized_weights_are_not_copied_into_a_float_model(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="do not fit Small") as caught:
         filled(tmp_path, lambda w, p: torch.save({k: v.to(torch.int8) for k, v in w.items()}, p))
     assert "torch.int8 in the file and torch.float32 in the model" in caught.value.why
