@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sample_manifest import make_manifest
 
 from enginefarm import cli
+from enginefarm.documents.spec import MinOptMax, OnnxRef, ShapeProfile
 from enginefarm.report import nightly
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.filter import RowFilter
@@ -21,20 +21,37 @@ from tests import tiny_recipe
 QUICK = ["--seconds", "0.05", "--requests", "100", "--json"]
 
 
-def test_the_highest_rate_of_one_and_of_two_streams(
-    store_environment: EngineStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tiny_recipe.write(tmp_path / "tiny", gpus=["a100"], precisions=["fp16"])
-    subprocess.run(
-        [sys.executable, "-c", "from enginefarm.cli import main; main()", "build", str(path)],
-        check=True,
-        capture_output=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+@pytest.fixture
+def recipe(store_environment: EngineStore, tmp_path: Path) -> Path:
+    """Its FP32 graph and its reference are in the store, as a build leaves them."""
+    path = tiny_recipe.write(tmp_path / "tiny", gpus=["a100"], precisions=["fp32"])
+    images = np.load(path.with_name("data.npz"))["images"][:4]
+    scores = np.zeros((4, tiny_recipe.CLASSES), np.float32)
+    np.savez(tmp_path / "r.npz", **{"0000/input/images": images, "0000/output/scores": scores})
+    made = make_manifest("tiny", label="a100", precision="fp32")
+    shape = (3, tiny_recipe.SIZE, tiny_recipe.SIZE)
+    bounds = MinOptMax(min=(1, *shape), opt=(4, *shape), max=(8, *shape))
+    profile = ShapeProfile(name="default", shapes={"images": bounds})
+    spec = made.spec.model_copy(update={"profiles": (profile,)})
+    store_environment.put_bytes(b"engine")
+    made = made.model_copy(
+        update={
+            "spec": spec,
+            "spec_digest": spec.digest,
+            "graph": OnnxRef(
+                model=store_environment.put_blob(path.with_name("model.onnx")), opset=20
+            ),
+            "reference": store_environment.put_blob(tmp_path / "r.npz"),
+        }
     )
-    slo = ["bench", "slo", str(path), *QUICK]
+    assert store_environment.publish(made)
+    return path
+
+
+def test_the_highest_rate_of_one_and_of_two_streams(
+    store_environment: EngineStore, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slo = ["bench", "slo", str(recipe), *QUICK]
     assert cli.run([*slo, "--p99-ms", "60000", "--streams", "2"]) == 0
     one, two = json.loads(capsys.readouterr().out)
     for row, streams in ((one, 1), (two, 2)):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,7 @@ def test_a_slow_tail_alone_is_refused(stub: Stub, reference: Path) -> None:
     assert "triton-latency: p99 9 ms against 1 ms" in refusal(stub, candidate(reference))
 
 
-@pytest.mark.parametrize("phase", range(6))
+@pytest.mark.parametrize("phase", [0, 3])
 def test_where_a_version_differs_from_itself_nothing_is_told(
     stub: Stub, reference: Path, phase: int
 ) -> None:
@@ -308,6 +310,24 @@ def test_no_server_and_no_triton(tmp_path: Path, stub: Stub) -> None:
     assert "8000" in caught.value.fix
     with pytest.raises(TritonError, match="404"):
         TritonServer(f"{stub.url}/elsewhere").versions("m")
+
+
+def test_a_server_that_is_something_else_is_said(tmp_path: Path) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        with pytest.raises(TritonError, match="something else than Triton"):
+            TritonServer(f"127.0.0.1:{server.server_address[1]}").versions("m")
+        thread.join()
 
 
 @pytest.mark.parametrize("url", ["", "ftp://host", "http://", "http://host:port", "host:99999"])
