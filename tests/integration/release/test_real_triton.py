@@ -13,8 +13,11 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -244,10 +247,31 @@ def test_refused_flipped_and_gone_back(triton: str, folder: Path, reference: Pat
     trial = try_out(server, repository, good, LIMITS)
     assert (trial.version, trial.refusals) == (2, ())
     flip = Flip(server, repository, good, trial)
-    assert flip.forward().verdict == "passed"
-    assert served(triton) == 2
-    flip.back()
-    assert served(triton) == 1
+    with asked_all_the_time(triton) as answered:
+        assert flip.forward().verdict == "passed"
+        assert served(triton) == 2
+        flip.back()
+        assert served(triton) == 1
+    assert {1, 2} == set(answered), "both served, and every request had an answer"
+
+
+@contextmanager
+def asked_all_the_time(url: str) -> Iterator[list[int]]:
+    """The versions that a client got meanwhile, which names none."""
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            answered.append(served(url))
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client)
+        try:
+            yield answered
+        finally:
+            stop.set()
+        asking.result()  # raises what a request was refused with
 
 
 def test_a_request_without_a_version_gets_the_highest_loaded_one(triton: str, folder: Path) -> None:
