@@ -107,7 +107,9 @@ def _row(site: Site, manifest: Manifest, settings: Queued) -> BenchmarkRow:
         plugins=plugin_libraries(site, manifest.spec),
         settings=settings,
     )
-    child = Child(what="the engine's benchmark", error=EngineRunError, limits=Limits(600))
+    child = Child(
+        what="the engine's benchmark", error=EngineRunError, limits=Limits(600 + settings.seconds)
+    )
     found = child.ask("enginefarm.bench.queued:measure", request, QueuedAnswer)
     built = {one.profile: one for one in rows_from_manifest(manifest)}[point.profile_name]
     return built.model_copy(update=row_columns(found, point, settings))

@@ -7,11 +7,16 @@ from typing import Any
 
 import click
 
+from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, precision_option
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    shell_complete=completion.recipe_files,
+)
 @click.option(
     "--p99-ms",
     "slo_p99_ms",

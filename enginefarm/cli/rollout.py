@@ -21,11 +21,19 @@ from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
     show_default=True,
     help="Triton's HTTP port.",
 )
-@click.option("--to", "channel", default="production", show_default=True, help="The channel.")
+@click.option(
+    "--to",
+    "channel",
+    default="production",
+    show_default=True,
+    shell_complete=completion.channels,
+    help="The channel.",
+)
 @click.option(
     "--from",
     "source",
     metavar="CHANNEL",
+    shell_complete=completion.channels,
     help="Take the engines from this channel; the newest by default.",
 )
 @precision_option("Default: fp16, where it is.")
