@@ -29,7 +29,7 @@ from enginefarm.cli.options import FiniteRange, precision_option
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Measure 1, 2, … so many sessions behind one queue.",
+    help="Measure with 1 to this number of sessions behind one queue.",
 )
 @precision_option("The graph to run; fp32 by default.")
 @click.option(
@@ -47,7 +47,7 @@ from enginefarm.cli.options import FiniteRange, precision_option
     show_default=True,
     help="Requests for each rate, at least.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the arrivals.")
 @click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
 def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load: Any) -> None:
     """Find the highest rate of requests to RECIPE at which p99 stays within a limit.

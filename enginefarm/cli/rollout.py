@@ -44,14 +44,14 @@ from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
     type=click.IntRange(100, 1_000_000),
     default=300,
     show_default=True,
-    help="Requests to each version for its p99.",
+    help="How many requests are sent to each version to get its p99.",
 )
 @click.option(
     "--max-p99-ratio",
     "latency_ratio",
     type=FiniteRange(0.01, 100),
-    help="Times the p99 of the version that serves; `regression.latency_ratio` of the recipe by "
-    "default.",
+    help="The p99 may be at most this times that of the serving version; the recipe's "
+    "`regression.latency_ratio` by default.",
 )
 @click.option("--why", default="", help="The reason, for the channel's log.")
 @click.option(
