@@ -47,9 +47,8 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
     """
     entries = {item.key: item.value for item in tensor.external_data}
     location = entries.get("location", "")
-    where = PurePosixPath(location)
     file = folder / location
-    if not location or where.is_absolute() or ".." in where.parts or _links(folder, where):
+    if not may_hold(location, folder):
         raise error(
             f"{name}: tensor {tensor.name!r} keeps its data in {location!r}",
             why="external data must be a plain file in the model's own folder, and not a link",
@@ -57,7 +56,8 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
         )
     try:
         offset = int(entries.get("offset") or 0)
-        with file.open("rb") as stream:
+        # Not to wait for who writes a pipe of that name; files do not block anyway.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is not a file")
@@ -79,5 +79,12 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
     del tensor.external_data[:]
 
 
-def _links(folder: Path, where: PurePosixPath) -> bool:
-    return any((folder / part).is_symlink() for part in (where, *where.parents))
+def may_hold(location: str, folder: Path) -> bool:
+    """Whether external data may be there, if it is: in the model's own folder, through no link."""
+    where = PurePosixPath(location)
+    if not location or where.is_absolute() or ".." in where.parts:
+        return False
+    try:
+        return not any((folder / part).is_symlink() for part in (where, *where.parents))
+    except OSError:  # a name that no file can have
+        return False

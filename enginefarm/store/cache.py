@@ -1,13 +1,14 @@
 """BlobCache: blobs on the local disk, by digest. Shared by many processes.
 
 blobs/sha256/ab/<digest>          the bytes, read-only
-blobs/sha256/ab/<digest>.seen     inode, size and mtime for which they were hashed; its own
-                                  date is when they were used last
+blobs/sha256/ab/<digest>.seen     inode, size, mtime and ctime for which they were hashed; its
+                                  own date is when they were used last
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Generator
@@ -43,8 +44,8 @@ class BlobCache:
     def intact(self, ref: BlobRef) -> Path | None:
         """The blob's path when its bytes are what the digest says; None when it is not there.
 
-        It is hashed unless its inode, size and mtime are those that it had when it was hashed
-        before. A file that was changed, cut or damaged is removed.
+        It is hashed unless its inode, size, mtime and ctime are those that it had when it was
+        hashed before. What was changed, cut or damaged, or is not a file, is removed.
         """
         path = self.path(ref)
         try:
@@ -53,11 +54,12 @@ class BlobCache:
             return None
         stamp = _stamp(found)
         seen = path.with_name(f"{path.name}{SEEN}")
-        with suppress(OSError):
-            if found.st_size == ref.size_bytes and seen.read_text("utf-8") == stamp:
+        fits = stat.S_ISREG(found.st_mode) and found.st_size == ref.size_bytes
+        with suppress(OSError, ValueError):
+            if fits and seen.is_file() and seen.read_text("utf-8") == stamp:
                 os.utime(seen)
                 return path
-        if found.st_size == ref.size_bytes and sha256_file(path) == ref.digest:
+        if fits and sha256_file(path) == ref.digest:
             self._note(seen, stamp)
             return path
         path.unlink(missing_ok=True)
@@ -172,4 +174,5 @@ class BlobCache:
 
 
 def _stamp(found: os.stat_result) -> str:
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    """ctime too: no program can set it back, as it can mtime."""
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"

@@ -11,12 +11,15 @@ from typing import Any, get_args
 from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.tables.filter import RowFilter
 from enginefarm.tables.rows import ROW_SCHEMA_VERSION, BenchmarkRow
+from enginefarm.tables.values import strange
 
 Table = Any
 """A pyarrow.Table; pyarrow ships no types."""
 
 ROW_ID = "row_id"
 ROW_GROUP_ROWS = 4096
+MOST_ROWS = 10_000_000
+"""Of one file, which is one night's at most."""
 
 
 def schema(columns: Collection[str] | None = None) -> Any:
@@ -89,14 +92,25 @@ def decode(
             for index in range(file.metadata.num_row_groups)
             if _admits(file.metadata.row_group(index), where)
         ]
+        if file.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"it has {file.metadata.num_rows:,} rows")
         found = file.read_row_groups(groups, columns=there, use_threads=False)
-        return found.cast(pa.schema([wanted.field(column) for column in found.column_names]))
+        found = found.cast(pa.schema([wanted.field(column) for column in found.column_names]))
+        found.validate(full=True)
+        wrong = strange(found)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptBlob(
             f"benchmarks: {name} is not the Parquet that this version of enginefarm writes",
             why=str(error).partition("\n")[0],
             fix="update enginefarm, if a newer one wrote it",
         ) from error
+    if wrong is not None:
+        raise CorruptBlob(
+            f"benchmarks: {name} has rows that this version of enginefarm does not know",
+            why=wrong,
+            fix="update enginefarm, if a newer one wrote them; else delete the object",
+        )
+    return found
 
 
 def unknown_columns(data: bytes) -> tuple[str, ...]:

@@ -69,12 +69,12 @@ class BenchmarkRow(Frozen):
     parts_clock: str = Field(default="", description="The clock of compute, h2d and d2h.")
 
     # end to end: host to device, compute, device to host
-    latency_ms_min: float | None = None
-    latency_ms_mean: float | None = None
-    latency_ms_median: float | None = None
-    latency_ms_p90: float | None = None
-    latency_ms_p95: float | None = None
-    latency_ms_p99: float | None = None
+    latency_ms_min: float | None = Field(default=None, gt=0)
+    latency_ms_mean: float | None = Field(default=None, gt=0)
+    latency_ms_median: float | None = Field(default=None, gt=0)
+    latency_ms_p90: float | None = Field(default=None, gt=0)
+    latency_ms_p95: float | None = Field(default=None, gt=0)
+    latency_ms_p99: float | None = Field(default=None, gt=0)
     # GPU compute alone
     compute_ms_min: float | None = None
     compute_ms_mean: float | None = None
@@ -86,7 +86,7 @@ class BenchmarkRow(Frozen):
     h2d_ms_p99: float | None = None
     d2h_ms_median: float | None = None
     d2h_ms_p99: float | None = None
-    throughput_samples_per_s: float | None = None
+    throughput_samples_per_s: float | None = Field(default=None, gt=0)
     latency_cov: float | None = Field(default=None, description="Standard deviation over mean.")
     cov_verdict: Literal["stable", "unstable"] | None = Field(
         default=None, description="Unstable above STABLE_COV."

@@ -8,7 +8,7 @@ from pathlib import Path
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import onnx_files
+from enginefarm.graph import external_data, onnx_files
 from enginefarm.graph.fitting import typed_inputs
 from enginefarm.graph.raising import raised
 from enginefarm.graph.sources import s3_file
@@ -30,7 +30,8 @@ class OnnxFile:
         parts: dict[str, str] = {
             name: file_digest(str(folder / name), root, field="source.path")
             for name in _data_files(file)
-            if (file.parent / name).is_file()  # load says what is missing
+            # load says what is missing, and what may not be read
+            if external_data.may_hold(name, file.parent) and (file.parent / name).is_file()
         }
         parts[""] = file_digest(source.path, root, field="source.path")
         return import_path.digest(parts)

@@ -223,6 +223,25 @@ def test_fsck_takes_out_what_is_made_again_and_says_who_makes_it(
     assert speeds.read(store_environment.objects, "model", "t4").engine(manifest.spec_digest)
 
 
+def test_rows_of_a_runtime_that_is_not_known_yet_hide_no_other_and_are_kept(
+    publish: Publish, store_environment: EngineStore, tmp_path: Path, capsys: Out
+) -> None:
+    publish(recipe="later", salt="later")
+    publish(recipe="other", salt="other")
+    tables = BenchmarkTables(store_environment.objects)
+    later = make_row(recipe="later").model_copy(update={"runtime": "later"})
+    (key,) = tables.append([later])
+    tables.append([make_row(recipe="other"), make_row(recipe="other", batch=4)])
+    page = tmp_path / "page.html"
+    for command in (("report", "--output", str(page)), ("bench", "table"), ("bench", "compact")):
+        assert run(*command) == 0, f"{command}: {capsys.readouterr().err}"
+    assert "other" in page.read_text("utf-8")
+    assert key in keys(store_environment), "a newer version still reads it"
+    assert run("promote", "other", "--allow-pending") == 0
+    assert run("promote", "later", "--allow-pending") == CorruptBlob.exit_code
+    assert "runtime" in capsys.readouterr().err
+
+
 def test_gc_reads_what_it_is_not_written_for_in_pieces(
     publish: Publish, store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, share: float) -> None:
         load(tmp_path / "m.onnx", tmp_path / "work")
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "a/../../secret.bin"])
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "/etc/passwd", "a/../../secret.bin", "a" * 5000]
+)
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
@@ -91,6 +94,16 @@ def test_external_data_through_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.bin").symlink_to(tmp_path / "elsewhere.bin")
     with pytest.raises(SourceError, match="keeps its data in"):
         load(tmp_path / "m.onnx", tmp_path / "work")
+
+
+def test_external_data_in_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    made = model(np.ones((64, 64), np.float32))
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin")
+    (tmp_path / "w.bin").unlink()
+    os.mkfifo(tmp_path / "w.bin")
+    with pytest.raises(SourceError, match="cannot be read") as refused:
+        load(tmp_path / "m.onnx", tmp_path / "work")
+    assert "not a file" in refused.value.why
 
 
 def test_external_data_that_is_missing_or_short_names_the_tensor(tmp_path: Path) -> None:

@@ -70,6 +70,25 @@ def test_bytes_that_were_changed_behind_a_memo_of_another_inode_are_seen(
     assert not cache.has(ref)
 
 
+def test_bytes_that_were_changed_in_place_under_their_old_date_are_seen(
+    cache: BlobCache, tmp_path: Path
+) -> None:
+    ref = add(cache, tmp_path, b"right")
+    before = cache.path(ref).stat()
+    overwrite(cache.path(ref), b"wrong")
+    os.utime(cache.path(ref), ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not cache.has(ref)
+
+
+@pytest.mark.parametrize("what", ["blob", "memo"])
+def test_a_pipe_in_the_cache_is_not_waited_for(cache: BlobCache, tmp_path: Path, what: str) -> None:
+    ref = add(cache, tmp_path, b"" if what == "blob" else b"right")
+    path = cache.path(ref) if what == "blob" else cache.path(ref).with_name(ref.digest + SEEN)
+    path.unlink()
+    os.mkfifo(path)
+    assert cache.has(ref) == (what == "memo")
+
+
 def test_a_file_is_hashed_once_while_it_stays_the_same(
     cache: BlobCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
