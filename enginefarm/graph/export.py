@@ -27,7 +27,7 @@ from enginefarm.graph import (
 from enginefarm.graph.sources import source
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
 
     from enginefarm.graph.sources import LoadedModel
 
@@ -119,7 +119,11 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")
-    _run_corners(path, recipe, sample, error)
+    ranks = _run_corners(path, recipe, sample, error)
+    if isinstance(model, Path) and (wrong := _wrong_ranks(graph, ranks)):
+        for value in wrong:
+            onnx_shapes.write_shape(value, [None] * ranks[value.name])
+        onnx_files.write(graph, path.parent)
     notes = came.notes(recipe, path, dest_dir, sample)
     if written_out:
         notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
@@ -217,12 +221,27 @@ def _run_corners(
     recipe: Recipe,
     sample: feeds.Arrays,
     error: type[ExportError] | type[SourceError],
-) -> None:
+) -> dict[str, int]:
+    """Each output -> its number of dims."""
     session = ort.session(path, error=error, what=f"the graph of {recipe.name}")
+    ranks: dict[str, int] = {}
     for label, dims in feeds.corners(recipe):
-        ort.run(
+        found = ort.run(
             session,
             feeds.sized(sample, recipe, dims),
             error=error,
             what=f"{label}: a dim is not as dynamic as the recipe says",
         )
+        ranks = {name: array.ndim for name, array in found.items()}
+    return ranks
+
+
+def _wrong_ranks(graph: ModelProto, ranks: dict[str, int]) -> list[ValueInfoProto]:
+    """Outputs whose shape in the file has another number of dims than what they are: whoever
+    infers it from the operators finds a contradiction."""
+    return [
+        value
+        for value in graph.graph.output
+        if value.type.tensor_type.HasField("shape")
+        and len(value.type.tensor_type.shape.dim) != ranks[value.name]
+    ]

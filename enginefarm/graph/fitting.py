@@ -160,7 +160,7 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
             if isinstance(known, str):
                 renamed[known] = size if renamed.get(known, size) == size else None
             if not isinstance(known, int):
-                _set(dim, size if fixed or isinstance(size, str) else None)
+                onnx_shapes.set_dim(dim, size if fixed or isinstance(size, str) else None)
     declared = [
         [onnx_shapes.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
     ]
@@ -174,24 +174,16 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
     for value, old in zip(model.graph.output, declared, strict=True):
         found = inferred.get(value.name)
         dims = old if found is None else found
-        value.type.tensor_type.shape.Clear()
+        shape: list[int | str | None] = []
         for axis, size in enumerate(dims):
             was = old[axis] if len(old) == len(dims) else None
             was = renamed.get(was, was) if isinstance(was, str) else was
-            _set(value.type.tensor_type.shape.dim.add(), was if size is None else size)
-        value.type.tensor_type.shape.SetInParent()
+            shape.append(was if size is None else size)
+        onnx_shapes.write_shape(value, shape)
 
 
 def _shape(value: Any) -> Any:
     return value.type.tensor_type.shape.dim
-
-
-def _set(dim: Any, size: int | str | None) -> None:
-    dim.Clear()
-    if isinstance(size, int):
-        dim.dim_value = size
-    elif size is not None:
-        dim.dim_param = size
 
 
 def fit_file(path: Path, recipe: Recipe, dest_dir: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph import external_data
@@ -160,13 +160,14 @@ def _of_a_definition(cause: Exception) -> bool:
 
     import onnx
 
-    levels = re.findall(r"Inference error\(s\): \(op_type:(\w+)", str(cause))
+    levels: list[str] = re.findall(r"Inference error\(s\): \(op_type:(\w+)", str(cause))
     if len(levels) < 2:
         return False
     try:
-        return bool(onnx.defs.get_schema(levels[0]).has_function)
+        schema: Any = onnx.defs.get_schema(levels[0])  # typed in part
     except onnx.defs.SchemaError:
         return False
+    return bool(schema.has_function)
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnx import ModelProto
 
 LARGE_BYTES = 1 << 16
@@ -74,6 +76,23 @@ def without_weights(model: ModelProto) -> ModelProto:
         copy.data_location = onnx.TensorProto.EXTERNAL
         copy.external_data.add(key="location", value="not-needed")
     return light
+
+
+def write_shape(value: Any, dims: Sequence[int | str | None]) -> None:
+    """The dims of a value, those that are None unknown."""
+    shape = value.type.tensor_type.shape
+    shape.Clear()
+    for size in dims:
+        set_dim(shape.dim.add(), size)
+    shape.SetInParent()
+
+
+def set_dim(dim: Any, size: int | str | None) -> None:
+    dim.Clear()
+    if isinstance(size, int):
+        dim.dim_value = size
+    elif size is not None:
+        dim.dim_param = size
 
 
 def known_dim(dim: Any) -> int | str | None:

@@ -16,6 +16,7 @@ SIZES = {
     "CenterCropPad": (1,),
     "ConstantOfShape": (0,),
     "Expand": (1,),
+    "Loop": (0,),
     "OneHot": (1,),
     "Pad": (1,),
     "Range": (0, 1, 2),

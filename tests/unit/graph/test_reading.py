@@ -114,6 +114,24 @@ def test_a_raised_model_is_compared_with_the_file(tmp_path: Path) -> None:
     assert exported(tmp_path, relu(opset=17)).notes == ()
 
 
+def test_an_output_of_another_rank_than_the_file_says_is_corrected(tmp_path: Path) -> None:
+    """The Reshape's sizes are known at run time only; exporters have written what they guessed."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Concat", ["one", "size"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["x", "sizes"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    weights = {"one": np.array([1], np.int64), "w": np.eye(4, dtype=np.float32)}
+    made = model(nodes, outputs=[value("y", [1, "steps"])], weights=weights, opset=13)
+    report = exported(tmp_path, made)
+    wanted = recipe(tmp_path, made)
+    shape = onnx.load(report.path).graph.output[0].type.tensor_type.shape
+    assert len(shape.dim) == 3
+    for name in ("fp16", "bf16"):
+        precision(name).convert(report.path, tmp_path / name, wanted, ())
+
+
 def test_a_loop_without_a_condition_gets_one(tmp_path: Path) -> None:
     body = helper.make_graph(
         [
