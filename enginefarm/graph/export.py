@@ -23,6 +23,7 @@ from enginefarm.graph import (
     raising,
     shape_inputs,
     torch_export,
+    unsigned,
 )
 from enginefarm.graph.sources import source
 
@@ -71,7 +72,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 2,
+                "reading": 3,
             },
         )
     try:
@@ -88,7 +89,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 2,
+            "normal_form": 3,
         },
     )
 
@@ -115,7 +116,10 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     _refuse_broken(graph, recipe, error)
     _check_inputs(graph, recipe, error)
     outputs = tuple(output.name for output in graph.graph.output)
-    path = model if isinstance(model, Path) else onnx_files.write(graph, dest_dir)
+    changed = unsigned.convert_first(graph)
+    path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
+    if changed or not isinstance(model, Path):
+        onnx_files.write(graph, path.parent)
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")

@@ -174,12 +174,12 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
     for value, old in zip(model.graph.output, declared, strict=True):
         found = inferred.get(value.name)
         dims = old if found is None else found
-        shape: list[int | str | None] = []
+        inferred_shape: list[int | str | None] = []
         for axis, size in enumerate(dims):
             was = old[axis] if len(old) == len(dims) else None
             was = renamed.get(was, was) if isinstance(was, str) else was
-            shape.append(was if size is None else size)
-        onnx_shapes.write_shape(value, shape)
+            inferred_shape.append(was if size is None else size)
+        onnx_shapes.write_shape(value, inferred_shape)
 
 
 def _shape(value: Any) -> Any:

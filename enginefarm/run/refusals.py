@@ -147,6 +147,38 @@ CAUSES: tuple[Cause, ...] = (
 """The first that matches explains a refusal."""
 
 
+class Refusal(NamedTuple):
+    """Words about a network that a builder refuses. Groups of the pattern may stand in why and
+    fix."""
+
+    words: re.Pattern[str]
+    why: str
+    fix: str
+
+
+NETWORKS: tuple[Refusal, ...] = (
+    Refusal(
+        _says(r"(?P<node>[^\s(]+?)_OutputLayer: Must have inputs with equal ranks"),
+        "the branches of node {node!r} (If) return tensors of different ranks, and which of them "
+        "runs is not known when the engine is built",
+        "make its condition a constant: it often compares a dim, which the recipe can fix to one "
+        "size; or export the model without that If",
+    ),
+    Refusal(
+        _says(r"graphScope.*kUNDEFINED"),
+        "TensorRT cannot make out which branch of an If node some of the operators belong to",
+        "export one model for each branch, without If nodes around whole networks",
+    ),
+    Refusal(
+        _says(r"decompose_composite_ops.*Attention operation"),
+        "there is no kernel for operator Attention with these sizes and types",
+        "export the model at opset 20 (`export.opset: 20`), which writes attention as MatMul and "
+        "Softmax",
+    ),
+)
+"""What a builder's words about a network mean. The first that matches explains the refusal."""
+
+
 def cause_of(said: str) -> Cause | None:
     """The first cause whose words are there, with the names from those words in why and fix."""
     for cause in CAUSES:
@@ -177,6 +209,10 @@ def not_built(who: str, said: str, *, refusal: str, fix: str) -> EnginefarmError
     """The error of a build by `who` that fails, in the same way.
 
     refusal, fix: for causes that the table does not know, or knows of plans alone."""
+    for known in NETWORKS:
+        if words := known.words.search(said):
+            why = known.why.format_map(words.groupdict())
+            return BuildError(f"{who} {refusal}", why=f"{why}; {said}", fix=known.fix)
     found = cause_of(said)
     if found is None or found.building is BuildError:
         return BuildError(f"{who} {refusal}", why=said, fix=fix)

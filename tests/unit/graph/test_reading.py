@@ -132,6 +132,32 @@ def test_an_output_of_another_rank_than_the_file_says_is_corrected(tmp_path: Pat
         precision(name).convert(report.path, tmp_path / name, wanted, ())
 
 
+@pytest.mark.parametrize(
+    ("reader", "first"), [("Cast", "Cast"), ("Transpose", "Cast"), ("ArgMax", "ArgMax")]
+)
+def test_a_uint8_input_is_made_floats_before_it_is_moved(
+    tmp_path: Path, reader: str, first: str
+) -> None:
+    """TensorRT has no Transpose of uint8; what else reads such an input is left alone."""
+    nodes = [
+        helper.make_node(reader, ["x"], ["t"], **({"to": FLOAT} if reader == "Cast" else {})),
+        helper.make_node("Cast", ["t"], ["y"], to=FLOAT),
+    ]
+    made = model(
+        nodes, inputs=[value("x", ["n", 4], TensorProto.UINT8)], outputs=[value("y", ["a", "b"])]
+    )
+    inputs = [{"name": "x", "dtype": "uint8", "shape": ["batch", 4]}]
+    data = {"random": True, "arguments": {"batch": 2}}
+    report = exported(tmp_path, made, inputs=inputs, verification={"data": data, "batches": 1})
+    found = onnx.load(report.path)
+    assert found.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    readers = [node.op_type for node in found.graph.node if "x" in node.input]
+    assert readers == [first]
+    x = np.array([[0, 1, 128, 255], [7, 8, 9, 254]], np.uint8)
+    wanted = {"Cast": x, "Transpose": x.T, "ArgMax": x.argmax(0)[None]}[reader]
+    np.testing.assert_array_equal(run(report.path, {"x": x})["y"], wanted.astype("f"))
+
+
 def test_a_loop_without_a_condition_gets_one(tmp_path: Path) -> None:
     body = helper.make_graph(
         [

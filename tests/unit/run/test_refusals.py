@@ -37,6 +37,41 @@ def test_unknown_words_are_passed_on() -> None:
     assert refusals.not_started("it does not start", "new").exit_code == HostError.exit_code
 
 
+@pytest.mark.parametrize(
+    ("words", "named", "remedy"),
+    [
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error "
+            "(IConditionalOutputLayer /decoder/rnn/If_2_OutputLayer: Must have inputs with equal "
+            "ranks when condition is not a build-time constant. Dimensions are [128] and "
+            "[batch,128].)",
+            "node '/decoder/rnn/If_2' (If)",
+            "the recipe can fix to one size",
+        ),
+        (
+            "[graphScope.cpp::analyze::471] Error Code 2: Internal Error (Assertion "
+            "tScope.getType() != ScopeType::kUNDEFINED failed.)",
+            "which branch of an If node",
+            "export one model for each branch",
+        ),
+        (
+            "MyelinCheckException: decompose_composite_ops.cpp:59: "
+            "CHECK(composite_op->is_decomposable()) failed. Attention operation was not supported "
+            "by a dedicated kernel.",
+            "operator Attention",
+            "opset 20",
+        ),
+    ],
+)
+def test_a_refused_network_is_explained(words: str, named: str, remedy: str) -> None:
+    """As TensorRT-RTX 1.7.1 refused them."""
+    error = refusals.not_built("the builder", words, refusal="refused the network", fix="x")
+    assert type(error) is BuildError
+    assert named in error.why
+    assert words in error.why
+    assert remedy in error.fix
+
+
 def test_a_failed_layer_with_a_plugin_in_its_name_lacks_no_plugin() -> None:
     words = "Could not find any implementation for node PluginV2_3. The tactics were not found."
     assert type(refusals.refused(Path("p"), "fails", "g", words)) is errors.EngineRunError

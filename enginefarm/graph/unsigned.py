@@ -1,0 +1,79 @@
+"""Inputs of uint8, such as pictures: made floats before anything moves them.
+
+TensorRT reads uint8 and converts it to floats, and has no other operator for it. Models often
+transpose a picture first and make it floats then. All 256 numbers are the same in FP32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enginefarm.graph import onnx_files
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+MOVES = frozenset(
+    (
+        *("DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
+"""Operators whose results are numbers of their first input."""
+
+
+def convert_first(model: ModelProto) -> bool:
+    """In place: a Cast to FP32 right behind each uint8 input that is moved and then cast.
+
+    An input that anything else reads as uint8 is left as it is. False when nothing is changed.
+    """
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    taken = {name for one in onnx_files.graphs(graph) for node in one.node for name in node.output}
+    taken |= {item.name for item in (*graph.input, *graph.initializer)}
+    changed = False
+    for value in graph.input:
+        if value.type.tensor_type.elem_type != TensorProto.UINT8:
+            continue
+        moved = _moved(graph, value.name)
+        if not moved:
+            continue
+        name = f"{value.name}_as_float"
+        while name in taken:
+            name += "_"
+        for node in graph.node:
+            if node.op_type != "Cast":
+                node.input[:] = [name if read == value.name else read for read in node.input]
+        cast = helper.make_node("Cast", [value.name], [name], name, to=TensorProto.FLOAT)
+        graph.node.insert(0, cast)
+        for known in graph.value_info:
+            if known.name in moved:
+                known.type.tensor_type.elem_type = TensorProto.FLOAT
+        changed = True
+    return changed
+
+
+def _moved(graph: GraphProto, name: str) -> set[str]:
+    """What is made of the input by moving it; empty where it is cast at once, or where something
+    else reads it or what is made of it."""
+    moved: set[str] = set()
+    reads = {name}
+    for node in graph.node:
+        if node.op_type in MOVES and node.input[0] in reads and reads.isdisjoint(node.input[1:]):
+            moved.update(node.output)
+            reads.update(node.output)
+        elif node.op_type != "Cast" and not reads.isdisjoint(_all_reads(node)):
+            return set()
+    return set() if any(output.name in reads for output in graph.output) else moved
+
+
+def _all_reads(node: NodeProto) -> set[str]:
+    """Names that the node reads, in its bodies too."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for body in onnx_files.graphs(attribute.g):
+                found.update(name for inner in body.node for name in inner.input)
+                found.update(output.name for output in body.output)
+    return found
