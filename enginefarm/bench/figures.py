@@ -11,7 +11,7 @@ from enginefarm.tables.rows import STABLE_COV
 
 
 class Figures(Frozen):
-    """Of one kind of time, in milliseconds."""
+    """Statistics of one kind of time, in milliseconds."""
 
     samples: int
     ms_min: float

@@ -196,7 +196,7 @@ def _with_trtexec(manifest: Manifest, inputs: dict[str, tuple[int, ...]]) -> str
 
 def _without_trtexec(manifest: Manifest, _: dict[str, tuple[int, ...]]) -> str:
     return (
-        f"{SHELL}# trtexec builds no plan of TensorRT-RTX, whose own program was not at hand\n"
+        f"{SHELL}# trtexec cannot build plans of TensorRT-RTX, and its own program was not found\n"
         "# when this was written: reproduce.py is the whole of it.\npython reproduce.py\n"
     )
 

@@ -205,7 +205,7 @@ def extra_of(module: str) -> str | None:
     except PackageNotFoundError:  # run from its sources
         found = []
     rows = [re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in found]
-    # Of two extras that have it the first counts: they are in the order of how much they do.
+    # If two extras have it, the first counts: they are in the order of how much they do.
     extras = {row[1].lower().replace("-", "_"): row[2] for row in reversed(rows) if row}
     if wanted in extras:
         return extras[wanted]

@@ -63,7 +63,7 @@ def doctor(
 
         assert not [one for one in enginefarm.doctor("model.plan") if one.verdict == "fails"]
 
-    Raises: UsageError for a file that cannot be read, CorruptBlob for a manifest that is none,
+    Raises: UsageError for a file that cannot be read, CorruptBlob for an invalid manifest,
     GpuError for an unknown GPU.
     """
     from enginefarm.pulling.doctor import examine

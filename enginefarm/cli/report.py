@@ -1,4 +1,4 @@
-"""`enginefarm report`: one HTML page of everything."""
+"""`enginefarm report`: one HTML page with every engine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,22 @@ from enginefarm.cli import completion
     show_default=True,
     help="Where to write the page.",
 )
-@click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
-@click.option("--title", default="Engine farm", show_default=True)
-@click.option("--publish", is_flag=True, help="Put it into the store too, and print a link.")
+@click.option(
+    "--nights",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 3650),
+    help="How many nights the histories go back.",
+)
+@click.option("--title", default="Engine farm", show_default=True, help="The page's title.")
+@click.option(
+    "--publish", is_flag=True, help="Also put the page into the store, and print a link to it."
+)
 def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, publish: bool) -> None:
-    """Writes the benchmark report: one HTML file that needs no network.
+    """Write the benchmark report: one HTML file that opens without a network.
 
-    With RECIPES, it also shows what these ask for and the store does not hold yet.
+    With RECIPES, the report also shows the engines that these recipes ask for and that the
+    store does not have yet.
     """
     import datetime as dt
 

@@ -58,8 +58,8 @@ def run_(
 ) -> None:
     """Run an engine once on this machine's GPU, and show what comes out.
 
-    ENGINE is the name of a recipe, of which the engine that fits is pulled, or the file of a
-    plan that was pulled before. Outputs are shown with their shape, range and sha256.
+    ENGINE is the name of a recipe, whose fitting engine is pulled, or the file of a plan that was
+    pulled before. Outputs are shown with their shape, range and sha256.
     """
     from enginefarm.errors import UsageError
 

@@ -93,7 +93,7 @@ def print_table(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gpus(as_json: bool) -> None:
-    """GPUs that recipes can name, with what each can do."""
+    """List the GPUs that recipes can name, and what each can do."""
     from enginefarm.documents import support
     from enginefarm.documents.gpus import table
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.argument("build")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def upgrade(toolchain: str, build: str, as_json: bool) -> None:
-    """What TOOLCHAIN's new BUILD does: which engines die, are rebuilt, got slower or worse.
+    """Test TOOLCHAIN's new BUILD: show which engines no longer work, are rebuilt, or got slower or
+    less accurate.
 
     Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
     """

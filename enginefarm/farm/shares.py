@@ -22,7 +22,7 @@ RECOUNT_S = 15.0
 
 
 class Lanes:
-    """Of one parent run. width: how many of its runs a pool may have."""
+    """The lanes of one parent run. width: how many of its runs a pool may have."""
 
     def __init__(self, width: Callable[[str], int]) -> None:
         self._width = width

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BINS = 2048
 LEVELS = 128
-"""Of a symmetric 8-bit number, on one side of zero."""
+"""The levels of a symmetric 8-bit number on one side of zero."""
 STRIDE = 4
 PIECE = 1 << 17
 MIN_VALUES = 8 * BINS
@@ -93,7 +93,7 @@ def entropy(histogram: AbsHistogram, options: Calibration) -> float:
 
     Kullback-Leibler divergence between the clipped distribution and its quantized self, as in
     S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) and NVIDIA's pytorch-quantization.
-    Of fewer than MIN_VALUES numbers the largest is taken.
+    With fewer than MIN_VALUES numbers, the largest is taken.
     """
     import numpy as np
 

@@ -86,7 +86,7 @@ def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments
 def tensors(returned: object) -> list[Tensor]:
     """The tensors in what forward returned: in tuples, lists, dicts and dataclasses, in order.
 
-    Raises: ExportError naming a type that may hold tensors and is none of these.
+    Raises: ExportError naming another type that may hold tensors.
     """
     import torch
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 MAX_RELATIVE = closeness.ROUNDING
-"""Of an output's largest value. Measured on 24 graphs: 0; a folded BatchNormalization: 1e-6."""
+"""Relative to an output's largest value. 24 graphs had 0; a folded BatchNormalization 1e-6."""
 
 LIMIT_S = 900.0
 """OnnxSlim took 30 s at most for the models that were tried; a loop of it must end somewhere."""

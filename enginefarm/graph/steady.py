@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Runner = Callable[[Arrays], Arrays]
 
 TOLERANCE = 1e-5
-"""Of an output's largest value: threads may add in another order. Random numbers and other
+"""Relative to an output's largest value: threads may add in another order. Random numbers and other
 weights differ by far more."""
 RANDOM = frozenset(
     (

@@ -99,7 +99,7 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
 
 
 def _operators(slimmed: StageRecord) -> dict[str, str]:
-    """Of the slimmed graph; records of earlier versions do not say."""
+    """Operators of the slimmed graph; empty in records of earlier versions."""
     return cast("dict[str, str]", slimmed.values.get("operators") or {})
 
 

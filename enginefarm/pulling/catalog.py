@@ -185,7 +185,7 @@ class CachedCatalog:
     def _manifest(path: Path) -> Manifest | None:
         try:
             manifest = parsed(path.name, path.read_bytes(), Manifest)
-        except (CorruptBlob, NewerVersion):  # of another version: as good as not there
+        except (CorruptBlob, NewerVersion):  # of another version: it cannot be used
             return None
         return manifest if manifest.spec.digest == path.stem else None
 

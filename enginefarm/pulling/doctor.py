@@ -34,7 +34,7 @@ def examine(
 ) -> tuple[Host, tuple[Finding, ...]]:
     """This host, and the findings on it, or on a plan there. manifest: None: `manifest_for`'s.
 
-    Raises: UsageError for a file that cannot be read, CorruptBlob for a manifest that is none,
+    Raises: UsageError for a file that cannot be read, CorruptBlob for an invalid manifest,
     GpuError.
     """
     cache = BlobCache()

@@ -72,7 +72,7 @@ def repository(
 def choose(
     manifests: Iterable[Manifest], recipe: str, precision: PrecisionName | None
 ) -> tuple[Manifest, ...]:
-    """Of a channel or recipe: the newest engine of each GPU, all in one precision.
+    """The newest engine of each GPU in a channel or recipe, all in one precision.
 
     precision: None takes the best (fp16 first) that the most GPUs have.
     Raises: StoreMissing when there is none.

@@ -78,7 +78,7 @@ class Work:
         return lambda: self.store.delete_object(key)
 
     def lost(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
-        """Of these blobs, the ones that the store lacks and this machine's cache cannot give."""
+        """The blobs that the store lacks and that are not in this machine's cache either."""
         gone: list[BlobRef] = []
         for ref in refs:
             if ref.digest in self.there:

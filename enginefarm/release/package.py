@@ -253,7 +253,7 @@ def _write_cpu(
 
 
 def cpu_graphs(site: Site, main: Manifest, others: Iterable[Manifest]) -> list[CpuGraph]:
-    """Graphs of the very model that the engine was made from: FP32 first, then the engine's."""
+    """Graphs of the model that the engine was made from: FP32 first, then the engine's."""
     found = [CpuGraph(one.graph, one.precision) for one in others]
     try:
         blob = site.store.blob(main.spec.onnx_digest)

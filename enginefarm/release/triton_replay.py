@@ -145,7 +145,7 @@ def latency(
 
 
 def requests_of(candidate: Candidate) -> Iterator[Arrays]:
-    """Of the data; sizes of the profiles only where there is nothing else."""
+    """Requests from the data; from the sizes of the profiles only where there is no data."""
     corners: list[Arrays] = []
     count = 0
     for batch in read_reference(candidate.reference):

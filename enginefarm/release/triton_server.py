@@ -1,7 +1,7 @@
 """A running Triton: which versions it serves, loading and unloading, and inference, over HTTP.
 
 The KServe protocol (version 2), its extension for model repositories and its extension for binary
-tensors. Why this is no client library: docs/decisions/0245.
+tensors. Why this is not a client library: docs/decisions/0245.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A new version in a running Triton: tried beside the one that serves, then put in its place.
 
-Triton gives a request that names no version the highest one that is loaded, so that a version N+1
+Triton answers a request that names no version with the highest loaded one, so that a version N+1
 of the same model would serve before anybody has judged it. It is tried under a name of its own
 (`MODEL.next`), which no client asks for, and becomes version N+1 of the model after that.
 docs/decisions/0245.

@@ -36,7 +36,7 @@ class Place:
 def frontier(model: ModelSection) -> dict[str, list[Place]]:
     """GPU -> its engines that were measured alike and stably, the fastest first.
 
-    Of several shapes and harnesses the one that most engines share counts. A GPU with one
+    Among several shapes and harnesses, the one that most engines share counts. A GPU with one
     such engine has no frontier.
     """
     by_gpu: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)

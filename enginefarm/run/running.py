@@ -39,5 +39,5 @@ class Contender(Protocol):
         ...
 
     def outputs(self) -> Arrays:
-        """Of the last pass."""
+        """The outputs of the last pass."""
         ...

@@ -50,7 +50,7 @@ def verify_on_device(
     """Runs the engine on every batch of the reference.
 
     Raises: HostError (and DriverTooOld) where this host cannot run any engine of this
-    toolchain: that says nothing of the engine.
+    toolchain: that tells nothing about the engine.
     """
     child = Child(
         what="the engine",

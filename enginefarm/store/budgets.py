@@ -1,4 +1,4 @@
-"""Each recipe's accuracy budgets, on the store: who pulls or promotes has no recipe at hand.
+"""Each recipe's accuracy budgets, on the store: hosts that pull or promote do not have the recipe.
 
 budgets/<recipe>.json
 

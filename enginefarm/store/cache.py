@@ -69,7 +69,7 @@ class BlobCache:
     def ensure(self, store: EngineStore, ref: BlobRef) -> Path:
         """The blob's path; downloaded first when it is not there, or is damaged.
 
-        Of several processes that want one blob, one downloads and the others wait for it. A
+        If several processes want one blob, one downloads it and the others wait. A
         download that was cut is resumed by the next one that asks.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
@@ -118,7 +118,7 @@ class BlobCache:
         try:
             clone(path, new)
             ref = BlobRef(digest=sha256_file(new), size_bytes=new.stat().st_size)
-            # Of two that add the same bytes one keeps them: the other may upload the file by then.
+            # If two add the same bytes, one keeps them: the other may upload the file by then.
             with self._locked(ref):
                 if not self.has(ref):
                     self._keep(new, self.path(ref))

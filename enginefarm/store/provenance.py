@@ -23,8 +23,8 @@ WRITTEN_LATER = {"device_verification"}
 def signed_digest(manifest: Manifest) -> str:
     """sha256 of the manifest without what is written after the build.
 
-    Of a manifest as it was read from JSON: a field that a later version adds is not in there,
-    so that it does not break signatures of before.
+    The manifest is taken as it was read from JSON. It does not have the fields that later versions
+    add, so that these do not break earlier signatures.
     """
     body = manifest.model_dump(mode="json", exclude=WRITTEN_LATER, exclude_unset=True)
     return hashlib.sha256(canonical_json(body)).hexdigest()

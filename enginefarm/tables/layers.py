@@ -78,7 +78,7 @@ def layers_of(store: EngineStore, manifest: Manifest) -> Layers:
 
 
 def layers_of_file(path: Path) -> Layers:
-    """Of an inspector's JSON on this disk. Raises: CorruptBlob."""
+    """The layers in an inspector's JSON file. Raises: CorruptBlob."""
     return read_layers(path.read_bytes(), str(path))
 
 

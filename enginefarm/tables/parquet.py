@@ -19,7 +19,7 @@ Table = Any
 ROW_ID = "row_id"
 ROW_GROUP_ROWS = 4096
 MOST_ROWS = 10_000_000
-"""Of one file, which is one night's at most."""
+"""The most rows of one file, which holds at most one night."""
 
 
 def schema(columns: Collection[str] | None = None) -> Any:

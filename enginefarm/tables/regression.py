@@ -58,7 +58,7 @@ class Judgement(Frozen):
 
 
 def baseline(earlier: Sequence[float], rule: Regression) -> Baseline:
-    """Of one figure a night (milliseconds), at least one."""
+    """The baseline of at least one figure, one for each night, in milliseconds."""
     middle = median(earlier)
     deviation = median([abs(value - middle) for value in earlier])
     spread = MAD_TO_SIGMA * _small_sample(len(earlier)) * deviation

@@ -1,4 +1,4 @@
-"""Each recipe's rule for "slower", on the store: who judges rows has no recipe at hand.
+"""Each recipe's rule for "slower", on the store: whoever judges rows does not have the recipe.
 
 benchmarks/rules/<recipe>.json
 

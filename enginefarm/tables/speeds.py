@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PREFIX = "benchmarks/speeds/"
 SHORT = 16
 MOST_ENGINES = 64
-"""Of one recipe and GPU; the oldest figures go."""
+"""For one recipe and GPU; the oldest figures are removed."""
 ATTEMPTS = 10
 MEND = "enginefarm fsck --repair removes it; the next measurement writes it anew"
 

@@ -25,7 +25,7 @@ MIN_SERVER = Version("3.8.0")
 """The first whose server cancels the children of a cancelled run by itself."""
 
 POOL_TYPE = "enginefarm"
-"""Of worker (worker/farm_worker.py): nobody else's workers take runs of these pools."""
+"""The worker type (worker/farm_worker.py): no other workers take runs of these pools."""
 
 RUN_COMMAND = "python -P -m enginefarm.farm.worker.run_process"
 
@@ -102,7 +102,7 @@ def pool_of(label: str) -> str:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
-    """Creates the pool, or gives an existing one the template of this version.
+    """Creates the pool, or updates an existing one to the template of this version.
 
     It has no limit of its own: each worker takes as many runs as it was started for, and
     a second worker of a label means a second GPU.

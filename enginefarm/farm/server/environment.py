@@ -114,7 +114,7 @@ def prepare_server(*, host: str, port: int, public_url: str | None = None) -> st
 def _vacuum() -> dict[str, str]:
     """Prefect's own cleaner of its database: how old runs and events get.
 
-    Raises: UsageError for a number of days that is none, or under an hour.
+    Raises: UsageError for an invalid number of days, or one under an hour.
     """
     text = os.environ.get(KEEP_RUNS_DAYS) or str(DEFAULT_KEEP_DAYS)
     try:

@@ -186,7 +186,7 @@ class Zygote:
         try:
             request = Request(line)
         except (OSError, ValueError, KeyError) as error:
-            print(f"zygote: a request that is none: {error}", file=sys.stderr, flush=True)
+            print(f"zygote: this is not a request: {error}", file=sys.stderr, flush=True)
             line.close()
             return None
         pid = self._forked() if self._alike(request) else None

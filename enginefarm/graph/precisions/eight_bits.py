@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "6"
-"""Of calibration.py, qdq.py and targets.py: raise it when the graph they make changes."""
+"""The version of calibration.py, qdq.py and targets.py: raise it when their graphs change."""
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},
     "percentile 99.999": {"method": "percentile", "percentile": 99.999},

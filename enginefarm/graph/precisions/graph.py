@@ -111,8 +111,8 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
     node of each such operator (`wide_operators`), how many nodes compute in 16 bits
     (`low_nodes`), and how many Casts there are. Bodies of If, Loop and Scan count.
 
-    A product of what is dequantized is no FP32 product to an engine: it computes in 8 bits. Nor is
-    a product of weights between two Casts of 16 bits: TensorRT-RTX joins the three."""
+    To an engine, a product of dequantized tensors is not an FP32 product: it computes in 8 bits.
+    Neither is a product of weights between two 16-bit Casts: TensorRT-RTX joins the three."""
     from onnx import TensorProto
 
     lows = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

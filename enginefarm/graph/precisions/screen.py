@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 BATCHES = 2
-"""Of the reference, for a first look; the verification takes all of them."""
+"""Batches of the reference for a first look; the verification takes all of them."""
 
 
 def noise(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:

@@ -19,9 +19,9 @@ from typing import cast
 from enginefarm import progress
 
 VERSION = "1"
-"""Of what is searched, and how: raise it when another set would be found."""
+"""The version of the search: raise it when it would find another set."""
 SHARE_OF_RANKING = 0.7
-"""Of all tries, so many go into ranking; the others into bisection."""
+"""The share of the tries that goes into ranking; the others go into bisection."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 LARGEST_BYTES = 1 << 30
-"""Of weights. Each try holds the graph once in FP32 and once more; larger graphs are not searched,
-so that the memory of a stage stays a small multiple of the weights."""
+"""The most bytes of weights. Each try holds the graph once in FP32 and once more; larger graphs
+are not searched, so that the memory of a stage stays a small multiple of the weights."""
 MATRIX_PRODUCTS = frozenset(("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
 """Kept wide only where nothing else helps: TensorRT-RTX has no FP32 kernel for them on compute
 capability 7.5, and elsewhere an FP32 one costs the most time."""

@@ -11,9 +11,9 @@ from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 from enginefarm.names import PrecisionName
 
 CAST_VERSION = "4"
-"""Of the mixed-precision cast: raise it when the graph that it makes changes."""
+"""The version of the mixed-precision cast: raise it when the graph that it makes changes."""
 RULES_VERSION = "3"
-"""Of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
+"""The version of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
 
 
 def cast_tool(low: str) -> ToolUse:
