@@ -59,6 +59,7 @@ def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load
     """
     from enginefarm.bench.load import Load
     from enginefarm.bench.on_cpu import load_cpu
+    from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.recipes import file as recipe_file
     from enginefarm.store import site
@@ -66,7 +67,8 @@ def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load
 
     here, loaded = site.here(), recipe_file.load(recipe)
     wanted: Any = precision or "fp32"
-    rows = load_cpu(here, loaded, wanted, Load(**load), range(1, streams + 1))
+    with watched(enabled=not as_json):
+        rows = load_cpu(here, loaded, wanted, Load(**load), range(1, streams + 1))
     BenchmarkTables(here.store.objects).append(rows)
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])
