@@ -170,6 +170,11 @@ NETWORKS: tuple[Refusal, ...] = (
         "export one model for each branch, without If nodes around whole networks",
     ),
     Refusal(
+        _says(r"contains HW-specific datatypes: \w*b16"),
+        "this GPU has no bfloat16, and the model has inputs, outputs or operators of it",
+        "leave this GPU out, or give the model float32 or float16 inputs and outputs",
+    ),
+    Refusal(
         _says(r"decompose_composite_ops.*Attention operation"),
         "there is no kernel for operator Attention with these sizes and types",
         "export the model at opset 20 (`export.opset: 20`), which writes attention as MatMul and "
