@@ -12,10 +12,10 @@ import enginefarm
 from enginefarm import cli
 from enginefarm.building import engine as engines
 from enginefarm.building.engine import BuildResult, Job
-from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.errors import EnginefarmError, PlanDamaged, SignatureRejected
 from enginefarm.release import promote as release
-from enginefarm.store import channels, layout, signing, statements
+from enginefarm.store import channels, layout, quarantine, signing, statements
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site, whole
@@ -210,6 +210,27 @@ def test_a_host_notices_that_newer_revisions_were_deleted(
     with pytest.raises(SignatureRejected, match="has gone back to revision 1"):
         pulled("model@production", host)
     assert pulled("model@production", fresh), "who has not seen the newer one cannot know"
+
+
+@pytest.mark.usefixtures("signing_farm")
+def test_what_somebody_who_writes_the_store_can_still_do(
+    site: Site, job: Job, builds: list[bytes], tmp_path: Path
+) -> None:
+    """docs/security.md says so: withhold a newer revision, delete an engine and a GPU's verdict."""
+    manifest = made(site, job)
+    verdict = DeviceVerification(status="passed", gpu="Tesla T4")
+    (tmp_path / "log").write_text("")
+    judged = quarantine.record(site.store, manifest, verdict, tmp_path / "log")
+    assert judged.device_verification == verdict
+    site.store.put_object(layout.manifest(manifest.spec_digest), manifest.canonical_json())
+    found = enginefarm.pull("model", gpu="t4", cache=BlobCache(tmp_path / "one"))
+    assert found.manifest.device_verification.status == "pending"
+    promote(site)
+    site.store.delete_object(promote(site).key)
+    assert pulled("model@production", BlobCache(tmp_path / "two")) == b"plan 0"
+    site.store.delete_object(layout.manifest(manifest.spec_digest))
+    with pytest.raises(EnginefarmError):
+        pulled("model", BlobCache(tmp_path / "three"))
 
 
 @pytest.mark.usefixtures("signing_farm")
