@@ -69,11 +69,6 @@ class Layer(Frozen):
     output_bytes: int | None = Field(default=None, description="Written by one pass.")
     ms: float | None = Field(default=None, description="Median of a profile, where one is stored.")
 
-    @property
-    def moves_data_only(self) -> bool:
-        """Whether TensorRT put it in to change a tensor's layout or type."""
-        return bool(REFORMAT.match(self.name)) or self.kind in ("Reformat", "NoOp")
-
 
 class Layers(Frozen):
     """The layers of one engine, in the order in which they run.
