@@ -163,8 +163,9 @@ def work(name: str, asked: argparse.Namespace) -> None:
             known["engines"][key] = {**outcome, "commit": asked.commit}
         known["seconds"] = known.get("seconds", 0) + round(time.monotonic() - started)
         _keep(file, known)
-    if asked.again:
-        known["graphs"].clear()
+    for graph, found in list(known["graphs"].items()):
+        if asked.again or (asked.mended and "not_judged" in found):
+            del known["graphs"][graph]
     os.environ.update(_environment(asked.scratch))
     from benchmarks import zoo_check
 
@@ -218,7 +219,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", type=Path, help="a folder that has the wheels' files already")
     parser.add_argument("--minutes", type=float, default=60, help="time limit for each model")
     parser.add_argument("--again", action="store_true", help="run what has results already, too")
-    parser.add_argument("--mended", action="store_true", help="run what failed again, too")
+    parser.add_argument(
+        "--mended", action="store_true", help="run again what failed or was not judged, too"
+    )
     parser.add_argument("--no-bare", action="store_true", help="leave the bare builder out")
     parser.add_argument("--no-run", action="store_true", help="only the table of what there is")
     parser.add_argument("--table", type=Path, help=f"write the table here ({TABLE})")

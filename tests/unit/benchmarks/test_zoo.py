@@ -34,6 +34,24 @@ def graph(path: Path, nodes: list[Any], dtype: int, weights: dict[str, Any] | No
     return path
 
 
+def test_a_resize_to_sizes_that_the_graph_computes_is_run(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["like"], ["sizes"]),
+        helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], "up", mode="nearest"),
+    ]
+    shape = [1, 1, None, None]
+    x, like, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "like", "y")
+    )
+    made = helper.make_graph(nodes, "one", [x, like], [y])
+    opsets = [helper.make_opsetid("", 20)]
+    save(helper.make_model(made, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    steps = Steps(tmp_path / "m.onnx")
+    for size in (4, 6):
+        feeds = {"x": np.ones((1, 1, 2, 2), "f"), "like": np.ones((1, 1, size, 4), "f")}
+        assert steps.run(feeds)["y"].shape == (1, 1, size, 4)
+
+
 def test_what_overflows_fp16_between_two_nodes_is_seen(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"]),
