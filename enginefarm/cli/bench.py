@@ -149,7 +149,8 @@ def run_(
     from enginefarm.store import site
     from enginefarm.tables.tables import BenchmarkTables
 
-    here, loaded = site.here(), recipe_file.load(recipe)
+    loaded = recipe_file.load(recipe)  # before a store is started for it
+    here = site.here()
     on_cpu = cpu or first_gpu() is None
     usual = CPU_HARNESS if on_cpu else Harness()
     harness = usual.model_copy(

@@ -65,7 +65,8 @@ def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load
     from enginefarm.store import site
     from enginefarm.tables.tables import BenchmarkTables
 
-    here, loaded = site.here(), recipe_file.load(recipe)
+    loaded = recipe_file.load(recipe)  # before a store is started for it
+    here = site.here()
     wanted: Any = precision or "fp32"
     with watched(enabled=not as_json):
         rows = load_cpu(here, loaded, wanted, Load(**load), range(1, streams + 1))

@@ -28,7 +28,8 @@ def plan(recipe: Path, as_json: bool) -> None:
     from enginefarm.planning.survey import local_offers, survey
     from enginefarm.recipes import file as recipe_file
 
-    found = survey(stages.here(), recipe_file.load(recipe), local_offers())
+    loaded = recipe_file.load(recipe)  # before a store is started for it
+    found = survey(stages.here(), loaded, local_offers())
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from enginefarm import cli
 from enginefarm.errors import RecipeError, StoreDenied
+from enginefarm.store import embedded
 
 HEAVY = {"torch", "prefect", "onnx", "pandas", "tensorrt", "tensorrt_rtx", "boto3", "pydantic"}
 
@@ -63,8 +65,19 @@ def test_an_error_is_its_message_and_its_exit_code(
     assert "Traceback" not in shown.err
 
 
-def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "nowhere.yaml"]) == RecipeError.exit_code
+@pytest.mark.parametrize(
+    "command", [["plan"], ["why", "--gpu", "t4"], ["bench", "run"], ["report"]]
+)
+def test_a_recipe_that_is_not_there_starts_no_store(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path))
+    monkeypatch.delenv("ENGINEFARM_STORE", raising=False)
+    monkeypatch.setattr(embedded, "start", lambda home: pytest.fail("a server was started"))
+    assert cli.run([*command, "nowhere.yaml"]) == RecipeError.exit_code
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
