@@ -379,6 +379,8 @@ def table(found: dict[str, dict[str, Any]], total: int) -> str:
             "",
             *_by_precision(rows, bare),
             "",
+            *_beside(bare),
+            "",
             *_by_operator(rows),
             "",
             *_exceptions(rows),
@@ -405,6 +407,28 @@ def _by_precision(rows: list[Any], bare: list[Any]) -> list[str]:
             sum(one["passed"] and one.get("off") is None for one in of),
         )
         lines.append(f"| {which} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _beside(bare: list[Any]) -> list[str]:
+    """Each model that the bare builder takes and ours does not pass or build."""
+    lines = [
+        "## Where ours does not follow the bare builder",
+        "",
+        "| model | from | why |",
+        "|---|---|---|",
+    ]
+    for row in bare:
+        found = {which: one for which, one in row["precisions"].items() if which != "int8"}
+        reasons = {"the stages": row["stage"]} if row.get("stage") else {}
+        reasons |= {which: one["why"] for which, one in found.items() if not one["passed"]}
+        reasons |= {
+            which: one["builder"]
+            for which, one in found.items()
+            if one.get("builder", "builds") != "builds"
+        }
+        for where, why in reasons.items():
+            lines.append(f"| {row['model']} | {where} | {why[:160].replace('|', '/')} |")
     return lines
 
 
