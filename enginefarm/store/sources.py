@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
@@ -142,10 +144,18 @@ def read_url(url: str, what: str) -> bytes:
     for one of more than DOCUMENT_BYTES.
     """
     name = f"{urlsplit(url).netloc.rpartition('@')[2]}: {what}"
-    again = Retry(3, redirect=2, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504))
-    again.raise_on_status = False
+    for wait_s in (0.3, 0.6, 1.2):
+        with suppress(StoreUnavailable):
+            return _read_once(url, name)
+        time.sleep(wait_s)
+    return _read_once(url, name)
+
+
+def _read_once(url: str, name: str) -> bytes:
+    """urllib3 does not try again by itself: it would log the URL, which is a credential."""
+    once = Retry(0, redirect=2)
     try:
-        with urllib3.PoolManager(retries=again, timeout=Timeout(connect=5, read=60)) as pool:
+        with urllib3.PoolManager(retries=once, timeout=Timeout(connect=5, read=60)) as pool:
             answer: Any = pool.request("GET", url, preload_content=False)
             if answer.status >= 500:
                 raise StoreUnavailable(f"{name}: no answer", why=f"HTTP {answer.status}")

@@ -103,6 +103,13 @@ def _refuse_archive(file: Path, field: str) -> None:
             why=f"it holds {', '.join(names[:5]) or 'nothing'}",
             fix="name the checkpoint itself; a program of torch.export is kind: exported_program",
         )
+    packed = [one.filename for one in members if one.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise SourceError(
+            f"{field}: {file.name}: the archive is compressed",
+            why=f"torch stores members as they are, and {packed[0]} could be of any size",
+            fix="unpack it and save it again with torch.save(model.state_dict(), …)",
+        )
 
 
 def _unsafe(file: Path, field: str, reason: str) -> UnsafeCheckpointError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,15 @@ def test_quantized_weights_are_not_copied_into_a_float_model(tmp_path: Path) -> 
     assert "torch.int8 in the file and torch.float32 in the model" in caught.value.why
 
 
+def packed(path: Path) -> None:
+    """As a bomb: torch inflates a member before it looks at its size."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
 def encrypted(path: Path) -> None:
     data = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -293,6 +303,7 @@ def encrypted(path: Path) -> None:
         (lambda w, p: p.write_bytes(b"\x89HDF\r\n" + bytes(2000)), "not a checkpoint that torch"),
         (lambda w, p: p.write_text("<html>" + "no such page " * 200), "not a checkpoint that torc"),
         (lambda w, p: (torch.save(w, p), encrypted(p)), "the archive is encrypted"),
+        (lambda w, p: (torch.save(w, p), packed(p)), "the archive is compressed"),
         (lambda w, p: np.savez(p.open("wb"), **w), "this archive is not a checkpoint"),
         (lambda w, p: torch.jit.script(torch.nn.ReLU()).save(str(p)), "a TorchScript program"),
         (lambda w, p: os.mkfifo(p), "a pipe or a device"),
