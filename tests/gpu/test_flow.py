@@ -126,7 +126,8 @@ def test_engines_are_built_natively_on_the_labeled_worker(
         assert (manifest.build.layers is not None) is (TOOLCHAIN == "tensorrt")
         assert manifest.build.log is not None
         assert manifest.verification.passed
-        assert manifest.device_verification.status == "pending"
+        # The run that verifies it on the GPU is a later one, and may be over by now.
+        assert manifest.device_verification.status in {"pending", "passed"}
 
 
 def test_engines_are_verified_on_the_gpu_in_a_fresh_process(
