@@ -10,6 +10,7 @@ import psutil
 import pytest
 from prefect.states import Cancelling
 
+from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.store import embedded
 from tests.farm.farm_fixture import Farm, until
 from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, start, whole
@@ -102,14 +103,18 @@ def test_a_server_that_is_restarted_in_the_middle(farm: Farm) -> None:
 def test_an_s3_server_that_is_away_for_half_a_minute(farm: Farm) -> None:
     run_id = start(farm, "s3away", "t4")
     farm.seize("t4", BUILDER)
+    stopped = time.monotonic()
     embedded.stop(farm.s3_home)
     time.sleep(30)
     restarted = embedded.start(farm.s3_home)
+    away_s = time.monotonic() - stopped
     assert restarted.endpoint == farm.s3.endpoint
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     (child,) = farm.children(run_id)
-    assert child.run_count == 1
+    # A busy machine starts the server slowly. What is away for longer than a task tries ends
+    # the run, which is then started again.
+    assert child.run_count == 1 or away_s > sum(BACKOFF_S)
     whole(farm, "s3away", "t4/fp16")
 
 

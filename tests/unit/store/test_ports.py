@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ from enginefarm.store import ports
 
 
 @pytest.fixture(autouse=True)
-def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "sockets"
-    folder.mkdir()
-    monkeypatch.setattr(ports, "SOCKETS", folder)
-    return folder
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # The path of a socket ends at 107 characters, and tmp_path may be long.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(ports, "SOCKETS", Path(folder))
+        yield Path(folder)
 
 
 def test_ports_stay_while_they_are_free(tmp_path: Path) -> None:
