@@ -8,32 +8,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pydantic import Field
 
-from enginefarm.bench.shapes import points, sized
+from enginefarm.bench.one_profile import OneProfile, first_profile
+from enginefarm.bench.shapes import sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import read_reference
 from enginefarm.run.engine import Engine
 from enginefarm.schema import Frozen
-from enginefarm.store.site import Site, plugin_libraries
+from enginefarm.store.site import Site
 from enginefarm.tables.layers import LayerTimes, remember
 
 
-class LayerTimesRequest(Frozen):
-    """One profile. shapes: of the inputs that live on the GPU; reference: inputs of any batch."""
-
-    plan: Path
-    reference: Path
-    toolchain: str
-    profile: int = 0
-    shapes: dict[str, tuple[int, ...]]
-    plugins: tuple[Path, ...] = ()
+class LayerTimesRequest(OneProfile):
     passes: int = Field(default=50, ge=1)
     warmup: int = Field(default=10, ge=0)
 
@@ -51,19 +43,8 @@ def record_layer_times(site: Site, manifest: Manifest) -> LayerTimes:
 
     Raises: HostError, EngineRunError, and what the store raises.
     """
-    if manifest.reference is None:
-        raise EngineRunError(f"{manifest.spec.label}: its manifest names no reference inputs")
-    point = points(manifest.spec.profiles, batch_sweep=False)[0]
-    answer = profile_layers(
-        LayerTimesRequest(
-            plan=site.cache.ensure(site.store, manifest.engine),
-            reference=site.cache.ensure(site.store, manifest.reference),
-            toolchain=manifest.spec.toolchain.name,
-            profile=point.profile,
-            shapes=point.shapes,
-            plugins=plugin_libraries(site, manifest.spec),
-        )
-    )
+    point, asked = first_profile(site, manifest)
+    answer = profile_layers(LayerTimesRequest(**asked))
     times = LayerTimes(
         engine=manifest.engine.digest[:16],
         gpu_name=answer.gpu_name,

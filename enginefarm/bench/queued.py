@@ -11,7 +11,6 @@ import datetime as dt
 import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -20,8 +19,9 @@ from enginefarm.bench.engine import compute_columns
 from enginefarm.bench.figures import figures
 from enginefarm.bench.gpu_state import GpuSampler, GpuState
 from enginefarm.bench.on_gpu import SideBySide, engines_for
+from enginefarm.bench.one_profile import OneProfile, first_profile
 from enginefarm.bench.recipe import host_class, known
-from enginefarm.bench.shapes import Point, points, sized
+from enginefarm.bench.shapes import Point, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
@@ -29,11 +29,11 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.graph.reference import read_reference
-from enginefarm.host.detect import first_gpu
+from enginefarm.host import detect
 from enginefarm.progress import report
 from enginefarm.run.engine import Engine
 from enginefarm.schema import Frozen
-from enginefarm.store.site import Site, plugin_libraries
+from enginefarm.store.site import Site
 from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
 
@@ -56,15 +56,7 @@ class Queued(Frozen):
         return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
 
 
-class QueuedRequest(Frozen):
-    """One profile. shapes: of the inputs; reference: inputs of any batch."""
-
-    plan: Path
-    reference: Path
-    toolchain: str
-    profile: int = 0
-    shapes: dict[str, tuple[int, ...]]
-    plugins: tuple[Path, ...] = ()
+class QueuedRequest(OneProfile):
     settings: Queued = Queued()
 
 
@@ -81,7 +73,7 @@ def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide
 
     Raises: StoreMissing when nothing of the recipe is built yet.
     """
-    gpu = first_gpu()
+    gpu = detect.first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     result = SideBySide()
     for manifest in engines_for(known(site, recipe), row.label) if row else ():
@@ -95,18 +87,8 @@ def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide
 
 
 def _row(site: Site, manifest: Manifest, settings: Queued) -> BenchmarkRow:
-    if manifest.reference is None:
-        raise EngineRunError(f"{manifest.spec.label}: its manifest names no reference inputs")
-    point = points(manifest.spec.profiles, batch_sweep=False)[0]
-    request = QueuedRequest(
-        plan=site.cache.ensure(site.store, manifest.engine),
-        reference=site.cache.ensure(site.store, manifest.reference),
-        toolchain=manifest.spec.toolchain.name,
-        profile=point.profile,
-        shapes=point.shapes,
-        plugins=plugin_libraries(site, manifest.spec),
-        settings=settings,
-    )
+    point, asked = first_profile(site, manifest)
+    request = QueuedRequest(**asked, settings=settings)
     child = Child(
         what="the engine's benchmark", error=EngineRunError, limits=Limits(600 + settings.seconds)
     )

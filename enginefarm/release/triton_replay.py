@@ -145,7 +145,7 @@ def latency(
 
 
 def requests_of(candidate: Candidate) -> Iterator[Arrays]:
-    """Requests from the data; from the sizes of the profiles only where there is no data."""
+    """Requests from the recipe's data, or from the sizes of its profiles if it names no data."""
     corners: list[Arrays] = []
     count = 0
     for batch in read_reference(candidate.reference):

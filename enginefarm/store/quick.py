@@ -41,7 +41,7 @@ CERTIFICATES = ("_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PLAIN_KEY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
 """Keys that obstore sends as they are: it normalizes others."""
 PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-"""Buckets that botocore puts into the host's name where there is no endpoint of one's own."""
+"""Names of buckets that botocore makes part of the host name unless an endpoint is configured."""
 CONNECT_S, ANSWER_S = "5s", "10s"
 """For one document. Ctrl-C waits for it; what takes longer is asked of botocore."""
 

@@ -58,7 +58,7 @@ def test_the_highest_rate_of_one_and_of_two_streams(
         assert (row["streams"], row["slo_p99_ms"], row["precision"]) == (streams, 60000, "fp32")
         assert 0 < row["slo_rate_per_s"] < row["capacity_per_s"]
         assert 0 < row["slo_reached_p99_ms"] <= 60000
-        assert row["latency_ms_median"] is None, "it is no latency of lone passes"
+        assert row["latency_ms_median"] is None, "the latency is not that of lone passes"
         assert "arrivals=poisson" in row["harness_flags"]
     assert cli.run([*slo, "--p99-ms", "0.001"]) == 0
     (none,) = json.loads(capsys.readouterr().out)
