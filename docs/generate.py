@@ -112,11 +112,13 @@ def gpus_page() -> str:
         "\n## Default accuracy budgets\n",
         "An engine is compared with FP32 PyTorch. One that is over its budget is not published. A",
         "recipe's `accuracy` overrides these defaults.\n",
-        "| precision | minimum cosine | maximum relative L2 |",
-        "|---|---|---|",
+        "| precision | minimum cosine | maximum relative L2 | or times FP32's own rounding |",
+        "|---|---|---|---|",
     ]
     for name, budget in DEFAULT_BUDGETS.items():
-        rows.append(f"| {name} | {budget.min_cosine:g} | {budget.max_relative_l2:g} |")
+        times = f"{budget.rounding:g}" if budget.rounding else "–"
+        limits = f"{budget.min_cosine:g} | {budget.max_relative_l2:g}"
+        rows.append(f"| {name} | {limits} | {times} |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,7 +15,7 @@ class PrecisionRow(NamedTuple):
 
     code: its class, a `graph.precisions.Precision`. rank: the lowest is taken when nobody asks
     for a precision. calibrated: True where the recipe must bring calibration data. min_cosine,
-    max_relative_l2: the default accuracy budget.
+    max_relative_l2, rounding: the default accuracy budget.
     """
 
     code: str
@@ -23,10 +23,11 @@ class PrecisionRow(NamedTuple):
     min_cosine: float
     max_relative_l2: float
     calibrated: bool = False
+    rounding: float = 0.0
 
 
 PRECISIONS: dict[str, PrecisionRow] = {
-    "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4),
+    "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4, rounding=4.0),
     # Rounding the weights alone costs MobileNetV2 a relative L2 of 0.013.
     "fp16": PrecisionRow("enginefarm.graph.precisions.fp16:FP16", 10, 0.999, 0.02),
     "bf16": PrecisionRow("enginefarm.graph.precisions.bf16:BF16", 20, 0.99, 0.05),

@@ -40,6 +40,7 @@ def verify_on_gpu(
         profiles=manifest.spec.profiles,
         budget=budget or DEFAULT_BUDGETS[manifest.precision],
         comparing=manifest.verification.comparing.model_copy(update={"class_scores": class_scores}),
+        measured=manifest.verification.outputs,
         plugins=plugins,
     )
     with site.scratch() as scratch:

@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from enginefarm.documents.thresholds import Budget
+from enginefarm.documents.thresholds import PART_FACTOR, Budget
 from enginefarm.schema import Frozen, Name
 
 UNUSABLE = 1e30
 """Stands for infinity: JSON has none."""
+MOST_ROUNDING = 0.01
+"""The most that FP32 rounding may excuse, of a whole output: a model that loses more in FP32
+needs a budget of its own."""
 OutputName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -71,6 +74,7 @@ class Part(Frozen):
     cosine: float
     relative_l2: float
     max_abs: float
+    rounding: float = 0.0
 
 
 class OutputComparison(Frozen):
@@ -80,6 +84,12 @@ class OutputComparison(Frozen):
     cosine: float
     max_abs: float
     relative_l2: float
+    rounding: float = Field(
+        default=0.0,
+        description="Relative L2 that FP32 rounding alone costs, where it was measured: between "
+        "two FP32 runs of the graph, the other one with other sums, and with inputs and weights "
+        "moved to a neighboring number.",
+    )
     top1_agreement: float | None = None
     top1_accuracy: float | None = Field(
         default=None, description="On true labels, where there are any."
@@ -89,7 +99,7 @@ class OutputComparison(Frozen):
         default="", description="Why it cannot be compared: its shape, NaN or infinity."
     )
     parts: tuple[Part, ...] = Field(
-        default=(), description="The worst of each kind, by cosine and by relative L2."
+        default=(), description="The worst of each kind, by cosine, by relative L2 and by rounding."
     )
 
 
@@ -98,6 +108,30 @@ def judge(outputs: Sequence[OutputComparison], budget: Budget) -> tuple[str, ...
     if not outputs:
         return ("the reference holds no batch: nothing was compared",)
     return tuple(line for output in outputs for line in _lines(output, budget))
+
+
+def with_rounding(
+    outputs: Sequence[OutputComparison], measured: Sequence[OutputComparison]
+) -> tuple[OutputComparison, ...]:
+    """The figures of an engine on its GPU, with what FP32 rounding costs as it was `measured`
+    on the CPU: of the same output, and the most of any part of the same kind."""
+    known = {output.output: output for output in measured}
+
+    def part(one: Part, like: OutputComparison) -> Part:
+        most = max((other.rounding for other in like.parts if other.kind == one.kind), default=0.0)
+        return one.model_copy(update={"rounding": most})
+
+    return tuple(
+        output.model_copy(
+            update={
+                "rounding": like.rounding,
+                "parts": tuple(part(one, like) for one in output.parts),
+            }
+        )
+        if (like := known.get(output.output)) is not None
+        else output
+        for output in outputs
+    )
 
 
 def absent(outputs: Sequence[OutputComparison], budget: Budget) -> tuple[str, ...]:
@@ -120,8 +154,10 @@ def _lines(output: OutputComparison, budget: Budget) -> Iterator[str]:
     if output.fault or output.relative_l2 >= UNUSABLE:
         yield f"{name}: {output.fault or 'it holds NaN or infinity, or has another shape'}"
         return
-    yield from _at_least(name, "cosine", output.cosine, budget.min_cosine)
-    yield from _at_most(name, "relative L2", output.relative_l2, budget.max_relative_l2)
+    rounding = min(budget.rounding * output.rounding, MOST_ROUNDING)
+    cosine, relative = _looser(budget.min_cosine, budget.max_relative_l2, rounding)
+    yield from _at_least(name, "cosine", output.cosine, cosine)
+    yield from _at_most(name, "relative L2", output.relative_l2, relative)
     yield from _at_most(name, "max abs", output.max_abs, budget.max_abs)
     yield from _at_least(name, "top-1 agreement", output.top1_agreement, budget.min_top1_agreement)
     if output.top1_accuracy is not None and output.reference_top1_accuracy is not None:
@@ -129,10 +165,18 @@ def _lines(output: OutputComparison, budget: Budget) -> Iterator[str]:
         yield from _at_most(name, "top-1 drop in points", drop, budget.max_top1_drop_points)
     for part in output.parts:
         where = f"{name}, {part.where}"
-        yield from _at_least(where, "cosine", part.cosine, budget.part_cosine)
-        yield from _at_most(where, "relative L2", part.relative_l2, budget.part_relative_l2)
+        rounding = min(budget.rounding * part.rounding, PART_FACTOR * MOST_ROUNDING)
+        cosine, relative = _looser(budget.part_cosine, budget.part_relative_l2, rounding)
+        yield from _at_least(where, "cosine", part.cosine, cosine)
+        yield from _at_most(where, "relative L2", part.relative_l2, relative)
         if part.kind == "corner":
             yield from _at_most(where, "max abs", part.max_abs, budget.max_abs)
+
+
+def _looser(cosine: float, relative: float, rounding: float) -> tuple[float, float]:
+    """Both limits, where an error as long as `rounding` passes too: it turns a vector by half
+    its square, in 1 - cosine."""
+    return min(cosine, 1 - rounding**2 / 2), max(relative, rounding)
 
 
 def _at_least(where: str, what: str, value: float | None, limit: float | None) -> Iterator[str]:

@@ -47,6 +47,14 @@ class Budget(Frozen):
         description="The same parts. None: 3 times `max_relative_l2`.",
     )
 
+    rounding: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="An error of so many times what FP32 rounding alone costs the model is "
+        "allowed, even above `max_relative_l2`.",
+    )
+
     @property
     def part_cosine(self) -> float:
         """An error PART_FACTOR times as long turns a vector by its square, in 1 - cosine."""
@@ -61,8 +69,14 @@ class Budget(Frozen):
         return PART_FACTOR * self.max_relative_l2
 
 
+LIMITS = frozenset(("min_cosine", "max_relative_l2", "min_part_cosine", "max_part_relative_l2"))
+"""A recipe that writes one of these means it: FP32 rounding then allows no more, unless the
+recipe writes `rounding` too."""
+
 DEFAULT_BUDGETS: dict[str, Budget] = {
-    name: Budget(min_cosine=row.min_cosine, max_relative_l2=row.max_relative_l2)
+    name: Budget(
+        min_cosine=row.min_cosine, max_relative_l2=row.max_relative_l2, rounding=row.rounding
+    )
     for name, row in PRECISIONS.items()
 }
 
@@ -72,7 +86,10 @@ def completed(precision: str, given: Any) -> Any:
     fields = given.model_dump(exclude_unset=True) if isinstance(given, Budget) else given
     if not isinstance(fields, dict) or precision not in DEFAULT_BUDGETS:
         return given
-    return {**DEFAULT_BUDGETS[precision].model_dump(exclude_unset=True), **fields}
+    defaults = DEFAULT_BUDGETS[precision].model_dump(exclude_unset=True)
+    if any(name in fields for name in LIMITS):
+        del defaults["rounding"]
+    return {**defaults, **fields}
 
 
 class Regression(Frozen):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from enginefarm.documents.comparing import UNUSABLE, Comparing, OutputComparison, Part
 from enginefarm.errors import CalibrationError
+from enginefarm.graph.sums import Sums, Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +34,10 @@ class Output:
 
     name: str
     how: Comparing
-    whole: _Sums = field(default_factory=lambda: _Sums())
-    samples: list[tuple[str, _Sums]] = field(default_factory=list[tuple[str, "_Sums"]])
-    corners: list[tuple[str, _Sums]] = field(default_factory=list[tuple[str, "_Sums"]])
-    channels: dict[int, _Sums] = field(default_factory=dict[int, "_Sums"])
+    whole: Sums = field(default_factory=Sums)
+    samples: list[tuple[str, Sums]] = field(default_factory=list[tuple[str, Sums]])
+    corners: list[tuple[str, Sums]] = field(default_factory=list[tuple[str, Sums]])
+    channels: dict[int, Sums] = field(default_factory=dict[int, Sums])
     fault: str = ""
     rows: int = 0
     agree: int = 0
@@ -44,8 +45,13 @@ class Output:
     reference_right: int = 0
     labeled: int = 0
 
-    def add(self, batch: ReferenceBatch, found: Array, first_sample: int) -> bool:
-        """Takes in one batch. False when its values cannot be compared, and `fault` says why."""
+    def add(
+        self, batch: ReferenceBatch, found: Array, first_sample: int, again: Array | None = None
+    ) -> bool:
+        """Takes in one batch. False when its values cannot be compared, and `fault` says why.
+
+        again: the same output of another run in FP32, which differs by rounding alone.
+        """
         import numpy as np
 
         wanted = batch.outputs[self.name]
@@ -66,12 +72,17 @@ class Output:
                 f"{float(wanted[place]):.6g}, first at {list(place)}"
                 + (f" ({batch.corner})" if batch.corner else "")
             )
-        counts = (~ignored).astype(np.float64) if ignored.any() else None
+        values = Values(
+            x,
+            y,
+            (~ignored).astype(np.float64) if ignored.any() else None,
+            _moved(y, again, ignored),
+        )
         if batch.corner:
-            self.corners.append((batch.corner, _Sums.of(x, y, counts)))
+            self.corners.append((batch.corner, Sums.of(values)))
             return True
-        self.whole.add(_Sums.of(x, y, counts))
-        self._parts(x, y, counts, batch, first_sample)
+        self.whole.add(Sums.of(values))
+        self._parts(values, batch, first_sample)
         if self.name in self.how.class_scores and x.ndim:
             self._classes(wanted, found, kept, batch.labels)
         return True
@@ -80,21 +91,20 @@ class Output:
         self.fault = self.fault or why
         return False
 
-    def _parts(
-        self, x: Array, y: Array, counts: Array | None, batch: ReferenceBatch, first_sample: int
-    ) -> None:
+    def _parts(self, values: Values, batch: ReferenceBatch, first_sample: int) -> None:
+        x = values.wanted
         if x.ndim < 2 or not x.size:
             return
         if x.shape[0] == batch.samples and x.shape[0] > 1:
-            for index, sums in enumerate(_Sums.along(x, y, counts, 0).each()):
+            for index, sums in enumerate(Sums.along(values, 0).each()):
                 self.samples.append((f"sample {first_sample + index}", sums))
         scores = self.name in self.how.class_scores  # judged by top-1
         if x.ndim == 2 and self.name not in self.how.slices:
             return
         axes = {1} if x.ndim != 3 or self.name in self.how.slices else {1, 2}
         for axis in axes if not scores or self.name in self.how.slices else ():
-            sums = _Sums.along(x, y, counts, axis)
-            self.channels.setdefault(axis, _Sums()).add(sums)
+            sums = Sums.along(values, axis)
+            self.channels.setdefault(axis, Sums()).add(sums)
 
     def _classes(
         self, wanted: Array, found: Array, kept: Array | None, labels: Array | None
@@ -123,12 +133,13 @@ class Output:
                 relative_l2=UNUSABLE,
                 fault=self.fault,
             )
-        cosine, relative, largest = self.whole.figures(self.how.near_zero)
+        cosine, relative, largest, rounding = self.whole.figures(self.how.near_zero)
         return OutputComparison(
             output=self.name,
             cosine=cosine,
             max_abs=largest,
             relative_l2=relative,
+            rounding=rounding,
             top1_agreement=self.agree / self.rows if self.rows else None,
             top1_accuracy=self.right / self.labeled if self.labeled else None,
             reference_top1_accuracy=self.reference_right / self.labeled if self.labeled else None,
@@ -141,7 +152,7 @@ class Output:
         found = [*self._of("sample", self.samples, near), *self._of("corner", self.corners, near)]
         named = self.how.slices.get(self.name, {})
         if named:
-            sums = self.channels.get(1, _Sums())
+            sums = self.channels.get(1, Sums())
             parts = [(f"slice {name}", sums.between(*ends)) for name, ends in named.items()]
             return found + self._of("slice", parts, far)
         for axis, sums in sorted(self.channels.items()):
@@ -152,20 +163,28 @@ class Output:
     def _of(
         self,
         kind: Literal["sample", "channel", "slice", "corner"],
-        parts: list[tuple[str, _Sums]],
+        parts: list[tuple[str, Sums]],
         floor: float,
     ) -> list[Part]:
-        """The worst by cosine and the worst by relative L2; often the same one."""
+        """The worst by cosine, by relative L2 and by rounding; often the same one."""
         floor = max(floor, self.how.near_zero)
         made = [
-            Part(kind=kind, where=where, cosine=cosine, relative_l2=relative, max_abs=largest)
+            Part(
+                kind=kind,
+                where=where,
+                cosine=cosine,
+                relative_l2=relative,
+                max_abs=largest,
+                rounding=rounding,
+            )
             for where, sums in parts
-            for cosine, relative, largest in [sums.figures(floor)]
+            for cosine, relative, largest, rounding in [sums.figures(floor)]
         ]
         if not made:
             return []
         worst = [min(made, key=lambda one: one.cosine), max(made, key=lambda one: one.relative_l2)]
-        return list(dict.fromkeys(worst))
+        most = max(made, key=lambda one: one.rounding)
+        return list(dict.fromkeys([*worst, most] if most.rounding else worst))
 
 
 def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: Comparing) -> None:
@@ -180,91 +199,15 @@ def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: Comparing)
         )
 
 
-class _Sums:
-    """Sums over elements: numbers, or one for each index of an axis."""
+def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:
+    """How far the other run is from this one, wherever both are numbers; None where there is
+    no other run, or its sizes are others."""
+    import numpy as np
 
-    def __init__(self) -> None:
-        self.values: Array | None = None
-        self.largest: Any = 0.0
-
-    @staticmethod
-    def of(x: Array, y: Array, counts: Array | None) -> _Sums:
-        """Over all elements."""
-        flat = None if counts is None else counts.reshape(1, -1)
-        return _Sums.along(x.reshape(1, -1), y.reshape(1, -1), flat, 0).one(0)
-
-    @staticmethod
-    def along(x: Array, y: Array, counts: Array | None, axis: int) -> _Sums:
-        """One for each index of that axis: x·x, y·y, x·y, |x-y|², number, and max |x-y|.
-
-        counts: 1 for each element that counts, 0 for the others; None: all of them.
-        """
-        import numpy as np
-
-        def rows(part: Array) -> Array:
-            return np.moveaxis(part, axis, 0).reshape(x.shape[axis], -1)
-
-        a, b = rows(x), rows(y)
-        d = a - b
-        number = np.full(len(a), float(a.shape[1])) if counts is None else rows(counts).sum(1)
-        made = _Sums()
-        pairs = ((a, a), (b, b), (a, b), (d, d))
-        made.values = np.stack([*(np.einsum("ij,ij->i", p, q) for p, q in pairs), number])
-        made.largest = np.abs(d).max(1, initial=0)
-        return made
-
-    def add(self, other: _Sums) -> None:
-        """Sums of two batches; where an axis is of another size, its indices are matched."""
-        import numpy as np
-
-        if self.values is None or other.values is None:
-            self.values = other.values if self.values is None else self.values
-            self.largest = np.maximum(self.largest, other.largest)
-            return
-        mine, theirs = self.values, other.values
-        if mine.ndim == 2 and mine.shape != theirs.shape:
-            size = max(mine.shape[1], theirs.shape[1])
-            mine, theirs = (np.pad(v, ((0, 0), (0, size - v.shape[1]))) for v in (mine, theirs))
-            self.largest = np.pad(self.largest, (0, size - len(self.largest)))
-            other_largest = np.pad(other.largest, (0, size - len(other.largest)))
-        else:
-            other_largest = other.largest
-        self.values = mine + theirs
-        self.largest = np.maximum(self.largest, other_largest)
-
-    def one(self, index: int) -> _Sums:
-        made = _Sums()
-        if self.values is not None:
-            made.values, made.largest = self.values[:, index], float(self.largest[index])
-        return made
-
-    def each(self) -> list[_Sums]:
-        return [] if self.values is None else [self.one(i) for i in range(self.values.shape[1])]
-
-    def between(self, start: int, end: int) -> _Sums:
-        """The sums of some indices, taken together."""
-        made = _Sums()
-        if self.values is not None:
-            made.values = self.values[:, start:end].sum(1)
-            made.largest = float(self.largest[start:end].max(initial=0))
-        return made
-
-    def size(self) -> float:
-        """Root mean square of the reference."""
-        if self.values is None or not self.values[4]:
-            return 0.0
-        return float((self.values[0] / self.values[4]) ** 0.5)
-
-    def figures(self, floor: float) -> tuple[float, float, float]:
-        """Cosine, relative L2 and largest difference. floor: the reference counts as this large
-        at least, so that where it is near 0 the error is measured by itself."""
-        if self.values is None or not float(self.values[3]):
-            return 1.0, 0.0, float(self.largest)
-        xx, yy, xy, dd, count = (float(value) for value in self.values)
-        least = floor**2 * count
-        cosine = (xy + least) / ((xx + least) * (yy + least)) ** 0.5
-        relative = min(UNUSABLE / 10, (dd / max(xx, least)) ** 0.5)
-        return max(-1.0, min(1.0, cosine)), relative, float(self.largest)
+    if again is None or again.dtype.kind != "f" or again.shape != found.shape:
+        return None
+    difference = np.where(ignored, 0, again.astype(np.float64) - found)
+    return np.where(np.isfinite(difference), difference, 0)
 
 
 def _kept(batch: ReferenceBatch, how: Comparing, shape: tuple[int, ...]) -> Array | None:

@@ -162,13 +162,16 @@ def _install() -> str:
     return f"pip install {ORT_PACKAGE} tensorrt-cu12"
 
 
-def session_of(model: ModelProto, *, error: type[EnginefarmError], what: str) -> InferenceSession:
+def session_of(
+    model: ModelProto, *, error: type[EnginefarmError], what: str, plain: bool = False
+) -> InferenceSession:
     """A session on a model in memory, of any size. The model's weights may be moved out of it.
 
     Raises: `error`, as `session` does.
     """
     with TemporaryDirectory(prefix="enginefarm-") as folder:
-        return session(onnx_files.write(model, Path(folder)), error=error, what=what)
+        path = onnx_files.write(model, Path(folder))
+        return session(path, error=error, what=what, plain=plain)
 
 
 def run(

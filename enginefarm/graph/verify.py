@@ -14,7 +14,7 @@ from enginefarm.documents.comparing import Comparing, OutputComparison, judge
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import blame, branches, figures, onnx_files, ort
+from enginefarm.graph import blame, branches, figures, onnx_files, ort, rounding
 from enginefarm.graph import emulate as emulation
 from enginefarm.graph.reference import ReferenceBatch, read_reference, sizes_not_checked
 from enginefarm.schema import Frozen
@@ -28,7 +28,7 @@ CRASH = (
     "a valid graph that crashes ONNX Runtime is a defect of it; leave this precision out, or "
     "try another version"
 )
-METHOD = 3
+METHOD = 4
 """How graphs are verified: raise it when the same graph may get other figures."""
 
 
@@ -84,14 +84,20 @@ def verify_here(request_json: str) -> str:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
         model = emulation.emulate(model)
     taken = branches.BranchProbe(model)
-    session = ort.session_of(model, error=PrecisionError, what="the graph that is verified")
+    again = None if low else rounding.otherwise(model)
+    # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
+    # fusions cost is no property of the graph.
+    what = "the graph that is verified"
+    session = ort.session_of(model, error=PrecisionError, what=what, plain=not low)
     del model
 
     def run(batch: ReferenceBatch) -> Arrays:
         where = batch.corner or "verification"
         return taken.note(ort.run(session, batch.inputs, error=PrecisionError, what=where))
 
-    result = compare(read_reference(request.reference), run, request.budget, request.comparing)
+    result = compare(
+        read_reference(request.reference), run, request.budget, request.comparing, again
+    )
     outputs = result.outputs
     if result.broken is not None:
         del session
@@ -134,10 +140,12 @@ def compare(
     run: Callable[[ReferenceBatch], Arrays],
     budget: Budget,
     comparing: Comparing,
+    again: Callable[[ReferenceBatch], Arrays] | None = None,
 ) -> Comparison:
     """Figures over all batches, one batch in memory at a time. Also for outputs of a GPU.
 
-    run: returns the outputs to be judged, by name, for a batch's inputs.
+    run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same in
+    FP32 otherwise, from which the figures say what rounding costs.
     Raises: CalibrationError where labels do not fit their output.
     """
     outputs: dict[str, figures.Output] = {}
@@ -146,9 +154,10 @@ def compare(
     broken: int | None = None
     for index, batch in enumerate(batches):
         found = run(batch)
+        others = {} if again is None else again(batch)
         for name in batch.outputs:
             output = outputs.setdefault(name, figures.Output(name, comparing))
-            if not output.add(batch, found[name], samples) and broken is None:
+            if not output.add(batch, found[name], samples, others.get(name)) and broken is None:
                 broken = index
         if batch.corner:
             corners.append(batch.corner)

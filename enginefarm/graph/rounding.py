@@ -1,0 +1,91 @@
+"""What FP32 rounding alone costs a graph: the same function in FP32, computed otherwise.
+
+Every FP32 engine adds in an order of its own, so none returns the reference's numbers to the
+last bit. How far apart two sound ones are is a property of the model: 1e-7 for most of them,
+2e-4 where the model takes the logarithm of small numbers (docs/decisions/0260).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import PrecisionError
+from enginefarm.graph import onnx_files, ort
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+    from enginefarm.graph.reference import ReferenceBatch
+
+    Array = np.ndarray[Any, Any]
+    Arrays = dict[str, Array]
+
+LARGEST_BYTES = 1 << 30
+"""The most bytes of weights: the graph is in memory once more. Larger ones are not measured, and
+then rounding excuses nothing."""
+PRODUCTS = frozenset(
+    ("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN", "Attention")
+)
+SEED = 20
+
+
+def otherwise(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
+    """What runs the graph with ONNX Runtime's optimizations, whose sums are in another order,
+    and with the weights of products and the inputs moved to a neighboring FP32 number.
+
+    None for graphs above LARGEST_BYTES. Where that graph does not load or run, nothing is
+    measured, and rounding excuses nothing.
+    """
+    if sum(tensor.ByteSize() for tensor in onnx_files.tensors(model)) > LARGEST_BYTES:
+        return None
+    try:
+        session = ort.session_of(_moved(model), error=PrecisionError, what="rounding")
+    except PrecisionError:
+        return None
+
+    def run(batch: ReferenceBatch) -> Arrays:
+        inputs = {name: neighbors(array) for name, array in batch.inputs.items()}
+        try:
+            return ort.run(session, inputs, error=PrecisionError, what="rounding")
+        except PrecisionError:
+            return {}
+
+    return run
+
+
+def _moved(model: ModelProto) -> ModelProto:
+    """A copy, each weight of a product moved to one of its neighbors."""
+    from onnx import TensorProto, numpy_helper
+
+    made = type(model)()
+    made.CopyFrom(model)
+    read = {
+        name
+        for graph in onnx_files.graphs(made.graph)
+        for node in graph.node
+        if node.op_type in PRODUCTS
+        for name in node.input
+    }
+    for graph in onnx_files.graphs(made.graph):
+        for tensor in graph.initializer:
+            if tensor.name in read and tensor.data_type == TensorProto.FLOAT:
+                values = neighbors(numpy_helper.to_array(tensor))
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return made
+
+
+def neighbors(values: Array) -> Array:
+    """FP32 numbers moved by one step up or down, at random, always the same way.
+
+    Whole numbers stay, and zeros: sizes, tokens, masks and pixels are exact.
+    """
+    import numpy as np
+
+    if values.dtype != np.float32:
+        return values
+    up: Array = np.random.default_rng(SEED).random(values.shape) < 0.5
+    moved = np.nextafter(values, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+    whole = (values == np.rint(values)) | ~np.isfinite(values)
+    return np.where(whole, values, moved).astype(np.float32)
