@@ -6,7 +6,8 @@ import getpass
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,11 +105,40 @@ def cache_limit_bytes(root: Path) -> int:
 def memory_bytes() -> int:
     """The memory of this machine, or of the container where that is less."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
-    except (OSError, ValueError):  # no cgroup of its own, or "max"
-        return pages
-    return min(pages, limit)
+    return min([pages, *(limit for limit, _ in _containers())])
+
+
+def memory_left_bytes() -> int:
+    """What processes of this machine, or of the container, can take still; memory that only
+    caches files counts as free."""
+    left = [limit - used for limit, used in _containers()]
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text("ascii").partition("MemAvailable:")[2]
+        left.append(int(text.split()[0]) * 1024)
+    return max(0, min(left, default=memory_bytes()))
+
+
+CONTAINERS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Where the two versions of control groups say what a container may have, what it has, and how
+much of that only caches files."""
+
+
+def _containers() -> Iterator[tuple[int, int]]:
+    """The limit and the use of memory in bytes, where a container has a limit."""
+    for folder, limit, used, cached in CONTAINERS:
+        with suppress(OSError, ValueError, KeyError):  # no such control group, or "max"
+            at = Path(folder)
+            most = int((at / limit).read_text("ascii"))
+            stat = dict(line.split() for line in (at / "memory.stat").read_text().splitlines())
+            yield most, int((at / used).read_text("ascii")) - int(stat[cached])
 
 
 def _positive(name: str, default: float | None) -> float | None:

@@ -33,9 +33,16 @@ from pydantic import BaseModel, ValidationError
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
-from enginefarm.child.process import kill_group, randomization_off, resident_bytes, start
+from enginefarm.child.process import (
+    kill_group,
+    largest_child_bytes,
+    randomization_off,
+    resident_bytes,
+    start,
+)
 from enginefarm.errors import BuildCancelled, EnginefarmError
 from enginefarm.progress import Progress, report
+from enginefarm.settings import build_limits, memory_bytes, memory_left_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,13 +53,19 @@ LOG = "child.log"
 
 
 class Limits(NamedTuple):
-    """Wall clock in seconds, and resident memory of the child with all that it starts."""
+    """Wall clock in seconds, and resident memory of the child with all that it starts.
+
+    None: as much as a build may take, by `settings.build_limits`.
+    """
 
     seconds: float | None = None
     memory_bytes: int | None = None
 
 
-UNLIMITED = Limits()
+OF_A_BUILD = Limits()
+LOW = 20
+"""The machine is out of memory when less than one part in so many is left. The kernel would end
+the child then, after it has thrown out the files that all other processes read."""
 
 
 class Kinds(NamedTuple):
@@ -86,7 +99,7 @@ class Child:
     what: str
     error: type[EnginefarmError] | Kinds
     fix: str = ""
-    limits: Limits = UNLIMITED
+    limits: Limits = OF_A_BUILD
     folder: Path | None = None
     log_name: str = LOG
     environment: Mapping[str, str] | None = None
@@ -161,6 +174,11 @@ class _Watch:
     def __init__(self, child: Child, log: Path) -> None:
         self._child = child
         self._log = log
+        of_a_build = build_limits()
+        self._build_s = of_a_build.timeout_s
+        self._limit_s = child.limits.seconds or of_a_build.timeout_s
+        self._limit_bytes = child.limits.memory_bytes or of_a_build.memory_bytes
+        self._low_bytes = memory_bytes() // LOW
         self._last = ("", "")
         self.peak_bytes = 0
 
@@ -225,24 +243,42 @@ class _Watch:
             )
 
     def _enforce(self, pid: int, seconds: float) -> None:
-        what, limits = self._child.what, self._child.limits
+        what, kinds = self._child.what, self._child.kinds
         if self._child.cancel.is_set():
             raise BuildCancelled(f"{what}: cancelled after {seconds:.1f} s")
-        if limits.seconds is not None and seconds > limits.seconds:
-            raise self._child.kinds.too_long(
-                f"{what}: it was still running after its limit of {limits.seconds:g} s, and killed",
-                why=self._last_words(),
-                fix="raise ENGINEFARM_BUILD_TIMEOUT_S, or give it less to do",
+        if seconds > self._limit_s:
+            less = "give it less to do"
+            raise kinds.too_long(
+                f"{what}: it was still running after its limit of {self._limit_s:g} s, and killed",
+                why="; ".join(filter(None, (self._step(), self._last_words()))),
+                fix=f"raise ENGINEFARM_BUILD_TIMEOUT_S, or {less}"
+                if self._limit_s == self._build_s
+                else less,
             )
         resident = resident_bytes(pid)
         self.peak_bytes = max(self.peak_bytes, resident)
-        if limits.memory_bytes is not None and resident > limits.memory_bytes:
-            raise self._child.kinds.too_large(
+        if resident > self._limit_bytes:
+            raise kinds.too_large(
                 f"{what}: used {_mib(resident)} of memory, over its limit of "
-                f"{_mib(limits.memory_bytes)}, and was killed",
+                f"{_mib(self._limit_bytes)}, and was killed",
+                why=self._step(),
                 fix="raise ENGINEFARM_BUILD_MEMORY_MIB (plan for 4× the weights), or run fewer "
                 "at a time",
             )
+        left = memory_left_bytes()
+        if left < self._low_bytes and resident >= largest_child_bytes():
+            raise kinds.too_large(
+                f"{what}: used {_mib(resident)} of memory when the machine had {_mib(left)} left, "
+                "and was killed",
+                why=self._step(),
+                fix="give the machine or container more memory, or run fewer at a time; "
+                "ENGINEFARM_BUILD_MEMORY_MIB sets a limit below that",
+            )
+
+    def _step(self) -> str:
+        """Where it was, by its last report."""
+        step = ", ".join(filter(None, self._last))
+        return f"its last step was: {step}" if step else ""
 
     def ended(self, status: int) -> EnginefarmError:
         """The error for a child that left neither an answer nor an error."""

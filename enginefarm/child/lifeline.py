@@ -23,6 +23,9 @@ CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
 SEES_OTHERS = (19, 21, 38)
 """CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON: root reads other processes' memory by them."""
 
+GOES_FIRST = 1000
+"""The kernel's oom_score_adj of a process that is the first to be ended without memory."""
+
 
 def become_child(parent_pid: int) -> None:
     """What every child process of ours does first: it dies with its parent, sees no other
@@ -31,7 +34,7 @@ def become_child(parent_pid: int) -> None:
     see_no_other_process()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
-        score.write("1000")
+        score.write(str(GOES_FIRST))
 
 
 def die_with_parent(parent_pid: int) -> None:

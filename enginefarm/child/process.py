@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import enginefarm
-from enginefarm.child.lifeline import keep_environment_private
+from enginefarm.child.lifeline import GOES_FIRST, keep_environment_private
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -33,6 +33,8 @@ ENVIRONMENT = (
     "NVIDIA_DRIVER_CAPABILITIES",
     "TENSORRT_HOME",
     "ENGINEFARM_RECIPE_ROOTS",
+    "ENGINEFARM_BUILD_MEMORY_MIB",
+    "ENGINEFARM_BUILD_TIMEOUT_S",
 )
 """All that a child inherits. No AWS_*, no PREFECT_*, no tokens."""
 
@@ -75,6 +77,18 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return pages * PAGE_BYTES + sum(resident_bytes(child) for child in _children(pid))
+
+
+def largest_child_bytes() -> int:
+    """Resident memory of the largest single process on this machine that is a child of ours or of
+    another enginefarm: it is marked to go first (`lifeline.become_child`)."""
+    found = [0]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):  # it has gone
+            if int((process / "oom_score_adj").read_text("ascii")) == GOES_FIRST:
+                pages = int((process / "statm").read_text("ascii").split()[1])
+                found.append(pages * PAGE_BYTES)
+    return max(found)
 
 
 def _children(pid: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.graph import onnx_files
-from enginefarm.graph.emulate import bodies
+from enginefarm.graph.functions import bodies
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -108,14 +109,6 @@ def narrow(model: ModelProto) -> tuple[str, ...]:
         for node in graph.node:
             found.update(a.i for a in node.attribute if a.name in DTYPE_ATTRIBUTES)
     return tuple(sorted(TensorProto.DataType.Name(low) for low in found & lows))
-
-
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """The subgraphs of a node: branches of If, bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 class _Emulation:

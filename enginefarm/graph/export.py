@@ -72,7 +72,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 3,
+                "reading": 4,
             },
         )
     try:
@@ -234,7 +234,8 @@ def _run_corners(
             session,
             feeds.sized(sample, recipe, dims),
             error=error,
-            what=f"{label}: a dim is not as dynamic as the recipe says",
+            what=label,
+            likely="a dim is not as dynamic as the recipe says",
         )
         ranks = {name: array.ndim for name, array in found.items()}
     return ranks

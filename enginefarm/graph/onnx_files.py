@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph import external_data
+from enginefarm.graph.functions import bodies, inlined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -35,7 +36,7 @@ MIN_BYTES = 16
 
 
 def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str = "") -> ModelProto:
-    """The model, its external data in memory.
+    """The model, its external data in memory, its local functions written into the graph.
 
     Raises: `error` for a file that is empty, cut short, not ONNX, larger than the limits,
     or whose external data is missing or lies outside its folder.
@@ -60,8 +61,10 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
         raise error(
             f"{name} is not an ONNX model, or was cut short",
             why=f"protobuf: {cause}",
-            fix="copy or export it again",
+            fix="copy or export it again; bodies inside bodies of If, Loop and Scan are read to a "
+            "depth of about 30",
         ) from cause
+    model = inlined(model, name, limit_nodes=LIMIT_NODES, error=error)
     _limits(model, name, error)
     for tensor in tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -174,22 +177,30 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph and every subgraph in it."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from graphs(inner)
+        for body in bodies(node):
+            yield from graphs(body)
 
 
 def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor with values: initializers and constants, subgraphs included."""
+    """Every tensor with values: initializers and constants, subgraphs included, and constants of
+    functions that `read` left."""
     for graph in graphs(model.graph):
         yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
+        yield from _constants(graph.node)
+    for function in model.functions:
+        yield from _constants(function.node)
+        for node in function.node:
+            for graph in (inner for body in bodies(node) for inner in graphs(body)):
+                yield from graph.initializer
+                yield from _constants(graph.node)
+
+
+def _constants(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
 
 
 def operators(model: ModelProto) -> dict[str, str]:

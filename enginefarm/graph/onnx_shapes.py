@@ -15,10 +15,9 @@ LARGE_BYTES = 1 << 16
 
 def input_signature(model: ModelProto) -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Inputs without initializer: name -> (dtype, shape), a dim an int, a name or None."""
+    weights = {tensor.name for tensor in model.graph.initializer}
     return {
-        value.name: _signature(value)
-        for value in model.graph.input
-        if value.name not in {tensor.name for tensor in model.graph.initializer}
+        value.name: _signature(value) for value in model.graph.input if value.name not in weights
     }
 
 

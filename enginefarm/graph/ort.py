@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,8 @@ others take a Relu or a Clip away before a QuantizeLinear as if its type were an
 negative numbers then pass a Relu, and some graphs do not load."""
 
 
+NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|which exceeds the supported maximum")
+"""What ONNX Runtime says of a tensor that is too large."""
 NOT_THERE = "NOT_IMPLEMENTED"
 """ONNX Runtime's status for an operator that it has, but not for these types."""
 BFLOAT16 = "tensor(bfloat16)"
@@ -180,8 +183,9 @@ def run(
     *,
     error: type[EnginefarmError],
     what: str,
+    likely: str = "",
 ) -> Arrays:
-    """Outputs by name.
+    """Outputs by name. likely: what is at fault where a run fails, if it is not the memory.
 
     Raises: `error` when the run fails.
     """
@@ -189,7 +193,16 @@ def run(
     try:
         values = session.run(names, dict(feeds))
     except Exception as cause:
-        raise error(f"{what}: ONNX Runtime cannot run the graph", why=one_line(cause)) from cause
+        why = one_line(cause)
+        if NO_MEMORY.search(why):
+            raise error(
+                f"{what}: a tensor of the graph is larger than ONNX Runtime can allocate",
+                why=why,
+                fix="the node named above asks for that size: make it smaller, or use a machine "
+                "with more memory",
+            ) from cause
+        where = ": ".join(filter(None, (what, likely)))
+        raise error(f"{where}: ONNX Runtime cannot run the graph", why=why) from cause
     return dict(zip(names, values, strict=True))
 
 

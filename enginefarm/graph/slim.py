@@ -20,6 +20,7 @@ from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import SlimError
 from enginefarm.graph import closeness, onnx_files, ort
 from enginefarm.schema import Frozen
+from enginefarm.settings import build_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,8 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
             dest_dir=dest_dir.resolve(),
             external_above_bytes=onnx_files.EXTERNAL_ABOVE_BYTES,
         )
-        child = Child(what="OnnxSlim", error=SlimError, limits=Limits(seconds=LIMIT_S))
+        most = build_limits().memory_bytes * 3 // 4  # this process has the same limit, with it
+        child = Child(what="OnnxSlim", error=SlimError, limits=Limits(LIMIT_S, most))
         child.call(f"{__name__}:slim_here", request.model_dump_json())
         path = dest_dir / onnx_files.MODEL_NAME
         onnx_files.check(path, error=SlimError, what="the slimmed graph")

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
-from enginefarm.child.call import Child, Limits
+from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
 from enginefarm.errors import CalibrationError, EnginefarmError
 from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
-from enginefarm.settings import build_limits
 from enginefarm.store.site import onnx_files_of
 
 if TYPE_CHECKING:
@@ -59,14 +58,12 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
 
     Raises: what the stage raises; `error` when its code ends, crashes or goes over a limit.
     """
-    limits = build_limits()
     downloads = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     child = Child(
         f"{what} of {order.recipe.name}",
         error=error,
         fix="correct the code or the file that this recipe names; it has no credentials, and "
         "must return instead of ending its process",
-        limits=Limits(limits.timeout_s, limits.memory_bytes),
         environment={"XDG_CACHE_HOME": downloads}
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )

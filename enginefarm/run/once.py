@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.child.call import Child, Limits
+from enginefarm.child.call import Child
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError, UsageError
 from enginefarm.run.buffers import as_dtype
 from enginefarm.run.verify import profile_for
 from enginefarm.schema import Frozen
-from enginefarm.settings import build_limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +71,6 @@ def run_once(
     child = Child(
         what=f"run: {manifest.recipe} {manifest.spec.label}",
         error=EngineRunError,
-        limits=Limits(build_limits().timeout_s),
     )
     with tempfile.TemporaryDirectory(prefix="enginefarm-") as name:
         inputs, outputs = Path(name) / "inputs", Path(name) / "outputs"

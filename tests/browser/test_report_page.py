@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hostile_text import TEXTS, report
 from playwright.sync_api import Browser, Page
 from sample_rows import make_row
 
@@ -44,14 +45,14 @@ def rows(models: int) -> list[BenchmarkRow]:
 class Watched:
     """A page, and everything that it asked for or complained of."""
 
-    def __init__(self, page: Page, path: Path) -> None:
+    def __init__(self, page: Page, path: Path, place: str = "") -> None:
         self.page = page
         self.requests: list[str] = []
         self.complaints: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + place)
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -85,6 +86,51 @@ def test_text_from_outside_stays_text(opened: Watched) -> None:
     assert opened.page.evaluate("window.hacked") is None
     assert EVIL in opened.page.locator("#attention").inner_text()
     assert opened.page.locator("img").count() == 0
+
+
+@pytest.fixture
+def shown(chromium: Browser, tmp_path: Path) -> Iterator[Callable[[str, str], Watched]]:
+    """Opens a page of that HTML at that place in it."""
+    context = chromium.new_context(offline=True)
+
+    def show(html: str, place: str = "") -> Watched:
+        path = tmp_path / "shown.html"
+        path.write_text(html, "utf-8")
+        return Watched(context.new_page(), path, place)
+
+    yield show
+    context.close()
+
+
+def test_no_text_of_any_field_is_run(shown: Callable[..., Watched]) -> None:
+    """The page's own policy would stop a script too, and complain: no script asks to run."""
+    for text in TEXTS:
+        found = shown(render(report(text)))
+        for element in found.page.locator("summary, .night, #compare-a").all():
+            element.dispatch_event("mouseover")
+            element.dispatch_event("focus")
+        found.page.locator("#compare-a").select_option(index=1)
+        assert found.page.evaluate("window.hacked") is None
+        assert found.complaints == []
+        assert len(found.requests) == 1
+        found.page.close()
+
+
+def test_the_policy_stops_what_would_slip_through(shown: Callable[..., Watched]) -> None:
+    html = render(assemble(rows(1), title="Farm", store="s3://b")).replace(
+        "</main>", f"{TEXTS[0]}{TEXTS[1]}{TEXTS[3]}</main>"
+    )
+    found = shown(html)
+    assert found.page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in line for line in found.complaints)
+
+
+@pytest.mark.parametrize("place", ["#%E0%A4%A", "#%", "#<img src=x onerror=window.hacked=1>"])
+def test_a_link_to_nowhere_does_no_harm(shown: Callable[..., Watched], place: str) -> None:
+    found = shown(render(assemble(rows(2), title="Farm", store="s3://b")), place)
+    assert found.complaints == []
+    found.page.locator("#filter").fill("model-01")
+    assert found.page.locator("[data-engine]:visible").count() < 12
 
 
 def test_the_matrix_and_the_list_say_what_is_wrong(opened: Watched) -> None:

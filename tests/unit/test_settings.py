@@ -28,6 +28,25 @@ def test_a_builders_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.build_limits() == settings.BuildLimits(timeout_s=1.5, memory_bytes=2 << 30)
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_the_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Of both versions of control groups; files that it only caches count as free."""
+    _, limit, used, cached = settings.CONTAINERS[version]
+    monkeypatch.setattr(settings, "CONTAINERS", ((str(tmp_path), limit, used, cached),))
+    whole = psutil.virtual_memory().total
+    assert settings.memory_bytes() == whole
+    (tmp_path / limit).write_text("1000000\n")
+    (tmp_path / used).write_text("900000\n")
+    (tmp_path / "memory.stat").write_text(f"cache 5\n{cached} 300000\n")
+    assert settings.memory_bytes() == 1_000_000
+    assert settings.memory_left_bytes() == 400_000
+    (tmp_path / limit).write_text("max\n")
+    assert settings.memory_bytes() == whole
+    assert 0 < settings.memory_left_bytes() < whole
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "an hour"])
 def test_a_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", value)

@@ -24,11 +24,7 @@ def fp32(src: Path, name: str, opset: int = LEAST_OPSET) -> ModelProto:
 
     Raises: PrecisionError.
     """
-    import onnx.inliner
-
     model = onnx_files.read(src, error=PrecisionError)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     model = at_opset(model, opset, name)
     constants.to_initializers(model)
     unique_values(model)

@@ -1,7 +1,9 @@
 // The page is whole without this: it opens the model that a link leads to, filters, compares two
 // engines and enlarges a history.
 const reveal = () => {
-  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  let name = "";
+  try { name = decodeURIComponent(location.hash.slice(1)); } catch { return; }  // a link cut short
+  const target = name && document.getElementById(name);
   if (!target) return;
   if (target.tagName === "DETAILS") target.open = true;
   target.scrollIntoView();

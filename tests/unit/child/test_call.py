@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from enginefarm.child import call
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.errors import (
@@ -104,6 +105,53 @@ def test_a_loop_without_end_ends_at_its_limit(script: str) -> None:
 def test_memory_has_a_limit_also_for_what_it_starts(script: str) -> None:
     with pytest.raises(BuildOutOfMemory, match="over its limit of 200 MiB"):
         run(script, limits=Limits(30, 200 << 20))
+
+
+def test_every_child_has_the_limits_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that a child starts, and whoever asks for none."""
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "200")
+    with pytest.raises(BuildOutOfMemory, match="over its limit of 200 MiB"):
+        run("held = bytearray(400 << 20); import time; time.sleep(60)")
+    monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "1.5")
+    inside = "from enginefarm.settings import build_limits\nanswer = build_limits()"
+    assert run(inside) == "BuildLimits(timeout_s=1.5, memory_bytes=209715200)"
+    with pytest.raises(BuildTimeout, match=r"limit of 1\.5 s") as caught:
+        run("import time; time.sleep(60)")
+    assert "raise ENGINEFARM_BUILD_TIMEOUT_S" in caught.value.fix
+    with pytest.raises(BuildTimeout) as caught:
+        run("import time; time.sleep(60)", limits=Limits(0.5))
+    assert "ENGINEFARM_BUILD_TIMEOUT_S" not in caught.value.fix  # that would not help
+
+
+def test_a_limit_says_at_which_step_it_acted() -> None:
+    script = (
+        "from enginefarm import progress\nprogress.report('export', 3, 4, 'run at every corner')\n"
+        "import time; time.sleep(60)"
+    )
+    with pytest.raises(BuildTimeout) as caught:
+        run(script, limits=Limits(1))
+    assert "its last step was: export, run at every corner" in caught.value.why
+
+
+def test_on_a_machine_without_memory_the_largest_child_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the kernel does it: with less than a twentieth left, whatever the limit is."""
+    monkeypatch.setattr(call, "memory_left_bytes", lambda: 100 << 20)
+    with pytest.raises(BuildOutOfMemory, match="when the machine had 100 MiB left, and was killed"):
+        run("held = bytearray(100 << 20); import time; time.sleep(60)")
+    monkeypatch.setattr(call, "largest_child_bytes", lambda: 1 << 40)  # another one is larger
+    assert run("answer = 'done'; import time; time.sleep(0.3)") == "done"
+
+
+def test_children_are_known_to_all_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "memory_left_bytes", lambda: 0)
+    script = (
+        "held = bytearray(300 << 20); from enginefarm.child import process\n"
+        "answer = process.largest_child_bytes()"
+    )
+    monkeypatch.setattr(call, "largest_child_bytes", lambda: 1 << 40)
+    assert int(run(script)) >= 300 << 20
 
 
 def test_it_is_killed_when_the_process_is_asked_to_stop() -> None:

@@ -177,3 +177,12 @@ def test_a_cyclic_graph_and_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(SlimError, match="the graph before slimming"):
         slim.slim_onnx(tmp_path / "empty.onnx", tmp_path / "out", FEEDS)
+
+
+def test_where_onnxslim_needs_too_much_memory_the_graph_goes_on_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "40")
+    done = slim.slim_onnx(redundant(tmp_path / "m.onnx"), tmp_path / "out", FEEDS)
+    assert "over its limit of 30 MiB" in done.refused
+    assert done.nodes_after == done.nodes_before

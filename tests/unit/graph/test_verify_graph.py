@@ -12,6 +12,7 @@ from tiny_models import recipe
 
 from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
+from enginefarm.errors import PrecisionError
 from enginefarm.graph import branches, onnx_files, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
@@ -174,3 +175,12 @@ def test_branches_that_no_data_took_are_named() -> None:
     ]
     taken.note({"y": y, "b": np.array(False)})
     assert len(taken.not_run()) == 1
+
+
+def test_a_verification_has_the_limits_of_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save(tmp_path / "model", [helper.make_node("Relu", ["x"], ["y"])])
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "30")
+    with pytest.raises(PrecisionError, match=r"verification of .*over its limit of 30 MiB"):
+        verified(tmp_path, model)

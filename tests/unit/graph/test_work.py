@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import (
@@ -98,6 +101,87 @@ def test_code_that_takes_all_the_memory_is_ended(
     script = "held = [np.ones(100 << 17) for _ in range(80)]"  # 8 GB
     with pytest.raises(SlimError, match="over its limit of 600 MiB, and was killed"):
         slim(made(tmp_path, script), tmp_path)
+
+
+def constant() -> list[onnx.NodeProto]:
+    """Folded when ONNX Runtime loads the graph."""
+    fill = numpy_helper.from_array(np.ones(1, np.float32), "fill")
+    return [helper.make_node("ConstantOfShape", ["sizes"], ["large"], value=fill)]
+
+
+def doubled() -> list[onnx.NodeProto]:
+    """Grows as it runs."""
+    names = ["pooled", *(f"d{count}" for count in range(30)), "large"]
+    pool = helper.make_node("ReduceMax", ["images", "axes"], ["pooled"])
+    pairs = itertools.pairwise(names)
+    return [pool, *(helper.make_node("Concat", [a, a], [b], axis=1) for a, b in pairs)]
+
+
+def looped() -> list[onnx.NodeProto]:
+    """A Loop of 2**40 trips."""
+    types = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
+    values = [
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in zip(("trip", "go_on", "sum"), types, strict=True)
+    ]
+    results = [
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in zip(("still", "next"), types[1:], strict=True)
+    ]
+    body = [
+        helper.make_node("Identity", ["go_on"], ["still"]),
+        helper.make_node("Neg", ["sum"], ["next"]),
+    ]
+    return [
+        helper.make_node("ReduceMax", ["images"], ["top"], keepdims=0),
+        helper.make_node(
+            "Loop",
+            ["trips", "", "top"],
+            ["large"],
+            body=helper.make_graph(body, "body", values, results),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        (constant, "over its limit of 700 MiB, and was killed"),
+        (doubled, "over its limit of 700 MiB, and was killed"),
+        (looped, "still running after its limit of 4 s, and killed"),
+    ],
+)
+def test_a_graph_that_asks_for_more_than_the_limits_is_ended(
+    tmp_path: Path,
+    nodes: Callable[[], list[onnx.NodeProto]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = made(tmp_path, "pass")
+    model = tiny_recipe.classifier()
+    sizes = {"sizes": np.array([1 << 32]), "axes": np.array([1, 2, 3]), "trips": np.array(1 << 40)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in sizes.items()
+    )
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.extend(
+        [
+            *nodes(),
+            helper.make_node("ReduceMin", ["large"], ["least"], keepdims=0),
+            helper.make_node("Add", ["before", "least"], ["scores"]),
+        ]
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "700")
+    if nodes is looped:
+        monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "4")
+    order = work.Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
+    order.folder.mkdir()
+    with pytest.raises(ExportError, match="export of tiny") as caught:
+        work.run("export", order, what="export", error=ExportError)
+    assert said in str(caught.value)
+    if nodes is not looped:
+        assert "its last step was: export" in caught.value.why
 
 
 def test_code_raises_an_error_of_ours_with_its_class(tmp_path: Path) -> None:
