@@ -17,6 +17,7 @@ from enginefarm.graph import (
     came,
     feeds,
     fitting,
+    known_branches,
     onnx_files,
     onnx_shapes,
     ort,
@@ -89,7 +90,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 3,
+            "normal_form": 4,
         },
     )
 
@@ -120,6 +121,10 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
+    # Not over the model itself: the reference is computed with its Ifs.
+    path, decided = _decide_branches(path, recipe, sample, dest_dir / "decided")
+    if decided:
+        graph = onnx_files.read(path, error=error)
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")
@@ -128,7 +133,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         for value in wrong:
             onnx_shapes.write_shape(value, [None] * ranks[value.name])
         onnx_files.write(graph, path.parent)
-    notes = came.notes(recipe, path, dest_dir, sample)
+    notes = (*came.notes(recipe, path, dest_dir, sample), *decided)
     if written_out:
         notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
     progress.report("export", 4, 4)
@@ -143,6 +148,31 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         model=model,
         notes=notes,
     )
+
+
+def _decide_branches(
+    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path
+) -> tuple[Path, tuple[str, ...]]:
+    """The graph with one branch in place of each If that the recipe's sizes decide, and what was
+    done, for people. The graph at `path` where there is none, or where the sizes contradict a
+    branch that is left."""
+    graph = onnx_files.graph_only(path)
+    if not any(node.op_type == "If" for one in onnx_files.graphs(graph.graph) for node in one.node):
+        return path, ()
+    graph = onnx_files.read(path, error=ExportError)
+    left_out = known_branches.leave_out(graph, recipe, sample)
+    folded = known_branches.fold(graph, recipe)
+    if not folded and not left_out:
+        return path, ()
+    try:
+        made = fitting.with_sizes(graph, recipe, folder)
+    except SourceError:
+        return path, ()
+    if not folded:
+        return made, tuple(left_out)
+    named = ", ".join(map(repr, folded[:3])) + (", …" if len(folded) > 3 else "")
+    count = f"{len(folded)} If nodes are" if len(folded) > 1 else "one If node is"
+    return made, (f"{count} decided by the recipe's sizes: {named}", *left_out)
 
 
 def _refuse_broken(

@@ -186,6 +186,33 @@ def _shape(value: Any) -> Any:
     return value.type.tensor_type.shape.dim
 
 
+def with_sizes(model: ModelProto, recipe: Recipe, folder: Path) -> Path:
+    """The model in `folder`, with the recipe's sizes too where nothing in the graph contradicts
+    them any more: an If that did may be gone.
+
+    Raises: SourceError where they contradict each other even without sizes.
+    """
+    left_out = [item for item in model.metadata_props if item.key == SIZES_LEFT_OUT]
+    if left_out:
+        try:
+            made: ModelProto = type(model)()
+            made.CopyFrom(model)
+            for item in left_out:
+                made.metadata_props.remove(item)
+            return _with_dims(made, recipe, folder, fixed=True)
+        except SourceError:
+            pass
+    return _with_dims(model, recipe, folder, fixed=not left_out)
+
+
+def _with_dims(model: ModelProto, recipe: Recipe, folder: Path, *, fixed: bool) -> Path:
+    _write_dims(model, recipe, fixed)
+    path = onnx_files.write(model, folder)
+    onnx_files.check(path, error=SourceError, what="the graph in these dims")
+    ort.session(path, error=SourceError, what="the graph in these dims")
+    return path
+
+
 def fit_file(path: Path, recipe: Recipe, dest_dir: Path) -> Path:
     """`fit` of the model at `path`, written to `dest_dir/fitted/model.onnx` and checked.
 

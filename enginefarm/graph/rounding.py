@@ -85,7 +85,8 @@ def neighbors(values: Array) -> Array:
 
     if values.dtype != np.float32:
         return values
-    up: Array = np.random.default_rng(SEED).random(values.shape) < 0.5
+    random: Any = np.random.default_rng(SEED)
+    up: Array = random.random(values.shape) < 0.5
     moved = np.nextafter(values, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
     whole = (values == np.rint(values)) | ~np.isfinite(values)
     return np.where(whole, values, moved).astype(np.float32)

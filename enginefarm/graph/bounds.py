@@ -1,0 +1,157 @@
+"""What is known of the whole numbers and truth values that a graph makes of its sizes.
+
+Each value has the least and the largest number that it can be, element by element, at any size
+that the recipe's profiles allow. ONNX's shape inference says which dims are fixed, and which are
+a named dim of the recipe; nothing is assumed of the others. `onnx.reference` computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import NodeProto
+
+    Array = np.ndarray[Any, Any]
+
+LARGEST = 1 << 31
+"""No size is larger; also what a sum or product of sizes may be that is larger than this."""
+MOST_ELEMENTS = 1 << 10
+"""Tensors of sizes are short; longer ones are data."""
+
+Dims = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """low and high: two arrays of the value's own shape."""
+
+    low: Array
+    high: Array
+
+    @property
+    def exact(self) -> bool:
+        return bool((self.low == self.high).all())
+
+
+SAME = "="
+SIGNS: dict[str, str] = {
+    **dict.fromkeys(("Add", "Mul", "Min", "Max", "And", "Or", "Concat", "Sum"), "+"),
+    **dict.fromkeys(("Identity", "Cast", "Floor", "Ceil", "Transpose", "Flatten"), "+"),
+    **dict.fromkeys(("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Expand"), "+="),
+    **dict.fromkeys(("ReduceSum", "ReduceMin", "ReduceMax", "Tile"), "+="),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Sub", "Div"), "+-"),
+    **dict.fromkeys(("Less", "LessOrEqual"), "-+"),
+    "Not": "-",
+}
+"""How a result follows each input, the last sign for all further ones: it grows with it, or
+shrinks, or the input has to be known."""
+FROM_ZERO = frozenset(("Mul", "Div", "Cast"))
+"""Only where nothing is below 0: then they grow with their first input."""
+
+
+def of_array(array: Array) -> Bounds | None:
+    """A constant; None for long ones and for other types than numbers."""
+    if array.size > MOST_ELEMENTS or array.dtype.kind not in "iufb":
+        return None
+    return Bounds(array, array)
+
+
+def of_shape(dims: Dims, named: Mapping[str, tuple[int, int]], start: int, end: int) -> Bounds:
+    """What Shape returns. named: the least and the largest size of each dim of the recipe."""
+    import numpy as np
+
+    both = [_bounds(dim, named) for dim in dims[start:end]]
+    made = np.array(both, np.int64).reshape(-1, 2)
+    return Bounds(made[:, 0], made[:, 1])
+
+
+def of_size(dims: Dims, named: Mapping[str, tuple[int, int]]) -> Bounds:
+    """What Size returns: the product of all dims."""
+    import numpy as np
+
+    low = high = 1
+    for least, most in (_bounds(dim, named) for dim in dims):
+        low, high = min(low * least, LARGEST), min(high * most, LARGEST)
+    return Bounds(np.array(low, np.int64), np.array(high, np.int64))
+
+
+def _bounds(dim: int | str | None, named: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    if isinstance(dim, int):
+        return dim, dim
+    return named.get(dim, (0, LARGEST)) if dim is not None else (0, LARGEST)
+
+
+def of_node(node: NodeProto, inputs: Sequence[Bounds | None], opset: int) -> Bounds | None:
+    """What a node makes of values that are known; None where nothing can be said.
+
+    An optional input that is not there is None too, and the node's own name for it is empty.
+    """
+    known: list[Bounds] = []
+    for name, value in zip(node.input, inputs, strict=True):
+        if name and value is None:
+            return None
+        if value is not None:
+            known.append(value)
+    if len(node.output) != 1 or any(a.HasField("g") or a.graphs for a in node.attribute):
+        return None
+    if all(value.exact for value in known):
+        made = _computed(node, [value.low for value in known], opset)
+        return None if made is None else of_array(made)
+    if node.op_type == "Equal":
+        return _equal(*known)
+    return _monotone(node, known, opset)
+
+
+def _equal(one: Bounds, other: Bounds) -> Bounds:
+    both = one.low == other.high
+    never = (one.high < other.low) | (one.low > other.high)
+    always = both & (one.high == other.low) & (one.low == one.high)
+    return Bounds(always, ~never)
+
+
+def _monotone(node: NodeProto, known: Sequence[Bounds], opset: int) -> Bounds | None:
+    import numpy as np
+
+    signs = SIGNS.get(node.op_type)
+    if signs is None:
+        return None
+    given = [*signs, *(signs[-1] for _ in known)][: len(known)]
+    if any(sign == SAME and not value.exact for sign, value in zip(given, known, strict=True)):
+        return None
+    if node.op_type in FROM_ZERO and any((value.low < 0).any() for value in known):
+        return None
+    if any(value.exact and (abs(value.low) > LARGEST).any() for value in known if _wide(value)):
+        return None
+    if node.op_type == "Div" and (known[1].low <= 0).any():
+        return None
+    low = [v.high if sign == "-" else v.low for sign, v in zip(given, known, strict=True)]
+    high = [v.low if sign == "-" else v.high for sign, v in zip(given, known, strict=True)]
+    least, most = _computed(node, low, opset), _computed(node, high, opset)
+    if least is None or most is None:
+        return None
+    if most.dtype.kind in "iuf":
+        least, most = np.clip(least, -LARGEST, LARGEST), np.clip(most, -LARGEST, LARGEST)
+    return Bounds(least, most)
+
+
+def _wide(value: Bounds) -> bool:
+    return value.low.dtype.kind in "iuf"
+
+
+def _computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | None:
+    """The node's result by `onnx.reference`; None where it cannot compute it."""
+    reference: Any = import_module("onnx.reference")
+    names = [name for name in node.input if name]
+    feeds = dict(zip(names, inputs, strict=True))
+    try:
+        made = reference.ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
+    except Exception:  # of its own kinds: then nothing is known
+        return None
+    import numpy as np
+
+    return np.asarray(made[0])

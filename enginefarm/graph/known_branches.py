@@ -1,0 +1,166 @@
+"""If nodes whose condition hangs on sizes alone, which the recipe knows: one branch takes the
+node's place.
+
+Exporters write `x.squeeze(0)`, or an RNN that takes inputs with and without a batch, as an If
+around the rank or a size of a tensor. TensorRT needs to know the rank of each value when it
+builds, and refuses most of these. The reference is computed from the model as it came, with its
+Ifs, at every corner: a branch that was taken wrongly shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from enginefarm.errors import ExportError
+from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
+from enginefarm.graph.known_sizes import Known
+from enginefarm.graph.precisions.free_names import bodies, name_nodes, unique_values
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+    from enginefarm.documents.recipe import Recipe
+
+OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
+
+
+def fold(model: ModelProto, recipe: Recipe) -> list[str]:
+    """In place; returns the names of the Ifs that are gone, in order. Nested ones too, and those
+    in bodies of Ifs, Loops and Scans that stay."""
+    if not any(node.op_type == "If" for graph in _graphs(model) for node in graph.node):
+        return []
+    unique_values(model)
+    name_nodes(model)
+    folded: list[str] = []
+    while taken := Known(model, recipe).taken:
+        _put(model.graph, taken, folded)
+        for graph in _graphs(model):
+            del graph.value_info[:]
+    return folded
+
+
+def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[str]:
+    """In place, before `fold`: the other branch in place of each If of the main graph that has
+    one which the model itself cannot run, at no corner of the recipe's profiles.
+
+    Both have to say so: ONNX's shape inference with the recipe's sizes, and ONNX Runtime, which
+    fails on that branch at each corner. sample: real inputs, to be cut to sizes.
+    Returns: a line for each, with why the branch cannot run.
+    """
+    names = [node.name for node in _named_ifs(model)]
+    decided = Known(model, recipe).taken if names else {}
+    lines: list[str] = []
+    for name in names:
+        found = None if name in decided else _impossible(model, name, recipe, sample)
+        if found is None:
+            continue
+        branch, why = found
+        _put(model.graph, {name: OTHER[branch]}, [])
+        lines.append(
+            f"{name!r} (If) always takes its {OTHER[branch].removesuffix('_branch')} branch: the "
+            f"model cannot run the other one at any size of the recipe ({why})"
+        )
+    return lines
+
+
+def _named_ifs(model: ModelProto) -> list[NodeProto]:
+    """Ifs of the main graph; where there are any, all names of nodes and values are unique."""
+    if any(node.op_type == "If" for node in model.graph.node):
+        unique_values(model)
+        name_nodes(model)
+    return [node for node in model.graph.node if node.op_type == "If"]
+
+
+def _impossible(
+    model: ModelProto, name: str, recipe: Recipe, sample: feeds.Arrays
+) -> tuple[str, str] | None:
+    """The branch that cannot run, and why; None where both can, or neither."""
+    why = {branch: _contradiction(_alone(model, name, branch), recipe) for branch in OTHER}
+    bad = [branch for branch in OTHER if why[branch]]
+    if len(bad) != 1 or _runs(_alone(model, name, bad[0]), recipe, sample):
+        return None
+    return bad[0], why[bad[0]]
+
+
+def _alone(model: ModelProto, name: str, branch: str) -> ModelProto:
+    made = type(model)()
+    made.CopyFrom(model)
+    _put(made.graph, {name: branch}, [])
+    return made
+
+
+def _contradiction(model: ModelProto, recipe: Recipe) -> str:
+    """Why the graph cannot have the recipe's sizes; empty where nothing is against it. It is
+    folded."""
+    import onnx
+
+    fold(model, recipe)
+    light = Known(model, recipe).light
+    try:
+        onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
+    except Exception as error:
+        return onnx_files.one_line(error, 200)
+    return ""
+
+
+def _runs(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> bool:
+    """Whether ONNX Runtime runs the graph at any corner, or cannot say."""
+    for value in model.graph.input:
+        known = value.type.tensor_type.shape
+        onnx_shapes.write_shape(value, [None] * len(known.dim))
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    what = "a branch of an If"
+    try:
+        session = ort.session_of(model, error=ExportError, what=what, plain=True)
+    except ExportError:
+        return True
+    for _, dims in feeds.corners(recipe):
+        try:
+            ort.run(session, feeds.sized(sample, recipe, dims), error=ExportError, what=what)
+        except ExportError:
+            continue
+        return True
+    return False
+
+
+def _graphs(model: ModelProto) -> Iterator[GraphProto]:
+    return onnx_files.graphs(model.graph)
+
+
+def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None:
+    """The branch that is taken in place of each If, its results under the If's names; in the
+    graph and in the bodies that stay."""
+    nodes: list[NodeProto] = []
+
+    def add(found: Iterable[NodeProto]) -> None:
+        from onnx import helper
+
+        for node in found:
+            if node.name not in taken or node.op_type != "If":
+                nodes.append(_copy(node))
+                continue
+            folded.append(node.name)
+            branch = next(a.g for a in node.attribute if a.name == taken[node.name])
+            graph.initializer.extend(branch.initializer)
+            graph.sparse_initializer.extend(branch.sparse_initializer)
+            add(branch.node)
+            nodes.extend(
+                helper.make_node("Identity", [inner.name], [outer], f"{node.name}_{outer}")
+                for inner, outer in zip(branch.output, node.output, strict=True)
+                if outer
+            )
+
+    add(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for node in graph.node:
+        for body in bodies(node):
+            _put(body, taken, folded)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    made = type(node)()
+    made.CopyFrom(node)
+    return made
