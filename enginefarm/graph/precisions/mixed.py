@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
-from enginefarm.graph.precisions import constants, masks
+from enginefarm.graph.precisions import constants, masks, movers
 from enginefarm.graph.precisions.free_names import FreeNames, bodies
 from enginefarm.graph.precisions.graph import drop_unused, infer_types
 from enginefarm.graph.precisions.operands import operands
@@ -46,6 +46,7 @@ class _Cast:
     homes: dict[str, _Scope]
     free: FreeNames
     masks: masks.Masks
+    movers: set[str] = field(default_factory=set[str])
     made: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
 
     @property
@@ -79,6 +80,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
         free=FreeNames(model),
         masks=masks.find(model),
     )
+    state.movers = movers.between(model, lambda node: _computes_wide(state, node), types)
     _graph(state, model.graph, scopes)
     for graph in onnx_files.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
         del graph.value_info[:]
@@ -132,7 +134,7 @@ def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
         scope.nodes.append(node)
         return
     schema = operands(node.op_type, node.domain, state.opset, state.low_name)
-    wide = not schema.takes_low or _kept_wide(state, node)
+    wide = node.name in state.movers or _computes_wide(state, node)
     target = TensorProto.FLOAT if wide else state.low
     floats = (TensorProto.FLOAT, state.low)
     for index, name in enumerate(node.input):
@@ -145,6 +147,14 @@ def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
         if state.types.get(name) == TensorProto.FLOAT and not schema.output_is_fixed(index):
             state.types[name] = target
     scope.nodes.append(node)
+
+
+def _computes_wide(state: _Cast, node: NodeProto) -> bool:
+    """Whether the node is FP32, by its schema or because it is kept so. A Cast is neither."""
+    if node.op_type == "Cast":
+        return False
+    schema = operands(node.op_type, node.domain, state.opset, state.low_name)
+    return not schema.takes_low or _kept_wide(state, node)
 
 
 def _kept_wide(state: _Cast, node: NodeProto) -> bool:

@@ -10,7 +10,7 @@ from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 from enginefarm.names import PrecisionName
 
-CAST_VERSION = "4"
+CAST_VERSION = "5"
 """The version of the mixed-precision cast: raise it when the graph that it makes changes."""
 RULES_VERSION = "3"
 """The version of the rules and ranges that keep nodes in FP32: raise it when they keep others."""

@@ -322,3 +322,38 @@ def test_details_count_nodes_in_bodies(tmp_path: Path) -> None:
     details = precision("fp16").convert(source, tmp_path / "out", RECIPE, ()).details
     assert details["low_nodes"] == 2, "MatMul and Tanh, both inside the Loop"
     assert details["wide_nodes"] == {}
+
+
+def test_what_only_moves_fp32_to_fp32_is_not_rounded_on_the_way(tmp_path: Path) -> None:
+    """silero-seq in BF16: its filter was kept wide, and the Pad before it rounded the samples."""
+    text = """
+        agraph (float[2, 64] x) => (float[2, 1] y, float[2, 68] z) {
+            p = Pad (x, amounts)
+            r = Relu (p)
+            s = ReduceSum <keepdims = 1> (r, axis)
+            y = Sigmoid (s)
+            z = Tanh (r)
+        }"""
+    model = made(text, amounts=np.int64([0, 2, 0, 2]), axis=np.int64([1]))
+    x = (1 + RANDOM.random(size=(2, 64)) / 300).astype(np.float32)  # one number in BF16
+    wanted = x.sum(1, keepdims=True, dtype=np.float64)
+    changed = cast(model, tmp_path, "bf16")
+    assert reads(changed, "Pad") == {TensorProto.FLOAT, TensorProto.INT64}
+    assert reads(changed, "Relu") == {TensorProto.FLOAT}
+    assert reads(changed, "Tanh") == {TensorProto.BFLOAT16}, "what reads it in 16 bits gets a Cast"
+    summed = onnx.helper.make_tensor_value_info("s", TensorProto.FLOAT, None)
+    changed.graph.output.append(summed)
+    np.testing.assert_allclose(run(emulate(changed), x=x)["s"], wanted, rtol=1e-6)
+
+
+def test_what_moves_to_or_from_16_bits_stays_in_16_bits(tmp_path: Path) -> None:
+    text = """
+        agraph (float[4, 4] x) => (float[4, 4] y) {
+            t = Transpose (x)
+            m = MatMul (t, w)
+            r = Relu (m)
+            y = Softmax (r)
+        }"""
+    changed = cast(made(text, w=WEIGHT), tmp_path)
+    assert reads(changed, "Transpose") == reads(changed, "Relu") == {TensorProto.FLOAT16}
+    assert sum(node.op_type == "Cast" for node in changed.graph.node) == 2
