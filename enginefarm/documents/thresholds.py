@@ -68,6 +68,20 @@ class Budget(Frozen):
             return self.max_part_relative_l2
         return PART_FACTOR * self.max_relative_l2
 
+    def part(self, share: float) -> Budget:
+        """The same for errors of so large a share of its own: of a value, and of a vector, whose
+        cosine falls by the square. Top-1 is left as it is."""
+
+        def scaled(limit: float | None, power: int) -> float | None:
+            if limit is None:
+                return None
+            return limit * share if power == 1 else 1 - (1 - limit) * share**power
+
+        powers = {"min_cosine": 2, "min_part_cosine": 2}
+        powers |= {"max_relative_l2": 1, "max_part_relative_l2": 1, "max_abs": 1}
+        limits = {name: scaled(getattr(self, name), power) for name, power in powers.items()}
+        return self.model_copy(update=limits)
+
 
 LIMITS = frozenset(("min_cosine", "max_relative_l2", "min_part_cosine", "max_part_relative_l2"))
 """A recipe that writes one of these means it: FP32 rounding then allows no more, unless the

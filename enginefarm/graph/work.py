@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pydantic import JsonValue
 from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, EnginefarmError
 from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
@@ -24,6 +26,9 @@ from enginefarm.store.site import onnx_files_of
 if TYPE_CHECKING:
     from enginefarm.graph.precisions.evidence import Evidence
 
+MARGIN = 0.5
+"""The part of the budget that an 8-bit graph may use up where its ranges and operators were chosen
+by the data that it is judged on: on other data its errors are larger (docs/decisions/0262)."""
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
 
@@ -144,10 +149,17 @@ def _evidence(order: Order) -> Evidence | None:
         return Evidence(reference)
     budget, comparing = recipe.budget(order.precision), recipe.verification.comparing
 
-    def judge(graph: Path) -> bool:
-        return passes(Request(onnx=graph, reference=reference, budget=budget, comparing=comparing))
+    def judge(graph: Path, limits: Budget = budget) -> bool:
+        return passes(Request(onnx=graph, reference=reference, budget=limits, comparing=comparing))
 
-    return Evidence(reference, judge, recipe.search_tries, order.memory)
+    careful = partial(judge, limits=budget.part(MARGIN))
+    return Evidence(
+        reference,
+        judge,
+        recipe.search_tries,
+        order.memory,
+        careful if PRECISIONS[order.precision].calibrated else None,
+    )
 
 
 def calibration_batches(recipe: Recipe) -> Iterator[Any]:

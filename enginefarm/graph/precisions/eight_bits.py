@@ -222,8 +222,9 @@ class _Work:
     def searched(
         self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
     ) -> dict[str, WideNode]:
-        """Operators that have to stay in FP16 for the budget. Empty where that would leave none
-        in 8 bits: the precision misses its budget then, and verification says by how much."""
+        """Operators that have to stay in FP16 for the budget: as many as the careful judge wants,
+        or else the other one. Empty where that would leave none in 8 bits: the precision misses its
+        budget then, and verification says by how much."""
         from enginefarm.graph.precisions import kept_wide, to_budget
 
         if self.evidence is None or not to_budget.is_small(self.model):
@@ -232,10 +233,13 @@ class _Work:
         def made(wide: frozenset[str]) -> ModelProto:
             return self.made(ranges, [t for t in chosen if t.node not in wide])[0]
 
-        found = to_budget.search(made, [[target.node for target in chosen]], self.evidence)
-        kept = kept_wide.of_search(found)
-        left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
-        return kept if left else {}
+        for evidence in filter(None, (self.evidence.by_careful(), self.evidence)):
+            found = to_budget.search(made, [[target.node for target in chosen]], evidence)
+            kept = kept_wide.of_search(found)
+            left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
+            if kept and left:
+                return kept
+        return {}
 
 
 class Int8(EightBits):

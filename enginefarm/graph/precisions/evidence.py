@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,22 @@ class Evidence:
     judge: whether the graph at a path passes the whole verification. With it, nodes are searched
     for that have to stay wide; None where the graph as it comes is wanted.
     tries: how many graphs the search may run or judge. memory: where it notes what it measured.
+    careful: a stricter judge, for what is chosen by the reference's own data. judged_as: what the
+    search calls the judge in its notes.
     """
 
     reference: Path
     judge: Callable[[Path], bool] | None = None
     tries: int = 0
     memory: Path | None = None
+    careful: Callable[[Path], bool] | None = None
+    judged_as: str = "accepted"
+
+    def by_careful(self) -> Evidence | None:
+        """The same with the careful judge; None where there is none."""
+        if self.careful is None:
+            return None
+        return replace(self, judge=self.careful, careful=None, judged_as="accepted with care")
 
     def batches(self) -> Iterator[ReferenceBatch]:
         """Inputs and FP32 outputs, one batch in memory at a time."""

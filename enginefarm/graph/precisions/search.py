@@ -18,7 +18,7 @@ from typing import cast
 
 from enginefarm import progress
 
-VERSION = "1"
+VERSION = "2"
 """The version of the search: raise it when it would find another set."""
 SHARE_OF_RANKING = 0.7
 """The share of the tries that goes into ranking; the others go into bisection."""
@@ -40,13 +40,14 @@ class Search:
     noise: wide nodes -> noise power at the output that is hurt most, over its signal power.
     accepted: wide nodes -> whether the whole verification passes.
     limit: how many graphs are tried at most. memory: a file of what has been measured, so that a
-    search that was interrupted goes on where it was.
+    search that was interrupted goes on where it was. judge: what `accepted` is called there.
     """
 
     noise: Callable[[frozenset[str]], float]
     accepted: Callable[[frozenset[str]], bool]
     limit: int
     memory: Path | None = None
+    judge: str = "accepted"
     tries: int = 0
     _known: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -120,7 +121,7 @@ class Search:
         return self._measured("noise", wide, self.noise)
 
     def _accepted(self, wide: frozenset[str]) -> bool:
-        return bool(self._measured("accepted", wide, self.accepted))
+        return bool(self._measured(self.judge, wide, self.accepted))
 
     def _measured(
         self, what: str, wide: frozenset[str], measure: Callable[[frozenset[str]], float]

@@ -46,7 +46,8 @@ def search(
             return screen.noise(made(wide), batches)
 
         for candidates in groups:
-            found = Search(noise, accepted, evidence.tries, evidence.memory).run(candidates)
+            named = evidence.judged_as
+            found = Search(noise, accepted, evidence.tries, evidence.memory, named).run(candidates)
             if found is not None:
                 return found
     return None
