@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """main() without the exit: returns the exit code."""
     try:
+        _require_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
     except EnginefarmError as error:
         return _fail(error)
@@ -187,6 +189,19 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return UsageError.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _require_text(arguments: Iterable[str]) -> None:
+    """Raises: UsageError for bytes that are not UTF-8. Names in the store are, and so are the
+    documents and libraries that paths are handed to."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"the argument {argument!r} is not UTF-8",
+                fix="rename the file or folder, or run the command inside it",
+            ) from None
 
 
 def _fail(error: EnginefarmError) -> int:

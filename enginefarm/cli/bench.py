@@ -200,12 +200,13 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
     from enginefarm.report.assemble import assemble
     from enginefarm.report.render import REPORT_COLUMNS
     from enginefarm.store import open_store
+    from enginefarm.store.channels import named
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.rules import recorded
     from enginefarm.tables.tables import BenchmarkTables
 
     since = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=nights)
-    where = RowFilter.of(recipe=recipe, since=since, **filters)
+    where = RowFilter.of(recipe=named(recipe), since=since, **filters)
     store = open_store()
     models = assemble(
         BenchmarkTables(store.objects).rows(where, REPORT_COLUMNS),

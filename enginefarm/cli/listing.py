@@ -105,12 +105,14 @@ def find(
     what: a digest, NAME, NAME/GPU or NAME/GPU/PRECISION.
     Raises: StoreMissing; UsageError when several specs begin with these digits.
     """
+    from enginefarm.store.channels import named
     from enginefarm.store.missing import no_engine
 
     found = by_digest(store, what, command) if SPEC.fullmatch(what) else None
     if found is not None:
         return found
     name, *of = what.split("/")
+    named(name)
     given = [*of, None, None][:2] if of else [gpu, precision]
     of_name = store.manifests(name, *given) if len(of) < 3 else ()
     newest = max(of_name, key=lambda one: one.created_at, default=None)

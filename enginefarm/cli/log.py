@@ -24,8 +24,10 @@ def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
     from enginefarm.errors import StoreMissing, UsageError
     from enginefarm.store import failed_builds, open_store
     from enginefarm.store.cache import BlobCache
+    from enginefarm.store.channels import named
 
     label = row_of(gpu).label
+    named(recipe)
     store = open_store()
     failures = failed_builds.listed(store, recipe, label, precision)
     engines = [

@@ -47,15 +47,13 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     from enginefarm.recipes import file as recipe_file
     from enginefarm.report import nightly
     from enginefarm.store import open_store, site
-    from enginefarm.store.disk import writing
+    from enginefarm.store.appearing import write_atomically
 
     loaded = [recipe_file.load(path) for path in recipes]
     surveys = [(one, survey(site.here(), one, local_offers())) for one in loaded]
     store = open_store()
     html = nightly.page(store, nights=nights, recipes=surveys, title=title)
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(html, "utf-8")
+    write_atomically(output, html.encode())
     click.echo(f"{output}: {len(html.encode()) / 1e3:,.0f} kB")
     if publish:
         key = nightly.publish(store, html, dt.datetime.now(dt.UTC).date())

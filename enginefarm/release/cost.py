@@ -94,7 +94,7 @@ def read_prices(path: Path) -> Prices:
     """Raises: UsageError, which names the file and the field."""
     try:
         given: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and bad UTF-8 are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # bad TOML and UTF-8 are ValueErrors
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{path}: the prices cannot be read", why=why or "") from None
     try:

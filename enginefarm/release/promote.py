@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -11,7 +10,6 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError
 from enginefarm.release.gates import GateContext, require_passed
 from enginefarm.release.speed_guard import guard
-from enginefarm.schema import NAME
 from enginefarm.settings import user
 from enginefarm.store import budgets, signing, statements
 from enginefarm.store.channels import (
@@ -21,6 +19,7 @@ from enginefarm.store.channels import (
     current,
     history,
     manifests_of,
+    named,
     require_current,
     require_signed,
 )
@@ -59,6 +58,7 @@ def candidates(
     """What would be promoted: another channel's engines, or the newest ones."""
     if source is None:
         return newest_engines(store, recipe)
+    named(source, "channel")
     return manifests_of(store, require_current(store, recipe, source, trust))
 
 
@@ -84,6 +84,8 @@ def promote(
     meanwhile, StoreMissing.
     """
     name = channel_name(recipe, channel)
+    if source is not None:
+        named(source, "channel")
     before = current(store, recipe, channel)
     rule = recorded(store, recipe)
     chosen, left_out, speed = guard(store, candidates(store, recipe, source, trust), rule)
@@ -201,11 +203,9 @@ def stay(
 def channel_name(recipe: str, channel: str) -> str:
     """`recipe@channel`. Raises: UsageError for what cannot be a name."""
     for what, name in (("recipe", recipe), ("channel", channel)):
-        if not re.fullmatch(NAME, name):
+        if named(name, what) != name.lower():
             raise UsageError(
-                f"promote: {name!r} cannot be the name of a {what}",
-                why="a name has 1 to 64 of a-z, 0-9, dot, dash and underscore, and begins and "
-                "ends with a letter or digit",
+                f"{name!r} cannot be the name of a {what}", why="a name has no capital letters"
             )
     return f"{recipe}@{channel}"
 

@@ -68,11 +68,11 @@ class TritonServer:
 
     def __init__(self, url: str) -> None:
         given = url if "//" in url else f"http://{url}"
-        parts = urlsplit(given)
         try:
+            parts = urlsplit(given)
             port = parts.port
-        except ValueError:
-            port = -1
+        except ValueError:  # no port, or half of the brackets of an IPv6 address
+            parts, port = urlsplit(""), -1
         fit = parts.scheme in ("http", "https") and parts.hostname and port != -1
         if not fit or parts.query or parts.fragment:
             raise TritonError(

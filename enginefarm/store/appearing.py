@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import require_file, writing
 
 
 @contextmanager
@@ -16,8 +16,10 @@ def appearing(dest: Path) -> Generator[Path]:
     """An empty file to fill, beside `dest`: it becomes `dest` when the block ends well, and is
     removed when it does not.
 
-    Raises: DiskFull; UsageError for a place that cannot be written.
+    Raises: DiskFull; UsageError for a place that cannot be written, and for what is there and is
+    not a file: a device that root replaces is gone from the machine.
     """
+    require_file(dest)
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=f".{dest.name[:100]}.", suffix=".part", dir=dest.parent)

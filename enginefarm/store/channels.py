@@ -21,7 +21,7 @@ from enginefarm.documents.signed import Signed
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
 from enginefarm.names import PrecisionName
-from enginefarm.schema import Digest, Frozen, Moment, Name
+from enginefarm.schema import NAME, Digest, Frozen, Moment, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore
 from enginefarm.store.reading import LOG, or_left_out, parsed
@@ -84,7 +84,19 @@ def split(name: str) -> tuple[str, str | None]:
     recipe, at, channel = name.partition("@")
     if (at and not channel) or not recipe:
         raise UsageError(f"{name!r} names no channel", fix="write NAME@CHANNEL, or NAME alone")
-    return recipe, channel or None
+    return named(recipe), named(channel, "channel") if channel else None
+
+
+def named(name: str, what: str = "recipe") -> str:
+    """The same, if something may have that name; in capitals it may be a slip, which is told
+    where the name is looked for. Raises: UsageError."""
+    if not re.fullmatch(NAME, name.lower()):
+        raise UsageError(
+            f"{name[:100]!r} cannot be the name of a {what}",
+            why="a name has 1 to 64 of a-z, 0-9, dot, dash and underscore, and begins and ends "
+            "with a letter or digit",
+        )
+    return name
 
 
 def history(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,6 +70,10 @@ def endpoint_said() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What S3 takes for a bucket's name, old names with capitals and underscores too."""
+
+
 def parse_url(url: str) -> tuple[str, str]:
     """Bucket and prefix (empty, or ending in a slash) of `s3://bucket/prefix`.
 
@@ -78,10 +83,12 @@ def parse_url(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
     except ValueError:  # a lone bracket, taken for an IPv6 address
         parts = urlsplit("")
-    if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or parts.query:
+    segments = parts.path.strip("/").split("/")
+    fit = BUCKET.fullmatch(parts.netloc) and not {".", ".."} & set(segments)
+    if parts.scheme != "s3" or not fit or parts.query:
         raise UsageError(
             "store: the URL must be s3://bucket or s3://bucket/prefix, without a key in it",
             fix="set ENGINEFARM_STORE to such a URL; the key goes into the AWS_* variables",
         )
-    prefix = parts.path.strip("/")
+    prefix = "/".join(segments)
     return parts.netloc, f"{prefix}/" if prefix else ""

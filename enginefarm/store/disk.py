@@ -22,6 +22,7 @@ UNWRITABLE = frozenset(
         errno.ELOOP,
         errno.ENOENT,
         errno.EINVAL,
+        errno.EBUSY,
     }
 )
 """What the user's choice of a place causes; anything else is a fault of the disk."""
@@ -58,6 +59,14 @@ def writing(path: Path) -> Generator[None]:
         if "\0" not in str(path):
             raise
         raise _unwritable(path, "no path holds a null character") from error
+
+
+def require_file(path: Path) -> None:
+    """Raises: UsageError for a device, a pipe or a socket, also behind a link."""
+    with writing(path):
+        special = path.exists() and not (path.is_file() or path.is_dir())
+    if special:
+        raise _unwritable(path, "a device, a pipe or a socket is there, which is never replaced")
 
 
 def _unwritable(path: Path, why: str) -> UsageError:

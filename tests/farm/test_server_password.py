@@ -39,6 +39,24 @@ def test_a_page_of_another_site_may_not_ask(farm: Farm) -> None:
     assert itself.headers["access-control-allow-origin"] == own
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
+def test_what_a_page_may_ask_without_asking_first_does_nothing(
+    farm: Farm, kind: str, origin: str
+) -> None:
+    """A form is sent without a preflight. It brings no password of the user's: the browser has
+    none, because the server never asks for one in the browser's own dialog."""
+    headers = {"Origin": origin, **({"Content-Type": kind} if kind else {})}
+    for answer in (
+        httpx.post(farm.api + CREATE, content=b"{}", headers=headers),
+        httpx.get(farm.api + "/admin/settings", headers=headers),
+    ):
+        assert answer.status_code == 401
+        assert "www-authenticate" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+        assert "set-cookie" not in answer.headers
+
+
 def test_a_command_that_does_not_know_the_password_says_so(farm: Farm, tmp_path: Path) -> None:
     elsewhere = {"ENGINEFARM_HOME": str(tmp_path), "PREFECT_API_URL": farm.api}
     for given, said in (({}, "none was given"), ({"PREFECT_API_AUTH_STRING": "a:b"}, "was wrong")):

@@ -17,10 +17,11 @@ from enginefarm import cli
 from enginefarm.cli import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
-from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError
+from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError, TritonError
 from enginefarm.graph import data
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
+from enginefarm.release.triton_server import TritonServer
 from tests import tiny_recipe
 
 FARM_ONLY = (
@@ -123,6 +124,76 @@ def test_control_bytes_and_surrogates_do_not_reach_the_terminal(
     assert cli.run(["list"]) == 10
     said = capsys.readouterr().err
     assert said == "error: name: \\x1b[2J\\x07\\x9b31m\\udcff\n  why: a\ttab\nand a line\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["pull", "caf\udce9"], ["report", "-o", "\udcff/r.html"], ["\udcff"], ["list", "\ud800"]],
+)
+def test_arguments_that_are_not_utf_8(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in the store are, and libraries take no other paths."""
+    assert cli.run(words) == 2
+    said = capsys.readouterr().err
+    assert "is not UTF-8" in said
+    assert "\\udc" in said or "\\ud8" in said
+
+
+def _prices(folder: Path) -> Path:
+    path = folder / "prices.toml"
+    path.write_text("currency = 'EUR'\n[per_hour]\nt4 = 0.5\n")
+    return path
+
+
+def test_prices_nested_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(f"t4 = {'[' * 100_000}")
+    assert cli.run(["cost", "m", "--prices", str(path)]) == 2
+    assert "the prices cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://h:99999", "http://", "ftp://h", "http://h:x"]
+)
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(TritonError, match="is not the address of a server"):
+        TritonServer(url)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a b", "%", "a@b@c", "model@../x", "n" * 65, "", "\n", "model@-x"]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["pull", "{}", "--gpu", "t4"],
+            ["package", "{}"],
+            ["triton-repo", "{}", "d"],
+            ["cost", "{}"],
+        ),
+        *(["show", "{}"], ["diff", "{}", "{}"], ["bom", "{}"], ["bench", "history", "{}"]),
+        *(["log", "{}", "--gpu", "t4"], ["reproduce", "{}", "d"], ["fleet", "{}@c"]),
+        ["rollout", "{}", "d"],
+        ["rollout", "m", "d", "--from", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_a_name_is_told_before_a_store_is_asked(
+    name: str,
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENGINEFARM_STORE", "s3://nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    words = [word.format(name) for word in command]
+    if command[0] == "cost":
+        words += ["--prices", str(_prices(tmp_path))]
+    assert cli.run(words) == 2, capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be the name of a" in said or "names no channel" in said
 
 
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:

@@ -61,6 +61,24 @@ PROOFS: dict[str, tuple[str, ...]] = {
     ),
     "Its environment is a short list": (f"{ISOLATE}::test_the_childs_environment_is_a_short_list",),
     "It dies with its parent": (f"{CALL}::test_it_dies_with_its_parent",),
+    "Calls of functions are counted": (
+        "unit/graph/test_functions.py::"
+        "test_functions_that_stand_for_too_many_nodes_are_counted_and_refused",
+        "unit/graph/test_functions.py::test_constants_that_calls_repeat_are_counted_in_bytes",
+    ),
+    "Every child has a time and a memory limit": (
+        f"{CALL}::test_every_child_has_the_limits_of_a_build",
+        f"{CALL}::test_on_a_machine_without_memory_the_largest_child_is_ended",
+        "unit/graph/test_work.py::test_a_graph_that_asks_for_more_than_the_limits_is_ended",
+    ),
+    "Every text is escaped": (
+        "unit/report/test_hostile_text.py::test_text_adds_no_element_no_attribute_and_no_link",
+        "browser/test_report_page.py::test_no_text_of_any_field_is_run",
+    ),
+    "The page's policy runs no script": (
+        "browser/test_report_page.py::test_the_policy_stops_what_would_slip_through",
+        "unit/report/test_report.py::test_the_page_refers_to_nothing_outside_itself",
+    ),
     "The file is refused when it is read": (
         "unit/graph/test_onnx_files.py::test_external_data_outside_the_folder_is_refused",
         "unit/graph/test_onnx_files.py::test_external_data_through_a_link_is_refused",

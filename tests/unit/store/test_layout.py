@@ -42,7 +42,14 @@ def test_store_urls(url: str, expected: tuple[str, str]) -> None:
     assert parse_url(url) == expected
 
 
-@pytest.mark.parametrize("url", ["bucket", "http://bucket", "s3://", "s3://key:secret@bucket/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("bucket", "http://bucket", "s3://", "s3://key:secret@bucket/x", "s3:///x", "s3://[::1"),
+        *("s3://a b/c", "s3://bucket/../x", "s3://bucket/./x", "s3://bucket:80/x"),
+        f"s3://{'n' * 300}/x",
+    ],
+)
 def test_a_url_that_cannot_be_used_is_a_usage_error_and_is_not_repeated(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_url(url)
