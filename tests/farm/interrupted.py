@@ -46,3 +46,14 @@ def freeze(builder: psutil.Process) -> None:
 
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def heard(farm: Farm, run_id: UUID) -> str:
+    """What the server knows of a run, and what the two that judge it say, for a failed test."""
+    with farm.client() as client:
+        wanted = {"resource": {"id": [f"prefect.flow-run.{run_id}"]}}
+        events = client.request("POST", "/events/filter", json={"filter": wanted, "limit": 50})
+        states = client.read_flow_run_states(run_id)
+    lines = [f"{state.timestamp:%T} {state.name}: {state.message}" for state in states]
+    lines += [f"{event['occurred']} {event['event']}" for event in events.json()["events"]]
+    return "\n".join([*lines, "control:", farm.log("control"), "server:", farm.log("server")])

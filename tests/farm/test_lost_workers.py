@@ -17,7 +17,7 @@ from prefect.states import Crashed, Pending
 
 from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, start, whole
+from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, heard, start, whole
 
 
 def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Farm) -> None:
@@ -34,6 +34,7 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
         lambda: "Crashed" in farm.states(child.id),
         "the run is recognized as crashed",
         RECOGNIZED_S - (time.monotonic() - killed),
+        said=lambda: heard(farm, child.id),
     )
     farm.start_worker("l4", "--gpu", "l4", "--cross")
     ended = farm.wait(run_id)
@@ -97,6 +98,7 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
             lambda child=child: "AwaitingRetry" in farm.states(child.id),
             f"{child.name} is sent back",
             RECOGNIZED_S - (time.monotonic() - killed),
+            said=lambda child=child: heard(farm, child.id),
         )
     farm.start_worker("l4", "--gpu", "l4", "--cross")
     for one in (run_id, quick_id):
