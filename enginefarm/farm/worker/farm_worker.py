@@ -1,14 +1,28 @@
 """The farm's type of Prefect worker: a process worker that starts nothing but our runs.
 
-A run that ends makes room for another: the queue is asked at once, not at the next poll.
+A run that ends makes room for another: the queue is asked at once, not at the next poll. A worker
+that waits asks only how many runs wait too (decision 0231).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+    WorkQueueFilter,
+    WorkQueueFilterName,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
@@ -16,6 +30,10 @@ from enginefarm.farm.server.connection import POOL_TYPE, RUN_COMMAND
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+ANNOUNCED_S = 15.0
+"""How often a worker asks for runs although none waits. The server takes queues and deployments
+that nobody has asked for in a minute as not ready."""
 
 
 class RunConfiguration(ProcessJobConfiguration):
@@ -37,6 +55,7 @@ class FarmWorker(ProcessWorker):
     def __init__(self, pool: str, queues: list[str] | None, *, name: str, limit: int) -> None:
         super().__init__(pool, queues, name=name, limit=limit, create_pool_if_not_found=False)
         self.draining = asyncio.Event()
+        self._announced = -ANNOUNCED_S
         self._asking: set[asyncio.Task[None]] = set()
 
     @property
@@ -45,7 +64,7 @@ class FarmWorker(ProcessWorker):
         return not self.is_setup or self.limiter.borrowed_tokens == 0
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        if self.draining.is_set():
+        if self.draining.is_set() or not await self._to_ask():
             return []
         try:
             return await super().get_and_submit_flow_runs()
@@ -55,6 +74,32 @@ class FarmWorker(ProcessWorker):
             if "already holding" not in str(error):
                 raise
             return []
+
+    async def _to_ask(self) -> bool:
+        """Whether a run waits that this worker may take, or it is time to ask anyway."""
+        now = time.monotonic()
+        if now - self._announced < ANNOUNCED_S and not await self._waiting():
+            self._last_polled_time = datetime.now(UTC)  # what its health check looks at
+            return False
+        self._announced = now
+        return True
+
+    async def _waiting(self) -> int:
+        """The number of runs that the server would offer, by a question that only counts them."""
+        soon = datetime.now(UTC) + timedelta(seconds=self._prefetch_seconds)
+        queues = sorted(self._work_queues)
+        return await self.client.count_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+                next_scheduled_start_time=FlowRunFilterNextScheduledStartTime.model_validate(
+                    {"before_": soon}
+                ),
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name])),
+            work_queue_filter=WorkQueueFilter(name=WorkQueueFilterName(any_=queues))
+            if queues
+            else None,
+        )
 
     async def run(self, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
         try:
