@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +34,9 @@ from enginefarm.farm.server import connection as farm
 from enginefarm.farm.worker.card import CONTROL_POOL
 from enginefarm.planning import stages
 from enginefarm.planning.plan import CROSS_POOL
+from enginefarm.store.engine_store import EngineStore
+
+Look = Callable[[], None]
 
 MAX_ATTEMPTS = 3
 RESCHEDULED = "Rescheduled after a crash"
@@ -58,43 +61,66 @@ PAGE = 200
 
 @contextmanager
 def watched() -> Generator[None]:
-    """Looks every SWEEP_S while the block runs. A server that is away is looked at later."""
+    """Looks every SWEEP_S while the block runs. A server that is away is looked at later.
+
+    What asks the store has a thread of its own: a store that is away keeps nobody waiting who
+    looks for lost runs.
+    """
     stopped = threading.Event()
-
-    def look() -> None:
-        sweep, kept_house = Sweep(), time.monotonic()
-        with get_client(sync_client=True) as client:
-            _offer_recipes(client)
-            while not stopped.wait(SWEEP_S):
-                sweep.once(client)
-                _offer_recipes(client)
-                if time.monotonic() - kept_house > housekeeping.EVERY_S:
-                    kept_house = time.monotonic()
-                    _keep_house(client)
-
-    thread = threading.Thread(target=look, name="recovery", daemon=True)
-    thread.start()
+    for name, look in (("recovery", _recover), ("housekeeping", _keep_house)):
+        threading.Thread(target=_looking, name=name, args=(look, stopped), daemon=True).start()
     try:
         yield
     finally:
         stopped.set()
 
 
-def _offer_recipes(client: SyncPrefectClient) -> None:
+def _looking(look: Callable[[SyncPrefectClient], Look], stopped: threading.Event) -> None:
+    """A look that goes wrong is logged, and is not the last one."""
+    with get_client(sync_client=True) as client:
+        once = look(client)
+        while True:
+            try:
+                once()
+            except Exception:
+                get_logger("recovery").exception(
+                    "%s: tried again in %d s", threading.current_thread().name, SWEEP_S
+                )
+            if stopped.wait(SWEEP_S):
+                return
+
+
+def _recover(client: SyncPrefectClient) -> Look:
+    sweep = Sweep()
+    return lambda: sweep.once(client)
+
+
+def _keep_house(client: SyncPrefectClient) -> Look:
+    """Offers the recipes that there are in the run form, and every hour cleans up."""
+    kept = time.monotonic()
+
+    def once() -> None:
+        nonlocal kept
+        _tried("run form", run_form.refresh, client)
+        if time.monotonic() - kept > housekeeping.EVERY_S:
+            kept = time.monotonic()
+            done = _tried("housekeeping", housekeeping.once, client)
+            if done:
+                get_logger("recovery").info(
+                    "housekeeping: %d benchmarks, cards and logs are gone", done
+                )
+
+    return once
+
+
+def _tried(
+    what: str, step: Callable[[SyncPrefectClient, EngineStore], int], client: SyncPrefectClient
+) -> int:
     try:
-        run_form.refresh(client, stages.here().store)
+        return step(client, stages.here().store)
     except (httpx.HTTPError, PrefectHTTPStatusError, EnginefarmError, OSError) as error:
-        get_logger("recovery").warning("run form: %s; tried again in %d s", error, SWEEP_S)
-
-
-def _keep_house(client: SyncPrefectClient) -> None:
-    try:
-        done = housekeeping.once(client, stages.here().store)
-    except (httpx.HTTPError, PrefectHTTPStatusError, EnginefarmError) as error:
-        get_logger("recovery").warning("housekeeping: %s; tried again in an hour", error)
-        return
-    if done:
-        get_logger("recovery").info("housekeeping: %d benchmarks, cards and logs are gone", done)
+        get_logger("recovery").warning("%s: %s; tried again later", what, error)
+        return 0
 
 
 class Sweep:

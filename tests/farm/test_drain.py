@@ -42,7 +42,7 @@ def test_told_twice_it_stops_at_once(farm: Farm) -> None:
     worker = farm.processes[LABEL]
     try:
         slow_recipe.write(farm.recipes / "twice", name="twice", gpus=[LABEL])
-        farm.submit("build-model/build-model", recipe="twice")
+        run_id = farm.submit("build-model/build-model", recipe="twice")
         builder = farm.seize(LABEL, BUILDER)
         told_to_stop(farm)
         worker.send_signal(signal.SIGTERM)
@@ -52,6 +52,9 @@ def test_told_twice_it_stops_at_once(farm: Farm) -> None:
     finally:
         farm.stop(LABEL, signal.SIGKILL)
         farm.start_worker(LABEL, "--gpu", LABEL, "--cross")
+    # What it had begun is done again, and is no longer there for the next test to find.
+    ended = farm.wait(run_id)
+    assert ended.state.is_completed(), ended.state.message
 
 
 def test_told_to_stop_while_it_starts_it_stops(farm: Farm) -> None:
