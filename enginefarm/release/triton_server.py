@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -26,6 +27,10 @@ LENGTH = "Inference-Header-Content-Length"
 CONNECT_S = 5.0
 INFER_S = 120.0
 LOAD_S = 600.0
+LIMIT_BYTES = 1 << 31
+"""Of one answer: more than the outputs of any engine's request."""
+UNREADABLE = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+"""What JSON raises that is not as the protocol has it."""
 NOT_EXPLICIT = "explicit model load / unload is not allowed"
 """What Triton answers in its other two modes of model control."""
 
@@ -109,24 +114,25 @@ class TritonServer:
         return not {"LOADING", "UNLOADING"}.isdisjoint(self._states(model).values())
 
     def _states(self, model: str) -> dict[int, str]:
-        found = self._json("POST", "/repository/index", {})
-        rows = cast("list[Any]", found) if isinstance(found, list) else []
-        return {
-            int(row["version"]): str(row.get("state", ""))
-            for row in rows
-            if row.get("name") == model and str(row.get("version", "")).isdigit()
-        }
+        with self._reading("its list of models"):
+            rows = self._json("POST", "/repository/index", {})
+            return {
+                int(row["version"]): str(row.get("state", ""))
+                for row in cast("list[Any]", rows or [])
+                if row.get("name") == model and str(row.get("version", "")).isdecimal()
+            }
 
     def model(self, model: str, version: int) -> Model:
         """Its inputs and outputs."""
-        told = self._json("GET", f"/models/{quote(model)}/versions/{version}")
-        inputs, outputs = (
-            tuple(
-                Tensor(one["name"], one["datatype"], tuple(map(int, one["shape"])))
-                for one in told.get(kind, ())
+        with self._reading(f"what it says of {model}"):
+            told = self._json("GET", f"/models/{quote(model)}/versions/{version}")
+            inputs, outputs = (
+                tuple(
+                    Tensor(str(one["name"]), str(one["datatype"]), tuple(map(int, one["shape"])))
+                    for one in told.get(kind, ())
+                )
+                for kind in ("inputs", "outputs")
             )
-            for kind in ("inputs", "outputs")
-        )
         return Model(inputs, outputs)
 
     def load(self, model: str) -> None:
@@ -169,6 +175,18 @@ class TritonServer:
         )
         return _answer(told, rest, f"triton: {self.name}: {model}")
 
+    @contextmanager
+    def _reading(self, what: str) -> Generator[None]:
+        """Raises: TritonError for JSON that is not the protocol's."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise TritonError(
+                f"triton: {self.name}: {what} cannot be read",
+                why=_plain(error),
+                fix="name the HTTP port of Triton, 8000 by default",
+            ) from error
+
     def _json(self, verb: str, path: str, body: Any = None, timeout_s: float = INFER_S) -> Any:
         data = None if body is None else json.dumps(body).encode()
         return self._request(verb, path, data, {"Content-Type": "application/json"}, timeout_s)[0]
@@ -186,8 +204,19 @@ class TritonServer:
         timeout = urllib3.Timeout(connect=CONNECT_S, read=timeout_s)
         try:
             answer = self._pool.request(
-                verb, self._base + path, body=body, headers=headers, timeout=timeout
+                verb,
+                self._base + path,
+                body=body,
+                headers=headers,
+                timeout=timeout,
+                preload_content=False,
+                decode_content=False,  # nothing packed was asked for
             )
+            data = answer.read(LIMIT_BYTES + 1)
+            if len(data) > LIMIT_BYTES:
+                answer.close()
+                raise TritonError(f"{what}: the answer is longer than {LIMIT_BYTES} bytes")
+            answer.release_conn()
         except urllib3.exceptions.HTTPError as error:
             raise TritonError(
                 f"{what} got no answer",
@@ -198,16 +227,16 @@ class TritonServer:
         if answer.status != 200:
             raise TritonError(
                 f"{what} was refused ({answer.status})",
-                why=_said(answer.data),
+                why=_said(data),
                 fix="Triton's log says more",
             )
         size = answer.headers.get(LENGTH)
-        split = int(size) if size and size.isdigit() else len(answer.data)
-        if not answer.data:
+        split = int(size) if size and re.fullmatch(r"[0-9]{1,18}", size) else len(data)
+        if not data:
             return {}, b""
         try:
-            return json.loads(answer.data[:split]), answer.data[split:]
-        except ValueError as error:
+            return json.loads(data[:split]), data[split:]
+        except (ValueError, RecursionError) as error:
             raise TritonError(
                 f"{what} was answered by something else than Triton",
                 why="the answer is not JSON",
@@ -230,7 +259,7 @@ def _answer(told: Any, rest: bytes, what: str) -> Answer:
             shape = tuple(map(int, one["shape"]))
             datatype = str(one["datatype"])
             if "data" in one:
-                flat = np.asarray(one["data"])
+                flat = np.asarray(one["data"], DATATYPES.get(datatype, "float32"))
             else:
                 size = int(one["parameters"]["binary_data_size"])
                 flat = _flat(rest[offset : offset + size], datatype)
@@ -239,7 +268,7 @@ def _answer(told: Any, rest: bytes, what: str) -> Answer:
                 raise ValueError(f"{one['name']} has {flat.size} values for the shape {shape}")
             outputs[str(one["name"])] = flat.reshape(shape)
         return Answer(outputs, int(told["model_version"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise TritonError(f"{what}: its answer cannot be read", why=_plain(error)) from error
 
 
@@ -261,6 +290,6 @@ def _plain(error: Exception) -> str:
 def _said(body: bytes) -> str:
     """Triton's words for an error."""
     try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads(body)["error"])[:2000]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body[:300].decode("utf-8", "replace")

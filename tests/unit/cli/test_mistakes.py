@@ -17,11 +17,10 @@ from enginefarm import cli
 from enginefarm.cli import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
-from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError, TritonError
+from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError
 from enginefarm.graph import data
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
-from enginefarm.release.triton_server import TritonServer
 from tests import tiny_recipe
 
 FARM_ONLY = (
@@ -149,14 +148,6 @@ def test_prices_nested_without_end(tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_text(f"t4 = {'[' * 100_000}")
     assert cli.run(["cost", "m", "--prices", str(path)]) == 2
     assert "the prices cannot be read" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "url", ["http://[::1", "http://h:99999", "http://", "ftp://h", "http://h:x"]
-)
-def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(TritonError, match="is not the address of a server"):
-        TritonServer(url)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@ that one is in tests/integration/release/test_real_triton.py)."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,6 +24,7 @@ from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import GateError, TritonError
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.pulling.triton_places import Folder
+from enginefarm.release import triton_server
 from enginefarm.release.triton_replay import Candidate, Limits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, Trial, try_out
@@ -312,25 +315,121 @@ def test_no_server_and_no_triton(tmp_path: Path, stub: Stub) -> None:
         TritonServer(f"{stub.url}/elsewhere").versions("m")
 
 
-def test_a_server_that_is_something_else_is_said(tmp_path: Path) -> None:
-    class Page(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
+@pytest.fixture
+def answering() -> Iterator[Callable[..., TritonServer]]:
+    """Servers that answer everything in one way."""
+    with ExitStack() as stack:
 
-        def log_message(self, *_: Any) -> None:
-            pass
+        def start(body: bytes, *, status: int = 200, **headers: str) -> TritonServer:
+            class Page(BaseHTTPRequestHandler):
+                def do_POST(self) -> None:
+                    self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name.replace("_", "-"), value)
+                    self.end_headers()
+                    self.wfile.write(body)
 
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = threading.Thread(target=server.handle_request, daemon=True)
-        thread.start()
-        with pytest.raises(TritonError, match="something else than Triton"):
-            TritonServer(f"127.0.0.1:{server.server_address[1]}").versions("m")
-        thread.join()
+                do_GET = do_POST
+
+                def log_message(self, *_: Any) -> None:
+                    pass
+
+            server = stack.enter_context(HTTPServer(("127.0.0.1", 0), Page))
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return TritonServer(f"127.0.0.1:{server.server_address[1]}")
+
+        yield start
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host", "http://", "http://host:port", "host:99999"])
+Answering = Callable[..., TritonServer]
+PACKED = gzip.compress(b"[" + b" " * 10_000_000 + b"]")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"<html>hello</html>", {}),
+        (b"[" * 100_000, {}),
+        (PACKED, {"Content_Encoding": "gzip"}),
+        (b"\xff\xfe", {}),
+        (b"[9" + b"9" * 5000 + b"]", {}),
+    ],
+    ids=["page", "nested", "packed", "no text", "long number"],
+)
+def test_a_server_that_is_something_else_is_said(
+    answering: Answering, body: bytes, headers: dict[str, str]
+) -> None:
+    with pytest.raises(TritonError, match="something else than Triton"):
+        answering(body, **headers).versions("m")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        7,
+        {"a": 1},
+        ["m"],
+        [None],
+        [{"name": "m", "version": "1"}, 5],
+        {"inputs": None},
+        {"inputs": [5]},
+        {"inputs": [{"name": "x"}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": 3}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1e999]}]},
+        {"outputs": "abc"},
+    ],
+    ids=str,
+)
+def test_json_that_is_not_the_protocols_is_one_error(answering: Answering, said: Any) -> None:
+    server = answering(json.dumps(said).encode())
+    for ask in (lambda: server.versions("m"), lambda: server.model("m", 1)):
+        with suppress(TritonError):
+            ask()
+    with pytest.raises(TritonError, match="its answer cannot be read"):
+        server.infer("m", {"x": np.zeros((1, 2), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"name": "y", "shape": [2], "datatype": "FP32", "data": [1]},
+        {"name": "y", "shape": [2], "datatype": "FP32", "data": ["a", "b"]},
+        {"name": "y", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 4}},
+        {"name": "y", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": 1e999}},
+        {"name": "y", "shape": [1 << 40], "datatype": "FP32", "data": [1]},
+        {"name": "y", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": 7}},
+        {"name": "y", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": -1}},
+    ],
+    ids=str,
+)
+def test_outputs_that_are_not_what_they_say(answering: Answering, output: Any) -> None:
+    body = json.dumps({"model_version": "1", "outputs": [output]}).encode()
+    server = answering(body + bytes(3), Inference_Header_Content_Length=str(len(body)))
+    with pytest.raises(TritonError, match="its answer cannot be read"):
+        server.infer("m", {"x": np.zeros((1, 2), np.float32)})
+
+
+def test_an_answer_without_end_is_cut(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_server, "LIMIT_BYTES", 1000)
+    with pytest.raises(TritonError, match="the answer is longer than 1000 bytes"):
+        answering(b"[" + b" " * 100_000).versions("m")
+    assert answering(b"[]").versions("m") == ()
+
+
+def test_an_answer_that_leads_elsewhere_is_not_followed(answering: Answering) -> None:
+    with pytest.raises(TritonError, match=r"was refused \(302\)"):
+        answering(b"", status=302, Location="http://127.0.0.1:1/").versions("m")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host", "http://", "http://host:port", "host:99999", "http://[::1"]
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(TritonError, match="not the address of a server"):
         TritonServer(url)
