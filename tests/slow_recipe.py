@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests import tiny_recipe
 
-LAYERS = 200
+LAYERS = 100
 
 
 def write(folder: Path, *, name: str, gpus: list[str]) -> Path:

@@ -47,7 +47,7 @@ def build(
     label = f"{request.spec.label} ({toolchain})"
 
     def relay(step: str, done: float, total: float | None, note: str = "") -> None:
-        report("build", done, total, f"{label}: {note}")
+        report("build", done, total, f"{toolchain}: {note}")
 
     child = Child(
         what=f"build {label}",

@@ -52,14 +52,14 @@ class View:
 def watched(*, enabled: bool = True) -> Generator[None]:
     """Shows progress on standard error while the block runs.
 
-    Where standard error is not a terminal, each step is one plain line when it ends.
+    Where standard error is not a terminal, each step is one plain line when it has ended.
     """
     if not enabled:
         yield
         return
     console = Console(file=drawable(sys.stderr))
     if not console.is_terminal:
-        token = SINK.set(_plain)
+        token = SINK.set(Lines())
         try:
             yield
         finally:
@@ -81,8 +81,25 @@ def watched(*, enabled: bool = True) -> Generator[None]:
             SINK.reset(token)
 
 
-def _plain(step: str, done: float, total: float | None, note: str = "") -> None:
-    if total is not None and done >= total:
+class Lines:
+    """A progress sink for a log: each step is one line, when it ends for the first time.
+
+    What an ended step is asked for again, for another GPU, is there already: no second line.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        if total is None or done < total:
+            return
+        told = step
         if step.startswith(MOVES_BYTES):
-            note = f"{note[:12]} {total / 1e6:,.1f} MB"
-        print(f"  {step} {note or 'done'}", file=sys.stderr, flush=True)
+            told = f"{step} {note[:12]}"
+            note = f"{total / 1e6:,.1f} MB"
+        with self._lock:
+            if told in self._told:
+                return
+            self._told.add(told)
+            print(f"  {told} {note or 'done'}", file=sys.stderr, flush=True)

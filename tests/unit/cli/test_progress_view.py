@@ -39,6 +39,22 @@ def test_a_log_has_one_line_for_each_step_that_ended(
     ]
 
 
+def test_a_log_tells_a_step_once_though_its_child_and_its_record_both_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with watched():
+        report("slim", 2, 2)
+        report("slim", 1, 1)
+        report("slim", 1, 1, "cached")
+        report("build l4/fp16", 100, 100, "tensorrt-rtx: plan written")
+    assert log.getvalue().splitlines() == [
+        "  slim done",
+        "  build l4/fp16 tensorrt-rtx: plan written",
+    ]
+
+
 def test_a_terminal_has_a_line_for_each_step_and_each_blob(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
