@@ -33,16 +33,11 @@ from pydantic import BaseModel, ValidationError
 from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
-from enginefarm.child.process import (
-    kill_group,
-    largest_child_bytes,
-    randomization_off,
-    resident_bytes,
-    start,
-)
+from enginefarm.child.memory import MemoryWatch, mib
+from enginefarm.child.process import kill_group, randomization_off, start
 from enginefarm.errors import BuildCancelled, EnginefarmError
 from enginefarm.progress import Progress, report
-from enginefarm.settings import build_limits, memory_bytes, memory_left_bytes
+from enginefarm.settings import build_limits
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -63,9 +58,6 @@ class Limits(NamedTuple):
 
 
 OF_A_BUILD = Limits()
-LOW = 20
-"""The machine is out of memory when less than one part in so many is left. The kernel would end
-the child then, after it has thrown out the files that all other processes read."""
 
 
 class Kinds(NamedTuple):
@@ -174,13 +166,14 @@ class _Watch:
     def __init__(self, child: Child, log: Path) -> None:
         self._child = child
         self._log = log
-        of_a_build = build_limits()
-        self._build_s = of_a_build.timeout_s
-        self._limit_s = child.limits.seconds or of_a_build.timeout_s
-        self._limit_bytes = child.limits.memory_bytes or of_a_build.memory_bytes
-        self._low_bytes = memory_bytes() // LOW
+        self._build_s = build_limits().timeout_s
+        self._limit_s = child.limits.seconds or self._build_s
+        self._memory = MemoryWatch(child.limits.memory_bytes)
         self._last = ("", "")
-        self.peak_bytes = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._memory.peak_bytes
 
     def run(self, function: str, folder: Path) -> int:
         """The exit status; negative for a signal."""
@@ -255,25 +248,9 @@ class _Watch:
                 if self._limit_s == self._build_s
                 else less,
             )
-        resident = resident_bytes(pid)
-        self.peak_bytes = max(self.peak_bytes, resident)
-        if resident > self._limit_bytes:
-            raise kinds.too_large(
-                f"{what}: used {_mib(resident)} of memory, over its limit of "
-                f"{_mib(self._limit_bytes)}, and was killed",
-                why=self._step(),
-                fix="raise ENGINEFARM_BUILD_MEMORY_MIB (plan for 4× the weights), or run fewer "
-                "at a time",
-            )
-        left = memory_left_bytes()
-        if left < self._low_bytes and resident >= largest_child_bytes():
-            raise kinds.too_large(
-                f"{what}: used {_mib(resident)} of memory when the machine had {_mib(left)} left, "
-                "and was killed",
-                why=self._step(),
-                fix="give the machine or container more memory, or run fewer at a time; "
-                "ENGINEFARM_BUILD_MEMORY_MIB sets a limit below that",
-            )
+        found = self._memory.too_much(pid)
+        if found is not None:
+            raise kinds.too_large(f"{what}: {found.words}", why=self._step(), fix=found.fix)
 
     def _step(self) -> str:
         """Where it was, by its last report."""
@@ -286,7 +263,7 @@ class _Watch:
         if status == -signal.SIGKILL:
             return kinds.too_large(
                 f"{what}: it was killed from outside (SIGKILL) when it used "
-                f"{_mib(self.peak_bytes)} of memory",
+                f"{mib(self.peak_bytes)} of memory",
                 why="the kernel does this when a machine or container is out of memory",
                 fix="give the machine more memory, or run fewer at a time",
             )
@@ -310,7 +287,3 @@ class _Watch:
 
 
 _FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\(\))")
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.0f} MiB"

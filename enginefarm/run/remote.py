@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
+from enginefarm.child.memory import MemoryWatch
 from enginefarm.child.process import kill_group, start
 from enginefarm.errors import BuildCancelled, EngineRunError
 from enginefarm.names import RuntimeName, loaded
@@ -110,7 +111,12 @@ class RemoteContender:
         """The answer. Raises: BuildCancelled; EngineRunError when none comes for too long."""
         limit_s = build_limits().timeout_s
         started = time.monotonic()
+        memory = MemoryWatch()
         while not self._connection.poll(POLL_S):
+            found = memory.too_much(self._process.pid)
+            if found is not None:
+                kill_group(self._process)
+                raise EngineRunError(f"{self.name}: {found.words}", fix=found.fix)
             if CANCEL.is_set():
                 raise BuildCancelled(f"{self.name}: cancelled")
             if time.monotonic() - started > limit_s:

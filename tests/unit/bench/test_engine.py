@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -127,6 +128,25 @@ def test_a_contender_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[1].compute is not None
     assert found[1].compute.ms_median == 1.5
     remote.close()
+
+
+def greedy() -> None:
+    held = bytearray(600 << 20)
+    time.sleep(60)
+    del held
+
+
+def test_a_contender_has_the_memory_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "400")
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    with pytest.raises(EngineRunError, match=r"greedy: used .* over its limit of 400 MiB"):
+        RemoteContender(
+            "greedy",
+            runtime="pytorch",
+            python=[sys.executable],
+            factory="test_engine:greedy",
+            environment={"PYTHONPATH": f"{Path(__file__).parents[3]}{os.pathsep}{path}"},
+        )
 
 
 def test_a_contender_that_cannot_start_says_why() -> None:

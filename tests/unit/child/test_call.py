@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from enginefarm.child import call
+from enginefarm.child import memory
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.errors import (
@@ -112,9 +112,10 @@ def test_every_child_has_the_limits_of_a_build(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "200")
     with pytest.raises(BuildOutOfMemory, match="over its limit of 200 MiB"):
         run("held = bytearray(400 << 20); import time; time.sleep(60)")
-    monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "1.5")
+    monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "600")
     inside = "from enginefarm.settings import build_limits\nanswer = build_limits()"
-    assert run(inside) == "BuildLimits(timeout_s=1.5, memory_bytes=209715200)"
+    assert run(inside) == "BuildLimits(timeout_s=600.0, memory_bytes=209715200)"
+    monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "1.5")
     with pytest.raises(BuildTimeout, match=r"limit of 1\.5 s") as caught:
         run("import time; time.sleep(60)")
     assert "raise ENGINEFARM_BUILD_TIMEOUT_S" in caught.value.fix
@@ -125,32 +126,34 @@ def test_every_child_has_the_limits_of_a_build(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_limit_says_at_which_step_it_acted() -> None:
     script = (
-        "from enginefarm import progress\nprogress.report('export', 3, 4, 'run at every corner')\n"
-        "import time; time.sleep(60)"
+        "from enginefarm import progress\n"
+        "progress.report('export', 3, 4, 'run at every corner')\n"
+        "held = bytearray(400 << 20); import time; time.sleep(60)"
     )
-    with pytest.raises(BuildTimeout) as caught:
-        run(script, limits=Limits(1))
-    assert "its last step was: export, run at every corner" in caught.value.why
+    with pytest.raises(BuildOutOfMemory) as caught:
+        run(script, limits=Limits(60, 200 << 20))
+    assert caught.value.why == "its last step was: export, run at every corner"
 
 
 def test_on_a_machine_without_memory_the_largest_child_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the kernel does it: with less than a twentieth left, whatever the limit is."""
-    monkeypatch.setattr(call, "memory_left_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(memory, "memory_left_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 0)  # another's may be on this one
     with pytest.raises(BuildOutOfMemory, match="when the machine had 100 MiB left, and was killed"):
         run("held = bytearray(100 << 20); import time; time.sleep(60)")
-    monkeypatch.setattr(call, "largest_child_bytes", lambda: 1 << 40)  # another one is larger
+    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 1 << 40)  # another one is larger
     assert run("answer = 'done'; import time; time.sleep(0.3)") == "done"
 
 
 def test_children_are_known_to_all_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "memory_left_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "memory_left_bytes", lambda: 0)
     script = (
         "held = bytearray(300 << 20); from enginefarm.child import process\n"
         "answer = process.largest_child_bytes()"
     )
-    monkeypatch.setattr(call, "largest_child_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 1 << 40)
     assert int(run(script)) >= 300 << 20
 
 
