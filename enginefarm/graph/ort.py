@@ -33,6 +33,8 @@ NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|which exceeds the s
 """What ONNX Runtime says of a tensor that is too large."""
 NOT_THERE = "NOT_IMPLEMENTED"
 """ONNX Runtime's status for an operator that it has, but not for these types."""
+TYPES_ONLY = 22
+"""This opset gave bfloat16 to 48 operators and changed nothing else."""
 BFLOAT16 = "tensor(bfloat16)"
 DOES_NOT_START = ("Please install TensorRT libraries", "CUDA failure 35", "CUDA failure 100")
 """What ONNX Runtime 1.17 to 1.32 says where libraries are missing, the driver is too old, or
@@ -69,13 +71,28 @@ def session(
     elif narrow:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
-    def start(path: Path) -> InferenceSession:
+    def load(path: Path) -> InferenceSession:
         return ort.InferenceSession(
             os.fspath(path),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
+
+    def start(path: Path) -> InferenceSession:
+        try:
+            return load(path)
+        except Exception as cause:
+            if NOT_THERE not in str(cause):
+                raise
+            with TemporaryDirectory(prefix="enginefarm-") as folder:
+                older = _before_types(path, Path(folder), error)
+                if older is None:
+                    raise
+                try:
+                    return load(older)
+                except Exception:
+                    raise cause from None
 
     try:
         try:
@@ -92,6 +109,32 @@ def session(
         raise
     except Exception as cause:
         raise error(f"{what}: ONNX Runtime cannot load the graph", why=one_line(cause)) from cause
+
+
+def _before_types(path: Path, folder: Path, error: type[EnginefarmError]) -> Path | None:
+    """The same graph at the opset before TYPES_ONLY, whose operators compute the same; None where
+    it has a later operator. ONNX Runtime 1.32 has RoiAlign until there, for one."""
+    from onnx import defs
+
+    model = onnx_files.graph_only(path)
+    opset = onnx_files.opset(model)
+    if opset < TYPES_ONLY:
+        return None
+    for graph in onnx_files.graphs(model.graph):
+        for node in graph.node:
+            if node.domain not in ("", "ai.onnx"):
+                continue
+            try:
+                since = defs.get_schema(node.op_type, opset, "").since_version
+            except defs.SchemaError:
+                return None
+            if since > TYPES_ONLY:
+                return None
+    model = onnx_files.read(path, error=error)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = TYPES_ONLY - 1
+    return onnx_files.write(model, folder)
 
 
 def _in_bfloat16(path: Path) -> bool:

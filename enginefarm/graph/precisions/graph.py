@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
     """The model at that opset at least: older ones lack what the precision writes.
 
+    What is said of an output a second time, in value_info, is dropped: OnnxSlim's own inference
+    has another rank there for some operators, and the converter would believe it.
     Raises: PrecisionError when onnx.version_converter cannot do it.
     """
     from onnx import version_converter
 
     if onnx_files.opset(model) >= opset:
         return model
+    outputs = {value.name for value in model.graph.output}
+    for index in reversed(range(len(model.graph.value_info))):
+        if model.graph.value_info[index].name in outputs:
+            del model.graph.value_info[index]
     try:
         return version_converter.convert_version(model, opset)
     except Exception as error:

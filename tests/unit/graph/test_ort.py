@@ -65,6 +65,35 @@ def test_no_activation_is_lost_before_it_is_quantized_to_fp8(tmp_path: Path, ope
     assert found.tolist() == [0, 0.5, 2, 9]
 
 
+@pytest.mark.parametrize("opset", [22, 25])
+def test_an_operator_that_only_got_bfloat16_runs_as_before(tmp_path: Path, opset: int) -> None:
+    """ONNX Runtime 1.32 has RoiAlign of opset 16, and none of opset 22, which computes the same."""
+    attributes = {"output_height": 2, "output_width": 2}
+    kind = onnx.TensorProto.FLOAT
+    inputs = ["x", "rois", "of"]
+    node = onnx.helper.make_node("RoiAlign", inputs, ["y"], "crop", **attributes)
+    given = [
+        tiny_onnx.value("x", [1, 1, 4, 4], kind),
+        tiny_onnx.value("rois", [1, 4], kind),
+        tiny_onnx.value("of", [1], onnx.TensorProto.INT64),
+    ]
+    found: list[np.ndarray] = []
+    feeds = {
+        "x": np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4),
+        "rois": np.array([[0, 0, 3, 3]], np.float32),
+        "of": np.array([0]),
+    }
+    for number in (21, opset):
+        made = tiny_onnx.value("y", [1, 1, 2, 2], kind)
+        path = tiny_onnx.save(tmp_path / f"{number}.onnx", [node], given, [made], [])
+        model = onnx.load(path)
+        model.opset_import[0].version = number
+        onnx.save(model, path)
+        session = ort.session(path, error=ExportError, what="the graph")
+        found += ort.run(session, feeds, error=ExportError, what="m").values()
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_worker_with_the_one_for_gpus_needs_no_other(installed: Installed) -> None:
     installed(onnxruntime_gpu="1.31.1")
     assert ort.version() == "onnxruntime 1.31.1"

@@ -357,3 +357,15 @@ def test_what_moves_to_or_from_16_bits_stays_in_16_bits(tmp_path: Path) -> None:
     changed = cast(made(text, w=WEIGHT), tmp_path)
     assert reads(changed, "Transpose") == reads(changed, "Relu") == {TensorProto.FLOAT16}
     assert sum(node.op_type == "Cast" for node in changed.graph.node) == 2
+
+
+def test_a_rank_that_the_slimmer_got_wrong_is_not_believed(tmp_path: Path) -> None:
+    """OnnxSlim says that a loss for each sample is a scalar, and the converter took its word."""
+    text = """
+        agraph (float[3, 5] x, int64[3] labels) => (float[3] y) {
+            y = SoftmaxCrossEntropyLoss <reduction = "none"> (x, labels)
+        }"""
+    model = made(text, head='<ir_version: 10, opset_import: ["" : 13]>')
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, []))
+    changed = cast(model, tmp_path, "bf16")
+    assert [dim.dim_value for dim in changed.graph.output[0].type.tensor_type.shape.dim] == [3]
