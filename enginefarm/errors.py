@@ -53,6 +53,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import ClassVar
 
+LONGEST_LINE, KEPT = 2000, 1900
+"""Characters of a line of an error, and of one that is cut."""
+
 
 class EnginefarmError(Exception):
     """Base of every deliberate error.
@@ -66,10 +69,11 @@ class EnginefarmError(Exception):
     transient: ClassVar[bool] = False
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        what = _readable(what)
         super().__init__(what)
         self.what = what
-        self.why = why
-        self.fix = fix
+        self.why = _readable(why)
+        self.fix = _readable(fix)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -87,6 +91,17 @@ class EnginefarmError(Exception):
         # Errors cross processes (Prefect). Exception's own pickling calls __init__ with what
         # super().__init__ was given, which subclasses with other arguments do not survive.
         return (_rebuilt, (type(self), self.args), self.__dict__)
+
+
+def _readable(text: str) -> str:
+    """The text with its long lines cut: a file may have names of megabytes."""
+    if len(text) <= LONGEST_LINE:
+        return text
+    lines = text.split("\n")
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[:KEPT]}… ({len(line) - KEPT:,} more)"
+        for line in lines
+    )
 
 
 def _rebuilt(kind: type[EnginefarmError], args: tuple[object, ...]) -> EnginefarmError:

@@ -118,13 +118,14 @@ def memory_left_bytes() -> int:
     return max(0, min(left, default=memory_bytes()))
 
 
+FILES = ("inactive_file", "active_file")
 CONTAINERS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", FILES),
     (
         "/sys/fs/cgroup/memory",
         "memory.limit_in_bytes",
         "memory.usage_in_bytes",
-        "total_inactive_file",
+        tuple(f"total_{name}" for name in FILES),
     ),
 )
 """Where the two versions of control groups say what a container may have, what it has, and how
@@ -133,12 +134,13 @@ much of that only caches files."""
 
 def _containers() -> Iterator[tuple[int, int]]:
     """The limit and the use of memory in bytes, where a container has a limit."""
-    for folder, limit, used, cached in CONTAINERS:
+    for folder, limit, used, files in CONTAINERS:
         with suppress(OSError, ValueError, KeyError):  # no such control group, or "max"
             at = Path(folder)
             most = int((at / limit).read_text("ascii"))
             stat = dict(line.split() for line in (at / "memory.stat").read_text().splitlines())
-            yield most, int((at / used).read_text("ascii")) - int(stat[cached])
+            cached = sum(int(stat[name]) for name in files)
+            yield most, int((at / used).read_text("ascii")) - cached
 
 
 def _positive(name: str, default: float | None) -> float | None:

@@ -35,6 +35,17 @@ def test_only_an_unavailable_store_is_worth_a_retry() -> None:
     assert [kind for kind in CLASSES if kind.transient] == [errors.StoreUnavailable]
 
 
+def test_a_name_of_megabytes_does_not_fill_the_screen() -> None:
+    error = errors.SourceError(f"node {'n' * 10_000_000}", why=f"short\n{'w' * 3000}\nshort")
+    assert len(str(error)) < 5000
+    assert error.what.startswith("node nnn")
+    assert error.what.endswith("n… (9,998,105 more)")
+    assert error.why.splitlines()[::2] == ["short", "short"]
+    assert error.args == (error.what,)
+    again = errors.of_fields(error.fields(), errors.BuildError)
+    assert again.fields() == error.fields()  # it is cut once, however far it goes
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_what_why_and_fix_survive_pickling(kind: type[errors.EnginefarmError]) -> None:
     error = kind("the field", why="a cause", fix="a remedy")

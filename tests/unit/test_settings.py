@@ -33,15 +33,18 @@ def test_the_memory_of_a_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     """Of both versions of control groups; files that it only caches count as free."""
-    _, limit, used, cached = settings.CONTAINERS[version]
-    monkeypatch.setattr(settings, "CONTAINERS", ((str(tmp_path), limit, used, cached),))
+    _, limit, used, files = settings.CONTAINERS[version]
+    monkeypatch.setattr(settings, "CONTAINERS", ((str(tmp_path), limit, used, files),))
     whole = psutil.virtual_memory().total
     assert settings.memory_bytes() == whole
     (tmp_path / limit).write_text("1000000\n")
     (tmp_path / used).write_text("900000\n")
-    (tmp_path / "memory.stat").write_text(f"cache 5\n{cached} 300000\n")
+    cached = "".join(
+        f"{name} {size}\n" for name, size in zip(files, (300_000, 50_000), strict=True)
+    )
+    (tmp_path / "memory.stat").write_text(f"cache 5\n{cached}")
     assert settings.memory_bytes() == 1_000_000
-    assert settings.memory_left_bytes() == 400_000
+    assert settings.memory_left_bytes() == 450_000
     (tmp_path / limit).write_text("max\n")
     assert settings.memory_bytes() == whole
     assert 0 < settings.memory_left_bytes() < whole
