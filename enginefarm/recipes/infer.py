@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from enginefarm.documents.builder import DType
+from enginefarm.documents.recipe import CALIBRATED
 from enginefarm.errors import RecipeError, UsageError
 from enginefarm.recipes import file as recipe_file
 
@@ -82,6 +83,12 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
     fields |= {"precisions": [*wishes.precisions], "gpus": [*wishes.gpus]}
     if wishes.calibration:
         fields["calibration"] = {"data": {"path": wishes.calibration}}
+    elif uncalibrated := [name for name in wishes.precisions if name in CALIBRATED]:
+        raise UsageError(
+            f"--precision {','.join(uncalibrated)} needs calibration data",
+            why="the ranges of 8 bits come from representative inputs",
+            fix="add --calibration FILE.npz with one array for each input, or drop the precision",
+        )
     text = _written(fields)
     recipe_file.parse(text, name=f"the recipe inferred for {given}")
     return text
@@ -144,6 +151,7 @@ def _of_onnx(path: Path) -> list[dict[str, Any]]:
     onnx: Any = import_module("onnx")  # its functions are typed in part
     from_onnx = {
         onnx.TensorProto.FLOAT: "float32",
+        onnx.TensorProto.DOUBLE: "float32",  # as the graph is read
         onnx.TensorProto.FLOAT16: "float16",
         onnx.TensorProto.BFLOAT16: "bfloat16",
         onnx.TensorProto.INT64: "int64",
@@ -162,12 +170,23 @@ def _of_onnx(path: Path) -> list[dict[str, Any]]:
         if value.name in weights:
             continue
         tensor = value.type.tensor_type
-        if tensor.elem_type not in from_onnx or not tensor.HasField("shape"):
-            kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        where = f"{path}: a recipe cannot be inferred for input {value.name!r}"
+        if tensor.elem_type not in from_onnx:
+            kind = (
+                onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+                if value.type.HasField("tensor_type")
+                else "a value of another kind than a tensor"
+            )
             raise RecipeError(
-                f"{path}: a recipe cannot be inferred for input {value.name!r}",
-                why=f"its type is {kind}, and its rank is "
-                f"{'known' if tensor.HasField('shape') else 'not known'}",
+                where,
+                why=f"the graph takes {kind} there, and an engine takes "
+                f"{', '.join(dict.fromkeys(from_onnx.values()))}",
+                fix="export the model with an input of one of these types",
+            )
+        if not tensor.HasField("shape"):
+            raise RecipeError(
+                where,
+                why="the graph does not say how many dims it has",
                 fix="name the inputs yourself: --input NAME:DTYPE:DIM,DIM",
             )
         shape = [

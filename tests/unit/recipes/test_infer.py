@@ -67,7 +67,7 @@ def test_a_size_that_nobody_said_is_asked_for(tmp_path: Path) -> None:
         ("gone.py:build", WISHES, "gone.py"),
         ("m.onnx", WISHES._replace(dims=("height=1",)), "--dim height=1"),
         ("m.onnx", WISHES._replace(inputs=("x:float31:1",)), "--input x:float31:1"),
-        ("m.onnx", WISHES._replace(precisions=("int8",)), "calibration"),
+        ("m.onnx", WISHES._replace(precisions=("int8",)), "--calibration FILE.npz"),
         ("text.onnx", WISHES, "not an ONNX file"),
     ],
 )
@@ -79,11 +79,31 @@ def test_a_mistake_is_named(tmp_path: Path, given: str, wishes: infer.Wishes, wo
     assert word in str(refused.value)
 
 
-def test_a_type_that_no_recipe_has_is_named(tmp_path: Path) -> None:
-    path = model(tmp_path / "m.onnx", 1, 8, dtype=TensorProto.DOUBLE)
-    with pytest.raises(RecipeError, match="Input:0") as refused:
+@pytest.mark.parametrize(
+    ("dtype", "shape", "why"),
+    [
+        (TensorProto.STRING, (1, 8), "takes string there"),
+        (TensorProto.COMPLEX64, (1, 8), "takes complex64 there"),
+        (TensorProto.FLOAT, None, "how many dims"),
+    ],
+)
+def test_an_input_that_no_recipe_can_have_is_named(
+    tmp_path: Path, dtype: int, shape: tuple[int, ...] | None, why: str
+) -> None:
+    path = tmp_path / "m.onnx"
+    given = helper.make_tensor_value_info("x", dtype, shape)
+    made = helper.make_tensor_value_info("y", dtype, None)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [given], [made])), path)
+    with pytest.raises(RecipeError, match="'x'") as refused:
         infer.infer(str(path), WISHES, tmp_path)
-    assert "DOUBLE" in refused.value.why
+    assert why in refused.value.why
+
+
+def test_a_double_is_fed_as_the_graph_is_read(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", 1, 8, dtype=TensorProto.DOUBLE)
+    recipe = recipe_file.parse(infer.infer(str(path), WISHES, tmp_path))
+    assert recipe.inputs[0].dtype == "float32"
 
 
 def test_a_callable_needs_its_inputs_by_hand(tmp_path: Path) -> None:
