@@ -54,7 +54,7 @@ def _layers(what: str, opened: list[EngineStore]) -> Layers:
 
 
 def print_diff(found: LayerDiff, title: str, *, every: bool = False) -> None:
-    """The rows that differ, the dearest first, and what cannot be told."""
+    """The rows that differ, the costliest first, and what cannot be told."""
     from enginefarm.tables.layer_diff import HEADER, cells, pair
 
     rows = found.rows if every else found.changed

@@ -164,7 +164,8 @@ def _sound(outputs: Arrays, where: str) -> Arrays:
             raise ModelError(
                 f"the model itself returns NaN in FP32: output {name!r}, {where}",
                 why=f"{int(bad.sum())} of {array.size} values, first at index {place}",
-                fix="correct the model, or the verification data that leads to it",
+                fix="correct the model, or the verification data that leads to it; random inputs, "
+                "which a recipe without `verification.data` has, can mask out whole rows",
             )
     return outputs
 

@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class EnginePage:
-    """lineage, figures: in the order in which they are shown. layers: a table's rows, the dearest
+    """lineage, figures: in the order in which they are shown. layers: a table's rows, the costliest
     first; layer_words: what all of them are, or why they are not known."""
 
     slug: str
@@ -92,7 +92,7 @@ def _page(
             if (one.spec_digest, one.gpu, one.precision) == (spec, cell.gpu, cell.precision)
         ),
         layer_words=found if isinstance(found, str) else _layer_words(found),
-        layers=() if isinstance(found, str) else tuple(map(_cells, _dearest(found))),
+        layers=() if isinstance(found, str) else tuple(map(_cells, _costliest(found))),
         commands=(
             f"enginefarm pull {name}",
             *((f"enginefarm show {spec[:DIGITS]} --layers",) if spec else ()),
@@ -183,7 +183,7 @@ def _layer_words(found: Layers) -> str:
     return words
 
 
-def _dearest(found: Layers) -> list[Layer]:
+def _costliest(found: Layers) -> list[Layer]:
     """By time where it was profiled, else by the bytes that they read and write."""
 
     def cost(layer: Layer) -> tuple[float, int]:

@@ -52,7 +52,7 @@ def test_it_says_where_the_engine_comes_from_and_how_to_get_it() -> None:
     )
 
 
-def test_layers_are_counted_and_the_dearest_come_first() -> None:
+def test_layers_are_counted_and_the_costliest_come_first() -> None:
     page = page_of(make_manifest())
     assert page.layer_words == "3 layers by precision: 2 FP16, 1 FP32"
     assert [cells[0] for cells in page.layers] == ["large", "wide", "small"]
