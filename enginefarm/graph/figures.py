@@ -95,7 +95,7 @@ class Output:
         x = values.wanted
         if x.ndim < 2 or not x.size:
             return
-        if x.shape[0] == batch.samples and x.shape[0] > 1:
+        if x.shape[0] == batch.samples:
             for index, sums in enumerate(Sums.along(values, 0).each()):
                 self.samples.append((f"sample {first_sample + index}", sums))
         scores = self.name in self.how.class_scores  # judged by top-1

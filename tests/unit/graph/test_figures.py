@@ -66,6 +66,17 @@ def test_one_ruined_sample_among_many_is_over_budget() -> None:
     assert any(line.startswith("y, sample 57: cosine -0.9") for line in result.over_budget)
 
 
+def test_one_ruined_sample_is_over_budget_where_each_batch_has_one_sample() -> None:
+    """Models of a fixed batch of 1: silero-vad had a sample off by 1.24 times its size."""
+    wanted = RNG.normal(size=(200, 1, 32)).astype(np.float32)
+    batches = [ReferenceBatch({}, {"y": one}, None) for one in wanted]
+    found = iter([-one if index == 57 else one for index, one in enumerate(wanted)])
+    budget = DEFAULT_BUDGETS["int8"]
+    result = verify.compare(batches, lambda _: {"y": next(found)}, budget, Comparing())
+    assert result.outputs[0].cosine > 0.98
+    assert any(line.startswith("y, sample 57: cosine -1") for line in result.over_budget)
+
+
 def test_samples_are_counted_over_the_batches() -> None:
     wanted = [RNG.normal(size=(4, 8)).astype(np.float32) for _ in range(3)]
     found = [array.copy() for array in wanted]
