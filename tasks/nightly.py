@@ -16,6 +16,7 @@ from enginefarm.farm import night as nightly
 from enginefarm.farm.night import RecipeState, RunEnd, Slowdown
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import stages
+from enginefarm.planning.outcome import inert
 from enginefarm.planning.plan import Offer
 from enginefarm.recipes.file import FILE_NAME
 from enginefarm.report import nightly as report
@@ -75,7 +76,7 @@ def publish_night(
         f"[Report]({report.link(store, page)}) (the link works for a week; `enginefarm report` "
         f"makes the page anew)",
         "",
-        *(f"- **{row.recipe}** {row.cell} got slower: {row.because}" for row in slower),
+        *(f"- **{row.recipe}** {row.cell} got slower: {inert(row.because)}" for row in slower),
     ]
     create_markdown_artifact(
         key="nightly-summary", markdown="\n".join(lines), description="The night"
@@ -85,8 +86,8 @@ def publish_night(
 def _tonight(row: RecipeState, run: RunEnd | None) -> str:
     """What became of a recipe, the reason first; its run is a link in the UI."""
     if run is None:
-        return f"Failed: {row.error}" if row.error else "nothing to build"
-    said = f"{run.name}: {run.why}" if run.why else run.name
+        return f"Failed: {inert(row.error)}" if row.error else "nothing to build"
+    said = inert(f"{run.name}: {run.why}" if run.why else run.name)
     return f"{said} ([run](/runs/flow-run/{run.run_id}))"
 
 

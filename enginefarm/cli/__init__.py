@@ -246,7 +246,18 @@ def _of_the_disk(error: OSError) -> EnginefarmError:
         where = error.filename or f"a file; of the folders in use {_fullest()} has the least room"
         return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
     where = error.filename or "a file or folder"
-    return UsageError(f"{where} cannot be used", why=why, fix="name another file or folder")
+    return UsageError(f"{where} cannot be used", why=why, fix=_another(where))
+
+
+def _another(place: object) -> str:
+    """What to do about a place that cannot be used: nobody named one of enginefarm's own."""
+    from enginefarm.settings import current
+
+    settings = current()
+    for name, folder in (("ENGINEFARM_CACHE", settings.cache), ("ENGINEFARM_HOME", settings.home)):
+        if isinstance(place, str) and Path(place).is_relative_to(folder):
+            return f"set {name} to a folder that you may write"
+    return "name another file or folder"
 
 
 def _fullest() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
@@ -175,13 +176,23 @@ def reasons(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{', '.join(labels)} {reason}" for reason, labels in found.items()]
 
 
+SPECIAL = re.compile(r"[&\\`*_\[\]<>!|~#]")
+"""What begins an element, a character reference, a link or a picture in Markdown."""
+
+
+def inert(text: str) -> str:
+    """The text so that Markdown shows it as it is. Reasons name nodes of models and quote errors:
+    a page of the farm must not load a picture, or offer a link, because a node is called so."""
+    return SPECIAL.sub(r"\\\g<0>", text)
+
+
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The table in Markdown, and the pull command under it."""
     lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
     for outcome in outcomes:
         row = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells(outcome))
         lines.append(f"| {' | '.join(row)} |")
-    lines += [f"\n{reason}" for reason in reasons(outcomes)]
+    lines += [f"\n{inert(reason)}" for reason in reasons(outcomes)]
     command = pull_line(outcomes)
     if command:
         lines += ["", "```sh", command, "```"]

@@ -95,6 +95,20 @@ def test_a_file_that_cannot_be_used_is_named(
     assert capsys.readouterr().err.startswith("error: /here cannot be used\n  why: ")
 
 
+@pytest.mark.parametrize("name", ["ENGINEFARM_HOME", "ENGINEFARM_CACHE"])
+def test_a_folder_of_our_own_that_cannot_be_used_is_named_by_its_setting(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(**_: object) -> None:
+        (tmp_path / "own" / "farm").mkdir(parents=True)
+
+    (tmp_path / "own").write_text("a file in place of the folder")
+    monkeypatch.setenv(name, str(tmp_path / "own"))
+    monkeypatch.setattr(cli.cli, "main", main)
+    assert cli.run(["up"]) == 2
+    assert f"set {name} to a folder that you may write" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_46_and_names_a_folder_that_commands_write_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

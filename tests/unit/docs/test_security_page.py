@@ -75,6 +75,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "unit/report/test_hostile_text.py::test_text_adds_no_element_no_attribute_and_no_link",
         "browser/test_report_page.py::test_no_text_of_any_field_is_run",
     ),
+    "Reasons and notes in the artifacts": (
+        "unit/planning/test_outcome.py::test_the_text_of_a_reason_is_shown_as_it_is",
+    ),
     "The page's policy runs no script": (
         "browser/test_report_page.py::test_the_policy_stops_what_would_slip_through",
         "unit/report/test_report.py::test_the_page_refers_to_nothing_outside_itself",
