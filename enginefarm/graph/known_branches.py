@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from enginefarm.errors import ExportError
 from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
 from enginefarm.graph.known_sizes import Known
+from enginefarm.graph.precisions import to_budget
 from enginefarm.graph.precisions.free_names import bodies, name_nodes, unique_values
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[s
 
     Both have to say so: ONNX's shape inference with the recipe's sizes, and ONNX Runtime, which
     fails on that branch at each corner. sample: real inputs, to be cut to sizes.
+    Models of more than 1 GiB of weights are left as they are.
     Returns: a line for each, with why the branch cannot run.
     """
+    if not to_budget.is_small(model):
+        return []  # each branch would be in memory once more
     names = [node.name for node in _named_ifs(model)]
     decided = Known(model, recipe).taken if names else {}
     lines: list[str] = []

@@ -15,6 +15,7 @@ from tiny_models import recipe
 
 from enginefarm.errors import ExportError
 from enginefarm.graph import bounds, export, known_branches, onnx_files, ort
+from enginefarm.graph.precisions import to_budget
 
 DATA = """
 import numpy as np
@@ -167,6 +168,17 @@ def test_a_branch_that_the_model_cannot_run_is_left_out_and_named(tmp_path: Path
     assert any("always takes its then branch" in note for note in report.notes), report.notes
     x = np.ones((3, 6), np.float32)
     assert (run(report.path, x) == -x).all()
+
+
+def test_branches_of_a_large_model_are_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would hold its weights once more."""
+    monkeypatch.setattr(to_budget, "LARGEST_BYTES", -1)
+    monkeypatch.setattr(known_branches, "_impossible", None)
+    body = f"""sum = ReduceSum <keepdims = 0> (x) z = Constant <value = float {{0.0}}> ()
+        c = Greater (sum, z) y = If (c) {TWO}"""
+    assert known_branches.leave_out(model(body), asked(tmp_path), {}) == []
 
 
 OPERATORS = ("Add", "Sub", "Mul", "Div", "Min", "Max")
