@@ -73,19 +73,19 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 @click.argument("what", metavar="NAME|SPEC", shell_complete=completion.engines)
 @gpu_option("With NAME: only this GPU's.")
 @precision_option("With NAME: only this precision's.")
-@click.option("--layers", is_flag=True, help="Show the engine's layers instead of the manifest.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print layers as JSON; a manifest is always JSON."
-)
+@click.option("--layers", is_flag=True, help="Show the engine's layers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, or the layers, as JSON.")
 def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:
-    """Show one manifest in full, by its spec digest (8 digits are enough) or a recipe's newest."""
+    """Show where an engine comes from and its figures: that of a spec digest (8 digits are enough),
+    or a recipe's newest."""
     from enginefarm.cli.tables import print_json
     from enginefarm.store import open_store
 
     store = open_store()
     manifest = find(store, what, gpu, precision)
+    title = f"{manifest.recipe} {manifest.spec.label} {manifest.spec_digest[:12]}"
     if not layers:
-        print_json(manifest.model_dump(mode="json"))
+        _show_manifest(manifest, title, as_json)
         return
     from enginefarm.cli.layers import print_layers
     from enginefarm.tables.layers import layers_of
@@ -94,7 +94,28 @@ def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_jso
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    print_layers(found, f"{manifest.recipe} {manifest.spec.label} {manifest.spec_digest[:12]}")
+    print_layers(found, title)
+
+
+def _show_manifest(manifest: Manifest, title: str, as_json: bool) -> None:
+    from enginefarm.cli.screen import plain
+    from enginefarm.cli.tables import print_json
+    from enginefarm.documents import facts
+
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    engine, toolchain = manifest.engine, manifest.spec.toolchain
+    lines = (
+        facts.Line("engine", f"{engine.digest[:12]}, {engine.size_bytes / 1e6:,.1f} MB"),
+        facts.Line("toolchain", f"{toolchain.name} {toolchain.build}"),
+        *facts.lineage(manifest),
+        *facts.accuracy(manifest),
+    )
+    width = max(len(line.label) for line in lines)
+    click.echo(plain(title))
+    for line in lines:
+        click.echo(plain(f"  {line.label:<{width}}  {line.text}"))
 
 
 def find(

@@ -103,14 +103,15 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
         return
     label = planned.target.label
     if planned.cached:
-        click.echo(f"{label}: would not rebuild; spec {_short(planned.spec)} is complete")
+        click.echo(f"{label} is already built, as spec {_short(planned.spec)}: nothing has changed")
     elif planned.spec is None:
-        click.echo(f"{label}: would build; {planned.reason}")
+        click.echo(f"{label} would be built: {planned.reason}")
     elif before is None:
-        click.echo(f"{label}: would build; no engine of {wanted.name} for it is in the store")
+        click.echo(f"{label} would be built: the store has no engine of {wanted.name} for it")
     else:
+        click.echo(f"{label} would be built again; the nearest spec is {before.digest[:12]}")
         print_table(
-            f"{label}: would rebuild; nearest spec {before.digest[:12]}",
+            "What has changed",
             ("field", "built with", "now"),
             [(change.field, change.before, change.after) for change in changes],
         )

@@ -1,4 +1,4 @@
-"""Why a spec would rebuild: the field-by-field difference from the nearest one there is."""
+"""Why an engine would be built again: the field-by-field difference from the nearest spec."""
 
 from __future__ import annotations
 

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from enginefarm.documents import facts
 from enginefarm.documents.layers import Layer, Layers
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import ToolUse
 from enginefarm.names import RUNTIMES
 from enginefarm.report.model import Cell, ModelSection
 from enginefarm.report.svg import number, power
 from enginefarm.tables.rows import BenchmarkRow
 
 LAYERS_SHOWN = 12
-DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def slug_of(cell: Cell) -> str:
     """The anchor of a cell's engine: one engine may stand under several names and GPUs."""
     row = cell.row
     digest = (row.spec_digest or row.engine_digest or "") if row else ""
-    return f"engine-{cell.recipe}-{cell.gpu}-{cell.precision}-{digest[:DIGITS]}"
+    return f"engine-{cell.recipe}-{cell.gpu}-{cell.precision}-{digest[: facts.DIGITS]}"
 
 
 def pages(
@@ -84,7 +83,10 @@ def _page(
     return EnginePage(
         slug=slug_of(cell),
         cell=cell,
-        lineage=(*_of_row(row), *(_of_manifest(manifest) if manifest else ())),
+        lineage=(
+            *_of_row(row),
+            *(Fact(*line) for line in (facts.lineage(manifest) if manifest else ())),
+        ),
         figures=_figures(row),
         timings=tuple(
             one
@@ -95,52 +97,17 @@ def _page(
         layers=() if isinstance(found, str) else tuple(map(_cells, _costliest(found))),
         commands=(
             f"enginefarm pull {name}",
-            *((f"enginefarm show {spec[:DIGITS]} --layers",) if spec else ()),
+            *((f"enginefarm show {spec[: facts.DIGITS]} --layers",) if spec else ()),
         ),
     )
 
 
 def _of_row(row: BenchmarkRow) -> tuple[Fact, ...]:
     return (
-        Fact("engine", (row.engine_digest or "–")[:DIGITS]),
-        Fact("spec", (row.spec_digest or "–")[:DIGITS]),
+        Fact("engine", (row.engine_digest or "–")[: facts.DIGITS]),
+        Fact("spec", (row.spec_digest or "–")[: facts.DIGITS]),
         Fact("toolchain", f"{row.toolchain} {row.toolchain_build}".strip()),
     )
-
-
-def _of_manifest(manifest: Manifest) -> Iterable[Fact]:
-    spec, environment = manifest.spec, manifest.environment
-    yield Fact("CUDA", f"{spec.toolchain.cuda}, {spec.toolchain.os}/{spec.toolchain.arch}")
-    yield Fact("model", f"{spec.onnx_digest[:DIGITS]}, {_tool(spec.exporter)}")
-    yield Fact("slimmed by", _tool(spec.slimmer))
-    tools = ", ".join(map(_tool, spec.precision.tools))
-    yield Fact("precision by", tools or "no conversion")
-    calibration = spec.precision.calibration
-    if calibration is not None:
-        yield Fact(
-            "calibrated on",
-            f"{calibration.batches} × {calibration.batch_size} samples, {calibration.method}, "
-            f"data {calibration.data_digest[:DIGITS]}",
-        )
-    yield Fact("graph as built", f"{manifest.graph.digest[:DIGITS]}, opset {manifest.graph.opset}")
-    carried = manifest.build.compute_capabilities or (spec.gpu.compute_capability,)
-    yield Fact("runs on", f"compute capability {', '.join(carried)}")
-    for profile in spec.profiles:
-        shapes = (f"{name} {one.min} {one.opt} {one.max}" for name, one in profile.shapes.items())
-        yield Fact(f"profile {profile.name}", "; ".join(shapes))
-    built = environment.gpu_name or f"{environment.os}/{environment.arch} without a GPU"
-    yield Fact("built", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC, {built}")
-    verified = manifest.verification
-    data = "seeded random inputs" if verified.random_data else "held-out data"
-    yield Fact("graph verified on", f"{verified.samples} samples of {data}, {verified.runtime}")
-    device = manifest.device_verification
-    yield Fact("engine verified on", f"{device.gpu or 'no GPU yet'}: {device.status}")
-    for note in (*manifest.notes, *verified.not_checked):
-        yield Fact("note", note)
-
-
-def _tool(tool: ToolUse) -> str:
-    return f"{tool.name} {tool.version}"
 
 
 def _figures(row: BenchmarkRow) -> tuple[Fact, ...]:

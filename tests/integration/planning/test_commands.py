@@ -54,7 +54,7 @@ def test_a_recipe_from_plan_to_why(
     (row,) = json.loads(said(capsys, "plan", recipe, "--json"))["builds"]
     assert not row["cached"]
     assert "to build" in said(capsys, "plan", recipe)
-    assert "t4/fp16: would build" in said(capsys, "why", recipe, "--gpu", "t4")
+    assert "t4/fp16 would be built" in said(capsys, "why", recipe, "--gpu", "t4")
     assert cli.run(["bench", "run", str(recipe)]) == StoreMissing.exit_code
     assert "build it first" in capsys.readouterr().err
 
@@ -71,7 +71,7 @@ def test_a_recipe_from_plan_to_why(
     table = said(capsys, "plan", recipe)
     assert "cached" in table
     assert "to build" not in table
-    assert "would not rebuild; spec " in said(capsys, "why", recipe, "--gpu", "t4")
+    assert "is already built, as spec " in said(capsys, "why", recipe, "--gpu", "t4")
 
     layers = said(capsys, "show", "tiny/t4/fp16", "--layers")
     assert "of the network before the build: its fusions are not known" in layers
@@ -86,11 +86,11 @@ def test_a_recipe_from_plan_to_why(
         (change["field"], change["before"], change["after"]) for change in answer["changes"]
     ] == [("builder.optimization_level", "3", "5")]
     text = said(capsys, "why", other, "--gpu", "t4")
-    assert "would rebuild; nearest spec" in text
+    assert "would be built again; the nearest spec is" in text
     assert "builder.optimization_level" in text
 
     unbuilt = written(tmp_path / "unbuilt", name="unbuilt", salt="another")
-    assert "would build" in said(capsys, "why", unbuilt, "--gpu", "t4")
+    assert "would be built" in said(capsys, "why", unbuilt, "--gpu", "t4")
 
     rows = json.loads(said(capsys, "bench", "run", recipe, "--seconds", "0.05", "--json"))
     assert {(one["runtime"], one["precision"], one["batch"]) for one in rows} == {

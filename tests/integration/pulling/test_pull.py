@@ -132,7 +132,7 @@ def test_json_is_json_and_nothing_else(
     assert Path(said["path"]).exists()
     assert run("list", "--json") == 0
     assert [one["recipe"] for one in json.loads(capsys.readouterr().out)] == ["model"]
-    assert run("show", manifest.spec_digest[:10]) == 0
+    assert run("show", manifest.spec_digest[:10], "--json") == 0
     assert Manifest.model_validate_json(capsys.readouterr().out) == manifest
 
 
@@ -168,8 +168,14 @@ def test_list_and_show_by_name(publish: Publish, capsys: pytest.CaptureFixture[s
     assert newer.spec_digest[:12] in capsys.readouterr().out
     assert run("list", "modle") == 43
     assert "did you mean model?" in capsys.readouterr().err
-    assert run("show", "model") == 0
+    assert run("show", "model", "--json") == 0
     assert json.loads(capsys.readouterr().out)["spec_digest"] == newer.spec_digest
+    assert run("show", "model") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"model t4/fp16 {newer.spec_digest[:12]}\n")
+    assert f"engine              {newer.engine.digest[:12]}, 0.0 MB" in said
+    assert "engine verified on  no GPU yet: pending" in said
+    assert "cosine" in said
 
 
 @pytest.mark.parametrize("command", [("list",), ("show",), ("pull", "--gpu", "t4"), ("promote",)])
