@@ -54,6 +54,8 @@ def infer_types(model: ModelProto) -> None:
 
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(onnx_shapes.without_weights(model))
+    for graph in onnx_files.graphs(skeleton.graph):
+        _once(graph)
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
     except Exception as error:
@@ -64,6 +66,15 @@ def infer_types(model: ModelProto) -> None:
     for graph, known in pairs:
         del graph.value_info[:]
         graph.value_info.extend(known.value_info)
+
+
+def _once(graph: GraphProto) -> None:
+    """Drops what value_info says of outputs without a type, which those of bodies may be: onnx's
+    inference of the node around the body then takes the output's own word, and has no type."""
+    untyped = {output.name for output in graph.output if output.type.WhichOneof("value") is None}
+    for index in reversed(range(len(graph.value_info))):
+        if graph.value_info[index].name in untyped:
+            del graph.value_info[index]
 
 
 def keep_initializers(graph: GraphProto, names: Container[str]) -> None:

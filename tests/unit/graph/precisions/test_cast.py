@@ -369,3 +369,13 @@ def test_a_rank_that_the_slimmer_got_wrong_is_not_believed(tmp_path: Path) -> No
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, []))
     changed = cast(model, tmp_path, "bf16")
     assert [dim.dim_value for dim in changed.graph.output[0].type.tensor_type.shape.dim] == [3]
+
+
+def test_bodies_whose_outputs_have_no_type_are_inferred_again(tmp_path: Path) -> None:
+    """ONNX's own affine_grid, written out: its If had a dtype at the first inference only."""
+    model = made(IF.replace("y = If", "i = If").replace("}>", "}> y = Tanh (i)"), w=WEIGHT)
+    for graph in list(onnx_files.graphs(model.graph))[1:]:
+        for output in graph.output:
+            output.ClearField("type")
+    changed = cast(model, tmp_path)
+    assert reads(changed, "MatMul") == reads(changed, "Tanh") == {TensorProto.FLOAT16}
