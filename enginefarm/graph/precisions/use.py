@@ -43,12 +43,15 @@ def wide_tools(
     )
     if not recipe.search_tries:
         return (rules,)
+    from enginefarm.graph.verify import METHOD
+
     search = ToolUse(
         name="enginefarm.search",
         version=SEARCH_VERSION,
         arguments={
             "tries": recipe.search_tries,
             "budget": recipe.budget(precision).model_dump(mode="json"),
+            "judged_by": METHOD,
         },
     )
     return (rules, search)

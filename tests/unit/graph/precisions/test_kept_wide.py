@@ -386,7 +386,9 @@ def test_the_search_meets_the_budget_on_a_graph(tmp_path: Path) -> None:
     assert all(item["reason"].startswith("the search") for item in details["kept_wide"])
 
 
-def test_names_and_the_search_are_part_of_the_key() -> None:
+def test_names_and_the_search_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     use = precision("fp16").use(RECIPE, None)
     for change in ({"keep_wide": ("Mul",)}, {"search_tries": 0}, {"search_tries": 5}):
         assert precision("fp16").use(RECIPE.model_copy(update=change), None) != use
+    monkeypatch.setattr("enginefarm.graph.verify.METHOD", 1000)
+    assert precision("fp16").use(RECIPE, None) != use, "what judges the search decides the graph"
