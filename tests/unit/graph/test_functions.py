@@ -177,9 +177,9 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def test_bodies_too_deep_for_protobuf_say_so(tmp_path: Path) -> None:
-    node = helper.make_node("If", ["c"], ["y"]).SerializeToString()
+    alone = node = helper.make_node("If", ["c"], ["y"]).SerializeToString()
     for _ in range(60):  # a graph in an attribute of a node
-        node += field(5, field(6, field(1, node)))
+        node = alone + field(5, field(6, field(1, node)))
     path = tmp_path / "m.onnx"
     path.write_bytes(field(7, field(1, node)))
     with pytest.raises(SourceError, match="read to a depth of about 30"):
