@@ -44,10 +44,6 @@ def freeze(builder: psutil.Process) -> None:
     until(at_work, "the builder has loaded TensorRT-RTX", 30, pause_s=0.02)
 
 
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def heard(farm: Farm, run_id: UUID) -> str:
     """What the server knows of a run, and what the two that judge it say, for a failed test."""
     with farm.client() as client:

@@ -7,6 +7,7 @@ import time
 
 from tests import slow_recipe
 from tests.farm.farm_fixture import Farm, until
+from tests.processes import gone
 
 BUILDER = "enginefarm.building.isolate:build_here"
 LABEL = "l4"
@@ -47,7 +48,7 @@ def test_told_twice_it_stops_at_once(farm: Farm) -> None:
         told_to_stop(farm)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0
-        until(lambda: not builder.is_running(), "the builder goes with it", 10)
+        until(lambda: gone(builder), "the builder goes with it", 10)
         assert list(farm.store.manifests("twice")) == []
     finally:
         farm.stop(LABEL, signal.SIGKILL)

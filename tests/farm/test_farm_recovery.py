@@ -13,8 +13,9 @@ from prefect.states import Cancelling
 from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.store import embedded
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, start, whole
+from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, start, whole
 from tests.farm.webhook_receiver import Received, receiver
+from tests.processes import gone
 
 
 def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:

@@ -17,7 +17,8 @@ from prefect.states import Crashed, Pending
 
 from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, gone, heard, start, whole
+from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, heard, start, whole
+from tests.processes import gone
 
 
 def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Farm) -> None:

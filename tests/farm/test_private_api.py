@@ -17,6 +17,7 @@ from enginefarm.farm.server import address, private
 from enginefarm.store.engine_store import EngineStore
 from tests import tiny_recipe
 from tests.farm.farm_fixture import COMMAND, command_line, until
+from tests.processes import gone
 
 MODULE = "enginefarm.farm.server.private"
 
@@ -82,7 +83,7 @@ def test_a_build_that_is_stopped_leaves_no_server_and_no_folder(
     until(there, "the build has a server", pause_s=0.02)
     build.send_signal(how)
     build.communicate(timeout=60)
-    until(lambda: not servers[0].is_running(), "the server goes with it", 20)
+    until(lambda: gone(servers[0]), "the server goes with it", 20)
     assert not list(scratch.glob("enginefarm-api-*"))
 
 

@@ -17,6 +17,7 @@ from enginefarm.store import embedded
 from enginefarm.store.embedded import Server
 from tests import tiny_recipe
 from tests.farm.farm_fixture import COMMAND, PATIENCE_S, until
+from tests.processes import alive
 
 
 def free_port() -> int:
@@ -116,7 +117,7 @@ def test_it_ends_whole(up: Up) -> None:
     assert parts
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0, up.said.read_text()
-    assert not [part for part in parts if part.is_running()]
+    assert not alive(parts)
 
 
 def test_a_port_that_is_taken_is_one_clear_error(tmp_path: Path) -> None:

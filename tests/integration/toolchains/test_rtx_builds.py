@@ -34,6 +34,7 @@ from enginefarm.errors import (
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.progress import SINK
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
+from tests.processes import alive
 
 NAME = "tensorrt-rtx"
 IDENTITY = toolchain(NAME).identity()
@@ -277,8 +278,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     wait_for(lambda: b"Optimizing" in log_of(tmp_path) or b"Detected" in log_of(tmp_path))
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert not alive(children)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from enginefarm.errors import (
     RecipeError,
 )
 from enginefarm.schema import Frozen
+from tests.processes import alive
 
 KINDS = Kinds(BuildError, BuildCrashed, BuildTimeout, BuildOutOfMemory)
 
@@ -178,7 +179,7 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid))"
     )
     with suppress(psutil.NoSuchProcess):
-        assert not psutil.wait_procs([psutil.Process(int(note.read_text()))], timeout=5)[1]
+        assert not alive([psutil.Process(int(note.read_text()))])
 
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     child = psutil.Process(int(note.read_text()))
     parent.kill()
     parent.wait()
-    assert not psutil.wait_procs([child], timeout=5)[1]
+    assert not alive([child])
 
 
 def test_the_child_has_no_credentials_and_reads_none(
