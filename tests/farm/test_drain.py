@@ -53,7 +53,7 @@ def test_told_twice_it_stops_at_once(farm: Farm) -> None:
     finally:
         farm.stop(LABEL, signal.SIGKILL)
         farm.start_worker(LABEL, "--gpu", LABEL, "--cross")
-    # What it had begun is done again, and is no longer there for the next test to find.
+    # The worker builds it again. Without this wait, the next test would find that build.
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
 

@@ -1,4 +1,4 @@
-"""What FP32 rounding itself costs is no reason to refuse an FP32 graph; anything more is."""
+"""An FP32 graph passes with the error that FP32 rounding causes, and fails with a larger one."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def skeleton(text: str) -> Skeleton:
 
 
 HARMLESS = str.maketrans("<>\"'&{}`\x00\x1b", "()**+()*..")
-"""Of the same length, and as different from a name, a version or a digest as before."""
+"""The replaced text is as long, and still cannot be a name, a version or a digest."""
 
 
 @pytest.mark.parametrize("text", TEXTS)
