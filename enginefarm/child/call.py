@@ -30,11 +30,11 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from enginefarm import errors
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
 from enginefarm.child.memory import MemoryWatch, mib
 from enginefarm.child.process import kill_group, randomization_off, start
+from enginefarm.documents import written_errors
 from enginefarm.errors import BuildCancelled, EnginefarmError
 from enginefarm.progress import Progress, report
 from enginefarm.settings import build_limits
@@ -154,7 +154,7 @@ class Child:
         except (ValueError, TypeError):
             fields = {"why": text[:300]}
         if fields.get("what"):
-            return errors.of_fields(fields, self.kinds.failed)
+            return written_errors.of_fields(fields, self.kinds.failed)
         memory = fields.get("kind") == MemoryError.__name__
         kind = self.kinds.too_large if memory else self.kinds.failed
         return kind(f"{self.what} failed", why=fields.get("why", ""), fix=self.fix)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginefarm import errors
 from enginefarm.cli import farm_missing
+from enginefarm.documents import written_errors
 from enginefarm.errors import EnginefarmError
 
 if TYPE_CHECKING:
@@ -111,4 +111,6 @@ def _error(code: int, said: str) -> EnginefarmError:
         return EnginefarmError(
             f"build: the process ended with status {code}", why=said.strip()[-600:]
         )
-    return errors.of_text(errors.kind_of_code(code).__name__, found[1].rstrip(), EnginefarmError)
+    return written_errors.of_text(
+        written_errors.kind_of_code(code).__name__, found[1].rstrip(), EnginefarmError
+    )

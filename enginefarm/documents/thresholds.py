@@ -13,6 +13,10 @@ PART_FACTOR = 3.0
 """How much more the worst part of an output may lose than the whole of it."""
 
 
+SCALED = ("min_cosine", "min_part_cosine", "max_relative_l2", "max_part_relative_l2", "max_abs")
+"""The limits of errors that `Budget.part` makes smaller."""
+
+
 class Budget(Frozen):
     """How far a precision may stray from the FP32 PyTorch reference."""
 
@@ -71,15 +75,11 @@ class Budget(Frozen):
     def part(self, share: float) -> Budget:
         """The same for errors of so large a share of its own: of a value, and of a vector, whose
         cosine falls by the square. Top-1 is left as it is."""
-
-        def scaled(limit: float | None, power: int) -> float | None:
-            if limit is None:
-                return None
-            return limit * share if power == 1 else 1 - (1 - limit) * share**power
-
-        powers = {"min_cosine": 2, "min_part_cosine": 2}
-        powers |= {"max_relative_l2": 1, "max_part_relative_l2": 1, "max_abs": 1}
-        limits = {name: scaled(getattr(self, name), power) for name, power in powers.items()}
+        given = {name: limit for name in SCALED if (limit := getattr(self, name)) is not None}
+        limits = {
+            name: limit * share if name.startswith("max_") else 1 - (1 - limit) * share**2
+            for name, limit in given.items()
+        }
         return self.model_copy(update=limits)
 
 

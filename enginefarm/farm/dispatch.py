@@ -19,9 +19,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Scheduled
 
-from enginefarm import errors
 from enginefarm.building.engine import Job
 from enginefarm.child.cancellation import CANCEL
+from enginefarm.documents import written_errors
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import BuildCancelled, EnginefarmError, FarmError
@@ -157,7 +157,7 @@ def _why(job: Job, ended: FlowRun) -> EnginefarmError:
         return FarmError(f"{label}: crashed {ended.run_count} times", why=text)
     if state.is_completed():
         return FarmError(f"{label}: its run completed, and its manifest is not in the store")
-    return errors.of_text((state.name or "").removeprefix("Failed: "), text, FarmError)
+    return written_errors.of_text((state.name or "").removeprefix("Failed: "), text, FarmError)
 
 
 class _Children:

@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from enginefarm import errors
+from enginefarm.documents import written_errors
 from enginefarm.errors import AccuracyError, BuildCancelled, EnginefarmError, FarmError, RecipeError
 from enginefarm.farm import recovery
 from enginefarm.farm.run_form import DEPLOYMENT
@@ -134,7 +134,7 @@ def _kind(state: str, text: str) -> type[EnginefarmError]:
         return AccuracyError
     named = re.search(r"\bfailed: (\w+)", text)
     for name in (state.removeprefix("Failed: "), named[1] if named else ""):
-        kind = errors.kind_named(name)
+        kind = written_errors.kind_named(name)
         if kind is not None and kind.__init__ is EnginefarmError.__init__:
             return kind
     return FarmError

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from enginefarm.graph.functions import bodies
+
 if TYPE_CHECKING:
     import numpy as np
     from onnx import NodeProto
@@ -97,7 +99,7 @@ def of_node(node: NodeProto, inputs: Sequence[Bounds | None], opset: int) -> Bou
             return None
         if value is not None:
             known.append(value)
-    if len(node.output) != 1 or any(a.HasField("g") or a.graphs for a in node.attribute):
+    if len(node.output) != 1 or bodies(node):
         return None
     if all(value.exact for value in known):
         made = _computed(node, [value.low for value in known], opset)
@@ -108,9 +110,8 @@ def of_node(node: NodeProto, inputs: Sequence[Bounds | None], opset: int) -> Bou
 
 
 def _equal(one: Bounds, other: Bounds) -> Bounds:
-    both = one.low == other.high
+    always = (one.low == one.high) & (one.low == other.high) & (one.high == other.low)
     never = (one.high < other.low) | (one.low > other.high)
-    always = both & (one.high == other.low) & (one.low == one.high)
     return Bounds(always, ~never)
 
 

@@ -132,12 +132,12 @@ class _Sizes:
         return self._known[key]
 
 
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """The subgraphs of a node: branches of If, bodies of Loop and Scan."""
+def bodies(node: NodeProto) -> list[GraphProto]:
+    """The graphs inside a node: branches of an If, the body of a Loop or a Scan."""
+    found: list[GraphProto] = []
     for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return found
 
 
 def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

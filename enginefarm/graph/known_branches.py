@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from enginefarm.errors import ExportError
 from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.known_sizes import Known
 from enginefarm.graph.precisions import to_budget
-from enginefarm.graph.precisions.free_names import bodies, name_nodes, unique_values
+from enginefarm.graph.precisions.free_names import name_nodes, unique_values
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.graph import bounds, onnx_files, onnx_shapes
 from enginefarm.graph.bounds import Bounds
-from enginefarm.graph.precisions.free_names import bodies
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.steady import RANDOM
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.precisions import to_budget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Arrays = dict[str, Array]
 
-LARGEST_BYTES = 1 << 30
-"""The most bytes of weights: the graph is in memory once more. Larger ones are not measured, and
-then rounding excuses nothing."""
 PRODUCTS = frozenset(
     ("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN", "Attention")
 )
@@ -35,10 +33,10 @@ def otherwise(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
     """What runs the graph with ONNX Runtime's optimizations, whose sums are in another order,
     and with the weights of products and the inputs moved to a neighboring FP32 number.
 
-    None for graphs above LARGEST_BYTES. Where that graph does not load or run, nothing is
-    measured, and rounding excuses nothing.
+    None for graphs that are too large to be in memory once more (`to_budget.is_small`). There, and
+    where that graph does not load or run, nothing is measured, and rounding excuses nothing.
     """
-    if sum(tensor.ByteSize() for tensor in onnx_files.tensors(model)) > LARGEST_BYTES:
+    if not to_budget.is_small(model):
         return None
     try:
         session = ort.session_of(_moved(model), error=PrecisionError, what="rounding")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
 from enginefarm.child.call import Child
-from enginefarm.documents.comparing import Comparing, OutputComparison, judge
+from enginefarm.documents.comparing import Comparing, OutputComparison, judge, with_rounding
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
@@ -86,7 +86,7 @@ def verify_here(request_json: str) -> str:
     taken = branches.BranchProbe(model)
     again = None if low else rounding.otherwise(model)
     # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
-    # fusions cost is no property of the graph.
+    # fusions cost is not a property of the graph.
     what = "the graph that is verified"
     session = ort.session_of(model, error=PrecisionError, what=what, plain=not low)
     del model
@@ -141,11 +141,13 @@ def compare(
     budget: Budget,
     comparing: Comparing,
     again: Callable[[ReferenceBatch], Arrays] | None = None,
+    measured: Sequence[OutputComparison] = (),
 ) -> Comparison:
     """Figures over all batches, one batch in memory at a time. Also for outputs of a GPU.
 
     run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same in
-    FP32 otherwise, from which the figures say what rounding costs.
+    FP32 otherwise, from which the figures say what rounding costs. measured: figures of the graph
+    that say so, where `run` cannot run again.
     Raises: CalibrationError where labels do not fit their output.
     """
     outputs: dict[str, figures.Output] = {}
@@ -165,4 +167,6 @@ def compare(
             samples += batch.samples
         progress.report("verify", index + 1, None, batch.corner)
     made = tuple(output.result() for output in outputs.values())
+    if measured:
+        made = with_rounding(made, measured)
     return Comparison(samples, made, judge(made, budget), tuple(corners), broken)

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.documents.comparing import judge, with_rounding
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import ReferenceBatch, read_reference
@@ -55,17 +54,15 @@ def verified(request: DeviceRequest) -> DeviceVerification:
             return opened[profile].outputs()
 
         batches = read_reference(request.reference)
-        result = compare(batches, run, request.budget, request.comparing)
+        result = compare(batches, run, request.budget, request.comparing, measured=request.measured)
         name = artifact.device_name
-    outputs = with_rounding(result.outputs, request.measured)
-    over_budget = judge(outputs, request.budget)
-    print(f"{name}: {result.samples} samples", *over_budget, sep="\n", flush=True)
+    print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
     return DeviceVerification(
-        status="failed" if over_budget else "passed",
+        status="failed" if result.over_budget else "passed",
         gpu=name,
         driver=_driver(),
-        outputs=outputs,
-        reason="; ".join(over_budget),
+        outputs=result.outputs,
+        reason="; ".join(result.over_budget),
     )
 
 

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from enginefarm import errors
+from enginefarm.documents import written_errors
 from enginefarm.planning.outcome import of_error
 from flows.build_model import EnginesMissing
 from tasks.outcomes import EngineMissing
@@ -42,7 +43,7 @@ def test_a_name_of_megabytes_does_not_fill_the_screen() -> None:
     assert error.what.endswith("n… (9,998,105 more)")
     assert error.why.splitlines()[::2] == ["short", "short"]
     assert error.args == (error.what,)
-    again = errors.of_fields(error.fields(), errors.BuildError)
+    again = written_errors.of_fields(error.fields(), errors.BuildError)
     assert again.fields() == error.fields()  # it is cut once, however far it goes
 
 
@@ -71,8 +72,8 @@ def test_an_error_comes_back_from_its_fields_and_from_its_text(
 ) -> None:
     error = kind("the field", why="a cause\n       of two lines", fix="a remedy")
     for copy in (
-        errors.of_fields(error.fields(), errors.FarmError),
-        errors.of_text(kind.__name__, str(error), errors.FarmError),
+        written_errors.of_fields(error.fields(), errors.FarmError),
+        written_errors.of_text(kind.__name__, str(error), errors.FarmError),
     ):
         assert type(copy) is kind
         assert copy.fields() == error.fields()
@@ -80,6 +81,6 @@ def test_an_error_comes_back_from_its_fields_and_from_its_text(
 
 def test_a_name_of_no_error_is_the_fallback() -> None:
     for name in ("", "dict", "re", "__builtins__", "Nothing"):
-        made = errors.of_text(name, "crashed", errors.FarmError)
+        made = written_errors.of_text(name, "crashed", errors.FarmError)
         assert type(made) is errors.FarmError
         assert made.what == "crashed"

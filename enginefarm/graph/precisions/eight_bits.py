@@ -19,7 +19,7 @@ from enginefarm.documents.data import Calibration
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import calibration, onnx_files
+from enginefarm.graph import calibration
 from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.graph import finish, wide_nodes
@@ -135,7 +135,7 @@ class EightBits:
         # They stay in FP16, as in the graph that the search's judge accepted: not in FP32.
         chosen = [target for target in chosen if target.node not in found]
         made, counts = work.made(ranges, chosen)
-        _expect(made, counts, self.name)
+        qdq.require(made, counts, self.name)
         details: dict[str, JsonValue] = {
             "method": method,
             "quantize_nodes": counts.quantize,
@@ -287,16 +287,3 @@ def _reached(
             fix="give data that takes the branches with Conv, Gemm or MatMul in them",
         )
     return reached
-
-
-def _expect(model: ModelProto, counts: qdq.Counts, name: str) -> None:
-    """A graph that was silently left unquantized builds and verifies well: count."""
-    found = [node.op_type for graph in onnx_files.graphs(model.graph) for node in graph.node]
-    quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
-    if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):
-        raise PrecisionError(
-            f"{name}: the graph has {quantize} QuantizeLinear and {dequantize} DequantizeLinear",
-            why=f"{counts.quantize} and {counts.dequantize} were inserted, "
-            f"for {counts.nodes} operators",
-            fix="this is a defect of enginefarm: report it with the graph",
-        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions.constants import copied
-from enginefarm.graph.precisions.free_names import FreeNames, bodies
+from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto
 
 
 class FreeNames:
@@ -83,11 +84,3 @@ def _unique_body(
 def _own_names(graph: GraphProto) -> set[str]:
     names = {value.name for value in (*graph.input, *graph.initializer)}
     return names | {name for node in graph.node for name in node.output if name}
-
-
-def bodies(node: NodeProto) -> list[GraphProto]:
-    """The graphs inside a node: branches of an If, the body of a Loop or a Scan."""
-    found: list[GraphProto] = []
-    for attribute in node.attribute:
-        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,8 @@ from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import ConversionReport
-from enginefarm.graph.precisions.free_names import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -29,10 +29,7 @@ def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
 
     if onnx_files.opset(model) >= opset:
         return model
-    outputs = {value.name for value in model.graph.output}
-    for index in reversed(range(len(model.graph.value_info))):
-        if model.graph.value_info[index].name in outputs:
-            del model.graph.value_info[index]
+    _forget(model.graph, {output.name for output in model.graph.output})
     try:
         return version_converter.convert_version(model, opset)
     except Exception as error:
@@ -55,7 +52,9 @@ def infer_types(model: ModelProto) -> None:
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(onnx_shapes.without_weights(model))
     for graph in onnx_files.graphs(skeleton.graph):
-        _once(graph)
+        # onnx's inference of the node around a body then takes an output's own word, and has none.
+        untyped = (output for output in graph.output if output.type.WhichOneof("value") is None)
+        _forget(graph, {output.name for output in untyped})
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
     except Exception as error:
@@ -68,12 +67,34 @@ def infer_types(model: ModelProto) -> None:
         graph.value_info.extend(known.value_info)
 
 
-def _once(graph: GraphProto) -> None:
-    """Drops what value_info says of outputs without a type, which those of bodies may be: onnx's
-    inference of the node around the body then takes the output's own word, and has no type."""
-    untyped = {output.name for output in graph.output if output.type.WhichOneof("value") is None}
+def dtypes(graphs: Sequence[GraphProto]) -> dict[str, int]:
+    """The dtype of each value, after `infer_types`; -1 for what is not a tensor.
+
+    Raises: PrecisionError where it is not known.
+    """
+    types: dict[str, int] = {}
+    for graph in graphs:
+        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            if value.type.HasField("tensor_type"):
+                types[value.name] = value.type.tensor_type.elem_type or types.get(value.name, 0)
+            else:
+                types[value.name] = -1  # a sequence or an optional
+    for graph in graphs:
+        for node in graph.node:
+            for name in node.output:
+                if name and not types.get(name):
+                    raise PrecisionError(
+                        f"the dtype of {name!r} cannot be inferred ({node.op_type} {node.name!r})",
+                        fix="remove the operator, or use fp32",
+                    )
+    return types
+
+
+def _forget(graph: GraphProto, names: Container[str]) -> None:
+    """Drops what value_info says of these values."""
     for index in reversed(range(len(graph.value_info))):
-        if graph.value_info[index].name in untyped:
+        if graph.value_info[index].name in names:
             del graph.value_info[index]
 
 

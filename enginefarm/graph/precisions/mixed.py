@@ -10,11 +10,11 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import constants, masks, movers
-from enginefarm.graph.precisions.free_names import FreeNames, bodies
-from enginefarm.graph.precisions.graph import drop_unused, infer_types
+from enginefarm.graph.precisions.free_names import FreeNames
+from enginefarm.graph.precisions.graph import drop_unused, dtypes, infer_types
 from enginefarm.graph.precisions.operands import operands
 from enginefarm.graph.precisions.wide import stays_wide
 
@@ -68,7 +68,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
     infer_types(model)
     graphs = list(onnx_files.graphs(model.graph))
     scopes = {id(graph): _Scope(graph) for graph in graphs}
-    types = _types(graphs)
+    types = dtypes(graphs)
     state = _Cast(
         low=low,
         opset=onnx_files.opset(model),
@@ -289,23 +289,3 @@ def _rename_reads(node: NodeProto, renames: dict[str, str]) -> None:
     for body in bodies(node):
         for inner in body.node:
             _rename_reads(inner, renames)
-
-
-def _types(graphs: list[GraphProto]) -> dict[str, int]:
-    types: dict[str, int] = {}
-    for graph in graphs:
-        types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            if value.type.HasField("tensor_type"):
-                types[value.name] = value.type.tensor_type.elem_type or types.get(value.name, 0)
-            else:
-                types[value.name] = -1  # a sequence or an optional: no float, and known
-    for graph in graphs:
-        for node in graph.node:
-            for name in node.output:
-                if name and not types.get(name):
-                    raise PrecisionError(
-                        f"the dtype of {name!r} cannot be inferred ({node.op_type} {node.name!r})",
-                        fix="remove the operator, or use fp32",
-                    )
-    return types

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import targets
 from enginefarm.graph.precisions.constants import copied
-from enginefarm.graph.precisions.free_names import FreeNames, bodies
+from enginefarm.graph.precisions.free_names import FreeNames
 from enginefarm.graph.precisions.graph import keep_initializers
 from enginefarm.graph.precisions.targets import Target
 
@@ -108,6 +109,22 @@ def insert(
     for graph in onnx_files.graphs(model.graph):
         keep_initializers(graph, read)
     return Counts(state.quantize, state.dequantize, state.nodes)
+
+
+def require(model: ModelProto, counts: Counts, name: str) -> None:
+    """A graph that was silently left unquantized builds and verifies well: count.
+
+    Raises: PrecisionError where the graph has other nodes than `counts` says.
+    """
+    found = [node.op_type for graph in onnx_files.graphs(model.graph) for node in graph.node]
+    quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
+    if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):
+        raise PrecisionError(
+            f"{name}: the graph has {quantize} QuantizeLinear and {dequantize} DequantizeLinear",
+            why=f"{counts.quantize} and {counts.dequantize} were inserted, "
+            f"for {counts.nodes} operators",
+            fix="this is a defect of enginefarm: report it with the graph",
+        )
 
 
 def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:

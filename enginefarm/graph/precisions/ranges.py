@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import constants, masks
-from enginefarm.graph.precisions.free_names import FreeNames, bodies
+from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     import numpy as np

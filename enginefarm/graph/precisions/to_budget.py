@@ -54,5 +54,5 @@ def search(
 
 
 def is_small(model: ModelProto) -> bool:
-    weights = sum(len(tensor.raw_data) for tensor in onnx_files.tensors(model))
-    return weights <= LARGEST_BYTES
+    """Whether the graph may be in memory once more."""
+    return sum(tensor.ByteSize() for tensor in onnx_files.tensors(model)) <= LARGEST_BYTES
