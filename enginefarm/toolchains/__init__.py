@@ -6,16 +6,18 @@ process that `isolate.py` starts.
 
 from __future__ import annotations
 
+import platform
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import Field, JsonValue
 
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
 from enginefarm.errors import ToolchainError
-from enginefarm.names import TOOLCHAINS, PrecisionName, loaded
+from enginefarm.names import TOOLCHAINS, PrecisionName, ToolchainName, loaded
 from enginefarm.schema import Frozen
 
 
@@ -95,6 +97,45 @@ def toolchain(name: str) -> Toolchain:
         )
     made: Toolchain = loaded(TOOLCHAINS[name].code)()
     return made
+
+
+def installed_build(name: str, libraries: str, bindings: str) -> str | None:
+    """The version of two distributions that belong together; None when either is not installed.
+
+    Raises: ToolchainError, in the name of the toolchain, when their versions differ.
+    """
+    try:
+        build, other = version(libraries), version(bindings)
+    except PackageNotFoundError:
+        return None
+    if build != other:
+        raise ToolchainError(
+            f"toolchain {name}: libraries {build} and bindings {other} do not match",
+            fix=f"pip install {libraries}=={build} {bindings}=={build}",
+        )
+    return build
+
+
+def built_here(name: ToolchainName, build: str, cuda: str) -> ToolchainId:
+    """The identity of a toolchain that is installed on this machine."""
+    return ToolchainId(
+        name=name,
+        build=build,
+        cuda=cuda,
+        os=platform.system().lower(),
+        arch=platform.machine(),
+    )
+
+
+def shapes_option(profile: ShapeProfile, point: str) -> str:
+    """`x:1x3x224x224,mask:1x1`, as trtexec and ONNX Runtime take the shapes of one point.
+
+    point: min, opt or max.
+    """
+    return ",".join(
+        f"{name}:{'x'.join(map(str, getattr(bounds, point)))}"
+        for name, bounds in profile.shapes.items()
+    )
 
 
 def installed(*, cross_only: bool) -> tuple[ToolchainId, ...]:

@@ -1,27 +1,25 @@
 """ONNX Runtime with its TensorRT execution provider: an EPContext model as the artifact.
 
-The artifact is an ONNX file whose one node holds the engine; ort_tensorrt.py runs it. ONNX
+The artifact is an ONNX file whose one node holds the engine; run/ort_engine.py runs it. ONNX
 Runtime's own engine cache has weak keys (it once reused engines of another precision) and is
 never switched on: what names an artifact is our spec digest.
 """
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ShapeProfile, ToolchainId
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER
-from enginefarm.toolchains import BuildOutput, BuildRequest
+from enginefarm.toolchains import BuildOutput, BuildRequest, built_here, shapes_option
 from enginefarm.toolchains.onnx_io import onnx_tensors
 from enginefarm.toolchains.tensorrt import require_gpu
 
@@ -54,13 +52,7 @@ class OrtTensorRT:
                 "is not installed",
                 fix="pip install tensorrt-cu12",
             )
-        return ToolchainId(
-            name=NAME,
-            build=found.build,
-            cuda=found.cuda,
-            os=platform.system().lower(),
-            arch=platform.machine(),
-        )
+        return built_here(NAME, found.build, found.cuda)
 
     def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
         return ()
@@ -146,7 +138,7 @@ def graph_options(precision: str, profile: ShapeProfile) -> dict[str, str]:
     options = dict.fromkeys(PRECISION_OPTIONS[precision], "True")
     for point in ("min", "opt", "max"):
         if profile.shapes:
-            options[f"trt_profile_{point}_shapes"] = _shapes(profile.shapes, point)
+            options[f"trt_profile_{point}_shapes"] = shapes_option(profile, point)
     return options
 
 
@@ -160,11 +152,4 @@ def validity(spec: BuildSpec) -> str:
     return (
         f"ONNX Runtime and TensorRT {spec.toolchain.build}, CUDA {spec.toolchain.cuda}, "
         f"{where}, {spec.toolchain.os}/{spec.toolchain.arch}"
-    )
-
-
-def _shapes(shapes: Mapping[str, MinOptMax], point: str) -> str:
-    return ",".join(
-        f"{name}:{'x'.join(str(dim) for dim in getattr(bounds, point))}"
-        for name, bounds in shapes.items()
     )

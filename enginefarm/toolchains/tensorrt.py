@@ -6,10 +6,8 @@ holds this file to the real bindings of both.
 
 from __future__ import annotations
 
-import platform
 import time
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,13 @@ from enginefarm.run.trt import (
     make_logger,
     started,
 )
-from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
+from enginefarm.toolchains import (
+    BuildOutput,
+    BuildRequest,
+    builder_api,
+    built_here,
+    installed_build,
+)
 
 NAME = "tensorrt"
 MODULES = ("tensorrt", "tensorrt_bindings")
@@ -58,23 +62,9 @@ class TensorRT:
 
     def identity(self) -> ToolchainId:
         for cuda in CUDA_MAJORS:
-            try:
-                build = version(f"tensorrt-cu{cuda}-libs")
-                bindings = version(f"tensorrt-cu{cuda}-bindings")
-            except PackageNotFoundError:
-                continue
-            if build != bindings:
-                raise ToolchainError(
-                    f"toolchain {NAME}: libraries {build} and bindings {bindings} do not match",
-                    fix=f"pip install tensorrt-cu{cuda}=={build}",
-                )
-            return ToolchainId(
-                name=NAME,
-                build=build,
-                cuda=cuda,
-                os=platform.system().lower(),
-                arch=platform.machine(),
-            )
+            build = installed_build(NAME, f"tensorrt-cu{cuda}-libs", f"tensorrt-cu{cuda}-bindings")
+            if build is not None:
+                return built_here(NAME, build, cuda)
         raise ToolchainError(
             f"toolchain {NAME}: TensorRT is not installed", fix="pip install 'enginefarm[gpu]'"
         )

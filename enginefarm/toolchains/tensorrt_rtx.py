@@ -5,10 +5,8 @@ The plan holds no machine code yet: kernels are specialized when it is loaded on
 
 from __future__ import annotations
 
-import platform
 import time
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from enginefarm.documents import gpus
@@ -16,7 +14,13 @@ from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.trt import Messages, make_logger, started
-from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api
+from enginefarm.toolchains import (
+    BuildOutput,
+    BuildRequest,
+    builder_api,
+    built_here,
+    installed_build,
+)
 
 NAME = "tensorrt-rtx"
 CUDA = "13"
@@ -45,25 +49,13 @@ class TensorRTRTX:
     cross = True
 
     def identity(self) -> ToolchainId:
-        try:
-            build, bindings = version(LIBRARIES), version(BINDINGS)
-        except PackageNotFoundError as error:
+        build = installed_build(NAME, LIBRARIES, BINDINGS)
+        if build is None:
             raise ToolchainError(
-                f"toolchain {NAME}: {error.name} is not installed",
+                f"toolchain {NAME}: TensorRT-RTX is not installed",
                 fix="pip install 'enginefarm[farm]'",
-            ) from None
-        if build != bindings:
-            raise ToolchainError(
-                f"toolchain {NAME}: libraries {build} and bindings {bindings} do not match",
-                fix=f"pip install {LIBRARIES}=={build} {BINDINGS}=={build}",
             )
-        return ToolchainId(
-            name=NAME,
-            build=build,
-            cuda=CUDA,
-            os=platform.system().lower(),
-            arch=platform.machine(),
-        )
+        return built_here(NAME, build, CUDA)
 
     def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
         """One plan for every GPU here costs what a plan for one does: measured, decision 0090."""

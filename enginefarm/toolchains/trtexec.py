@@ -6,26 +6,21 @@ held to the lists in tests/unit/toolchains/data/trtexec_options_*.txt.
 
 from __future__ import annotations
 
-import platform
 import re
 import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
-
-from pydantic import Field
 
 from enginefarm.child.lifeline import die_with_parent_of
-from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.spec import BuildSpec, GpuTarget, MinOptMax, ToolchainId
+from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import EnginefarmError, ParseError, ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.refusals import not_built
 from enginefarm.schema import Frozen
-from enginefarm.toolchains import BuildOutput, BuildRequest
+from enginefarm.toolchains import BuildOutput, BuildRequest, built_here, shapes_option
 from enginefarm.toolchains.onnx_io import onnx_tensors
-from enginefarm.toolchains.tensorrt import TensorRT, major, require_gpu
+from enginefarm.toolchains.tensorrt import TACTIC_SOURCES, TensorRT, major, require_gpu
 
 NAME = "trtexec"
 COMPATIBILITY = {
@@ -43,22 +38,14 @@ class Trtexec:
     cross = False
 
     def identity(self) -> ToolchainId:
-        said = subprocess.run(
+        done = subprocess.run(
             [executable(), "--help"], capture_output=True, text=True, check=False, timeout=60
         )
-        build = version_of(said.stdout + said.stderr)
+        text = done.stdout + done.stderr
+        build, cuda = version_of(text), CUDA_LINE.search(text)
         if build is None:
-            raise ToolchainError(
-                f"toolchain {NAME}: its banner names no version",
-                why=(said.stdout + said.stderr)[:300],
-            )
-        return ToolchainId(
-            name=NAME,
-            build=build,
-            cuda=_cuda_of(said.stdout + said.stderr),
-            os=platform.system().lower(),
-            arch=platform.machine(),
-        )
+            raise ToolchainError(f"toolchain {NAME}: its banner names no version", why=text[:300])
+        return built_here(NAME, build, cuda[1] if cuda else "unknown")
 
     def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
         return ()
@@ -92,7 +79,7 @@ class Trtexec:
         layers, cache = request.work_dir / "layers.json", request.work_dir / "timing.cache"
         return BuildOutput(
             plan=plan,
-            tensors=_tensors(request),
+            tensors=onnx_tensors(request.onnx),
             seconds=report.build_seconds or time.monotonic() - started,
             layers=layers if layers.is_file() else None,
             timing_cache=cache if cache.is_file() else None,
@@ -155,22 +142,13 @@ def _profiles(spec: BuildSpec) -> list[str]:
             line.append(f"--profile={index}")
         if profile.shapes:
             line += [
-                f"--{point}Shapes={_shapes(profile.shapes, point)}"
+                f"--{point}Shapes={shapes_option(profile, point)}"
                 for point in ("min", "opt", "max")
             ]
     return line
 
 
-def _shapes(shapes: Mapping[str, MinOptMax], point: str) -> str:
-    return ",".join(
-        f"{name}:{'x'.join(str(dim) for dim in getattr(bounds, point))}"
-        for name, bounds in shapes.items()
-    )
-
-
 def _tactic_sources(spec: BuildSpec) -> str:
-    from enginefarm.toolchains.tensorrt import TACTIC_SOURCES
-
     wanted = set(spec.builder.tactic_sources or ())
     known = sorted(TACTIC_SOURCES[major(spec.toolchain.build)])
     return ",".join(f"{'+' if name in wanted else '-'}{name}" for name in known)
@@ -180,60 +158,33 @@ def _tactic_sources(spec: BuildSpec) -> str:
 
 
 class TrtexecReport(Frozen):
-    """A trtexec log. None: the log does not say (with --skipInference, no latencies)."""
+    """What a trtexec log says of a build. None: the log does not say."""
 
     passed: bool
     version: str | None = None
     build_seconds: float | None = None
-    throughput_qps: float | None = None
-    latency_ms: dict[str, float] = Field(default_factory=dict)
-    compute_ms: dict[str, float] = Field(default_factory=dict)
-    h2d_ms: dict[str, float] = Field(default_factory=dict)
-    d2h_ms: dict[str, float] = Field(default_factory=dict)
-    peak_gpu_bytes: int | None = None
     errors: tuple[str, ...] = ()
 
 
-# Bounded: a log may hold anything, and 1e999 is not a number of milliseconds.
-_NUMBER = r"([-+]?\d{1,18}(?:\.\d{1,18})?(?:e[-+]?\d{1,2})?)(?![\d.e])"
-_BUILT = re.compile(rf"Engine (?:built|generation completed) in {_NUMBER} ?sec")
-_THROUGHPUT = re.compile(rf"Throughput: {_NUMBER} qps")
-_PEAK = re.compile(r"Peak memory usage[^:]*: CPU \d+ MiB, GPU (\d{1,9}) MiB")
-_SUMMARY = re.compile(r"\] (Latency|GPU Compute Time|H2D Latency|D2H Latency): (min = .*)$")
-_FIGURE = re.compile(rf"(min|max|mean|median|percentile\(\d+(?:\.\d+)?%\)) = {_NUMBER} ms")
+# Bounded: a log may hold anything, and 1e999 is not a number of seconds.
+_BUILT = re.compile(
+    r"Engine (?:built|generation completed) in "
+    r"([-+]?\d{1,18}(?:\.\d{1,18})?(?:e[-+]?\d{1,2})?)(?![\d.e]) ?sec"
+)
 # The samples' own checks of CUDA print one line of this kind, and end the program.
 _ERROR = re.compile(r"^(?:(?:\[[^\]]*\] )?\[[EF]\] (.*)|(Cuda failure.*))$")
-_FIELDS = {
-    "Latency": "latency_ms",
-    "GPU Compute Time": "compute_ms",
-    "H2D Latency": "h2d_ms",
-    "D2H Latency": "d2h_ms",
-}
 
 
 def parse_log(text: str) -> TrtexecReport:
     """Any text becomes a report: what is not found is None."""
-    summaries: dict[str, dict[str, float]] = {}
-    errors: list[str] = []
-    for line in text.splitlines():
-        if found := _SUMMARY.search(line):
-            summaries[_FIELDS[found[1]]] = {
-                name: float(value) for name, value in _FIGURE.findall(found[2])
-            }
-        elif found := _ERROR.match(line.strip()):
-            errors.append((found[1] or found[2]).strip())
-    peak = _PEAK.search(text)
+    found = (_ERROR.match(line.strip()) for line in text.splitlines())
+    errors = ((line[1] or line[2]).strip() for line in found if line)
+    built = _BUILT.search(text)
     return TrtexecReport(
         passed="&&&& PASSED TensorRT.trtexec" in text,
         version=version_of(text),
-        build_seconds=_first(_BUILT, text),
-        throughput_qps=_first(_THROUGHPUT, text),
-        peak_gpu_bytes=int(peak[1]) << 20 if peak else None,
+        build_seconds=float(built[1]) if built else None,
         errors=tuple(dict.fromkeys(errors)),
-        latency_ms=summaries.get("latency_ms", {}),
-        compute_ms=summaries.get("compute_ms", {}),
-        h2d_ms=summaries.get("h2d_ms", {}),
-        d2h_ms=summaries.get("d2h_ms", {}),
     )
 
 
@@ -256,17 +207,3 @@ def failure(report: TrtexecReport, code: int) -> EnginefarmError:
         return ParseError("trtexec cannot parse the model", why=cause)
     refusal = f"ended with status {code} and no plan"
     return not_built(NAME, cause, refusal=refusal, fix="read trtexec.log")
-
-
-def _first(pattern: re.Pattern[str], text: str) -> float | None:
-    found = pattern.search(text)
-    return float(found[1]) if found else None
-
-
-def _cuda_of(text: str) -> str:
-    found = CUDA_LINE.search(text)
-    return found[1] if found else "unknown"
-
-
-def _tensors(request: BuildRequest) -> tuple[TensorInfo, ...]:
-    return onnx_tensors(request.onnx)

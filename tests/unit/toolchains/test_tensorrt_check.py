@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
-from types import ModuleType
 
 import pytest
 
 from enginefarm.errors import HostError, ToolchainError
-from enginefarm.toolchains import tensorrt, tensorrt_rtx
+from enginefarm.toolchains import tensorrt_rtx
 from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
 from tests.unit.toolchains.specs import request, spec
 
@@ -45,9 +44,7 @@ def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         require_gpu(spec())
 
 
-def installed(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, versions: dict[str, str]
-) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
     """Package metadata as it is where exactly these distributions are installed."""
 
     def version(name: str) -> str:
@@ -55,29 +52,31 @@ def installed(
             raise PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(module, "version", version)
+    monkeypatch.setattr("enginefarm.toolchains.version", version)
 
 
 def test_the_build_is_that_of_libraries_and_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"tensorrt-cu12-libs": "10.16.1.11", "tensorrt-cu12-bindings": "10.16.1.11"}
-    installed(monkeypatch, tensorrt, both)
+    installed(monkeypatch, both)
     found = TensorRT().identity()
     assert (found.build, found.cuda) == ("10.16.1.11", "12")
-    installed(monkeypatch, tensorrt, {**both, "tensorrt-cu12-bindings": "10.13.3.9"})
+    installed(monkeypatch, {**both, "tensorrt-cu12-bindings": "10.13.3.9"})
     with pytest.raises(ToolchainError, match=r"10\.16\.1\.11 and bindings 10\.13\.3\.9") as caught:
         TensorRT().identity()
-    assert caught.value.fix == "pip install tensorrt-cu12==10.16.1.11"
-    installed(monkeypatch, tensorrt, {})
+    assert caught.value.fix == (
+        "pip install tensorrt-cu12-libs==10.16.1.11 tensorrt-cu12-bindings==10.16.1.11"
+    )
+    installed(monkeypatch, {})
     with pytest.raises(ToolchainError, match="not installed"):
         TensorRT().identity()
 
 
 def test_the_same_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries, bindings = tensorrt_rtx.LIBRARIES, tensorrt_rtx.BINDINGS
-    installed(monkeypatch, tensorrt_rtx, {libraries: "1.7.1.116", bindings: "1.6.0.1"})
+    installed(monkeypatch, {libraries: "1.7.1.116", bindings: "1.6.0.1"})
     with pytest.raises(ToolchainError, match=r"1\.7\.1\.116 and bindings 1\.6\.0\.1"):
         tensorrt_rtx.TensorRTRTX().identity()
-    installed(monkeypatch, tensorrt_rtx, {})
+    installed(monkeypatch, {})
     with pytest.raises(ToolchainError, match="not installed") as caught:
         tensorrt_rtx.TensorRTRTX().identity()
     assert "enginefarm[farm]" in caught.value.fix

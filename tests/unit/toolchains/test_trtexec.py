@@ -83,12 +83,6 @@ def test_a_log_with_inference() -> None:
     assert report.passed
     assert report.version == "10.7.0.23"
     assert report.build_seconds == 33.4821
-    assert report.throughput_qps == 812.345
-    assert report.latency_ms["percentile(99%)"] == 1.62109
-    assert report.compute_ms["median"] == 1.26709
-    assert report.h2d_ms["min"] == 0.192383
-    assert report.d2h_ms["min"] == 0.00390625
-    assert report.peak_gpu_bytes == 612 << 20
     assert report.errors == ()
 
 
@@ -97,10 +91,6 @@ def test_a_log_that_a_real_trtexec_wrote() -> None:
     report = trtexec.parse_log((DATA / "trtexec_86_inference.log").read_text())
     assert report.passed
     assert report.version == "8.6.1"
-    assert report.latency_ms["median"] == 0.2146
-    assert report.compute_ms["median"] == 0.200684
-    assert report.h2d_ms["median"] == 0.00512695
-    assert report.d2h_ms["percentile(99%)"] == 0.0107422
     assert report.errors == ()
 
 
@@ -115,7 +105,6 @@ def test_a_log_of_a_failure_gives_the_cause() -> None:
     report = trtexec.parse_log((DATA / "trtexec_10_failed.log").read_text())
     assert not report.passed
     assert report.version == "10.16.0.72"
-    assert report.latency_ms == {}
     error = trtexec.failure(report, 1)
     assert isinstance(error, ParseError)
     assert "Failed to parse onnx file" in error.why
