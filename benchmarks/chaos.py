@@ -39,7 +39,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import StateType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -246,7 +246,7 @@ class Chaos:
     def look(self) -> None:
         """Takes what has ended from what is open. A crash is no end while it is sent back."""
         for run in self.farm.runs(list(self.open)):
-            if _ended(run):
+            if recovery.has_ended(run):
                 self.open.pop(run.id, None)
 
     def endless(self) -> list[str]:
@@ -267,7 +267,7 @@ class Chaos:
                 ),
                 limit=200,
             )
-        return [f"{run.name} {run.state_name}" for run in found if not _ended(run)]
+        return [f"{run.name} {run.state_name}" for run in found if not recovery.has_ended(run)]
 
     def _wait(self) -> None:
         deadline = time.monotonic() + SETTLE_S
@@ -284,13 +284,6 @@ class Chaos:
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.started:7.1f} s  {text}", file=sys.stderr, flush=True)
-
-
-def _ended(run: FlowRun) -> bool:
-    state = run.state
-    return state is not None and (
-        state.is_final() and not (state.is_crashed() and recovery.sent_back(run))
-    )
 
 
 def chaos(minutes: float, mean_s: float, seed: int) -> dict[str, object]:

@@ -167,7 +167,7 @@ def _requests(farm: Farm) -> list[Figure]:
             "asking", "worker", "--name", "asking", "--gpu", "l40", "--cross", PREFECT_API_URL=url
         )
         until(
-            lambda: any(row.card.name == "asking" for row in workers.listed(farm.store)),
+            lambda: any(row.card.name == "asking" for row in workers.list_workers(farm.store)),
             "the worker is online",
         )
         before = asked.copy()
@@ -196,7 +196,7 @@ def _night(farm: Farm, recipes: int) -> list[Figure]:
     site = Site(store=farm.store, cache=BlobCache(farm.root / "caches" / "bench"))
     # The night's other three labels are cross-built: a cpu worker has to be online.
     farm.start_worker("cpu", "--cpu")
-    offers = [*workers.offers(workers.listed(farm.store))]
+    offers = [*workers.offers(workers.list_workers(farm.store))]
     folder = farm.recipes / "night"
     for index in range(recipes):
         as_if_built(site, write_recipe(folder, index), tuple(offers))

@@ -73,10 +73,10 @@ def _measure(site: Site, folder: Path, sizes: list[int]) -> list[Figure]:
         made = size
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda path: as_if_built(site, path, offers), new))
-        files = nightly.recipes_under(folder)
+        files = recipe_file.below(folder)
         calls.clear()
         started = time.perf_counter()
-        found = nightly.standings(site, files, offers)
+        found = nightly.recipe_states(site, files, offers)
         seconds = time.perf_counter() - started
         specs, cached = sum(row.wanted for row in found), sum(row.cached for row in found)
         requests = calls.total()

@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from enginefarm.building import engine as engines
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
-from enginefarm.farm.dispatch import build_on_pool, leave_benchmarks, online_offers, stopped_at_once
+from enginefarm.farm.dispatch import build_on_pool, cancel_on_error, online_offers, queue_benchmarks
 from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
 from enginefarm.farm.policy import STEP
 from enginefarm.planning import outcome, plan
@@ -83,7 +83,7 @@ def build_model(
         precisions: Only these of the recipe's precisions. Empty: all of them.
     """
     try:
-        with stopped_at_once():
+        with cancel_on_error():
             return _built(recipe, gpus, precisions)
     except EnginefarmError as error:
         # A refusal: its words are the state's, without a traceback of the engine.
@@ -101,7 +101,7 @@ def _built(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
     built = [] if found.complete else _build_missing(wanted, found, on_farm)
     outcomes = _gather(wanted, found, cached, built)
     if on_farm and built:
-        leave_benchmarks(wanted, outcomes)
+        queue_benchmarks(wanted, outcomes)
     publish_tables(wanted.name, outcomes)
     return _final_state(wanted.name, outcomes)
 

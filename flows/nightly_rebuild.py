@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from enginefarm.farm.dispatch import build_recipes, online_offers, stopped_at_once
+from enginefarm.farm.dispatch import build_recipes, cancel_on_error, online_offers
 from enginefarm.farm.night import RunEnd, Slowdown
 from enginefarm.farm.parameters import Folder, recipe_at, recipes_in
 from tasks.nightly import announce, find_slower, publish_night, survey_recipes
@@ -22,14 +22,14 @@ def nightly_rebuild(folder: Folder = ".") -> Any:
         folder: Every recipe.yaml below it. Absolute, or from a recipe root of the control
             worker (ENGINEFARM_RECIPE_ROOTS). @store: every recipe that is kept in the store.
     """
-    with stopped_at_once():
-        standings = survey_recipes(recipes_in(folder), online_offers(), recipe_at)
-        ended = build_recipes({row.file: row.recipe for row in standings if row.missing})
-        slower = find_slower(standings)
+    with cancel_on_error():
+        states = survey_recipes(recipes_in(folder), online_offers(), recipe_at)
+        ended = build_recipes({row.file: row.recipe for row in states if row.missing})
+        slower = find_slower(states)
         announce(slower)
-        publish_night(standings, ended, slower)
-        broken = [f"{row.file}: {row.error}" for row in standings if row.error]
-        return _final_state(len(standings), broken, ended, slower)
+        publish_night(states, ended, slower)
+        broken = [f"{row.file}: {row.error}" for row in states if row.error]
+        return _final_state(len(states), broken, ended, slower)
 
 
 def _final_state(

@@ -26,7 +26,7 @@ from enginefarm.report import nightly as report
 def survey_recipes(
     files: Sequence[Path], offers: Sequence[Offer], load: Callable[[Path], Recipe]
 ) -> tuple[RecipeState, ...]:
-    found = nightly.standings(stages.here(), files, offers, load)
+    found = nightly.recipe_states(stages.here(), files, offers, load)
     get_run_logger().info(
         "%d recipes, %d engines wanted, %d missing",
         len(found),
@@ -37,10 +37,10 @@ def survey_recipes(
 
 
 @task(name="regressions", **STEP)
-def find_slower(standings: Sequence[RecipeState]) -> tuple[Slowdown, ...]:
+def find_slower(states: Sequence[RecipeState]) -> tuple[Slowdown, ...]:
     site, night = stages.here(), dt.datetime.now(dt.UTC).date()
     nightly.compact_yesterday(site, night)
-    return nightly.slower_tonight(site, standings, night)
+    return nightly.find_slowdowns(site, states, night)
 
 
 def announce(slower: Sequence[Slowdown]) -> None:
@@ -55,7 +55,7 @@ def announce(slower: Sequence[Slowdown]) -> None:
 
 @task(name="report", **STEP)
 def publish_night(
-    standings: Sequence[RecipeState], ended: Mapping[Path, RunEnd], slower: Sequence[Slowdown]
+    states: Sequence[RecipeState], ended: Mapping[Path, RunEnd], slower: Sequence[Slowdown]
 ) -> None:
     rows = [
         {
@@ -65,13 +65,13 @@ def publish_night(
             "skipped": row.skipped,
             "tonight": _tonight(row, ended.get(row.file)),
         }
-        for row in standings
+        for row in states
     ]
     store = stages.here().store
     page = report.publish(store, report.page(store), dt.datetime.now(dt.UTC).date())
     create_table_artifact(key="nightly", table=rows, description="Recipes of the night")
     lines = [
-        nightly.counted(standings, ended),
+        nightly.summary(states, ended),
         "",
         f"[Report]({report.link(store, page)}) (the link works for a week; `enginefarm report` "
         f"makes the page anew)",

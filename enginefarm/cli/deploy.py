@@ -41,6 +41,6 @@ def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None
         for name in deployments.apply(client, pools=pools, night=night):
             click.echo(f"deployment  {name}")
         for name in deployments.apply_automations(
-            client, file=deployments.shipped("automations.yaml")
+            client, file=deployments.packaged("automations.yaml")
         ):
             click.echo(f"automation  {name}")

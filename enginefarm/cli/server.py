@@ -22,7 +22,7 @@ def server(host: str, port: int, public_url: str | None) -> None:
     from enginefarm.farm.server.environment import prepare_server
 
     url = prepare_server(host=host, port=port, public_url=public_url)
-    address.record_url(url)
+    address.save_url(url)
     click.echo(f"UI        {public_url or url.removesuffix('/api')}", err=True)
     click.echo(f"password  {address.password_file()}", err=True)
     prefect = [sys.executable, "-P", "-m", "enginefarm.farm.server.process", "server", "start"]

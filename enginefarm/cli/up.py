@@ -31,7 +31,7 @@ def up(
     import signal
     import threading
 
-    from enginefarm.farm import up as whole
+    from enginefarm.farm import up as local_farm
     from enginefarm.farm.server import address
 
     if postgres:
@@ -52,13 +52,13 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     options = {"host": host, "port": str(port)} | ({"public-url": public_url} if public_url else {})
-    with whole.farm(options, click.echo, stopped) as parts:
-        address.use()
+    with local_farm.farm(options, click.echo, stopped) as parts:
+        address.configure()
         url = public_url or os.environ[address.API_URL].removesuffix("/api")
         click.echo(f"UI        {url}")
-        click.echo(f"password  {address.kept_password()}")
-        click.echo(f"logs      {whole.logs()}")
+        click.echo(f"password  {address.saved_password()}")
+        click.echo(f"logs      {local_farm.logs()}")
         click.echo("elsewhere:")
-        click.echo(f"  {whole.export_line()}")
+        click.echo(f"  {local_farm.export_line()}")
         click.echo("next:\n  enginefarm submit RECIPE")
-        whole.watch(parts, stopped)
+        local_farm.watch(parts, stopped)

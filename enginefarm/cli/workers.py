@@ -12,10 +12,10 @@ import click
 def workers(as_json: bool) -> None:
     """List the farm's workers, online or silent, and what each offers."""
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.farm.worker.card import listed
+    from enginefarm.farm.worker.card import list_workers
     from enginefarm.store import open_store
 
-    found = listed(open_store())
+    found = list_workers(open_store())
     if as_json:
         print_json([row.model_dump(mode="json") for row in found])
         return

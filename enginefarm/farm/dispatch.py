@@ -1,4 +1,4 @@
-"""An engine built by a run on another machine: started, linked to its parent, waited for."""
+"""Starts the runs that build engines on other machines, and waits for them."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ it: runs in the default queue go first."""
 
 STRANDED_S = 300
 STRANDED = "No worker of its pool is online any more"
-"""A child that waited so long in a pool whose workers have all gone is given up."""
+"""A child that waited this long in a pool without online workers is cancelled."""
 
 
 def online_offers() -> tuple[Offer, ...]:
-    """What the workers that are online can build, from their cards in the store."""
-    return workers.offers(workers.listed(stages.here().store))
+    """What the online workers can build, read from their cards in the store."""
+    return workers.offers(workers.list_workers(stages.here().store))
 
 
 @contextmanager
-def stopped_at_once() -> Generator[None]:
-    """Whatever ends the block early also ends the threads that wait, and their builders."""
+def cancel_on_error() -> Generator[None]:
+    """When the block raises, also stops the waiting threads and their builders."""
     try:
         yield
     except BaseException:
@@ -66,11 +66,11 @@ def stopped_at_once() -> Generator[None]:
 
 
 def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
-    """The manifest of a build on that pool's workers, and whether it was there already.
+    """The manifest of a build on that pool's workers, and whether it was already published.
 
     Blocks until the child run has ended, crashes and their retries included.
-    Raises: what the child raised, by the kind that its state is named after; FarmError
-    when it crashed for good, BuildCancelled.
+    Raises: the child's error; FarmError when the child crashed in every attempt;
+    BuildCancelled.
     """
     site = stages.here()
     store = site.store
@@ -78,18 +78,18 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
     if published is not None and is_named(store, job.recipe, published):
         return published, True
     with LANES.turn(pool):
-        child = _start(job, pool)
+        child = _start_child(job, pool)
         ended = CHILDREN.wait(child.id)
     manifest = store.manifest(job.spec.digest)
     if manifest is None:
-        raise _why(job, ended)
+        raise _failure(job, ended)
     return manifest, False
 
 
-def _start(job: Job, pool: str) -> FlowRun:
-    """A child run, or, for a parent that starts again, the one it had started before."""
+def _start_child(job: Job, pool: str) -> FlowRun:
+    """Starts a child run. A parent that was restarted gets the child of its earlier attempt."""
     try:
-        child = _started(
+        child = _start_run(
             f"build-engine/{pool}",
             parameters={"job": job.model_dump(mode="json")},
             flow_run_name=f"{job.recipe} {job.spec.label}",
@@ -104,15 +104,15 @@ def _start(job: Job, pool: str) -> FlowRun:
             fix="enginefarm deploy, and workers of one version",
         ) from error
     if child.state is not None and child.state.is_final():
-        _again(child)
+        _restart(child)
     return child
 
 
-def _started(deployment: str, **options: Any) -> FlowRun:
-    """A run of the deployment. A server that is away, or too busy to answer, is asked again.
+def _start_run(deployment: str, **options: Any) -> FlowRun:
+    """Starts a run of the deployment, and retries while the server is unreachable or busy.
 
-    Asking twice starts one run: each has an idempotency key.
-    Raises: BuildCancelled; what the server answers when it refuses, or is asked for the last time.
+    The idempotency key makes sure that a retry starts no second run.
+    Raises: BuildCancelled; the server's refusal, or its last error.
     """
     for pause_s in BACKOFF_S:
         try:
@@ -127,21 +127,21 @@ def _started(deployment: str, **options: Any) -> FlowRun:
     return cast(FlowRun, run_deployment(deployment, timeout=0, **options))
 
 
-def _again(child: FlowRun) -> None:
-    """Sends an ended child back to its queue: unless it failed, and the parent only crashed."""
+def _restart(child: FlowRun) -> None:
+    """Reschedules an ended child, unless it failed and only the crash of its parent led here."""
     with get_client(sync_client=True) as client:
-        asked_for = not _after_crash(client, UUID(str(flow_run.id)))
+        asked_for = not _restarted_after_crash(client, UUID(str(flow_run.id)))
         if child.state is not None and (asked_for or not child.state.is_failed()):
             client.set_flow_run_state(child.id, Scheduled(), force=True)
 
 
-def _after_crash(client: SyncPrefectClient, run_id: UUID) -> bool:
-    """Whether this attempt was begun by the automation, and not by a person."""
+def _restarted_after_crash(client: SyncPrefectClient, run_id: UUID) -> bool:
+    """Whether this attempt was started by the automation and not by a person."""
     scheduled = [state for state in client.read_flow_run_states(run_id) if state.is_scheduled()]
     return bool(scheduled) and scheduled[-1].message == recovery.RESCHEDULED
 
 
-def _why(job: Job, ended: FlowRun) -> EnginefarmError:
+def _failure(job: Job, ended: FlowRun) -> EnginefarmError:
     state = ended.state
     label = job.spec.label
     if state is not None and state.message == STRANDED:
@@ -161,7 +161,7 @@ def _why(job: Job, ended: FlowRun) -> EnginefarmError:
 
 
 class _Children:
-    """One poll of the server for every child that is waited for, whoever waits."""
+    """Polls the server for all children of this process in one thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,10 +190,10 @@ class _Children:
                         self._thread = None
                         return
                 for start in range(0, len(ids), PAGE):
-                    self._look(client, ids[start : start + PAGE])
+                    self._check(client, ids[start : start + PAGE])
                 CANCEL.wait(POLL_S)
 
-    def _look(self, client: SyncPrefectClient, ids: list[UUID]) -> None:
+    def _check(self, client: SyncPrefectClient, ids: list[UUID]) -> None:
         try:
             runs = client.read_flow_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
@@ -201,51 +201,44 @@ class _Children:
         except (httpx.HTTPError, PrefectHTTPStatusError):
             return  # the server is away: the children go on, and so does the wait
         for run in runs:
-            if _ended(run):
+            if recovery.has_ended(run):
                 with self._lock:
                     self._ended[run.id] = run
                     self._waiting.pop(run.id).set()
-            elif _stranded(run):
+            elif _is_stranded(run):
                 client.set_flow_run_state(run.id, Cancelled(message=STRANDED), force=True)
 
 
-def _ended(run: FlowRun) -> bool:
-    """Final, and not about to be sent back to its queue."""
-    if run.state is None or not run.state.is_final():
-        return False
-    return not (run.state.is_crashed() and recovery.sent_back(run))
-
-
-def _stranded(run: FlowRun) -> bool:
+def _is_stranded(run: FlowRun) -> bool:
     state = run.state
     if state is None or not (state.is_scheduled() or state.is_crashed()):
         return False
     if datetime.now(UTC) - state.timestamp < timedelta(seconds=STRANDED_S):
         return False
     try:
-        found = workers.listed(stages.here().store)
+        found = workers.list_workers(stages.here().store)
     except EnginefarmError:
         return False
     return not any(row.online and row.card.pool == run.work_pool_name for row in found)
 
 
-def _width(pool: str) -> int:
-    """One run for each worker of the pool that is online, and one that waits."""
-    found = workers.listed(stages.here().store)
+def _runs_at_once(pool: str) -> int:
+    """One run for each online worker of the pool, and one that waits."""
+    found = workers.list_workers(stages.here().store)
     return 1 + max(1, sum(row.online and row.card.pool == pool for row in found))
 
 
 CHILDREN = _Children()
-LANES = Lanes(_width)
+LANES = Lanes(_runs_at_once)
 
 
 def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
-    """A build-model run for each recipe, waited for. Runs that people ask for come before them.
+    """Runs build-model for each recipe, and waits. Runs that people start go first.
 
-    recipes: what build-model takes -> the recipe's name, which its run has while it waits.
+    recipes: the parameter of build-model -> the recipe's name, which names the waiting run.
     """
     started = {
-        file: _started(
+        file: _start_run(
             "build-model/build-model",
             parameters={"recipe": str(file)},
             work_queue_name=NIGHT_QUEUE,
@@ -264,17 +257,17 @@ def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
     return ended
 
 
-def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
-    """For each engine not run on its GPU yet, a run that waits for a worker that has one.
+def queue_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
+    """Queues a benchmark for each engine that has not run on its GPU yet.
 
-    One a spec, however often it is asked for; one that failed or was withdrawn waits again.
+    Each spec has one such run; a run that failed or was cancelled is rescheduled.
     """
     pending = [row for row in outcomes if row.on_device == "pending"]
     with get_client(sync_client=True) as client:
         for pool in sorted({farm.pool_of(row.gpu) for row in pending}):
             deployments.ensure_applied(client, "benchmark-engine", pool)
     for row in pending:
-        left = _started(
+        left = _start_run(
             f"benchmark-engine/{farm.pool_of(row.gpu)}",
             parameters={
                 "spec_digest": row.spec_digest,
@@ -285,11 +278,11 @@ def leave_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
             as_subflow=False,
             idempotency_key=f"benchmark:{row.spec_digest}",
         )
-        _ask_again(left)
+        _restart_benchmark(left)
 
 
-def _ask_again(left: FlowRun) -> None:
-    """A benchmark that was withdrawn, or spoiled by a worker that should not have taken it."""
+def _restart_benchmark(left: FlowRun) -> None:
+    """Reschedules a benchmark that failed or was cancelled."""
     state = left.state
     if state is None or not state.is_final() or state.is_completed():
         return

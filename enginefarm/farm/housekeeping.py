@@ -1,8 +1,8 @@
-"""What would grow for ever on a farm: withdrawn or removed by the control worker, once an hour.
+"""Hourly cleanup by the control worker of what would otherwise grow forever.
 
-Runs and events are deleted by Prefect's own vacuum, after ENGINEFARM_KEEP_RUNS_DAYS
-(server/environment.py). Here is what it cannot know: a benchmark that waits for an engine that
-is no longer wanted, the card of a worker that has gone, and logs of builds that failed.
+Prefect's own vacuum deletes runs and events after ENGINEFARM_KEEP_RUNS_DAYS
+(server/environment.py). This module removes what Prefect cannot judge: benchmarks of engines
+that nobody wants any more, cards of workers that are gone, and logs of failed builds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ SUPERSEDED = "A newer engine has taken this one's place, or it is no longer in t
 DONE = "The engine has been run on its GPU meanwhile"
 
 
-def once(client: SyncPrefectClient, store: EngineStore, *, now: datetime | None = None) -> int:
-    """Withdraws and removes what nobody waits for; returns how much. Raises: StoreError."""
+def clean_up(client: SyncPrefectClient, store: EngineStore, *, now: datetime | None = None) -> int:
+    """Withdraws stale benchmarks, removes old cards and logs. Returns their number.
+
+    Raises: StoreError.
+    """
     moment = now or datetime.now(UTC)
     return (
         _withdraw_benchmarks(client, store)
@@ -49,16 +52,16 @@ def once(client: SyncPrefectClient, store: EngineStore, *, now: datetime | None 
 def _withdraw_benchmarks(client: SyncPrefectClient, store: EngineStore) -> int:
     newest: dict[tuple[str, str, str], str] = {}
     withdrawn = 0
-    for run_id, digest in _waiting(client):
-        reason = _unwanted(store, digest, newest)
+    for run_id, digest in _waiting_benchmarks(client):
+        reason = _reason_to_withdraw(store, digest, newest)
         if reason:
             client.set_flow_run_state(run_id, Cancelled(message=reason), force=True)
             withdrawn += 1
     return withdrawn
 
 
-def _waiting(client: SyncPrefectClient) -> list[tuple[UUID, str]]:
-    """Benchmarks that no worker has taken yet: the run, and its engine's spec."""
+def _waiting_benchmarks(client: SyncPrefectClient) -> list[tuple[UUID, str]]:
+    """The run id and the spec digest of each benchmark that no worker has taken yet."""
     found: list[FlowRun] = []
     while True:
         page = client.read_flow_runs(
@@ -75,10 +78,10 @@ def _waiting(client: SyncPrefectClient) -> list[tuple[UUID, str]]:
             return [(run.id, str(run.parameters.get("spec_digest", ""))) for run in found]
 
 
-def _unwanted(
+def _reason_to_withdraw(
     store: EngineStore, digest: str, newest: dict[tuple[str, str, str], str]
 ) -> str | None:
-    """Why nobody waits for this benchmark; None when somebody does."""
+    """Why this benchmark is no longer needed; None while it is."""
     try:
         manifest = store.manifest(digest)
         if manifest is None:
@@ -87,13 +90,13 @@ def _unwanted(
             return DONE
         target = (manifest.recipe, manifest.gpu, manifest.precision)
         if target not in newest:
-            newest[target] = _newest(store, manifest)
+            newest[target] = _newest_spec(store, manifest)
     except EnginefarmError:
         return None  # a manifest that cannot be read is for `enginefarm fsck`
     return SUPERSEDED if newest[target] != digest else None
 
 
-def _newest(store: EngineStore, manifest: Manifest) -> str:
+def _newest_spec(store: EngineStore, manifest: Manifest) -> str:
     found = store.manifests(manifest.recipe, manifest.gpu, manifest.precision)
     # Itself too: whoever published it may not have lived to list it.
     both = (manifest, *found)
@@ -101,10 +104,10 @@ def _newest(store: EngineStore, manifest: Manifest) -> str:
 
 
 def _remove_cards(store: EngineStore, now: datetime) -> int:
-    """Cards of workers that were last heard of a week ago."""
+    """Removes the cards of workers that have been silent for CARD_DAYS."""
     old = [
         row
-        for row in workers.listed(store, now=now)
+        for row in workers.list_workers(store, now=now)
         if now - row.seen_at > timedelta(days=CARD_DAYS)
     ]
     for row in old:

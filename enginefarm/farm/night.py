@@ -1,4 +1,4 @@
-"""A night: every recipe surveyed, and what got slower. Builds nothing itself."""
+"""The survey of a nightly rebuild, and its search for slowdowns. Nothing is built here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
-from enginefarm.errors import EnginefarmError, RecipeError
+from enginefarm.errors import EnginefarmError
 from enginefarm.planning import plan
 from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import survey
@@ -24,7 +24,7 @@ THREADS = 8
 
 
 class RecipeState(Frozen):
-    """One recipe before the night's builds: how much of it is there."""
+    """How much of one recipe is already built before the night's builds."""
 
     file: Path
     recipe: str = ""
@@ -40,7 +40,7 @@ class RecipeState(Frozen):
 
 
 class Slowdown(Frozen):
-    """A cell whose timings tonight are a regression."""
+    """A cell of the benchmark tables that got slower tonight."""
 
     recipe: str
     cell: str
@@ -57,51 +57,32 @@ class RunEnd(NamedTuple):
     run_id: str = ""
 
 
-def counted(standings: Sequence[RecipeState], ended: Mapping[Path, RunEnd]) -> str:
-    """The night in one sentence: a recipe that failed is not counted as built."""
+def summary(states: Sequence[RecipeState], ended: Mapping[Path, RunEnd]) -> str:
+    """The night in one sentence. A recipe that failed does not count as built."""
     built = sum(run.completed for run in ended.values())
-    unread = sum(bool(row.error) for row in standings)
+    unread = sum(bool(row.error) for row in states)
     parts = (
-        (sum(row.cached for row in standings), "engines are already built"),
+        (sum(row.cached for row in states), "engines are already built"),
         (built, "recipes were built tonight"),
         (len(ended) - built, "recipes failed"),
         (unread, "recipes could not be read"),
     )
     told = "; ".join(f"{number} {words}" for number, words in parts if number)
-    wanted = sum(row.wanted for row in standings)
-    return f"{len(standings)} recipes ask for {wanted} engines: {told or 'nothing was built'}."
+    wanted = sum(row.wanted for row in states)
+    return f"{len(states)} recipes ask for {wanted} engines: {told or 'nothing was built'}."
 
 
-def recipes_under(folder: Path) -> tuple[Path, ...]:
-    """Every recipe.yaml below a folder, hidden folders left out.
-
-    Raises: RecipeError when there is none.
-    """
-    found = tuple(
-        path
-        for path in sorted(folder.rglob(recipe_file.FILE_NAME))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        raise RecipeError(
-            f"nightly: there is no {recipe_file.FILE_NAME} under {folder}",
-            fix="name the folder that holds the recipes' folders",
-        )
-    return found
-
-
-def standings(
+def recipe_states(
     site: Site,
     files: Sequence[Path],
     offers: Sequence[plan.Offer],
     load: Callable[[Path], Recipe] = recipe_file.load,
 ) -> tuple[RecipeState, ...]:
-    """Each recipe's standing: five requests to the store for each, and one for each engine.
+    """The state of each recipe, for five requests to the store and one for each of its engines.
 
-    load: how a recipe is read; one that lies in the store costs a request more.
-    The recipe's regression rule is remembered: gates and reports judge by it from here on.
-
-    A recipe that cannot be read or planned stands with its error; the others go on.
+    load: reads a recipe; a recipe in the store costs one more request. The recipe's regression
+    rule and budgets are written to the store, where gates and reports read them.
+    A recipe that cannot be read or planned is returned with its error.
     """
 
     def one(file: Path) -> RecipeState:
@@ -125,10 +106,10 @@ def standings(
         return tuple(pool.map(one, files))
 
 
-def slower_tonight(
+def find_slowdowns(
     site: Site, recipes: Sequence[RecipeState], night: dt.date
 ) -> tuple[Slowdown, ...]:
-    """Tonight's measured cells against the nights before. One listing when nothing was measured."""
+    """The cells that are slower tonight than in the nights before."""
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.regression import judge
     from enginefarm.tables.rows import BenchmarkRow
@@ -162,7 +143,7 @@ def slower_tonight(
 
 
 def compact_yesterday(site: Site, night: dt.date) -> int:
-    """Merges the files of the night before, which nobody writes to any more; returns how many."""
+    """Merges yesterday's benchmark files into one. Returns the number of merged files."""
     from enginefarm.tables.tables import BenchmarkTables
 
     return BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))

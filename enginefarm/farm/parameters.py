@@ -1,6 +1,6 @@
-"""The types of deployments' parameters: what the UI's run form offers, and what it refuses.
+"""The types of the deployments' parameters, which decide what the run form accepts.
 
-What the form says of each stands in the flows' docstrings: that is where Prefect looks.
+The form's help texts are in the flows' docstrings, where Prefect reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pydantic import Field
 from enginefarm.documents import gpus
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, RecipeError
-from enginefarm.farm import night as nightly
 from enginefarm.names import PrecisionName
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
@@ -54,11 +53,11 @@ def recipe_file_at(path: str) -> Path:
     """
     if path.startswith(f"{STORE_ROOT}/"):
         return recipe_store.unpacked(stages.here(), path.removeprefix(f"{STORE_ROOT}/"))
-    for real in _inside(path):
+    for real in _candidates(path):
         file = real / FILE_NAME if real.is_dir() else real
         if file.is_file():
             return file
-    raise _nothing_at(path, "file")
+    raise _not_found(path, "file")
 
 
 def recipes_in(folder: str) -> tuple[Path, ...]:
@@ -67,7 +66,13 @@ def recipes_in(folder: str) -> tuple[Path, ...]:
     Raises: RecipeError when there is none.
     """
     if folder != STORE_ROOT:
-        return nightly.recipes_under(folder_at(folder))
+        found_below = recipe_file.below(folder_at(folder))
+        if not found_below:
+            raise RecipeError(
+                f"nightly: there is no {FILE_NAME} under {folder}",
+                fix="name the folder that holds the recipes' folders",
+            )
+        return found_below
     found = recipe_store.names(stages.here().store)
     if not found:
         raise RecipeError(
@@ -95,13 +100,13 @@ def recipe_at(path: Path) -> Recipe:
 
 def folder_at(path: str) -> Path:
     """A folder inside one of the roots. Raises: RecipeError."""
-    for real in _inside(path):
+    for real in _candidates(path):
         if real.is_dir():
             return real
-    raise _nothing_at(path, "folder")
+    raise _not_found(path, "folder")
 
 
-def _inside(path: str) -> list[Path]:
+def _candidates(path: str) -> list[Path]:
     allowed = roots()
     candidates = [Path(path)] if Path(path).is_absolute() else [root / path for root in allowed]
     inside = [
@@ -118,7 +123,7 @@ def _inside(path: str) -> list[Path]:
     return inside
 
 
-def _nothing_at(path: str, kind: str) -> RecipeError:
+def _not_found(path: str, kind: str) -> RecipeError:
     return RecipeError(
         f"recipe: there is no {kind} {path}",
         why=f"looked in {', '.join(map(str, roots()))}",

@@ -1,8 +1,8 @@
-"""Runs that died unheard, and crashes that nobody answered: found by looking, every 15 s.
+"""Finds runs that died silently and crashes that no automation answered, every 15 s.
 
-The automations answer a crash at once, but on what they heard: events and the actions that
-follow wait in the server's memory, and a server that is killed takes them along. What a run
-is stands in its database. The control worker compares the two.
+Automations answer a crash at once, but their events and actions wait in the server's memory, and
+are lost when the server is killed. The state of each run is in the server's database: the control
+worker polls it.
 """
 
 from __future__ import annotations
@@ -40,43 +40,44 @@ Look = Callable[[], None]
 
 MAX_ATTEMPTS = 3
 RESCHEDULED = "Rescheduled after a crash"
-"""As in deployments/automations.yaml, which are faster when they hear."""
+"""The message that the automations in deployments/automations.yaml also write."""
 
 MAX_LOST = 10
-"""A run that is lost so often before it starts is given up: something kills it."""
+"""A run that crashed this often before it started is failed: something kills it every time."""
 
 SWEEP_S = 15.0
 UNANSWERED_S = 10
-"""An automation that heard of a crash has answered by then."""
+"""An automation that received the event of a crash has answered by then."""
 
 SILENT_S = 75
 ANSWERED_S = 45
-"""A run beats every 30 s: it is silent only when the server could have heard it."""
+"""A run sends a heartbeat every 30 s. It counts as silent only when the server was up to hear
+it."""
 
 FORGOTTEN_S = 24 * 3600
-"""A crash as old as that is history, and nobody waits for its end."""
+"""Older crashes are left alone: nobody waits for those runs."""
 
 PAGE = 200
 
 
 @contextmanager
-def watched() -> Generator[None]:
-    """Looks every SWEEP_S while the block runs. A server that is away is looked at later.
+def watching() -> Generator[None]:
+    """Looks for lost runs and cleans up, every SWEEP_S, while the block runs.
 
-    What asks the store has a thread of its own: a store that is away keeps nobody waiting who
-    looks for lost runs.
+    Housekeeping asks the store and has its own thread, so that an unreachable store does not
+    delay the search for lost runs.
     """
     stopped = threading.Event()
-    for name, look in (("recovery", _recover), ("housekeeping", _keep_house)):
-        threading.Thread(target=_looking, name=name, args=(look, stopped), daemon=True).start()
+    for name, look in (("recovery", _look_for_lost_runs), ("housekeeping", _keep_house)):
+        threading.Thread(target=_repeat, name=name, args=(look, stopped), daemon=True).start()
     try:
         yield
     finally:
         stopped.set()
 
 
-def _looking(look: Callable[[SyncPrefectClient], Look], stopped: threading.Event) -> None:
-    """A look that goes wrong is logged, and is not the last one."""
+def _repeat(look: Callable[[SyncPrefectClient], Look], stopped: threading.Event) -> None:
+    """Calls `look` every SWEEP_S; an exception is logged, and the loop goes on."""
     with get_client(sync_client=True) as client:
         once = look(client)
         while True:
@@ -90,21 +91,21 @@ def _looking(look: Callable[[SyncPrefectClient], Look], stopped: threading.Event
                 return
 
 
-def _recover(client: SyncPrefectClient) -> Look:
+def _look_for_lost_runs(client: SyncPrefectClient) -> Look:
     sweep = Sweep()
     return lambda: sweep.once(client)
 
 
 def _keep_house(client: SyncPrefectClient) -> Look:
-    """Offers the recipes that there are in the run form, and every hour cleans up."""
+    """Updates the choices of the run form, and cleans up once an hour."""
     kept = time.monotonic()
 
     def once() -> None:
         nonlocal kept
-        _tried("run form", run_form.refresh, client)
+        _try("run form", run_form.refresh, client)
         if time.monotonic() - kept > housekeeping.EVERY_S:
             kept = time.monotonic()
-            done = _tried("housekeeping", housekeeping.once, client)
+            done = _try("housekeeping", housekeeping.clean_up, client)
             if done:
                 get_logger("recovery").info(
                     "housekeeping: %d benchmarks, cards and logs are gone", done
@@ -113,7 +114,7 @@ def _keep_house(client: SyncPrefectClient) -> Look:
     return once
 
 
-def _tried(
+def _try(
     what: str, step: Callable[[SyncPrefectClient, EngineStore], int], client: SyncPrefectClient
 ) -> int:
     try:
@@ -124,7 +125,7 @@ def _tried(
 
 
 class Sweep:
-    """One look after the other, and for how long the server has answered them."""
+    """One poll of the server, and since when the server has been answering."""
 
     def __init__(self) -> None:
         self._answered_since: float | None = None
@@ -138,20 +139,28 @@ class Sweep:
     def _look(self, client: SyncPrefectClient) -> None:
         pools = [CONTROL_POOL, CROSS_POOL, *farm.gpu_pools(client)]
         for run in _runs(client, pools, StateType.CRASHED):
-            if UNANSWERED_S < _age_s(run) < FORGOTTEN_S and sent_back(run):
-                _send_back(client, run)
+            if UNANSWERED_S < _age_s(run) < FORGOTTEN_S and will_retry(run):
+                _reschedule(client, run)
         now = time.monotonic()
         self._answered_since = self._answered_since or now
         if now - self._answered_since < ANSWERED_S:
             return
         for run in _runs(client, pools, StateType.PENDING, StateType.RUNNING):
-            if _age_s(run) > SILENT_S and not _heard(client, run):
-                _bury(client, run)
+            if _age_s(run) > SILENT_S and not _has_recent_event(client, run):
+                _mark_crashed(client, run)
 
 
-def sent_back(run: FlowRun) -> bool:
-    """Whether a crash is not this run's end."""
+def will_retry(run: FlowRun) -> bool:
+    """Whether a crash of this run is answered by another attempt."""
     return run.run_count < MAX_ATTEMPTS
+
+
+def has_ended(run: FlowRun) -> bool:
+    """Whether its state is final, and no attempt follows."""
+    state = run.state
+    if state is None or not state.is_final():
+        return False
+    return not (state.is_crashed() and will_retry(run))
 
 
 def _runs(client: SyncPrefectClient, pools: list[str], *types: StateType) -> list[FlowRun]:
@@ -170,8 +179,8 @@ def _age_s(run: FlowRun) -> float:
     return (datetime.now(UTC) - run.state.timestamp).total_seconds()
 
 
-def _heard(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether the server has an event of the run that is not older than SILENT_S."""
+def _has_recent_event(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether the server received an event of the run in the last SILENT_S."""
     since = datetime.now(UTC) - timedelta(seconds=SILENT_S)
     wanted = {
         "occurred": {"since": since.isoformat()},
@@ -181,15 +190,15 @@ def _heard(client: SyncPrefectClient, run: FlowRun) -> bool:
     return bool(answer.json()["events"])
 
 
-def _bury(client: SyncPrefectClient, run: FlowRun) -> None:
-    if _same(client, run):
+def _mark_crashed(client: SyncPrefectClient, run: FlowRun) -> None:
+    if _is_unchanged(client, run):
         get_logger("recovery").warning("%s: no sign of life for %d s", run.name, SILENT_S)
         client.set_flow_run_state(run.id, Crashed(message=f"No sign of life for {SILENT_S} s"))
 
 
-def _send_back(client: SyncPrefectClient, run: FlowRun) -> None:
+def _reschedule(client: SyncPrefectClient, run: FlowRun) -> None:
     crashes = sum(state.is_crashed() for state in client.read_flow_run_states(run.id))
-    if not _same(client, run):
+    if not _is_unchanged(client, run):
         return
     if crashes > MAX_LOST:
         message = f"lost {crashes} times: {run.state.message if run.state else ''}"
@@ -199,8 +208,8 @@ def _send_back(client: SyncPrefectClient, run: FlowRun) -> None:
     client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message=RESCHEDULED))
 
 
-def _same(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether the run is still as it was found: an automation may have been faster."""
+def _is_unchanged(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether the run is still in the state that was read: an automation may have been faster."""
     try:
         now = client.read_flow_run(run.id)
     except ObjectNotFound:

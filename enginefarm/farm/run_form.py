@@ -1,7 +1,7 @@
-"""The run form of build-model offers the recipes that there are, and the GPUs that they name.
+"""Keeps the choices in build-model's run form up to date: recipes, and the GPUs that they name.
 
-What there is, the control worker knows: it looks in its recipe roots, and in the store where
-that is one of them, and writes the choices into the deployment's schema when they have changed.
+The control worker lists its recipe roots, and the store if that is one of them, and writes the
+choices into the deployment's schema when they have changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from enginefarm.store.engine_store import EngineStore
 DEPLOYMENT = "build-model/build-model"
 
 MOST = 500
-"""A longer list helps nobody choose: then the form has the path alone."""
+"""With more recipes than this the form only has a field for the path."""
 
 CHOSEN, TYPED = "one of these", "a path"
 
@@ -39,8 +39,8 @@ class Choices(NamedTuple):
 
 
 def choices(store: EngineStore, roots: Sequence[Path]) -> Choices:
-    """A recipe that cannot be read is offered: its run says why. Raises: StoreError."""
-    local = {_shown(file, root): file for root in roots for file in _recipes(root)}
+    """A recipe that cannot be read is offered too: its run says why. Raises: StoreError."""
+    local = {_display_path(file, root): file for root in roots for file in recipe_file.below(root)}
     kept = recipe_store.names(store) if current().recipes_in_store else ()
     named: set[str] = set()
     for file in local.values():
@@ -48,7 +48,7 @@ def choices(store: EngineStore, roots: Sequence[Path]) -> Choices:
             named |= set(recipe_file.load(file).gpus)
         except EnginefarmError:
             continue
-    # Recipes of the store are not opened for this: they may name any.
+    # Recipes in the store are not opened for this, so they may name any GPU.
     fitting = tuple(label for label in gpus.table() if label in named or kept or not named)
     return Choices((*sorted(local), *(f"{STORE_ROOT}/{name}" for name in kept)), fitting)
 
@@ -85,16 +85,7 @@ def with_choices(schema: dict[str, Any], found: Choices) -> dict[str, Any]:
     return made
 
 
-def _recipes(root: Path) -> list[Path]:
-    found = root.rglob(recipe_file.FILE_NAME) if root.is_dir() else ()
-    return [
-        path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-
-
-def _shown(file: Path, root: Path) -> str:
+def _display_path(file: Path, root: Path) -> str:
     """Its folder, from the root; the file itself where it lies in the root."""
     folder = file.parent.relative_to(root)
     return file.name if folder == Path() else str(folder)

@@ -1,8 +1,8 @@
 """A recipe's share of a pool: as many runs as the pool has workers, and one that waits.
 
-Prefect's queues are served in the order of their runs. A recipe that put all its engines in
-at once would keep every other one waiting until its last is built; so each has one more run in
-a pool than is at work there, and recipes that build at the same time take turns.
+Prefect serves a queue in order. A recipe that queued all its engines at once would make every other
+recipe wait until its last engine is built. So each recipe has at most one more run in a pool than
+the pool has workers, and recipes that build at the same time take turns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enginefarm.errors import BuildCancelled
 
 LOOK_S = 0.5
 RECOUNT_S = 15.0
-"""A pool that has got more workers meanwhile is given more runs."""
+"""How often the workers of a pool are counted again, in seconds."""
 
 
 class Lanes:

@@ -1,4 +1,4 @@
-"""A recipe built by the farm: its run started, followed, and told in the end."""
+"""Starts a build-model run on the farm, follows it, and reads its result."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def follow(
     *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> FlowRun:
-    """Says each change of state of the run and its children, and returns the run that has ended."""
+    """Reports each state change of the run and its children; returns the run when it has ended."""
     seen: dict[UUID, str] = {}
     while True:
         run = client.read_flow_run(run_id)
@@ -75,25 +75,18 @@ def follow(
             state = one.state.name if one.state else None
             if state is not None and seen.get(one.id) != state:
                 seen[one.id] = state
-                say(f"{one.name}: {state}{_first_line(one)}")
-        if _ended(run):
+                say(f"{one.name}: {state}{_reason(one)}")
+        if recovery.has_ended(run):
             return run
         sleep(EVERY_S)
 
 
-def _first_line(run: FlowRun) -> str:
-    """Why, for a run that did not complete: the reason comes before everything else."""
+def _reason(run: FlowRun) -> str:
+    """The first line of the reason, for a run that did not complete; else empty."""
     state = run.state
     if state is None or not state.is_final() or state.is_completed() or not state.message:
         return ""
     return f": {state.message.splitlines()[0]}"
-
-
-def _ended(run: FlowRun) -> bool:
-    state = run.state
-    if state is None or not state.is_final():
-        return False
-    return not (state.is_crashed() and recovery.sent_back(run))
 
 
 def _children(client: SyncPrefectClient, run_id: UUID) -> Iterator[FlowRun]:
@@ -106,7 +99,7 @@ def _children(client: SyncPrefectClient, run_id: UUID) -> Iterator[FlowRun]:
 
 
 def table(client: SyncPrefectClient, run_id: UUID) -> list[dict[str, Any]]:
-    """The rows of the engines' table that the run has left; none when it failed before it."""
+    """The rows of the run's table of engines; none when it failed earlier."""
     found = client.read_artifacts(
         artifact_filter=ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
@@ -118,18 +111,18 @@ def table(client: SyncPrefectClient, run_id: UUID) -> list[dict[str, Any]]:
 
 
 def failure(run: FlowRun) -> EnginefarmError | None:
-    """What the run's last state says, as the error that it was; None when it completed."""
+    """The error that ended the run; None when it completed."""
     state = run.state
     if state is None or state.is_completed():
         return None
     text = state.message or "it left no reason"
     if state.is_cancelled():
         return BuildCancelled(f"{run.name}: cancelled")
-    return _kind(state.name or "", text)(text)
+    return _error_class(state.name or "", text)(text)
 
 
-def _kind(state: str, text: str) -> type[EnginefarmError]:
-    """The class that a state is named after, or that the first missing engine names."""
+def _error_class(state: str, text: str) -> type[EnginefarmError]:
+    """The error class named by the state, or else by the first missing engine."""
     if re.search(r"\brejected: accuracy", text) and "failed: " not in text:
         return AccuracyError
     named = re.search(r"\bfailed: (\w+)", text)

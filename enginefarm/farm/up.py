@@ -1,7 +1,7 @@
 """A whole farm in one terminal: the server, a control worker, and a worker that cross-builds.
 
-Each is the command of that name in a process of its own, which dies with this one. What they
-say is in `farm/logs` of the home, one file each, begun anew at every start.
+Each part is the command of that name in its own process, which dies with this one. Each part's
+output is in a file of `farm/logs` in ENGINEFARM_HOME, which is overwritten at every start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAST_LINES = 12
 
 
 class Part:
-    """One command of the farm, running."""
+    """A running command of the farm."""
 
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Part:
             )
 
     def check(self) -> None:
-        """Raises: FarmError when it has ended, with the last of what it said."""
+        """Raises: FarmError, with the last lines of its log, when it has ended."""
         status = self._process.poll()
         if status is not None:
             said = self.log.read_text("utf-8", "replace").strip().splitlines()[-LAST_LINES:]
@@ -58,15 +58,15 @@ class Part:
                 fix=f"its whole log is {self.log}",
             )
 
-    def said(self, text: str) -> bool:
+    def has_logged(self, text: str) -> bool:
         return text in self.log.read_text("utf-8", "replace")
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
-    def ended(self, patience_s: float) -> None:
-        """Waits, and kills what is still there after that."""
+    def wait_or_kill(self, patience_s: float) -> None:
+        """Waits for its end, and kills it after `patience_s` seconds."""
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
@@ -78,9 +78,10 @@ class Part:
 def farm(
     server: Mapping[str, str], say: Callable[[str], None], stopped: threading.Event
 ) -> Generator[list[Part]]:
-    """Starts the parts, one when the one before is ready, and stops them at the end.
+    """Starts the parts one after the other, and stops them at the end.
 
-    server: options of `enginefarm server`. say: told of each step. stopped: ends the waiting.
+    server: options of `enginefarm server`. say: receives a line for each step. stopped: an event
+    that ends the wait.
     Raises: FarmError when a part ends instead of starting; KeyboardInterrupt when stopped.
     """
     parts: list[Part] = []
@@ -96,7 +97,12 @@ def farm(
             say(f"{name:<8}  starts")
             parts.append(Part(name, "worker", role, "--name", f"up-{name}"))
         for part in parts[1:]:
-            _wait(parts, lambda part=part: part.said(": pool "), f"{part.name} is online", stopped)
+            _wait(
+                parts,
+                lambda part=part: part.has_logged(": pool "),
+                f"{part.name} is online",
+                stopped,
+            )
         yield parts
     finally:
         # Workers first: their runs' last states still reach the server.
@@ -104,7 +110,7 @@ def farm(
             for part in some:
                 part.stop()
             for part in some:
-                part.ended(STOP_S)
+                part.wait_or_kill(STOP_S)
 
 
 def watch(parts: list[Part], stopped: threading.Event) -> None:
@@ -115,8 +121,8 @@ def watch(parts: list[Part], stopped: threading.Event) -> None:
 
 
 def _healthy(server: Part) -> bool:
-    """The URL is this server's once it has said so: an older one's may still be there."""
-    url = address.recorded_url() if server.said("password") else None
+    """The saved URL is this server's once it has logged it; before that it may be an old one."""
+    url = address.saved_url() if server.has_logged("password") else None
     if url is None:
         return False
     try:
@@ -143,8 +149,8 @@ def _wait(
 
 
 def export_line() -> str:
-    """What other programs and other machines are told, with the password in it."""
-    url, password = os.environ[address.API_URL], address.kept_password()
+    """The line to run on other machines. It contains the password."""
+    url, password = os.environ[address.API_URL], address.saved_password()
     return f"export {address.API_URL}={url} {address.PASSWORD}={password}"
 
 

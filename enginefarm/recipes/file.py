@@ -34,6 +34,16 @@ def load(path: Path) -> Recipe:
     return parse(_text(file), name=str(file)).at(file.resolve().parent)
 
 
+def below(folder: Path) -> tuple[Path, ...]:
+    """Every recipe.yaml in a folder and its subfolders, except hidden ones."""
+    found = folder.rglob(FILE_NAME) if folder.is_dir() else ()
+    return tuple(
+        path
+        for path in sorted(found)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def parse(text: str, *, name: str = "recipe") -> Recipe:
     """The recipe in that YAML text; `name` is what errors call it.
 

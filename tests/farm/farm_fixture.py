@@ -138,7 +138,7 @@ class Farm:
             assert process.poll() is None, self.log(name)
             return any(
                 row.card.name == name and row.card.pid == process.pid and row.online
-                for row in workers.listed(self.store)
+                for row in workers.list_workers(self.store)
             )
 
         until(online, f"worker {name} is online")
@@ -298,7 +298,7 @@ def farm_of(root: Path, *crosses: str, database: str | None = None) -> Iterator[
         for name in starting:
             until(
                 lambda name=name: any(
-                    row.card.name == name and row.online for row in workers.listed(farm.store)
+                    row.card.name == name and row.online for row in workers.list_workers(farm.store)
                 ),
                 f"worker {name} is online",
                 said=lambda name=name: farm.log(name),

@@ -12,7 +12,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from sample_manifest import make_manifest
 
 from enginefarm.building.engine import Job
-from enginefarm.farm import dispatch
+from enginefarm.farm import dispatch, recovery
 from enginefarm.farm.worker import card as workers
 from enginefarm.store.engine_store import EngineStore
 
@@ -28,7 +28,7 @@ def run(kind: StateType, *, ago_s: float, run_count: int = 1, name: str | None =
         (StateType.COMPLETED, 0, 1, True),
         (StateType.FAILED, 0, 1, True),
         (StateType.RUNNING, 9000, 1, False),
-        (StateType.CRASHED, 0, 1, False),  # about to be sent back
+        (StateType.CRASHED, 0, 1, False),  # about to be retried
         (StateType.CRASHED, 0, 3, True),  # its last attempt
         (StateType.CRASHED, 9000, 2, False),  # a server that was away answers late
     ],
@@ -36,17 +36,17 @@ def run(kind: StateType, *, ago_s: float, run_count: int = 1, name: str | None =
 def test_a_crash_is_the_end_only_when_nobody_sends_it_back(
     kind: StateType, ago_s: float, run_count: int, ended: bool
 ) -> None:
-    assert dispatch._ended(run(kind, ago_s=ago_s, run_count=run_count)) is ended
+    assert recovery.has_ended(run(kind, ago_s=ago_s, run_count=run_count)) is ended
 
 
 def test_a_child_is_given_up_when_its_pool_has_no_worker_left(
     store_environment: EngineStore,
 ) -> None:
     waiting = run(StateType.SCHEDULED, ago_s=dispatch.STRANDED_S + 1)
-    assert dispatch._stranded(waiting)
-    assert dispatch._stranded(run(StateType.CRASHED, ago_s=dispatch.STRANDED_S + 1))
-    assert not dispatch._stranded(run(StateType.SCHEDULED, ago_s=10))
-    assert not dispatch._stranded(run(StateType.RUNNING, ago_s=9000))
+    assert dispatch._is_stranded(waiting)
+    assert dispatch._is_stranded(run(StateType.CRASHED, ago_s=dispatch.STRANDED_S + 1))
+    assert not dispatch._is_stranded(run(StateType.SCHEDULED, ago_s=10))
+    assert not dispatch._is_stranded(run(StateType.RUNNING, ago_s=9000))
     card = workers.Card(
         name="t4",
         role="cross",
@@ -57,7 +57,7 @@ def test_a_child_is_given_up_when_its_pool_has_no_worker_left(
         started_at=datetime.now(UTC),
     )
     with workers.registered(store_environment, card):
-        assert not dispatch._stranded(waiting)
+        assert not dispatch._is_stranded(waiting)
 
 
 def answer(status: int) -> PrefectHTTPStatusError:
@@ -80,7 +80,7 @@ def test_a_server_that_is_too_busy_to_start_a_run_is_asked_again(
 
     monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
     monkeypatch.setattr(dispatch, "BACKOFF_S", [0, 0])
-    assert dispatch._started("build-engine/cpu") == "the run"
+    assert dispatch._start_run("build-engine/cpu") == "the run"
 
 
 def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
     with pytest.raises(PrefectHTTPStatusError):
-        dispatch._started("build-engine/cpu")
+        dispatch._start_run("build-engine/cpu")
     assert asked == ["build-engine/cpu"]
 
 

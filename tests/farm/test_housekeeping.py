@@ -46,7 +46,7 @@ class Server:
 
 
 def keep_house(server: Server, store: EngineStore, **when: datetime) -> int:
-    return housekeeping.once(cast(SyncPrefectClient, server), store, **when)
+    return housekeeping.clean_up(cast(SyncPrefectClient, server), store, **when)
 
 
 def test_benchmarks_of_engines_that_are_superseded_verified_or_gone_are_withdrawn(
@@ -85,7 +85,9 @@ def test_a_card_goes_a_week_after_its_worker(store: EngineStore, age_days: int) 
     )
     workers.write(store, card)
     keep_house(Server(), store, now=datetime.now(UTC) + timedelta(days=age_days))
-    assert [row.card.name for row in workers.listed(store)] == ([] if age_days == 8 else ["gone"])
+    assert [row.card.name for row in workers.list_workers(store)] == (
+        [] if age_days == 8 else ["gone"]
+    )
 
 
 def test_the_log_of_a_failed_build_goes_after_a_month(store: EngineStore) -> None:

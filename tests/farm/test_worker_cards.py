@@ -26,14 +26,16 @@ def card(name: str) -> Card:
 
 def test_a_worker_is_online_while_it_runs_and_gone_when_it_stops(store: EngineStore) -> None:
     with workers.registered(store, card("one")):
-        assert [(row.card.name, row.online) for row in workers.listed(store)] == [("one", True)]
-    assert workers.listed(store) == ()
+        assert [(row.card.name, row.online) for row in workers.list_workers(store)] == [
+            ("one", True)
+        ]
+    assert workers.list_workers(store) == ()
 
 
 def test_a_card_that_was_left_behind_grows_old_and_offers_nothing(store: EngineStore) -> None:
     workers.write(store, card("killed"))
     later = datetime.now(UTC) + timedelta(seconds=workers.SILENT_S + 5)
-    (row,) = workers.listed(store, now=later)
+    (row,) = workers.list_workers(store, now=later)
     assert not row.online
     assert workers.offers([row]) == ()
 
@@ -41,7 +43,7 @@ def test_a_card_that_was_left_behind_grows_old_and_offers_nothing(store: EngineS
 def test_a_card_that_cannot_be_read_hides_no_other(store: EngineStore) -> None:
     store.put_object(f"{workers.PREFIX}gpu-t4/odd.json", b'{"version": "of tomorrow"}')
     workers.write(store, card("two"))
-    assert [row.card.name for row in workers.listed(store)] == ["two"]
+    assert [row.card.name for row in workers.list_workers(store)] == ["two"]
 
 
 def test_two_workers_of_one_machine_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:

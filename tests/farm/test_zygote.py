@@ -25,7 +25,7 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     """The environment of a worker that keeps a zygote, whose imports are done."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv(SOCKET, raising=False)
-    with zygote.kept(dict(os.environ)):
+    with zygote.running(dict(os.environ)):
         lead(dict(os.environ))
         yield dict(os.environ)
 

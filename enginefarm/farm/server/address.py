@@ -1,7 +1,7 @@
 """Where this machine's farm is, and its password: two files in the farm's home.
 
-The server writes both when it starts. Every command on the same machine reads them, so that
-nobody exports anything; other machines are told by PREFECT_API_URL and PREFECT_API_AUTH_STRING.
+The server writes both when it starts. Every command on the same machine reads them, so nothing has
+to be exported there. On other machines set PREFECT_API_URL and PREFECT_API_AUTH_STRING.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_URL = "http://127.0.0.1:4200/api"
 
 
 def folder() -> Path:
-    """The farm's own folder in the home."""
+    """The farm's folder in ENGINEFARM_HOME."""
     return current().home / "farm"
 
 
@@ -30,7 +30,7 @@ def password_file() -> Path:
     return folder() / "password"
 
 
-def kept_password() -> str | None:
+def saved_password() -> str | None:
     """The password of this machine's farm; None until a server has started here."""
     try:
         return password_file().read_text("utf-8").strip() or None
@@ -44,8 +44,8 @@ def kept_password() -> str | None:
         ) from error
 
 
-def made_password() -> str:
-    """The kept password; the first time, a new one that only this user can read (0600).
+def ensure_password() -> str:
+    """The saved password; the first time, a new one in a file that only this user can read.
 
     Raises: FarmError when the folder cannot be written.
     """
@@ -68,37 +68,36 @@ def made_password() -> str:
             why=error.strerror or "",
             fix="set ENGINEFARM_HOME to a folder of yours",
         ) from error
-    made = kept_password()
+    made = saved_password()
     if made is None:
         raise FarmError(f"farm: {path} is empty", fix=f"delete {path} and start the server again")
     return made
 
 
-def record_url(url: str) -> None:
-    """Remembers the API's URL for the other commands on this machine."""
+def save_url(url: str) -> None:
+    """Saves the API's URL for the other commands on this machine."""
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     new = folder() / f"url.{os.getpid()}"
     new.write_text(f"{url}\n", "utf-8")
     new.replace(folder() / "url")
 
 
-def recorded_url() -> str | None:
+def saved_url() -> str | None:
     try:
         return (folder() / "url").read_text("utf-8").strip() or None
     except OSError:
         return None
 
 
-def use() -> None:
-    """Points this process at the farm: the environment decides, else this machine's files.
+def configure() -> None:
+    """Points this process at the farm, by its environment or else by this machine's files.
 
-    The kept password goes to this machine's own server only: a server elsewhere has another
-    password, and must not learn this one.
+    The saved password is sent only to this machine's own server.
     """
-    url = os.environ.setdefault(API_URL, recorded_url() or DEFAULT_URL)
+    url = os.environ.setdefault(API_URL, saved_url() or DEFAULT_URL)
     if os.environ.get(PASSWORD):
         return
-    password = kept_password() if url == recorded_url() or loopback(_host_of(url)) else None
+    password = saved_password() if url == saved_url() or loopback(_host_of(url)) else None
     if password is not None:
         os.environ[PASSWORD] = password
 

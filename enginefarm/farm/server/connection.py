@@ -75,7 +75,7 @@ def _check(client: SyncPrefectClient, url: str) -> None:
         version = Version(text)
     except (PrefectHTTPStatusError, ValueError, InvalidVersion) as error:
         if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == 401:
-            raise _refused(url) from error
+            raise _unauthorized(url) from error
         raise FarmError(
             f"farm: {url} is not the API of a Prefect server",
             why=str(error).splitlines()[0],
@@ -88,7 +88,7 @@ def _check(client: SyncPrefectClient, url: str) -> None:
         )
 
 
-def _refused(url: str) -> FarmError:
+def _unauthorized(url: str) -> FarmError:
     given = "the password was wrong" if os.environ.get(address.PASSWORD) else "none was given"
     return FarmError(
         f"farm: the Prefect server at {url} asks for its password, and {given}",
@@ -112,7 +112,7 @@ def ensure_pool(client: SyncPrefectClient, name: str) -> None:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
         wanted = WorkPoolCreate(
-            name=name, type=POOL_TYPE, description=_described(name), base_job_template=TEMPLATE
+            name=name, type=POOL_TYPE, description=_description(name), base_job_template=TEMPLATE
         )
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(wanted)
@@ -127,7 +127,7 @@ def ensure_pool(client: SyncPrefectClient, name: str) -> None:
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=TEMPLATE))
 
 
-def _described(name: str) -> str:
+def _description(name: str) -> str:
     for label, row in table().items():
         if row.work_pool == name:
             return f"Builds and benchmarks for {label}, compute capability {row.compute_capability}"

@@ -1,8 +1,8 @@
-"""Deployments and automations, and their way to the server. Idempotent.
+"""Applies the deployments and automations to the server. It is idempotent.
 
-Pools: `control` runs what is done once a recipe, `cpu` cross-builds, `gpu-<label>` is one kind
-of GPU. build-engine is applied to `cpu` and to every GPU pool, benchmark-engine to every GPU
-pool; both take the pool's name.
+Pools: `control` runs the steps that each recipe needs once, `cpu` cross-builds, and `gpu-<label>`
+has one kind of GPU. build-engine is applied to `cpu` and to every GPU pool, benchmark-engine to
+every GPU pool; their deployments have the pool's name.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ WEBHOOK_BODY = (
 )
 
 
-def shipped(name: str) -> Path:
+def packaged(name: str) -> Path:
     """A file of deployments/: at the top of a checkout, inside enginefarm.farm in a wheel."""
     checkout = Path(__file__).resolve().parents[3] / "deployments" / name
     return (

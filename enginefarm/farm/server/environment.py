@@ -60,29 +60,31 @@ SHORT = 16
 
 def prepare(*, verbose: bool = False) -> None:
     """For `build`, which brings an API of its own (private.py): nothing of a farm's is used."""
-    _fill(COMMON)
+    _set_defaults(COMMON)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
 
 
 def prepare_client() -> None:
     """For commands that talk to a farm's server: PREFECT_API_URL, or this machine's."""
     _prefect_home()
-    address.use()
-    _fill(COMMON | {"PREFECT_LOGGING_LEVEL": "WARNING"})
+    address.configure()
+    _set_defaults(COMMON | {"PREFECT_LOGGING_LEVEL": "WARNING"})
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 
 def prepare_worker() -> None:
     """For a worker, and for the runs that it starts, which inherit its environment."""
-    _fill(WORKER)
+    _set_defaults(WORKER)
     if os.environ.get("ENGINEFARM_LOG_FORMAT") == "json":
-        _fill({"PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).parents[1] / "logging.yaml")})
+        _set_defaults(
+            {"PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).parents[1] / "logging.yaml")}
+        )
     prepare_client()
     # Runs start as RUN_COMMAND: this Python, with this code.
     paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    _lead("PATH", str(Path(sys.executable).parent), paths)
+    _prepend("PATH", str(Path(sys.executable).parent), paths)
     given = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    _lead("PYTHONPATH", str(Path(__file__).resolve().parents[3]), given)
+    _prepend("PYTHONPATH", str(Path(__file__).resolve().parents[3]), given)
 
 
 def prepare_server(*, host: str, port: int, public_url: str | None = None) -> str:
@@ -96,7 +98,7 @@ def prepare_server(*, host: str, port: int, public_url: str | None = None) -> st
     _prefect_home()
     own = os.environ.get(address.SERVER_PASSWORD)
     if own is None:
-        own = os.environ.get(address.PASSWORD) or address.made_password()
+        own = os.environ.get(address.PASSWORD) or address.ensure_password()
     _require_password(own, host)
     os.environ[address.SERVER_PASSWORD] = own
     reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared only
@@ -105,7 +107,7 @@ def prepare_server(*, host: str, port: int, public_url: str | None = None) -> st
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = base
     # The page asks the server that it came from: on any port, and from any machine.
     os.environ["PREFECT_UI_API_URL"] = "/api"
-    _fill(COMMON | SERVER | _vacuum())
+    _set_defaults(COMMON | SERVER | _vacuum())
     if os.environ.get(DATABASE):
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = database_url(os.environ[DATABASE])
     return f"http://{shown}:{port}/api"
@@ -172,10 +174,10 @@ def _prefect_home() -> None:
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
-def _fill(values: dict[str, str]) -> None:
+def _set_defaults(values: dict[str, str]) -> None:
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
-def _lead(name: str, first: str, others: list[str]) -> None:
+def _prepend(name: str, first: str, others: list[str]) -> None:
     os.environ[name] = os.pathsep.join([first, *(part for part in others if part != first)])

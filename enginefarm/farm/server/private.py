@@ -1,10 +1,10 @@
-"""A Prefect API of one command's own: its database is in a temporary folder, and goes with it.
+"""A private Prefect API for one command, with its database in a temporary folder.
 
     python -P -m enginefarm.farm.server.private SOCKET_FD FOLDER
 
-A farm's database is never shared with it, and the command's runs are in nobody's dashboard.
-The command holds the other end of the server's standard input: however it ends, killed too,
-the server reads the end of it, removes the folder and is gone.
+It never touches a farm's database, and the command's runs appear on no dashboard. The command holds
+the other end of the server's standard input: when the command ends, even when it is killed, the
+server reads end-of-file, removes the folder and exits.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from filelock import FileLock
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import address
-from enginefarm.farm.server.process import collect_garbage_now_and_then
+from enginefarm.farm.server.process import collect_garbage_periodically
 from enginefarm.settings import current
 
 START_S = 300.0
-"""Many commands that start at once on a small machine wait for each other's servers."""
+"""Long, because many commands may start at once on a small machine."""
 
-NOT_KEPT = (FileNotFoundError, NotADirectoryError, PermissionError)
+NO_COPY = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",
@@ -74,7 +74,7 @@ class PrivateApi:
                 return
             why = "it answers, but is not healthy"
         except (OSError, HTTPException) as error:
-            why = f"{type(error).__name__}: {self._last_words()}"
+            why = f"{type(error).__name__}: {self._last_log_line()}"
         finally:
             connection.close()
         raise FarmError(
@@ -92,7 +92,7 @@ class PrivateApi:
             self._process.kill()
             self._process.wait()
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         with suppress(OSError):
             lines = self._log.read_text("utf-8", "replace").strip().splitlines()
             return lines[-1][:300] if lines else "it said nothing"
@@ -101,7 +101,7 @@ class PrivateApi:
 
 @contextmanager
 def private_api() -> Generator[PrivateApi]:
-    """Starts the server, and has this process use it. Enter it before Prefect is imported.
+    """Starts the server and points this process at it. Enter it before Prefect is imported.
 
     Raises: FarmError when there is no room for its folder.
     """
@@ -114,7 +114,7 @@ def private_api() -> Generator[PrivateApi]:
             fix="make room there, or set TMPDIR to another folder",
         ) from error
     password = secrets.token_urlsafe(24)
-    common = {name: text for name, text in os.environ.items() if not _of_a_farm(name)}
+    common = {name: text for name, text in os.environ.items() if not _points_to_a_farm(name)}
     common |= {"PREFECT_HOME": folder}
     common.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")  # nobody will read them there
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
@@ -133,16 +133,16 @@ def private_api() -> Generator[PrivateApi]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_a_farm(name: str) -> bool:
+def _points_to_a_farm(name: str) -> bool:
     """Whether a variable would lead to a farm's server or database."""
     return name.startswith(("PREFECT_API", "PREFECT_SERVER", "PREFECT_PROFILE", "PREFECT_HOME"))
 
 
 def main(arguments: list[str]) -> None:
     descriptor, folder = int(arguments[0]), Path(arguments[1])
-    threading.Thread(target=_end_with_the_command, args=(folder,), daemon=True).start()
-    _give_tables(folder / "prefect.db")
-    collect_garbage_now_and_then()
+    threading.Thread(target=_exit_with_the_command, args=(folder,), daemon=True).start()
+    _create_database(folder / "prefect.db")
+    collect_garbage_periodically()
 
     import uvicorn
 
@@ -155,23 +155,23 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def _end_with_the_command(folder: Path) -> None:
+def _exit_with_the_command(folder: Path) -> None:
     sys.stdin.buffer.read()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
-def _give_tables(database: Path) -> None:
-    """An empty database with Prefect's tables: making them takes eight seconds, so it is kept. Of
-    many commands that start at once one makes it, and the others wait for that one's."""
+def _create_database(database: Path) -> None:
+    """Creates a database with Prefect's tables. That takes eight seconds, so an empty database is
+    kept for the next command. Commands that start at the same time wait for the first one's."""
     import prefect
 
     kept = current().home / "prefect" / f"empty-{prefect.__version__}.db"
-    with suppress(*NOT_KEPT):
+    with suppress(*NO_COPY):
         shutil.copyfile(kept, database)
         return
-    with _one_at_a_time(kept):
-        with suppress(*NOT_KEPT):  # made by another command meanwhile
+    with _locked(kept):
+        with suppress(*NO_COPY):  # made by another command meanwhile
             shutil.copyfile(kept, database)
             return
         _make_tables(database)
@@ -182,9 +182,9 @@ def _give_tables(database: Path) -> None:
 
 
 @contextmanager
-def _one_at_a_time(kept: Path) -> Generator[None]:
-    """Holds a lock beside the file; the kernel frees that of a process that dies. No lock where
-    the folder cannot be written: nothing can be kept there either."""
+def _locked(kept: Path) -> Generator[None]:
+    """Holds a lock beside the file. There is no lock where the folder cannot be written: nothing
+    can be kept there either."""
     lock = FileLock(kept.with_name(f"{kept.name}.lock"))
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,10 @@
-"""Prefect's server as a process; on SQLite with a garbage collector that waits.
+"""Prefect's server as a process; on SQLite, garbage is collected in its own thread.
 
 A statement that SQLite refuses ("database is locked") leaves a cursor in a reference cycle.
-Python's collector runs wherever the next object is made, which is on the event loop's thread. It
-resets that cursor, waits for the connection's mutex, and keeps the interpreter's lock: when the
-connection is in SQLite's busy wait, the server stands still for that minute, who holds the
-database cannot let go of it, and the next statement is refused. So there garbage is collected
-now and then, instead of at every turn.
+Python's collector then runs on the event loop's thread, resets that cursor and waits for the
+connection's mutex while it holds the GIL. If the connection is in SQLite's busy wait, the whole
+server stops for a minute, the holder of the database cannot release it, and the next statement is
+refused too. So on SQLite garbage is collected every COLLECT_S seconds in its own thread.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ COLLECT_S = 120.0
 
 def main() -> None:
     if not os.environ.get(DATABASE, "sqlite").startswith("postgresql"):
-        collect_garbage_now_and_then()
+        collect_garbage_periodically()
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)
 
 
-def collect_garbage_now_and_then() -> None:
+def collect_garbage_periodically() -> None:
     gc.disable()
     threading.Thread(target=_collect, name="collector", daemon=True).start()
 

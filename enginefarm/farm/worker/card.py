@@ -1,8 +1,8 @@
 """What each worker offers, written where the planner reads it: `workers/` in the store.
 
-A worker writes its card when it starts and again every HEARTBEAT_S; the object's age is
-the heartbeat, so that one listing says who is online. A worker that dies leaves a card
-behind that grows old: nobody counts on it, and nothing waits for it to be cleared.
+A worker writes its card when it starts and again every HEARTBEAT_S. The object's age is the
+heartbeat, so one listing shows which workers are online. The card of a dead worker grows old and
+is then ignored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ PREFIX = "workers/"
 MEND = "delete it; a worker that runs writes its own anew"
 HEARTBEAT_S = 15.0
 SILENT_S = 60.0
-"""Older than that: offline. Clocks of farm and store may differ by about half of it."""
+"""A worker with an older card is offline. The clocks of farm and store may differ by half of
+this."""
 
 FIRST_CARD_S = 60.0
 """How long a starting worker waits for a store that does not answer."""
@@ -68,7 +69,7 @@ class Card(Frozen):
 
 
 class ListedWorker(Frozen):
-    """A card that was found, and when its worker was last heard of."""
+    """A card from the store, and when it was last written."""
 
     card: Card
     seen_at: datetime
@@ -151,7 +152,7 @@ def remove(store: EngineStore, card: Card) -> None:
     store.delete_object(key(card))
 
 
-def listed(store: EngineStore, *, now: datetime | None = None) -> tuple[ListedWorker, ...]:
+def list_workers(store: EngineStore, *, now: datetime | None = None) -> tuple[ListedWorker, ...]:
     """Every card, by pool and name. One that this version cannot read, or that lies under another
     worker's name, is left out with a note."""
     moment = now or datetime.now(UTC)
@@ -193,8 +194,8 @@ def offers(workers: Sequence[ListedWorker]) -> tuple[plan.Offer, ...]:
     )
 
 
-def _write_first(store: EngineStore, card: Card) -> None:
-    """A store that is only starting is waited for; one that refuses is not."""
+def _write_when_store_is_up(store: EngineStore, card: Card) -> None:
+    """Writes the card, waiting up to FIRST_CARD_S for a store that is still starting."""
     deadline = time.monotonic() + FIRST_CARD_S
     while True:
         try:
@@ -213,7 +214,7 @@ def registered(store: EngineStore, card: Card) -> Generator[None]:
     Raises: StoreError when the store refuses the first writing; a store that is away
     later only makes this worker look offline until it is back.
     """
-    _write_first(store, card)
+    _write_when_store_is_up(store, card)
     stopped = threading.Event()
 
     def beat() -> None:

@@ -1,4 +1,4 @@
-"""What a worker shows of itself: Prometheus metrics, its health, and the queues."""
+"""A worker's Prometheus metrics, its health check, and the length of the queues."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STATES = {"scheduled": "SCHEDULED", "pending": "PENDING", "running": "RUNNING"}
 
 
 @contextmanager
-def observed(worker: FarmWorker, card: Card) -> Generator[None]:
-    """Serves metrics and health while the worker lives, where ENGINEFARM_METRICS_PORT is set.
+def metrics_served(worker: FarmWorker, card: Card) -> Generator[None]:
+    """Serves metrics and health while the block runs, if ENGINEFARM_METRICS_PORT is set.
 
-    The control worker also tells how long every pool's queue is: once a farm, not once a
-    worker, and from where workers of an empty pool are switched off.
+    Only the control worker reports the queues, so each farm reports them once, also for pools
+    whose workers are scaled to zero.
     """
     port = os.environ.get("ENGINEFARM_METRICS_PORT")
     if not port:

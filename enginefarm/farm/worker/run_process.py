@@ -1,11 +1,11 @@
 """`python -m enginefarm.farm.worker.run_process`: one flow run on a worker. Dies with its worker.
 
-Prefect's own command would live on when its worker is killed: nobody could cancel it, and
-the worker's successor would start a second job on the same GPU.
+Prefect's own command outlives a killed worker: nobody could cancel it, and the next worker would
+start a second job on the same GPU.
 
-The run itself is forked by the worker's zygote (zygote.py), which has imported everything;
-this process stands for it: it passes signals on, and ends as the run ends. Without a zygote
-the run happens here, after a second of imports.
+The worker's zygote (zygote.py), which has imported everything, forks the run itself. This process
+represents it: it forwards signals and exits with the run's status. Without a zygote it runs the
+flow itself, after a second of imports.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STATUS = struct.Struct("!i")
 FORKED, REFUSED = b"f", b"r"
 
 PATIENCE_S = 20
-"""A zygote that says nothing for so long is not waited for."""
+"""How long an answer of the zygote is waited for, in seconds."""
 
 LOST = 137
-"""The status when the zygote is killed, and its runs with it."""
+"""The exit status when the zygote was killed, and its runs with it."""
 
 FLOWS = (
     "flows.benchmark_engine",
@@ -47,15 +47,15 @@ FLOWS = (
 
 
 def import_flows() -> None:
-    """Imports our flows before Prefect looks for them: it looks in the working folder first,
-    where a folder called `flows` may be somebody else's."""
+    """Imports our flows before Prefect looks for them. It looks in the working folder first, which
+    may have an unrelated folder called `flows`."""
     for name in FLOWS:
         import_module(name)
 
 
 def main() -> None:
     die_with_parent(os.getppid())
-    run = _forked()
+    run = _ask_zygote()
     if run is None:
         engine()
     else:
@@ -69,8 +69,9 @@ def engine() -> None:
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
-def _forked() -> socket.socket | None:
-    """The line to a run that the zygote has forked with our environment, folder and output."""
+def _ask_zygote() -> socket.socket | None:
+    """The socket of a run that the zygote forked with our environment, folder and output; None
+    without a zygote."""
     path = os.environ.get(SOCKET)
     if not path:
         return None

@@ -1,4 +1,4 @@
-"""A worker's temporary folder: what it and its runs leave there goes with it, or with the next."""
+"""A worker's temporary folder. It is removed with the worker, or by the next worker."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PREFIX = "enginefarm-worker-"
 
 
 @contextmanager
-def own_folder() -> Generator[Path]:
-    """Makes TMPDIR a folder of this process, for its children too, while the block runs.
+def private_tmpdir() -> Generator[Path]:
+    """Sets TMPDIR to a folder of this process, also for its children, while the block runs.
 
-    A worker that is killed cannot clear up: the folders of those that are gone are removed here.
+    Folders that killed workers left behind are removed first.
     """
     before, base = os.environ.get("TMPDIR"), Path(tempfile.gettempdir())
     for left in base.glob(f"{PREFIX}*"):

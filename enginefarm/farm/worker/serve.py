@@ -1,4 +1,4 @@
-"""A worker's life: checks, pool, card in the store, then its runs."""
+"""Runs a worker: checks its GPU and toolchains, registers it, then takes runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from enginefarm.farm.worker import card as workers
 from enginefarm.farm.worker import drain, run_process, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker
-from enginefarm.farm.worker.observed import observed
-from enginefarm.farm.worker.scratch import own_folder
+from enginefarm.farm.worker.observed import metrics_served
+from enginefarm.farm.worker.scratch import private_tmpdir
 from enginefarm.planning.plan import CROSS_POOL
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
@@ -63,17 +63,17 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     queues = None if role in ("gpu", "control") else ["default"]
     worker = FarmWorker(pool, queues, name=name, limit=limit)
     # Once a farm: whoever plans also looks for what was lost.
-    watched = recovery.watched() if role == "control" else nullcontext()
+    watching = recovery.watching() if role == "control" else nullcontext()
     with (
-        own_folder(),
-        _alone_on_gpu(role),
+        private_tmpdir(),
+        _exclusive_gpu(role),
         workers.registered(store, card),
-        _heard(card),
-        observed(worker, card),
-        watched,
-        zygote.kept(_runs_environment()),
+        _heartbeat_events(card),
+        metrics_served(worker, card),
+        watching,
+        zygote.running(_runs_environment()),
     ):
-        print(f"{name}: pool {pool}, {limit} at once; {_offer(card)}", flush=True)
+        print(f"{name}: pool {pool}, {limit} at once; {_describe(card)}", flush=True)
         asyncio.run(drain.work(worker))
 
 
@@ -82,15 +82,15 @@ def _runs_environment() -> dict[str, str]:
     return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
 
 
-def _offer(card: Card) -> str:
+def _describe(card: Card) -> str:
     tools = ", ".join(f"{tool.name} {tool.build}" for tool in card.toolchains)
     device = f"{card.gpu_name}, driver {card.driver}" if card.gpu_name else "no GPU"
     return f"{device}; {tools}" if tools else device
 
 
 @contextmanager
-def _alone_on_gpu(role: Role) -> Generator[None]:
-    """One worker a GPU and machine: the kernel releases the lock however this one ends."""
+def _exclusive_gpu(role: Role) -> Generator[None]:
+    """Allows one worker for each GPU. The kernel releases the lock when this process ends."""
     if role != "gpu":
         yield
         return
@@ -111,8 +111,8 @@ def _alone_on_gpu(role: Role) -> Generator[None]:
 
 
 @contextmanager
-def _heard(card: Card) -> Generator[None]:
-    """Events that the automation `worker silent` listens to."""
+def _heartbeat_events(card: Card) -> Generator[None]:
+    """Sends the heartbeat events that the automation `worker silent` watches."""
     stopped = threading.Event()
     resource = {
         "prefect.resource.id": f"enginefarm.worker.{card.pool}.{card.name}",

@@ -2,10 +2,10 @@
 
     python -m enginefarm.farm.worker.zygote
 
-Python and Prefect's imports take over a second of CPU; a fork takes a hundredth of it. The
-zygote starts no thread and opens no connection, and imports neither torch nor CUDA. A run
-that it forks is led by a `run_process`, which the worker knows as the run: when that one
-goes, the run is killed; when the zygote goes, the runs do, and `kept` starts another.
+Importing Prefect takes over a second of CPU; a fork takes a hundredth of that. The zygote starts
+no thread, opens no connection, and imports neither torch nor CUDA. The worker sees each run as a
+`run_process`: when that process ends, its forked run is killed. When the zygote dies, its runs die
+too, and `running` starts another zygote.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PRELOADED = (
     *FLOWS,
 )
 
-A_RUNS_OWN = "PREFECT__"
-"""Begins the variables that differ from run to run. Settings, which are read when Prefect is
-imported, do not begin so: a run whose settings differ from the zygote's is refused."""
+RUN_PREFIX = "PREFECT__"
+"""The prefix of variables that differ from run to run. All others are settings, which Prefect
+reads when it is imported: a run whose settings differ from the zygote's is refused."""
 
 READ_S = 5.0
 RESTART_S = 1.0
@@ -54,24 +54,24 @@ STDIO = 3
 
 
 @contextmanager
-def kept(environment: Mapping[str, str]) -> Generator[None]:
-    """Keeps a zygote of this process while the block runs.
+def running(environment: Mapping[str, str]) -> Generator[None]:
+    """Keeps a zygote alive while the block runs.
 
-    environment: that of the runs, without what is a run's own. The variable that names the
-    socket is set here, for this process too.
+    environment: that of the runs, without the variables of a single run. The variable that names
+    the socket is set here, also for this process.
     """
     with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
         os.environ[SOCKET] = str(Path(folder) / "runs")
-        keeper = _Keeper({**environment, SOCKET: os.environ[SOCKET]})
-        keeper.start()
+        supervisor = _Supervisor({**environment, SOCKET: os.environ[SOCKET]})
+        supervisor.start()
         try:
             yield
         finally:
-            keeper.stop()
+            supervisor.stop()
 
 
-class _Keeper(threading.Thread):
-    """Starts it, and again when it dies. It dies with the thread that started it: this one."""
+class _Supervisor(threading.Thread):
+    """Starts the zygote, and restarts it when it dies. The zygote dies with this thread."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__(name="zygote", daemon=True)
@@ -95,14 +95,14 @@ class _Keeper(threading.Thread):
 
 
 class Request:
-    """What a run is to be: its environment, its folder, its standard streams."""
+    """A request for a run: its environment, its folder and its standard streams."""
 
     def __init__(self, line: socket.socket) -> None:
         line.settimeout(READ_S)
         head, self.streams, _, _ = socket.recv_fds(line, LENGTH.size, STDIO)
         try:
             (size,) = LENGTH.unpack(head)
-            body = json.loads(_exactly(line, size))
+            body = json.loads(_receive(line, size))
             self.environment: dict[str, str] = body["environment"]
             self.folder: str = body["folder"]
             if len(self.streams) != STDIO:
@@ -119,7 +119,7 @@ class Request:
             os.close(descriptor)
 
     def become(self, zygote_pid: int) -> None:
-        """Makes this process, just forked, the one that was asked for."""
+        """Turns this process, which was just forked, into the requested run."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -134,7 +134,7 @@ class Request:
         os.chdir(self.folder)
 
 
-def _exactly(line: socket.socket, size: int) -> bytes:
+def _receive(line: socket.socket, size: int) -> bytes:
     parts: list[bytes] = []
     while size > 0:
         part = line.recv(size)
@@ -146,11 +146,11 @@ def _exactly(line: socket.socket, size: int) -> bytes:
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith(A_RUNS_OWN)}
+    return {name: value for name, value in environment.items() if not name.startswith(RUN_PREFIX)}
 
 
 class Zygote:
-    """One thread: takes requests, forks, passes signals on, tells how each run ended."""
+    """Accepts requests, forks, forwards signals and reports exit statuses, all in one thread."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -161,13 +161,13 @@ class Zygote:
         for end in (self._ended, wakeup):
             end.setblocking(False)
         self._wakeup = wakeup
-        signal.signal(signal.SIGCHLD, _noted)
+        signal.signal(signal.SIGCHLD, _ignore)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for source in (listener, self._ended):
             self._selector.register(source, selectors.EVENT_READ)
 
     def serve(self) -> Request:
-        """For ever; returns only in a process that was forked, with what it is to be."""
+        """Never returns in the zygote; in a forked process it returns the request."""
         while True:
             for key, _ in self._selector.select():
                 source = key.fileobj
@@ -189,7 +189,7 @@ class Zygote:
             print(f"zygote: this is not a request: {error}", file=sys.stderr, flush=True)
             line.close()
             return None
-        pid = self._forked() if self._alike(request) else None
+        pid = self._forked() if self._same_settings(request) else None
         if pid == 0:
             line.close()
             return request
@@ -204,7 +204,7 @@ class Zygote:
             line.close()
         return None
 
-    def _alike(self, request: Request) -> bool:
+    def _same_settings(self, request: Request) -> bool:
         mine, theirs = self._settings, request.settings()
         names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
         if names:
@@ -212,7 +212,7 @@ class Zygote:
         return not names
 
     def _forked(self) -> int | None:
-        """0 in the new process; None when the machine has no room for one."""
+        """The process id; 0 in the new process; None when the system cannot fork."""
         try:
             pid = os.fork()
         except OSError:
@@ -224,7 +224,7 @@ class Zygote:
         return pid
 
     def _pass_on(self, line: socket.socket) -> None:
-        """A signal for the run; or the end of the one that leads it, which ends the run."""
+        """Forwards a signal to the run, or kills the run when its `run_process` has ended."""
         try:
             numbers = line.recv(16)
         except OSError:
@@ -250,8 +250,8 @@ class Zygote:
             line.close()
 
 
-def _noted(number: int, frame: FrameType | None) -> None:
-    """The wakeup descriptor has it; a signal without a handler does not wake."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Does nothing: only a signal with a handler writes to the wakeup descriptor."""
 
 
 def main() -> None:

@@ -189,9 +189,9 @@ def test_the_recipe_s_thresholds_decide_and_not_the_defaults(
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE.replace("RATIO", str(ratio)))
     site = Site(store, BlobCache(tmp_path / "cache"))
-    standings = nightly.standings(site, [file], local_offers())
+    standings = nightly.recipe_states(site, [file], local_offers())
     assert [one.error for one in standings] == [""]
-    found = nightly.slower_tonight(site, standings, nights[7])
+    found = nightly.find_slowdowns(site, standings, nights[7])
     assert [one.recipe for one in found] == (["model"] if slower else [])
     assert ('s-slower">▲' in page(store, nights=3650)) == slower
     if slower:

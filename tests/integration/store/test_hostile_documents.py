@@ -149,7 +149,7 @@ def test_a_card_that_cannot_be_read_or_is_anothers_hides_no_worker(
     store.put_object("workers/cpu/huge.json", b" " * 1001)
     store.put_object("workers/cpu/empty.json", b"")
     with caplog.at_level(logging.WARNING):
-        assert [one.card for one in card.listed(store)] == [mine]
+        assert [one.card for one in card.list_workers(store)] == [mine]
     for name in ("gpu-t4/w", "cpu/huge", "cpu/empty"):
         assert f"workers/{name}.json" in caplog.text
 

@@ -85,11 +85,11 @@ def test_only_the_servers_own_pages_may_use_it(public_url: str | None, origin: s
 
 
 def test_commands_on_the_servers_machine_find_it_and_its_password() -> None:
-    address.record_url(start())
+    address.save_url(start())
     del os.environ[address.SERVER_PASSWORD]
     environment.prepare_client()
     assert os.environ[address.API_URL] == "http://127.0.0.1:4871/api"
-    assert os.environ[address.PASSWORD] == address.kept_password()
+    assert os.environ[address.PASSWORD] == address.saved_password()
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_commands_on_the_servers_machine_find_it_and_its_password() -> None:
     ],
 )
 def test_a_server_elsewhere_does_not_learn_the_password(url: str, given: bool) -> None:
-    address.made_password()
+    address.ensure_password()
     os.environ[address.API_URL] = url
     environment.prepare_client()
     assert (address.PASSWORD in os.environ) is given
 
 
 def test_the_environment_decides_before_the_file() -> None:
-    address.made_password()
+    address.ensure_password()
     os.environ[address.PASSWORD] = "farm:of-the-environment"
     environment.prepare_client()
     assert os.environ[address.PASSWORD] == "farm:of-the-environment"
@@ -132,7 +132,7 @@ def test_a_home_that_cannot_hold_the_password_is_one_clear_error(
 ) -> None:
     broken(address.folder())
     with pytest.raises(FarmError, match=str(address.folder())):
-        address.made_password()
+        address.ensure_password()
 
 
 def kept(setting: str) -> str:

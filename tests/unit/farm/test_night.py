@@ -1,4 +1,4 @@
-"""A night in one sentence: what failed is not counted as built."""
+"""A night in one sentence: what failed does not count as built."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.farm.night import RecipeState, RunEnd, counted
+from enginefarm.farm.night import RecipeState, RunEnd, summary
 
 A, B, C = (
     RecipeState(file=Path(name), recipe=name, wanted=4, cached=cached)
@@ -25,9 +25,9 @@ BUILT, FAILED = RunEnd("Completed", "", True), RunEnd("Failed", "ParseError: no"
     ],
 )
 def test_each_recipe_is_counted_as_what_became_of_it(ended: dict[Path, RunEnd], told: str) -> None:
-    assert told in counted((A, B, C), ended)
+    assert told in summary((A, B, C), ended)
 
 
 def test_a_recipe_that_failed_is_never_counted_as_built() -> None:
-    said = counted((C, UNREAD), {C.file: FAILED})
+    said = summary((C, UNREAD), {C.file: FAILED})
     assert said == "2 recipes ask for 4 engines: 1 recipes failed; 1 recipes could not be read."

@@ -11,7 +11,7 @@ import pytest
 from enginefarm.farm.server import private
 
 MAKE = "_make_tables"
-GIVE = "_give_tables"
+GIVE = "_create_database"
 
 
 def test_of_many_that_start_at_once_one_makes_the_tables(

@@ -29,7 +29,7 @@ def test_a_store_that_does_not_answer_keeps_no_lost_run_waiting(
 
     monkeypatch.setattr(recovery.stages, "here", store_away)
     monkeypatch.setattr(recovery.Sweep, "once", lambda self, client: swept.release())
-    with recovery.watched():
+    with recovery.watching():
         assert asked.wait(30)
         for _ in range(3):
             assert swept.acquire(timeout=30), "nobody looked while the store was asked"
@@ -46,6 +46,6 @@ def test_a_look_that_goes_wrong_is_not_the_last_one(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(recovery, "_keep_house", lambda client: lambda: None)
     monkeypatch.setattr(recovery.Sweep, "once", once)
-    with recovery.watched():
+    with recovery.watching():
         for _ in range(3):
             assert swept.acquire(timeout=30), "the look ended with the first fault"

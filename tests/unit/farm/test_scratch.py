@@ -27,7 +27,7 @@ def gone() -> int:
 
 
 def test_a_worker_has_a_folder_of_its_own_and_so_have_its_children(temporary: Path) -> None:
-    with scratch.own_folder() as folder:
+    with scratch.private_tmpdir() as folder:
         assert Path(tempfile.mkdtemp()).parent == folder
         assert os.environ["TMPDIR"] == str(folder)
     assert list(temporary.iterdir()) == []
@@ -42,7 +42,7 @@ def test_what_a_killed_worker_left_goes_with_the_next_start(temporary: Path) -> 
     others = temporary / f"{scratch.PREFIX}notes"
     for folder in (alive, others):
         folder.mkdir()
-    with scratch.own_folder():
+    with scratch.private_tmpdir():
         assert not left.exists()
         assert alive.exists()
         assert others.exists()
