@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import IntEnum
 
 from enginefarm.documents.gpus import PART_OF_A_CARD
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.versions import AMPERE, version_tuple
 from enginefarm.host.detect import Host, architecture
 from enginefarm.names import runtime_of
 from enginefarm.store.budgets import Budgets
@@ -57,8 +57,8 @@ def fit_of(manifest: Manifest, host: Host) -> Fit | None:
     if (
         not portable
         and manifest.spec.builder.compatibility == "ampere_plus"
-        and version_tuple(built_for.compute_capability) >= (8, 0)
-        and version_tuple(host.compute_capability) >= (8, 0)
+        and version_tuple(built_for.compute_capability) >= AMPERE
+        and version_tuple(host.compute_capability) >= AMPERE
     ):
         return Fit.HARDWARE_COMPATIBLE
     return None
@@ -172,8 +172,3 @@ CHECKS: tuple[Check, ...] = (
     _understood,
 )
 """To add a rule: a function above, and its name here."""
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """Its numbers; a number of more than 18 digits, which nobody's version has, is cut up."""
-    return tuple(int(part) for part in re.findall(r"[0-9]{1,18}", version))

@@ -16,7 +16,7 @@ from pydantic import Field
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.documents.thresholds import Regression
-from enginefarm.pulling.checks import version_tuple
+from enginefarm.documents.versions import version_tuple
 from enginefarm.schema import Frozen
 from enginefarm.tables.regression import State, against, baseline
 from enginefarm.tables.rows import BenchmarkRow, comparable

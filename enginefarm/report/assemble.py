@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from enginefarm.documents.gpus import table as gpu_table
 from enginefarm.documents.thresholds import Regression
+from enginefarm.documents.versions import version_tuple
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
-from enginefarm.pulling.checks import version_tuple
 from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
 from enginefarm.tables.regression import walk
 from enginefarm.tables.rows import BenchmarkRow

@@ -21,7 +21,7 @@ from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildOutput, BuildRequest, built_here, shapes_option
 from enginefarm.toolchains.onnx_io import onnx_tensors
-from enginefarm.toolchains.tensorrt import require_gpu
+from enginefarm.toolchains.tensorrt import require_ampere, require_gpu
 
 NAME = "ort-trt"
 PRECISION_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -69,6 +69,7 @@ class OrtTensorRT:
                 why="ONNX Runtime builds all of them into the engine, and runs only the first",
                 fix="make one profile that covers them, or use toolchain `tensorrt` or `trtexec`",
             )
+        require_ampere(spec)
         options = spec.builder
         for option, wanted in (
             ("builder.version_compatible", options.version_compatible),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
+from enginefarm.documents.versions import AMPERE, version_tuple
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import PrecisionName
@@ -54,6 +55,16 @@ def major(build: str) -> int:
     return int(build.partition(".")[0])
 
 
+def require_ampere(spec: BuildSpec) -> None:
+    """Raises: ToolchainError where a plan for Ampere and newer is built on an older GPU."""
+    older = version_tuple(spec.gpu.compute_capability) < AMPERE
+    if spec.builder.compatibility == "ampere_plus" and older:
+        raise ToolchainError(
+            f"builder.compatibility: {spec.gpu.label} is older than Ampere",
+            fix="use `none`, or build on an Ampere GPU",
+        )
+
+
 class TensorRT:
     """Builds through the Builder API of the installed `tensorrt`."""
 
@@ -86,11 +97,7 @@ class TensorRT:
                 f"{', '.join(unknown)}",
                 fix=f"use names from: {', '.join(sorted(TACTIC_SOURCES[release]))}",
             )
-        if options.compatibility == "ampere_plus" and spec.gpu.compute_capability < "8.0":
-            raise ToolchainError(
-                f"builder.compatibility: {spec.gpu.label} is older than Ampere",
-                fix="use `none`, or build on an Ampere GPU",
-            )
+        require_ampere(spec)
 
     def build(self, request: BuildRequest) -> BuildOutput:
         self.check(request.spec)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,10 +211,16 @@ def test_a_library_that_is_missing_is_named(trt: Any, tmp_path: Path) -> None:
     found = next((one for one in folders if [*one.glob("libnvonnxparser.so.*")]), None)
     if found is None:
         pytest.skip("not run: this TensorRT's libraries are not in a folder of LD_LIBRARY_PATH")
+    libraries, site = tmp_path / "libraries", tmp_path / "site"
+    libraries.mkdir()
     for library in found.glob("libnv*.so.*"):
         if not library.name.startswith("libnvonnxparser"):
-            (tmp_path / library.name).symlink_to(library)
-    code, said, stderr = child(LD_LIBRARY_PATH=str(tmp_path))
+            (libraries / library.name).symlink_to(library)
+    # The bindings also look in ../lib from where they lie, so they lie elsewhere here.
+    shutil.copytree(Path(trt.__file__).parent, site / Path(trt.__file__).parent.name)
+    code, said, stderr = child(
+        LD_LIBRARY_PATH=str(libraries), PYTHONPATH=f"{site}:{os.environ.get('PYTHONPATH', '')}"
+    )
     assert code == HostError.exit_code, stderr
     assert "libnvonnxparser.so" in said["fix"]
 

@@ -8,7 +8,9 @@ import pytest
 
 from enginefarm.errors import HostError, ToolchainError
 from enginefarm.toolchains import tensorrt_rtx
+from enginefarm.toolchains.ort_trt import OrtTensorRT
 from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
+from enginefarm.toolchains.trtexec import Trtexec
 from tests.unit.toolchains.specs import request, spec
 
 
@@ -19,9 +21,21 @@ def test_tactic_sources_of_10_that_11_lacks() -> None:
     assert "JIT_CONVOLUTIONS" in caught.value.fix
 
 
-def test_ampere_plus_on_turing() -> None:
+NATIVE = (TensorRT(), Trtexec(), OrtTensorRT())
+
+
+@pytest.mark.parametrize("toolchain", NATIVE, ids=lambda one: type(one).__name__)
+def test_ampere_plus_on_turing(toolchain: TensorRT | Trtexec | OrtTensorRT) -> None:
     with pytest.raises(ToolchainError, match="older than Ampere"):
-        TensorRT().check(spec(gpu=("t4", "7.5"), compatibility="ampere_plus"))
+        toolchain.check(spec(gpu=("t4", "7.5"), compatibility="ampere_plus"))
+
+
+@pytest.mark.parametrize("toolchain", NATIVE, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("capability", ["8.0", "9.0", "10.0", "12.0"])
+def test_ampere_plus_from_ampere_on(
+    toolchain: TensorRT | Trtexec | OrtTensorRT, capability: str
+) -> None:
+    toolchain.check(spec(gpu=("new", capability), compatibility="ampere_plus"))
 
 
 def test_versions_that_nobody_tried() -> None:
