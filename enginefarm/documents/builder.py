@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from enginefarm.schema import Frozen
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+"""The types that inputs and outputs of an engine can have, by their names in numpy."""
+
+
+class TypeNames(NamedTuple):
+    """What others call one type: trt.DataType, onnx.TensorProto.DataType, and Triton (KServe)."""
+
+    tensorrt: str
+    onnx: str
+    triton: str
+
+
+DTYPES: dict[DType, TypeNames] = {
+    "float32": TypeNames("FLOAT", "FLOAT", "FP32"),
+    "float16": TypeNames("HALF", "FLOAT16", "FP16"),
+    "bfloat16": TypeNames("BF16", "BFLOAT16", "BF16"),
+    "int64": TypeNames("INT64", "INT64", "INT64"),
+    "int32": TypeNames("INT32", "INT32", "INT32"),
+    "int8": TypeNames("INT8", "INT8", "INT8"),
+    "uint8": TypeNames("UINT8", "UINT8", "UINT8"),
+    "bool": TypeNames("BOOL", "BOOL", "BOOL"),
+}
 
 
 class BuilderOptions(Frozen):

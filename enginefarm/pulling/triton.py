@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginefarm.documents.builder import DType
+from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import BlobRef, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
@@ -22,16 +22,6 @@ from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store.appearing import write_atomically
 
-TYPES: dict[DType, str] = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "int8": "TYPE_INT8",
-    "uint8": "TYPE_UINT8",
-    "bool": "TYPE_BOOL",
-}
 MAX_QUEUE_DELAY_US = 100
 BATCH_DIMS = ("batch", "batch_size", "n")
 """What recipes call the dim along which requests may be joined."""
@@ -186,7 +176,7 @@ def _tensor(tensor: TensorInfo, skip: int) -> str:
     if tensor.is_shape_tensor:
         shape += " is_shape_tensor: true"
     name = _quoted(tensor.name)
-    return f"{tensor.role} {{ name: {name} data_type: {TYPES[tensor.dtype]} {shape} }}"
+    return f"{tensor.role} {{ name: {name} data_type: TYPE_{DTYPES[tensor.dtype].triton} {shape} }}"
 
 
 def _quoted(text: str) -> str:
@@ -201,7 +191,7 @@ def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
     for name, shape in profile.shapes.items():
         dims = ", ".join(str(dim) for dim in shape.opt[1 if batch else 0 :]) or "1"
         inputs.append(
-            f"inputs {{ key: {_quoted(name)} value {{ data_type: {TYPES[types[name]]} "
+            f"inputs {{ key: {_quoted(name)} value {{ data_type: TYPE_{DTYPES[types[name]].triton} "
             f"dims: [ {dims} ] zero_data: true }} }}"
         )
     size = f"batch_size: {_batch(profile, 'opt')} " if batch else ""

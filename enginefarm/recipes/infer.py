@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
-from enginefarm.documents.builder import DType
+from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.recipe import CALIBRATED
 from enginefarm.errors import RecipeError, UsageError
 from enginefarm.recipes import file as recipe_file
@@ -136,10 +136,10 @@ def _name(path: Path) -> str:
 def _given(text: str) -> dict[str, Any]:
     name, _, rest = text.partition(":")
     dtype, colon, dims = rest.partition(":")
-    if not name or dtype not in get_args(DType) or not colon:
+    if not name or dtype not in DTYPES or not colon:
         raise UsageError(
             f"--input {text} is not NAME:DTYPE:DIM,DIM",
-            why=f"the dtype is one of {', '.join(get_args(DType))}",
+            why=f"the dtype is one of {', '.join(DTYPES)}",
             fix="for example --input images:float32:batch,3,224,224",
         )
     shape = [int(dim) if dim.isdigit() else dim for dim in dims.split(",") if dim]
@@ -150,15 +150,8 @@ def _of_onnx(path: Path) -> list[dict[str, Any]]:
     """Its inputs, each dynamic dim with a name that a recipe takes."""
     onnx: Any = import_module("onnx")  # its functions are typed in part
     from_onnx = {
-        onnx.TensorProto.FLOAT: "float32",
+        **{getattr(onnx.TensorProto, row.onnx): name for name, row in DTYPES.items()},
         onnx.TensorProto.DOUBLE: "float32",  # as the graph is read
-        onnx.TensorProto.FLOAT16: "float16",
-        onnx.TensorProto.BFLOAT16: "bfloat16",
-        onnx.TensorProto.INT64: "int64",
-        onnx.TensorProto.INT32: "int32",
-        onnx.TensorProto.INT8: "int8",
-        onnx.TensorProto.UINT8: "uint8",
-        onnx.TensorProto.BOOL: "bool",
     }
     try:
         graph = onnx.load(path, load_external_data=False).graph

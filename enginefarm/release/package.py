@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from enginefarm.documents.builder import DType
+from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import OnnxRef
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
@@ -46,16 +46,6 @@ from enginefarm.store.site import Site, materialize
 
 EMBEDDED = "onnxruntime-tensorrt"
 """The runtime whose artifacts are EPContext models already."""
-ONNX_TYPES: dict[DType, str] = {
-    "float32": "FLOAT",
-    "float16": "FLOAT16",
-    "bfloat16": "BFLOAT16",
-    "int64": "INT64",
-    "int32": "INT32",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "bool": "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -183,7 +173,7 @@ def context_model(manifest: Manifest, provider: str) -> bytes:
     def described(role: str) -> list[Any]:
         return [
             helper.make_tensor_value_info(
-                one.name, getattr(TensorProto, ONNX_TYPES[one.dtype]), _dims(one.shape, one.dims)
+                one.name, getattr(TensorProto, DTYPES[one.dtype].onnx), _dims(one.shape, one.dims)
             )
             for one in manifest.tensors
             if one.role == role

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
+from enginefarm.documents.builder import DTYPES
 from enginefarm.errors import TritonError
 
 if TYPE_CHECKING:
@@ -34,16 +35,9 @@ UNREADABLE = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 NOT_EXPLICIT = "explicit model load / unload is not allowed"
 """What Triton answers in its other two modes of model control."""
 
-DATATYPES: dict[str, str] = {
-    "FP32": "float32",
-    "FP16": "float16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-BF16 = "BF16"
+BF16 = DTYPES["bfloat16"].triton
+DATATYPES = {row.triton: name for name, row in DTYPES.items() if row.triton != BF16}
+"""Triton's name of a type -> numpy's, which has no bfloat16."""
 
 
 class Tensor(NamedTuple):

@@ -12,21 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from enginefarm.documents import builder
 from enginefarm.documents.builder import DType
 from enginefarm.errors import HostError, PluginMissing
 from enginefarm.run.refusals import not_started
 
-DTYPES: dict[str, DType] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-"""trt.DataType by name -> ours."""
+DTYPES: dict[str, DType] = {row.tensorrt: name for name, row in builder.DTYPES.items()}
+"""The name of a trt.DataType -> ours."""
 
 _NOISE = re.compile(r"cudaError 35\b|CUDA initialization failure with error: 35\b")
 """'No driver', which a cross-build says on every machine without a GPU, to no effect."""

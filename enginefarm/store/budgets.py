@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from enginefarm.documents.comparing import absent, judge
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
-from enginefarm.errors import CorruptBlob
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import parsed
 
 if TYPE_CHECKING:
     from enginefarm.documents.recipe import Recipe
@@ -57,17 +57,10 @@ def recorded(store: EngineStore, recipe: str) -> Budgets:
 
     Raises: CorruptBlob.
     """
-    found = store.read_document(_key(recipe))
-    if found is None:
-        return Budgets()
-    try:
-        return Budgets.read(found[0])
-    except ValidationError:
-        raise CorruptBlob(
-            f"store: {_key(recipe)} is not a recipe's budgets",
-            why="it was written by another version, or damaged",
-            fix=f"delete it; the next build or nightly of {recipe} writes it anew",
-        ) from None
+    key = _key(recipe)
+    found = store.read_document(key)
+    fix = f"delete it; the next build or nightly of {recipe} writes it anew"
+    return Budgets() if found is None else parsed(key, found[0], Budgets, fix)
 
 
 def _key(recipe: str) -> str:

@@ -13,13 +13,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from pydantic import ValidationError
-
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import CorruptBlob
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.reading import LOG
+from enginefarm.store.reading import LOG, parsed
 
 RULES = "benchmarks/rules/"
 
@@ -35,17 +33,10 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
 
     Raises: CorruptBlob.
     """
-    found = store.read_document(_key(recipe))
-    if found is None:
-        return Regression()
-    try:
-        return Regression.read(found[0])
-    except ValidationError:
-        raise CorruptBlob(
-            f"store: {_key(recipe)} is not a regression rule",
-            why="it was written by another version, or damaged",
-            fix=f"delete it; the next build or nightly of {recipe} writes it anew",
-        ) from None
+    key = _key(recipe)
+    found = store.read_document(key)
+    fix = f"delete it; the next build or nightly of {recipe} writes it anew"
+    return Regression() if found is None else parsed(key, found[0], Regression, fix)
 
 
 def recorded_rules(store: EngineStore, recipes: Iterable[str]) -> dict[str, Regression]:

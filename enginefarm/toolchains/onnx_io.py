@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from enginefarm.documents.builder import DType
+from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import BuildError
 
@@ -52,9 +52,11 @@ def _tensor(value: Any, role: Literal["input", "output"]) -> TensorInfo:
     from onnx import TensorProto
 
     kind = value.type.tensor_type
-    name = TensorProto.DataType.Name(kind.elem_type).lower().replace("float", "float32")
-    name = {"float3216": "float16", "bfloat3216": "bfloat16"}.get(name, name)
-    if name not in get_args(DType):
-        raise BuildError(f"tensor {value.name!r}: type {name} is not one that engines have")
+    onnx_name = TensorProto.DataType.Name(kind.elem_type)
+    dtypes: list[DType] = [name for name, row in DTYPES.items() if row.onnx == onnx_name]
+    if not dtypes:
+        raise BuildError(
+            f"tensor {value.name!r}: type {onnx_name.lower()} is not one that engines have"
+        )
     shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
-    return TensorInfo(name=value.name, dtype=cast(DType, name), shape=shape, role=role)
+    return TensorInfo(name=value.name, dtype=dtypes[0], shape=shape, role=role)

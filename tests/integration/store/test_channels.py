@@ -204,7 +204,7 @@ def test_the_recipe_s_thresholds_decide_and_not_the_defaults(
 def test_a_damaged_rule_stops_the_promotion(store: EngineStore, publish: Publish) -> None:
     publish()
     store.put_object("benchmarks/rules/model.json", b'{"latency_ratio": "low"}')
-    with pytest.raises(CorruptBlob, match=r"rules/model\.json is not a regression rule"):
+    with pytest.raises(CorruptBlob, match=r"rules/model\.json is not a valid Regression"):
         promote(store)
 
 
@@ -327,5 +327,5 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
     assert store.manifest(manifest.spec_digest) == again
     assert "y: cosine 0.5 is below 0.99" in refusal(store, allow_pending=True)
     store.put_object("budgets/model.json", b"no")
-    with pytest.raises(CorruptBlob, match="not a recipe's budgets"):
+    with pytest.raises(CorruptBlob, match="is not a valid Budgets"):
         promote(store)
