@@ -28,8 +28,8 @@ class Clock(Protocol):
 
     def now(self) -> float: ...
 
-    def sleep_until(self, when: float) -> None:
-        """Returns at once for a time that has passed."""
+    def sleep_until(self, when: float, ended: threading.Event) -> None:
+        """Returns at once for a time that has passed, and when `ended` is set."""
         ...
 
 
@@ -37,10 +37,10 @@ class WallClock:
     def now(self) -> float:
         return time.perf_counter()
 
-    def sleep_until(self, when: float) -> None:
+    def sleep_until(self, when: float, ended: threading.Event) -> None:
         wait = when - time.perf_counter()
         if wait > 0:
-            time.sleep(wait)
+            ended.wait(wait)
 
 
 class Load(Frozen):
@@ -123,7 +123,9 @@ def offered(
             if request is None:
                 return
             index, when = request
-            clock.sleep_until(start + when)
+            clock.sleep_until(start + when, lost)
+            if lost.is_set():
+                return
             one()
             latencies[index] = (clock.now() - start - when) * 1000
             if latencies[index] > limit_ms:
@@ -132,7 +134,7 @@ def offered(
                     if late > allowed:
                         lost.set()
 
-    _each(serve, streams)
+    _each(serve, streams, lost)
     return None if lost.is_set() else latencies
 
 
@@ -141,26 +143,32 @@ def capacity(streams: Sequence[Pass], seconds: float, clock: Clock) -> Capacity:
     for one in streams:
         one()
     taken: list[float] = []
+    ended = threading.Event()
     start = clock.now()
 
     def ask(one: Pass) -> None:
-        while clock.now() - start < seconds:
+        while not ended.is_set() and clock.now() - start < seconds:
             began = clock.now()
             one()
             taken.append((clock.now() - began) * 1000)
 
-    _each(ask, streams)
+    _each(ask, streams, ended)
     return Capacity(len(taken) / (clock.now() - start), statistics.median(taken))
 
 
-def _each(work: Callable[[Pass], None], streams: Sequence[Pass]) -> None:
-    """One thread a stream; one stream needs none. A failure of one is raised."""
+def _each(work: Callable[[Pass], None], streams: Sequence[Pass], ended: threading.Event) -> None:
+    """One thread a stream; one stream needs none. A failure of one is raised, and so is Ctrl-C;
+    both set `ended`, because a thread that nobody stops is waited for."""
     if len(streams) == 1:
         work(streams[0])
         return
     with ThreadPoolExecutor(len(streams)) as pool:
-        for done in [pool.submit(work, one) for one in streams]:
-            done.result()
+        try:
+            for done in [pool.submit(work, one) for one in streams]:
+                done.result()
+        except BaseException:
+            ended.set()
+            raise
 
 
 def highest_rate(streams: Sequence[Pass], load: Load, clock: Clock | None = None) -> Curve:

@@ -18,8 +18,11 @@ from typing import Any
 import click
 
 from enginefarm import __version__
+from enginefarm.child.cancellation import CANCEL
+from enginefarm.cli import interrupts
 from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
+    BuildCancelled,
     DiskFull,
     EnginefarmError,
     ToolchainError,
@@ -89,7 +92,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy", "up", "submit"})
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -159,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal has not
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
+    interrupts.install()
     sys.exit(run(arguments))
 
 
@@ -167,6 +170,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         _require_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
+    except BuildCancelled as error:
+        return interrupts.said() if CANCEL.is_set() else _fail(error)
     except EnginefarmError as error:
         return _fail(error)
     except ModuleNotFoundError as error:
@@ -179,15 +184,15 @@ def run(arguments: list[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         return _fail(_of_the_disk(error))
-    except click.exceptions.Abort:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return interrupts.said()
     except click.ClickException as error:
         error.show()
         return UsageError.exit_code
+    except Exception:
+        if CANCEL.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
+            return interrupts.said()
+        raise
     return result if isinstance(result, int) else 0
 
 
@@ -205,6 +210,7 @@ def _require_text(arguments: Iterable[str]) -> None:
 
 
 def _fail(error: EnginefarmError) -> int:
+    interrupts.quiet(False)
     text = plain(f"error: {error}")
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return error.exit_code

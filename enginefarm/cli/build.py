@@ -106,7 +106,7 @@ def _by_flow(
     from enginefarm.farm.server.private import private_api
 
     prepare(verbose=verbose)
-    with _stopped_by_signals(), private_api() as api, _exporting(wanted) as exported:
+    with private_api() as api, _exporting(wanted) as exported:
         from flows.build_model import build_model
 
         api.wait()
@@ -156,25 +156,3 @@ def _all_cached(wanted: Recipe) -> list[Outcome] | None:
     site = stages.here()
     found = survey(site, wanted, local_offers())
     return cached_outcomes(site, wanted, found) if found.complete else None
-
-
-@contextmanager
-def _stopped_by_signals() -> Generator[None]:
-    """Ctrl-C and SIGTERM kill the builders first, then end the command."""
-    import signal
-
-    from enginefarm.child.cancellation import CANCEL
-
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: object) -> None:
-        CANCEL.set()
-        raise KeyboardInterrupt
-
-    for name in before:
-        signal.signal(name, stop)
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -35,13 +35,17 @@ def _escaped(found: re.Match[str]) -> str:
 class Screen:
     """A text stream whose writes are made safe; everything else is the stream's own.
 
-    Who draws by moving the cursor (a progress bar) writes to `stream` itself.
+    Who draws by moving the cursor (a progress bar) writes to `stream` itself. quiet: nothing is
+    written.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.quiet = False
 
     def write(self, text: str) -> int:
+        if self.quiet:
+            return len(text)
         return self.stream.write(MOVING.sub(_escaped, text))
 
     def __getattr__(self, name: str) -> Any:

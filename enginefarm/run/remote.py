@@ -130,19 +130,18 @@ class RemoteContender:
 def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> None:
     """The other side: makes the contender, and answers until the connection closes."""
     become_child(int(parent_pid))
-    with Connection(int(descriptor)) as connection:
-        contender: Contender | None = None
+    contender: Contender | None = None
+    # It is closed in whatever this process does then: whoever asked was interrupted, or has ended.
+    with suppress(EOFError, ConnectionError), Connection(int(descriptor)) as connection:
         while True:
-            try:
-                verb, feeds = _unpacked(connection.recv_bytes())
-            except EOFError:
-                return
+            verb, feeds = _unpacked(connection.recv_bytes())
             try:
                 if contender is None:
                     contender = loaded(factory)(*arguments)
-                connection.send_bytes(_answer(contender, verb, feeds))
+                answer = _answer(contender, verb, feeds)
             except Exception as error:
-                connection.send_bytes(_packed((False, f"{type(error).__name__}: {error}"), {}))
+                answer = _packed((False, f"{type(error).__name__}: {error}"), {})
+            connection.send_bytes(answer)
 
 
 def _answer(contender: Any, verb: str, feeds: Arrays) -> bytes:

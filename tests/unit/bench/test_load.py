@@ -34,7 +34,7 @@ class FakeClock:
     def now(self) -> float:
         return self.time
 
-    def sleep_until(self, when: float) -> None:
+    def sleep_until(self, when: float, ended: threading.Event) -> None:
         self.time = max(self.time, when)
 
     def taking(self, *seconds: float) -> Callable[[], None]:
