@@ -140,8 +140,9 @@ class Recipe(Frozen):
         default=40,
         ge=0,
         le=1000,
-        description="Where a precision misses its budget, nodes to keep wide are searched for by "
-        "running or verifying so many graphs at most; 0: the precision is rejected at once.",
+        description="Where a precision misses its budget, or its `margin`, nodes to keep wide are "
+        "searched for by running or verifying so many graphs at most; 0: the precision is judged "
+        "as it is.",
     )
     regression: Regression = Field(
         default=Regression(), description="When a timing counts as slower."

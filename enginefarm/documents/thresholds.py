@@ -58,6 +58,14 @@ class Budget(Frozen):
         description="An error of so many times what FP32 rounding alone costs the model is "
         "allowed, even above `max_relative_l2`.",
     )
+    margin: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of these limits within which a graph is made, where keeping nodes wide "
+        "achieves it: the rest is for data that it was not judged on. It is published within the "
+        "limits themselves.",
+    )
 
     @property
     def part_cosine(self) -> float:
@@ -72,6 +80,11 @@ class Budget(Frozen):
             return self.max_part_relative_l2
         return PART_FACTOR * self.max_relative_l2
 
+    @property
+    def with_margin(self) -> Budget:
+        """The limits within which a graph is made."""
+        return self if self.margin == 1 else self.part(self.margin)
+
     def part(self, share: float) -> Budget:
         """The same for errors of so large a share of its own: of a value, and of a vector, whose
         cosine falls by the square. Top-1 is left as it is."""
@@ -84,12 +97,15 @@ class Budget(Frozen):
 
 
 LIMITS = frozenset(("min_cosine", "max_relative_l2", "min_part_cosine", "max_part_relative_l2"))
-"""A recipe that writes one of these means it: FP32 rounding then allows no more, unless the
-recipe writes `rounding` too."""
+"""A recipe that writes one of these means it: FP32 rounding then allows no more, and a graph that
+meets them is taken as it is, unless the recipe writes `rounding` and `margin` too."""
 
 DEFAULT_BUDGETS: dict[str, Budget] = {
     name: Budget(
-        min_cosine=row.min_cosine, max_relative_l2=row.max_relative_l2, rounding=row.rounding
+        min_cosine=row.min_cosine,
+        max_relative_l2=row.max_relative_l2,
+        rounding=row.rounding,
+        margin=row.margin,
     )
     for name, row in PRECISIONS.items()
 }
@@ -102,7 +118,7 @@ def completed(precision: str, given: Any) -> Any:
         return given
     defaults = DEFAULT_BUDGETS[precision].model_dump(exclude_unset=True)
     if any(name in fields for name in LIMITS):
-        del defaults["rounding"]
+        del defaults["rounding"], defaults["margin"]
     return {**defaults, **fields}
 
 

@@ -98,7 +98,7 @@ def make_reference(
                 made = _sound(run(inputs), where)
             shapes.append(feeds.dims_of(inputs, recipe))
             _fits_labels(made, labels, use)
-            _write(archive, count - 1, ReferenceBatch(inputs, made, labels))
+            write_batch(archive, count - 1, ReferenceBatch(inputs, made, labels))
             progress.report("reference", count, use.batches)
         skipped: list[str] = []
         for options in (*((corner,) for corner in feeds.corners(recipe)), *feeds.inside(recipe)):
@@ -112,7 +112,7 @@ def make_reference(
                     skipped.append(f"{label}: {one_line(error, 200)}")
                     continue
                 shapes.append(dims)
-                _write(archive, count, ReferenceBatch(inputs, made, None, label))
+                write_batch(archive, count, ReferenceBatch(inputs, made, None, label))
                 count += 1
                 progress.report("reference", count, None, label)
                 break
@@ -120,7 +120,8 @@ def make_reference(
     return dest
 
 
-def _write(archive: zipfile.ZipFile, index: int, batch: ReferenceBatch) -> None:
+def write_batch(archive: zipfile.ZipFile, index: int, batch: ReferenceBatch) -> None:
+    """The batch in the archive of a reference, as number `index`."""
     import numpy as np
 
     for name, array in batch.inputs.items():

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import JsonValue
 
 from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
-from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, EnginefarmError
 from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
 from enginefarm.store.site import onnx_files_of
 
-if TYPE_CHECKING:
-    from enginefarm.graph.precisions.evidence import Evidence
-
-MARGIN = 0.5
-"""The part of the budget that an 8-bit graph may use up where its ranges and operators were chosen
-by the data that it is judged on: on other data its errors are larger (docs/decisions/0262)."""
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
 
@@ -125,6 +117,7 @@ def slim(request: str) -> str:
 
 
 def convert(request: str) -> str:
+    from enginefarm.graph import judging
     from enginefarm.graph.precisions import precision
 
     order = Order.model_validate_json(request)
@@ -132,34 +125,9 @@ def convert(request: str) -> str:
     batches: Iterable[Any] = (
         calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
     )
-    done = found.convert(order.graph, order.folder / "out", recipe, batches, _evidence(order))
+    with judging.evidence(order) as evidence:
+        done = found.convert(order.graph, order.folder / "out", recipe, batches, evidence)
     return StageOutput(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
-
-
-def _evidence(order: Order) -> Evidence | None:
-    """The reference, and where a search is wanted, the whole verification as its judge. That runs
-    in this process, which is a child already."""
-    from enginefarm.graph.precisions.evidence import Evidence
-    from enginefarm.graph.verify import Request, passes
-
-    reference, recipe = order.reference, order.placed
-    if reference is None:
-        return None
-    if order.memory is None:
-        return Evidence(reference)
-    budget, comparing = recipe.budget(order.precision), recipe.verification.comparing
-
-    def judge(graph: Path, limits: Budget = budget) -> bool:
-        return passes(Request(onnx=graph, reference=reference, budget=limits, comparing=comparing))
-
-    careful = partial(judge, limits=budget.part(MARGIN))
-    return Evidence(
-        reference,
-        judge,
-        recipe.search_tries,
-        order.memory,
-        careful if PRECISIONS[order.precision].calibrated else None,
-    )
 
 
 def calibration_batches(recipe: Recipe) -> Iterator[Any]:

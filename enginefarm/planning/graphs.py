@@ -106,13 +106,18 @@ def _memory(site: Site, key: str) -> Path:
 def prepare(
     site: Site, recipe: Recipe, model: plan.Model, ref: stages.Reference, precision: str
 ) -> PreparedGraph:
-    """convert(), then the graph's outputs against the FP32 reference; over the budget, convert()
-    again with a search for nodes to keep wide.
+    """convert(), then the graph's outputs against the FP32 reference; over the budget, or within
+    it by less than its margin, convert() again with a search for nodes to keep wide.
 
     A graph that is over its accuracy budget even so is returned too: `verification.passed` says so.
     """
+    budget = recipe.budget(precision)
+    # The search itself sees first whether the graph is within the margin as it is.
+    if PRECISIONS[precision].calibrated and budget.margin < 1 and recipe.search_tries:
+        return _prepared(site, recipe, model, ref, precision, search=True)
     prepared = _prepared(site, recipe, model, ref, precision, search=False)
-    if prepared.verification.passed or not recipe.search_tries or precision == "fp32":
+    within = judge(prepared.verification.outputs, budget.with_margin)
+    if not within or not recipe.search_tries or precision == "fp32":
         return prepared
     searched = _prepared(site, recipe, model, ref, precision, search=True)
     seconds = prepared.seconds + searched.seconds

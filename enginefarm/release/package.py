@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.documents.builder import DTYPES
+from enginefarm.documents.comparing import OutputComparison
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import OnnxRef
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
@@ -50,10 +51,12 @@ EMBEDDED = "onnxruntime-tensorrt"
 
 @dataclass(frozen=True)
 class CpuGraph:
-    """A graph that the CPU variant may have. precision: it is judged by that one's budget."""
+    """A graph that the CPU variant may have. precision: it is judged by that one's budget.
+    measured: its figures, where an engine of it was published."""
 
     onnx: OnnxRef
     precision: PrecisionName
+    measured: tuple[OutputComparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def _write_cpu(
             tensors=main.tensors,
             budget=budgets.of.get(graph.precision, DEFAULT_BUDGETS[graph.precision]),
             comparing=main.verification.comparing,
+            measured=graph.measured,
         )
         try:
             found = checked(asked)
@@ -242,9 +246,13 @@ def _write_cpu(
     )
 
 
+def _published(manifest: Manifest) -> CpuGraph:
+    return CpuGraph(manifest.graph, manifest.precision, manifest.verification.outputs)
+
+
 def cpu_graphs(site: Site, main: Manifest, others: Iterable[Manifest]) -> list[CpuGraph]:
     """Graphs of the model that the engine was made from: FP32 first, then the engine's."""
-    found = [CpuGraph(one.graph, one.precision) for one in others]
+    found = [_published(one) for one in others]
     try:
         blob = site.store.blob(main.spec.onnx_digest)
     except (StoreMissing, StoreDenied):
@@ -253,6 +261,6 @@ def cpu_graphs(site: Site, main: Manifest, others: Iterable[Manifest]) -> list[C
         pass
     else:
         found.append(CpuGraph(OnnxRef(model=blob, opset=main.graph.opset), "fp32"))
-    found.append(CpuGraph(main.graph, main.precision))
+    found.append(_published(main))
     by_digest: Mapping[str, CpuGraph] = {one.onnx.digest: one for one in reversed(found)}
     return [one for one in found if by_digest[one.onnx.digest] is one]

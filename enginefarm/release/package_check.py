@@ -27,13 +27,15 @@ ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 class Request(Frozen):
-    """tensors: the engine's, with which the CPU variant must agree."""
+    """tensors: the engine's, with which the CPU variant must agree. measured: figures of the CPU
+    variant's graph, which say what FP32 rounding costs; empty where there are none."""
 
     package: Path
     reference: Path
     tensors: tuple[TensorInfo, ...]
     budget: Budget
     comparing: Comparing
+    measured: tuple[OutputComparison, ...] = ()
 
 
 class Checked(Frozen):
@@ -63,7 +65,13 @@ def check_here(request_json: str) -> str:
         what = batch.corner or "the CPU variant"
         return ort.run(session, batch.inputs, error=PrecisionError, what=what)
 
-    found = compare(read_reference(request.reference), run, request.budget, request.comparing)
+    found = compare(
+        read_reference(request.reference),
+        run,
+        request.budget,
+        request.comparing,
+        measured=request.measured,
+    )
     return Checked(
         runtime=f"{ort.version()} CPU",
         samples=found.samples,

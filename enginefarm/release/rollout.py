@@ -124,6 +124,7 @@ def _candidate(
         reference=cache.ensure(store, first.reference),
         budget=known.get(first.precision, DEFAULT_BUDGETS[first.precision]),
         comparing=first.verification.comparing,
+        measured=first.verification.outputs,
     )
 
 

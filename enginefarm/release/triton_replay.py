@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import Comparing, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError, TritonError
@@ -36,6 +36,7 @@ class Candidate:
 
     model: its name in Triton. tensors, batched: as in its config. files: of the repository, for a
     name and a version. blobs: digest -> local file. reference: npz of inputs and FP32 outputs.
+    measured: figures of its graph, which say what FP32 rounding costs.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Candidate:
     reference: Path
     budget: Budget
     comparing: Comparing
+    measured: tuple[OutputComparison, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -85,7 +87,13 @@ def replay(
             raise TritonError(f"triton: {server.name}: {model} returns no {', '.join(missing)}")
         return _unwired(candidate, answer.outputs)
 
-    return compare(read_reference(candidate.reference), run, candidate.budget, candidate.comparing)
+    return compare(
+        read_reference(candidate.reference),
+        run,
+        candidate.budget,
+        candidate.comparing,
+        measured=candidate.measured,
+    )
 
 
 def wired(candidate: Candidate, inputs: Arrays) -> Arrays:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "6"
+VERSION = "7"
 """The version of calibration.py, qdq.py and targets.py: raise it when their graphs change."""
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},
@@ -227,14 +227,18 @@ class _Work:
         budget then, and verification says by how much."""
         from enginefarm.graph.precisions import kept_wide, to_budget
 
-        if self.evidence is None or not to_budget.is_small(self.model):
+        evidence = self.evidence
+        if evidence is None or evidence.judge is None or not to_budget.is_small(self.model):
             return {}
 
         def made(wide: frozenset[str]) -> ModelProto:
             return self.made(ranges, [t for t in chosen if t.node not in wide])[0]
 
-        for evidence in filter(None, (self.evidence.by_careful(), self.evidence)):
-            found = to_budget.search(made, [[target.node for target in chosen]], evidence)
+        for judging in filter(None, (evidence.by_careful(), evidence)):
+            # Otherwise it is known that the graph is over its budget as it is.
+            if evidence.always and to_budget.accepted(made(frozenset()), judging):
+                return {}
+            found = to_budget.search(made, [[target.node for target in chosen]], judging)
             kept = kept_wide.of_search(found)
             left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
             if kept and left:

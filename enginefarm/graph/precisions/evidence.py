@@ -19,8 +19,9 @@ class Evidence:
     judge: whether the graph at a path passes the whole verification. With it, nodes are searched
     for that have to stay wide; None where the graph as it comes is wanted.
     tries: how many graphs the search may run or judge. memory: where it notes what it measured.
-    careful: a stricter judge, for what is chosen by the reference's own data. judged_as: what the
-    search calls the judge in its notes.
+    careful: a stricter judge, for what is chosen by the reference's own data. always: a graph that
+    satisfies `judge` alone is searched, too. judged_as: what the search calls the judge in its
+    notes.
     """
 
     reference: Path
@@ -28,6 +29,7 @@ class Evidence:
     tries: int = 0
     memory: Path | None = None
     careful: Callable[[Path], bool] | None = None
+    always: bool = False
     judged_as: str = "accepted"
 
     def by_careful(self) -> Evidence | None:

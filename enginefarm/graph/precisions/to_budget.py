@@ -53,6 +53,14 @@ def search(
     return None
 
 
+def accepted(model: ModelProto, evidence: Evidence) -> bool:
+    """Whether the judge accepts the graph. Without a judge: yes."""
+    if evidence.judge is None:
+        return True
+    with TemporaryDirectory(prefix="enginefarm-") as folder:
+        return evidence.judge(onnx_files.write(model, Path(folder)))
+
+
 def is_small(model: ModelProto) -> bool:
     """Whether the graph may be in memory once more."""
     return sum(tensor.ByteSize() for tensor in onnx_files.tensors(model)) <= LARGEST_BYTES

@@ -6,6 +6,7 @@ from pydantic import JsonValue
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
+from enginefarm.documents.thresholds import Budget
 from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 from enginefarm.names import PrecisionName
@@ -50,8 +51,16 @@ def wide_tools(
         version=SEARCH_VERSION,
         arguments={
             "tries": recipe.search_tries,
-            "budget": recipe.budget(precision).model_dump(mode="json"),
+            "budget": _limits(recipe.budget(precision)),
             "judged_by": METHOD,
         },
     )
     return (rules, search)
+
+
+def _limits(budget: Budget) -> dict[str, JsonValue]:
+    """A margin of 1 is left out, as in the keys of earlier versions."""
+    found = budget.model_dump(mode="json")
+    if budget.margin == 1:
+        del found["margin"]
+    return found

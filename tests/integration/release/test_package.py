@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sample_manifest import NOON, make_manifest
 
 from enginefarm import cli
+from enginefarm.documents.comparing import OutputComparison, Part
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.errors import (
@@ -95,6 +96,7 @@ def put(store_environment: EngineStore, tmp_path: Path) -> Put:
         graph: BlobRef = graph,
         known: bool = True,
         reference: BlobRef | None = reference,
+        rounding: float = 0.0,
         **changes: Any,
     ) -> Manifest:
         asked: dict[str, Any] = {"toolchain": "tensorrt-rtx", "build": "1.7.1.116", "label": "l4"}
@@ -110,6 +112,9 @@ def put(store_environment: EngineStore, tmp_path: Path) -> Put:
                 "graph": OnnxRef(model=graph, opset=20),
                 "reference": reference,
                 "tensors": TENSORS,
+                "verification": made.verification.model_copy(
+                    update={"outputs": (measured(rounding),)}
+                ),
             }
         )
         assert store.publish(manifest, signing.signer())
@@ -141,14 +146,27 @@ def written(model: Path, dest: Path) -> Path:
     return dest
 
 
-def halved(path: Path) -> Path:
-    """The classifier with other weights: within no budget."""
+def measured(rounding: float) -> OutputComparison:
+    figures = {"cosine": 1.0, "max_abs": 0.0, "relative_l2": 0.0, "rounding": rounding}
+    part = Part(kind="sample", where="sample 0", **figures)
+    return OutputComparison(output="scores", parts=(part,), **figures)
+
+
+def scaled(path: Path, factor: float) -> Path:
+    """The classifier with its weights times that."""
     model = tiny_recipe.classifier()
     for weight in model.graph.initializer:
-        halved = numpy_helper.from_array(numpy_helper.to_array(weight) / 2, weight.name)
-        weight.CopyFrom(halved)
+        values = numpy_helper.to_array(weight)
+        times = factor if values.dtype == np.float32 else 1
+        made = (values * times).astype(values.dtype)
+        weight.CopyFrom(numpy_helper.from_array(made, weight.name))
     onnx.save(model, path)
     return path
+
+
+def halved(path: Path) -> Path:
+    """Within no budget."""
+    return scaled(path, 0.5)
 
 
 def test_a_stock_onnx_runtime_opens_it_and_computes_the_reference(
@@ -194,6 +212,15 @@ def test_nothing_is_written_where_no_graph_is_right_on_the_cpu(
     assert cli.run(["package", "tiny", str(folder)]) == AccuracyError.exit_code
     assert "scores: " in capsys.readouterr().err
     assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rounding", "code"), [(1e-3, 0), (0.0, AccuracyError.exit_code)])
+def test_an_fp32_graph_is_allowed_the_rounding_that_it_was_published_with(
+    put: Put, tmp_path: Path, store_environment: EngineStore, rounding: float, code: int
+) -> None:
+    near = store_environment.put_blob(scaled(tmp_path / "near.onnx", 1.0005))
+    put(graph=near, known=False, precision="fp32", rounding=rounding)
+    assert cli.run(["package", "tiny", str(tmp_path / "p")]) == code
 
 
 def test_an_engine_with_other_inputs_than_the_graph_is_refused(

@@ -42,6 +42,18 @@ def test_a_budget_of_ones_own_replaces_the_default() -> None:
     assert made.budget("fp16") == DEFAULT_BUDGETS["fp16"]
 
 
+def test_default_budgets_of_8_bits_have_a_margin_and_limits_of_ones_own_do_not() -> None:
+    made = recipe(accuracy={"int8": {"min_top1_agreement": 0.9}, "fp8": {"min_cosine": 0.97}})
+    by_default = made.budget("int8")
+    assert by_default.margin < 1
+    assert by_default.with_margin.max_relative_l2 < by_default.max_relative_l2
+    assert by_default.with_margin.min_top1_agreement == 0.9
+    assert made.budget("fp8").with_margin == made.budget("fp8")
+    own = recipe(accuracy={"fp8": {"min_cosine": 0.97, "margin": 0.5}}).budget("fp8")
+    assert own.with_margin.min_cosine > 0.97
+    assert made.budget("fp16").with_margin is made.budget("fp16")
+
+
 def test_dims_are_listed_once_in_order_of_first_use() -> None:
     made = recipe(
         inputs=[

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from triton_stub import Stub, serving
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import Comparing, OutputComparison, Part
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import GateError, TritonError
@@ -144,6 +144,21 @@ def test_the_ratio_of_p99_is_in_the_log(stub: Stub, reference: Path) -> None:
 def test_wrong_outputs_are_refused_by_the_budget(stub: Stub, reference: Path) -> None:
     said = refusal(stub, candidate(reference, scale=1.05))
     assert re.search(r"triton-outputs: y: relative L2 0\.05\d* is above 0\.02", said)
+
+
+@pytest.mark.parametrize(("rounding", "passes"), [(2e-4, True), (0.0, False)])
+def test_an_fp32_engine_is_allowed_the_rounding_that_its_graph_was(
+    stub: Stub, reference: Path, rounding: float, passes: bool
+) -> None:
+    """An error of 5e-4, where 1e-4 is allowed or 4 times the rounding that was measured."""
+    figures = {"cosine": 1.0, "max_abs": 0.0, "relative_l2": 0.0, "rounding": rounding}
+    parts = tuple(Part(kind=kind, where="", **figures) for kind in ("sample", "channel"))
+    wanted = replace(
+        candidate(reference, scale=1.0005),
+        budget=Budget(min_cosine=0.99999, max_relative_l2=1e-4, rounding=4),
+        measured=(OutputComparison(output="y", parts=parts, **figures),),
+    )
+    assert (not tried(stub, wanted).refusals) is passes
 
 
 def test_a_slower_version_is_refused(stub: Stub, reference: Path) -> None:

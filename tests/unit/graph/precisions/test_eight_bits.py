@@ -334,6 +334,31 @@ def test_a_search_leaves_room_for_other_data_where_that_leaves_something_in_8_bi
     assert details["quantized_operators"] == left
 
 
+@pytest.mark.parametrize(
+    ("careful", "judge", "left"),
+    [(3, 3, 3), (1, 3, 1), (0, 3, 3), (0, 2, 2)],
+    ids=["within its margin", "searched", "no margin is reachable", "over its budget"],
+)
+def test_a_graph_that_meets_its_budget_without_its_margin_is_searched(
+    tmp_path: Path, careful: int, judge: int, left: int
+) -> None:
+    """silero-vad in FP8: 15 dB on all of its data, and 10 on single batches of other data.
+    careful, judge: how many operators each allows in 8 bits."""
+    model = made(THREE, w=SQUARE)
+    feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
+    seen = evidence(
+        model,
+        tmp_path,
+        feeds,
+        judge=lambda path: quantizers(path) <= judge,
+        careful=lambda path: quantizers(path) <= careful,
+        always=True,
+        tries=30,
+    )
+    _, details = convert(model, tmp_path, [feeds], seen, method="minmax")
+    assert details["quantized_operators"] == left
+
+
 def test_a_part_of_a_budget_is_for_errors_of_that_part() -> None:
     budget = Budget(min_cosine=0.98, max_relative_l2=0.2, max_abs=4.0, min_top1_agreement=0.9)
     half = budget.part(0.5)
