@@ -1,4 +1,4 @@
-"""The judges of a search for nodes to keep wide: the whole verification, and in 8 bits a stricter one.
+"""What judges a search for nodes to keep wide: the verification, and in 8 bits a stricter judge.
 
 They run in the process of the search, which is a child already.
 """

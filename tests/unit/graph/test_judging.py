@@ -59,7 +59,9 @@ def test_a_graph_that_clips_calibration_data_alone_has_no_margin(
     tmp_path: Path, precision: PrecisionName
 ) -> None:
     with judging.evidence(order(tmp_path, precision)) as evidence:
-        assert evidence is not None and evidence.judge and evidence.careful
+        assert evidence is not None
+        assert evidence.judge is not None
+        assert evidence.careful is not None
         assert evidence.always
         onnx.save(model(1.0), tmp_path / "clips.onnx")
         assert evidence.judge(tmp_path / "clips.onnx")
