@@ -6,7 +6,7 @@ They run in the process of the search, which is a child already.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ them."""
 
 
 @contextmanager
-def evidence(order: Order) -> Iterator[Evidence | None]:
+def evidence(order: Order) -> Generator[Evidence | None]:
     """The reference, and where a search is wanted, the whole verification as its judge.
 
     The careful judge of 8 bits looks at the calibration data, too: it is more data of the kind.
