@@ -25,7 +25,7 @@ def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None
     """Print a CycloneDX bill of materials of an engine: graph, data, toolchain, packages.
 
     ENGINE is a spec digest (8 digits are enough), NAME/GPU/PRECISION, or a recipe's newest. It says
-    what the engine's manifest says, by digest and version. Licences are not in a manifest, and the
+    what the engine's manifest says, by digest and version. Licenses are not in a manifest, and the
     document calls itself incomplete.
     """
     from enginefarm.cli.listing import find

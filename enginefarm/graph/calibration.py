@@ -3,7 +3,7 @@
 One pass over the batches; for each tensor a histogram of |x| is kept and nothing else, so
 memory does not grow with the number of batches.
 
-ONNX Runtime's own calibrators were measured and not taken: docs/decisions/0021.
+ONNX Runtime's own calibrators were measured and not taken: docs/decisions/0111.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A CycloneDX 1.6 bill of materials of one engine: what it was made from, and with what.
 
 Everything in it comes from the manifest, which the engine's signature covers, so the same engine
-has the same document. What the manifest does not know, licences above all, is left out, and the
+has the same document. What the manifest does not know, licenses above all, is left out, and the
 document says so in `compositions`.
 """
 

@@ -58,7 +58,7 @@ class TensorRTRTX:
         return built_here(NAME, build, CUDA)
 
     def carries(self, gpu: GpuTarget, precision: PrecisionName) -> tuple[str, ...]:
-        """One plan for every GPU here costs what a plan for one does: measured, decision 0090."""
+        """One plan for every GPU here costs what a plan for one does: measured, decision 0200."""
         shared = tuple(
             capability
             for capability in COMPUTE_CAPABILITIES

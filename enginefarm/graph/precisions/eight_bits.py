@@ -253,7 +253,7 @@ class Int8(EightBits):
 
 class FP8(EightBits):
     """Ranges are always minmax: FP8's steps shrink towards zero, so clipping gains little and
-    costs the outliers (measured: docs/decisions/0021). Depthwise and other grouped convolutions
+    costs the outliers (measured: docs/decisions/0111). Depthwise and other grouped convolutions
     stay in FP16: they are bound by memory, and lose most by 3 bits of mantissa (0111)."""
 
     name: PrecisionName = "fp8"
