@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.figures import Figure
 from enginefarm.documents.thresholds import Regression
-from enginefarm.tables.regression import against, baseline
+from enginefarm.tables.regression import baseline, classify
 from enginefarm.tables.rows import STABLE_COV
 
 DATA = Path(__file__).parent / "data"
@@ -77,7 +77,7 @@ def resampled(
         chosen = rng.choice(len(nights), size=rule.nights + repeats, replace=False)
         drawn = [float(np.median(rng.choice(nights[i], size=len(nights[i])))) for i in chosen]
         tonight = median(drawn[:repeats]) * slowdown
-        slower += against(tonight, baseline(drawn[repeats:], rule), rule) == "slower"
+        slower += classify(tonight, baseline(drawn[repeats:], rule), rule) == "slower"
     return slower, trials
 
 
@@ -94,7 +94,7 @@ def in_order(
     del trials
     figures = [float(np.median(night)) for night in nights]
     found = [
-        against(figures[i] * slowdown, baseline(figures[i - rule.nights : i], rule), rule)
+        classify(figures[i] * slowdown, baseline(figures[i - rule.nights : i], rule), rule)
         for i in range(rule.nights, len(figures))
     ]
     return found.count("slower"), len(found)

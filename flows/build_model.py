@@ -84,13 +84,13 @@ def build_model(
     """
     try:
         with cancel_on_error():
-            return _built(recipe, gpus, precisions)
+            return _build(recipe, gpus, precisions)
     except EnginefarmError as error:
         # A refusal: its words are the state's, without a traceback of the engine.
         return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
 
 
-def _built(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcome]]:
+def _build(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcome]]:
     on_farm = deployment.id is not None
     file = recipe_file_at(recipe) if on_farm else Path(recipe)
     wanted = plan.narrowed(recipe_file.load(file), gpus=gpus, precisions=precisions)
@@ -198,19 +198,19 @@ def _gather(
     """Outcomes in the recipe's order: GPUs, then precisions."""
     rows: list[Outcome] = list(cached.result())
     rows += [outcome.of_skip(wanted.name, skip) for skip in found.skipped]
-    rows += [_outcome(wanted, awaited) for awaited in built]
+    rows += [_outcome(wanted, pending) for pending in built]
     return outcome.in_order(wanted, rows)
 
 
-def _outcome(wanted: Recipe, awaited: PendingBuild) -> Outcome:
+def _outcome(wanted: Recipe, pending: PendingBuild) -> Outcome:
     # Prefect never starts an engine whose graph failed: the graph's error is the reason.
-    result = awaited.graph.result(raise_on_failure=False)
+    result = pending.graph.result(raise_on_failure=False)
     if not isinstance(result, BaseException):
-        result = awaited.engine.result(raise_on_failure=False)
+        result = pending.engine.result(raise_on_failure=False)
     if isinstance(result, EngineMissing):
         return result.outcome
     if isinstance(result, EnginefarmError):
-        target = awaited.target
+        target = pending.target
         return outcome.of_error(wanted.name, target.gpu, target.precision, result)
     if isinstance(result, BaseException):
         raise result

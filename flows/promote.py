@@ -52,7 +52,7 @@ def promote(
     """
 
     def approve(engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]) -> release.Approval:
-        return _asked(recipe, channel, engines, gates)
+        return _ask_for_approval(recipe, channel, engines, gates)
 
     try:
         revision = release.promote(
@@ -72,7 +72,7 @@ def promote(
     )
 
 
-def _asked(
+def _ask_for_approval(
     recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
 ) -> release.Approval:
     """Pauses the run until somebody fills in its form.

@@ -26,9 +26,9 @@ def build_plan(
             publish_failure_log(job.recipe, job.spec)
             raise
     if isinstance(built, Manifest):
-        _say(job, "published meanwhile by another run")
+        _log(job, "published meanwhile by another run")
     else:
-        _say(job, f"plan {built.plan.digest[:12]}")
+        _log(job, f"plan {built.plan.digest[:12]}")
     return built
 
 
@@ -42,11 +42,11 @@ def upload_plan(job: engines.Job, built: engines.BuildResult) -> engines.BuildRe
 def record_manifest(job: engines.Job, built: engines.BuildResult) -> Manifest:
     manifest = engines.publish(stages.here(), job, built)
     publish_log(manifest)
-    _say(job, f"manifest {manifest.spec_digest[:12]}")
+    _log(job, f"manifest {manifest.spec_digest[:12]}")
     return manifest
 
 
-def _say(job: engines.Job, text: str) -> None:
+def _log(job: engines.Job, text: str) -> None:
     """A log line that can be found by its spec."""
     about = {"spec": job.spec.digest, "recipe": job.recipe, "gpu": job.spec.gpu.label}
     get_run_logger().info("%s: %s", job.spec.label, text, extra=about)

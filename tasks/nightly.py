@@ -59,11 +59,11 @@ def publish_night(
 ) -> None:
     rows = [
         {
-            "recipe": row.recipe or _called(row.file),
+            "recipe": row.recipe or _name_of(row.file),
             "engines": row.wanted,
             "cached": row.cached,
             "skipped": row.skipped,
-            "tonight": _tonight(row, ended.get(row.file)),
+            "tonight": _result_tonight(row, ended.get(row.file)),
         }
         for row in states
     ]
@@ -83,7 +83,7 @@ def publish_night(
     )
 
 
-def _tonight(row: RecipeState, run: RunEnd | None) -> str:
+def _result_tonight(row: RecipeState, run: RunEnd | None) -> str:
     """What became of a recipe, the reason first; its run is a link in the UI."""
     if run is None:
         return f"Failed: {inert(row.error)}" if row.error else "nothing to build"
@@ -91,6 +91,6 @@ def _tonight(row: RecipeState, run: RunEnd | None) -> str:
     return f"{said} ([run](/runs/flow-run/{run.run_id}))"
 
 
-def _called(file: Path) -> str:
+def _name_of(file: Path) -> str:
     """A recipe that could not be read: by its folder, or by its name in the store."""
     return file.parent.name if file.name == FILE_NAME else file.name

@@ -78,8 +78,8 @@ def side_by_side(
     samples, state = interleave(contenders, harness)
     first = contenders[0].outputs()
     return tuple(
-        _measured(
-            contender, found, state, harness, batch, _compared(feeds, first, contender.outputs())
+        _measurement(
+            contender, found, state, harness, batch, _comparison(feeds, first, contender.outputs())
         )
         for contender, found in zip(contenders, samples, strict=True)
     )
@@ -115,7 +115,7 @@ def benchmark_engine(
                 row = built[point.profile_name]
                 feeds = sized(inputs, point.shapes)
                 try:
-                    found = _one(artifact, row.runtime, point, feeds, settings)
+                    found = _measure(artifact, row.runtime, point, feeds, settings)
                 except EngineRunError as error:
                     if not graph:
                         raise
@@ -162,7 +162,7 @@ def filled(
     return row.model_copy(update=values)
 
 
-def _one(
+def _measure(
     artifact: Artifact,
     runtime: RuntimeName,
     point: Point,
@@ -176,7 +176,7 @@ def _one(
         running.close()
 
 
-def _measured(
+def _measurement(
     contender: Contender,
     found: Samples,
     state: GpuState,
@@ -204,7 +204,7 @@ def _measured(
     )
 
 
-def _compared(
+def _comparison(
     feeds: Mapping[str, Any], first: Arrays, outputs: Arrays
 ) -> tuple[OutputComparison, ...]:
     batch = ReferenceBatch(inputs=dict(feeds), outputs=first, labels=None)

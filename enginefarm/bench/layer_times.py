@@ -43,8 +43,8 @@ def record_layer_times(site: Site, manifest: Manifest) -> LayerTimes:
 
     Raises: HostError, EngineRunError, and what the store raises.
     """
-    point, asked = first_profile(site, manifest)
-    answer = profile_layers(LayerTimesRequest(**asked))
+    point, fields = first_profile(site, manifest)
+    answer = profile_layers(LayerTimesRequest(**fields))
     times = LayerTimes(
         engine=manifest.engine.digest[:16],
         gpu_name=answer.gpu_name,

@@ -60,7 +60,7 @@ class Load(Frozen):
         return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
 
 
-class Tried(NamedTuple):
+class RateTrial(NamedTuple):
     """One rate. p99_ms: None where it was given up, because too many were late already."""
 
     rate_per_s: float
@@ -81,8 +81,8 @@ class Curve(NamedTuple):
 
     streams: int
     capacity: Capacity
-    best: Tried | None
-    tried: tuple[Tried, ...]
+    best: RateTrial | None
+    tried: tuple[RateTrial, ...]
 
 
 def arrivals(rate_per_s: float, requests: int, seed: int) -> list[float]:
@@ -180,11 +180,11 @@ def highest_rate(streams: Sequence[Pass], load: Load, clock: Clock | None = None
     clock = clock or WallClock()
     most = capacity(streams, load.seconds, clock)
     kept, broken = 0.0, most.per_s
-    best: Tried | None = None
-    tried: list[Tried] = []
+    best: RateTrial | None = None
+    tried: list[RateTrial] = []
     while broken - kept > load.step * most.per_s:
         rate = (kept + broken) / 2
-        one = _try(rate, streams, load, clock)
+        one = _run_trial(rate, streams, load, clock)
         tried.append(one)
         kept, broken = (rate, broken) if one.within else (kept, rate)
         best = one if one.within else best
@@ -192,10 +192,10 @@ def highest_rate(streams: Sequence[Pass], load: Load, clock: Clock | None = None
     return Curve(len(streams), most, best, tuple(tried))
 
 
-def _try(rate: float, streams: Sequence[Pass], load: Load, clock: Clock) -> Tried:
+def _run_trial(rate: float, streams: Sequence[Pass], load: Load, clock: Clock) -> RateTrial:
     requests = max(load.min_requests, round(rate * load.seconds))
     found = offered(arrivals(rate, requests, load.seed), streams, clock, load.slo_p99_ms)
     if found is None:
-        return Tried(rate, requests, None, False)
+        return RateTrial(rate, requests, None, False)
     p99 = statistics.quantiles(found, n=100, method="inclusive")[98]
-    return Tried(rate, requests, p99, p99 <= load.slo_p99_ms)
+    return RateTrial(rate, requests, p99, p99 <= load.slo_p99_ms)

@@ -17,9 +17,9 @@ from enginefarm.bench.harness import Harness
 from enginefarm.bench.load import LOAD, Curve, Load, highest_rate
 from enginefarm.bench.recipe import (
     BuiltRecipe,
+    built_recipe,
+    empty_row,
     host_class,
-    known,
-    row_alone,
     row_of,
     smallest_and_opt,
 )
@@ -47,7 +47,7 @@ def benchmark_cpu(
     Outputs are compared with those of the first. Raises: StoreMissing when nothing of the
     recipe is built yet; EngineRunError.
     """
-    model = known(site, recipe)
+    model = built_recipe(site, recipe)
     rows: list[BenchmarkRow] = []
     with site.scratch() as scratch, ExitStack() as stack:
         contenders = _contenders(site, recipe, model, scratch, stack)
@@ -75,7 +75,7 @@ def load_cpu(
     opt shapes of the first profile. Raises: StoreMissing when nothing of the recipe, or not that
     precision, is built yet; EngineRunError.
     """
-    model = known(site, recipe)
+    model = built_recipe(site, recipe)
     if precision not in model.graphs:
         raise StoreMissing(
             f"bench slo: {recipe.name} has no graph in {precision}",
@@ -129,12 +129,12 @@ def _load_row(
         "iterations": sum(one.requests for one in curve.tried),
         "slo_rate_per_s": best.rate_per_s if best else None,
         "slo_reached_p99_ms": best.p99_ms if best else None,
-        "reason": "" if best else _none(curve),
+        "reason": "" if best else _no_rate(curve),
     }
-    return row_alone(recipe, precision, "onnxruntime-cpu").model_copy(update=found)
+    return empty_row(recipe, precision, "onnxruntime-cpu").model_copy(update=found)
 
 
-def _none(curve: Curve) -> str:
+def _no_rate(curve: Curve) -> str:
     lowest = min((one.rate_per_s for one in curve.tried), default=0.0)
     return f"p99 was above the limit at every rate that was tried, down to {lowest:.4g}/s"
 

@@ -20,8 +20,8 @@ from enginefarm.bench.harness import Harness
 from enginefarm.bench.layer_times import record_layer_times
 from enginefarm.bench.recipe import (
     BuiltRecipe,
+    built_recipe,
     host_class,
-    known,
     row_of,
     smallest_and_opt,
 )
@@ -78,13 +78,13 @@ def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None)
             why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not installed, or finds no GPU",
             fix="time it on the CPU: --cpu",
         )
-    model = known(site, recipe)
+    model = built_recipe(site, recipe)
     result = SideBySide()
     wanted = smallest_and_opt(model.profiles, [tensor.name for tensor in recipe.inputs])
     for index in range(len(model.profiles)):
         with site.scratch() as scratch, ExitStack() as stack:
             entries = _entries(site, recipe, model, index, (row.label, gpu), scratch)
-            running = [*_started(entries, result, stack)]
+            running = [*_start(entries, result, stack)]
             for point in (one for one in wanted if one.profile == index):
                 report("benchmark", wanted.index(point), len(wanted), point.text)
                 _measure(running, model, point, harness or Harness(), result)
@@ -100,7 +100,7 @@ def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     left_out: dict[str, str] = {}
-    for manifest in engines_for(known(site, recipe), row.label) if row else ():
+    for manifest in engines_for(built_recipe(site, recipe), row.label) if row else ():
         report("profile", 0, None, manifest.spec.label)
         try:
             record_layer_times(site, manifest)
@@ -182,7 +182,7 @@ def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> E
     return Entry(name, make, row)
 
 
-def _started(
+def _start(
     entries: Iterator[Entry], result: SideBySide, stack: ExitStack
 ) -> Iterator[tuple[Entry, Any]]:
     for entry in entries:

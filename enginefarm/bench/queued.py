@@ -20,7 +20,7 @@ from enginefarm.bench.figures import figures
 from enginefarm.bench.gpu_state import GpuSampler, GpuState
 from enginefarm.bench.on_gpu import SideBySide, engines_for
 from enginefarm.bench.one_profile import OneProfile, first_profile
-from enginefarm.bench.recipe import host_class, known
+from enginefarm.bench.recipe import built_recipe, host_class
 from enginefarm.bench.shapes import Point, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.gpus import by_nvml_name
@@ -42,7 +42,7 @@ QUEUED_CLOCK = "GPU, queued passes"
 DEPTH = 2
 
 
-class Queued(Frozen):
+class QueuedSettings(Frozen):
     """Settings: trtexec's own defaults (its --duration, --warmUp and --iterations)."""
 
     seconds: float = Field(default=3.0, gt=0)
@@ -57,7 +57,7 @@ class Queued(Frozen):
 
 
 class QueuedRequest(OneProfile):
-    settings: Queued = Queued()
+    settings: QueuedSettings = QueuedSettings()
 
 
 class QueuedAnswer(Frozen):
@@ -68,7 +68,7 @@ class QueuedAnswer(Frozen):
     gpu: GpuState
 
 
-def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide:
+def benchmark_queued(site: Site, recipe: Recipe, settings: QueuedSettings) -> SideBySide:
     """A row of each of the recipe's engines for this GPU, at its first profile's opt shapes.
 
     Raises: StoreMissing when nothing of the recipe is built yet.
@@ -76,7 +76,7 @@ def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide
     gpu = detect.first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     result = SideBySide()
-    for manifest in engines_for(known(site, recipe), row.label) if row else ():
+    for manifest in engines_for(built_recipe(site, recipe), row.label) if row else ():
         report("queued", len(result.rows), None, manifest.spec.label)
         try:
             result.rows.append(_row(site, manifest, settings))
@@ -86,9 +86,9 @@ def benchmark_queued(site: Site, recipe: Recipe, settings: Queued) -> SideBySide
     return result
 
 
-def _row(site: Site, manifest: Manifest, settings: Queued) -> BenchmarkRow:
-    point, asked = first_profile(site, manifest)
-    request = QueuedRequest(**asked, settings=settings)
+def _row(site: Site, manifest: Manifest, settings: QueuedSettings) -> BenchmarkRow:
+    point, fields = first_profile(site, manifest)
+    request = QueuedRequest(**fields, settings=settings)
     child = Child(
         what="the engine's benchmark", error=EngineRunError, limits=Limits(600 + settings.seconds)
     )
@@ -97,7 +97,7 @@ def _row(site: Site, manifest: Manifest, settings: Queued) -> BenchmarkRow:
     return built.model_copy(update=row_columns(found, point, settings))
 
 
-def row_columns(found: QueuedAnswer, point: Point, settings: Queued) -> dict[str, Any]:
+def row_columns(found: QueuedAnswer, point: Point, settings: QueuedSettings) -> dict[str, Any]:
     """What a measurement puts into the row of a built engine."""
     state = found.gpu.model_dump(exclude={"samples", "sm_clock_mhz_min", "sm_clock_mhz_max"})
     now = dt.datetime.now(dt.UTC)

@@ -42,7 +42,7 @@ class BuiltRecipe:
         return self.manifests[-1].spec.profiles
 
 
-def known(site: Site, recipe: Recipe) -> BuiltRecipe:
+def built_recipe(site: Site, recipe: Recipe) -> BuiltRecipe:
     """Raises: StoreMissing when nothing of the recipe is built yet."""
     manifests = sorted(site.store.manifests(recipe.name), key=lambda one: one.created_at)
     if not manifests or manifests[-1].reference is None:
@@ -83,13 +83,13 @@ def row_of(
     recipe: str, precision: PrecisionName, found: Measurement, point: Point, **where: Any
 ) -> BenchmarkRow:
     """The row of a runtime that ran a graph. where: columns that tell the GPU, if any."""
-    row = row_alone(recipe, precision, found.runtime, **where).model_copy(
+    row = empty_row(recipe, precision, found.runtime, **where).model_copy(
         update=verification_columns(found.against_first)
     )
     return filled(row, found, point, host_class=host_class())
 
 
-def row_alone(
+def empty_row(
     recipe: str, precision: PrecisionName, runtime: RuntimeName, **where: Any
 ) -> BenchmarkRow:
     """The row of a measurement of now, with no figures in it yet."""

@@ -77,7 +77,7 @@ def build(
     Raises: ParseError, BuildError and its kinds, ToolchainError.
     """
     spec = job.spec
-    with _alone(site, spec.plan_key):
+    with _locked(site, spec.plan_key):
         _refuse_quarantined(site, spec)
         published = whole(site, job.recipe, spec.digest, vouching())
         if published is not None:
@@ -114,10 +114,10 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
 
     stage = f"plan-{asked.precision.name}"
     record, _ = recorded(site, stage, asked.plan_key, work, vouching())
-    return _built(record, asked.gpu.label)
+    return _result_of(record, asked.gpu.label)
 
 
-def _built(record: StageRecord, gpu_label: str) -> BuildResult:
+def _result_of(record: StageRecord, gpu_label: str) -> BuildResult:
     """What the record of a plan says, to the GPU that asks for it."""
     values = dict(record.values)
     first = values.pop("gpu")
@@ -130,8 +130,8 @@ def _built(record: StageRecord, gpu_label: str) -> BuildResult:
     )
     if first == gpu_label:
         return built
-    none_of_its_own = {"built_with": first, "seconds": 0.0, "peak_memory_bytes": 0}
-    return built.model_copy(update=none_of_its_own)
+    shared = {"built_with": first, "seconds": 0.0, "peak_memory_bytes": 0}
+    return built.model_copy(update=shared)
 
 
 def _build(
@@ -149,7 +149,7 @@ def _build(
         memory_limit_bytes=limits.memory_bytes,
     )
     try:
-        with _SLOTS, _named(asked.label):
+        with _SLOTS, _labeled_progress(asked.label):
             return native_build.build(
                 site.store,
                 request,
@@ -209,7 +209,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
     """
     vouches = vouching()
     if vouches is not None:
-        require_vouched(site, job, built, vouches, said=_built)
+        require_vouched(site, job, built, vouches, said=_result_of)
     # Who does not sign downloads no plan of another machine only to read its header.
     if vouches is not None or site.cache.has(built.plan):
         require_plan_of(site, job.spec, built.plan)
@@ -240,13 +240,13 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         created_at=datetime.now(UTC),
     )
     signer = None if vouches is None else vouches.signer
-    if site.store.publish(manifest, signer, lambda one: _believed(site, one, vouches)):
+    if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, vouches)):
         return manifest
     published = whole(site, job.recipe, job.spec.digest, vouches)
     return manifest if published is None else published
 
 
-def _believed(site: Site, manifest: Manifest, vouches: Vouching | None) -> bool:
+def _is_trusted(site: Site, manifest: Manifest, vouches: Vouching | None) -> bool:
     return vouches is None or vouches.signed(site.store, manifest)
 
 
@@ -257,7 +257,7 @@ def smaller_workspace(spec: BuildSpec) -> int:
 
 
 @contextmanager
-def _named(label: str) -> Generator[None]:
+def _labeled_progress(label: str) -> Generator[None]:
     """Progress of this build on a line of its own, beside the builds that run with it."""
     watcher = SINK.get()
 
@@ -272,7 +272,7 @@ def _named(label: str) -> Generator[None]:
 
 
 @contextmanager
-def _alone(site: Site, plan_key: str) -> Generator[None]:
+def _locked(site: Site, plan_key: str) -> Generator[None]:
     """Holds a lock that the kernel releases when this process dies, however it dies."""
     folder = site.cache.root / "locks"
     with writing(folder):

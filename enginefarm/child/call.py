@@ -125,11 +125,11 @@ class Child:
             watch = _Watch(self, folder / self.log_name)
             status = watch.run(function, folder)
             if (folder / ERROR).is_file():
-                raise self._raised((folder / ERROR).read_text("utf-8", "replace"))
+                raise self._child_error((folder / ERROR).read_text("utf-8", "replace"))
             if status == NO_ROOM:
                 raise full_disk(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
-                raise watch.ended(status)
+                raise watch.exit_error(status)
             text = (folder / RESULT).read_text("utf-8", "replace")
             return Answer(text, watch.peak_bytes)
 
@@ -147,7 +147,7 @@ class Child:
                 fix=self.fix,
             ) from None
 
-    def _raised(self, text: str) -> EnginefarmError:
+    def _child_error(self, text: str) -> EnginefarmError:
         """The error that the child wrote down."""
         try:
             fields = {name: str(value) for name, value in dict(json.loads(text)).items()}
@@ -257,7 +257,7 @@ class _Watch:
         step = ", ".join(filter(None, self._last))
         return f"its last step was: {step}" if step else ""
 
-    def ended(self, status: int) -> EnginefarmError:
+    def exit_error(self, status: int) -> EnginefarmError:
         """The error for a child that left neither an answer nor an error."""
         what, kinds = self._child.what, self._child.kinds
         if status == -signal.SIGKILL:

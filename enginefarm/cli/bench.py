@@ -142,7 +142,7 @@ def run_(
     from enginefarm.bench.harness import Harness
     from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
     from enginefarm.bench.on_gpu import benchmark_gpu, profile_engines
-    from enginefarm.bench.queued import Queued, benchmark_queued
+    from enginefarm.bench.queued import QueuedSettings, benchmark_queued
     from enginefarm.errors import UsageError
     from enginefarm.host.detect import first_gpu
     from enginefarm.recipes import file as recipe_file
@@ -171,7 +171,7 @@ def run_(
         if layers:
             found.left_out |= profile_engines(here, loaded)
         if trtexec:
-            queued = benchmark_queued(here, loaded, Queued(seconds=seconds))
+            queued = benchmark_queued(here, loaded, QueuedSettings(seconds=seconds))
             rows += queued.rows
             found.left_out |= queued.left_out
         for name, why in found.left_out.items():

@@ -71,7 +71,7 @@ def init(
     if save is None:
         click.echo(text, nl=False)
         return
-    click.echo(f"wrote {infer.kept(text, save)}; next: enginefarm build {save}")
+    click.echo(f"wrote {infer.save_new(text, save)}; next: enginefarm build {save}")
 
 
 def wishes(
@@ -103,14 +103,14 @@ def recipe_of(model: str, wanted: Wishes, save: Path | None) -> Generator[Path]:
     if save is not None:
         text = infer.infer(model, wanted, save.resolve().parent)
         click.echo(text, err=True)
-        yield infer.kept(text, save)
+        yield infer.save_new(text, save)
         return
     if model.endswith(infer.MODEL_SUFFIXES):
         # Its paths are whole, so it can be anywhere.
         with tempfile.TemporaryDirectory(prefix="enginefarm-recipe-") as folder:
             text = infer.infer(model, wanted, Path(folder))
             click.echo(text, err=True)
-            yield infer.kept(text, Path(folder, "recipe.yaml"))
+            yield infer.save_new(text, Path(folder, "recipe.yaml"))
         return
     at = infer.folder_of(model)
     text = infer.infer(model, wanted, at)

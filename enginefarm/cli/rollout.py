@@ -72,7 +72,7 @@ def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
     from enginefarm.cli.channels import print_move
     from enginefarm.cli.progress_view import watched
     from enginefarm.pulling.triton_places import place
-    from enginefarm.release.rollout import Asked
+    from enginefarm.release.rollout import RolloutRequest
     from enginefarm.release.rollout import rollout as roll_out
     from enginefarm.release.triton_server import TritonServer
     from enginefarm.store import open_store
@@ -81,6 +81,11 @@ def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
 
     with watched(enabled=not as_json):
         revision = roll_out(
-            open_store(), BlobCache(), TritonServer(url), place(repository), Asked(**asked), trust()
+            open_store(),
+            BlobCache(),
+            TritonServer(url),
+            place(repository),
+            RolloutRequest(**asked),
+            trust(),
         )
     print_move(revision, as_json=as_json)

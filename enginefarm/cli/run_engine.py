@@ -13,12 +13,12 @@ from enginefarm.cli.options import precision_option
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
-    from enginefarm.run.once import Ran
+    from enginefarm.run.once import RunResult
 
 PAGE = "docs/running.md"
 
 
-class Found(NamedTuple):
+class LocalPlan(NamedTuple):
     """A plan on this disk, its manifest, and what could not be checked."""
 
     plan: Path
@@ -72,7 +72,7 @@ def run_(
     from enginefarm.run.once import run_once
     from enginefarm.store import site
 
-    found = _found(engine, precision)
+    found = _locate(engine, precision)
     manifest = found.manifest
     feeds = (
         arrays.read_feeds(inputs, manifest)
@@ -108,7 +108,7 @@ def _require_gpu_and_numpy() -> None:
         )
 
 
-def _found(engine: str, precision: Any) -> Found:
+def _locate(engine: str, precision: Any) -> LocalPlan:
     """Raises: UsageError, NoEngineFits, and what a pull raises."""
     from enginefarm.errors import UsageError
 
@@ -116,7 +116,7 @@ def _found(engine: str, precision: Any) -> Found:
     if path.is_file():
         if precision is not None:
             raise UsageError("run --precision: a plan has one already", fix="leave it out")
-        return _of_file(path)
+        return _from_file(path)
     if path.suffix == ".plan" or len(path.parts) > 1:
         raise UsageError(
             f"run: {engine} is not a file", fix="name a plan, or a recipe of the store"
@@ -126,10 +126,10 @@ def _found(engine: str, precision: Any) -> Found:
 
     with watched_if_any(enabled=True):
         pulled = pull(engine, precision=precision)
-    return Found(pulled.path, pulled.manifest, pulled.candidate.caveats)
+    return LocalPlan(pulled.path, pulled.manifest, pulled.candidate.caveats)
 
 
-def _of_file(path: Path) -> Found:
+def _from_file(path: Path) -> LocalPlan:
     from enginefarm.errors import NoEngineFits, UsageError
     from enginefarm.host.detect import detect
     from enginefarm.pulling.doctor import failures, manifest_for, plan_findings
@@ -151,10 +151,10 @@ def _of_file(path: Path) -> Found:
             fix="`enginefarm pull NAME` takes the engine that fits",
         )
     unknown = tuple(one.detail for one in findings if one.verdict == "unknown")
-    return Found(path, manifest, unknown)
+    return LocalPlan(path, manifest, unknown)
 
 
-def _show(found: Found, ran: Ran, feeds: Any, origin: str, *, as_json: bool) -> None:
+def _show(found: LocalPlan, ran: RunResult, feeds: Any, origin: str, *, as_json: bool) -> None:
     from enginefarm.cli.tables import print_json, print_table
 
     manifest = found.manifest

@@ -45,9 +45,9 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
         print_json(found.model_dump(mode="json"))
         return
     print_table(
-        f"{toolchain} {build}: {len(found.of('to-rebuild'))} to rebuild "
+        f"{toolchain} {build}: {len(found.with_fate('to-rebuild'))} to rebuild "
         f"(about {found.rebuild_seconds / 60:.1f} min of builds), "
-        f"{len(found.of('rebuilt'))} rebuilt, {len(found.of('lives'))} live on",
+        f"{len(found.with_fate('rebuilt'))} rebuilt, {len(found.with_fate('lives'))} live on",
         ("recipe", "GPU", "precision", "built with", "why", "fate"),
         [(e.recipe, e.gpu, e.precision, e.build, e.reason, e.fate) for e in found.engines],
         [{"lives": "green", "to-rebuild": "yellow"}.get(e.fate, "") for e in found.engines],

@@ -68,7 +68,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
     Raises: HostError when no GPU is found and none is named; GpuError for an unknown label.
     """
     found = first_gpu()
-    told = _told(environ)
+    overrides = _overrides(environ)
     if label == "auto":
         label = environ.get("ENGINEFARM_GPU", "auto")
     if label == "auto" and found is None:
@@ -86,7 +86,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         card = {"gpu": row.label}
         capability = row.compute_capability
         if detected is None or detected.label != row.label:
-            return Host.model_validate({**card, "compute_capability": capability, **told})
+            return Host.model_validate({**card, "compute_capability": capability, **overrides})
     here: dict[str, Any] = {
         "gpu_name": found.name if found else None,
         "compute_capability": capability,
@@ -95,14 +95,14 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         "arch": architecture(platform.machine()),
         "runtimes": installed_runtimes(),
     }
-    return Host.model_validate({**here, **card, **told})
+    return Host.model_validate({**here, **card, **overrides})
 
 
-def _told(environ: Mapping[str, str]) -> dict[str, Any]:
+def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     runtimes = {
         name: environ[row.told_by] for name, row in LOADERS.items() if environ.get(row.told_by)
     }
-    told: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         field: environ[variable].lower()
         for field, variable in (
             ("driver", "ENGINEFARM_DRIVER"),
@@ -111,13 +111,13 @@ def _told(environ: Mapping[str, str]) -> dict[str, Any]:
         )
         if environ.get(variable)
     }
-    if "arch" in told:
-        told["arch"] = architecture(told["arch"])
+    if "arch" in overrides:
+        overrides["arch"] = architecture(overrides["arch"])
     if runtimes:
-        told["runtimes"] = runtimes
+        overrides["runtimes"] = runtimes
     if "ENGINEFARM_PLUGINS" in environ:
-        told["plugins"] = _plugin_digests(environ["ENGINEFARM_PLUGINS"])
-    return told
+        overrides["plugins"] = _plugin_digests(environ["ENGINEFARM_PLUGINS"])
+    return overrides
 
 
 def _plugin_digests(paths: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ MOST_FILES = 10_000
 SEGMENT = re.compile(r"\w[\w.@+ -]{0,200}")
 
 
-def carried(folder: Path) -> dict[str, Path]:
+def files_to_push(folder: Path) -> dict[str, Path]:
     """What travels with a recipe: every file below its folder that is not hidden, no bytecode.
 
     Raises: RecipeError for too many, for a link that leads out, and for a name that not every

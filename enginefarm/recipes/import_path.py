@@ -123,18 +123,18 @@ def fingerprint(path: str, root: Path, *, field: str) -> dict[str, str]:
 
     Raises: SourceError when the file or the module is not there.
     """
-    return _followed(path, root, field)[0]
+    return _follow(path, root, field)[0]
 
 
 def local_modules(path: str, root: Path, *, field: str) -> dict[str, Path]:
     """The files of `fingerprint`'s modules that belong to no installed distribution."""
-    return _followed(path, root, field)[1]
+    return _follow(path, root, field)[1]
 
 
-Followed = tuple[dict[str, str], dict[str, Path]]
+Dependencies = tuple[dict[str, str], dict[str, Path]]
 
 
-def _followed(path: str, root: Path, field: str) -> Followed:
+def _follow(path: str, root: Path, field: str) -> Dependencies:
     where = path.partition(":")[0]
     if where.endswith(".py"):
         file = _inside(root, where, field, SourceError)
@@ -163,7 +163,7 @@ def digest(parts: dict[str, Any]) -> str:
     return sha256_bytes(canonical_json(parts))
 
 
-def _closure(files: dict[str, Path], folder: Path | None) -> Followed:
+def _closure(files: dict[str, Path], folder: Path | None) -> Dependencies:
     """Follows imports from these files: `module name -> sha256 or name==version`, and the files.
 
     folder: where the modules beside the code are, which come before those of sys.path.

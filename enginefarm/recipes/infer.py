@@ -63,9 +63,9 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
         if not path.is_file():
             raise RecipeError(f"{given}: the file does not exist", fix="give the path of the model")
         source = {"kind": KINDS[path.suffix], "path": _from(at, path)}
-    inputs = [_given(text) for text in wishes.inputs]
+    inputs = [_parse_input(text) for text in wishes.inputs]
     if not inputs and path.suffix == ".onnx":
-        inputs = _of_onnx(path)
+        inputs = _onnx_inputs(path)
     if not inputs:
         raise UsageError(
             f"{given}: its inputs are not known",
@@ -89,12 +89,12 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
             why="the ranges of 8 bits come from representative inputs",
             fix="add --calibration FILE.npz with one array for each input, or drop the precision",
         )
-    text = _written(fields)
+    text = _to_yaml(fields)
     recipe_file.parse(text, name=f"the recipe inferred for {given}")
     return text
 
 
-def kept(text: str, dest: Path) -> Path:
+def save_new(text: str, dest: Path) -> Path:
     """Writes the recipe, and nothing over an existing file. Raises: UsageError."""
     try:
         with dest.open("x", encoding="utf-8") as file:
@@ -133,7 +133,7 @@ def _name(path: Path) -> str:
     return name or "model"
 
 
-def _given(text: str) -> dict[str, Any]:
+def _parse_input(text: str) -> dict[str, Any]:
     name, _, rest = text.partition(":")
     dtype, colon, dims = rest.partition(":")
     if not name or dtype not in DTYPES or not colon:
@@ -146,7 +146,7 @@ def _given(text: str) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": shape}
 
 
-def _of_onnx(path: Path) -> list[dict[str, Any]]:
+def _onnx_inputs(path: Path) -> list[dict[str, Any]]:
     """Its inputs, each dynamic dim with a name that a recipe takes."""
     onnx: Any = import_module("onnx")  # its functions are typed in part
     from_onnx = {
@@ -203,7 +203,7 @@ def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[s
     """min, opt and max of each dynamic dim: a flag's, or BATCH for a first dim."""
     first = {str(tensor["shape"][0]) for tensor in inputs if tensor["shape"]}
     wanted = {dim: None for tensor in inputs for dim in tensor["shape"] if isinstance(dim, str)}
-    told: dict[str, list[int]] = {}
+    given_ranges: dict[str, list[int]] = {}
     for flag in flags:
         name, _, numbers = flag.partition("=")
         parts = [int(part) for part in numbers.split(",") if part.isdigit()]
@@ -213,8 +213,8 @@ def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[s
                 why=f"the dynamic dims are {', '.join(wanted) or 'none: every dim is fixed'}",
                 fix="for example --dim batch=1,8,32",
             )
-        told[name] = parts * 3 if len(parts) == 1 else parts
-    lacking = [dim for dim in wanted if dim not in told and dim not in first]
+        given_ranges[name] = parts * 3 if len(parts) == 1 else parts
+    lacking = [dim for dim in wanted if dim not in given_ranges and dim not in first]
     if lacking:
         raise UsageError(
             f"the size of {', '.join(lacking)} is not known",
@@ -222,7 +222,7 @@ def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[s
             f"({', '.join(map(str, BATCH))})",
             fix=" ".join(f"--dim {dim}=MIN,OPT,MAX" for dim in lacking),
         )
-    return {dim: told.get(dim, [*BATCH]) for dim in wanted}
+    return {dim: given_ranges.get(dim, [*BATCH]) for dim in wanted}
 
 
 COMMENTS = {
@@ -238,7 +238,7 @@ VERIFICATION = (
 )
 
 
-def _written(fields: Mapping[str, Any]) -> str:
+def _to_yaml(fields: Mapping[str, Any]) -> str:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 

@@ -31,7 +31,7 @@ from enginefarm.errors import (
     did_you_mean,
 )
 from enginefarm.recipes import file as recipe_file
-from enginefarm.recipes.folder import MOST_FILES, SEGMENT, carried, require_complete
+from enginefarm.recipes.folder import MOST_FILES, SEGMENT, files_to_push, require_complete
 from enginefarm.schema import NAME, Frozen, Moment, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing
@@ -91,7 +91,7 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
         )
     folder = path.parent if path.is_file() else path
     recipe = recipe_file.load(folder)
-    files = carried(folder.resolve())
+    files = files_to_push(folder.resolve())
     require_complete(recipe, files)
     with ThreadPoolExecutor(READERS) as pool:
         blobs = dict(zip(files, pool.map(store.put_blob, files.values()), strict=True))

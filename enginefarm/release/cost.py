@@ -62,7 +62,7 @@ class Costs(Frozen):
     refused: dict[str, str]
     measured_with: str = ""
 
-    def of(self, gpu: str) -> Cost:
+    def for_gpu(self, gpu: str) -> Cost:
         """Raises: StoreMissing, which says why this GPU has no figure."""
         for one in self.found:
             if one.gpu == gpu:
@@ -166,7 +166,7 @@ def what_if(found: Costs, prices: Prices, before: str, after: str) -> Move:
             f"cost --move: the file does not say how many {before} there are",
             fix=f"add [fleet] with `{before} = 12`",
         )
-    old, new = found.of(before), found.of(after)
+    old, new = found.for_gpu(before), found.for_gpu(after)
     share = _rate(old.speed) / _rate(new.speed)
     return Move(
         before=old, after=new, gpus_before=count, gpus_after=max(1, math.ceil(count * share))
@@ -208,18 +208,18 @@ def _cheapest(
     alike = [(m, s) for m, s in rows if (s.harness, s.harness_flags) == harness]
     if not alike:
         return None, f"measured with {rows[0][1].harness}, and the other GPUs with {harness[0]}"
-    sound = [(m, s) for m, s in alike if _sound(m, budgets)]
-    if not sound:
+    usable = [(m, s) for m, s in alike if _is_sound(m, budgets)]
+    if not usable:
         return None, "its engines failed on the GPU, or are over the accuracy budget"
-    accurate = [(m, s) for m, s in sound if _accurate(m, limits.min_top1)]
+    accurate = [(m, s) for m, s in usable if _is_accurate(m, limits.min_top1)]
     if not accurate:
         return None, f"no engine has a top-1 accuracy of {limits.min_top1:g} that was measured"
-    quick = [(m, s) for m, s in accurate if _quick(s, limits.p99_ms)]
-    if not quick:
+    fast_enough = [(m, s) for m, s in accurate if _is_fast_enough(s, limits.p99_ms)]
+    if not fast_enough:
         known = [s.latency_ms_p99 for _, s in accurate if s.latency_ms_p99 is not None]
         lowest = f"the lowest is {min(known):.3g} ms" if known else "none was measured"
         return None, f"no p99 within {limits.p99_ms:g} ms: {lowest}"
-    manifest, speed = max(quick, key=lambda item: (_rate(item[1]), item[0].spec_digest))
+    manifest, speed = max(fast_enough, key=lambda item: (_rate(item[1]), item[0].spec_digest))
     cost = Cost(
         gpu=manifest.gpu,
         precision=manifest.precision,
@@ -235,11 +235,11 @@ def _rate(speed: Speed) -> float:
     return speed.samples_per_s or 0.0
 
 
-def _sound(manifest: Manifest, budgets: Budgets) -> bool:
+def _is_sound(manifest: Manifest, budgets: Budgets) -> bool:
     return manifest.device_verification.status != "failed" and not budgets.over(manifest)
 
 
-def _accurate(manifest: Manifest, least: float | None) -> bool:
+def _is_accurate(manifest: Manifest, least: float | None) -> bool:
     """On true labels; the worst output counts. What was not measured is not enough."""
     if least is None:
         return True
@@ -248,5 +248,5 @@ def _accurate(manifest: Manifest, least: float | None) -> bool:
     return bool(known) and min(known) >= least
 
 
-def _quick(speed: Speed, most_ms: float | None) -> bool:
+def _is_fast_enough(speed: Speed, most_ms: float | None) -> bool:
     return most_ms is None or (speed.latency_ms_p99 is not None and speed.latency_ms_p99 <= most_ms)

@@ -42,7 +42,7 @@ class Audit(Frozen):
         return tuple(one for one in self.findings if not one.mended and not one.harmless)
 
 
-class Work:
+class AuditState:
     """The state of one audit: which blobs are there, and what was found so far."""
 
     def __init__(self, site: Site, repair: bool, read_bytes: bool) -> None:
@@ -51,9 +51,9 @@ class Work:
         self.repair = repair
         self.read_bytes = read_bytes
         self.findings: list[Finding] = []
-        self.there: set[str] = set()
-        self.whole: dict[str, Manifest] = {}
-        self.unread: set[str] = set()
+        self.present: set[str] = set()
+        self.complete: dict[str, Manifest] = {}
+        self.unreadable: set[str] = set()
         self.objects = 0
         self.engines = 0
         self.bytes_hashed = 0
@@ -64,34 +64,34 @@ class Work:
             report("fsck", self.objects, None, info.key)
             yield info
 
-    def found(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
+    def add_repairable(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
         """Something that can be mended; `act` mends it."""
         if self.repair:
             act()
         self.findings.append(Finding(key=key, what=what, mend=mend, mended=self.repair))
 
-    def said(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
+    def add(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
         """Something that nothing here can mend."""
         self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
 
     def delete(self, key: str) -> Callable[[], object]:
         return lambda: self.store.delete_object(key)
 
-    def lost(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
+    def missing_blobs(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
         """The blobs that the store lacks and that are not in this machine's cache either."""
         gone: list[BlobRef] = []
         for ref in refs:
-            if ref.digest in self.there:
+            if ref.digest in self.present:
                 continue
             kept_here = self.site.cache.intact(ref)
             if kept_here is None:
                 gone.append(ref)
                 continue
-            self.found(
+            self.add_repairable(
                 layout.blob(ref),
                 f"the blob is lost, and {key} names it",
                 "uploaded from this machine's cache",
                 lambda path=kept_here: self.store.put_blob(path),
             )
-            self.there.add(ref.digest)
+            self.present.add(ref.digest)
         return tuple(gone)

@@ -20,7 +20,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
 from enginefarm.recipes import kept
-from enginefarm.release.findings import Audit, Work
+from enginefarm.release.findings import Audit, AuditState
 from enginefarm.release.kinds import KINDS
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
@@ -38,7 +38,7 @@ def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audi
     server says of it.
     Raises: StoreDenied where `repair` may not write; StoreUnavailable.
     """
-    work = Work(site, repair, read_bytes)
+    work = AuditState(site, repair, read_bytes)
     for audit in PASSES:
         audit(work)
     return Audit(
@@ -49,7 +49,7 @@ def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audi
     )
 
 
-def _blobs(work: Work) -> None:
+def _blobs(work: AuditState) -> None:
     infos = list(work.listed(layout.BLOBS))
     with ThreadPoolExecutor(READERS) as pool:
         for info, wrong in zip(infos, pool.map(partial(_damage, work), infos), strict=True):
@@ -57,14 +57,14 @@ def _blobs(work: Work) -> None:
             if work.read_bytes:
                 work.bytes_hashed += info.size_bytes
             if wrong is None:
-                work.there.add(digest)
+                work.present.add(digest)
             elif not DIGEST.fullmatch(digest):
-                work.said(info.key, wrong, harmless=True)
+                work.add(info.key, wrong, harmless=True)
             else:
                 _damaged(work, info, digest, wrong)
 
 
-def _damage(work: Work, info: ObjectInfo) -> str | None:
+def _damage(work: AuditState, info: ObjectInfo) -> str | None:
     """What is wrong with a blob; None: nothing that was looked at."""
     digest = info.key.rpartition("/")[2]
     if not DIGEST.fullmatch(digest) or info.key != layout.blob_of(digest):
@@ -81,44 +81,50 @@ def _damage(work: Work, info: ObjectInfo) -> str | None:
     return None
 
 
-def _damaged(work: Work, info: ObjectInfo, digest: str, wrong: str) -> None:
+def _damaged(work: AuditState, info: ObjectInfo, digest: str, wrong: str) -> None:
     path = work.site.cache.path(BlobRef(digest=digest, size_bytes=0))
     with suppress(OSError):
         ref = BlobRef(digest=digest, size_bytes=path.stat().st_size)
         kept_here = work.site.cache.intact(ref)
         if kept_here is not None:
 
-            def anew() -> None:
+            def upload_again() -> None:
                 work.store.delete_object(info.key)
                 work.store.put_blob(kept_here)
 
-            work.found(info.key, wrong, "uploaded anew from this machine's cache", anew)
-            work.there.add(digest)
+            work.add_repairable(
+                info.key, wrong, "uploaded anew from this machine's cache", upload_again
+            )
+            work.present.add(digest)
             return
-    work.found(info.key, wrong, "deleted, so that a build makes it anew", work.delete(info.key))
+    work.add_repairable(
+        info.key, wrong, "deleted, so that a build makes it anew", work.delete(info.key)
+    )
 
 
-def _manifests(work: Work) -> None:
+def _manifests(work: AuditState) -> None:
     listed = {(entry.recipe, entry.spec_digest) for entry in work.store.index()}
     for info in work.listed(layout.MANIFESTS):
         digest = info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
         if info.key != layout.manifest(digest) or not DIGEST.fullmatch(digest):
-            work.said(info.key, "this object is not a manifest", harmless=True)
+            work.add(info.key, "this object is not a manifest", harmless=True)
             continue
         try:
             manifest = work.store.manifest(digest)
         except NewerVersion as error:
-            work.unread.add(digest)
-            work.said(info.key, error.what, fix=error.fix, harmless=True)
+            work.unreadable.add(digest)
+            work.add(info.key, error.what, fix=error.fix, harmless=True)
             continue
         except CorruptBlob as error:
-            work.found(info.key, error.what, "deleted: build it again", work.delete(info.key))
+            work.add_repairable(
+                info.key, error.what, "deleted: build it again", work.delete(info.key)
+            )
             continue
         if manifest is not None:
             _manifest(work, info.key, manifest, listed)
 
 
-def _is_quarantined(work: Work, digest: str) -> bool:
+def _is_quarantined(work: AuditState, digest: str) -> bool:
     """Nothing is withdrawn on the word of a record that cannot be read; `_documents` says so."""
     try:
         return quarantine.quarantined(work.store, digest) is not None
@@ -126,36 +132,38 @@ def _is_quarantined(work: Work, digest: str) -> bool:
         return False
 
 
-def _manifest(work: Work, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
+def _manifest(work: AuditState, key: str, manifest: Manifest, listed: set[tuple[str, str]]) -> None:
     name = f"{manifest.recipe} {manifest.spec.label}"
     digest = manifest.spec_digest
     if _is_quarantined(work, digest):
-        work.found(
+        work.add_repairable(
             key,
             f"{name} is in quarantine, and was not withdrawn",
             "withdrawn",
             lambda: quarantine.withdraw(work.store, manifest),
         )
         return
-    gone = work.lost(manifest.needs, name)
+    gone = work.missing_blobs(manifest.needs, name)
     if gone:
-        work.said(
+        work.add(
             key,
             f"{name}: {', '.join(ref.digest[:12] for ref in gone)} is lost, and not in the cache "
             f"{work.site.cache.root}",
             fix=f"enginefarm build RECIPE, with the recipe.yaml of {manifest.recipe}",
         )
         return
-    for ref in work.lost(tuple(ref for ref in manifest.names if ref not in manifest.needs), name):
-        work.said(
+    for ref in work.missing_blobs(
+        tuple(ref for ref in manifest.names if ref not in manifest.needs), name
+    ):
+        work.add(
             layout.blob(ref),
             f"{name}: the log or the layers of its build are lost; the engine is whole",
             harmless=True,
         )
     work.engines += 1
-    work.whole[digest] = manifest
+    work.complete[digest] = manifest
     if (manifest.recipe, digest) not in listed:
-        work.found(
+        work.add_repairable(
             layout.index(layout.entry_of(manifest)),
             f"{name} ({digest[:12]}) is published, and the index does not list it",
             "listed",
@@ -163,23 +171,23 @@ def _manifest(work: Work, key: str, manifest: Manifest, listed: set[tuple[str, s
         )
 
 
-def _index(work: Work) -> None:
+def _index(work: AuditState) -> None:
     for info in work.listed(layout.INDEX):
         entry = layout.parse_index(info.key)
         if entry is None:
-            work.said(info.key, "this object is not an index entry", harmless=True)
+            work.add(info.key, "this object is not an index entry", harmless=True)
             continue
-        manifest = work.whole.get(entry.spec_digest)
+        manifest = work.complete.get(entry.spec_digest)
         if manifest is None:
-            if entry.spec_digest not in work.unread:
+            if entry.spec_digest not in work.unreadable:
                 what = "the index lists an engine that is not whole"
-                work.found(info.key, what, "deleted", work.delete(info.key))
+                work.add_repairable(info.key, what, "deleted", work.delete(info.key))
         elif entry != layout.entry_of(manifest, entry.recipe):
             what = f"the index lists {manifest.spec.label} as {entry.gpu}/{entry.precision}"
-            work.found(info.key, what, "deleted", work.delete(info.key))
+            work.add_repairable(info.key, what, "deleted", work.delete(info.key))
 
 
-def _stages(work: Work) -> None:
+def _stages(work: AuditState) -> None:
     for info in work.listed(layout.STAGES):
         try:
             found = work.store.read_document(info.key)
@@ -187,17 +195,19 @@ def _stages(work: Work) -> None:
                 continue
             record = parsed(info.key, found[0], StageRecord)
         except CorruptBlob as error:
-            work.found(info.key, error.what, "deleted: it is done again", work.delete(info.key))
+            work.add_repairable(
+                info.key, error.what, "deleted: it is done again", work.delete(info.key)
+            )
             continue
         if layout.stage(record.stage, record.key) != info.key:
             what = "the record is of another step"
-            work.found(info.key, what, "deleted: it is done again", work.delete(info.key))
-        elif gone := work.lost(tuple(record.outputs.values()), info.key):
+            work.add_repairable(info.key, what, "deleted: it is done again", work.delete(info.key))
+        elif gone := work.missing_blobs(tuple(record.outputs.values()), info.key):
             what = f"its output {', '.join(ref.digest[:12] for ref in gone)} is lost"
-            work.said(info.key, what, fix="it is made again when it is needed", harmless=True)
+            work.add(info.key, what, fix="it is made again when it is needed", harmless=True)
 
 
-def _channels(work: Work) -> None:
+def _channels(work: AuditState) -> None:
     for recipe in work.store.objects.folders(channels.CHANNELS):
         for channel in channels.names(work.store, recipe):
             key = channels.prefix(recipe, channel)
@@ -206,47 +216,47 @@ def _channels(work: Work) -> None:
                 if revision is not None:
                     channels.manifests_of(work.store, revision)
             except NewerVersion as error:
-                work.said(key, error.what, fix=error.fix, harmless=True)
+                work.add(key, error.what, fix=error.fix, harmless=True)
             except EnginefarmError as error:
-                work.said(key, error.what, fix=error.fix)
+                work.add(key, error.what, fix=error.fix)
 
 
-def _recipes(work: Work) -> None:
+def _recipes(work: AuditState) -> None:
     for name in kept.names(work.store):
         key = f"{kept.RECIPES}{name}.json"
         try:
             pushed = kept.read(work.store, name)
         except NewerVersion as error:
-            work.said(key, error.what, fix=error.fix, harmless=True)
+            work.add(key, error.what, fix=error.fix, harmless=True)
             continue
         except EnginefarmError as error:
-            work.said(key, error.what, fix="enginefarm recipes push FOLDER")
+            work.add(key, error.what, fix="enginefarm recipes push FOLDER")
             continue
         for path, ref in pushed.recipe.files.items():
-            if work.lost((ref,), f"the recipe {name}"):
+            if work.missing_blobs((ref,), f"the recipe {name}"):
                 what = f"the recipe's file {path} is lost"
-                work.said(key, what, fix="enginefarm recipes push FOLDER")
+                work.add(key, what, fix="enginefarm recipes push FOLDER")
 
 
-def _documents(work: Work) -> None:
+def _documents(work: AuditState) -> None:
     for prefix, read, made_again in KINDS:
         for info in work.listed(prefix):
             if not info.key.endswith(".json"):
-                work.said(info.key, "this object is not one of enginefarm's", harmless=True)
+                work.add(info.key, "this object is not one of enginefarm's", harmless=True)
                 continue
             try:
                 read(work.store, info.key)
             except NewerVersion as error:
-                work.said(info.key, error.what, fix=error.fix, harmless=True)
+                work.add(info.key, error.what, fix=error.fix, harmless=True)
             except CorruptBlob as error:
                 if made_again:
                     mend = f"deleted; {made_again} writes it anew"
-                    work.found(info.key, error.what, mend, work.delete(info.key))
+                    work.add_repairable(info.key, error.what, mend, work.delete(info.key))
                 else:
-                    work.said(info.key, error.what, fix=error.fix)
+                    work.add(info.key, error.what, fix=error.fix)
 
 
-PASSES: tuple[Callable[[Work], None], ...] = (
+PASSES: tuple[Callable[[AuditState], None], ...] = (
     _blobs,
     _manifests,
     _index,

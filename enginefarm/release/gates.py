@@ -38,7 +38,7 @@ Gate = Callable[[Manifest, GateContext], tuple[Verdict, str]]
 SetGate = Callable[[tuple[Manifest, ...], GateContext], tuple[Verdict, str]]
 
 
-def bytes_are_there(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+def bytes_exist(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     if context.store.has_blob(manifest.engine):
         return "passed", f"{layout.blob(manifest.engine)} is in the store"
     return "refused", "the engine's bytes are not in the store: build it again"
@@ -66,7 +66,7 @@ def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Ve
     return "passed", f"{manifest.verification.samples} samples within budget"
 
 
-def signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+def is_signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     if context.trust is None:
         return "waived", "no trust key is configured"
     found = context.store.read_document(attestation_key(manifest))
@@ -79,7 +79,7 @@ def signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     return "passed", f"signed by {keyid[:12]}"
 
 
-def no_slower(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
+def not_slower(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     """Against the engine of the same GPU and precision that the channel names now."""
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.regression import judge
@@ -139,11 +139,11 @@ def nothing_lost(manifests: tuple[Manifest, ...], context: GateContext) -> tuple
 
 
 GATES: dict[str, Gate] = {
-    "bytes": bytes_are_there,
+    "bytes": bytes_exist,
     "device": verified_on_device,
     "accuracy": within_accuracy_budget,
-    "signature": signed,
-    "regression": no_slower,
+    "signature": is_signed,
+    "regression": not_slower,
 }
 SET_GATES: dict[str, SetGate] = {"one-model": one_model, "nothing-lost": nothing_lost}
 

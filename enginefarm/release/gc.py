@@ -88,18 +88,20 @@ def collect(
     manifests = {one.spec_digest: one for one in store.manifests()}
     superseded = _superseded(store, entries, manifests, policy)
     old = {info.key for info in store.list_objects(layout.MANIFESTS) if info.modified < limit}
-    doomed = {one.spec_digest: one for one in superseded if layout.manifest(one.spec_digest) in old}
-    kept = [one for digest, one in manifests.items() if digest not in doomed]
+    to_delete = {
+        one.spec_digest: one for one in superseded if layout.manifest(one.spec_digest) in old
+    }
+    kept = [one for digest, one in manifests.items() if digest not in to_delete]
     garbage = [
         document
-        for manifest in doomed.values()
+        for manifest in to_delete.values()
         for document in _documents(store, entries, manifest, policy.keep_builds)
     ]
     held = _digests(one.canonical_json() for one in kept)
     stale = _stale_records(store, held, limit)
     garbage += [Garbage(key=info.key, size_bytes=info.size_bytes, why=why) for info, why in stale]
-    going = {one.key for one in garbage}
-    held |= _held_by_documents(store, going)
+    deleted_keys = {one.key for one in garbage}
+    held |= _held_by_documents(store, deleted_keys)
     garbage += [
         Garbage(key=info.key, size_bytes=info.size_bytes, why="nothing names it")
         for info in old_blobs
@@ -179,14 +181,14 @@ def _stale_records(
     return stale
 
 
-def _held_by_documents(store: EngineStore, going: set[str]) -> frozenset[str]:
+def _held_by_documents(store: EngineStore, deleted_keys: set[str]) -> frozenset[str]:
     """Every digest that a JSON document names, except those that go themselves.
 
     Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
     """
     held: set[str] = set()
     for info in store.list_objects(""):
-        if info.key not in going and info.key.endswith(DOCUMENT):
+        if info.key not in deleted_keys and info.key.endswith(DOCUMENT):
             held |= _digests(_text(store, info.key))
     return frozenset(held)
 
@@ -208,7 +210,7 @@ def _digests(bodies: Iterable[bytes]) -> frozenset[str]:
     return frozenset(match.decode() for body in bodies for match in DIGEST.findall(body))
 
 
-def _used_again(
+def _in_use_again(
     store: EngineStore, documents: list[Garbage], limit: datetime, policy: Policy
 ) -> bool:
     """Whether an engine was promoted, listed or published again since the first look.
@@ -242,7 +244,7 @@ def _delete(
         report("gc", done, len(garbage), one.key)
         if one.spec_digest not in held:
             mine = documents[one.spec_digest]
-            held[one.spec_digest] = _used_again(store, mine, limit, policy)
+            held[one.spec_digest] = _in_use_again(store, mine, limit, policy)
         if held[one.spec_digest]:
             continue
         if one.key.startswith(layout.BLOBS):

@@ -37,7 +37,7 @@ from enginefarm.errors import (
 )
 from enginefarm.graph import ort
 from enginefarm.names import PrecisionName
-from enginefarm.release.package_check import COMPONENT, CPU, Checked, Request, checked
+from enginefarm.release.package_check import COMPONENT, CPU, CheckResult, Request, check_package
 from enginefarm.release.package_choice import Choice, Variant
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets
@@ -66,7 +66,7 @@ class Package:
     folder: Path
     choice: Choice
     cpu: PrecisionName
-    checked: Checked
+    checked: CheckResult
 
 
 def write(
@@ -97,7 +97,7 @@ def write(
         with writing(made):
             package = writer()
             package.set_metadata(name, version, f"{name} {main.precision}, written by enginefarm")
-            component = {"variants": described(choice.variants)}
+            component = {"variants": variants_json(choice.variants)}
             package.set_component_inline(COMPONENT, json.dumps(component))
             package.commit(str(made))
             for variant in choice.variants:
@@ -127,7 +127,7 @@ def _writer() -> Any:
     return found
 
 
-def described(variants: Iterable[Variant]) -> dict[str, Any]:
+def variants_json(variants: Iterable[Variant]) -> dict[str, Any]:
     """The variants as manifest.json has them: those of GPUs, and the CPU."""
     model: dict[str, Any] = {"model_file": "model.onnx"}
     found: dict[str, Any] = {}
@@ -173,7 +173,7 @@ def context_model(manifest: Manifest, provider: str) -> bytes:
     """An ONNX model of one node that names engine.plan: how providers take what is built."""
     from onnx import TensorProto, helper
 
-    def described(role: str) -> list[Any]:
+    def values(role: str) -> list[Any]:
         return [
             helper.make_tensor_value_info(
                 one.name, getattr(TensorProto, DTYPES[one.dtype].onnx), _dims(one.shape, one.dims)
@@ -182,7 +182,7 @@ def context_model(manifest: Manifest, provider: str) -> bytes:
             if one.role == role
         ]
 
-    inputs, outputs = described("input"), described("output")
+    inputs, outputs = values("input"), values("output")
     node = helper.make_node(
         "EPContext",
         [one.name for one in inputs],
@@ -212,7 +212,7 @@ def _dims(shape: tuple[int, ...], names: tuple[str | None, ...]) -> list[int | s
 
 def _write_cpu(
     site: Site, main: Manifest, others: Iterable[Manifest], package: Path, budgets: Budgets
-) -> tuple[PrecisionName, Checked]:
+) -> tuple[PrecisionName, CheckResult]:
     """The first graph that is right on the CPU, as ONNX Runtime itself runs it. Returns its
     precision.
 
@@ -232,7 +232,7 @@ def _write_cpu(
             measured=graph.measured,
         )
         try:
-            found = checked(asked)
+            found = check_package(asked)
         except PrecisionError as error:
             refused.append(f"{graph.precision}: {error.what}: {error.why}")
             continue

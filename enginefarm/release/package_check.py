@@ -38,27 +38,27 @@ class Request(Frozen):
     measured: tuple[OutputComparison, ...] = ()
 
 
-class Checked(Frozen):
+class CheckResult(Frozen):
     runtime: str
     samples: int
     outputs: tuple[OutputComparison, ...]
     over_budget: tuple[str, ...]
 
 
-def checked(request: Request) -> Checked:
+def check_package(request: Request) -> CheckResult:
     """Opens the package and runs its CPU variant on the reference's inputs, in a child process.
 
     Raises: PrecisionError where ONNX Runtime cannot open or run it; ToolchainError where it takes
     another variant on a CPU, or the variants disagree.
     """
     child = Child(what="package: the CPU variant", error=PrecisionError, fix=CRASH)
-    return child.ask(f"{__name__}:check_here", request, Checked)
+    return child.ask(f"{__name__}:check_here", request, CheckResult)
 
 
 def check_here(request_json: str) -> str:
     """The child's part: a Request in, a Checked out, both as JSON."""
     request = Request.model_validate_json(request_json)
-    session = opened(request.package)
+    session = open_package(request.package)
     _require_alike(session, request.tensors)
 
     def run(batch: ReferenceBatch) -> Arrays:
@@ -72,7 +72,7 @@ def check_here(request_json: str) -> str:
         request.comparing,
         measured=request.measured,
     )
-    return Checked(
+    return CheckResult(
         runtime=f"{ort.version()} CPU",
         samples=found.samples,
         outputs=found.outputs,
@@ -80,7 +80,7 @@ def check_here(request_json: str) -> str:
     ).model_dump_json()
 
 
-def opened(package: Path) -> Any:
+def open_package(package: Path) -> Any:
     """ONNX Runtime's own session of the package's CPU variant."""
     onnxruntime: Any = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()

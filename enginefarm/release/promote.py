@@ -92,7 +92,7 @@ def promote(
     context = GateContext(
         store=store,
         recipe=recipe,
-        production=_still_there(store, before),
+        production=_existing_manifests(store, before),
         allow_pending=allow_pending,
         allow_missing=allow_missing,
         trust=trust,
@@ -178,7 +178,7 @@ def rollback(
     )
 
 
-def stay(
+def record_refusal(
     store: EngineStore,
     recipe: str,
     channel: str,
@@ -236,7 +236,7 @@ def _engines(manifests: tuple[Manifest, ...]) -> tuple[ChannelEngine, ...]:
     )
 
 
-def _still_there(store: EngineStore, revision: Revision | None) -> tuple[Manifest, ...]:
+def _existing_manifests(store: EngineStore, revision: Revision | None) -> tuple[Manifest, ...]:
     engines = revision.engines if revision else ()
     found = (store.manifest(engine.spec_digest) for engine in engines)
     return tuple(one for one in found if one is not None)

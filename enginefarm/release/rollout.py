@@ -24,7 +24,7 @@ from enginefarm.tables.rules import recorded
 
 
 @dataclass(frozen=True)
-class Asked:
+class RolloutRequest:
     """What is rolled out, and where to.
 
     source: a channel, or None for the newest engines. gpu: only its engine, for a repository of
@@ -49,7 +49,7 @@ def rollout(
     cache: BlobCache,
     server: TritonServer,
     place: Place,
-    asked: Asked,
+    asked: RolloutRequest,
     trust: Trust | None = None,
 ) -> Revision:
     """The channel's new revision, once its engines serve in Triton.
@@ -94,7 +94,7 @@ def rollout(
 
 
 def _candidate(
-    store: EngineStore, cache: BlobCache, asked: Asked, manifests: tuple[Manifest, ...]
+    store: EngineStore, cache: BlobCache, asked: RolloutRequest, manifests: tuple[Manifest, ...]
 ) -> Candidate:
     of_gpu = tuple(one for one in manifests if asked.gpu in (None, one.gpu))
     engines = triton.choose(of_gpu, asked.recipe, asked.precision)
@@ -129,7 +129,7 @@ def _candidate(
 
 
 def _refused(
-    store: EngineStore, server: TritonServer, asked: Asked, model: str, trial: Trial
+    store: EngineStore, server: TritonServer, asked: RolloutRequest, model: str, trial: Trial
 ) -> GateError:
     why = "; ".join(f"{one.gate}: {one.detail}" for one in trial.refusals)
     logged = _log(store, server, asked, trial.gates, why)
@@ -144,14 +144,14 @@ def _refused(
 def _log(
     store: EngineStore,
     server: TritonServer,
-    asked: Asked,
+    asked: RolloutRequest,
     gates: tuple[GateResult, ...],
     why: str,
 ) -> str:
     """Writes the outcome to the channel's log. Returns what became of that, in words."""
     name = f"{asked.recipe}@{asked.channel}"
     try:
-        entry = release.stay(
+        entry = release.record_refusal(
             store,
             asked.recipe,
             asked.channel,

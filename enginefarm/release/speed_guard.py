@@ -18,7 +18,7 @@ from enginefarm.tables import speeds
 BITS: dict[PrecisionName, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
 
 
-class Guarded(NamedTuple):
+class GuardResult(NamedTuple):
     """kept: what may enter the channel. left_out: (GPU, precision) of what may not."""
 
     kept: tuple[Manifest, ...]
@@ -26,7 +26,7 @@ class Guarded(NamedTuple):
     results: tuple[GateResult, ...]
 
 
-def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression) -> Guarded:
+def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression) -> GuardResult:
     """Holds each engine against the fastest one of more bits for the same GPU among these."""
     kept: list[Manifest] = []
     left_out: set[tuple[str, str]] = set()
@@ -42,7 +42,7 @@ def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression)
             where = (recipe, manifest.gpu)
             if wider and where not in known:
                 known[where] = speeds.read(store.objects, *where)
-        fast, verdict, detail = _judge(manifest, wider, known, rule.min_speedup)
+        fast, verdict, detail = _compare(manifest, wider, known, rule.min_speedup)
         if fast:
             kept.append(manifest)
         else:
@@ -56,10 +56,10 @@ def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression)
                 label=manifest.spec.label,
             )
         )
-    return Guarded(tuple(kept), frozenset(left_out), tuple(results))
+    return GuardResult(tuple(kept), frozenset(left_out), tuple(results))
 
 
-def _judge(
+def _compare(
     manifest: Manifest,
     wider: list[Manifest],
     known: dict[tuple[str, str], speeds.Speeds],

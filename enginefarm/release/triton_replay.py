@@ -76,7 +76,7 @@ def replay(
     """
 
     def run(batch: ReferenceBatch) -> Arrays:
-        answer = server.infer(model, wired(candidate, batch.inputs), version)
+        answer = server.infer(model, to_request(candidate, batch.inputs), version)
         if expect and answer.version != expect:
             raise TritonError(
                 f"triton: {server.name}: version {answer.version} of {model} answered, "
@@ -85,7 +85,7 @@ def replay(
         missing = sorted(set(batch.outputs) - set(answer.outputs))
         if missing:
             raise TritonError(f"triton: {server.name}: {model} returns no {', '.join(missing)}")
-        return _unwired(candidate, answer.outputs)
+        return _from_response(candidate, answer.outputs)
 
     return compare(
         read_reference(candidate.reference),
@@ -96,7 +96,7 @@ def replay(
     )
 
 
-def wired(candidate: Candidate, inputs: Arrays) -> Arrays:
+def to_request(candidate: Candidate, inputs: Arrays) -> Arrays:
     """Inputs as Triton takes them: in the model's types, and a scalar as one value in one dim."""
     found: Arrays = {}
     for tensor in candidate.inputs:
@@ -108,7 +108,7 @@ def wired(candidate: Candidate, inputs: Arrays) -> Arrays:
     return found
 
 
-def _unwired(candidate: Candidate, outputs: Arrays) -> Arrays:
+def _from_response(candidate: Candidate, outputs: Arrays) -> Arrays:
     found = dict(outputs)
     for tensor in candidate.tensors:
         scalar = len(tensor.shape) == (1 if candidate.batched else 0)
@@ -159,10 +159,10 @@ def requests_of(candidate: Candidate) -> Iterator[Arrays]:
     for batch in read_reference(candidate.reference):
         if batch.corner:
             if not corners:
-                corners.append(wired(candidate, batch.inputs))
+                corners.append(to_request(candidate, batch.inputs))
         elif count < MOST_BATCHES:
             count += 1
-            yield wired(candidate, batch.inputs)
+            yield to_request(candidate, batch.inputs)
     if not count:
         yield from corners
 

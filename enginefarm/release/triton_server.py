@@ -103,12 +103,12 @@ class TritonServer:
         states = self._states(model)
         return tuple(sorted(version for version, state in states.items() if state == "READY"))
 
-    def in_motion(self, model: str) -> bool:
+    def is_changing(self, model: str) -> bool:
         """Whether a version is being loaded or unloaded."""
         return not {"LOADING", "UNLOADING"}.isdisjoint(self._states(model).values())
 
     def _states(self, model: str) -> dict[int, str]:
-        with self._reading("its list of models"):
+        with self._parsing("its list of models"):
             rows = self._json("POST", "/repository/index", {})
             return {
                 int(row["version"]): str(row.get("state", ""))
@@ -118,12 +118,12 @@ class TritonServer:
 
     def model(self, model: str, version: int) -> Model:
         """Its inputs and outputs."""
-        with self._reading(f"what it says of {model}"):
-            told = self._json("GET", f"/models/{quote(model)}/versions/{version}")
+        with self._parsing(f"what it says of {model}"):
+            answer = self._json("GET", f"/models/{quote(model)}/versions/{version}")
             inputs, outputs = (
                 tuple(
                     Tensor(str(one["name"]), str(one["datatype"]), tuple(map(int, one["shape"])))
-                    for one in told.get(kind, ())
+                    for one in answer.get(kind, ())
                 )
                 for kind in ("inputs", "outputs")
             )
@@ -144,7 +144,7 @@ class TritonServer:
 
         inputs: arrays of the model's own types, with every dim that Triton counts.
         """
-        datas = {name: array.tobytes() for name, array in inputs.items()}
+        bodies = {name: array.tobytes() for name, array in inputs.items()}
         header = json.dumps(
             {
                 "inputs": [
@@ -152,7 +152,7 @@ class TritonServer:
                         "name": name,
                         "shape": list(array.shape),
                         "datatype": _datatype(array),
-                        "parameters": {"binary_data_size": len(datas[name])},
+                        "parameters": {"binary_data_size": len(bodies[name])},
                     }
                     for name, array in inputs.items()
                 ],
@@ -160,24 +160,24 @@ class TritonServer:
             }
         ).encode()
         which = "" if version is None else f"/versions/{version}"
-        told, rest = self._request(
+        answer, rest = self._request(
             "POST",
             f"/models/{quote(model)}{which}/infer",
-            header + b"".join(datas.values()),
+            header + b"".join(bodies.values()),
             {LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
             INFER_S,
         )
-        return _answer(told, rest, f"triton: {self.name}: {model}")
+        return _answer(answer, rest, f"triton: {self.name}: {model}")
 
     @contextmanager
-    def _reading(self, what: str) -> Generator[None]:
+    def _parsing(self, what: str) -> Generator[None]:
         """Raises: TritonError for JSON that is not the protocol's."""
         try:
             yield
         except UNREADABLE as error:
             raise TritonError(
                 f"triton: {self.name}: {what} cannot be read",
-                why=_plain(error),
+                why=_readable(error),
                 fix="name the HTTP port of Triton, 8000 by default",
             ) from error
 
@@ -214,14 +214,14 @@ class TritonServer:
         except urllib3.exceptions.HTTPError as error:
             raise TritonError(
                 f"{what} got no answer",
-                why=_plain(error),
+                why=_readable(error),
                 fix="check the address; Triton's HTTP port is 8000 by default, and it answers "
                 "GET /v2/health/ready",
             ) from error
         if answer.status != 200:
             raise TritonError(
                 f"{what} was refused ({answer.status})",
-                why=_said(data),
+                why=_error_text(data),
                 fix="Triton's log says more",
             )
         size = answer.headers.get(LENGTH)
@@ -240,16 +240,16 @@ class TritonServer:
 
 def _datatype(array: np.ndarray[Any, Any]) -> str:
     name = array.dtype.name
-    return next((told for told, plain in DATATYPES.items() if plain == name), BF16)
+    return next((known for known, plain in DATATYPES.items() if plain == name), BF16)
 
 
-def _answer(told: Any, rest: bytes, what: str) -> Answer:
+def _answer(answer: Any, rest: bytes, what: str) -> Answer:
     import numpy as np
 
     outputs: Arrays = {}
     offset = 0
     try:
-        for one in told["outputs"]:
+        for one in answer["outputs"]:
             shape = tuple(map(int, one["shape"]))
             datatype = str(one["datatype"])
             if "data" in one:
@@ -261,9 +261,9 @@ def _answer(told: Any, rest: bytes, what: str) -> Answer:
             if flat.size != math.prod(shape):
                 raise ValueError(f"{one['name']} has {flat.size} values for the shape {shape}")
             outputs[str(one["name"])] = flat.reshape(shape)
-        return Answer(outputs, int(told["model_version"]))
+        return Answer(outputs, int(answer["model_version"]))
     except UNREADABLE as error:
-        raise TritonError(f"{what}: its answer cannot be read", why=_plain(error)) from error
+        raise TritonError(f"{what}: its answer cannot be read", why=_readable(error)) from error
 
 
 def _flat(data: bytes, datatype: str) -> np.ndarray[Any, Any]:
@@ -276,12 +276,12 @@ def _flat(data: bytes, datatype: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, np.dtype(DATATYPES[datatype]))
 
 
-def _plain(error: Exception) -> str:
+def _readable(error: Exception) -> str:
     """Without the address of the object that urllib3 prints."""
     return re.sub(r"<[^<>]*>:? ?", "", str(error)) or type(error).__name__
 
 
-def _said(body: bytes) -> str:
+def _error_text(body: bytes) -> str:
     """Triton's words for an error."""
     try:
         return str(json.loads(body)["error"])[:2000]

@@ -58,7 +58,7 @@ def try_out(server: TritonServer, place: Place, candidate: Candidate, limits: Li
         gates = tuple(_gates(server, candidate, limits, before, version))
     finally:
         server.unload(beside)
-        _settle(server, beside)
+        _wait_until_unloaded(server, beside)
         place.remove(beside)
     return Trial(before, version, gates)
 
@@ -93,10 +93,10 @@ def _write(place: Place, candidate: Candidate, model: str, version: int) -> None
             place.copy(candidate.blobs[file.content.digest], file.path)
 
 
-def _settle(server: TritonServer, model: str) -> None:
+def _wait_until_unloaded(server: TritonServer, model: str) -> None:
     """Waits until it is unloaded: no file of a model may be removed before."""
     end = time.monotonic() + SETTLE_S
-    while server.in_motion(model) and time.monotonic() < end:
+    while server.is_changing(model) and time.monotonic() < end:
         time.sleep(0.1)
 
 
@@ -106,8 +106,8 @@ def _gates(
     """One after the other; the first that refuses is the last."""
     beside = candidate.model + NEXT
     steps: dict[str, Callable[[], tuple[bool, str]]] = {
-        "triton-load": lambda: _loads(server, beside),
-        "triton-interface": lambda: _alike(server, candidate.model, before, version),
+        "triton-load": lambda: _load(server, beside),
+        "triton-interface": lambda: _same_interface(server, candidate.model, before, version),
         "triton-outputs": lambda: _outputs(server, candidate, beside, version),
         "triton-latency": lambda: latency(
             server, candidate, limits, (candidate.model, before), (beside, version)
@@ -130,13 +130,15 @@ def gate(name: str, server: TritonServer, model: str, *, passed: bool, detail: s
     return GateResult(gate=name, verdict=verdict, detail=detail, label=f"{model} on {server.name}")
 
 
-def _loads(server: TritonServer, model: str) -> tuple[bool, str]:
+def _load(server: TritonServer, model: str) -> tuple[bool, str]:
     server.load(model)
     return True, f"loaded as {model}"
 
 
-def _alike(server: TritonServer, model: str, before: int, version: int) -> tuple[bool, str]:
-    """Whether requests of today fit: the same names and types, and dims that are as wide."""
+def _same_interface(
+    server: TritonServer, model: str, before: int, version: int
+) -> tuple[bool, str]:
+    """Whether today's requests fit: the same names and types, and dims that are as wide."""
     old, new = server.model(model, before), server.model(model + NEXT, version)
     for mine, theirs in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
         there = {one.name: one for one in theirs}
@@ -144,7 +146,10 @@ def _alike(server: TritonServer, model: str, before: int, version: int) -> tuple
             return False, f"version {before} has {_names(mine)}, the new one {_names(theirs)}"
         for one in mine:
             if not _fits(one, there[one.name]):
-                return False, f"{_told(one)} in version {before} is {_told(there[one.name])} now"
+                return (
+                    False,
+                    f"{_describe(one)} in version {before} is {_describe(there[one.name])} now",
+                )
     return True, f"the inputs and outputs of version {before}"
 
 
@@ -160,7 +165,7 @@ def _names(tensors: tuple[Tensor, ...]) -> str:
     return ", ".join(one.name for one in tensors)
 
 
-def _told(one: Tensor) -> str:
+def _describe(one: Tensor) -> str:
     return f"{one.name} {one.datatype}{list(one.shape)}"
 
 
@@ -233,12 +238,12 @@ class Flip:
             request = next(requests_of(self._candidate))
             answered = self._server.infer(model, request).version
         except EnginefarmError as error:
-            raise _stuck(self._server, model, before, error.what) from error
+            raise _not_restored(self._server, model, before, error.what) from error
         if answered != before:
-            raise _stuck(self._server, model, before, f"version {answered} answers")
+            raise _not_restored(self._server, model, before, f"version {answered} answers")
 
 
-def _stuck(server: TritonServer, model: str, before: int, why: str) -> TritonError:
+def _not_restored(server: TritonServer, model: str, before: int, why: str) -> TritonError:
     return TritonError(
         f"rollout: {model} on {server.name} could not go back to version {before}",
         why=why,

@@ -18,10 +18,10 @@ from enginefarm.documents.spec import BuildSpec
 from enginefarm.documents.thresholds import Regression
 from enginefarm.documents.versions import version_tuple
 from enginefarm.schema import Frozen
-from enginefarm.tables.regression import State, against, baseline
+from enginefarm.tables.regression import State, baseline, classify
 from enginefarm.tables.rows import BenchmarkRow, comparable
 
-ACROSS = ("toolchain_build", "cuda", "driver")
+CHANGED_ON_PURPOSE = ("toolchain_build", "cuda", "driver")
 """What an upgrade changes on purpose; everything else must be alike."""
 
 Fate = Literal["lives", "to-rebuild", "rebuilt"]
@@ -85,13 +85,13 @@ class UpgradeReport(Frozen):
     engines: tuple[EngineFate, ...]
     changes: tuple[Change, ...] = ()
 
-    def of(self, fate: Fate) -> tuple[EngineFate, ...]:
+    def with_fate(self, fate: Fate) -> tuple[EngineFate, ...]:
         return tuple(engine for engine in self.engines if engine.fate == fate)
 
     @property
     def rebuild_seconds(self) -> float:
         """Sum of what the engines still to rebuild took last time."""
-        return sum(engine.build_seconds for engine in self.of("to-rebuild"))
+        return sum(engine.build_seconds for engine in self.with_fate("to-rebuild"))
 
 
 def upgrade_report(
@@ -108,7 +108,7 @@ def upgrade_report(
     """
     ours = [manifest for manifest in manifests if manifest.spec.toolchain.name == toolchain]
     successors = {
-        _but_toolchain(manifest.spec): manifest.spec_digest
+        _digest_without_toolchain_build(manifest.spec): manifest.spec_digest
         for manifest in ours
         if manifest.spec.toolchain.build == build
     }
@@ -138,7 +138,7 @@ def _newest(manifests: Iterable[Manifest]) -> list[Manifest]:
     return [newest[key] for key in sorted(newest)]
 
 
-def _but_toolchain(spec: BuildSpec) -> str:
+def _digest_without_toolchain_build(spec: BuildSpec) -> str:
     """What two builds of one thing share: everything of the spec but the toolchain's version."""
     neutral = spec.toolchain.model_copy(update={"build": "", "cuda": ""})
     return spec.model_copy(update={"toolchain": neutral}).sha256()
@@ -146,14 +146,14 @@ def _but_toolchain(spec: BuildSpec) -> str:
 
 def _fate(manifest: Manifest, build: str, successors: Mapping[str, str]) -> EngineFate:
     spec = manifest.spec
-    successor = successors.get(_but_toolchain(spec))
-    dies = why_it_dies(spec, build)
+    successor = successors.get(_digest_without_toolchain_build(spec))
+    reason_to_rebuild = why_not_loadable(spec, build)
     if successor is not None:
         fate, reason = "rebuilt", "its successor is in the store"
-    elif dies is None:
+    elif reason_to_rebuild is None:
         fate, reason = "lives", "version-compatible with the new build"
     else:
-        fate, reason = "to-rebuild", dies
+        fate, reason = "to-rebuild", reason_to_rebuild
     return EngineFate.model_validate(
         {
             "recipe": manifest.recipe,
@@ -169,7 +169,7 @@ def _fate(manifest: Manifest, build: str, successors: Mapping[str, str]) -> Engi
     )
 
 
-def why_it_dies(spec: BuildSpec, build: str) -> str | None:
+def why_not_loadable(spec: BuildSpec, build: str) -> str | None:
     """Why a host with the new build alone cannot load that plan; None when it can.
 
     A plan runs on the build that made it. A version-compatible plan also runs on later
@@ -228,7 +228,7 @@ def _timing(
     row = measured[-1]
     if row.cov_verdict == "unstable":
         return "unstable", "timings on the new build are unstable", row.latency_ms_median, None
-    reasons = [comparable(row, other, across=ACROSS) for other in old]
+    reasons = [comparable(row, other, across=CHANGED_ON_PURPOSE) for other in old]
     alike = [other for other, reason in zip(old, reasons, strict=True) if reason is None]
     now = median(one.latency_ms_median or 0.0 for one in measured if comparable(row, one) is None)
     nights: defaultdict[object, list[float]] = defaultdict(list)
@@ -238,7 +238,7 @@ def _timing(
     if not nights:
         return "no-baseline", next((r for r in reversed(reasons) if r), "unstable"), now, None
     held = baseline([median(nights[night]) for night in nights][-rule.nights :], rule)
-    return against(now, held, rule), "", now, held.median_ms
+    return classify(now, held, rule), "", now, held.median_ms
 
 
 def _last(rows: list[BenchmarkRow], column: str) -> Any:

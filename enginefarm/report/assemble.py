@@ -10,7 +10,7 @@ from enginefarm.documents.gpus import table as gpu_table
 from enginefarm.documents.thresholds import Regression
 from enginefarm.documents.versions import version_tuple
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
-from enginefarm.report.model import Cell, Line, ModelSection, ReportData, Wanted
+from enginefarm.report.model import Cell, Line, ModelSection, ReportData, WantedCell
 from enginefarm.tables.regression import walk
 from enginefarm.tables.rows import BenchmarkRow
 
@@ -36,7 +36,7 @@ def assemble(
     *,
     title: str,
     store: str,
-    wanted: Iterable[Wanted] = (),
+    wanted: Iterable[WantedCell] = (),
     rules: Mapping[str, Regression] | None = None,
     generated_at: dt.datetime | None = None,
     notes: Sequence[str] = (),
@@ -45,7 +45,7 @@ def assemble(
     by_recipe: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
     for row in rows:
         by_recipe[row.recipe].append(row)
-    asked: defaultdict[str, dict[CellKey, Wanted]] = defaultdict(dict)
+    asked: defaultdict[str, dict[CellKey, WantedCell]] = defaultdict(dict)
     for one in wanted:
         asked[one.recipe][one.gpu, one.precision] = one
     newest = _newest_builds(rows)
@@ -79,7 +79,7 @@ def _newest_builds(rows: Iterable[BenchmarkRow]) -> dict[str, str]:
 def _model(
     recipe: str,
     rows: list[BenchmarkRow],
-    asked: Mapping[CellKey, Wanted],
+    asked: Mapping[CellKey, WantedCell],
     newest: Mapping[str, str],
     rule: Regression | None,
 ) -> ModelSection:
@@ -113,7 +113,7 @@ def _cell(
     recipe: str,
     key: CellKey,
     rows: list[BenchmarkRow],
-    asked: Wanted | None,
+    asked: WantedCell | None,
     newest: Mapping[str, str],
 ) -> Cell:
     gpu, precision = key

@@ -46,12 +46,12 @@ def frontier(model: ModelSection) -> dict[str, list[Place]]:
             by_gpu[cell.gpu].append(row)
     found: dict[str, list[Place]] = {}
     for gpu, rows in by_gpu.items():
-        counts = Counter(_alike(row) for row in rows)
+        counts = Counter(_conditions(row) for row in rows)
         usual = max(counts, key=lambda one: (counts[one], str(one)))
-        places = [_place(model.recipe, row) for row in rows if _alike(row) == usual]
+        places = [_place(model.recipe, row) for row in rows if _conditions(row) == usual]
         if len(places) > 1:
             ranked = sorted(places, key=lambda one: (one.latency_ms, one.precision))
-            found[gpu] = [_judged(one, ranked) for one in ranked]
+            found[gpu] = [_with_dominance(one, ranked) for one in ranked]
     return found
 
 
@@ -60,7 +60,7 @@ def _measured(row: BenchmarkRow) -> bool:
     return known and row.cov_verdict != "unstable"
 
 
-def _alike(row: BenchmarkRow) -> tuple[object, ...]:
+def _conditions(row: BenchmarkRow) -> tuple[object, ...]:
     return (*shape_of(row), row.gpu_name, row.host_class, row.harness, row.harness_flags)
 
 
@@ -75,7 +75,7 @@ def _place(recipe: str, row: BenchmarkRow) -> Place:
     )
 
 
-def _judged(place: Place, others: list[Place]) -> Place:
+def _with_dominance(place: Place, others: list[Place]) -> Place:
     mine = (place.latency_ms, place.relative_l2)
     for other in others:
         theirs = (other.latency_ms, other.relative_l2)

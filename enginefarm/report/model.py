@@ -36,7 +36,7 @@ STATES: dict[CellState, StateStyle] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedCell:
     """What a recipe asks for today."""
 
     recipe: str

@@ -18,7 +18,7 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.planning.survey import Survey
 from enginefarm.pulling import fleet
 from enginefarm.report.assemble import assemble
-from enginefarm.report.model import Wanted
+from enginefarm.report.model import WantedCell
 from enginefarm.report.render import REPORT_COLUMNS, render
 from enginefarm.store import channels
 from enginefarm.store.engine_store import EngineStore
@@ -136,17 +136,17 @@ def with_manifests(
 ) -> list[BenchmarkRow]:
     """Oldest first; engines that no row speaks of get one from their manifest."""
     found = list(rows)
-    spoken_of = {(row.spec_digest, row.engine_digest) for row in found}
+    in_rows = {(row.spec_digest, row.engine_digest) for row in found}
     for manifest in manifests:
-        if (manifest.spec_digest, manifest.engine.digest) not in spoken_of:
+        if (manifest.spec_digest, manifest.engine.digest) not in in_rows:
             found += rows_from_manifest(manifest)
     return sorted(found, key=lambda row: row.measured_at)
 
 
-def wanted_of(survey: Survey) -> list[Wanted]:
+def wanted_of(survey: Survey) -> list[WantedCell]:
     """Every cell that the recipe asks for today."""
     builds = [
-        Wanted(
+        WantedCell(
             recipe=survey.recipe,
             gpu=planned.target.gpu,
             precision=planned.target.precision,
@@ -155,7 +155,7 @@ def wanted_of(survey: Survey) -> list[Wanted]:
         for planned in survey.builds
     ]
     skipped = [
-        Wanted(survey.recipe, skip.gpu, skip.precision, skip_reason=skip.reason)
+        WantedCell(survey.recipe, skip.gpu, skip.precision, skip_reason=skip.reason)
         for skip in survey.skipped
     ]
     return builds + skipped

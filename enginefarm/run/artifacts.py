@@ -24,7 +24,7 @@ from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Contender
 
 
-class Running(Contender, Protocol):
+class RunningArtifact(Contender, Protocol):
     """An artifact on one profile, with buffers of its own. Close it before the artifact."""
 
     def close(self) -> None: ...
@@ -35,12 +35,12 @@ class Artifact(AbstractContextManager["Artifact"], Protocol):
 
     device_name: str
 
-    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> RunningArtifact:
         """Raises: EngineRunError when there is no such profile."""
         ...
 
 
-class Opening(NamedTuple):
+class OpenRequest(NamedTuple):
     """What is to be opened, and how; see `open_artifact`."""
 
     plan: Path
@@ -52,7 +52,7 @@ class Opening(NamedTuple):
 class Plan(Closing):
     """A plan of TensorRT or TensorRT-RTX."""
 
-    def __init__(self, asked: Opening) -> None:
+    def __init__(self, asked: OpenRequest) -> None:
         self._runtime = runtime_of(asked.toolchain)[0]
         self._engine = Engine(
             asked.plan,
@@ -62,7 +62,7 @@ class Plan(Closing):
         )
         self.device_name = self._engine.device_name
 
-    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> Running:
+    def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> RunningArtifact:
         return EngineContender(
             name, self._engine, runtime=self._runtime, profile=profile, cuda_graph=cuda_graph
         )
@@ -85,7 +85,7 @@ def open_artifact(
     """
     if toolchain not in TOOLCHAINS:
         raise HostError(f"plans of toolchain {toolchain!r} are not run here")
-    asked = Opening(plan, toolchain, plugins, cuda_major)
+    asked = OpenRequest(plan, toolchain, plugins, cuda_major)
     opened: Artifact = loaded(runtime_of(toolchain)[1].opened_by)(asked)
     return opened
 
@@ -119,7 +119,7 @@ def in_a_process(
     )
 
 
-def run_asked(asked: str) -> Running:
+def run_asked(asked: str) -> RunningArtifact:
     """The other side of `in_a_process`."""
     fields = json.loads(asked)
     artifact = open_artifact(

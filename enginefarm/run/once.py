@@ -47,7 +47,7 @@ class OnceAnswer(Frozen):
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunResult:
     """device: the GPU's name. profile: the one that was used. outputs: numpy, by name; what is
     bfloat16 in the engine comes as float32, which holds it exactly."""
 
@@ -58,7 +58,7 @@ class Ran:
 
 def run_once(
     plan: Path, manifest: Manifest, feeds: Mapping[str, Any], *, plugins: Sequence[Path] = ()
-) -> Ran:
+) -> RunResult:
     """Runs the plan on `feeds`, numpy arrays by input name.
 
     Raises: UsageError for inputs that no profile takes; HostError, DriverTooOld, EngineRunError.
@@ -93,7 +93,7 @@ def run_once(
             output: np.load(outputs / f"{number}{NPY}", allow_pickle=False)
             for number, output in enumerate(answer.names)
         }
-    return Ran(answer.device, manifest.spec.profiles[index], made)
+    return RunResult(answer.device, manifest.spec.profiles[index], made)
 
 
 def _as_declared(feeds: Mapping[str, Any], manifest: Manifest) -> Arrays:

@@ -10,7 +10,7 @@ from enginefarm.graph import ort
 from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
-from enginefarm.run.artifacts import Opening
+from enginefarm.run.artifacts import OpenRequest
 from enginefarm.run.closing import Closing
 from enginefarm.run.contenders import OrtContender
 from enginefarm.run.engine import require_driver
@@ -22,7 +22,7 @@ PROVIDER = "TensorrtExecutionProvider"
 class OrtEngine(Closing):
     """An artifact of ort-trt, loaded on the first GPU. Use it in a `with`."""
 
-    def __init__(self, asked: Opening) -> None:
+    def __init__(self, asked: OpenRequest) -> None:
         """Raises: HostError, DriverTooOld, EngineRunError."""
         plan, plugins, cuda_major = asked.plan, asked.plugins, asked.cuda_major
         self._runtime = runtime_of(asked.toolchain)[0]

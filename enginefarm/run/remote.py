@@ -98,8 +98,8 @@ class RemoteContender:
 
     def _ask(self, verb: str, feeds: Mapping[str, Any] | None = None) -> tuple[Any, Arrays]:
         try:
-            self._connection.send_bytes(_packed(verb, feeds or {}))
-            answer, arrays = _unpacked(self._heard())
+            self._connection.send_bytes(_pack(verb, feeds or {}))
+            answer, arrays = _unpack(self._receive())
             worked, value = answer
         except (EOFError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise EngineRunError(f"{self.name}: its process ended", why=str(error)) from None
@@ -107,7 +107,7 @@ class RemoteContender:
             raise EngineRunError(f"{self.name}: failed in its process", why=str(value))
         return value, arrays
 
-    def _heard(self) -> bytes:
+    def _receive(self) -> bytes:
         """The answer. Raises: BuildCancelled; EngineRunError when none comes for too long."""
         limit_s = build_limits().timeout_s
         started = time.monotonic()
@@ -134,13 +134,13 @@ def serve(parent_pid: str, descriptor: str, factory: str, *arguments: str) -> No
     # It is closed in whatever this process does then: whoever asked was interrupted, or has ended.
     with suppress(EOFError, ConnectionError), Connection(int(descriptor)) as connection:
         while True:
-            verb, feeds = _unpacked(connection.recv_bytes())
+            verb, feeds = _unpack(connection.recv_bytes())
             try:
                 if contender is None:
                     contender = loaded(factory)(*arguments)
                 answer = _answer(contender, verb, feeds)
             except Exception as error:
-                answer = _packed((False, f"{type(error).__name__}: {error}"), {})
+                answer = _pack((False, f"{type(error).__name__}: {error}"), {})
             connection.send_bytes(answer)
 
 
@@ -148,10 +148,10 @@ def _answer(contender: Any, verb: str, feeds: Arrays) -> bytes:
     if verb == "bind":
         contender.bind(feeds)
     passed = [*contender.iterate()] if verb == "iterate" else None
-    return _packed((True, passed), contender.outputs() if verb == "outputs" else {})
+    return _pack((True, passed), contender.outputs() if verb == "outputs" else {})
 
 
-def _packed(value: Any, arrays: Mapping[str, Any]) -> bytes:
+def _pack(value: Any, arrays: Mapping[str, Any]) -> bytes:
     """A JSON value and named arrays. Not pickle: the other process may be hostile."""
     import numpy as np
 
@@ -161,7 +161,7 @@ def _packed(value: Any, arrays: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> tuple[Any, Arrays]:
+def _unpack(data: bytes) -> tuple[Any, Arrays]:
     import numpy as np
 
     with np.load(io.BytesIO(data), allow_pickle=False) as found:

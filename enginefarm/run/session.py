@@ -143,7 +143,7 @@ class Session(Closing):
         return self._buffers[tensor.name]
 
     def copy_in(self) -> None:
-        for tensor in self._moved("input"):
+        for tensor in self._device_tensors("input"):
             self._buffers[tensor].to_device(self.stream)
 
     def compute(self) -> None:
@@ -159,7 +159,7 @@ class Session(Closing):
     def copy_out(self) -> None:
         if self._allocators:
             self.stream.synchronize()  # sizes are known only now
-        for tensor in self._moved("output"):
+        for tensor in self._device_tensors("output"):
             self._buffers[tensor].to_host(self.stream)
 
     def outputs(self) -> Arrays:
@@ -179,7 +179,7 @@ class Session(Closing):
             if self._engine.role(name) == "output"
         }
 
-    def _moved(self, role: str) -> list[str]:
+    def _device_tensors(self, role: str) -> list[str]:
         engine = self._engine
         return [n for n in engine.names if engine.role(n) == role and not engine.on_host(n)]
 

@@ -10,7 +10,7 @@ from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verify import compare
-from enginefarm.run.artifacts import Running, open_artifact
+from enginefarm.run.artifacts import RunningArtifact, open_artifact
 from enginefarm.run.verify import DeviceRequest, profile_for
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def verified(request: DeviceRequest) -> DeviceVerification:
                 cuda_major=request.cuda_major,
             )
         )
-        opened: dict[int, Running] = {}
+        opened: dict[int, RunningArtifact] = {}
 
         def run(batch: ReferenceBatch) -> Arrays:
             shapes = {name: tuple(array.shape) for name, array in batch.inputs.items()}

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.tables.filter import RowFilter
 from enginefarm.tables.rows import ROW_SCHEMA_VERSION, BenchmarkRow
-from enginefarm.tables.values import strange
+from enginefarm.tables.values import find_invalid
 
 Table = Any
 """A pyarrow.Table; pyarrow ships no types."""
@@ -97,7 +97,7 @@ def decode(
         found = file.read_row_groups(groups, columns=there, use_threads=False)
         found = found.cast(pa.schema([wanted.field(column) for column in found.column_names]))
         found.validate(full=True)
-        wrong = strange(found)
+        wrong = find_invalid(found)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptBlob(
             f"benchmarks: {name} is not the Parquet that this version of enginefarm writes",

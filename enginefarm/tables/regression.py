@@ -77,7 +77,7 @@ def _small_sample(nights: int) -> float:
     return CROUX_ROUSSEEUW[nights - 2] if nights > 1 else 1.0
 
 
-def against(latency_ms: float, held: Baseline, rule: Regression) -> State:
+def classify(latency_ms: float, held: Baseline, rule: Regression) -> State:
     """One figure against a baseline."""
     if latency_ms > held.limit_ms:
         return "slower"
@@ -102,7 +102,7 @@ def judge(
     alike: defaultdict[tuple[object, ...], list[BenchmarkRow]] = defaultdict(list)
     for row in tonight:
         if row.latency_ms_median is not None:
-            alike[_likeness(row)].append(row)
+            alike[_conditions(row)].append(row)
     if not alike:
         return Judgement(state="no-baseline", because="nothing was measured tonight")
     earlier, production = tuple(earlier), tuple(production)
@@ -121,17 +121,17 @@ def _judge(
 ) -> Judgement:
     row, now = tonight[0], median([one.latency_ms_median or 0.0 for one in tonight])
     left_out: Counter[str] = Counter()
-    before = _alike(row, earlier, left_out)
-    channel = _alike(row, production, left_out)
+    before = _comparable_rows(row, earlier, left_out)
+    channel = _comparable_rows(row, production, left_out)
     nights = _nights(before, until=row.date)
     side_by_side = [one.latency_ms_median or 0.0 for one in channel if one.date == row.date]
     verdict = Judgement(
         state="no-baseline",
         latency_ms=now,
-        history=_held(nights, rule),
+        history=_baseline_of(nights, rule),
         production=baseline(side_by_side, rule)
         if side_by_side
-        else _held(_nights(channel, until=row.date), rule),
+        else _baseline_of(_nights(channel, until=row.date), rule),
         left_out=tuple(f"{count} × {reason}" for reason, count in left_out.most_common()),
     )
     if all(one.cov_verdict == "unstable" for one in tonight):
@@ -146,7 +146,7 @@ def _judge(
     return verdict.model_copy(update={"state": state, "because": because})
 
 
-def _held(nights: Sequence[float], rule: Regression) -> Baseline | None:
+def _baseline_of(nights: Sequence[float], rule: Regression) -> Baseline | None:
     last = nights[-rule.nights :]
     return baseline(last, rule) if len(last) >= rule.min_nights else None
 
@@ -160,7 +160,7 @@ def _conclude(verdict: Judgement, now: float, rule: Regression) -> tuple[State, 
     found: defaultdict[State, list[str]] = defaultdict(list)
     for words, base in held:
         if base is not None:
-            found[against(now, base, rule)].append(
+            found[classify(now, base, rule)].append(
                 f"{now / base.median_ms:.2f} × {words} "
                 f"({base.median_ms:.3g} ms, limit {base.limit_ms:.3g} ms)"
             )
@@ -179,7 +179,7 @@ def walk(rows: Iterable[BenchmarkRow], rule: Regression) -> list[tuple[dt.date, 
     stretches: defaultdict[tuple[object, ...], list[BenchmarkRow]] = defaultdict(list)
     for row in rows:
         if row.latency_ms_median is not None:
-            stretches[_likeness(row)].append(row)
+            stretches[_conditions(row)].append(row)
     return sorted(point for stretch in stretches.values() for point in _walk(stretch, rule))
 
 
@@ -198,18 +198,18 @@ def _walk(rows: list[BenchmarkRow], rule: Regression) -> list[tuple[dt.date, flo
         if all(row.cov_verdict == "unstable" for row in group):
             state = "unstable"
         elif len(earlier) >= rule.min_nights:
-            state = against(now, baseline(earlier, rule), rule)
+            state = classify(now, baseline(earlier, rule), rule)
         out.append((night, now, state))
         if state != "unstable":
             seen.append((now, clock))
     return out
 
 
-def _likeness(row: BenchmarkRow) -> tuple[object, ...]:
+def _conditions(row: BenchmarkRow) -> tuple[object, ...]:
     return tuple(getattr(row, field) for field, _ in ALIKE)
 
 
-def _alike(
+def _comparable_rows(
     row: BenchmarkRow, others: Iterable[BenchmarkRow], left_out: Counter[str]
 ) -> list[BenchmarkRow]:
     kept: list[BenchmarkRow] = []

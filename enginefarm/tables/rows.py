@@ -173,9 +173,9 @@ def comparable(
     for field, words in ALIKE:
         mine, theirs = getattr(row, field), getattr(other, field)
         if mine != theirs and field not in across:
-            return f"{words} differs: {_shown(mine)} and {_shown(theirs)}"
+            return f"{words} differs: {_text(mine)} and {_text(theirs)}"
     return clocks_differ(row.sm_clock_mhz, other.sm_clock_mhz)
 
 
-def _shown(value: object) -> str:
+def _text(value: object) -> str:
     return "none" if value is None or value == "" else str(value)

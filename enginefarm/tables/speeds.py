@@ -93,7 +93,7 @@ class Speeds(Frozen):
         return self.of.get(spec_digest[:SHORT], ())
 
 
-class Ranked(Frozen):
+class Ranking(Frozen):
     """Engines that were measured alike, best first; words say under which condition."""
 
     best_first: tuple[tuple[str, Speed], ...]
@@ -170,7 +170,7 @@ def _speed(row: BenchmarkRow) -> Speed | None:
 
 def rank(
     measured: Mapping[str, Collection[Speed]], goal: Goal, batch: int | None = None
-) -> Ranked | None:
+) -> Ranking | None:
     """The engines by one figure, under the condition that most of them were measured under.
 
     measured: by whatever names an engine. batch: only this one; None: the smallest for latency
@@ -196,7 +196,7 @@ def rank(
     chosen = min(groups, key=prefer)
     figure = FIGURES[goal]
     best_first = sorted(chosen.items(), key=lambda item: (figure(item[1]), item[0]))
-    return Ranked(best_first=tuple(best_first), words=next(iter(chosen.values())).words)
+    return Ranking(best_first=tuple(best_first), words=next(iter(chosen.values())).words)
 
 
 FIGURES: dict[Goal, Callable[[Speed], float]] = {

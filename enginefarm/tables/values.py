@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from enginefarm.tables.rows import BenchmarkRow
 
 
-def strange(table: Any) -> str | None:
+def find_invalid(table: Any) -> str | None:
     """`column: what is wrong`, of the first column with such a value; None: there is none.
 
     table: a pyarrow.Table with columns of the types that `parquet.schema` has.

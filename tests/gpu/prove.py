@@ -47,7 +47,7 @@ class Row(NamedTuple):
     """Batch, CUDA graph, median and p99 of the latency in ms."""
 
 
-class Ran(NamedTuple):
+class RunResult(NamedTuple):
     """What pytest's junit files say. failed and not_run: name and first line of the reason."""
 
     passed: int
@@ -166,7 +166,7 @@ def last_words(said: str) -> str:
     return " ".join(lines[-3:])[-300:]
 
 
-def ran(files: Sequence[Path]) -> Ran:
+def ran(files: Sequence[Path]) -> RunResult:
     """Sums up junit files. A test that was expected to fail counts as not run."""
     passed, failed, not_run = 0, [], []
     for file in files:
@@ -180,7 +180,7 @@ def ran(files: Sequence[Path]) -> Ran:
                 not_run.append((name, _line(skipped)))
             else:
                 passed += 1
-    return Ran(passed, tuple(failed), tuple(not_run))
+    return RunResult(passed, tuple(failed), tuple(not_run))
 
 
 def _line(element: ET.Element) -> str:
@@ -234,7 +234,7 @@ def versions() -> list[str]:
     return found
 
 
-def page(where: Machine, rows: Sequence[Row], tests: Ran, day: str) -> str:
+def page(where: Machine, rows: Sequence[Row], tests: RunResult, day: str) -> str:
     """The page: what was proven, what failed, and what did not run."""
     passed = [row.precision for row in rows if not row.reason]
     note = f" {told}." if (told := os.environ.get("ENGINEFARM_PROOF_NOTE")) else ""

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from small_models import convolutions
 
-from enginefarm.bench.queued import Queued, QueuedAnswer, QueuedRequest
+from enginefarm.bench.queued import QueuedAnswer, QueuedRequest, QueuedSettings
 from enginefarm.building import isolate
 from enginefarm.child.call import Child, Limits
 from enginefarm.errors import EngineRunError
@@ -128,7 +128,7 @@ def test_the_defaults_of_trtexec_11_measure_the_same(
         reference=reference,
         toolchain="tensorrt",
         shapes={"x": x.shape},
-        settings=Queued(seconds=1.0),
+        settings=QueuedSettings(seconds=1.0),
     )
     child = Child(what="ours", error=EngineRunError, limits=Limits(120))
     line = [

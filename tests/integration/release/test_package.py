@@ -32,7 +32,7 @@ from enginefarm.errors import (
 )
 from enginefarm.graph import ort
 from enginefarm.release import package
-from enginefarm.release.package_check import COMPONENT, CPU, opened
+from enginefarm.release.package_check import COMPONENT, CPU, open_package
 from enginefarm.release.package_choice import choose
 from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
@@ -354,7 +354,7 @@ def test_a_quantized_graph_is_computed_as_it_was_verified(tmp_path: Path) -> Non
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
     writer = onnxruntime.ModelPackage()
-    component = {"variants": package.described(())}
+    component = {"variants": package.variants_json(())}
     writer.set_component_inline(COMPONENT, json.dumps(component))
     writer.commit(str(tmp_path / "p"))
     (tmp_path / "p" / CPU).mkdir()
@@ -364,7 +364,7 @@ def test_a_quantized_graph_is_computed_as_it_was_verified(tmp_path: Path) -> Non
         tmp_path / "p" / CPU / "model.onnx", error=PrecisionError, what="plain", plain=True
     )
     x = random.standard_normal((2, 3, 16, 16)).astype(np.float16)
-    (found,) = opened(tmp_path / "p").run(None, {"x": x})
+    (found,) = open_package(tmp_path / "p").run(None, {"x": x})
     (wanted,) = plain.run(None, {"x": x})
     np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-2)
 

@@ -157,7 +157,7 @@ def test_the_process_of_a_stream_ends_without_a_word_when_nobody_listens() -> No
             stderr=subprocess.PIPE,
             text=True,
         )
-    ours.send_bytes(remote._packed("ready", {}))
+    ours.send_bytes(remote._pack("ready", {}))
     ours.close()
     _, err = process.communicate(timeout=60)
     assert err == ""

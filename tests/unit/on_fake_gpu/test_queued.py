@@ -13,9 +13,9 @@ import pytest
 from enginefarm import cli
 from enginefarm.bench.gpu_state import GpuState
 from enginefarm.bench.queued import (
-    Queued,
     QueuedAnswer,
     QueuedRequest,
+    QueuedSettings,
     measure,
     passes,
     row_columns,
@@ -77,7 +77,7 @@ def request(plan: Make, reference: Make) -> str:
         toolchain="tensorrt",
         profile=1,
         shapes={"x": (8, 4)},
-        settings=Queued(seconds=0.01, warmup_s=0, min_passes=12),
+        settings=QueuedSettings(seconds=0.01, warmup_s=0, min_passes=12),
     ).model_dump_json()
 
 
@@ -107,7 +107,7 @@ def test_an_engine_that_cannot_be_captured_is_refused_not_timed_without_a_graph(
 
 def test_the_row_tells_the_settings_and_has_no_latency_of_lone_passes() -> None:
     answer = QueuedAnswer(compute_ms=(1.0, 2.0, 3.0), seconds=0.01, gpu=GpuState())
-    told = row_columns(answer, Point(0, "default", {"x": (8, 4)}), Queued())
+    told = row_columns(answer, Point(0, "default", {"x": (8, 4)}), QueuedSettings())
     assert told["harness_flags"] == (
         "min_passes=10 queue=2 seconds=3.0 spin_wait=True transfers=False warmup_s=0.2"
     )

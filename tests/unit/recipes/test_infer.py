@@ -120,7 +120,7 @@ def test_a_callable_needs_its_inputs_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_kept_recipe_is_never_written_over(tmp_path: Path) -> None:
-    infer.kept("name: a\n", tmp_path / "recipe.yaml")
+    infer.save_new("name: a\n", tmp_path / "recipe.yaml")
     with pytest.raises(UsageError, match="already exists"):
-        infer.kept("name: b\n", tmp_path / "recipe.yaml")
+        infer.save_new("name: b\n", tmp_path / "recipe.yaml")
     assert (tmp_path / "recipe.yaml").read_text() == "name: a\n"

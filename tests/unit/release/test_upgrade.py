@@ -6,7 +6,7 @@ from sample_rows import make_row
 
 from enginefarm.host.detect import Host
 from enginefarm.pulling.select import select
-from enginefarm.release.upgrade import upgrade_report, why_it_dies
+from enginefarm.release.upgrade import upgrade_report, why_not_loadable
 
 NEW = "10.17.0.2"
 
@@ -61,7 +61,7 @@ def test_an_engine_dies_exactly_when_selection_would_refuse_it_on_such_a_host(
             "runtimes": {"tensorrt": build},
         }
     )
-    assert (why_it_dies(spec, build) is None) is bool(select([manifest], host).candidates)
+    assert (why_not_loadable(spec, build) is None) is bool(select([manifest], host).candidates)
 
 
 def test_after_the_rebuild_slower_and_less_accurate_cells_are_named() -> None:

@@ -14,7 +14,7 @@ from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
 
 from enginefarm.report import assemble, charts, render, svg
-from enginefarm.report.model import CellState, ReportData, Wanted
+from enginefarm.report.model import CellState, ReportData, WantedCell
 from enginefarm.report.nightly import with_manifests
 from enginefarm.tables.from_manifest import not_built, rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
@@ -30,8 +30,8 @@ def state(rows: list[BenchmarkRow], **more: object) -> CellState:
     return assembled(rows, **more).models[0].cells["t4", "fp16"].state
 
 
-def wanted(**changes: str) -> Wanted:
-    return Wanted(**{"recipe": "minilm", "gpu": "t4", "precision": "fp16", **changes})
+def wanted(**changes: str) -> WantedCell:
+    return WantedCell(**{"recipe": "minilm", "gpu": "t4", "precision": "fp16", **changes})
 
 
 def failed(reason: str, night: int = 0) -> BenchmarkRow:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from sample_rows import make_row
 
 from enginefarm.documents.thresholds import Regression
-from enginefarm.tables.regression import against, baseline, judge, walk
+from enginefarm.tables.regression import baseline, classify, judge, walk
 from enginefarm.tables.rows import BenchmarkRow
 
 RULE = Regression()
@@ -134,15 +134,15 @@ def test_the_verdict_does_not_depend_on_the_unit(
     scaled = baseline([value * factor for value in earlier], RULE)
     held = baseline(earlier, RULE)
     if abs(now / held.limit_ms - 1) > 1e-9 and scaled.median_ms:
-        assert (against(now, held, RULE) == "slower") is (
-            against(now * factor, scaled, RULE) == "slower"
+        assert (classify(now, held, RULE) == "slower") is (
+            classify(now * factor, scaled, RULE) == "slower"
         )
 
 
 @given(st.lists(st.floats(0.5, 50), min_size=5, max_size=14))
 def test_the_median_night_itself_is_always_ok(earlier: list[float]) -> None:
     held = baseline(earlier, RULE)
-    assert against(held.median_ms, held, RULE) == "ok"
+    assert classify(held.median_ms, held, RULE) == "ok"
 
 
 def test_more_nights_needed_than_kept_is_refused() -> None:

@@ -12,7 +12,7 @@ from sample_rows import make_row
 from enginefarm.errors import CorruptBlob
 from enginefarm.tables import parquet
 from enginefarm.tables.filter import RowFilter
-from enginefarm.tables.values import strange
+from enginefarm.tables.values import find_invalid
 
 pa: Any = import_module("pyarrow")  # it ships no types
 
@@ -81,8 +81,8 @@ def test_a_missing_time_is_refused() -> None:
 def test_good_rows_and_no_rows_are_not_strange() -> None:
     table = parquet.decode(file_of({"gpu": None, "size_bytes": 0}), None, RowFilter())
     assert len(table) == 2
-    assert strange(table) is None
-    assert strange(parquet.schema().empty_table()) is None
+    assert find_invalid(table) is None
+    assert find_invalid(parquet.schema().empty_table()) is None
 
 
 def test_columns_that_are_not_asked_for_stop_nobody() -> None:
