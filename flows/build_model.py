@@ -48,7 +48,7 @@ RUNNER: Any = ThreadPoolTaskRunner(max_workers=FAN_OUT)
 
 
 class EnginesMissing(EnginefarmError):
-    """Some engines of a recipe are not there; `outcomes` has all of them."""
+    """Some engines of a recipe are missing; `outcomes` has the outcome of every engine."""
 
     def __init__(self, recipe: str, outcomes: list[Outcome]) -> None:
         missing = [row for row in outcomes if not row.fine]
@@ -108,7 +108,7 @@ def _build(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
 
 @dataclass(frozen=True)
 class PendingBuild:
-    """An engine on its way: the graph it needs, then its own run."""
+    """An engine that is being built: the task of its graph, then its own task."""
 
     target: plan.Target
     graph: PrefectFuture[Any]
@@ -148,7 +148,7 @@ def engine(
 ) -> State[Outcome]:
     """One engine: refused when its graph is over budget, else built by its own run.
 
-    An engine that is there already takes on the figures of today, good or bad.
+    An engine that is already built takes on today's verification figures, good or bad.
     """
     spec = plan.resolve(wanted, target, slimmed.model, prepared.use)
     budget = wanted.budget(target.precision)

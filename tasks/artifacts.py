@@ -30,7 +30,7 @@ LOG_BYTES = 4 << 20
 
 @contextmanager
 def progress_artifact(label: str) -> Generator[None]:
-    """Shows the block's progress in the UI; a block that is done at once shows none.
+    """Shows the block's progress in the UI; a short block shows none.
 
     Other watchers go on watching.
     """
@@ -87,7 +87,7 @@ def publish_log(manifest: Manifest) -> None:
 
 
 def publish_failure_log(recipe: str, spec: BuildSpec) -> None:
-    """The end of what the builder said before it failed. A store that is away costs only this."""
+    """Shows the end of a failed build's log; if the store cannot be reached, that is shown."""
     gpu, precision = spec.gpu.label, spec.precision.name
     store = stages.here().store
     try:

@@ -20,7 +20,7 @@ from enginefarm.planning.outcome import HEADER, Outcome, cells, markdown, of_man
 
 @task(name="cached", task_run_name="cached {recipe}", **STEP)
 def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outcome]]:
-    """The manifests that are there already: one task, however many engines."""
+    """The outcomes of engines that are already built, in one task for all of them."""
     store = stages.here().store
     found = [manifest for digest in spec_digests if (manifest := store.manifest(digest))]
     outcomes = [of_manifest(manifest, "cached") for manifest in found]
@@ -43,7 +43,7 @@ def publish_tables(recipe: str, outcomes: Sequence[Outcome]) -> None:
 
 
 class EngineMissing(EnginefarmError):
-    """One engine did not come to be; `outcome` says why. The data of its Failed state."""
+    """One engine is missing; `outcome` says why. It is the data of the Failed state."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"{outcome.label} {outcome.status}: {outcome.reason}")

@@ -1,4 +1,4 @@
-"""What a benchmark of a whole recipe measures, on a CPU or a GPU: graphs, inputs, shapes, rows."""
+"""What the benchmarks of a recipe share: its graphs, inputs, shapes and rows."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _batches(profile: ShapeProfile) -> list[int]:
 
 
 def sized(inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-    """Real inputs, repeated and cut to these shapes: values decide which path a model takes."""
+    """Real inputs, repeated and cut to these shapes: values can decide which path a model takes."""
     import numpy as np
 
     made: Arrays = {}

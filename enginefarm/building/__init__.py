@@ -1,1 +1,1 @@
-"""A plan from a graph: in a child process, with a timing cache, drawn several times where asked."""
+"""Builds a plan from a graph: in a child process, with a timing cache, in several attempts."""

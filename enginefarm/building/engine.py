@@ -1,7 +1,7 @@
 """From one BuildSpec to a published manifest: build, upload, record.
 
-The three run on one machine, in this order. The manifest comes last: until it is there,
-nothing of the build can be found by anybody.
+The three steps run on one machine, in this order. The manifest is written last: until it exists,
+nobody can find the engine.
 """
 
 from __future__ import annotations
@@ -67,12 +67,11 @@ def build(
     cancel: threading.Event | None = None,
     workspace_mib: int | None = None,
 ) -> BuildResult | Manifest:
-    """The plan, built in a child process unless it is there; the manifest when that is there.
+    """The plan, built in a child process if it does not exist; the manifest if it exists.
 
-    A plan that GPUs share is built by the first of them; the others find it recorded. One
-    process at a time builds a given plan on one machine: the second one waits, and
-    then finds what the first one made. workspace_mib: less than the spec's, for the one
-    retry after an out-of-memory; recorded in the manifest.
+    A plan that GPUs share is built by the first of them; the others find its record. On one machine
+    only one process builds a given plan: others wait, and then find its record. workspace_mib:
+    less than the spec's, for the one retry after an out-of-memory; recorded in the manifest.
 
     Raises: ParseError, BuildError and its kinds, ToolchainError.
     """
@@ -101,7 +100,7 @@ def build(
 
 
 def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> BuildResult:
-    """The plan that was asked for, as the store has recorded it, or built now and recorded."""
+    """The plan from its record in the store, or else built now and recorded."""
 
     def work(scratch: Path) -> StageOutput:
         output = _build(site, job, asked, scratch, cancel)
@@ -118,7 +117,7 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
 
 
 def _result_of(record: StageRecord, gpu_label: str) -> BuildResult:
-    """What the record of a plan says, to the GPU that asks for it."""
+    """The result that a plan's record stands for, for one of the GPUs that share the plan."""
     values = dict(record.values)
     first = values.pop("gpu")
     built = BuildResult.model_validate(
@@ -164,7 +163,7 @@ def _build(
 
 
 def _keep_log(site: Site, job: Job, log: Path, error: BuildError) -> None:
-    """The reason, then what the builder said. A store that is away must not hide the reason."""
+    """Stores the reason and the builder's log. An unreachable store must not hide the reason."""
     said = log.read_bytes() if log.is_file() else b"the builder left no log\n"
     text = f"{type(error).__name__}: {error}\n\n".encode() + said[-failed_builds.LOG_BYTES // 2 :]
     spec = job.spec
@@ -186,14 +185,14 @@ def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
 
 
 def _reference(site: Site, job: Job) -> Path | None:
-    """Fetched only where several attempts are judged by it."""
+    """The reference, which is fetched only if several attempts are judged by it."""
     if job.spec.builder.attempts == 1:
         return None
     return site.cache.ensure(site.store, job.prepared.reference)
 
 
 def upload(site: Site, built: BuildResult) -> BuildResult:
-    """Plan, log and layers in the store, dated anew: gc may have been there meanwhile."""
+    """Uploads plan, log and layers. Blobs that exist get a new date, so that gc keeps them."""
     for ref in (built.plan, built.log, built.layers):
         if ref is not None and site.cache.has(ref):
             site.store.put_blob(site.cache.path(ref))
@@ -201,10 +200,10 @@ def upload(site: Site, built: BuildResult) -> BuildResult:
 
 
 def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
-    """Writes the manifest. When somebody else's came first, theirs is the one that counts.
+    """Writes the manifest, and returns the one that counts: the first that was written.
 
-    A process that has a signing key signs it, when a record that a trusted builder signed (this
-    process is one) says the same of the plan; and believes no manifest that is not signed.
+    A process with a signing key signs it if a record that a trusted builder signed (this process
+    is one) says the same of the plan. It trusts no unsigned manifest.
     Raises: SignatureRejected, PlanDamaged, StoreMissing.
     """
     vouches = vouching()
@@ -258,7 +257,7 @@ def smaller_workspace(spec: BuildSpec) -> int:
 
 @contextmanager
 def _labeled_progress(label: str) -> Generator[None]:
-    """Progress of this build on a line of its own, beside the builds that run with it."""
+    """Adds the label to this build's progress, so that parallel builds have separate lines."""
     watcher = SINK.get()
 
     def named(step: str, done: float, total: float | None, note: str = "") -> None:

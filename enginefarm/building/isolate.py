@@ -1,4 +1,4 @@
-"""Runs one build in a child process, so that whatever happens there is one error here.
+"""Runs one build in a child process, so that every failure there is one error here.
 
 Address-space randomization is off for it: without that, plans differ from run to run.
 """

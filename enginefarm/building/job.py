@@ -1,4 +1,4 @@
-"""One engine to build, and the plan that came of it: what a worker is told, and what it returns."""
+"""One engine to build, and the result: what a worker receives and what it returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from enginefarm.schema import Digest, Frozen, Name
 
 
 class Job(Frozen):
-    """One engine to build: all that a worker has to be told, by value and digest."""
+    """One engine to build. It contains everything that a worker needs, by value or digest."""
 
     recipe: Name
     spec: BuildSpec
@@ -21,7 +21,7 @@ class Job(Frozen):
 
 
 class BuildResult(Frozen):
-    """A plan in the store, and what was seen while it was built."""
+    """A plan in the store, with figures of its build."""
 
     plan: BlobRef
     plan_key: Digest = Field(description="The key of the stage record that names this plan.")

@@ -1,4 +1,4 @@
-"""attempts: N builds of one spec, and the fastest accurate one is kept.
+"""The build lottery (`builder.attempts`): builds one spec N times, keeps the fastest accurate plan.
 
 Tactic timing is noisy, so two builds on the same GPU can differ by some percent. A timing
 cache would make them alike: attempts are built without one.
@@ -16,7 +16,7 @@ from enginefarm.toolchains import BuildOutput, BuildRequest
 
 
 class Attempt(Frozen):
-    """One ticket."""
+    """One attempt."""
 
     index: int
     latency_ms: float | None = None
@@ -25,7 +25,7 @@ class Attempt(Frozen):
 
 
 class Draw(Frozen):
-    """What the lottery gave: recorded in the manifest's build details."""
+    """The result of the lottery, recorded in the manifest's build details."""
 
     attempts: tuple[Attempt, ...]
     kept: int

@@ -1,4 +1,4 @@
-"""What a process that signs engines takes on trust: nothing but what trusted builders recorded."""
+"""What a signing process trusts: only what trusted builders have recorded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A fresh process: how it starts, what it inherits, how it ends with its parent."""
+"""Child processes: how they start, what they inherit, and how they end with their parent."""

@@ -1,4 +1,4 @@
-"""One function in a fresh process, so that whatever happens there is one error here.
+"""Calls one function in a fresh process, so that every failure there is one error here.
 
 Native libraries segfault, compilers report nothing for minutes, and a recipe's own code may
 exit, loop or take all the memory. The child gets no credentials and cannot read those of

@@ -1,4 +1,4 @@
-"""The stages of one precision: its graph is made, and held against the FP32 reference."""
+"""The stages of one precision: convert the graph, and verify it against the FP32 reference."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def convert(
 
 
 def _memory(site: Site, key: str) -> Path:
-    """Where the search notes what it measured."""
+    """The file in which the search keeps its measurements."""
     folder = site.cache.root / "searches"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{key}.jsonl").absolute()

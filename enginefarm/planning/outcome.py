@@ -1,4 +1,4 @@
-"""What became of each engine that a recipe asked for: the rows of every table."""
+"""The outcome of each engine that a recipe asks for: the rows of every table."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def of_manifest(manifest: Manifest, status: Literal["built", "cached"]) -> Outco
 def of_rejection(
     recipe: str, gpu: str, precision: PrecisionName, verification: GraphVerification
 ) -> Outcome:
-    """Over the accuracy budget: nothing was built, and by how much is the reason."""
+    """The outcome of a graph over its accuracy budget; the reason says by how much."""
     return Outcome(
         recipe=recipe,
         gpu=gpu,
@@ -107,7 +107,7 @@ def of_skip(recipe: str, skip: Skip) -> Outcome:
 
 
 def in_order(recipe: Recipe, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """As the recipe lists them: GPUs, then precisions."""
+    """The outcomes in the recipe's order: by GPU, then by precision."""
     return sorted(
         outcomes,
         key=lambda row: (recipe.gpus.index(row.gpu), recipe.precisions.index(row.precision)),
@@ -181,8 +181,8 @@ SPECIAL = re.compile(r"[&\\`*_\[\]<>!|~#]")
 
 
 def inert(text: str) -> str:
-    """The text so that Markdown shows it as it is. Reasons name nodes of models and quote errors:
-    a page of the farm must not load a picture, or offer a link, because a node is called so."""
+    """The text, escaped so that Markdown shows it literally. Reasons contain names of nodes and
+    quoted errors, which must not become links or pictures on a page of the farm."""
     return SPECIAL.sub(r"\\\g<0>", text)
 
 

@@ -146,7 +146,7 @@ def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
 
 
 def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[ToolchainId, str]:
-    """A native toolchain on that very GPU first, then a cross-build.
+    """A native toolchain on that GPU first, then a cross-build.
 
     A worker that stands in for a label with no GPU offers the cross toolchain on that
     label's pool; it is preferred over the shared `cpu` pool.

@@ -1,4 +1,4 @@
-"""Where a recipe stands before anything runs: wanted, skipped, known, already built."""
+"""The state of a recipe before anything runs: what is wanted, skipped and already built."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ def local_offers() -> tuple[plan.Offer, ...]:
 
 
 def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
-    """Looks, and runs nothing. An engine is cached when its manifest, its index entry and its
-    blobs are there: two stage records, one listing, and for each engine that is listed its
-    manifest and what is known of its blobs.
+    """Reads the store and runs nothing. An engine is cached if its manifest, its index entry and
+    its blobs exist: two stage records, one listing, and a manifest for each listed engine.
 
     Raises: what plan.targets raises; StoreError.
     """
@@ -107,7 +106,7 @@ def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
 
 
 def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
-    """Asks each target's toolchain whether it can, before hours of work say so.
+    """Asks each target's toolchain whether it can build it, before hours of work are spent.
 
     Raises: ToolchainError where that leaves nothing to build, unless the recipe allows to skip.
     """
@@ -141,7 +140,7 @@ def _with_specs(
 
 
 def _possible(planned: PlannedBuild, model: plan.Model) -> PlannedBuild:
-    """Says so of what the toolchain is known not to build for this GPU and precision."""
+    """Marks an engine that its toolchain is known not to build for this GPU and precision."""
     target, spec = planned.target, planned.spec
     if planned.cached or spec is None:
         return planned
@@ -154,7 +153,7 @@ def _possible(planned: PlannedBuild, model: plan.Model) -> PlannedBuild:
 def _standing(
     recipe: Recipe, target: plan.Target, spec: BuildSpec, manifest: Manifest | None, figures: str
 ) -> PlannedBuild:
-    """An engine that is there counts as long as the recipe's budget of today lets it."""
+    """An engine counts as cached only while it is within the recipe's current budget."""
     planned = PlannedBuild(target=target, spec=spec, cached=False, reason=NO_MANIFEST)
     if manifest is None:
         return planned

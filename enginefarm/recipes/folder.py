@@ -1,4 +1,4 @@
-"""A recipe's folder as something that travels: what it carries, and whether that is enough."""
+"""The files of a recipe's folder that are pushed, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEGMENT = re.compile(r"\w[\w.@+ -]{0,200}")
 
 
 def files_to_push(folder: Path) -> dict[str, Path]:
-    """What travels with a recipe: every file below its folder that is not hidden, no bytecode.
+    """The files that are pushed with a recipe: all in its folder, except hidden ones and bytecode.
 
     Raises: RecipeError for too many, for a link that leads out, and for a name that not every
     machine can write.
@@ -43,7 +43,7 @@ def files_to_push(folder: Path) -> dict[str, Path]:
 
 
 def require_complete(recipe: Recipe, files: dict[str, Path]) -> None:
-    """Raises: RecipeError when the recipe needs a file or module that is not carried."""
+    """Raises: RecipeError when the recipe needs a file or module that is not pushed."""
     datas = (recipe.calibration.data if recipe.calibration else None, recipe.verification.data)
     data = [one for one in datas if one is not None]
     for field, path in [*_paths(recipe), *(pair for one in data for pair in _data_paths(one))]:

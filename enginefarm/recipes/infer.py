@@ -1,4 +1,4 @@
-"""A recipe for a model that has none: what the model says of itself, and defaults for the rest.
+"""Infers a recipe for a model: from the model itself, from flags, and from defaults.
 
 Only an ONNX file says what its inputs are. For a `.pt2` program and a `file.py:callable` the
 inputs are given by hand.

@@ -1,1 +1,1 @@
-"""Channels moved, gates between, old engines collected, upgrades looked at."""
+"""Promotion with its gates, rollouts to Triton, garbage collection, upgrades, costs, exports."""

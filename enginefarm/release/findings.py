@@ -1,4 +1,4 @@
-"""What an audit of the store found, and the state of one audit."""
+"""The findings of an audit of the store, and its state while it runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from enginefarm.store.site import Site
 
 
 class Finding(Frozen):
-    """One thing in the store that is wrong.
+    """One fault in the store.
 
-    mend: what repairs it; `mended`: that it was done. Of a finding without a mend, `fix` says
-    what a person can do.
+    mend: what repairs it. mended: whether that was done. fix: what a person can do about a fault
+    that cannot be repaired here.
     """
 
     key: str
@@ -29,7 +29,7 @@ class Finding(Frozen):
 
 
 class Audit(Frozen):
-    """What was looked at, and what was found."""
+    """The result of an audit: how much was checked, and every finding."""
 
     objects: int
     engines: int
@@ -38,12 +38,12 @@ class Audit(Frozen):
 
     @property
     def open(self) -> tuple[Finding, ...]:
-        """What is still wrong."""
+        """The findings that are neither mended nor harmless."""
         return tuple(one for one in self.findings if not one.mended and not one.harmless)
 
 
 class AuditState:
-    """The state of one audit: which blobs are there, and what was found so far."""
+    """The state of a running audit: the blobs that exist, and the findings so far."""
 
     def __init__(self, site: Site, repair: bool, read_bytes: bool) -> None:
         self.site = site
@@ -65,20 +65,23 @@ class AuditState:
             yield info
 
     def add_repairable(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
-        """Something that can be mended; `act` mends it."""
+        """Adds a fault that can be repaired. With `repair`, calls `act`, which repairs it."""
         if self.repair:
             act()
         self.findings.append(Finding(key=key, what=what, mend=mend, mended=self.repair))
 
     def add(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
-        """Something that nothing here can mend."""
+        """Adds a fault that cannot be repaired here."""
         self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
 
     def delete(self, key: str) -> Callable[[], object]:
         return lambda: self.store.delete_object(key)
 
     def missing_blobs(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
-        """The blobs that the store lacks and that are not in this machine's cache either."""
+        """The blobs that neither the store nor this machine's cache has.
+
+        With `repair`, those in the cache are uploaded again.
+        """
         gone: list[BlobRef] = []
         for ref in refs:
             if ref.digest in self.present:

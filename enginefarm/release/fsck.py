@@ -1,10 +1,9 @@
-"""fsck: an audit of the whole store, and what can be mended of it.
+"""fsck: an audit of the whole store, and the repair of what can be repaired.
 
-Mended: an index entry that its writer did not live to write; a lost or damaged blob, from this
-machine's cache; an engine in quarantine that was not withdrawn to the end. Taken out, so that
-the next build makes them anew: damaged blobs and documents, and index entries of engines whose
-blobs are lost. Left alone, and said: what a newer version wrote, and what a build or a person
-has to mend.
+It repairs a missing index entry, a lost or damaged blob that is in this machine's cache, and an
+engine in quarantine whose withdrawal was interrupted. It deletes damaged blobs and documents, and
+index entries of engines whose blobs are lost, so that the next build makes them again. It only
+reports what a newer version wrote, and what needs a build or a person.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check(site: Site, *, repair: bool = False, read_bytes: bool = False) -> Audit:
-    """Audits every object of the store; with `repair`, mends what can be mended.
+    """Audits every object of the store; with `repair`, repairs what can be repaired.
 
-    read_bytes: downloads and hashes every blob too; without it a blob is judged by what the
-    server says of it.
+    read_bytes: also downloads and hashes every blob; otherwise a blob is judged by the server's
+    size and checksum.
     Raises: StoreDenied where `repair` may not write; StoreUnavailable.
     """
     work = AuditState(site, repair, read_bytes)
@@ -65,7 +64,7 @@ def _blobs(work: AuditState) -> None:
 
 
 def _damage(work: AuditState, info: ObjectInfo) -> str | None:
-    """What is wrong with a blob; None: nothing that was looked at."""
+    """What is wrong with a blob; None if no fault was found."""
     digest = info.key.rpartition("/")[2]
     if not DIGEST.fullmatch(digest) or info.key != layout.blob_of(digest):
         return "this object is not a blob"
@@ -93,12 +92,12 @@ def _damaged(work: AuditState, info: ObjectInfo, digest: str, wrong: str) -> Non
                 work.store.put_blob(kept_here)
 
             work.add_repairable(
-                info.key, wrong, "uploaded anew from this machine's cache", upload_again
+                info.key, wrong, "uploaded again from this machine's cache", upload_again
             )
             work.present.add(digest)
             return
     work.add_repairable(
-        info.key, wrong, "deleted, so that a build makes it anew", work.delete(info.key)
+        info.key, wrong, "deleted, so that a build makes it again", work.delete(info.key)
     )
 
 
@@ -125,7 +124,7 @@ def _manifests(work: AuditState) -> None:
 
 
 def _is_quarantined(work: AuditState, digest: str) -> bool:
-    """Nothing is withdrawn on the word of a record that cannot be read; `_documents` says so."""
+    """False for a record that cannot be read: `_documents` reports it, and nothing is withdrawn."""
     try:
         return quarantine.quarantined(work.store, digest) is not None
     except (CorruptBlob, NewerVersion):
@@ -265,4 +264,4 @@ PASSES: tuple[Callable[[AuditState], None], ...] = (
     _recipes,
     _documents,
 )
-"""In this order: what is named is known before what names it is judged."""
+"""The order matters: blobs are known before the documents that name them are judged."""

@@ -1,4 +1,4 @@
-"""Gates: what an engine must pass before a channel points at it. One function each."""
+"""Gates: the checks that an engine must pass before a channel points at it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from enginefarm.store.signing import Trust, attestation_key
 
 @dataclass(frozen=True)
 class GateContext:
-    """What gates may look at.
+    """What the gates read.
 
-    recipe: the name that they are promoted under. production: manifests that the target
-    channel names now. left_out: GPU and precision of engines that the speed guard took out.
+    recipe: the name that the engines are promoted under. production: the manifests that the target
+    channel names now. left_out: (GPU, precision) of the engines that the speed guard left out.
     """
 
     store: EngineStore
@@ -56,7 +56,7 @@ def verified_on_device(manifest: Manifest, context: GateContext) -> tuple[Verdic
 
 
 def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
-    """By the recipe's budget of today, as the farm saw it last."""
+    """Judged by the recipe's current budget, as the farm last recorded it."""
     over = context.budgets.over(manifest)
     unknown = context.budgets.unknown(manifest)
     if over:
@@ -80,7 +80,7 @@ def is_signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
 
 
 def not_slower(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
-    """Against the engine of the same GPU and precision that the channel names now."""
+    """Compared with the channel's current engine of the same GPU and precision."""
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.regression import judge
     from enginefarm.tables.tables import BenchmarkTables
@@ -149,7 +149,7 @@ SET_GATES: dict[str, SetGate] = {"one-model": one_model, "nothing-lost": nothing
 
 
 def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[GateResult, ...]:
-    """Every gate on every engine: all reasons at once, not the first one only."""
+    """The results of every gate for every engine, so that all reasons are shown at once."""
     results: list[GateResult] = []
     for name, set_gate in SET_GATES.items():
         verdict, detail = set_gate(manifests, context)
@@ -172,7 +172,10 @@ def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[Ga
 def require_passed(
     channel: str, manifests: tuple[Manifest, ...], context: GateContext
 ) -> tuple[GateResult, ...]:
-    """What run_gates says. Raises: GateError with every refusal; channel: as it names it."""
+    """The results of `run_gates`.
+
+    channel: `recipe@channel`, for the error. Raises: GateError that lists every refusal.
+    """
     results = run_gates(manifests, context)
     refusals = [one for one in results if one.verdict == "refused"]
     if refusals:

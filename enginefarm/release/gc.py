@@ -1,12 +1,12 @@
-"""Garbage collection: what channels, the last builds and a grace period do not hold.
+"""Garbage collection: deletes what no channel, recent build or grace period holds.
 
-Held: engines of every channel's last revisions; the last N builds of each recipe, GPU and
-precision; whatever was written or used again within the grace period; and every blob that
-something held names. Documents go before the blobs they name, and each thing is looked at
-once more just before it is deleted, so that a build that runs meanwhile loses nothing: what it
-uses again gets a new date (store.blobs.TOUCH_AFTER), which the second look sees. Before an
-engine's documents go, channels and dates are looked at again too. Dates are compared with the
-store's own clock: this machine's, and a builder's, may be wrong.
+Held are: the engines of every channel's last revisions; the last N builds of each recipe, GPU and
+precision; everything that was written or used again within the grace period; and every blob that
+a held document names. Documents are deleted before the blobs that they name. Each object is
+checked again just before it is deleted, so that a running build loses nothing: a blob that it
+uses again gets a new date (store.blobs.TOUCH_AFTER). Before an engine's documents are deleted,
+channels and dates are checked again too. Dates are compared with the store's own clock, because
+those of this machine and of builders may be wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DIGEST_BYTES = 64
 DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
 DOCUMENT = ".json"
-"""What ends so is read, and holds what it names; tables, pages and caches are not."""
+"""Objects with this ending are read and hold what they name; tables, pages and caches do not."""
 
 
 class Policy(Frozen):
@@ -42,7 +42,7 @@ class Policy(Frozen):
 
 
 class Garbage(Frozen):
-    """spec_digest: of the engine that a document is about."""
+    """An object to delete. spec_digest: the engine that the document is about; empty for others."""
 
     key: str
     size_bytes: int
@@ -51,7 +51,7 @@ class Garbage(Frozen):
 
 
 class Collection(Frozen):
-    """What gc found, and whether it deleted it."""
+    """The result of gc. deleted: False after a dry run."""
 
     garbage: tuple[Garbage, ...]
     kept_engines: int
@@ -70,7 +70,7 @@ def collect(
     delete: bool = False,
     now: datetime | None = None,
 ) -> Collection:
-    """Finds, and with `delete` deletes, what nothing holds.
+    """Finds what nothing holds, and deletes it if `delete` is set.
 
     Raises: UsageError for a grace period too short to protect a build that runs.
     """
@@ -158,7 +158,7 @@ def _documents(
     manifest: Manifest,
     keep_builds: int,
 ) -> Iterable[Garbage]:
-    """What is written about an engine; its index first, so that nobody finds it half gone."""
+    """The documents of an engine; its index entry first, so that nobody finds it half deleted."""
     why = f"{manifest.recipe} {manifest.spec.label}: {keep_builds} newer builds, in no channel"
     digest = manifest.spec_digest
     keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
@@ -171,7 +171,7 @@ def _documents(
 def _stale_records(
     store: EngineStore, held: frozenset[str], limit: datetime
 ) -> list[tuple[ObjectInfo, str]]:
-    """Stage records that are old and whose outputs no kept manifest names."""
+    """Old stage records whose outputs no kept manifest names."""
     stale: list[tuple[ObjectInfo, str]] = []
     for info in store.list_objects(layout.STAGES):
         if info.modified >= limit:
@@ -194,8 +194,8 @@ def _held_by_documents(store: EngineStore, deleted_keys: set[str]) -> frozenset[
 
 
 def _text(store: EngineStore, key: str) -> Iterator[bytes]:
-    """A document of any size; in overlapping pieces where it is too large for memory, so that each
-    digest is whole in one of them. Somebody else's large file stops no collection."""
+    """The bytes of a document. If it is too large for memory, it comes in overlapping pieces, so
+    that each digest is whole in one of them."""
     try:
         found = store.read_document(key)
         yield found[0] if found else b""
@@ -233,7 +233,7 @@ def _in_use_again(
 def _delete(
     store: EngineStore, garbage: list[Garbage], limit: datetime, policy: Policy
 ) -> list[Garbage]:
-    """Deletes in order, each after a second look; returns what was deleted."""
+    """Deletes in order, each after a second check. Returns what was deleted."""
     named_again: frozenset[str] | None = None
     documents: defaultdict[str, list[Garbage]] = defaultdict(list)
     for one in garbage:

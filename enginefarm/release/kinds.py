@@ -1,4 +1,4 @@
-"""The small documents of the store, kind by kind: how each is read, and who makes it again."""
+"""The kinds of small documents in the store: how each is read, and what writes it again."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _stem(key: str, prefix: str) -> str:
 
 
 class Kind(NamedTuple):
-    """Documents of one kind. made_again: by whom, so that a damaged one can go; "": a person
-    has to look."""
+    """Documents of one kind. made_again: what writes a deleted one again; empty if nothing does, so
+    that a person has to look at a damaged one."""
 
     prefix: str
     read: Callable[[EngineStore, str], object]

@@ -1,4 +1,4 @@
-"""A written model package, opened as a user opens it: with ONNX Runtime alone, in a child."""
+"""Checks a written model package by opening it with ONNX Runtime alone, in a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engines of a recipe or channel go into a model package (package.py)."""
+"""Chooses the engines of a recipe or channel that go into a model package (package.py)."""
 
 from __future__ import annotations
 

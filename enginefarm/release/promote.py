@@ -1,4 +1,4 @@
-"""Moving a channel: the engines to promote, the gates between, and the way back."""
+"""Moves a channel to other engines, through the gates, and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from enginefarm.tables.rules import recorded
 
 
 class Approval(NamedTuple):
-    """Who let a move happen, why, and what else was checked: what the log then says."""
+    """Who approved a move, why, and the results of further checks, for the channel's log."""
 
     by: str
     why: str
@@ -78,8 +78,8 @@ def promote(
     """Moves a channel to all of a recipe's engines, in one atomic step, if every gate passes.
 
     source: a channel to promote from (`candidate`); None: the newest engine of each GPU and
-        precision. approve: asked between the gates and the move, for as long as it takes; raises
-        to stop it. After it the gates are run once more: much can happen in a night.
+        precision. approve: called between the gates and the move; it may wait for a person, and
+        raises to stop the move. The gates run again after it.
     Raises: GateError with every refusal, StoreConflict when somebody else moved the channel
     meanwhile, StoreMissing.
     """
@@ -134,9 +134,9 @@ def rollback(
 ) -> Revision:
     """Moves a channel back: to a revision, or to the last one with other engines.
 
-    It is a new revision: the log only grows. Gates are not run again; the engines must still
-    be there. A revision that cannot be read is passed over only where another one is named.
-    trust: then the revision to go back to must be signed by one of these keys.
+    It is a new revision: the log only grows. Gates are not run again, but the engines must still
+    exist. A revision that cannot be read is skipped only if `to` names another one.
+    trust: if given, one of these keys must have signed the revision to go back to.
     Raises: StoreMissing, StoreConflict, SignatureRejected.
     """
     channel_name(recipe, channel)
@@ -187,8 +187,8 @@ def record_refusal(
     gates: tuple[GateResult, ...],
     why: str,
 ) -> Revision | None:
-    """Writes to the channel's log that a move was tried and went back: a revision of the same
-    engines, with what refused it. None, and no entry, where nothing was ever promoted to it.
+    """Records in the channel's log that a move was tried and refused: a revision with the same
+    engines and the gates' results. Returns None, and records nothing, for a channel without log.
 
     Raises: StoreConflict.
     """

@@ -1,4 +1,4 @@
-"""A channel moves when its engines have passed in a running Triton; else both stay."""
+"""Moves a channel and a running Triton to new engines together, or neither."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from enginefarm.tables.rules import recorded
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """What is rolled out, and where to.
+    """What is rolled out, and to which channel.
 
     source: a channel, or None for the newest engines. gpu: only its engine, for a repository of
     one GPU. model: its name in Triton. latency_ratio None: the recipe's.

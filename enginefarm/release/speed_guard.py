@@ -1,4 +1,4 @@
-"""The speed guard: a precision of fewer bits enters a channel only where it is faster.
+"""The speed guard: an engine of fewer bits enters a channel only if it is faster.
 
 INT8 is often no faster than FP16 on a GPU, and always less accurate; such an engine is left out
 of the channel, and its host gets the engine of more bits. docs/decisions/0191.
@@ -27,7 +27,7 @@ class GuardResult(NamedTuple):
 
 
 def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression) -> GuardResult:
-    """Holds each engine against the fastest one of more bits for the same GPU among these."""
+    """Compares each engine with those of more bits for the same GPU."""
     kept: list[Manifest] = []
     left_out: set[tuple[str, str]] = set()
     results: list[GateResult] = []

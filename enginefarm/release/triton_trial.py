@@ -64,7 +64,7 @@ def try_out(server: TritonServer, place: Place, candidate: Candidate, limits: Li
 
 
 def _serving(server: TritonServer, place: Place, model: str) -> int:
-    """The version that requests get now."""
+    """The version that answers requests now."""
     served = server.versions(model)
     if not served:
         raise TritonError(
@@ -103,7 +103,7 @@ def _wait_until_unloaded(server: TritonServer, model: str) -> None:
 def _gates(
     server: TritonServer, candidate: Candidate, limits: Limits, before: int, version: int
 ) -> Iterator[GateResult]:
-    """One after the other; the first that refuses is the last."""
+    """Runs the steps in order and stops after the first that refuses."""
     beside = candidate.model + NEXT
     steps: dict[str, Callable[[], tuple[bool, str]]] = {
         "triton-load": lambda: _load(server, beside),
@@ -125,7 +125,7 @@ def _gates(
 
 
 def gate(name: str, server: TritonServer, model: str, *, passed: bool, detail: str) -> GateResult:
-    """What one step of a rollout said."""
+    """The result of one step of a rollout."""
     verdict = "passed" if passed else "refused"
     return GateResult(gate=name, verdict=verdict, detail=detail, label=f"{model} on {server.name}")
 
@@ -138,7 +138,7 @@ def _load(server: TritonServer, model: str) -> tuple[bool, str]:
 def _same_interface(
     server: TritonServer, model: str, before: int, version: int
 ) -> tuple[bool, str]:
-    """Whether today's requests fit: the same names and types, and dims that are as wide."""
+    """Whether clients need no change: the same names and types, and dims that are as wide."""
     old, new = server.model(model, before), server.model(model + NEXT, version)
     for mine, theirs in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
         there = {one.name: one for one in theirs}

@@ -1,4 +1,4 @@
-"""A new toolchain build: which engines die, what gets rebuilt, and what that changed.
+"""A new toolchain build: which engines stop working, what is rebuilt, and what that changes.
 
 Before the rebuild the answer comes from manifests alone; after it, from the benchmark rows of
 both builds, compared like with like except for the toolchain's build.
@@ -22,7 +22,7 @@ from enginefarm.tables.regression import State, baseline, classify
 from enginefarm.tables.rows import BenchmarkRow, comparable
 
 CHANGED_ON_PURPOSE = ("toolchain_build", "cuda", "driver")
-"""What an upgrade changes on purpose; everything else must be alike."""
+"""Columns that an upgrade changes on purpose; all others must be equal."""
 
 Fate = Literal["lives", "to-rebuild", "rebuilt"]
 

@@ -1,4 +1,4 @@
-"""The page of one engine: where it comes from, its figures, its layers, and how to get it."""
+"""The page of one engine: its lineage, figures, layers, and the commands to get it."""
 
 from __future__ import annotations
 

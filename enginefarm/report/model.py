@@ -1,4 +1,4 @@
-"""What the report shows, as values: cells of the matrix, models, and lines over the nights."""
+"""The data of the report: cells of the matrix, models, and timings over the nights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""An engine or a model made to run, on the GPU or through ONNX Runtime."""
+"""Runs an engine or a model, on the GPU or in ONNX Runtime."""

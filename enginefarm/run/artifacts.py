@@ -1,4 +1,4 @@
-"""What a toolchain made, opened on this machine's GPU: run in one way, whatever runs it.
+"""Opens what a toolchain built on this machine's GPU, behind one interface.
 
 with open_artifact(plan, toolchain="ort-trt") as artifact:
     running = artifact.running("int8")
@@ -31,7 +31,7 @@ class RunningArtifact(Contender, Protocol):
 
 
 class Artifact(AbstractContextManager["Artifact"], Protocol):
-    """Loaded, and not yet run."""
+    """A plan or model that is loaded."""
 
     device_name: str
 
@@ -41,7 +41,7 @@ class Artifact(AbstractContextManager["Artifact"], Protocol):
 
 
 class OpenRequest(NamedTuple):
-    """What is to be opened, and how; see `open_artifact`."""
+    """What to open, and how; see `open_artifact`."""
 
     plan: Path
     toolchain: str

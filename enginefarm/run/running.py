@@ -1,4 +1,4 @@
-"""What runs: one protocol for an engine, a provider of ONNX Runtime and a PyTorch model."""
+"""One protocol to run an engine, a provider of ONNX Runtime or a PyTorch model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Iteration(NamedTuple):
 
 
 class Contender(Protocol):
-    """Something that turns the same feeds into outputs."""
+    """One of the runtimes that are compared on the same inputs."""
 
     name: str
     runtime: RuntimeName

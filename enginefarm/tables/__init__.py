@@ -1,1 +1,1 @@
-"""Benchmark rows: written, filtered, compared."""
+"""Writes, filters and compares benchmark rows."""

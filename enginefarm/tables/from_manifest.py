@@ -1,4 +1,4 @@
-"""Rows out of manifests, and of cells that gave none."""
+"""Benchmark rows of manifests, and of engines that could not be built."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def not_built(
     spec_digest: str | None = None,
     toolchain_build: str = "",
 ) -> BenchmarkRow:
-    """The row of a cell that gave no engine, with the reason."""
+    """The row of an engine that could not be built, with the reason."""
     return BenchmarkRow(
         date=night,
         measured_at=dt.datetime.now(dt.UTC),

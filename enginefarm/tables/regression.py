@@ -1,4 +1,4 @@
-"""Is it slower than it was? Like with like, by median and spread, never by one number.
+"""Decides whether an engine got slower, by medians and spreads of comparable rows.
 
 A night's figure is the median of its rows' median latencies. The baseline is the median
 over the nights before, its spread 1.4826 × the median absolute deviation (the standard
@@ -30,7 +30,7 @@ State = Literal["ok", "slower", "faster", "unstable", "no-baseline"]
 
 
 class Baseline(Frozen):
-    """What a timing was held against."""
+    """What a timing is compared with."""
 
     nights: int
     median_ms: float

@@ -1,4 +1,4 @@
-"""Whether the values of a Parquet file are such as a row of this version can have.
+"""Validates the values of a Parquet file against the columns of BenchmarkRow.
 
 Rows are read without validation, a hundred thousand in a second. So each column is judged as a
 whole: a text column by its different values, a column of numbers by its ends.
@@ -16,7 +16,7 @@ from enginefarm.tables.rows import BenchmarkRow
 
 
 def find_invalid(table: Any) -> str | None:
-    """`column: what is wrong`, of the first column with such a value; None: there is none.
+    """`column: what is wrong` for the first column with an invalid value; None if there is none.
 
     table: a pyarrow.Table with columns of the types that `parquet.schema` has.
     """
