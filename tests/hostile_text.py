@@ -11,7 +11,7 @@ from sample_rows import NIGHT, make_row
 
 from enginefarm.documents.layers import Layer, Layers
 from enginefarm.host.detect import Host
-from enginefarm.pulling.fleet import HostState, Standing
+from enginefarm.pulling.fleet import HostState, HostStatus
 from enginefarm.report import assemble
 from enginefarm.report.model import ReportData
 from enginefarm.tables.from_manifest import not_built, rows_from_manifest
@@ -94,7 +94,7 @@ def report(text: str) -> ReportData:
     return replace(
         data,
         layers={line.engines: diff(layers, other) for line in lines},
-        fleet=(poisoned(Standing(state=state, verdict="lags", words="w"), text[:16]),),
+        fleet=(poisoned(HostStatus(state=state, verdict="lags", words="w"), text[:16]),),
         manifests={manifest.spec_digest: manifest},
         engine_layers={manifest.spec_digest: layers, "ab" * 32: text},
     )

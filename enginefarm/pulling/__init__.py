@@ -1,1 +1,1 @@
-"""From the store to a host: which engine fits, how it is fetched, what a host lacks."""
+"""Selects the engine that fits a host, downloads it, and explains what a host lacks."""

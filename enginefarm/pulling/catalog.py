@@ -1,4 +1,4 @@
-"""Catalogs: where pull looks manifests up. The store, or what this host pulled before."""
+"""Catalogs: where pull looks up manifests: in the store, or among earlier pulls of this host."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Catalog(Protocol):
 
 
 class StoreCatalog:
-    """What the store says now."""
+    """The manifests in the store."""
 
     def __init__(self, store: EngineStore, seen: SeenRevisions | None = None) -> None:
         self._store = store
@@ -165,11 +165,11 @@ class CachedCatalog:
         return found
 
     def budgets(self, recipe: str) -> Budgets:
-        """None: what was pulled passed the budget of its day."""
+        """No budgets: what was pulled passed the budget of its day."""
         return Budgets()
 
     def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
-        """None: the figures lie on the store."""
+        """No figures: they are in the store."""
         return {}
 
     def attestation(self, manifest: Manifest) -> bytes | None:

@@ -35,7 +35,7 @@ class _Unknown(str):
 
 
 def is_caveat(said: str) -> bool:
-    """Whether what a check said is that it could not check, and no reason to refuse."""
+    """Whether a check's answer is a caveat (it could not check) and not a reason to refuse."""
     return isinstance(said, _Unknown)
 
 

@@ -50,8 +50,8 @@ class HostState(Frozen):
         return f"{PREFIX}{self.recipe}/{self.channel}/{self.name}.json"
 
 
-class Standing(Frozen):
-    """A host against its channel. gets: what it would switch to; None: it would stay.
+class HostStatus(Frozen):
+    """A host compared with its channel. gets: what it would switch to; None: it would stay.
 
     unknown: the channel cannot be read, so that nobody knows what it names.
     """
@@ -99,7 +99,7 @@ def host_name(machine: str) -> str:
 
 
 def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ...]:
-    """What every host last said, by recipe, channel and host. What this version cannot read is
+    """The last state of every host, by recipe, channel and host. What this version cannot read is
     left out with a note: it hides no other host."""
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
     keys = [info.key for info in store.list_objects(prefix) if KEY.fullmatch(info.key)]
@@ -110,7 +110,7 @@ def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ..
 
 
 def state_of(store: EngineStore, key: str) -> HostState | None:
-    """What a host last said; None when it is gone. Raises: CorruptBlob, NewerVersion."""
+    """The last state of a host; None if it was removed. Raises: CorruptBlob, NewerVersion."""
     said = store.read_document(key)
     if said is None:
         return None
@@ -120,11 +120,11 @@ def state_of(store: EngineStore, key: str) -> HostState | None:
     return state
 
 
-def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[Standing, ...]:
-    """Each host against what its channel names now. A channel that cannot be read hides no host of
-    another."""
+def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[HostStatus, ...]:
+    """Compares each host with what its channel names now. A channel that cannot be read hides no
+    host of another."""
     revisions: dict[tuple[str, str], channels.Revision | CorruptBlob | NewerVersion | None] = {}
-    judged: list[Standing] = []
+    judged: list[HostStatus] = []
     for state in found:
         key = (state.recipe, state.channel)
         if key not in revisions:
@@ -138,22 +138,22 @@ def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[Standing,
 
 def _standing(
     state: HostState, now: channels.Revision | CorruptBlob | NewerVersion | None
-) -> Standing:
+) -> HostStatus:
     if isinstance(now, CorruptBlob | NewerVersion):
-        return Standing(state=state, verdict="unknown", words=now.what)
+        return HostStatus(state=state, verdict="unknown", words=now.what)
     if now is None:
-        return Standing(state=state, verdict="left", words="nothing is promoted to the channel")
+        return HostStatus(state=state, verdict="left", words="nothing is promoted to the channel")
     if _names(now, state.spec):
-        return Standing(state=state, verdict="current", words=f"revision {now.revision}")
+        return HostStatus(state=state, verdict="current", words=f"revision {now.revision}")
     words = f"the channel is at revision {now.revision}, which does not name its engine"
-    return Standing(state=state, verdict="lags", words=words)
+    return HostStatus(state=state, verdict="lags", words=words)
 
 
 def _names(revision: channels.Revision, spec: str) -> bool:
     return any(engine.spec_digest.startswith(spec) for engine in revision.engines)
 
 
-def reached(found: Sequence[Standing], engines: Sequence[Manifest]) -> tuple[Standing, ...]:
+def reached(found: Sequence[HostStatus], engines: Sequence[Manifest]) -> tuple[HostStatus, ...]:
     """What each host would switch to if the channel named these engines.
 
     By the rules that `pull` has, with what the host said of itself. Raises: UsageError when no
@@ -164,7 +164,7 @@ def reached(found: Sequence[Standing], engines: Sequence[Manifest]) -> tuple[Sta
             "fleet: no host has reported that it follows this channel",
             fix="hosts report it with `enginefarm pull NAME@CHANNEL --watch`",
         )
-    judged: list[Standing] = []
+    judged: list[HostStatus] = []
     for one in found:
         chosen = select(engines, one.state.host, one.state.precision).candidates
         if not chosen:

@@ -1,4 +1,4 @@
-"""An engine by a presigned URL, for a host without credentials: made, and pulled."""
+"""Makes and pulls presigned URLs, for hosts without credentials."""
 
 from __future__ import annotations
 

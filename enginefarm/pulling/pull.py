@@ -137,7 +137,7 @@ def choose(
 def _speeds(
     catalog: Catalog, manifests: tuple[Manifest, ...], host: Host
 ) -> Mapping[str, tuple[Speed, ...]]:
-    """Raises: UsageError where the GPU is not known: figures of another say nothing."""
+    """Raises: UsageError if the GPU is unknown: the figures of another GPU say nothing."""
     if host.gpu is None:
         raise UsageError(
             "pull --for: this host's GPU is not one of `enginefarm gpus`",

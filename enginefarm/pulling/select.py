@@ -43,7 +43,7 @@ class Selection(Frozen):
 
 
 class Wish(Frozen):
-    """What the engine is wanted for, and at which batch (None: any that was measured)."""
+    """The goal of a ranking, and the batch size (None: any that was measured)."""
 
     goal: Goal
     batch: int | None = Field(default=None, ge=1)

@@ -1,4 +1,4 @@
-"""Which image of Triton has a build of TensorRT: what a source says that anybody can read again."""
+"""The images of Triton that have a given build of TensorRT, from a table with its source."""
 
 from __future__ import annotations
 

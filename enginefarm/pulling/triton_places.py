@@ -1,4 +1,4 @@
-"""Where a model repository of Triton lies: a folder, or a prefix of a bucket."""
+"""The two places for a model repository of Triton: a folder, or a prefix of a bucket."""
 
 from __future__ import annotations
 

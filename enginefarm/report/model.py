@@ -9,7 +9,7 @@ from typing import Literal
 
 from enginefarm.documents.layers import Layers
 from enginefarm.documents.manifest import Manifest
-from enginefarm.pulling.fleet import Standing
+from enginefarm.pulling.fleet import HostStatus
 from enginefarm.tables.layer_diff import LayerDiff
 from enginefarm.tables.regression import State
 from enginefarm.tables.rows import BenchmarkRow
@@ -136,7 +136,7 @@ class ReportData:
     models: tuple[ModelSection, ...]
     layers: dict[Engines, LayerDiff | str] = field(default_factory=dict[Engines, "LayerDiff | str"])
     """Under each slower line: its two engines layer by layer, or why that is not known."""
-    fleet: tuple[Standing, ...] = ()
+    fleet: tuple[HostStatus, ...] = ()
     manifests: dict[str, Manifest] = field(default_factory=dict[str, "Manifest"])
     """By spec digest: what the page of an engine says of where it comes from."""
     engine_layers: dict[str, Layers | str] = field(default_factory=dict[str, "Layers | str"])

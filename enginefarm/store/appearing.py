@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, after a power cut too."""
+"""Writes files atomically, so that they are complete or absent, also after a power cut."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def appearing(dest: Path) -> Generator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A small file that appears, or is replaced, whole or not at all."""
+    """Writes a small file atomically."""
     with appearing(path) as part, writing(path):
         part.write_bytes(data)
 
 
 def settle(path: Path) -> None:
-    """The file's bytes are on the disk when this returns."""
+    """Flushes the file's bytes to the disk."""
     _fsync(path, os.O_RDONLY)
 
 
 def settle_folder(folder: Path) -> None:
-    """The names in a folder are on the disk when this returns."""
+    """Flushes the names in a folder to the disk."""
     _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 

@@ -1,4 +1,4 @@
-"""Blobs: bytes by content. Uploaded once, checked on every way down."""
+"""Blobs: bytes addressed by their sha256. Each is uploaded once, and checked at every download."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 DIGEST_FIELD = "sha256"
 TOUCH_AFTER = timedelta(hours=1)
-"""A blob that is used again gets a new date when it is older: gc's grace starts anew."""
+"""A blob that is used again and is older than this gets a new date, which restarts gc's grace
+period."""
 
 
 def put_file(objects: ObjectStore, path: Path) -> BlobRef:
-    """Uploads a file unless its bytes are there already.
+    """Uploads a file unless the store has its bytes.
 
     Raises: StoreConflict when the file changes while it is being uploaded.
     """
@@ -61,7 +62,7 @@ def put_bytes(objects: ObjectStore, data: bytes) -> BlobRef:
 
 
 def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
-    """Whether what the server says of an object agrees with the digest. No bytes are read.
+    """Whether the server's metadata of an object agrees with the digest. No bytes are read.
 
     An object that somebody overwrote has another size, or lacks our metadata, or has another
     checksum; then it is uploaded again.
@@ -77,7 +78,7 @@ def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
 
 
 def present(objects: ObjectStore, ref: BlobRef) -> bool:
-    """Whether the blob is there and intact; then it is dated anew, so that gc leaves it."""
+    """Whether the blob exists and is intact. If so, it gets a new date, so that gc keeps it."""
     info = objects.head(layout.blob(ref))
     if info is None or not is_intact(info, ref):
         return False

@@ -35,7 +35,8 @@ class BlobCache:
         self.root = root or current().cache
 
     def path(self, ref: BlobRef) -> Path:
-        """Where the blob is, or would be. Ask intact() or ensure() before you read it."""
+        """The blob's path, whether it exists or not. Call intact() or ensure() before you read
+        it."""
         return self.root / "blobs" / "sha256" / ref.digest[:2] / ref.digest
 
     def has(self, ref: BlobRef) -> bool:

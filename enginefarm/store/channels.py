@@ -102,8 +102,8 @@ def named(name: str, what: str = "recipe") -> str:
 def history(
     store: EngineStore, recipe: str, channel: str, *, whole: bool = False
 ) -> Iterator[Revision]:
-    """Every move, newest first: the audit log. One that is damaged, or that a newer version wrote,
-    is left out with a note; whole: then it is an error."""
+    """Every move, newest first: the audit log. A revision that is damaged, or that a newer version
+    wrote, is left out with a note; whole: then it is an error."""
     for key in keys(store, recipe, channel):
         kinds = () if whole else UNREADABLE
         revision = or_left_out(lambda key=key: _read(store, key), *kinds)

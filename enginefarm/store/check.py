@@ -1,4 +1,4 @@
-"""Whether an S3 server does what the farm needs: `enginefarm store check`.
+"""Checks that an S3 server supports what the farm needs: `enginefarm store check`.
 
 Works on objects of its own under `check/`, and deletes them.
 """
@@ -27,14 +27,15 @@ PROBE = "check/conditional"
 
 
 class Check(NamedTuple):
-    """needed: what the farm asks of a server. says: what went wrong; empty: it does it."""
+    """needed: what the farm needs of a server. says: what went wrong; empty if the server supports
+    it."""
 
     needed: str
     says: str
 
 
 def checks(objects: ObjectStore) -> list[Check]:
-    """Every check, each on objects of its own; one that fails stops no other."""
+    """Runs every check on its own objects; a failed check does not stop the others."""
     prefix = f"check/{secrets.token_hex(6)}/"
     results: list[Check] = []
     try:

@@ -1,4 +1,4 @@
-"""Copies of files that share no inode with the original, and cost nothing where the disk can."""
+"""Copies files by reflink where the file system can; a copy never shares its inode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The disk's failures -> the error tree. Messages name the place."""
+"""Translates errors of the disk into ours. Messages name the path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNWRITABLE = frozenset(
 
 
 def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
-    """DiskFull when that is what it is; None for every other OSError."""
+    """DiskFull for a full disk; None for every other OSError."""
     if error.errno not in NO_SPACE:
         return None
     return DiskFull(

@@ -25,7 +25,7 @@ HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
 PASSING_STATUS = (429, 500, 502, 503, 504)
-"""A busy server's answers: the range is asked for again, as after a cut connection."""
+"""Answers of a busy server: the range is requested again, as after a cut connection."""
 
 
 def require_size(source: RangeSource, ref: BlobRef) -> None:
@@ -55,7 +55,8 @@ def require_size(source: RangeSource, ref: BlobRef) -> None:
 
 
 def _refuse_what_stays(error: ClientError, source: RangeSource, ref: BlobRef, has: str) -> None:
-    """Raises what no second try mends: CorruptBlob for a range past the end, source.failure."""
+    """Raises errors that a retry cannot fix: CorruptBlob for a range past the end,
+    source.failure."""
     if status_of(error) == 416:
         raise wrong_size(source, ref, has) from error
     if status_of(error) not in PASSING_STATUS:
@@ -112,7 +113,7 @@ class Download:
         self.done = 0
 
     def run(self, on_progress: Callable[[int], None]) -> str:
-        """Downloads what is missing; returns the sha256 of all that is there, read in order.
+        """Downloads what is missing; returns the sha256 of the whole file, read in order.
 
         Hashing runs here while later pieces are still on their way.
         """

@@ -98,7 +98,7 @@ def stop(home: Path) -> bool:
 
 
 def _recorded(home: Path) -> Server | None:
-    """The server that was started last, dead or alive."""
+    """The server that was started last; it may have ended."""
     try:
         state = json.loads((home / "server.json").read_text("utf-8"))
         return Server(home, int(state["pid"]), int(state["port"]), inner_ports.credentials_of(home))
@@ -107,7 +107,7 @@ def _recorded(home: Path) -> Server | None:
 
 
 def _end(server: Server) -> bool:
-    """Waits until the process is gone. False when it was gone already."""
+    """Ends the process and waits for it. False if it had already ended."""
     if not _exists(server):
         return False
     os.kill(server.pid, signal.SIGTERM)
@@ -248,7 +248,7 @@ def _binary() -> Path:
 
 @contextmanager
 def _lock(home: Path) -> Generator[None]:
-    """One starter or stopper at a time."""
+    """A lock, so that only one process starts or stops the server."""
     lock = FileLock(home / "lock", thread_local=False)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""EngineStore: blobs, specs, manifests, stages and documents in one bucket."""
+"""EngineStore: blobs, manifests, stage records and documents in one bucket."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class EngineStore:
         return blobs.put_bytes(self.objects, data)
 
     def has_blob(self, ref: BlobRef) -> bool:
-        """Whether the blob is there, as far as the server's metadata tells."""
+        """Whether the store has the blob, by the server's metadata."""
         return blobs.is_intact(self.objects.head(layout.blob(ref)), ref)
 
     def blob(self, digest: str) -> BlobRef:
-        """The blob of this digest, with its size as the server tells it.
+        """The blob of this digest, with its size by the server's metadata.
 
         Raises: StoreMissing.
         """
@@ -82,7 +82,7 @@ class EngineStore:
         signer: Signer | None = None,
         believes: Callable[[Manifest], bool] = lambda _: True,
     ) -> bool:
-        """Says that an engine is complete. False when somebody had said so already.
+        """Publishes a complete engine. False if it was already published.
 
         The index entry is written second, and by losers too: who died between the two
         writes is healed by the next one. A manifest that is damaged, or whose blobs the store
@@ -114,7 +114,7 @@ class EngineStore:
     def _replaced(
         self, spec_digest: str, body: bytes, believes: Callable[[Manifest], bool]
     ) -> bool:
-        """Whether this body took the place of a manifest that nobody can use."""
+        """Whether this body replaced a manifest that nobody can use."""
         key = layout.manifest(spec_digest)
         found = self.objects.get(key)
         if found is None:
@@ -137,7 +137,8 @@ class EngineStore:
             self.objects.put(layout.index(layout.entry_of(manifest, name)), b"")
 
     def lacks(self, manifest: Manifest) -> tuple[str, ...]:
-        """Digests of what the engine needs and the store has lost, as far as metadata tells."""
+        """Digests of blobs that the engine needs and the store has lost, by the server's
+        metadata."""
         lost = [ref.digest for ref in manifest.needs if not self.has_blob(ref)]
         for digest in manifest.spec.plugins:
             info = self.objects.head(layout.blob_of(digest))
@@ -164,14 +165,14 @@ class EngineStore:
         return manifest
 
     def digests(self, beginning: str) -> Iterator[str]:
-        """Spec digests of complete engines that begin so."""
+        """Spec digests of complete engines that begin with these digits."""
         for info in self.objects.list(layout.MANIFESTS + beginning):
             yield info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
 
     def index(
         self, recipe: str | None = None, gpu: str | None = None, precision: str | None = None
     ) -> Iterator[IndexEntry]:
-        """What is complete, by one paginated listing, without reading a manifest."""
+        """The complete engines, by one paginated listing, without reading a manifest."""
         for info in self.objects.list(layout.index_prefix(recipe, gpu)):
             entry = layout.parse_index(info.key)
             if (
@@ -224,7 +225,7 @@ class EngineStore:
     # Stages
 
     def stage(self, stage: str, key: str) -> StageRecord | None:
-        """The record of a step already done with that key."""
+        """The record of a stage that was already done with that key."""
         record = self._read(layout.stage(stage, key), StageRecord)
         if record is not None and (record.stage, record.key) != (stage, key):
             raise CorruptBlob(f"store: stage {stage}/{key[:12]} holds another record")
@@ -240,7 +241,7 @@ class EngineStore:
         return self.objects.get(key)
 
     def write_document(self, key: str, data: bytes, *, if_etag: str | None) -> str:
-        """Replaces exactly that version; `if_etag` None: it must not exist yet.
+        """Replaces the version with that etag; with `if_etag` None it must not exist yet.
 
         Returns the new etag. Raises: StoreConflict when somebody else wrote first.
         """

@@ -43,7 +43,7 @@ def record(
     *,
     now: dt.datetime | None = None,
 ) -> str:
-    """Keeps a log, and deletes all but the newest KEPT; returns its key. Raises: StoreError."""
+    """Stores a log, and deletes all but the newest KEPT; returns its key. Raises: StoreError."""
     moment = now or dt.datetime.now(dt.UTC)
     key = f"{_folder(recipe, gpu, precision)}{moment.strftime(STAMP)}-{spec_digest[:12]}.log"
     store.put_object(key, text[-LOG_BYTES:])
@@ -88,7 +88,7 @@ def _folder(recipe: str, gpu: str, precision: str) -> str:
 
 
 def _parsed(key: str) -> FailedBuild | None:
-    """None for an object that somebody else has put there."""
+    """None for an object that is not such a log."""
     try:
         _, gpu, precision, name = key.removeprefix(PREFIX).split("/")
         stamp, _, spec = name.removesuffix(".log").partition("-")

@@ -1,4 +1,4 @@
-"""botocore's failures -> the error tree. Messages name the place, never a key."""
+"""Translates botocore's errors into ours. Messages name the endpoint, never a key."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def is_missing_key(error: boto.ClientError) -> bool:
 
 
 def translate(error: Exception, *, bucket: str, where: str, key: str = "") -> EnginefarmError:
-    """The error of our tree for one of botocore's.
+    """Our error for one of botocore's.
 
     where: the endpoint, for people; `key` the object, when there is one.
     """

@@ -1,4 +1,4 @@
-"""The error for an engine that the store does not have: every command words it in the same way."""
+"""The error for an engine that the store does not have, with the same words in every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listing or a HEAD tells of an object."""
+"""The metadata of an object from a listing or a HEAD request."""
 
 from __future__ import annotations
 

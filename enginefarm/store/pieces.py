@@ -1,4 +1,4 @@
-"""The pieces that a blob is downloaded in: where they come from, and which of them are there."""
+"""The pieces of a download: where they come from, and which of them are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loopback ports of the embedded server: free ones, kept from run to run."""
+"""Loopback ports of the embedded server, which stay the same from run to run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sockets_of(ports: list[int]) -> list[Path]:
 
 
 def _is_anothers(path: Path) -> bool:
-    """Whether something is there that SeaweedFS cannot replace by its socket."""
+    """Whether that path holds something that SeaweedFS cannot replace with its socket."""
     try:
         found = path.lstat()
     except OSError:

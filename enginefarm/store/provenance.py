@@ -21,7 +21,7 @@ WRITTEN_LATER = {"device_verification"}
 
 
 def signed_digest(manifest: Manifest) -> str:
-    """sha256 of the manifest without what is written after the build.
+    """sha256 of the manifest without the fields that are written after the build.
 
     The manifest is taken as it was read from JSON. It does not have the fields that later versions
     add, so that these do not break earlier signatures.

@@ -1,4 +1,4 @@
-"""Keeps a cache within its limit: what was used longest ago goes first.
+"""Keeps a cache within its limit: blobs that were used longest ago are removed first.
 
 Held: what was used in the last hour, because a process may be about to open it; and the newest
 engine of each name under `engines/`, because a server starts from it again without the store.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 SEEN = ".seen"
 RECENT_S = 3600.0
 ABANDONED_S = 24 * 3600.0
-"""A partial download, scratch folder or lock that nobody touched for that long is nobody's."""
+"""A partial download, scratch folder or lock that is older than this is abandoned."""
 
 DIGEST_NAME = re.compile(r"[0-9a-f]{64}")
 SPEC_IN_NAME = re.compile(r"-[0-9a-f]{12}\.plan$")
@@ -70,7 +70,7 @@ def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> P
 
 
 def clean(root: Path) -> int:
-    """Removes what dead processes left behind, and names whose engine has gone; how many."""
+    """Removes what dead processes left behind, and names without an engine; returns the number."""
     before = time.time() - ABANDONED_S
     removed = 0
     for path in (root / "blobs" / "sha256").rglob("*"):

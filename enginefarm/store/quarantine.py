@@ -1,4 +1,4 @@
-"""What becomes of an engine after it was run on its GPU.
+"""Records the result of running an engine on its GPU.
 
 Passed: the manifest says so from then on. Failed: the engine leaves the store's tables for
 `quarantine/<spec_digest>.json`, with its log, and nobody can find it as a good one again.
@@ -65,7 +65,7 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
 
 
 def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> QuarantinedEngine:
-    """Out of the tables, then out of the index: a reader sees the engine or sees none.
+    """Moves a failed engine into quarantine: a reader sees either the engine or nothing.
 
     The manifest says first, in one write, that it failed: a process that dies after that leaves an
     engine that nobody pulls, and that the next build or fsck withdraws.

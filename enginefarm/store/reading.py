@@ -1,4 +1,4 @@
-"""Documents of the store, read: which of them this version knows, and what a damaged one is."""
+"""Parses documents of the store: those of newer versions, and damaged ones, become errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEND = "enginefarm fsck --repair removes it; then build it again"
 def parsed(key: str, body: bytes, model: type[Model], fix: str = MEND) -> Model:
     """A document of the store. Fields of a later version are kept, and no error.
 
-    fix: what mends a damaged one.
+    fix: how to repair a damaged one.
     Raises: NewerVersion for a later schema; CorruptBlob for any other content.
     """
     known = model.model_fields.get("schema_version")
@@ -64,7 +64,7 @@ def newer(key: str, model: type[Frozen]) -> NewerVersion:
 
 
 def schema_version(body: bytes, *path: str) -> int:
-    """What a document that could not be read says of its own version; 0: nothing.
+    """The schema version in a document that could not be parsed; 0 if it has none.
 
     path: the keys that lead to the part whose version is asked for.
     """

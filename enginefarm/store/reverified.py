@@ -1,4 +1,4 @@
-"""Other figures for an engine that is built: its data, or how graphs are verified, has changed."""
+"""Replaces the verification figures of an engine, when its data or our method has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ObjectStore: the few S3 calls that everything else is made of."""
+"""ObjectStore: the few S3 calls that everything else uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from enginefarm.store.transfers import Watcher, transfers
 LISTING_PAGE = 1000
 PIECE_BYTES = 1 << 20
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
-"""Waits before reading again: botocore retries requests, and not a body that is cut."""
+"""Waits before a read is retried: botocore retries requests, but not a body that is cut off."""
 
 
 class ObjectStore:
@@ -103,7 +103,7 @@ class ObjectStore:
         )
 
     def put(self, key: str, data: bytes, **extra: Any) -> str:
-        """Writes, replacing what was there. Returns the etag."""
+        """Writes the object, replacing an existing one. Returns the etag."""
         with self._mapped(key):
             answer = self.client.put_object(
                 Bucket=self.bucket,
@@ -115,14 +115,14 @@ class ObjectStore:
         return answer["ETag"]
 
     def put_if_absent(self, key: str, data: bytes) -> str | None:
-        """Creates; None when the object was already there. One winner in a race."""
+        """Creates the object; None if it already exists. Only one of several writers succeeds."""
         try:
             return self.put(key, data, IfNoneMatch="*")
         except StoreConflict:
             return None
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str:
-        """Replaces exactly that version; StoreConflict when it is not the current one."""
+        """Replaces the version with that etag; StoreConflict if it is not the current one."""
         try:
             return self.put(key, data, IfMatch=etag)
         except StoreMissing as error:  # S3 answers 404 when the object was deleted meanwhile

@@ -69,7 +69,7 @@ class Trust:
     keys: Mapping[str, Any]
 
     def require(self, manifest: Manifest, envelope: bytes | None) -> str:
-        """The id of the trusted key that signed this very manifest.
+        """The id of the trusted key that signed exactly this manifest.
 
         Raises: SignatureRejected: unsigned, another key, another manifest, or damaged.
         """
@@ -91,7 +91,7 @@ class Trust:
         return keyid
 
     def signer_of(self, signatures: Iterable[Signature], signed: bytes) -> str | None:
-        """The id of the first trusted key that made one of these signatures; None: no such.
+        """The id of the first trusted key that made one of these signatures; None if none did.
 
         Raises: ValueError for a signature that is not base64.
         """

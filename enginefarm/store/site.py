@@ -1,4 +1,4 @@
-"""Where stages run, and how what they make is recorded and found again.
+"""Where stages run, and how their results are recorded and found again.
 
 A result is recorded in the store under a key of everything that decided it: the same
 question is never worked out twice, by anyone.
@@ -36,7 +36,7 @@ DATA_FILE = "model.onnx.data"
 
 @dataclass(frozen=True)
 class Site:
-    """Where stages run: the store that everybody shares, and this machine's cache."""
+    """The shared store, and this machine's cache."""
 
     store: EngineStore
     cache: BlobCache
