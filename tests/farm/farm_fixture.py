@@ -177,18 +177,12 @@ class Farm:
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
         """One client for all that a test asks: to make one takes longer than most answers."""
-        with self.settings():
-            if self._client is None:
+        if self._client is None:
+            with temporary_settings(
+                {PREFECT_API_URL: self.api, PREFECT_API_AUTH_STRING: self.password()}
+            ):
                 self._client = get_client(sync_client=True).__enter__()
-            yield self._client
-
-    @contextmanager
-    def settings(self) -> Iterator[None]:
-        """Prefect in this process talks to this farm."""
-        with temporary_settings(
-            {PREFECT_API_URL: self.api, PREFECT_API_AUTH_STRING: self.password()}
-        ):
-            yield
+        yield self._client
 
     def exported(self) -> dict[str, str]:
         """What other programs than ours are told: the two variables of the docs."""

@@ -79,11 +79,26 @@ def test_a_killed_zygote_is_missed_by_nobody_and_comes_again(worker: dict[str, s
 
 
 def test_the_zygote_has_no_thread_that_a_fork_would_lose() -> None:
-    said = (
-        "import importlib, os, sys; from enginefarm.farm.worker import zygote;"
-        "[importlib.import_module(name) for name in zygote.PRELOADED];"
+    ended = preloaded(
         "print(len(os.listdir('/proc/self/task')),"
         " sorted({'torch', 'onnx', 'tensorrt', 'pycuda'} & sys.modules.keys()))"
     )
+    assert ended == "1 []"
+
+
+def test_a_forked_run_opens_the_store_without_an_import_or_a_file_to_read() -> None:
+    ended = preloaded(
+        "before = set(sys.modules); read = [];"
+        "sys.addaudithook(lambda event, args: read.append(args[0]) if event == 'open' else None);"
+        "from enginefarm.store import s3;"
+        "s3.connect('s3://farm', endpoint='http://127.0.0.1:9');"
+        "print(sorted(set(sys.modules) - before), [one for one in read if 'json' in str(one)])"
+    )
+    assert ended == "[] []"
+
+
+def preloaded(code: str) -> str:
+    """What code prints in a process that has imported and read what a zygote does."""
+    said = f"import os, sys; from enginefarm.farm.worker import zygote; zygote.preload();{code}"
     ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "1 []"
+    return ended.stdout.strip()

@@ -38,9 +38,14 @@ from enginefarm.farm.worker.run_process import (
 )
 
 PRELOADED = (
+    "encodings.idna",
+    "anyio._backends._asyncio",
     "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
     "prefect._internal.metrics",
     "enginefarm.store.s3",
+    "s3transfer.manager",
     *FLOWS,
 )
 
@@ -254,6 +259,15 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Does nothing: only a signal with a handler writes to the wakeup descriptor."""
 
 
+def preload() -> None:
+    """What every run imports, and what it reads to open the store."""
+    for name in PRELOADED:
+        import_module(name)
+    from enginefarm.store import service_models  # imports take time, and who asks must find us
+
+    service_models.preload()
+
+
 def main() -> None:
     die_with_parent(os.getppid())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -263,8 +277,7 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)  # who comes while we import waits for less than its own imports take
-    for name in PRELOADED:
-        import_module(name)
+    preload()
     gc.collect()
     gc.freeze()
     zygote_pid = os.getpid()

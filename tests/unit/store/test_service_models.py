@@ -39,3 +39,16 @@ def test_descriptions_of_one_s_own_still_count(
     folder.mkdir(parents=True)
     (folder / "service-2.json").write_text('{"metadata": {"serviceId": "Toy"}}')
     assert new_session().get_service_data("toy")["metadata"]["serviceId"] == "Toy"
+
+
+def test_a_process_reads_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"region_name": "us-east-1", "aws_access_key_id": "a", "aws_secret_access_key": "b"}
+    first = new_session().create_client("s3", **arguments)
+    read: list[str] = []
+    monkeypatch.setattr(PydanticFileLoader, "load_file", lambda self, path: read.append(path))
+    second = new_session().create_client("s3", **arguments)
+    assert read == []
+    # Clients change nothing in what they share.
+    assert second.meta.service_model.operation_names == first.meta.service_model.operation_names
+    fresh = Loader().load_service_model("s3", "service-2")
+    assert new_session().get_service_data("s3") == fresh
