@@ -54,6 +54,36 @@ def typed_inputs(model: ModelProto, what: str) -> None:
             )
 
 
+def known_outputs(model: ModelProto, what: str) -> None:
+    """Dims that are unknown (-1, 0) are written as such everywhere, and shapes that outputs lack as
+    they follow from the operators.
+
+    Raises: SourceError for an output whose number of dims follows from nothing.
+    """
+    for graph in onnx_files.graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in _shape(value):
+                if dim.HasField("dim_value") and onnx_shapes.known_dim(dim) is None:
+                    dim.Clear()
+    lacking = [
+        value
+        for value in model.graph.output
+        if value.type.WhichOneof("value") in (None, "tensor_type")
+        and not value.type.tensor_type.HasField("shape")
+    ]
+    inferred = onnx_shapes.inferred_outputs(model) if lacking else {}
+    for value in lacking:
+        dims = inferred.get(value.name)
+        if dims is None:
+            raise SourceError(
+                f"{what}: output {value.name!r} has no shape in the file, not even a number of "
+                "dims",
+                why="none follows from the operators before it",
+                fix="export the model with the shape of this output; dims in it may be dynamic",
+            )
+        onnx_shapes.write_shape(value, dims)
+
+
 def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
     """Operators of ONNX Runtime's own and others'. With plugins, one may be theirs."""
     if recipe.plugins:

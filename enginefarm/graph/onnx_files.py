@@ -151,9 +151,10 @@ def check(path: Path, *, error: type[EnginefarmError], what: str) -> None:
                 raise
             check_model(os.fspath(path))
     except Exception as cause:
-        raise error(
-            f"{what} is not a valid ONNX model", why=one_line(cause), fix="see the node named above"
-        ) from cause
+        named = any(word in str(cause).lower() for word in ("node", "op_type"))
+        other = "export the model again; `onnx.checker.check_model` says the same of it"
+        fix = "see the node named above" if named else other
+        raise error(f"{what} is not a valid ONNX model", why=one_line(cause), fix=fix) from cause
 
 
 def _of_a_definition(cause: Exception) -> bool:

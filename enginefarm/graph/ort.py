@@ -56,6 +56,8 @@ def session(
 
     plain: every graph optimization off. narrow: the graph has FP16 in it, for which ONNX
     Runtime 1.32's layout optimizations are not safe (it segfaults on a vision transformer).
+    A graph that an optimization makes invalid (a QuantizeLinear of opset 21 that is moved gets
+    another zero point) is computed without any.
     A graph of bfloat16, which ONNX Runtime does not compute on a CPU, is computed in FP32, with
     FP32 inputs and outputs: numpy has no bfloat16.
 
@@ -84,7 +86,13 @@ def session(
             return load(path)
         except Exception as cause:
             if NOT_THERE not in str(cause):
-                raise
+                if options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL:
+                    raise
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                try:
+                    return load(path)
+                except Exception:
+                    raise cause from None
             with TemporaryDirectory(prefix="enginefarm-") as folder:
                 older = _before_types(path, Path(folder), error)
                 if older is None:

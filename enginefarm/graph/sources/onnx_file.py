@@ -9,7 +9,8 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import external_data, onnx_files
-from enginefarm.graph.fitting import typed_inputs
+from enginefarm.graph.fitting import known_outputs, typed_inputs
+from enginefarm.graph.plainer import plainer
 from enginefarm.graph.raising import raised
 from enginefarm.graph.sources import s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
@@ -44,11 +45,14 @@ class OnnxFile:
         """The model raised to an opset of today and in normal form, in work_dir."""
         file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
-        typed_inputs(model, f"source.path: {source.path}")
-        model = raised(model, error=SourceError, what=f"source.path: {source.path}")
+        what = f"source.path: {source.path}"
+        typed_inputs(model, what)
+        plainer(model, what)
+        model = raised(model, error=SourceError, what=what)
+        known_outputs(model, what)
         path = onnx_files.write(model, work_dir)
         del model
-        onnx_files.check(path, error=SourceError, what=f"source.path: {source.path}")
+        onnx_files.check(path, error=SourceError, what=what)
         return path
 
 

@@ -10,11 +10,32 @@ import onnx
 import onnxruntime
 import pytest
 import tiny_onnx
+from onnx import numpy_helper, parser
 
-from enginefarm.errors import ExportError, HostError
+from enginefarm.errors import ExportError, HostError, PrecisionError
 from enginefarm.graph import ort
 
 Installed = Callable[..., None]
+
+
+def test_a_graph_that_optimizations_make_invalid_runs_without(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 puts a QuantizeLinear behind this Reshape, with two types of zero point."""
+    made = parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        agraph (float[n, 8] x) => (float[m] y) {
+            q = QuantizeLinear (x, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            flat = Reshape (d, sizes)
+            y = Concat <axis = 0> (flat, end)
+        }""")
+    weights = {"scale": np.float32(0.5), "zero": np.int8(0), "sizes": np.array([-1], np.int64)}
+    weights["end"] = np.zeros(1, np.float32)
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()
+    )
+    session = ort.session_of(made, error=PrecisionError, what="test")
+    x = np.arange(8, dtype=np.float32)[None]
+    found = ort.run(session, {"x": x}, error=PrecisionError, what="test")
+    np.testing.assert_array_equal(found["y"], [*x[0], 0])
 
 
 def test_it_is_the_one_that_is_imported() -> None:

@@ -238,6 +238,41 @@ def test_unknown_dims_become_the_recipes(tmp_path: Path, dims: list[Any]) -> Non
         assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
 
 
+@pytest.mark.parametrize("dims", [([-1, 4], [0, 4]), ([0, 4], [-1, 4]), (["n", 4], [-1, 0])])
+def test_an_unknown_dim_may_be_written_otherwise_at_an_output(
+    tmp_path: Path, dims: tuple[list[Any], list[Any]]
+) -> None:
+    """onnx's checker takes -1 and 0 for sizes, which contradict each other."""
+    made = model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
+        inputs=[value("x", dims[0])],
+        outputs=[value("y", dims[1])],
+        weights={"w": np.eye(4, dtype=np.float32)},
+    )
+    (output,) = onnx.load(exported(tmp_path, made).path).graph.output
+    dim = output.type.tensor_type.shape.dim
+    assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
+
+
+def test_an_output_without_a_shape_gets_the_one_that_follows(tmp_path: Path) -> None:
+    report = exported(tmp_path, relu(outputs=[value("y", None)]))
+    dim = onnx.load(report.path).graph.output[0].type.tensor_type.shape.dim
+    assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
+
+
+def test_an_output_whose_rank_follows_from_nothing_is_refused_by_name(tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["x", "sizes"], ["y"], "reshape")
+    shaped = helper.make_node("NonZero", ["x"], ["places"], "nonzero")
+    flat = helper.make_node("Reshape", ["places", "flat"], ["sizes"], "flatten")
+    made = model(
+        [shaped, flat, node],
+        outputs=[value("y", None)],
+        weights={"flat": np.array([-1], np.int64)},
+    )
+    with pytest.raises(SourceError, match="output 'y' has no shape in the file"):
+        exported(tmp_path, made)
+
+
 def test_dims_that_the_recipe_fixes_reach_the_operators_behind(tmp_path: Path) -> None:
     """aecmos: a Squeeze over a dim that only the recipe knows to be 1."""
     nodes = [

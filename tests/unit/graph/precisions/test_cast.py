@@ -379,3 +379,21 @@ def test_bodies_whose_outputs_have_no_type_are_inferred_again(tmp_path: Path) ->
             output.ClearField("type")
     changed = cast(model, tmp_path)
     assert reads(changed, "MatMul") == reads(changed, "Tanh") == {TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_an_operator_whose_dtype_onnx_does_not_infer_has_its_inputs_by_schema(
+    tmp_path: Path, name: str
+) -> None:
+    text = """
+        agraph (float[n, 4, 6] x) => (float[n, 4, 6] y) {
+            g = GroupNormalization <num_groups = 2> (x, scale, bias)
+            h = MatMul (g, w)
+            y = Gelu (h)
+        }"""
+    weights = {"scale": np.ones(4), "bias": np.zeros(4), "w": np.eye(6)}
+    made_of = {key: array.astype(np.float32) for key, array in weights.items()}
+    model = made(text, head='<ir_version: 10, opset_import: ["" : 21]>', **made_of)
+    changed = cast(model, tmp_path, name)
+    low = TensorProto.FLOAT16 if name == "fp16" else TensorProto.BFLOAT16
+    assert reads(changed, "MatMul") == reads(changed, "Gelu") == {low}

@@ -1,0 +1,77 @@
+"""What a file may say and later tools do not read, said otherwise: sparse tensors, and names of
+nodes that another node has."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from enginefarm.errors import SourceError
+from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions.free_names import FreeNames
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, SparseTensorProto, TensorProto
+
+LARGEST = 1 << 28
+"""The most elements of a sparse tensor that is written out: 1 GiB in FP32."""
+
+
+def plainer(model: ModelProto, what: str) -> None:
+    """In place: sparse initializers and constants as dense ones, and one name for each node of a
+    graph, since ONNX Runtime refuses two nodes of one name.
+
+    Raises: SourceError for a sparse tensor that is too large or is not valid.
+    """
+    for graph in onnx_files.graphs(model.graph):
+        graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
+        del graph.sparse_initializer[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("sparse_tensor"):
+                    attribute.t.CopyFrom(dense(attribute.sparse_tensor, what))
+                    attribute.ClearField("sparse_tensor")
+                    attribute.name, attribute.type = "value", attribute.TENSOR
+    _distinct_nodes(model)
+
+
+def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
+    """The same tensor with its zeros. Raises: SourceError."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    name, dims = sparse.values.name, tuple(sparse.dims)
+    if prod(dims) > LARGEST:
+        raise SourceError(
+            f"{what}: the sparse tensor {name!r} of shape {dims} is too large to be written out",
+            why=f"it has {prod(dims)} elements with its zeros, and the limit is {LARGEST}",
+            fix="engines have no sparse tensors: make it smaller, or compute with its parts",
+        )
+    try:
+        values: Any = numpy_helper.to_array(sparse.values)
+        indices: Any = numpy_helper.to_array(sparse.indices)
+        made = np.zeros(dims, values.dtype)
+        if ((indices < 0) | (indices >= (made.size if indices.ndim == 1 else dims))).any():
+            raise ValueError(f"an index is outside of the shape {dims}")
+        if indices.ndim == 1:
+            made.reshape(-1)[indices] = values
+        else:
+            made[tuple(indices.T)] = values
+    except Exception as cause:
+        raise SourceError(
+            f"{what}: the sparse tensor {name!r} is not valid",
+            why=onnx_files.one_line(cause, 200),
+            fix="export the model again, with dense tensors",
+        ) from cause
+    return numpy_helper.from_array(made, name)
+
+
+def _distinct_nodes(model: ModelProto) -> None:
+    free: FreeNames | None = None
+    for graph in onnx_files.graphs(model.graph):
+        seen: set[str] = set()
+        for node in graph.node:
+            if node.name and node.name in seen:
+                free = free or FreeNames(model)
+                node.name = free.make(f"{node.name}_again")
+            seen.add(node.name)
