@@ -3,7 +3,7 @@
     python benchmarks/verification.py [RECIPE …]
 
 For each recipe: seconds of the FP32 reference and of each precision's verification, and the
-worst figures. Everything is worked out anew in a store of its own.
+worst figures. Everything is computed again in a store of its own.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def publish_night(
         nightly.summary(states, ended),
         "",
         f"[Report]({report.link(store, page)}) (the link works for a week; `enginefarm report` "
-        f"makes the page anew)",
+        f"renders the page again)",
         "",
         *(f"- **{row.recipe}** {row.cell} got slower: {inert(row.because)}" for row in slower),
     ]

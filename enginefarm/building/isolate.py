@@ -66,7 +66,9 @@ def build(
     try:
         output = child.ask(f"{__name__}:build_here", order, BuildOutput)
         if not output.plan.is_file() or output.plan.stat().st_size == 0:
-            raise errors.BuildError(f"build {label}: the builder said done and left no plan")
+            raise errors.BuildError(
+                f"build {label}: the builder ended without an error and left no plan"
+            )
     except BaseException:
         (work_dir / "engine.plan").unlink(missing_ok=True)
         raise

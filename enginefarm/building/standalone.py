@@ -86,7 +86,7 @@ def build(trt: Any, asked: dict[str, Any]) -> tuple[bytes, list[str]]:
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        sys.exit("the builder gave no plan; its messages are above")
+        sys.exit("the builder returned no plan; its messages are above")
     return bytes(memoryview(plan)), layers
 
 

@@ -113,7 +113,7 @@ def merge(
                 if_etag=None if found is None else found[1],
             )
         except StoreConflict:
-            report("timing cache", 0, None, "somebody else wrote it; merging again")
+            report("timing cache", 0, None, "another build wrote it; merging again")
             continue
         return len(together)
     raise StoreConflict(f"timing cache {key.key}: {ATTEMPTS} other writers were faster")

@@ -41,7 +41,7 @@ def require_vouched(
     elif said(record, job.spec.gpu.label) != built.model_copy(
         update={"details": _recorded_details(built)}
     ):
-        why = "the signed record says something else of it"
+        why = "the signed record differs from this result"
     if why:
         raise SignatureRejected(
             f"signing: {job.recipe} {job.spec.label} ({built.plan.digest[:12]}) is not signed",

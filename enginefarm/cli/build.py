@@ -54,7 +54,7 @@ def build(
 
     Runs the Prefect flow build-model in this process, with a Prefect API of its own that ends
     with it; workers are used by the deployment of the same name (enginefarm deploy). When every
-    engine is there already, no flow runs.
+    engine is already built, no flow runs.
     """
     from enginefarm.recipes import infer
 

@@ -45,7 +45,7 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
         return
     lagging = sum(one.verdict == "lags" for one in found)
     print_table(
-        f"{len(found)} hosts, {lagging} lagging" if found else "No host has said what it runs",
+        f"{len(found)} hosts, {lagging} lagging" if found else "No host has reported what it runs",
         ("channel", "host", "GPU", "runs", "revision", "since", "would get", "standing"),
         [
             (

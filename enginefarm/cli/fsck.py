@@ -47,7 +47,7 @@ def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
             for one in audit.findings[:SHOWN]
         ]
         if rows:
-            print_table("Findings", ("object", "what is wrong", "what mends it", "state"), rows)
+            print_table("Findings", ("object", "what is wrong", "repair", "state"), rows)
         click.echo(
             f"{audit.objects} objects, {audit.engines} whole engines, "
             f"{audit.bytes_hashed / 1e6:,.1f} MB hashed: {len(audit.findings)} findings, "

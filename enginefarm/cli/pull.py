@@ -265,7 +265,7 @@ def _watch(
         try:
             tell(manifest)
         except EnginefarmError as error:  # the engine is served all the same
-            click.echo(f"note: `enginefarm fleet` is not told of this host: {error.what}", err=True)
+            click.echo(f"note: `enginefarm fleet` does not show this host: {error.what}", err=True)
 
     watch(
         pull,

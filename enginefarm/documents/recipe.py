@@ -158,7 +158,9 @@ class Recipe(Frozen):
     plugins: tuple[str, ...] = Field(
         default=(), description="Plugin libraries, relative to the recipe."
     )
-    salt: str = Field(default="", max_length=100, description="Change it to build everything anew.")
+    salt: str = Field(
+        default="", max_length=100, description="Change it to build everything again."
+    )
 
     _root: Path = PrivateAttr(default=Path())
 

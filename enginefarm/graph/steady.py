@@ -91,7 +91,7 @@ def require(
     if different:
         raise ModelError(
             f"the model returns different numbers each time it is loaded: {different}",
-            why="its weights are drawn anew, so no engine could be compared with it",
+            why="its weights are drawn at random each time, so no engine could be compared with it",
             fix="give a checkpoint, or call torch.manual_seed before the layers are made",
         )
     return first

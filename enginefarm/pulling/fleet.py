@@ -28,7 +28,7 @@ from enginefarm.store.reading import or_left_out, parsed
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
 SHORT = 16
-MEND = "enginefarm fsck --repair removes it; its host writes it anew at its next switch"
+MEND = "enginefarm fsck --repair removes it; its host writes it again at its next switch"
 
 
 class HostState(Frozen):
@@ -116,7 +116,7 @@ def state_of(store: EngineStore, key: str) -> HostState | None:
         return None
     state = parsed(key, said[0], HostState, MEND)
     if state.key != key:
-        raise CorruptBlob(f"store: {key} holds what another host said", fix=MEND)
+        raise CorruptBlob(f"store: {key} holds the state of another host", fix=MEND)
     return state
 
 

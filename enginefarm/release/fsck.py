@@ -249,7 +249,7 @@ def _documents(work: AuditState) -> None:
                 work.add(info.key, error.what, fix=error.fix, harmless=True)
             except CorruptBlob as error:
                 if made_again:
-                    mend = f"deleted; {made_again} writes it anew"
+                    mend = f"deleted; {made_again} writes it again"
                     work.add_repairable(info.key, error.what, mend, work.delete(info.key))
                 else:
                     work.add(info.key, error.what, fix=error.fix)

@@ -148,7 +148,10 @@ def latency(
         f"{limits.requests} requests a lane"
     )
     if noise > limits.latency_ratio:
-        return False, f"{words}; that cannot be told here: try a quieter server or more requests"
+        return (
+            False,
+            f"{words}; the noise is too high to decide: try a quieter server or more requests",
+        )
     return ratio <= limits.latency_ratio, words
 
 

@@ -139,7 +139,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def _layer_words(found: Layers) -> str:
-    kinds = Counter(layer.precision or "not told" for layer in found.layers)
+    kinds = Counter(layer.precision or "unknown" for layer in found.layers)
     parts = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
     timed = [layer.ms for layer in found.layers if layer.ms is not None]
     words = f"{len(found.layers)} layers by precision: {parts}"

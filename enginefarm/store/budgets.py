@@ -59,7 +59,7 @@ def recorded(store: EngineStore, recipe: str) -> Budgets:
     """
     key = _key(recipe)
     found = store.read_document(key)
-    fix = f"delete it; the next build or nightly of {recipe} writes it anew"
+    fix = f"delete it; the next build or nightly of {recipe} writes it again"
     return Budgets() if found is None else parsed(key, found[0], Budgets, fix)
 
 

@@ -66,7 +66,7 @@ def _refuse_what_stays(error: ClientError, source: RangeSource, ref: BlobRef, ha
 def wrong_size(source: RangeSource, ref: BlobRef, has: str) -> CorruptBlob:
     return CorruptBlob(
         f"{source.name} is {has}; {ref.size_bytes:,} bytes expected",
-        fix="build the recipe again, which makes the blob anew",
+        fix="build the recipe again, which restores the blob",
     )
 
 

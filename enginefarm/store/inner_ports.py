@@ -58,7 +58,7 @@ def tokens(credentials: Credentials) -> dict[str, str]:
 
 
 def certificate(folder: Path) -> dict[str, str]:
-    """The variables that close a server's gRPC ports. Its certificate is made anew each time."""
+    """The variables that close a server's gRPC ports. Its certificate is made again each time."""
     _make_certificate(folder)
     shown, key = str(folder / CERTIFICATE), str(folder / PRIVATE_KEY)
     return {

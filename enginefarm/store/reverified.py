@@ -19,7 +19,7 @@ def write(
     verification: GraphVerification,
     reference: BlobRef,
 ) -> Manifest | None:
-    """The manifest with these figures, signed anew where it was signed; None when the store has
+    """The manifest with these figures, signed again where it was signed; None when the store has
     no engine of that graph. One that two recipes share is its own recipe's to verify.
 
     What its GPU said was said of the figures before: it is pending again. Figures that miss the
@@ -41,7 +41,7 @@ def write(
                 "verification": verification,
                 "reference": reference,
                 "device_verification": DeviceVerification(
-                    status="pending", reason="it was verified anew since it ran on its GPU"
+                    status="pending", reason="it was verified again since it ran on its GPU"
                 ),
             }
         )

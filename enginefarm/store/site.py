@@ -114,7 +114,7 @@ def recorded(
 ) -> tuple[StageRecord, bool]:
     """The stage's record, and whether it was there already.
 
-    key_again: works the key out anew after the work, where it depends on files of the user: a
+    key_again: works the key out again after the work, where it depends on files of the user: a
     result of files that changed meanwhile is not recorded (SourceError).
 
     vouching: of a process that signs what the record says: it believes records that a trusted

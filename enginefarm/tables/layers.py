@@ -21,7 +21,7 @@ from enginefarm.store.reading import parsed
 from enginefarm.tables.layer_diff import LayerDiff, diff
 
 PREFIX = "benchmarks/layers/"
-MEND = "enginefarm fsck --repair removes it; the next profile writes it anew"
+MEND = "enginefarm fsck --repair removes it; the next profile writes it again"
 
 
 class LayerTimes(Frozen):

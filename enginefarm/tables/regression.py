@@ -174,7 +174,7 @@ def _conclude(verdict: Judgement, now: float, rule: Regression) -> tuple[State, 
 def walk(rows: Iterable[BenchmarkRow], rule: Regression) -> list[tuple[dt.date, float, State]]:
     """Every night of one cell, each held against the nights before it: (night, ms, state).
 
-    Rows that are not alike form stretches of their own, so a new toolchain starts anew.
+    Rows that are not alike form stretches of their own, so a new toolchain starts again.
     """
     stretches: defaultdict[tuple[object, ...], list[BenchmarkRow]] = defaultdict(list)
     for row in rows:

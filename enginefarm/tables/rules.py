@@ -35,7 +35,7 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
     """
     key = _key(recipe)
     found = store.read_document(key)
-    fix = f"delete it; the next build or nightly of {recipe} writes it anew"
+    fix = f"delete it; the next build or nightly of {recipe} writes it again"
     return Regression() if found is None else parsed(key, found[0], Regression, fix)
 
 

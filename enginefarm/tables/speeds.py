@@ -29,7 +29,7 @@ SHORT = 16
 MOST_ENGINES = 64
 """For one recipe and GPU; the oldest figures are removed."""
 ATTEMPTS = 10
-MEND = "enginefarm fsck --repair removes it; the next measurement writes it anew"
+MEND = "enginefarm fsck --repair removes it; the next measurement writes it again"
 
 Goal = Literal["latency", "throughput"]
 
@@ -129,7 +129,7 @@ def _merge(objects: ObjectStore, name: str, new: Mapping[str, Sequence[Speed]]) 
         try:
             before = Speeds() if there is None else parsed(name, there[0], Speeds, MEND)
         except CorruptBlob as error:  # what was measured before is lost; what is new is not
-            LOG.warning("note: written anew: %s", error.what)
+            LOG.warning("note: replaced: %s", error.what)
             before = Speeds()
         except NewerVersion as error:  # not ours to write; the rows are in the tables
             LOG.warning("note: not added to: %s", error.what)

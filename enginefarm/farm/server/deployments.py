@@ -61,7 +61,7 @@ ROWS = (
     Row(
         "flows.nightly_rebuild:nightly_rebuild",
         "Surveys every recipe of a folder, builds what is missing, and reports. Engines that "
-        "are there already cost no run.",
+        "are already built cost no run.",
         name="nightly-rebuild",
         one_at_a_time=True,
         nightly=True,

@@ -37,7 +37,7 @@ from enginefarm.store.reading import or_left_out, parsed
 from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
 
 PREFIX = "workers/"
-MEND = "delete it; a worker that runs writes its own anew"
+MEND = "delete it; a worker that runs writes its own card again"
 HEARTBEAT_S = 15.0
 SILENT_S = 60.0
 """A worker with an older card is offline. The clocks of farm and store may differ by half of

@@ -2,7 +2,7 @@
 
 torch.export.load unpickles weights, constants and objects, evaluates shape expressions and
 guards as Python, and writes names of values into source that it executes. So only members of
-known paths pass, JSON is parsed and written anew, each string in it must look like what
+known paths pass, JSON is parsed and written again, each string in it must look like what
 torch writes there, and pickles must load with `weights_only`. What torch reads is the copy:
 it may read a zip file otherwise than Python does.
 """

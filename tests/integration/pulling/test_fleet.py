@@ -87,7 +87,7 @@ def test_a_host_without_a_channel_to_follow_is_a_mistake(
     publish: Publish, capsys: Out, tmp_path: Path
 ) -> None:
     publish()
-    assert "No host has said what it runs" in said(capsys)
+    assert "No host has reported what it runs" in said(capsys)
     assert cli.run(["fleet", "model", "--promote", "newest"]) == UsageError.exit_code
     assert cli.run(["fleet", "model@production", "--promote", "newest"]) == UsageError.exit_code
     assert "no host has reported that it follows this channel" in capsys.readouterr().err

@@ -76,7 +76,11 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
             "different numbers when it runs again: output 'y'",
             "changes its buffer state",
         ),
-        ("unseeded", "different numbers each time it is loaded", "its weights are drawn anew"),
+        (
+            "unseeded",
+            "different numbers each time it is loaded",
+            "its weights are drawn at random each time",
+        ),
         ("nan", "the model itself returns NaN in FP32: output 'y', batch 0", "first at index"),
     ],
 )

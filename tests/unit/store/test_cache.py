@@ -55,7 +55,7 @@ def test_a_file_of_the_right_size_and_other_bytes_is_not_handed_out(
     assert cache.intact(ref) == cache.path(ref)
     overwrite(cache.path(ref), b"wrong")
     assert cache.intact(ref) is None
-    assert not cache.path(ref).exists(), "it is removed, so that it is downloaded anew"
+    assert not cache.path(ref).exists(), "it is removed, so that it is downloaded again"
 
 
 def test_bytes_that_were_changed_behind_a_memo_of_another_inode_are_seen(
