@@ -1,1 +1,1 @@
-"""ONNX on the CPU: exported, slimmed, calibrated, converted, and compared with the model."""
+"""ONNX on the CPU: export, slimming, calibration, conversion, and verification."""

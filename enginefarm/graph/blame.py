@@ -1,4 +1,4 @@
-"""The node that made the first NaN or infinity."""
+"""Finds the node that makes the first NaN or infinity."""
 
 from __future__ import annotations
 

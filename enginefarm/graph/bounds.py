@@ -1,4 +1,4 @@
-"""What is known of the whole numbers and truth values that a graph makes of its sizes.
+"""Bounds of the integers and booleans that a graph computes from its sizes.
 
 Each value has the least and the largest number that it can be, element by element, at any size
 that the recipe's profiles allow. ONNX's shape inference says which dims are fixed, and which are

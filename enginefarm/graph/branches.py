@@ -1,4 +1,5 @@
-"""Which branches of a graph's Ifs the data took: one that never ran was not verified."""
+"""Records which branches of a graph's Ifs the data took: a branch that never ran is not
+verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX file as it came, held against the graph that was made of it when it was read."""
+"""Compares an ONNX file with the graph that reading it produced."""
 
 from __future__ import annotations
 

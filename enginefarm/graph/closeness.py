@@ -1,4 +1,4 @@
-"""How far two results of one graph are apart."""
+"""Measures the difference between two results of one graph."""
 
 from __future__ import annotations
 

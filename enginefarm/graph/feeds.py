@@ -1,4 +1,4 @@
-"""Real inputs at any size that a profile allows."""
+"""Real inputs, resized to any size that a profile allows."""
 
 from __future__ import annotations
 

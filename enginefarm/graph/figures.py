@@ -1,4 +1,4 @@
-"""Figures of outputs against the FP32 reference: of the whole, and of its worst parts.
+"""Figures of outputs against the FP32 reference: of each whole output and of its worst parts.
 
 A mean hides what matters. A detector returns boxes in hundreds of pixels and scores below 1 in
 one output: its cosine is 0.9997 with every score ruined. So each sample, each channel, each

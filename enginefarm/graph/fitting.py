@@ -1,4 +1,4 @@
-"""What the recipe says about an ONNX graph, written into the graph.
+"""Writes the recipe's types, dims and names of outputs into an ONNX graph.
 
 A file often knows its dims worse than the recipe does: -1, 0, no name, or one name for two
 dims. Toolchains take shapes from the graph, so the recipe's go in.

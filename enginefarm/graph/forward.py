@@ -1,4 +1,4 @@
-"""How a module is called, and which tensors it returns.
+"""Calls a module with positional inputs, and collects the tensors that it returns.
 
 Everything else calls a module with the recipe's inputs in their order and counts tensors. A
 forward that takes keywords only, or one dict, is wrapped so that this holds for it as well.
@@ -71,7 +71,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments]) -> nn.Module:
     from torch import nn
 
-    class Called(nn.Module):
+    class PositionalModule(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = module
@@ -80,7 +80,7 @@ def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments
             given, named = arguments(tensors)
             return self.module(*given, **named)
 
-    return Called().eval()
+    return PositionalModule().eval()
 
 
 def tensors(returned: object) -> list[Tensor]:

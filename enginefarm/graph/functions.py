@@ -1,4 +1,4 @@
-"""A model's local functions, written into its graph.
+"""Inlines a model's local functions into its graph.
 
 Nothing after this looks into functions, so types, weights and operators inside them are treated
 as all others are. A few hundred bytes of functions that call each other can stand for more nodes
@@ -22,7 +22,7 @@ LIMIT_DEPTH = 100
 """onnx's own, of functions that call functions."""
 
 CEILING = 10**15
-"""Counts above this are not told apart."""
+"""Larger counts are not distinguished."""
 
 Key = tuple[str, str, str]
 """Domain, name and overload."""

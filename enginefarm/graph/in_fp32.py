@@ -1,4 +1,4 @@
-"""A PyTorch module of half or bfloat16 numbers, computed in FP32.
+"""Computes a PyTorch module of half or bfloat16 numbers in FP32.
 
 The reference is what the model says in FP32: rounding after each of its steps would count as an
 error of every engine. Its weights are FP32 numbers already, and keep their values; what it

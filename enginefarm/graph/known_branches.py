@@ -1,5 +1,4 @@
-"""If nodes whose condition hangs on sizes alone, which the recipe knows: one branch takes the
-node's place.
+"""Replaces an If whose condition depends on sizes alone by the branch that these sizes take.
 
 Exporters write `x.squeeze(0)`, or an RNN that takes inputs with and without a batch, as an If
 around the rank or a size of a tensor. TensorRT needs to know the rank of each value when it
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from enginefarm.errors import ExportError
 from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
 from enginefarm.graph.functions import bodies
-from enginefarm.graph.known_sizes import Known
+from enginefarm.graph.known_sizes import KnownSizes
 from enginefarm.graph.precisions import to_budget
 from enginefarm.graph.precisions.free_names import name_nodes, unique_values
 
@@ -35,7 +34,7 @@ def fold(model: ModelProto, recipe: Recipe) -> list[str]:
     unique_values(model)
     name_nodes(model)
     folded: list[str] = []
-    while taken := Known(model, recipe).taken:
+    while taken := KnownSizes(model, recipe).taken:
         _put(model.graph, taken, folded)
         for graph in _graphs(model):
             del graph.value_info[:]
@@ -54,7 +53,7 @@ def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[s
     if not to_budget.is_small(model):
         return []  # each branch would be in memory once more
     names = [node.name for node in _named_ifs(model)]
-    decided = Known(model, recipe).taken if names else {}
+    decided = KnownSizes(model, recipe).taken if names else {}
     lines: list[str] = []
     for name in names:
         found = None if name in decided else _impossible(model, name, recipe, sample)
@@ -101,7 +100,7 @@ def _contradiction(model: ModelProto, recipe: Recipe) -> str:
     import onnx
 
     fold(model, recipe)
-    light = Known(model, recipe).light
+    light = KnownSizes(model, recipe).light
     try:
         onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except Exception as error:

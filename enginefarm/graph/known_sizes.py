@@ -1,4 +1,5 @@
-"""Sizes that are the same wherever the recipe's profiles let a model run, and what follows."""
+"""Sizes that are constant over all of the recipe's profiles, and the values that follow from
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from enginefarm.documents.recipe import Recipe
 
 
-class Known:
+class KnownSizes:
     """Shapes by inference, and from these the bounds of values; values that turn out to be
     constant tell the inference more, until there is nothing new."""
 

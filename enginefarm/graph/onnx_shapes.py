@@ -1,4 +1,4 @@
-"""What an ONNX graph says of its values: types, and dims as far as they are known."""
+"""Types and dims of the values of an ONNX graph, as far as they are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, set up once for every place that runs a graph: on the CPU, or on a provider."""
+"""Sessions of ONNX Runtime, configured in one place, on the CPU or on a provider."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a file may say and later tools do not read, said otherwise: sparse tensors, and names of
-nodes that another node has."""
+"""Rewrites what later tools do not read: sparse tensors, and names that two nodes share."""
 
 from __future__ import annotations
 
