@@ -218,8 +218,15 @@ class Chaos:
             self.restarts["server"] += 1
         for name, arguments in WORKERS.items():
             if self.part(name) is None:
+                self._tell_of_an_end_by_itself(name)
                 self.farm.start(name, "worker", "--name", name, *arguments)
                 self.restarts[f"{name} worker"] += 1
+
+    def _tell_of_an_end_by_itself(self, name: str) -> None:
+        ended = self.farm.processes.get(name)
+        if ended is not None and ended.returncode != -signal.SIGKILL:
+            last = " / ".join(self.farm.log(name).strip().splitlines()[-3:])
+            self.say(f"{name} worker ended by itself with {ended.returncode}: {last}")
 
     def settle(self) -> list[str]:
         """No more kills: what is open may end, and what is missing is asked for once more.

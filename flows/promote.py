@@ -16,6 +16,7 @@ from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, GateError
+from enginefarm.planning.outcome import inert
 from enginefarm.release import promote as release
 from enginefarm.schema import Name
 from enginefarm.store import open_store
@@ -79,12 +80,9 @@ def _ask_for_approval(
 
     Raises: GateError when they decline, or nobody does.
     """
-    lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
-    lines += [f"| {one.spec.label} | `{one.engine.digest[:12]}` |" for one in engines]
-    lines += ["", *(f"- {one.label} {one.gate}: {one.verdict} {one.detail}" for one in gates)]
     create_markdown_artifact(
         key=f"promote-{recipe}".replace(".", "-").replace("_", "-"),
-        markdown="\n".join(lines),
+        markdown=to_approve(recipe, channel, engines, gates),
         description=f"To approve: {recipe}@{channel}",
     )
     try:
@@ -107,3 +105,17 @@ def _ask_for_approval(
             fix="the channel stays where it was",
         )
     return release.Approval(by=answer.by, why=answer.why)
+
+
+def to_approve(
+    recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
+) -> str:
+    """What the person sees beside the form, as Markdown. What a gate found was said by a server or
+    a model: it must neither load nor link anything where the decision is made."""
+    lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
+    lines += [f"| {inert(one.spec.label)} | `{one.engine.digest[:12]}` |" for one in engines]
+    lines.append("")
+    for one in gates:
+        said = " ".join((one.label, f"{one.gate}:", one.verdict, one.detail)).split()
+        lines.append(f"- {inert(' '.join(said))}")
+    return "\n".join(lines)

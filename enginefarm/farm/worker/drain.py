@@ -10,6 +10,7 @@ import asyncio
 import signal
 from typing import Any
 
+from enginefarm.errors import FarmError
 from enginefarm.farm.worker.farm_worker import FarmWorker
 
 IDLE_CHECK_S = 0.2
@@ -20,30 +21,56 @@ async def work(worker: FarmWorker) -> None:
 
     SIGTERM: takes no more runs, ends when those it has have ended. SIGINT, or a second
     SIGTERM: stops at once; a run dies with its worker.
+    Raises: FarmError for a worker that ends although nobody told it to.
     """
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def stop(why: str) -> None:
+        told.set()
+        print(f"{worker.name}: {why}", flush=True)
+        task.cancel()
 
     def drain() -> None:
-        task.cancel() if worker.draining.is_set() else worker.draining.set()
+        if worker.draining.is_set():
+            stop("stops at once, by a second SIGTERM")
+        worker.draining.set()
 
     async def end_when_idle() -> None:
         await worker.draining.wait()
-        print(f"{worker.name}: takes no more runs", flush=True)
+        print(f"{worker.name}: takes no more runs, by SIGTERM", flush=True)
         while not worker.idle:
             await asyncio.sleep(IDLE_CHECK_S)
-        task.cancel()
+        stop("has no more runs, and ends")
 
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    loop.add_signal_handler(signal.SIGINT, stop, "stops at once, by SIGINT")
     loop.add_signal_handler(signal.SIGTERM, drain)
     watcher = asyncio.create_task(end_when_idle())
+    why = "Prefect's worker returned"
     try:
         await worker.start(printer=_silent)
     except asyncio.CancelledError:
-        return
+        why = "its task was canceled"
+    except Exception as error:
+        why = "; ".join(dict.fromkeys(_reasons(error)))
     finally:
         watcher.cancel()
+    if not told.is_set():
+        raise FarmError(
+            f"worker {worker.name}: it ended by itself",
+            why=why,
+            fix="start it again, once the server answers; Compose, Kubernetes and systemd do so",
+        )
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """What an error and those in its groups say. Prefect prints their tracebacks before."""
+    if isinstance(error, BaseExceptionGroup):
+        return [reason for one in error.exceptions for reason in _reasons(one)]
+    said = ": ".join(filter(None, (type(error).__name__, str(error).strip())))
+    return [said.splitlines()[0]]
 
 
 def _silent(*_: Any, **__: Any) -> None:

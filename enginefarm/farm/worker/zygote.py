@@ -89,8 +89,9 @@ class _Supervisor(threading.Thread):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "enginefarm.farm.worker.zygote"], env=self._environment
             )
-            self._process.wait()
-            self._stopped.wait(RESTART_S)
+            status = self._process.wait()
+            if not self._stopped.wait(RESTART_S):
+                print(f"zygote: ended with status {status}, and starts again", flush=True)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -77,6 +77,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     ),
     "Reasons and notes in the artifacts": (
         "unit/planning/test_outcome.py::test_the_text_of_a_reason_is_shown_as_it_is",
+        "unit/farm/test_promote_page.py::test_what_a_gate_found_is_shown_as_it_is",
     ),
     "The page's policy runs no script": (
         "browser/test_report_page.py::test_the_policy_stops_what_would_slip_through",
