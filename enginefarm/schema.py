@@ -50,9 +50,13 @@ Moment = Annotated[datetime, AfterValidator(_placed)]
 
 
 class Frozen(BaseModel):
-    """A value. Unknown fields are refused, and nothing changes after validation."""
+    """A value. Unknown fields are refused, and nothing changes after validation.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A model's validator is made when it is first used: most commands and children import many
+    models and use few.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def read(cls, data: bytes | str) -> Self:

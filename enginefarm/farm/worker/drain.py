@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any
+from typing import Any, cast
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.worker.farm_worker import FarmWorker
@@ -68,7 +68,8 @@ async def work(worker: FarmWorker) -> None:
 def _reasons(error: BaseException) -> list[str]:
     """What an error and those in its groups say. Prefect prints their tracebacks before."""
     if isinstance(error, BaseExceptionGroup):
-        return [reason for one in error.exceptions for reason in _reasons(one)]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return [reason for one in group.exceptions for reason in _reasons(one)]
     said = ": ".join(filter(None, (type(error).__name__, str(error).strip())))
     return [said.splitlines()[0]]
 
