@@ -392,3 +392,25 @@ def test_names_and_the_search_are_part_of_the_key(monkeypatch: pytest.MonkeyPatc
         assert precision("fp16").use(RECIPE.model_copy(update=change), None) != use
     monkeypatch.setattr("enginefarm.graph.verify.METHOD", 1000)
     assert precision("fp16").use(RECIPE, None) != use, "what judges the search decides the graph"
+
+
+NAIVE_SOFTMAX = """agraph (float[n, 32] x) => (float[n, 32] y) {
+    axis = Constant <value = int64[1] {-1}> ()
+    e = Exp (x)
+    sum = ReduceSum (e, axis)
+    d = Div (e, sum)
+    y = MatMul (d, w)
+}"""
+
+
+@pytest.mark.parametrize(("largest", "wide"), [(7.0, True), (3.0, False)])
+def test_an_exp_stays_wide_where_other_data_may_leave_fp16(
+    tmp_path: Path, largest: float, wide: bool
+) -> None:
+    """exp(7) is 1,097, and exp(12) no number of FP16: the sum is infinite, and y NaN."""
+    model = made(NAIVE_SOFTMAX, w=np.eye(32, dtype=np.float32))
+    x = np.linspace(-1, largest, 64, dtype=np.float32).reshape(2, 32)
+    changed, details = convert(model, tmp_path, seen=evidence(model, tmp_path, {"x": x}))
+    assert ("Exp" in kept(details)) is wide
+    if wide:
+        assert decibels(model, changed, {"x": x * 1.7}) > 50
