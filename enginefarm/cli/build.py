@@ -39,13 +39,10 @@ def build(
     recipe: str,
     gpus: tuple[str, ...],
     precisions: tuple[str, ...],
-    inputs: tuple[str, ...],
-    dims: tuple[str, ...],
-    calibration: str | None,
-    name: str | None,
     save: Path | None,
     as_json: bool,
     verbose: bool,
+    **model: Any,
 ) -> int:
     """Build every engine of RECIPE that is not in the store yet.
 
@@ -59,13 +56,13 @@ def build(
     from enginefarm.recipes import infer
 
     if not infer.is_model(recipe):
-        if inputs or dims or calibration or name or save:
+        if save or any(model.values()):
             raise UsageError(
                 "--input, --dim, --calibration, --name and --save go with a model",
                 fix=f"write these in the recipe {recipe}",
             )
         return _built(Path(recipe), gpus, precisions, as_json, verbose)
-    wanted = wishes(gpus, precisions, inputs, dims, calibration, name)
+    wanted = wishes(gpus, precisions, **model)
     with recipe_of(recipe, wanted, save) as file:
         return _built(file, (), (), as_json, verbose)
 

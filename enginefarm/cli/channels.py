@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.options import promotion_options
 
 if TYPE_CHECKING:
     from enginefarm.store.channels import GateResult, Revision
@@ -16,38 +17,10 @@ STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 
 @click.command()
 @click.argument("recipe", shell_complete=completion.engines)
-@click.option(
-    "--to",
-    "channel",
-    default="production",
-    show_default=True,
-    help="The channel.",
-    shell_complete=completion.channels,
-)
-@click.option(
-    "--from",
-    "source",
-    metavar="CHANNEL",
-    shell_complete=completion.channels,
-    help="Take the engines from this channel; the newest by default.",
-)
-@click.option("--why", default="", help="The reason, for the channel's log.")
-@click.option(
-    "--allow-pending", is_flag=True, help="Also promote engines that have not run on their GPU yet."
-)
-@click.option("--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU.")
+@promotion_options
 @click.option("--dry-run", is_flag=True, help="Run the gates without moving the channel.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def promote(
-    recipe: str,
-    channel: str,
-    source: str | None,
-    why: str,
-    allow_pending: bool,
-    allow_missing: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def promote(recipe: str, channel: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Point a channel at all of RECIPE's engines at once, if every gate passes."""
     from enginefarm.release import promote as release
     from enginefarm.store import open_store
@@ -62,12 +35,9 @@ def promote(
             open_store(),
             recipe,
             channel,
-            source=source,
-            why=why,
-            allow_pending=allow_pending,
-            allow_missing=allow_missing,
             trust=trust(),
             approve=stop if dry_run else None,
+            **options,
         )
     except _DryRun:
         return

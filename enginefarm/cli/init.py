@@ -56,16 +56,13 @@ def init(
     model: str,
     gpus: tuple[str, ...],
     precisions: tuple[str, ...],
-    inputs: tuple[str, ...],
-    dims: tuple[str, ...],
-    calibration: str | None,
-    name: str | None,
     save: Path | None,
+    **given: Any,
 ) -> None:
     """Write a recipe for MODEL: an .onnx or .pt2 file, or FILE.py:CALLABLE."""
     from enginefarm.recipes import infer
 
-    wanted = wishes(gpus, precisions, inputs, dims, calibration, name)
+    wanted = wishes(gpus, precisions, **given)
     at = save.resolve().parent if save else infer.folder_of(model)
     text = infer.infer(model, wanted, at)
     if save is None:
@@ -75,13 +72,12 @@ def init(
 
 
 def wishes(
-    gpus: tuple[str, ...],
-    precisions: tuple[str, ...],
-    inputs: tuple[str, ...],
-    dims: tuple[str, ...],
-    calibration: str | None,
-    name: str | None,
+    gpus: tuple[str, ...], precisions: tuple[str, ...], *, calibration: str | None, **given: Any
 ) -> Wishes:
+    """given: the other options of `model_options`.
+
+    Raises: UsageError without a GPU; GpuError for an unknown one.
+    """
     from enginefarm.documents.gpus import gpu
     from enginefarm.recipes.infer import Wishes
 
@@ -92,7 +88,7 @@ def wishes(
     for label in gpus:
         gpu(label)
     npz = None if calibration is None else str(Path(calibration).resolve())
-    return Wishes(gpus, precisions or ("fp16",), inputs, dims, npz, name)
+    return Wishes(gpus, precisions or ("fp16",), calibration=npz, **given)
 
 
 @contextmanager

@@ -115,6 +115,39 @@ def runtimes_filter(help_line: str) -> Callable[[Any], Any]:
     )
 
 
+def promotion_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of commands that move a channel: --to, --from, --why and --allow-…"""
+    options = (
+        click.option(
+            "--to",
+            "channel",
+            default="production",
+            show_default=True,
+            help="The channel.",
+            shell_complete=completion.channels,
+        ),
+        click.option(
+            "--from",
+            "source",
+            metavar="CHANNEL",
+            shell_complete=completion.channels,
+            help="Take the engines from this channel; the newest by default.",
+        ),
+        click.option("--why", default="", help="The reason, for the channel's log."),
+        click.option(
+            "--allow-pending",
+            is_flag=True,
+            help="Also promote engines that have not run on their GPU yet.",
+        ),
+        click.option(
+            "--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
     return click.option(
         "--gpu",

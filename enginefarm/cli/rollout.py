@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
+from enginefarm.cli.options import FiniteRange, gpu_option, precision_option, promotion_options
 
 
 @click.command()
@@ -21,21 +21,7 @@ from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
     show_default=True,
     help="Triton's HTTP port.",
 )
-@click.option(
-    "--to",
-    "channel",
-    default="production",
-    show_default=True,
-    shell_complete=completion.channels,
-    help="The channel.",
-)
-@click.option(
-    "--from",
-    "source",
-    metavar="CHANNEL",
-    shell_complete=completion.channels,
-    help="Take the engines from this channel; the newest by default.",
-)
+@promotion_options
 @precision_option("Default: fp16, where it is.")
 @gpu_option("The server's GPU, where GPUs of one compute capability have a repository each.")
 @click.option("--as", "model", metavar="NAME", help="The model's name in Triton.")
@@ -53,11 +39,6 @@ from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
     help="The p99 may be at most this times that of the serving version; the recipe's "
     "`regression.latency_ratio` by default.",
 )
-@click.option("--why", default="", help="The reason, for the channel's log.")
-@click.option(
-    "--allow-pending", is_flag=True, help="Also promote engines that have not run on their GPU yet."
-)
-@click.option("--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
     """Try RECIPE's engines in a running Triton, and move it and the channel if they pass.
