@@ -273,12 +273,18 @@ def broken_tensor(model: ModelProto) -> str | None:
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
-    """An error's text without color codes and line breaks."""
+    """An error's text without color codes and line breaks.
+
+    A long one loses its middle: ONNX Runtime names the tensor at the end.
+    """
     import re
 
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 1]}…{text[-end:]}"
 
 
 def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import builds
 import numpy as np
 import pytest
+import trtexec_log
 from small_models import convolutions
 
 from enginefarm.bench.queued import QueuedAnswer, QueuedRequest, QueuedSettings
@@ -97,22 +97,17 @@ def theirs(plan: Path, batch: int, graph: bool, data: Path, *, keep: bool) -> Pa
     ]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
     said = done.stdout + done.stderr
-    report = trtexec.parse_log(said)
-    assert report.passed, said[-2000:]
+    assert trtexec.parse_log(said).passed, said[-2000:]
+    report = trtexec_log.medians(said)
     kept = os.environ.get("ENGINEFARM_GPU_KEEP")
     if kept and keep:
         name = f"trtexec_86_batch{batch}{'_graph' if graph else ''}"
         (Path(kept) / f"{name}.log").write_text(said)
     rows = json.loads(times.read_bytes())
-    assert median(row["computeMs"] for row in rows) == pytest.approx(
-        report.compute_ms["median"], rel=0.01
-    ), "the log and the exported times say the same"
-    return Parts(
-        report.h2d_ms["median"],
-        report.compute_ms["median"],
-        report.d2h_ms["median"],
-        report.latency_ms["median"],
+    assert median(row["computeMs"] for row in rows) == pytest.approx(report.compute, rel=0.01), (
+        "the log and the exported times say the same"
     )
+    return Parts(report.h2d, report.compute, report.d2h, report.latency)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -142,11 +137,9 @@ def test_the_defaults_of_trtexec_11_measure_the_same(
         mine.append((median(found.compute_ms), len(found.compute_ms) / found.seconds))
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
         said = done.stdout + done.stderr
-        report = trtexec.parse_log(said)
-        assert report.passed, said[-2000:]
-        rate = re.search(r"Throughput: ([\d.]+) qps", said)
-        assert rate is not None, said[-2000:]
-        other.append((report.compute_ms["median"], float(rate[1])))
+        assert trtexec.parse_log(said).passed, said[-2000:]
+        report = trtexec_log.medians(said)
+        other.append((report.compute, report.rate_qps))
     (compute, qps), (their_compute, their_qps) = (
         tuple(map(median, zip(*side, strict=True))) for side in (mine, other)
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny_onnx
+import trtexec_log
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +93,14 @@ def test_a_log_that_a_real_trtexec_wrote() -> None:
     assert report.passed
     assert report.version == "8.6.1"
     assert report.errors == ()
+
+
+def test_speed_is_read_for_the_comparison_on_a_gpu() -> None:
+    # tests/gpu/test_against_trtexec.py compares our harness with these.
+    found = trtexec_log.medians((DATA / "trtexec_86_inference.log").read_text())
+    assert found[:4] == (0.2146, 0.00512695, 0.200684, 0.00848389)
+    with pytest.raises(ValueError, match="nothing of its speed"):
+        trtexec_log.medians((DATA / "trtexec_10_failed.log").read_text())
 
 
 def test_a_real_trtexec_without_a_driver_is_told_as_the_hosts_fault() -> None:
