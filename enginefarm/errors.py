@@ -270,5 +270,6 @@ class WorkerMismatch(FarmError):
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A line for `fix` that suggests the known name most similar to the given one; else empty."""
-    close = get_close_matches(given, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else ""
+    by_folded = {name.casefold(): name for name in known}
+    close = get_close_matches(given.strip().casefold(), list(by_folded), n=1)
+    return f"did you mean {by_folded[close[0]]}?" if close else ""

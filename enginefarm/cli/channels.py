@@ -74,6 +74,7 @@ def channel(recipe: str, name: str | None, as_json: bool) -> None:
     """List RECIPE's channels, or every move of one CHANNEL: when, who, from what, and why."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.store import channels, open_store
+    from enginefarm.store.missing import no_engine
 
     store = open_store()
     if name is not None:
@@ -81,7 +82,9 @@ def channel(recipe: str, name: str | None, as_json: bool) -> None:
         if not found:
             channels.require_current(store, recipe, name)  # which says why
     else:
-        found = list(channels.all_current(store, recipe))
+        found = list(channels.all_current(store, channels.named(recipe)))
+        if not found and recipe not in store.recipes():
+            raise no_engine("channel", store, recipe)
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return

@@ -28,15 +28,17 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
     from enginefarm.pulling import fleet as hosts
     from enginefarm.release.promote import candidates
     from enginefarm.store import channels, open_store
+    from enginefarm.store.missing import no_engine
     from enginefarm.store.signing import trust
 
-    recipe, channel = channels.split(name) if name else (None, None)
+    recipe, channel = channels.split(name) if name is not None else (None, None)
     if source is not None and (recipe is None or channel is None):
         raise UsageError("fleet --promote: name the channel", fix="fleet NAME@CHANNEL --promote …")
     store = open_store()
-    found = hosts.standings(
-        store, [one for one in hosts.states(store, recipe) if channel in (None, one.channel)]
-    )
+    said = list(hosts.states(store, recipe))
+    if recipe is not None and not said and recipe not in store.recipes():
+        raise no_engine("fleet", store, recipe)
+    found = hosts.standings(store, [one for one in said if channel in (None, one.channel)])
     if source is not None and recipe is not None:
         origin = None if source == "newest" else source
         found = hosts.reached(found, candidates(store, recipe, origin, trust()))

@@ -28,10 +28,11 @@ def list_(name: str | None, gpu: str | None, precision: str | None, as_json: boo
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.pulling.catalog import listed
     from enginefarm.store import open_store
+    from enginefarm.store.channels import named
     from enginefarm.store.missing import no_engine
 
     store = open_store()
-    found = listed(store, name, gpu, precision)
+    found = listed(store, None if name is None else named(name), gpu, precision)
     if name is not None and not found and name not in store.recipes():
         raise no_engine("list", store, name)
     if as_json:

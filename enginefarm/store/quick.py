@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.store.client import endpoint_said, parse_url, region_said
+from enginefarm.store.client import ENDPOINTS, PLAIN_VALUE, endpoint_said, parse_url, region_said
 from enginefarm.store.object_info import MOST_READ_BYTES, ObjectInfo
 
 if TYPE_CHECKING:
@@ -24,16 +24,8 @@ if TYPE_CHECKING:
     from enginefarm.store.s3 import ObjectStore
 
 KEY = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-UNDERSTOOD = frozenset(
-    {
-        *KEY,
-        "AWS_SESSION_TOKEN",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-    }
-)
+MAY_LACK = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", *ENDPOINTS)
+UNDERSTOOD = frozenset({*KEY, *MAY_LACK})
 """Every other AWS_* variable may mean to botocore what it does not mean to obstore."""
 PROXIES = ("_PROXY",)
 CERTIFICATES = ("_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -56,7 +48,9 @@ def fits(url: str, environment: Mapping[str, str], home: Path) -> bool:
     ignored = CERTIFICATES if endpoint.startswith("http://") else ()
     counting = [name for name in environment if not name.upper().endswith(ignored)]
     return (
-        all(environment.get(name) for name in KEY)
+        # with other characters in them obstore's library panics
+        all(PLAIN_VALUE.fullmatch(environment.get(name, "")) for name in KEY)
+        and all(PLAIN_VALUE.fullmatch(environment.get(name) or "-") for name in MAY_LACK)
         and all(name in UNDERSTOOD for name in counting if name.startswith("AWS_"))
         and not any(name.upper().endswith(PROXIES + CERTIFICATES) for name in counting)
         and not any((home / ".aws" / name).exists() for name in ("config", "credentials"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from enginefarm.store.provenance import is_about, signed_digest, statement
 KEY = "ENGINEFARM_SIGNING_KEY"
 KEY_PEM = "ENGINEFARM_SIGNING_KEY_PEM"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MOST_KEY_BYTES = 1 << 20
 PEM_BLOCK = re.compile(r"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -144,7 +146,7 @@ def signer(environ: Mapping[str, str] = os.environ) -> Signer | None:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        data = Path(path).read_bytes() if path else (text or "").encode()
+        data = _key_file(Path(path)) if path else (text or "").encode()
         key = load_pem_private_key(data, password=None)
     except (OSError, ValueError, TypeError) as error:
         reason = type(error).__name__  # the message could quote the file
@@ -190,13 +192,22 @@ def _read_all(paths: str) -> str:
         path = Path(name)
         try:
             files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
-            texts += [file.read_text("utf-8", "replace") for file in files]
+            texts += [_key_file(file).decode("utf-8", "replace") for file in files]
         except OSError as error:
             raise SignatureRejected(
                 f"trust: ENGINEFARM_TRUST names {name}, which cannot be read",
                 why=error.strerror or "",
             ) from error
     return "\n".join(texts)
+
+
+def _key_file(path: Path) -> bytes:
+    """The bytes of a small regular file; a device could have no end, and a pipe no beginning."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if path.stat().st_size > MOST_KEY_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_KEY_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def key_id(public_key: Any) -> str:

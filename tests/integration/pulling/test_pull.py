@@ -271,3 +271,14 @@ def test_many_threads_share_one_cache(publish: Publish, tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         paths = set(pool.map(lambda _: cache.ensure(store, ref), range(64)))
     assert len(paths) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "show", "channel", "fleet", "bom"])
+def test_a_name_that_the_store_does_not_have_is_an_error_of_every_command(
+    command: str, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish()
+    assert cli.run([command, "MODEL"]) == 43
+    assert "did you mean model?" in capsys.readouterr().err
+    assert cli.run([command, ""]) == 2
+    assert "''" in capsys.readouterr().err
