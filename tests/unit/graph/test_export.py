@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -113,15 +114,21 @@ def test_data_that_does_not_fit_is_a_calibration_error(tmp_path: Path) -> None:
         exported(made, tmp_path / "out")
 
 
-def onnx_recipe(tmp_path: Path, **changes: object) -> Recipe:
+@pytest.fixture(scope="module")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as an ONNX file, exported once."""
+    folder = tmp_path_factory.mktemp("small")
+    return exported(recipe(folder), folder / "made").path
+
+
+def onnx_recipe(tmp_path: Path, small_onnx: Path, **changes: object) -> Recipe:
     """The small model as an ONNX source."""
-    path = exported(recipe(tmp_path), tmp_path / "made").path
-    path.rename(tmp_path / "mine.onnx")
+    shutil.copyfile(small_onnx, tmp_path / "mine.onnx")
     return recipe(tmp_path, source={"kind": "onnx", "path": "mine.onnx"}, **changes)
 
 
-def test_an_onnx_source_is_taken_as_it_is(tmp_path: Path) -> None:
-    made = onnx_recipe(tmp_path)
+def test_an_onnx_source_is_taken_as_it_is(tmp_path: Path, small_onnx: Path) -> None:
+    made = onnx_recipe(tmp_path, small_onnx)
     report = exported(made, tmp_path / "out")
     assert report.outputs == ("scores",)
     feeds = images(3)
@@ -138,7 +145,9 @@ def test_an_onnx_source_is_taken_as_it_is(tmp_path: Path) -> None:
         ([{"name": "x", "dtype": "float16", "shape": ["batch", 3, 8, 8]}], "'x' is float32"),
     ],
 )
-def test_an_onnx_source_whose_inputs_are_others(tmp_path: Path, inputs: list, match: str) -> None:
+def test_an_onnx_source_whose_inputs_are_others(
+    tmp_path: Path, small_onnx: Path, inputs: list, match: str
+) -> None:
     shape = [4 if isinstance(dim, str) else dim for dim in inputs[0]["shape"]]
     dtype = inputs[0].get("dtype", "float32")
     code = (
@@ -146,7 +155,7 @@ def test_an_onnx_source_whose_inputs_are_others(tmp_path: Path, inputs: list, ma
         "def data(seed):\n"
         f"    while True: yield {{{inputs[0]['name']!r}: np.ones({shape}, '{dtype}')}}\n"
     )
-    made = onnx_recipe(tmp_path)
+    made = onnx_recipe(tmp_path, small_onnx)
     made = recipe(tmp_path, code=code, inputs=inputs, source={"kind": "onnx", "path": "mine.onnx"})
     with pytest.raises(SourceError, match=match):
         exported(made, tmp_path / "out")
