@@ -258,6 +258,9 @@ def _run_corners(
 ) -> dict[str, int]:
     """Each output -> its number of dims."""
     session = ort.session(path, error=error, what=f"the graph of {recipe.name}")
+    likely = "a dim is not as dynamic as the recipe says"
+    if recipe.verification_data.random:
+        likely += ", or the model does not take random numbers (give data of yours)"
     ranks: dict[str, int] = {}
     for label, dims in feeds.corners(recipe):
         found = ort.run(
@@ -265,7 +268,7 @@ def _run_corners(
             feeds.sized(sample, recipe, dims),
             error=error,
             what=label,
-            likely="a dim is not as dynamic as the recipe says",
+            likely=likely,
         )
         ranks = {name: array.ndim for name, array in found.items()}
     return ranks

@@ -56,7 +56,7 @@ def find(graph: GraphProto, inputs: Iterable[str]) -> Use | None:
     for node in graph.node:
         for operand in SIZES.get(node.op_type, ()):
             if operand < len(node.input) and node.input[operand] in carried:
-                return Use(carried[node.input[operand]], node.name, node.op_type)
+                return Use(carried[node.input[operand]], node.name or node.output[0], node.op_type)
         source = _carried(node, carried)
         if source is not None:
             carried |= dict.fromkeys(node.output, source)

@@ -42,8 +42,9 @@ def refuse_random(model: LoadedModel) -> None:
     for graph in onnx_files.graphs(made.graph):
         for node in graph.node:
             if node.op_type in RANDOM or _trains(graph, node):
+                name = node.name or node.output[0]
                 raise ModelError(
-                    f"the model draws random numbers: node {node.name!r} ({node.op_type})",
+                    f"the model draws random numbers: node {name!r} ({node.op_type})",
                     why="no engine could be compared with it"
                     if node.op_type in RANDOM
                     else "its training_mode is on, or an input",

@@ -14,6 +14,7 @@ from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import BuildCancelled, BuildError, ParseError
+from enginefarm.graph.onnx_files import graph_only
 from enginefarm.progress import SINK, report
 from enginefarm.run.refusals import not_built
 from enginefarm.run.trt import DTYPES, Messages, tidy
@@ -82,7 +83,7 @@ def parse_onnx(parser: Any, network: Any, onnx: Path, messages: Messages, toolch
     """
     parsed = parser.parse_from_file(str(onnx))
     if not parsed or parser.num_errors:
-        raise _parse_error(parser, messages, toolchain)
+        raise _parse_error(parser, messages, toolchain, onnx)
     # Zero-byte and text files parse as true.
     if network.num_layers == 0 or network.num_outputs == 0:
         raise ParseError(
@@ -93,14 +94,15 @@ def parse_onnx(parser: Any, network: Any, onnx: Path, messages: Messages, toolch
         )
 
 
-def _parse_error(parser: Any, messages: Messages, toolchain: str) -> ParseError:
+def _parse_error(parser: Any, messages: Messages, toolchain: str, onnx: Path) -> ParseError:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     if not found:
         return ParseError(f"{toolchain} cannot parse the model", why=messages.cause())
     first = next((error for error in found if error.node_operator()), found[0])
-    where = f"node {first.node_name()!r} (operator {first.node_operator()})"
-    if not first.node_operator():
-        where = "the model"
+    where = "the model"
+    if operator := first.node_operator():
+        name = first.node_name() or _result_of(onnx, first.node(), operator)
+        where = f"node {name!r} (operator {operator})"
     others = sorted({error.node_operator() for error in found} - {first.node_operator(), ""})
     code = str(first.code()).rpartition(".")[2]
     return ParseError(
@@ -109,6 +111,13 @@ def _parse_error(parser: Any, messages: Messages, toolchain: str) -> ParseError:
         fix="replace the operator in the model"
         + (f"; others that it refuses: {', '.join(others)}" if others else ""),
     )
+
+
+def _result_of(onnx: Path, index: int, operator: str) -> str:
+    """What a node without a name makes: the parser knows its index."""
+    nodes = graph_only(onnx).graph.node
+    same = 0 <= index < len(nodes) and nodes[index].op_type == operator
+    return nodes[index].output[0] if same else ""
 
 
 def add_profiles(

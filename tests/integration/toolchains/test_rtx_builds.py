@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnx
 import psutil
 import pytest
 import tiny_onnx
@@ -165,6 +166,16 @@ def test_an_operator_that_the_parser_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ParseError, match=r"'find_nonzero' \(operator NonZero\)") as caught:
         run(tiny_onnx.nonzero(tmp_path / "model.onnx"), tmp_path / "w")
     assert "plugin creator" in caught.value.why
+
+
+def test_a_node_without_a_name_is_named_by_what_it_makes(tmp_path: Path) -> None:
+    path = tiny_onnx.nonzero(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    (node,) = (node for node in model.graph.node if node.op_type == "NonZero")
+    node.name = ""
+    onnx.save(model, path)
+    with pytest.raises(ParseError, match=rf"node '{node.output[0]}' \(operator NonZero\)"):
+        run(path, tmp_path / "w")
 
 
 def test_a_parser_segfault_is_one_error(tmp_path: Path) -> None:

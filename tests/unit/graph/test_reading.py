@@ -14,7 +14,7 @@ from enginefarm.documents.comparing import Comparing
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import EnginefarmError, ExportError, ModelError, SourceError
-from enginefarm.graph import export, onnx_files, ort, raising, slim, steady, verify
+from enginefarm.graph import export, onnx_files, ort, raising, shape_inputs, slim, steady, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import ReferenceBatch, make_reference
 
@@ -301,6 +301,31 @@ def test_an_input_of_unknown_rank_is_refused_by_name(tmp_path: Path) -> None:
     made = relu(inputs=[value("x", None)])
     with pytest.raises(SourceError, match="input 'x' has no shape in the file"):
         exported(tmp_path, made)
+
+
+def test_nodes_without_a_name_are_named_by_what_they_make(tmp_path: Path) -> None:
+    made = model([helper.make_node("RandomNormalLike", ["x"], ["y"])])
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"random numbers: node 'y' \(RandomNormalLike\)"):
+        steady.refuse_random(tmp_path / "m.onnx")
+    sized = model(
+        [helper.make_node("Expand", ["x", "sizes"], ["y"])],
+        inputs=[value("x", ["n", 4]), value("sizes", [2], TensorProto.INT64)],
+    )
+    use = shape_inputs.find(sized.graph, ["sizes"])
+    assert use == ("sizes", "y", "Expand")
+
+
+def test_random_inputs_that_the_model_does_not_take_are_said_to_be_random(tmp_path: Path) -> None:
+    made = model(
+        [helper.make_node("Gather", ["x", "index"], ["y"], "gather", axis=1)],
+        inputs=[value("x", ["n", 4]), value("index", [9], TensorProto.INT64)],
+        outputs=[value("y", ["n", 9])],
+    )
+    inputs = [{"name": "x", "shape": ["batch", 4]}, {"name": "index", "dtype": "int64"}]
+    inputs[1]["shape"] = [9]
+    with pytest.raises(EnginefarmError, match="does not take random numbers"):
+        exported(tmp_path, made, inputs=inputs, verification={})
 
 
 def test_outputs_get_the_recipes_names_and_class_scores_must_be_there(tmp_path: Path) -> None:
