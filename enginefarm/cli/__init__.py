@@ -179,9 +179,12 @@ def run(arguments: list[str] | None = None) -> int:
         if extra is None:
             raise
         return _fail(_not_installed(error.name or "", extra))
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return BROKEN_PIPE
+    except BrokenPipeError:
+        return _enough()
+    except SystemExit as end:  # click's and rich's answer to a broken pipe
+        if isinstance(end.__context__, BrokenPipeError):
+            return _enough()
+        raise
     except OSError as error:
         return _fail(_of_the_disk(error))
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -194,6 +197,12 @@ def run(arguments: list[str] | None = None) -> int:
             return interrupts.said()
         raise
     return result if isinstance(result, int) else 0
+
+
+def _enough() -> int:
+    """The reader, such as `head`, has enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return BROKEN_PIPE
 
 
 def _require_text(arguments: Iterable[str]) -> None:

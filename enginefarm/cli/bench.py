@@ -14,6 +14,7 @@ from enginefarm.cli import completion
 from enginefarm.cli.bench_slo import slo
 from enginefarm.cli.options import (
     FiniteRange,
+    NamedPath,
     gpu_option,
     gpus_option,
     precision_option,
@@ -109,7 +110,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 @bench.command("run")
 @click.argument(
     "recipe",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     shell_complete=completion.recipe_files,
 )
 @click.option(

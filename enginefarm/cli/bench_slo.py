@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange, precision_option
+from enginefarm.cli.options import FiniteRange, NamedPath, precision_option
 
 
 @click.command()
 @click.argument(
     "recipe",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     shell_complete=completion.recipe_files,
 )
 @click.option(

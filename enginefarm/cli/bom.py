@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import gpu_option, precision_option
+from enginefarm.cli.options import NamedPath, gpu_option, precision_option
 
 
 @click.command()
@@ -18,7 +18,7 @@ from enginefarm.cli.options import gpu_option, precision_option
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     help="Write it here. Default: standard output.",
 )
 def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None) -> None:

@@ -12,7 +12,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.init import model_options, recipe_of, wishes
-from enginefarm.cli.options import gpus_option, precisions_option
+from enginefarm.cli.options import NamedPath, gpus_option, precisions_option
 from enginefarm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @gpus_option("Build for these GPUs only (repeat, or separate with commas); required for a MODEL.")
 @precisions_option("Only these precisions; of a MODEL: which, fp16 by default.")
 @model_options
-@click.option("--save", type=click.Path(path_type=Path), help="Keep the inferred recipe.")
+@click.option("--save", type=NamedPath(path_type=Path), help="Keep the inferred recipe.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the outcomes as JSON on standard output."
 )

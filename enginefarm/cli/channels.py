@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import promotion_options
+from enginefarm.cli.options import promotion_options, why_option
 
 if TYPE_CHECKING:
     from enginefarm.store.channels import GateResult, Revision
@@ -54,7 +54,7 @@ class _DryRun(Exception):
 @click.option(
     "--to", "revision", type=int, help="The revision; the last one with other engines by default."
 )
-@click.option("--why", default="", help="The reason, for the channel's log.")
+@why_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json: bool) -> None:
     """Point RECIPE's CHANNEL back at an earlier revision."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange
+from enginefarm.cli.options import FiniteRange, NamedPath
 from enginefarm.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--prices",
     "file",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     help="TOML: [per_hour] with a price for each GPU's label; [fleet] with how many there are.",
 )
 @click.option(

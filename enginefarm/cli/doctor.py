@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from enginefarm.cli.options import gpu_option
+from enginefarm.cli.options import NamedPath, gpu_option
 
 STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
 
 
 @click.command()
-@click.argument("plan", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("plan", required=False, type=NamedPath(path_type=Path, dir_okay=False))
 @gpu_option("The GPU; auto is this machine's.", default="auto", show_default=True)
 @click.option(
     "--manifest",
     "manifest_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     help="Default: PLAN.json beside it, else what this host pulled.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginefarm.cli.options import gpus_option, precisions_option
+from enginefarm.cli.options import NamedPath, gpus_option, precisions_option
 from enginefarm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @gpus_option("The GPUs to build for (repeat, or with commas).")
 @precisions_option("The precisions to build (repeat, or with commas); fp16 by default.")
 @model_options
-@click.option("--save", type=click.Path(path_type=Path), help="The file; else it is printed.")
+@click.option("--save", type=NamedPath(path_type=Path), help="The file; else it is printed.")
 def init(
     model: str,
     gpus: tuple[str, ...],

@@ -25,6 +25,34 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class NamedPath(click.Path):
+    """A path that is not empty: `--dest "$UNSET"` would mean the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+MOST_WHY = 2000
+"""Characters of a reason in a channel's log."""
+
+
+def reason(context: click.Context, parameter: click.Parameter, given: str) -> str:
+    """A callback. Raises: UsageError for a reason that a channel's log does not take."""
+    if len(given) > MOST_WHY:
+        raise UsageError(
+            f"{parameter.opts[0]}: the reason has {len(given):,} characters",
+            fix=f"write at most {MOST_WHY:,}, such as a link to the whole of it",
+        )
+    return given
+
+
+why_option = click.option(
+    "--why", default="", callback=reason, help="The reason, for the channel's log."
+)
+
+
 def several(context: click.Context, parameter: click.Parameter, given: Iterable[str]) -> Any:
     """`-x t4,L4 -x A100` as ("t4", "l4", "a100")."""
     parts = (part.strip().lower() for text in given for part in text.split(","))
@@ -133,7 +161,7 @@ def promotion_options(command: Callable[..., Any]) -> Callable[..., Any]:
             shell_complete=completion.channels,
             help="Take the engines from this channel; the newest by default.",
         ),
-        click.option("--why", default="", help="The reason, for the channel's log."),
+        why_option,
         click.option(
             "--allow-pending",
             is_flag=True,

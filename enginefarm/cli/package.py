@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import gpu_option, precision_option
+from enginefarm.cli.options import NamedPath, gpu_option, precision_option
 
 
 @click.command()
 @click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.argument("folder", type=NamedPath(path_type=Path), required=False)
 @gpu_option("Take only engines for this GPU.")
 @precision_option("Take this precision. Default: fp16, if it has an engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange, gpu_option, precision_option
+from enginefarm.cli.options import FiniteRange, NamedPath, gpu_option, precision_option
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dest",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="A file, or a folder that exists. Default: the engine stays in the cache.",
 )
 @click.option("--url", metavar="URL", help="Instead of NAME: what `enginefarm url` printed.")

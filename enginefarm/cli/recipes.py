@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.options import NamedPath
 
 
 @click.group()
@@ -15,7 +16,7 @@ def recipes() -> None:
 
 
 @recipes.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=NamedPath(path_type=Path))
 def push(path: Path) -> None:
     """Copy the recipe in the folder PATH to the store, with everything in that folder.
 

@@ -7,19 +7,20 @@ from pathlib import Path
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.options import NamedPath
 
 
 @click.command()
 @click.argument(
     "recipes",
     nargs=-1,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     shell_complete=completion.recipe_files,
 )
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     default=Path("report.html"),
     show_default=True,
     help="Where to write the page.",

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.options import NamedPath
 
 
 @click.command()
 @click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION", shell_complete=completion.engines)
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=NamedPath(path_type=Path, file_okay=False))
 def reproduce(engine: str, folder: Path) -> None:
     """Write a FOLDER that rebuilds ENGINE with only TensorRT's bindings and numpy.
 

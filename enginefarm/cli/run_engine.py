@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import precision_option
+from enginefarm.cli.options import NamedPath, precision_option
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -41,7 +41,7 @@ class LocalPlan(NamedTuple):
 @click.option("--seed", type=click.IntRange(0), help="Without --input: the seed; 0 by default.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     metavar="FILE.npz",
     help="Write the outputs here.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.options import NamedPath
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -116,7 +117,7 @@ def sign(name: str, vouch: bool) -> None:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("path", type=NamedPath(path_type=Path, dir_okay=False))
 def keygen(path: Path) -> None:
     """Make a signing key at PATH (mode 0600), and its public key beside it."""
     from enginefarm.store import signing

@@ -179,6 +179,8 @@ def _mistake(detail: ErrorDetails) -> tuple[str, str]:
     if kind == "value_error":  # our own words
         message = detail["msg"].removeprefix("Value error, ")
         return (path if detail["loc"] else ""), message
+    if kind == "too_short":
+        return path, "should have at least one entry"
     message = _WORDS.get(kind, detail["msg"].removeprefix("Input "))
     return path, f"{message}; it is {_short(given)}{_remedy(kind, given)}"
 

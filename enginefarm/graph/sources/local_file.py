@@ -21,6 +21,8 @@ def local_file(
     Raises: `error` when there is none, it is empty, not a regular file, a Git LFS pointer, or
     the text of a link that was copied as a file.
     """
+    if not path:
+        raise error(f"{field}: it is empty", fix="write the file's path, relative to the recipe")
     file = root / path
     try:
         about = file.stat()

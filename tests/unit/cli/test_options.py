@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from enginefarm.cli import run
+from enginefarm.cli.options import MOST_WHY
 from enginefarm.errors import GpuError
+from enginefarm.store.channels import Revision
 from tests.unit.recipes.test_infer import model
 
 
@@ -82,3 +84,31 @@ def test_a_recipe_is_kept(tmp_path: Path) -> None:
 def test_the_worker_suggests_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["worker", "--gpu", "a10O"]) == GpuError.exit_code
     assert "did you mean a10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pull", "m", "--gpu", "t4", "--dest", ""],
+        ["report", "--output", ""],
+        ["keygen", ""],
+        ["plan", ""],
+        ["package", "m", ""],
+        ["reproduce", "m/t4/fp16", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 2
+    assert "the path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["promote", "m"], ["rollback", "m", "production"]])
+def test_a_reason_that_no_log_takes_is_refused_before_anything_moves(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = Revision.model_fields["why"].metadata[0].max_length
+    assert most == MOST_WHY
+    assert run([*command, "--why", "x" * (MOST_WHY + 1)]) == 2
+    assert "--why: the reason has 2,001 characters" in capsys.readouterr().err
