@@ -24,7 +24,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from filelock import FileLock
 
-from enginefarm.errors import StoreError, StoreUnavailable
+from enginefarm.errors import StoreError, StoreUnavailable, UsageError
 from enginefarm.settings import current
 from enginefarm.store import inner_ports
 from enginefarm.store.client import Credentials
@@ -55,8 +55,20 @@ class Server:
 
 
 def home_of(url: str) -> Path:
-    """The folder of `embedded:///folder`; of an empty URL, the default one."""
-    return Path(url.partition("://")[2]) if url else default_home()
+    """The folder of `embedded:///folder`; of an empty URL, the default one.
+
+    Raises: UsageError without a folder, or for one that depends on where the command runs.
+    """
+    if not url:
+        return default_home()
+    folder = Path(url.partition("://")[2])
+    if not folder.is_absolute():
+        raise UsageError(
+            "store: the URL of an embedded store names no folder from the root on",
+            fix="write embedded:///FOLDER, or unset ENGINEFARM_STORE for "
+            f"{default_home().as_posix()}",
+        )
+    return folder
 
 
 def default_home() -> Path:

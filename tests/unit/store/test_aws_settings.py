@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.errors import SignatureRejected, UsageError
-from enginefarm.store import quick, s3, signing
+from enginefarm.store import open_store, quick, s3, signing
 from enginefarm.store.client import is_endpoint
 
 SECRET = "hush-hush"
@@ -109,3 +109,9 @@ def test_a_key_file_that_has_no_end_is_not_read(tmp_path: Path) -> None:
             signing.trust({"ENGINEFARM_TRUST": path})
         with pytest.raises(SignatureRejected):
             signing.signer({signing.KEY: path})
+
+
+@pytest.mark.parametrize("url", ["embedded://", "embedded://folder", "embedded://./folder"])
+def test_an_embedded_store_is_not_started_in_the_working_folder(url: str) -> None:
+    with pytest.raises(UsageError, match="names no folder"):
+        open_store(url)
