@@ -25,7 +25,7 @@ from enginefarm.bench.harness import (
     interleave,
 )
 from enginefarm.bench.shapes import Point, points, sized
-from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError
@@ -208,7 +208,7 @@ def _comparison(
     feeds: Mapping[str, Any], first: Arrays, outputs: Arrays
 ) -> tuple[OutputComparison, ...]:
     batch = ReferenceBatch(inputs=dict(feeds), outputs=first, labels=None)
-    return compare([batch], lambda _: outputs, Budget(), Comparing()).outputs
+    return compare([batch], lambda _: outputs, Budget(), ComparisonRules()).outputs
 
 
 def compute_columns(found: Figures | None) -> dict[str, float]:

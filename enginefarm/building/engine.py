@@ -41,7 +41,7 @@ from enginefarm.store import failed_builds
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialize, recorded, whole
-from enginefarm.store.statements import Vouching, vouching
+from enginefarm.store.statements import SigningPolicy, signing_policy
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
@@ -78,7 +78,7 @@ def build(
     spec = job.spec
     with _locked(site, spec.plan_key):
         _refuse_quarantined(site, spec)
-        published = whole(site, job.recipe, spec.digest, vouching())
+        published = whole(site, job.recipe, spec.digest, signing_policy())
         if published is not None:
             report(f"build {spec.label}", 1, 1, "cached")
             return published
@@ -112,7 +112,7 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
         )
 
     stage = f"plan-{asked.precision.name}"
-    record, _ = recorded(site, stage, asked.plan_key, work, vouching())
+    record, _ = recorded(site, stage, asked.plan_key, work, signing_policy())
     return _result_of(record, asked.gpu.label)
 
 
@@ -206,11 +206,11 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
     is one) says the same of the plan. It trusts no unsigned manifest.
     Raises: SignatureRejected, PlanDamaged, StoreMissing.
     """
-    vouches = vouching()
-    if vouches is not None:
-        require_vouched(site, job, built, vouches, said=_result_of)
+    policy = signing_policy()
+    if policy is not None:
+        require_vouched(site, job, built, policy, said=_result_of)
     # Who does not sign downloads no plan of another machine only to read its header.
-    if vouches is not None or site.cache.has(built.plan):
+    if policy is not None or site.cache.has(built.plan):
         require_plan_of(site, job.spec, built.plan)
     manifest = Manifest(
         recipe=job.recipe,
@@ -238,15 +238,15 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         notes=job.prepared.notes,
         created_at=datetime.now(UTC),
     )
-    signer = None if vouches is None else vouches.signer
-    if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, vouches)):
+    signer = None if policy is None else policy.signer
+    if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, policy)):
         return manifest
-    published = whole(site, job.recipe, job.spec.digest, vouches)
+    published = whole(site, job.recipe, job.spec.digest, policy)
     return manifest if published is None else published
 
 
-def _is_trusted(site: Site, manifest: Manifest, vouches: Vouching | None) -> bool:
-    return vouches is None or vouches.signed(site.store, manifest)
+def _is_trusted(site: Site, manifest: Manifest, policy: SigningPolicy | None) -> bool:
+    return policy is None or policy.signed(site.store, manifest)
 
 
 def smaller_workspace(spec: BuildSpec) -> int:

@@ -13,7 +13,7 @@ from enginefarm.errors import PlanDamaged, SignatureRejected
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.names import runtime_of
 from enginefarm.store.site import Site
-from enginefarm.store.statements import Vouching
+from enginefarm.store.statements import SigningPolicy
 
 if TYPE_CHECKING:
     from enginefarm.building.job import BuildResult, Job
@@ -25,7 +25,7 @@ def require_vouched(
     site: Site,
     job: Job,
     built: BuildResult,
-    vouches: Vouching,
+    policy: SigningPolicy,
     said: Callable[[StageRecord, str], BuildResult],
 ) -> None:
     """Raises: SignatureRejected unless a signed record of this build says what `built` says.
@@ -36,7 +36,7 @@ def require_vouched(
     why = ""
     if built.plan_key not in _plan_keys(job.spec, built):
         why = "the record that it names is of another spec"
-    elif record is None or not vouches.believes(record):
+    elif record is None or not policy.trusts(record):
         why = "no record that a trusted builder signed says that this plan was built"
     elif said(record, job.spec.gpu.label) != built.model_copy(
         update={"details": _recorded_details(built)}

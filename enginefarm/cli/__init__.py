@@ -171,7 +171,7 @@ def run(arguments: list[str] | None = None) -> int:
         _require_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
     except BuildCancelled as error:
-        return interrupts.said() if CANCEL.is_set() else _fail(error)
+        return interrupts.report_interrupt() if CANCEL.is_set() else _fail(error)
     except EnginefarmError as error:
         return _fail(error)
     except ModuleNotFoundError as error:
@@ -188,13 +188,13 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(_of_the_disk(error))
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return interrupts.said()
+        return interrupts.report_interrupt()
     except click.ClickException as error:
         error.show()
         return UsageError.exit_code
     except Exception:
         if CANCEL.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
-            return interrupts.said()
+            return interrupts.report_interrupt()
         raise
     return result if isinstance(result, int) else 0
 

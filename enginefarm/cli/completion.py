@@ -85,9 +85,9 @@ def _channels(store: EngineStore, recipe: str) -> Iterable[str]:
 
 
 def _pushed(store: EngineStore) -> Iterable[str]:
-    from enginefarm.recipes import kept
+    from enginefarm.recipes import recipe_store
 
-    return kept.names(store)
+    return recipe_store.names(store)
 
 
 def _offered(begun: str, ask: Callable[[EngineStore], Iterable[str]]) -> list[CompletionItem]:

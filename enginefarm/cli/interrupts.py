@@ -34,7 +34,7 @@ def quiet(on: bool) -> None:
         sys.stderr.quiet = on
 
 
-def said() -> int:
+def report_interrupt() -> int:
     """The one line; returns the exit code."""
     for number in ENDS:
         if signal.getsignal(number) is _interrupt:

@@ -23,7 +23,7 @@ def push(path: Path) -> None:
     It replaces the recipe of that name. It is signed when ENGINEFARM_SIGNING_KEY is set.
     It is refused when it needs a file or module outside its folder.
     """
-    from enginefarm.recipes import kept as recipe_store
+    from enginefarm.recipes import recipe_store
     from enginefarm.store import open_store
 
     made = recipe_store.push(open_store(), path)
@@ -39,7 +39,7 @@ def push(path: Path) -> None:
 def list_(as_json: bool) -> None:
     """List every recipe in the store, with who pushed it, when, and who signed it."""
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.recipes import kept as recipe_store
+    from enginefarm.recipes import recipe_store
     from enginefarm.store import open_store
 
     store = open_store()
@@ -68,7 +68,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name", shell_complete=completion.stored)
 def remove(name: str) -> None:
     """Remove the recipe NAME from the store. Its engines stay."""
-    from enginefarm.recipes import kept as recipe_store
+    from enginefarm.recipes import recipe_store
     from enginefarm.store import open_store
 
     recipe_store.remove(open_store(), name)

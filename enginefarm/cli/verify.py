@@ -86,10 +86,10 @@ def sign(name: str, vouch: bool) -> None:
     from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import open_store, signing
     from enginefarm.store.channels import split
-    from enginefarm.store.statements import name_it, vouching
+    from enginefarm.store.statements import name_it, signing_policy
 
-    vouches = vouching()
-    if vouches is None:
+    policy = signing_policy()
+    if policy is None:
         raise SignatureRejected(
             "sign: no key is configured",
             fix="enginefarm keygen farm.pem, then set ENGINEFARM_SIGNING_KEY=farm.pem",
@@ -97,11 +97,11 @@ def sign(name: str, vouch: bool) -> None:
     store = open_store()
     recipe, channel = split(name)
     for manifest in StoreCatalog(store).manifests(recipe, channel):
-        if vouches.signed(store, manifest):
-            name_it(store, recipe, manifest, vouches.signer)
+        if policy.signed(store, manifest):
+            name_it(store, recipe, manifest, policy.signer)
             click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} is already signed")
             continue
-        if not (vouch or vouches.speaks_for(store, manifest)):
+        if not (vouch or policy.speaks_for(store, manifest)):
             raise SignatureRejected(
                 f"sign: {manifest.recipe} {manifest.spec.label} ({manifest.spec_digest[:12]}) is "
                 "not signed",
@@ -110,9 +110,9 @@ def sign(name: str, vouch: bool) -> None:
                 "know where it comes from",
             )
         _hash(store, manifest)
-        envelope = vouches.signer.attest(manifest).canonical_json()
+        envelope = policy.signer.attest(manifest).canonical_json()
         store.put_object(signing.attestation_key(manifest), envelope)
-        name_it(store, recipe, manifest, vouches.signer)
+        name_it(store, recipe, manifest, policy.signer)
         click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} signed")
 
 

@@ -21,7 +21,7 @@ needs a budget of its own."""
 OutputName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-class Comparing(Frozen):
+class ComparisonRules(Frozen):
     """What outputs mean, as far as their comparison depends on it."""
 
     class_scores: tuple[OutputName, ...] = Field(
@@ -50,7 +50,7 @@ class Comparing(Frozen):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Comparing:
+    def _ordered(self) -> ComparisonRules:
         for output, parts in self.slices.items():
             for name, (start, end) in parts.items():
                 if not 0 <= start < end:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.schema import Frozen, ImportPath
 
 
@@ -71,7 +71,7 @@ class Calibration(Frozen):
     seed: int = Field(default=0, description="Given to a callable that takes one.")
 
 
-class Verification(Comparing):
+class Verification(ComparisonRules):
     """What every stage is compared on. Without `data`, the calibration data is used; without
     that too, seeded random inputs are, and every table says so."""
 
@@ -86,5 +86,7 @@ class Verification(Comparing):
     seed: int = Field(default=1, description="Given to a callable that takes one.")
 
     @property
-    def comparing(self) -> Comparing:
-        return Comparing.model_validate(self.model_dump(include=set(Comparing.model_fields)))
+    def comparing(self) -> ComparisonRules:
+        return ComparisonRules.model_validate(
+            self.model_dump(include=set(ComparisonRules.model_fields))
+        )

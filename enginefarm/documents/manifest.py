@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from enginefarm.documents.builder import DType
-from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Moment, Name
@@ -39,7 +39,7 @@ class GraphVerification(Frozen):
     samples: int
     runtime: str
     outputs: tuple[OutputComparison, ...]
-    comparing: Comparing = Comparing()
+    comparing: ComparisonRules = ComparisonRules()
     asked: Digest | None = Field(
         default=None,
         description="Everything but the graph and the budget that decides the figures: source, "

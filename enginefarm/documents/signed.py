@@ -12,7 +12,7 @@ class Signature(Frozen):
     sig: str
 
 
-class Signed(Frozen):
+class SignedDocument(Frozen):
     """The signatures are over every other field, and over what kind of document it is."""
 
     signatures: tuple[Signature, ...] = ()

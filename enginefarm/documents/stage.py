@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from enginefarm.documents.signed import Signed
+from enginefarm.documents.signed import SignedDocument
 from enginefarm.documents.spec import BlobRef
 from enginefarm.schema import Digest, Frozen, Moment, Name
 
@@ -19,7 +19,7 @@ class StageOutput(Frozen):
     values: dict[str, Any] = Field(default_factory=dict, description="Of JSON's types.")
 
 
-class StageRecord(Signed):
+class StageRecord(SignedDocument):
     """A step that was done once: what went in (`key`) and what came out.
 
     The key is the sha256 of everything that decides the outputs. Signed by a builder that has

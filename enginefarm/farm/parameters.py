@@ -17,7 +17,7 @@ from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.names import PrecisionName
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
-from enginefarm.recipes import kept as recipe_store
+from enginefarm.recipes import recipe_store
 from enginefarm.recipes.file import FILE_NAME
 from enginefarm.settings import STORE_ROOT, current
 

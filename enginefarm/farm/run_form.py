@@ -19,7 +19,7 @@ from enginefarm.documents import gpus
 from enginefarm.errors import EnginefarmError
 from enginefarm.farm import parameters
 from enginefarm.recipes import file as recipe_file
-from enginefarm.recipes import kept as recipe_store
+from enginefarm.recipes import recipe_store
 from enginefarm.settings import STORE_ROOT, current
 from enginefarm.store.engine_store import EngineStore
 

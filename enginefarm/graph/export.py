@@ -14,8 +14,8 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import ExportError, SourceError, ToolchainError
 from enginefarm.graph import (
-    came,
     feeds,
+    file_notes,
     fitting,
     known_branches,
     onnx_files,
@@ -133,7 +133,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         for value in wrong:
             onnx_shapes.write_shape(value, [None] * ranks[value.name])
         onnx_files.write(graph, path.parent)
-    notes = (*came.notes(recipe, path, dest_dir, sample), *decided)
+    notes = (*file_notes.notes(recipe, path, dest_dir, sample), *decided)
     if written_out:
         notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
     progress.report("export", 4, 4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from enginefarm.documents.comparing import UNUSABLE, Comparing, OutputComparison, Part
+from enginefarm.documents.comparing import UNUSABLE, ComparisonRules, OutputComparison, Part
 from enginefarm.errors import CalibrationError
 from enginefarm.graph.sums import Sums, Values
 
@@ -33,7 +33,7 @@ class Output:
     """Running sums of one output, over the batches of the data and over each corner."""
 
     name: str
-    how: Comparing
+    how: ComparisonRules
     whole: Sums = field(default_factory=Sums)
     samples: list[tuple[str, Sums]] = field(default_factory=list[tuple[str, Sums]])
     corners: list[tuple[str, Sums]] = field(default_factory=list[tuple[str, Sums]])
@@ -187,7 +187,7 @@ class Output:
         return list(dict.fromkeys([*worst, most] if most.rounding else worst))
 
 
-def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: Comparing) -> None:
+def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> None:
     """Raises: CalibrationError where labels are not one class for each place of the output."""
     axis = how.axis_of_classes(len(shape))
     places = (*shape[:axis], *shape[axis + 1 :])
@@ -210,7 +210,7 @@ def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:
     return np.where(np.isfinite(difference), difference, 0)
 
 
-def _kept(batch: ReferenceBatch, how: Comparing, shape: tuple[int, ...]) -> Array | None:
+def _kept(batch: ReferenceBatch, how: ComparisonRules, shape: tuple[int, ...]) -> Array | None:
     """Where the mask says that an output of that shape is not padding; None where it has no
     say. The mask's axes are the output's first ones, or its first and its last."""
     import numpy as np

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
 from enginefarm.graph import data, data_files, feeds, figures, forward, in_fp32, ort, steady
@@ -134,7 +134,7 @@ def write_batch(archive: zipfile.ZipFile, index: int, batch: ReferenceBatch) -> 
         _add(archive, f"{index:04d}/corner", np.array(batch.corner))
 
 
-def _fits_labels(outputs: Arrays, labels: Array | None, how: Comparing) -> None:
+def _fits_labels(outputs: Arrays, labels: Array | None, how: ComparisonRules) -> None:
     for name in (*how.class_scores, *how.slices):
         if name not in outputs:
             raise RecipeError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
 from enginefarm.child.call import Child
-from enginefarm.documents.comparing import Comparing, OutputComparison, judge, with_rounding
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison, judge, with_rounding
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
@@ -50,11 +50,11 @@ class Request(Frozen):
     onnx: Path
     reference: Path
     budget: Budget
-    comparing: Comparing
+    comparing: ComparisonRules
 
 
 def verify_graph(
-    onnx: Path, reference: Path, budget: Budget, comparing: Comparing
+    onnx: Path, reference: Path, budget: Budget, comparing: ComparisonRules
 ) -> GraphVerification:
     """Runs the graph with ONNX Runtime on the reference's inputs, in a child process.
 
@@ -139,7 +139,7 @@ def compare(
     batches: Iterable[ReferenceBatch],
     run: Callable[[ReferenceBatch], Arrays],
     budget: Budget,
-    comparing: Comparing,
+    comparing: ComparisonRules,
     again: Callable[[ReferenceBatch], Arrays] | None = None,
     measured: Sequence[OutputComparison] = (),
 ) -> Comparison:

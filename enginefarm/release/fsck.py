@@ -18,7 +18,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
-from enginefarm.recipes import kept
+from enginefarm.recipes import recipe_store
 from enginefarm.release.findings import Audit, AuditState
 from enginefarm.release.kinds import KINDS
 from enginefarm.store import channels, layout, quarantine
@@ -221,10 +221,10 @@ def _channels(work: AuditState) -> None:
 
 
 def _recipes(work: AuditState) -> None:
-    for name in kept.names(work.store):
-        key = f"{kept.RECIPES}{name}.json"
+    for name in recipe_store.names(work.store):
+        key = f"{recipe_store.RECIPES}{name}.json"
         try:
-            pushed = kept.read(work.store, name)
+            pushed = recipe_store.read(work.store, name)
         except NewerVersion as error:
             work.add(key, error.what, fix=error.fix, harmless=True)
             continue

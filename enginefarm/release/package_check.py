@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.child.call import Child
-from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError, ToolchainError
@@ -34,7 +34,7 @@ class Request(Frozen):
     reference: Path
     tensors: tuple[TensorInfo, ...]
     budget: Budget
-    comparing: Comparing
+    comparing: ComparisonRules
     measured: tuple[OutputComparison, ...] = ()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError, TritonError
@@ -46,7 +46,7 @@ class Candidate:
     blobs: Mapping[str, Path]
     reference: Path
     budget: Budget
-    comparing: Comparing
+    comparing: ComparisonRules
     measured: tuple[OutputComparison, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from enginefarm.errors import HostError
 from enginefarm.names import TOOLCHAINS, loaded, runtime_of
-from enginefarm.run.closing import Closing
+from enginefarm.run.closeable import Closeable
 from enginefarm.run.contenders import EngineContender
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender, this_python
@@ -49,7 +49,7 @@ class OpenRequest(NamedTuple):
     cuda_major: int | None
 
 
-class Plan(Closing):
+class Plan(Closeable):
     """A plan of TensorRT or TensorRT-RTX."""
 
     def __init__(self, asked: OpenRequest) -> None:

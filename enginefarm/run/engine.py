@@ -20,16 +20,16 @@ from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import DriverTooOld, EnginefarmError, EngineRunError, HostError
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.names import TOOLCHAINS, runtime_of
-from enginefarm.run.closing import Closing
+from enginefarm.run.closeable import Closeable
 from enginefarm.run.refusals import cause_of, refused
 from enginefarm.run.session import Session
 from enginefarm.run.trt import (
     DTYPES,
     Messages,
+    create,
     initialized_plugins,
     load_plugins,
     make_logger,
-    started,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def require_driver(have: int, cuda_major: int) -> None:
         )
 
 
-class Engine(Closing):
+class Engine(Closeable):
     """A plan, loaded on one GPU. Use it in a `with`."""
 
     def __init__(
@@ -137,7 +137,7 @@ class Engine(Closing):
         context.push()
         self._stack.callback(self.cuda.Context.pop)
         self._logger = make_logger(self.trt, self.messages)
-        self._runtime = started(
+        self._runtime = create(
             "the TensorRT runtime", self.trt.Runtime, self._logger, messages=self.messages
         )
         # TensorRT's own plugins are in no registry until this call; the lean and dispatch

@@ -11,7 +11,7 @@ from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
 from enginefarm.run.artifacts import OpenRequest
-from enginefarm.run.closing import Closing
+from enginefarm.run.closeable import Closeable
 from enginefarm.run.contenders import OrtContender
 from enginefarm.run.engine import require_driver
 from enginefarm.run.refusals import refused
@@ -19,7 +19,7 @@ from enginefarm.run.refusals import refused
 PROVIDER = "TensorrtExecutionProvider"
 
 
-class OrtEngine(Closing):
+class OrtEngine(Closeable):
     """An artifact of ort-trt, loaded on the first GPU. Use it in a `with`."""
 
     def __init__(self, asked: OpenRequest) -> None:

@@ -11,7 +11,7 @@ from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import EnginefarmError, EngineRunError
 from enginefarm.run import buffers as cuda_buffers
-from enginefarm.run.closing import Closing
+from enginefarm.run.closeable import Closeable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class LoadedEngine(Protocol):
     def failure(self, what: str) -> EnginefarmError: ...
 
 
-class Session(Closing):
+class Session(Closeable):
     """One execution context: bind, then copy_in, compute and copy_out as often as wanted."""
 
     def __init__(self, engine: LoadedEngine, profile: int, cuda_graph: bool) -> None:

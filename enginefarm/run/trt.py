@@ -81,7 +81,7 @@ def make_logger(trt: Any, messages: Messages) -> Any:
     return made
 
 
-def started(what: str, factory: Callable[..., Any], *arguments: Any, messages: Messages) -> Any:
+def create(what: str, factory: Callable[..., Any], *arguments: Any, messages: Messages) -> Any:
     """What a factory of the bindings makes: `trt.Builder`, `trt.Runtime`, `trt.OnnxParser` …
 
     They raise TypeError ("factory function returned nullptr") where the library returns nothing;

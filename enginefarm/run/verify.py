@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from enginefarm.child.call import Child, Limits
-from enginefarm.documents.comparing import Comparing, OutputComparison
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.documents.thresholds import Budget
@@ -32,7 +32,7 @@ class DeviceRequest(Frozen):
     cuda_major: int | None = None
     profiles: tuple[ShapeProfile, ...]
     budget: Budget
-    comparing: Comparing = Comparing()
+    comparing: ComparisonRules = ComparisonRules()
     measured: tuple[OutputComparison, ...] = Field(
         default=(), description="The graph's figures: what FP32 rounding costs it is in them."
     )

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.signed import Signed
+from enginefarm.documents.signed import SignedDocument
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
 from enginefarm.names import PrecisionName
@@ -55,7 +55,7 @@ class ChannelEngine(Frozen):
     engine: BlobRef
 
 
-class Revision(Signed):
+class Revision(SignedDocument):
     """One move of a channel: who, when, to what, why, and what the gates said."""
 
     schema_version: int = 1

@@ -28,7 +28,7 @@ from enginefarm.store.cache import BlobCache
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.disk import writing
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.statements import Vouching, name_it
+from enginefarm.store.statements import SigningPolicy, name_it
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -65,12 +65,12 @@ def plugin_libraries(site: Site, spec: BuildSpec) -> tuple[Path, ...]:
 
 
 def whole(
-    site: Site, recipe: str, spec_digest: str, vouching: Vouching | None = None
+    site: Site, recipe: str, spec_digest: str, policy: SigningPolicy | None = None
 ) -> Manifest | None:
     """The published engine, listed under the recipe too, when all that it needs is there.
 
     What the store has lost is uploaded from this machine's cache, where that has it. None for
-    an engine that has to be built: it is not published, or damaged beyond that. vouching: then
+    an engine that has to be built: it is not published, or damaged beyond that. policy: then
     one that no trusted builder signed counts as not published, and the recipe's name for
     another recipe's engine is signed.
     Raises: NewerVersion.
@@ -83,10 +83,10 @@ def whole(
         return None
     if not all(healed(site, ref) for ref in manifest.needs) or site.store.lacks(manifest):
         return None
-    if vouching is not None:
-        if not vouching.signed(site.store, manifest):
+    if policy is not None:
+        if not policy.signed(site.store, manifest):
             return None
-        name_it(site.store, recipe, manifest, vouching.signer)
+        name_it(site.store, recipe, manifest, policy.signer)
     site.store.list_under(recipe, manifest)
     return manifest
 
@@ -109,7 +109,7 @@ def recorded(
     stage: str,
     key: str,
     work: Callable[[Path], StageOutput],
-    vouching: Vouching | None = None,
+    policy: SigningPolicy | None = None,
     key_again: Callable[[], str] | None = None,
 ) -> tuple[StageRecord, bool]:
     """The stage's record, and whether it was there already.
@@ -117,14 +117,14 @@ def recorded(
     key_again: works the key out again after the work, where it depends on files of the user: a
     result of files that changed meanwhile is not recorded (SourceError).
 
-    vouching: of a process that signs what the record says: it believes records that a trusted
+    policy: of a process that signs what the record says: it trusts records that a trusted
     builder signed, does the others' work again, and signs its own.
 
     A record that is damaged, or whose blobs have gone from the store and are not in the cache
     either, is worked out again.
     """
     found = found_record(site, stage, key)
-    if found is not None and vouching is not None and not vouching.believes(found):
+    if found is not None and policy is not None and not policy.trusts(found):
         found = None
     if found is not None and all(healed(site, ref) for ref in found.outputs.values()):
         report(stage, 1, 1, "cached")
@@ -146,8 +146,8 @@ def recorded(
         seconds=time.monotonic() - started,
         created_at=datetime.now(UTC),
     )
-    if vouching is not None:
-        record = vouching.sign(record)
+    if policy is not None:
+        record = policy.sign(record)
     site.store.put_stage(record)
     report(stage, 1, 1)
     return record, False

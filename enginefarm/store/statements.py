@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.signed import Signature, Signed
+from enginefarm.documents.signed import Signature, SignedDocument
 from enginefarm.errors import SignatureRejected
 from enginefarm.schema import Digest, Name
 from enginefarm.store import signing
@@ -22,10 +22,10 @@ from enginefarm.store.provenance import signed_digest
 from enginefarm.store.reading import parsed
 from enginefarm.store.signing import Signer, Trust
 
-Document = TypeVar("Document", bound=Signed)
+Document = TypeVar("Document", bound=SignedDocument)
 
 
-class Alias(Signed):
+class Alias(SignedDocument):
     """A recipe's name for an engine that was published under another recipe's."""
 
     schema_version: int = 1
@@ -36,20 +36,20 @@ class Alias(Signed):
 
 def sign(document: Document, signer: Signer) -> Document:
     """The document with a signature over it, in place of those that it had."""
-    sig = base64.b64encode(signer.sign(_said(document))).decode()
+    sig = base64.b64encode(signer.sign(_signed_bytes(document))).decode()
     signature = Signature(keyid=signer.keyid, sig=sig)
     return document.model_copy(update={"signatures": (signature,)})
 
 
-def signed_by(document: Signed, trust: Trust) -> str | None:
+def signed_by(document: SignedDocument, trust: Trust) -> str | None:
     """The id of the trusted key that signed exactly this document; None: no such key did."""
     try:
-        return trust.signer_of(document.signatures, _said(document))
+        return trust.signer_of(document.signatures, _signed_bytes(document))
     except ValueError:  # a signature that is not even base64
         return None
 
 
-def require(document: Signed, trust: Trust, name: str) -> str:
+def require(document: SignedDocument, trust: Trust, name: str) -> str:
     """signed_by(), or SignatureRejected; name: what errors call the document."""
     keyid = signed_by(document, trust)
     if keyid is not None:
@@ -63,7 +63,7 @@ def require(document: Signed, trust: Trust, name: str) -> str:
     )
 
 
-def _said(document: Signed) -> bytes:
+def _signed_bytes(document: SignedDocument) -> bytes:
     kind = f"application/vnd.enginefarm.{type(document).__name__.lower()}+json"
     body = document.model_copy(update={"signatures": ()}).canonical_json()
     return signing.pre_authentication(kind, body)
@@ -120,14 +120,14 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
 
 
 @dataclass(frozen=True)
-class Vouching:
+class SigningPolicy:
     """How a process that signs treats what others recorded: it believes what itself or a
     trusted builder signed, and nothing else."""
 
     signer: Signer
     trust: Trust
 
-    def believes(self, document: Signed) -> bool:
+    def trusts(self, document: SignedDocument) -> bool:
         return signed_by(document, self.trust) is not None
 
     def signed(self, store: EngineStore, manifest: Manifest) -> bool:
@@ -146,18 +146,18 @@ class Vouching:
         for key in {spec.plan_key, alone.plan_key}:
             record = store.stage(f"plan-{spec.precision.name}", key)
             if record is not None and record.outputs.get("plan") == manifest.engine:
-                return self.believes(record)
+                return self.trusts(record)
         return False
 
     def sign(self, document: Document) -> Document:
         return sign(document, self.signer)
 
 
-def vouching() -> Vouching | None:
+def signing_policy() -> SigningPolicy | None:
     """None for a process that signs nothing. Raises: SignatureRejected for unusable keys."""
     signer = signing.signer()
     if signer is None:
         return None
     trusted = signing.trust()
     keys = {**(trusted.keys if trusted else {}), signer.keyid: signer.public}
-    return Vouching(signer, Trust(keys))
+    return SigningPolicy(signer, Trust(keys))

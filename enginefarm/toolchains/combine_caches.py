@@ -8,7 +8,7 @@ from pathlib import Path
 
 from enginefarm.child.call import Child, Limits
 from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
-from enginefarm.run.trt import Messages, make_logger, started
+from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains.tensorrt import load, read_timing_cache
 
 LIMIT_S = 300
@@ -35,7 +35,7 @@ def combine_here(request: str) -> str:
     """The child's part. Raises: BuildError when TensorRT refuses them."""
     first, second, out = map(Path, json.loads(request))
     trt, messages = load(), Messages()
-    builder = started(
+    builder = create(
         "TensorRT's builder", trt.Builder, make_logger(trt, messages), messages=messages
     )
     config = builder.create_builder_config()

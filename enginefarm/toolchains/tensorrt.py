@@ -20,10 +20,10 @@ from enginefarm.progress import report
 from enginefarm.run.refusals import cause_of
 from enginefarm.run.trt import (
     Messages,
+    create,
     initialized_plugins,
     load_plugins,
     make_logger,
-    started,
 )
 from enginefarm.toolchains import (
     BuildOutput,
@@ -107,11 +107,11 @@ class TensorRT:
         messages = Messages()
         logger = make_logger(trt, messages)
         initialized_plugins(trt, logger, messages)
-        builder = started("TensorRT's builder", trt.Builder, logger, messages=messages)
+        builder = create("TensorRT's builder", trt.Builder, logger, messages=messages)
         load_plugins(builder.get_plugin_registry(), request.plugins, messages)
         flags = network_flags(trt)
-        network = started("TensorRT's builder", builder.create_network, flags, messages=messages)
-        parser = started(
+        network = create("TensorRT's builder", builder.create_network, flags, messages=messages)
+        parser = create(
             "TensorRT's ONNX parser", trt.OnnxParser, network, logger, messages=messages
         )
         builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
@@ -254,7 +254,7 @@ def save_timing_cache(config: Any, dest: Path) -> Path | None:
 def write_layers(trt: Any, logger: Any, plan: Path, dest: Path, messages: Messages) -> Path | None:
     """The engine inspector's JSON: layers, precisions, tactics. None for a plan that cannot
     be loaded here."""
-    runtime = started("TensorRT's runtime", trt.Runtime, logger, messages=messages)
+    runtime = create("TensorRT's runtime", trt.Runtime, logger, messages=messages)
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         return None

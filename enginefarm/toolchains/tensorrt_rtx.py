@@ -13,7 +13,7 @@ from enginefarm.documents import gpus
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
 from enginefarm.names import PrecisionName
-from enginefarm.run.trt import Messages, make_logger, started
+from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains import (
     BuildOutput,
     BuildRequest,
@@ -89,9 +89,9 @@ class TensorRTRTX:
         began = time.monotonic()
         messages = Messages()
         logger = make_logger(trt, messages)
-        builder = started("TensorRT-RTX's builder", trt.Builder, logger, messages=messages)
-        network = started("TensorRT-RTX's builder", builder.create_network, 0, messages=messages)
-        parser = started(
+        builder = create("TensorRT-RTX's builder", trt.Builder, logger, messages=messages)
+        network = create("TensorRT-RTX's builder", builder.create_network, 0, messages=messages)
+        parser = create(
             "TensorRT-RTX's ONNX parser", trt.OnnxParser, network, logger, messages=messages
         )
         builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import DriverTooOld
@@ -28,7 +28,7 @@ def request(plans: Path, models: Path, name: str, **more: Any) -> DeviceRequest:
             "toolchain": "tensorrt",
             "profiles": (ShapeProfile(name="default", shapes={"images": IMAGES}),),
             "budget": DEFAULT_BUDGETS["fp16" if precision == "fp32" else precision],
-            "comparing": Comparing(class_scores=("scores",)),
+            "comparing": ComparisonRules(class_scores=("scores",)),
             **more,
         }
     )

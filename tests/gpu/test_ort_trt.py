@@ -20,7 +20,7 @@ from sample_manifest import make_manifest
 from small_models import convolutions, data_dependent
 
 from enginefarm.building import isolate
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import (
@@ -136,7 +136,7 @@ def test_a_real_model_and_its_precisions(precision: str, models: Path, tmp_path:
         models / "efficientnet_lite0.npz",
         profiles=(pictures,),
         budget=DEFAULT_BUDGETS["fp16"],
-        comparing=Comparing(class_scores=("scores",)),
+        comparing=ComparisonRules(class_scores=("scores",)),
     )
     found = verify_on_device(request, tmp_path / "v").verification
     print(precision, found.outputs)

@@ -48,7 +48,7 @@ def build(
     trt: Any = tensorrt.load()
     messages = Messages()
     logger = make_logger(trt, messages)
-    started = time.monotonic()
+    create = time.monotonic()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
@@ -60,14 +60,14 @@ def build(
     if refit:
         builder_api.set_flag(trt, config, "REFIT", "refit")
     builder_api.write_plan(builder, network, config, work / "engine.plan", messages)
-    return (work / "engine.plan").read_bytes(), time.monotonic() - started
+    return (work / "engine.plan").read_bytes(), time.monotonic() - create
 
 
 def refitted(plan: bytes, model: Path) -> Refitted:
     """The plan with the weights of that graph."""
     trt: Any = tensorrt.load()
     logger = make_logger(trt, Messages())
-    started = time.monotonic()
+    create = time.monotonic()
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     assert engine is not None
@@ -86,7 +86,7 @@ def refitted(plan: bytes, model: Path) -> Refitted:
     missing = tuple(refitter.get_missing_weights())
     assert refitter.refit_cuda_engine()
     made = bytes(memoryview(engine.serialize()))
-    return Refitted(made, time.monotonic() - started, len(known), tuple(not_settable), missing)
+    return Refitted(made, time.monotonic() - create, len(known), tuple(not_settable), missing)
 
 
 def other_weights(model: Path, dest: Path) -> Path:

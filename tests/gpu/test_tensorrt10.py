@@ -32,7 +32,7 @@ from enginefarm.documents.spec import (
 from enginefarm.errors import BuildError, EnginefarmError, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
-from enginefarm.run.trt import Messages, make_logger, started
+from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains import BuildRequest, builder_api, tensorrt
 from enginefarm.toolchains.combine_caches import combine
 
@@ -80,7 +80,7 @@ def logger(trt: Any, messages: Messages) -> Any:
 
 @pytest.fixture(scope="module")
 def builder(trt: Any, logger: Any, messages: Messages) -> Any:
-    return started("the builder", trt.Builder, logger, messages=messages)
+    return create("the builder", trt.Builder, logger, messages=messages)
 
 
 def request(
@@ -142,13 +142,13 @@ def test_graphs_of_every_precision_are_parsed_and_supported(
     if onnx is None:
         pytest.skip("not run: ENGINEFARM_GPU_GRAPHS names no folder of graphs")
     network = builder.create_network(tensorrt.network_flags(trt))
-    parser = started("the parser", trt.OnnxParser, network, logger, messages=messages)
+    parser = create("the parser", trt.OnnxParser, network, logger, messages=messages)
     builder_api.parse_onnx(parser, network, onnx, messages, "tensorrt")
     print(onnx.stem, network.num_layers, "layers")
     assert network.num_layers > 0
     # The bindings do not keep the network alive for its parser.
     other = builder.create_network(tensorrt.network_flags(trt))
-    second = started("the parser", trt.OnnxParser, other, logger, messages=messages)
+    second = create("the parser", trt.OnnxParser, other, logger, messages=messages)
     assert second.supports_model_v2(onnx.read_bytes(), str(onnx))
 
 

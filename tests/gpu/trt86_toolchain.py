@@ -50,7 +50,7 @@ class TensorRT86:
         self.check(spec)
         tensorrt.require_gpu(spec)
         trt: Any = tensorrt.load()
-        started = time.monotonic()
+        create = time.monotonic()
         messages = Messages()
         logger = make_logger(trt, messages)
         trt.init_libnvinfer_plugins(logger, "")
@@ -71,7 +71,7 @@ class TensorRT86:
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network),
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - create,
             layers=tensorrt.write_layers(
                 trt, logger, plan, request.work_dir / "layers.json", messages
             ),

@@ -10,7 +10,7 @@ from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import external_data, onnx_files
 from enginefarm.graph.fitting import known_outputs, typed_inputs
-from enginefarm.graph.plainer import plainer
+from enginefarm.graph.normalize import normalize
 from enginefarm.graph.raising import raised
 from enginefarm.graph.sources import s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
@@ -47,7 +47,7 @@ class OnnxFile:
         model = onnx_files.read(file, error=SourceError, field="source.path")
         what = f"source.path: {source.path}"
         typed_inputs(model, what)
-        plainer(model, what)
+        normalize(model, what)
         model = raised(model, error=SourceError, what=what)
         known_outputs(model, what)
         path = onnx_files.write(model, work_dir)

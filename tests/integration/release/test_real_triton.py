@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import GateError, TritonError
@@ -210,7 +210,7 @@ def candidate(reference: Path, made: Files) -> Candidate:
         blobs={},
         reference=reference,
         budget=Budget(min_cosine=0.999, max_relative_l2=0.02),
-        comparing=Comparing(),
+        comparing=ComparisonRules(),
     )
 
 

@@ -16,7 +16,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, SignatureRejected
 from enginefarm.host.detect import Host
 from enginefarm.pulling import fleet
-from enginefarm.recipes import kept
+from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, failed_builds, layout, signing
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
@@ -168,7 +168,7 @@ def fill(store: EngineStore, publish: Publish, folder: Path, recipe: str) -> str
     fleet.tell(store, recipe, "production", manifest, here, f"host-{recipe}")
     failed_builds.record(store, recipe, "t4", "fp16", NO_DIGEST, b"said")
     path = tiny_recipe.write(folder / recipe, name=recipe)
-    kept.push(store, path)
+    recipe_store.push(store, path)
     return str(path)
 
 
@@ -247,8 +247,8 @@ def test_recipes_whose_documents_cannot_be_read_and_strays_stop_no_other(
         if run(*command) != 0
     }
     assert failed == {}
-    assert set(kept.names(store_environment)) == {"other", *UNREADABLE}
-    assert [one.recipe.name for one in kept.readable(store_environment)] == ["other"]
+    assert set(recipe_store.names(store_environment)) == {"other", *UNREADABLE}
+    assert [one.recipe.name for one in recipe_store.readable(store_environment)] == ["other"]
     assert [one.name for one in fleet.states(store_environment)] == ["host-other"]
 
 
@@ -265,9 +265,9 @@ def test_a_recipe_of_a_newer_version_is_called_that_and_can_be_removed(
         later["recipe"].update(change)
         store_environment.put_object(key, json.dumps(later).encode())
         with pytest.raises(NewerVersion):
-            kept.read(store_environment, "model")
+            recipe_store.read(store_environment, "model")
     assert run("recipes", "remove", "model") == 0
-    assert kept.names(store_environment) == ()
+    assert recipe_store.names(store_environment) == ()
 
 
 def test_a_gate_does_not_judge_by_rows_that_it_cannot_read(

@@ -13,7 +13,7 @@ import pytest
 
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreDenied
-from enginefarm.recipes import kept as recipe_store
+from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import Credentials

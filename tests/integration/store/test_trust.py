@@ -137,7 +137,7 @@ def test_an_engine_under_another_recipes_name_is_refused_until_a_builder_signs_t
         pulled("twin")
     other = statements.alias_of("other", manifest)
     key = statements.alias_key("twin", manifest.spec_digest)
-    vouches = statements.vouching()
+    vouches = statements.signing_policy()
     assert vouches is not None
     site.store.put_object(key, vouches.sign(other).canonical_json())
     with pytest.raises(SignatureRejected, match="another engine or name"):

@@ -12,7 +12,7 @@ SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`*])")
 
 CALL = "unit/child/test_call.py"
 CONFINED = "unit/child/test_confined.py"
-KEPT = "integration/recipes/test_kept.py"
+RECIPE_STORE = "integration/recipes/test_recipe_store.py"
 PORTS = "integration/store/test_inner_ports.py"
 POLICIES = "integration/store/test_s3_policies.py"
 STORE = "integration/store/test_store.py"
@@ -32,19 +32,21 @@ PROOFS: dict[str, tuple[str, ...]] = {
     # sentence, by its beginning: tests, as FILE::FUNCTION below tests/
     "**Anyone who can put a file": (f"{CONFINED}::test_code_beside_the_recipe_runs",),
     "If `ENGINEFARM_RECIPE_ROOTS` includes": (
-        f"{KEPT}::test_no_worker_takes_them_unless_its_roots_name_the_store",
+        f"{RECIPE_STORE}::test_no_worker_takes_them_unless_its_roots_name_the_store",
     ),
     "Recipes come only from": ("farm/test_farm.py::test_a_recipe_outside_the_roots_is_refused",),
     "Recipes in the store run only": (
-        f"{KEPT}::test_no_worker_takes_them_unless_its_roots_name_the_store",
+        f"{RECIPE_STORE}::test_no_worker_takes_them_unless_its_roots_name_the_store",
     ),
     "Workers' keys cannot write `recipes/`": (
         f"{POLICIES}::test_who_pushes_recipes_brings_code_and_no_engine",
     ),
     "With a trust key, a recipe": (
-        f"{KEPT}::test_a_worker_with_a_trust_key_takes_only_what_it_signed",
+        f"{RECIPE_STORE}::test_a_worker_with_a_trust_key_takes_only_what_it_signed",
     ),
-    "Every file is hashed": (f"{KEPT}::test_damaged_files_and_documents_are_never_unpacked",),
+    "Every file is hashed": (
+        f"{RECIPE_STORE}::test_damaged_files_and_documents_are_never_unpacked",
+    ),
     "`file.py` is loaded only": (
         f"{CONFINED}::test_code_from_elsewhere_is_neither_run_nor_read",
         f"{CONFINED}::test_a_recipe_root_may_hold_shared_code",
@@ -235,7 +237,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "unit/graph/test_reference.py::test_batches_outputs_and_labels_come_back",
     ),
     "So is every file of a recipe": (
-        f"{KEPT}::test_a_pushed_recipe_is_the_same_recipe_on_another_machine",
+        f"{RECIPE_STORE}::test_a_pushed_recipe_is_the_same_recipe_on_another_machine",
     ),
     "Workers can read them": (
         f"{POLICIES}::test_a_worker_publishes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from enginefarm.documents.comparing import Comparing, absent
+from enginefarm.documents.comparing import ComparisonRules, absent
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import verify
@@ -18,12 +18,12 @@ def compare(
     wanted: np.ndarray,
     found: np.ndarray,
     budget: Budget,
-    how: Comparing | None = None,
+    how: ComparisonRules | None = None,
     inputs: dict | None = None,
     **more: object,
 ) -> verify.Comparison:
     batch = ReferenceBatch(inputs or {}, {"y": wanted}, more.pop("labels", None), **more)
-    return verify.compare([batch], lambda _: {"y": found}, budget, how or Comparing())
+    return verify.compare([batch], lambda _: {"y": found}, budget, how or ComparisonRules())
 
 
 def detector(last: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def test_ruined_scores_behind_correct_boxes_are_over_every_default_budget(
 
 def test_slices_that_the_recipe_names_stand_for_the_channels() -> None:
     wanted, found = detector(last=False)
-    how = Comparing(slices={"y": {"boxes": (0, 4), "scores": (4, 12)}})
+    how = ComparisonRules(slices={"y": {"boxes": (0, 4), "scores": (4, 12)}})
     result = compare(wanted, found, DEFAULT_BUDGETS["int8"], how)
     assert [line.partition(":")[0] for line in result.over_budget] == ["y, slice scores"]
     assert {part.where for part in result.outputs[0].parts if part.kind == "slice"} == {
@@ -72,7 +72,7 @@ def test_one_ruined_sample_is_over_budget_where_each_batch_has_one_sample() -> N
     batches = [ReferenceBatch({}, {"y": one}, None) for one in wanted]
     found = iter([-one if index == 57 else one for index, one in enumerate(wanted)])
     budget = DEFAULT_BUDGETS["int8"]
-    result = verify.compare(batches, lambda _: {"y": next(found)}, budget, Comparing())
+    result = verify.compare(batches, lambda _: {"y": next(found)}, budget, ComparisonRules())
     assert result.outputs[0].cosine > 0.98
     assert any(line.startswith("y, sample 57: cosine -0.9") for line in result.over_budget)
 
@@ -84,7 +84,7 @@ def test_samples_are_counted_over_the_batches() -> None:
     batches = [ReferenceBatch({}, {"y": array}, None) for array in wanted]
     pairs = {id(batch): array for batch, array in zip(batches, found, strict=True)}
     result = verify.compare(
-        batches, lambda batch: {"y": pairs[id(batch)]}, DEFAULT_BUDGETS["fp16"], Comparing()
+        batches, lambda batch: {"y": pairs[id(batch)]}, DEFAULT_BUDGETS["fp16"], ComparisonRules()
     )
     assert result.samples == 12
     assert any("y, sample 9:" in line for line in result.over_budget)
@@ -107,7 +107,7 @@ def test_a_corner_has_its_own_line() -> None:
         batches,
         lambda batch: {"y": -wanted if batch.corner else wanted},
         DEFAULT_BUDGETS["int8"],
-        Comparing(),
+        ComparisonRules(),
     )
     assert result.samples == 3, "corners repeat the data: they are no samples"
     assert result.corners == ("profile default at max (batch=3)",)
@@ -128,7 +128,7 @@ def test_a_scalar_is_compared_as_one_value() -> None:
 def test_near_zero_the_error_is_measured_by_itself() -> None:
     wanted, found = np.zeros(4, np.float32), np.full(4, 1e-8, np.float32)
     assert compare(wanted, found, DEFAULT_BUDGETS["fp32"]).over_budget
-    lever = Comparing(near_zero=1e-3)
+    lever = ComparisonRules(near_zero=1e-3)
     assert compare(wanted, found, DEFAULT_BUDGETS["fp32"], lever).over_budget == ()
 
 
@@ -160,7 +160,7 @@ def test_padding_is_left_out(layout: str) -> None:
     inputs = {"ids": np.zeros((2, 4)), "attention_mask": mask}
     budget = DEFAULT_BUDGETS["fp32"]
     assert compare(wanted, found, budget, inputs=inputs).over_budget
-    how = Comparing(mask="attention_mask")
+    how = ComparisonRules(mask="attention_mask")
     assert compare(wanted, found, budget, how, inputs).over_budget == ()
 
 
@@ -169,7 +169,7 @@ def test_classes_are_axis_1_above_rank_2() -> None:
     wanted = RNG.normal(size=(2, 5, 6, 7)).astype(np.float32)
     found = wanted.copy()
     found[0, :, 0, 0] = found[0, ::-1, 0, 0]
-    how = Comparing(class_scores=("y",))
+    how = ComparisonRules(class_scores=("y",))
     labels = wanted.argmax(1)
     output = compare(wanted, found, DEFAULT_BUDGETS["int8"], how, labels=labels).outputs[0]
     assert output.top1_agreement == pytest.approx(1 - 1 / 84)
@@ -178,7 +178,7 @@ def test_classes_are_axis_1_above_rank_2() -> None:
 
 def test_the_recipe_may_name_another_class_axis() -> None:
     wanted = RNG.normal(size=(2, 6, 5)).astype(np.float32)
-    how = Comparing(class_scores=("y",), class_axis=-1)
+    how = ComparisonRules(class_scores=("y",), class_axis=-1)
     labels = wanted.argmax(-1)
     output = compare(wanted, wanted, Budget(), how, labels=labels).outputs[0]
     assert output.top1_accuracy == 1
@@ -186,7 +186,7 @@ def test_the_recipe_may_name_another_class_axis() -> None:
 
 def test_labels_that_do_not_fit_are_an_error_of_the_data() -> None:
     wanted = RNG.normal(size=(2, 5, 6, 7)).astype(np.float32)
-    how = Comparing(class_scores=("y",))
+    how = ComparisonRules(class_scores=("y",))
     with pytest.raises(CalibrationError, match=r"labels of shape \(2, 5, 6\) do not fit"):
         compare(wanted, wanted, Budget(), how, labels=np.zeros((2, 5, 6), int))
 

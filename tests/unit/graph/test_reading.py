@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import EnginefarmError, ExportError, ModelError, SourceError
@@ -515,5 +515,7 @@ def test_dropout_whose_training_mode_is_an_input_draws_random_numbers(tmp_path: 
 def test_an_output_without_elements_is_compared(tmp_path: Path) -> None:
     empty = np.zeros((2, 0, 5), np.float32)
     batch = ReferenceBatch(inputs={"x": empty}, outputs={"y": empty}, labels=None)
-    result = verify.compare([batch], lambda _: {"y": empty}, DEFAULT_BUDGETS["fp32"], Comparing())
+    result = verify.compare(
+        [batch], lambda _: {"y": empty}, DEFAULT_BUDGETS["fp32"], ComparisonRules()
+    )
     assert result.over_budget == ()

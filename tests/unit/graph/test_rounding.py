@@ -9,7 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import recipe
 
-from enginefarm.documents.comparing import Comparing, OutputComparison, Part, judge, with_rounding
+from enginefarm.documents.comparing import (
+    ComparisonRules,
+    OutputComparison,
+    Part,
+    judge,
+    with_rounding,
+)
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, completed
 from enginefarm.graph import onnx_files, rounding, verify
@@ -68,7 +74,7 @@ def reference(tmp_path: Path) -> Path:
 
 
 def verified(graph: Path, reference: Path, budget: Budget = DEFAULT) -> GraphVerification:
-    return verify.verify_graph(graph, reference, budget, Comparing())
+    return verify.verify_graph(graph, reference, budget, ComparisonRules())
 
 
 def test_an_fp32_graph_that_adds_in_another_order_passes(tmp_path: Path, reference: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import onnx_files, verify
@@ -30,7 +30,7 @@ def compare(
         [reference for reference, _ in pairs],
         lambda reference: {"y": found[id(reference)]},
         budget,
-        Comparing(class_scores=("y",) if scores else ()),
+        ComparisonRules(class_scores=("y",) if scores else ()),
     )
 
 
@@ -105,7 +105,7 @@ def test_another_shape_is_over_any_budget() -> None:
 
 
 def test_nothing_compared_is_not_a_pass() -> None:
-    assert verify.compare([], lambda _: {}, LOOSE, Comparing()).over_budget
+    assert verify.compare([], lambda _: {}, LOOSE, ComparisonRules()).over_budget
 
 
 def test_an_all_zero_reference() -> None:
@@ -125,7 +125,7 @@ def test_a_reference_that_is_no_reference(tmp_path: Path) -> None:
     path = onnx_files.write(made, tmp_path)
     (tmp_path / "reference.npz").write_bytes(b"no")
     with pytest.raises(CalibrationError, match=r"reference\.npz is not a reference"):
-        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, Comparing())
+        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, ComparisonRules())
     path.write_bytes(b"")
     with pytest.raises(PrecisionError, match="the file is empty"):
-        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, Comparing())
+        verify.verify_graph(path, tmp_path / "reference.npz", LOOSE, ComparisonRules())

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import recipe
 
-from enginefarm.documents.comparing import Comparing
+from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import branches, onnx_files, verify
@@ -53,7 +53,7 @@ def verified(tmp_path: Path, model: Path, scale: float = 1.0, name: str = "fp16"
     )
     reference = make_reference(wanted, model, tmp_path / "r.npz", outputs=("y",))
     made = precision(name).convert(model, tmp_path / name, wanted, ()).path
-    return verify.verify_graph(made, reference, DEFAULT_BUDGETS[name], Comparing())
+    return verify.verify_graph(made, reference, DEFAULT_BUDGETS[name], ComparisonRules())
 
 
 def test_fp16_that_overflows_inside_is_refused_and_the_node_is_named(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_graph_that_is_wrong_at_one_size_only_is_refused(tmp_path: Path) -> No
         ],
         {"eight": np.int64([8])},
     )
-    found = verify.verify_graph(wrong, reference, DEFAULT_BUDGETS["int8"], Comparing())
+    found = verify.verify_graph(wrong, reference, DEFAULT_BUDGETS["int8"], ComparisonRules())
     assert found.outputs[0].cosine == 1.0, "on the data it is right"
     assert all("at max (batch=8)" in line for line in found.over_budget)
     assert found.over_budget

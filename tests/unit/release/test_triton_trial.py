@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from triton_stub import Stub, serving
 
-from enginefarm.documents.comparing import Comparing, OutputComparison, Part
+from enginefarm.documents.comparing import ComparisonRules, OutputComparison, Part
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import GateError, TritonError
@@ -80,7 +80,7 @@ def candidate(reference: Path, **plan: Any) -> Candidate:
         blobs={},
         reference=reference,
         budget=Budget(min_cosine=0.999, max_relative_l2=0.02),
-        comparing=Comparing(),
+        comparing=ComparisonRules(),
     )
 
 

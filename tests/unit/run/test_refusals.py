@@ -13,7 +13,7 @@ import pytest
 from enginefarm import errors
 from enginefarm.errors import BuildError, DriverTooOld, HostError, PluginMissing
 from enginefarm.run import refusals
-from enginefarm.run.trt import Messages, load_plugins, started
+from enginefarm.run.trt import Messages, create, load_plugins
 
 SAID = tomllib.loads((Path(__file__).parent / "data/native_words.toml").read_text("utf-8"))["said"]
 
@@ -96,13 +96,13 @@ def test_a_factory_that_makes_nothing_is_the_hosts_error(factory: Callable[..., 
     messages = Messages(echo=False)
     messages.add("ERROR", SAID[0]["words"])
     with pytest.raises(DriverTooOld, match="TensorRT's builder does not start") as caught:
-        started("TensorRT's builder", factory, "a logger", messages=messages)
+        create("TensorRT's builder", factory, "a logger", messages=messages)
     assert "error: 35" in caught.value.why, "the cause is told, though a cross-build drops it"
 
 
 def test_a_factory_without_a_word_is_the_hosts_error_too() -> None:
     with pytest.raises(HostError, match="does not start") as caught:
-        started("the runtime", nullptr, messages=Messages(echo=False))
+        create("the runtime", nullptr, messages=Messages(echo=False))
     assert "nullptr" in caught.value.why
 
 

@@ -12,7 +12,7 @@ from enginefarm.errors import CorruptBlob, RecipeError, SignatureRejected, Store
 from enginefarm.farm.parameters import recipe_at, recipe_file_at, recipes_in
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
-from enginefarm.recipes import kept as recipe_store
+from enginefarm.recipes import recipe_store
 from enginefarm.release.gc import Policy, collect
 from enginefarm.store import layout, signing
 from enginefarm.store.engine_store import EngineStore
