@@ -14,6 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = "python3,git,make,ca-certificates"
+UBUNTU = ("http://archive.ubuntu.com/ubuntu", "/usr/share/debootstrap/scripts/gutsy")
+MIRRORS: dict[str, tuple[str, ...]] = {"noble": UBUNTU}
+"""Mirror and script of suites that this machine's debootstrap does not know by itself."""
+OPTIONS: dict[str, tuple[str, ...]] = {
+    # Debian's machines do not have Ubuntu's keys; python3-venv is in universe.
+    "noble": ("--no-check-gpg", "--components=main,universe"),
+}
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 ENVIRONMENT = {
@@ -37,7 +44,8 @@ def make(root: Path, suite: str) -> None:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise SystemExit("a bare root needs root's rights and debootstrap (apt-get install it)")
     if not root.exists():
-        arguments = ("--variant=minbase", f"--include={PACKAGES}", suite, str(root))
+        options = ("--variant=minbase", f"--include={PACKAGES}", *OPTIONS.get(suite, ()))
+        arguments = (*options, suite, str(root), *MIRRORS.get(suite, ()))
         subprocess.run(["debootstrap", *arguments], check=True, stdout=subprocess.DEVNULL)
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", root / "etc" / name)

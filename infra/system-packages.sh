@@ -20,6 +20,16 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "As root: apt-get install$missing"
     exit 0
 fi
-echo "Installing$missing"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+found=
+for package in $missing; do
+    # Ubuntu has Chromium only as a snap, behind a package of another name.
+    if apt-cache show "$package" 2>/dev/null | grep -q .; then
+        found="$found $package"
+    else
+        echo "This system has no package $package: tests that need it are skipped by name"
+    fi
+done
+[ -n "$found" ] || exit 0
+echo "Installing$found"
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $found >/dev/null
