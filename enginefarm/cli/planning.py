@@ -25,11 +25,13 @@ def plan(recipe: Path, as_json: bool) -> None:
     from enginefarm.documents.gpus import gpu
     from enginefarm.documents.support import support as word
     from enginefarm.planning import stages
-    from enginefarm.planning.survey import local_offers, survey
+    from enginefarm.planning.survey import check_source, local_offers, survey
     from enginefarm.recipes import file as recipe_file
 
     loaded = recipe_file.load(recipe)  # before a store is started for it
     found = survey(stages.here(), loaded, local_offers())
+    if found.model is None:
+        check_source(loaded)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

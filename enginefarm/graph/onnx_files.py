@@ -42,9 +42,29 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
     or whose external data is missing or lies outside its folder.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     name = f"{field}: {path.name}" if field else str(path)
+    model = _parsed(path, name, error)
+    model = inlined(model, name, limit_nodes=LIMIT_NODES, error=error)
+    _limits(model, name, error)
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            external_data.read(tensor, path.parent, name, error)
+    return model
+
+
+def graph_only(path: Path, *, name: str = "") -> ModelProto:
+    """The model without its external data: cheap, whatever the weights.
+
+    name: how errors name the file. Raises: SourceError when it is not ONNX.
+    """
+    return _parsed(path, name or path.name, SourceError)
+
+
+def _parsed(path: Path, name: str, error: type[EnginefarmError]) -> ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
     model = onnx.ModelProto()
     try:
         size = path.stat().st_size
@@ -64,27 +84,6 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
             fix="copy or export it again; bodies inside bodies of If, Loop and Scan are read to a "
             "depth of about 30",
         ) from cause
-    model = inlined(model, name, limit_nodes=LIMIT_NODES, error=error)
-    _limits(model, name, error)
-    for tensor in tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            external_data.read(tensor, path.parent, name, error)
-    return model
-
-
-def graph_only(path: Path) -> ModelProto:
-    """The model without its external data: cheap, whatever the weights.
-
-    Raises: SourceError when it is not ONNX.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except (OSError, DecodeError) as cause:
-        raise SourceError(f"{path.name} is not an ONNX model", why=one_line(cause)) from cause
     return model
 
 
@@ -287,14 +286,19 @@ def one_line(error: BaseException | str, limit: int = 500) -> str:
     return f"{text[: limit - end - 1]}…{text[-end:]}"
 
 
-def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
-    nodes = sum(len(graph.node) for graph in graphs(model.graph))
-    if nodes == 0 or not model.graph.output:
+def refuse_empty(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
+    """Raises: `error` for what parses as ONNX and has nothing to compute."""
+    if not model.graph.node or not model.graph.output:
         raise error(
             f"{name} is not an ONNX model",
-            why="it has no nodes" if nodes == 0 else "it has no outputs",
+            why="it has no outputs" if model.graph.node else "it has no nodes",
             fix="text and empty files also parse as ONNX: check what the file is",
         )
+
+
+def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
+    refuse_empty(model, name, error)
+    nodes = sum(len(graph.node) for graph in graphs(model.graph))
     if nodes > LIMIT_NODES:
         raise error(f"{name}: {nodes} nodes is over the limit of {LIMIT_NODES}")
     for tensor in tensors(model):

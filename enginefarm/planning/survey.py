@@ -11,7 +11,8 @@ from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef, PrecisionUse, ToolUse
-from enginefarm.errors import ToolchainError
+from enginefarm.errors import SourceError, ToolchainError, did_you_mean
+from enginefarm.graph.sources import source
 from enginefarm.host.detect import first_gpu
 from enginefarm.planning import graphs, outcome, plan, stages
 from enginefarm.planning.outcome import Outcome
@@ -91,6 +92,23 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     else:
         builds = _with_specs(site, recipe, wanted.wanted, model)
     return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
+
+
+def check_source(recipe: Recipe) -> None:
+    """Finds in a second what the export would find later: a file that is no model, and inputs that
+    the model does not have.
+
+    Raises: SourceError.
+    """
+    found = source(recipe.source.kind).inputs(recipe.source, recipe.root)
+    unknown = [one.name for one in recipe.inputs if found is not None and one.name not in found]
+    if found is None or not unknown:
+        return
+    raise SourceError(
+        f"inputs: the model has no input called {', '.join(unknown)}",
+        why=f"its inputs are {', '.join(found)}" if found else "it has no inputs",
+        fix=did_you_mean(unknown[0], found) or "list exactly the inputs that the model uses",
+    )
 
 
 def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:

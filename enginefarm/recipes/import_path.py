@@ -20,7 +20,7 @@ from typing import Any
 
 from enginefarm.digest import sha256_bytes
 from enginefarm.errors import EnginefarmError, SourceError
-from enginefarm.recipes import siblings
+from enginefarm.recipes import bound_names, siblings
 from enginefarm.schema import canonical_json
 from enginefarm.settings import current
 
@@ -135,7 +135,7 @@ Dependencies = tuple[dict[str, str], dict[str, Path]]
 
 
 def _follow(path: str, root: Path, field: str) -> Dependencies:
-    where = path.partition(":")[0]
+    where, _, attribute = path.partition(":")
     if where.endswith(".py"):
         file = _inside(root, where, field, SourceError)
         if not file.is_file():
@@ -144,6 +144,7 @@ def _follow(path: str, root: Path, field: str) -> Dependencies:
                 why=f"looked for {file}",
                 fix="the path is relative to the recipe's folder",
             )
+        bound_names.require(file, attribute, what=f"{field}: {path!r}")
         return _closure({"file": file}, file.parent)
     top = where.partition(".")[0]
     distribution = _distribution(top)

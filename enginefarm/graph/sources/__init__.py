@@ -30,6 +30,14 @@ class Source(Protocol):
         """
         ...
 
+    def inputs(self, source: Any, root: Path) -> tuple[str, ...] | None:
+        """Names of the model's inputs where its file says them. None: only `load` finds out.
+
+        Cheap enough for `plan`: a child process reads the file, and no weights outside it.
+        Raises: SourceError when the file is no model.
+        """
+        ...
+
     def fetch(self, source: Any, work_dir: Path) -> None:
         """Brings what is not on this machine into `work_dir`, with the caller's credentials.
 
@@ -48,7 +56,11 @@ class Source(Protocol):
 
 
 class Local:
-    """The base of sources whose files are all on this machine."""
+    """The base of sources whose files are all on this machine, and say nothing of inputs."""
+
+    def inputs(self, source: Any, root: Path) -> tuple[str, ...] | None:
+        """Only the loaded model has them."""
+        return None
 
     def fetch(self, source: Any, work_dir: Path) -> None:
         """Nothing is to be fetched."""

@@ -37,6 +37,12 @@ class OnnxFile:
         parts[""] = file_digest(source.path, root, field="source.path")
         return import_path.digest(parts)
 
+    def inputs(self, source: OnnxSource, root: Path) -> tuple[str, ...] | None:
+        if source.path.startswith("s3://"):
+            return None  # to be downloaded first
+        file = local_file(source.path, root, field="source.path")
+        return _ask(file, "inputs_here")
+
     def fetch(self, source: OnnxSource, work_dir: Path) -> None:
         if source.path.startswith("s3://"):
             _download(source.path, work_dir / DOWNLOADED)
@@ -80,8 +86,24 @@ def _data_files(file: Path) -> list[str]:
     """Names of the external data files, as the model spells them. A child process parses it."""
     if not _holds(file, LOCATION):
         return []  # the key of every reference to such a file
+    return list(_ask(file, "data_files_here"))
+
+
+def _ask(file: Path, function: str) -> tuple[str, ...]:
+    """What a function of this module says of the file, in a child process."""
     child = Child(f"source.path: {file.name}", error=SourceError, limits=Limits(PARSING_S))
-    return list(child.ask(f"{__name__}:data_files_here", _Names(names=(str(file),)), _Names).names)
+    return child.ask(f"{__name__}:{function}", _Names(names=(str(file),)), _Names).names
+
+
+def inputs_here(request: str) -> str:
+    """The child's part: one path in, the names of inputs that have no initializer out."""
+    file = Path(_Names.model_validate_json(request).names[0])
+    name = f"source.path: {file.name}"
+    model = onnx_files.graph_only(file, name=name)
+    onnx_files.refuse_empty(model, name, SourceError)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names = tuple(value.name for value in model.graph.input if value.name not in weights)
+    return _Names(names=names).model_dump_json()
 
 
 def data_files_here(request: str) -> str:

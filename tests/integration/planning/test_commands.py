@@ -15,7 +15,7 @@ import pytest
 from sample_rows import make_row
 
 from enginefarm import cli
-from enginefarm.errors import GpuError, StoreMissing, UsageError
+from enginefarm.errors import GpuError, SourceError, StoreMissing, UsageError
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.tables import BenchmarkTables
 from tests import tiny_recipe
@@ -151,6 +151,22 @@ def test_what_a_gpu_lacks_does_not_hide_the_other_rows(
     assert refused["exit_code"] == GpuError.exit_code
     assert "bf16 cannot be built for t4" in refused["reason"]
     assert "cannot be built" in said(capsys, "plan", recipe)
+
+
+def test_plan_finds_what_the_export_would_find(
+    store_environment: EngineStore, tmp_path: Path, capsys: Out
+) -> None:
+    wrong = written(tmp_path / "input")
+    wrong.write_text(wrong.read_text().replace("name: images", "name: imagse"))
+    assert cli.run(["plan", str(wrong)]) == SourceError.exit_code
+    err = capsys.readouterr().err
+    assert "inputs: the model has no input called imagse" in err
+    assert "did you mean images?" in err
+    for content in (b"a page of text, and no model at all\n" * 9, b"\x08\x08" * 40):
+        none = written(tmp_path / "none")
+        (none.parent / "model.onnx").write_bytes(content)
+        assert cli.run(["plan", str(none)]) == SourceError.exit_code
+        assert "source.path: model.onnx is not an ONNX model" in capsys.readouterr().err
 
 
 def test_the_schema_is_the_recipes(capsys: Out) -> None:

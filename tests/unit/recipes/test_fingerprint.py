@@ -66,7 +66,7 @@ def test_a_local_module_that_is_imported_takes_part(
     (package / "layers.py").write_text("from .deep import WIDTH\n")
     (package / "deep.py").write_text("WIDTH = 4\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    made = recipe(tmp_path, code="from helper_package import layers\n")
+    made = recipe(tmp_path, code="from helper_package import layers as small\n")
     first = fingerprint(made)
     (package / "deep.py").write_text("WIDTH = 8\n")
     assert fingerprint(made) != first
@@ -74,7 +74,7 @@ def test_a_local_module_that_is_imported_takes_part(
 
 def test_a_package_takes_part_by_its_version(tmp_path: Path) -> None:
     recipe(tmp_path, code="import numpy.linalg\nfrom skimage import data\nimport os, json\n")
-    found = import_path.fingerprint("code.py:x", tmp_path, field="source.callable")
+    found = import_path.fingerprint("code.py:data", tmp_path, field="source.callable")
     import numpy
     import skimage
 
@@ -84,7 +84,7 @@ def test_a_package_takes_part_by_its_version(tmp_path: Path) -> None:
 
 
 def test_nothing_is_imported(tmp_path: Path) -> None:
-    recipe(tmp_path, code="raise SystemExit('imported')\nimport torch\n")
+    recipe(tmp_path, code="raise SystemExit('imported')\nimport torch as small, numpy as data\n")
     script = f"""
 import sys
 from pathlib import Path
