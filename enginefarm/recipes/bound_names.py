@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import symtable
 from collections.abc import Iterator
+from importlib.util import decode_source
 from pathlib import Path
 
 from enginefarm.errors import SourceError, did_you_mean
@@ -21,7 +22,9 @@ def require(file: Path, attribute: str, *, what: str) -> None:
     if any(word in source for word in CANNOT_TELL):
         return
     try:
-        names = set(_bound(symtable.symtable(source, str(file), "exec"), module=True))
+        names = set(
+            _bound(symtable.symtable(decode_source(source), str(file), "exec"), module=True)
+        )
     except (SyntaxError, ValueError):
         return  # the load says so, with the line
     name = attribute.partition(".")[0]
