@@ -36,13 +36,16 @@ cli.COMMANDS["slow"] = ("slow:slow", "")
 cli.main(["slow"])
 """
 
+IN_A_TERMINAL = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+"""The tests themselves may run under nohup, which its children inherit."""
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_removes_what_it_has_half_written(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW],
+        [sys.executable, "-c", f"{IN_A_TERMINAL}\n{SLOW}"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
