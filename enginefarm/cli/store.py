@@ -24,14 +24,17 @@ def store(action: str, as_json: bool) -> None:
 
     url = os.environ.get("ENGINEFARM_STORE") or ""
     own = not url or url.startswith(EMBEDDED)
-    home = embedded.home_of(url)
-    if action == "start" and own:
-        embedded.start(home)
-    if action == "stop" and own:
-        embedded.stop(home)
-    server = embedded.running(home) if own else None
+    server = None
+    if own:
+        home = embedded.home_of(url)
+        url = url or f"{EMBEDDED}{home}"
+        if action == "start":
+            embedded.start(home)
+        if action == "stop":
+            embedded.stop(home)
+        server = embedded.running(home)
     said = {
-        "url": url or f"{EMBEDDED}{home}",
+        "url": url,
         "embedded": own,
         "running": server is not None,
         "endpoint": server.endpoint if server else os.environ.get("AWS_ENDPOINT_URL"),
