@@ -74,10 +74,17 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
 
 def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
     run_id = start(farm, "cancelled", "a100", "t4")
-    builders = []
-    for label in ("a100", "t4"):
-        builders.append(farm.seize(label, BUILDER))
-        freeze(builders[-1])  # else it may be done before the word has gone round
+    held: dict[str, psutil.Process] = {}
+
+    def both_build() -> bool:
+        for label in ("a100", "t4"):
+            if label not in held and (found := farm.running(label, BUILDER)):
+                held[label] = found[0]
+                freeze(found[0])  # else it may be done before the other has begun
+        return len(held) == 2
+
+    until(both_build, "both workers build", pause_s=0.05)
+    builders = [*held.values()]
     with farm.client() as client:
         client.set_flow_run_state(run_id, Cancelling())
     until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNIZED_S)
