@@ -12,15 +12,9 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGES = "python3,git,make,ca-certificates"
-UBUNTU = ("http://archive.ubuntu.com/ubuntu", "/usr/share/debootstrap/scripts/gutsy")
-MIRRORS: dict[str, tuple[str, ...]] = {"noble": UBUNTU}
-"""Mirror and script of suites that this machine's debootstrap does not know by itself."""
-OPTIONS: dict[str, tuple[str, ...]] = {
-    # Debian's machines do not have Ubuntu's keys; python3-venv is in universe.
-    "noble": ("--no-check-gpg", "--components=main,universe"),
-}
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 ENVIRONMENT = {
@@ -31,6 +25,23 @@ ENVIRONMENT = {
     "REQUESTS_CA_BUNDLE": CERTIFICATES,
     "PIP_NO_CACHE_DIR": "1",
 }
+
+
+class Suite(NamedTuple):
+    """Arguments of debootstrap before and after the suite's name."""
+
+    options: tuple[str, ...] = ()
+    mirror: tuple[str, ...] = ()
+
+
+UNKNOWN_TO_DEBIAN = {
+    # Debian's machines do not have Ubuntu's keys; python3-venv is in universe.
+    "noble": Suite(
+        ("--no-check-gpg", "--components=main,universe"),
+        ("http://archive.ubuntu.com/ubuntu", "/usr/share/debootstrap/scripts/gutsy"),
+    ),
+}
+"""Suites that Debian's debootstrap cannot make by their names alone."""
 ENTER = (
     'root=$1; shift; mount -t proc proc "$root/proc"; mount --rbind /dev "$root/dev"; '
     'mount -t tmpfs tmpfs "$root/tmp"; mount -t sysfs sys "$root/sys" || true; '
@@ -44,9 +55,10 @@ def make(root: Path, suite: str) -> None:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise SystemExit("a bare root needs root's rights and debootstrap (apt-get install it)")
     if not root.exists():
-        options = ("--variant=minbase", f"--include={PACKAGES}", *OPTIONS.get(suite, ()))
-        arguments = (*options, suite, str(root), *MIRRORS.get(suite, ()))
-        subprocess.run(["debootstrap", *arguments], check=True, stdout=subprocess.DEVNULL)
+        row = UNKNOWN_TO_DEBIAN.get(suite, Suite())
+        options = ("--variant=minbase", f"--include={PACKAGES}", *row.options)
+        command = ["debootstrap", *options, suite, str(root), *row.mirror]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", root / "etc" / name)
     _trust(root)

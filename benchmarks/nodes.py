@@ -38,8 +38,8 @@ from enginefarm.child.call import Answer, Child
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolUse
-from enginefarm.errors import EnginefarmError
-from enginefarm.graph import export, feeds, onnx_files, onnx_shapes, slim, verify
+from enginefarm.errors import EnginefarmError, one_line
+from enginefarm.graph import export, feeds, onnx_shapes, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 from enginefarm.graph.work import calibration_batches
@@ -145,7 +145,7 @@ def one(folder: Path, precisions: Iterable[str], build: bool) -> dict[str, Any]:
         try:
             wanted = recipe(folder, model, work)
         except (EnginefarmError, ValueError, TypeError) as error:
-            return {**found, "stage": f"recipe: {onnx_files.one_line(error, 200)}"}
+            return {**found, "stage": f"recipe: {one_line(error, 200)}"}
         if build:
             found["bare"] = built(folder / "model.onnx", wanted, work / "bare")
         try:
@@ -157,11 +157,11 @@ def one(folder: Path, precisions: Iterable[str], build: bool) -> dict[str, Any]:
             corners = [feeds.sized(batch, wanted, dims) for _, dims in feeds.corners(wanted)]
             slimmed = slim.slim_onnx(made.path, work / "slim", corners)
         except EnginefarmError as error:
-            return {**found, "stage": f"{type(error).__name__}: {onnx_files.one_line(error, 300)}"}
+            return {**found, "stage": f"{type(error).__name__}: {one_line(error, 300)}"}
         except Exception:
             return {
                 **found,
-                "stage": f"TRACEBACK {onnx_files.one_line(traceback.format_exc(limit=-2))}",
+                "stage": f"TRACEBACK {one_line(traceback.format_exc(limit=-2))}",
             }
         found["notes"] = [*made.notes, *([slimmed.refused] if slimmed.refused else [])]
         for which in precisions:
@@ -190,12 +190,12 @@ def graded(
     except EnginefarmError as error:
         return {
             "passed": False,
-            "why": f"{type(error).__name__}: {onnx_files.one_line(error, 300)}",
+            "why": f"{type(error).__name__}: {one_line(error, 300)}",
         }
     except Exception:
         return {
             "passed": False,
-            "why": f"TRACEBACK {onnx_files.one_line(traceback.format_exc(limit=-2))}",
+            "why": f"TRACEBACK {one_line(traceback.format_exc(limit=-2))}",
         }
     found: dict[str, Any] = {"passed": verdict.passed, "why": "; ".join(verdict.over_budget)[:300]}
     if verdict.passed:
@@ -214,7 +214,7 @@ def judged(path: Path, which: str, folder: Path, wanted: Recipe) -> tuple[str, f
     try:
         outputs, who = _run(path, which, inputs)
     except Exception as error:
-        return f"nobody: {onnx_files.one_line(error, 120)}", None
+        return f"nobody: {one_line(error, 120)}", None
     pairs = zip(arrays(folder, "output"), outputs, strict=True)
     return who, max((_off(want, have) for want, have in pairs), default=0.0)
 
@@ -291,7 +291,7 @@ def built(path: Path, wanted: Recipe, folder: Path, label: str = GPU) -> str:
     try:
         tool.build(BuildRequest(spec=spec, onnx=path.resolve(), work_dir=folder))
     except Exception as error:
-        return onnx_files.one_line(f"{type(error).__name__}: {error}", 240)
+        return one_line(f"{type(error).__name__}: {error}", 240)
     return "builds"
 
 

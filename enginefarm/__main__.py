@@ -10,7 +10,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Ctrl-C while the command line is still loaded is no traceback either."""
+    """Runs the command line. Ctrl-C while it is still being loaded prints no traceback either."""
     _open_what_is_closed()
     try:
         from enginefarm.cli import main as command

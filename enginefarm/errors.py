@@ -48,6 +48,7 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
@@ -273,3 +274,16 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     by_folded = {name.casefold(): name for name in known}
     close = get_close_matches(given.strip().casefold(), list(by_folded), n=1)
     return f"did you mean {by_folded[close[0]]}?" if close else ""
+
+
+def one_line(error: BaseException | str, limit: int = 500) -> str:
+    """An error's text without color codes and line breaks.
+
+    A long one loses its middle: ONNX Runtime names the tensor at the end.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 1]}…{text[-end:]}"

@@ -29,8 +29,7 @@ from enginefarm.bench.shapes import Point, sized
 from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import EngineRunError, HostError
-from enginefarm.graph.onnx_files import one_line
+from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.host.detect import NvmlGpu, first_gpu
 from enginefarm.progress import report
 from enginefarm.run.artifacts import in_a_process

@@ -26,8 +26,7 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import EngineRunError, HostError
-from enginefarm.graph.onnx_files import one_line
+from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph.reference import read_reference
 from enginefarm.host import detect
 from enginefarm.progress import report

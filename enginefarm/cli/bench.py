@@ -46,8 +46,6 @@ SHOWN = (
     "build_seconds",
     "toolchain_build",
 )
-
-
 MEASURED = (
     "latency_ms_median",
     "latency_ms_p99",

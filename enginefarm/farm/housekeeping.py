@@ -81,7 +81,7 @@ def _waiting_benchmarks(client: SyncPrefectClient) -> list[tuple[UUID, str]]:
 def _reason_to_withdraw(
     store: EngineStore, digest: str, newest: dict[tuple[str, str, str], str]
 ) -> str | None:
-    """Why this benchmark is no longer needed; None while it is."""
+    """The reason why this benchmark is not needed anymore; None while it is needed."""
     try:
         manifest = store.manifest(digest)
         if manifest is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from enginefarm.errors import ExportError
+from enginefarm.errors import ExportError, one_line
 from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.known_sizes import KnownSizes
@@ -104,7 +104,7 @@ def _contradiction(model: ModelProto, recipe: Recipe) -> str:
     try:
         onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except Exception as error:
-        return onnx_files.one_line(error, 200)
+        return one_line(error, 200)
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import SourceError
+from enginefarm.errors import SourceError, one_line
 from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions.free_names import FreeNames
 
@@ -59,7 +59,7 @@ def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
     except Exception as cause:
         raise SourceError(
             f"{what}: the sparse tensor {name!r} is not valid",
-            why=onnx_files.one_line(cause, 200),
+            why=one_line(cause, 200),
             fix="export the model again, with dense tensors",
         ) from cause
     return numpy_helper.from_array(made, name)

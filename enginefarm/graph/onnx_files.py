@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EnginefarmError, SourceError
+from enginefarm.errors import EnginefarmError, SourceError, one_line
 from enginefarm.graph import external_data
 from enginefarm.graph.functions import bodies, inlined
 
@@ -269,21 +269,6 @@ def broken_tensor(model: ModelProto) -> str | None:
         if np.isposinf(values).any() and np.isneginf(values).any():
             return f"tensor {tensor.name!r} holds infinities of both signs"
     return None
-
-
-def one_line(error: BaseException | str, limit: int = 500) -> str:
-    """An error's text without color codes and line breaks.
-
-    A long one loses its middle: ONNX Runtime names the tensor at the end.
-    """
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
-    text = " ".join(text.split())
-    if len(text) <= limit:
-        return text
-    end = limit // 3
-    return f"{text[: limit - end - 1]}…{text[-end:]}"
 
 
 def refuse_empty(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:

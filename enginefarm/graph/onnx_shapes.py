@@ -15,10 +15,13 @@ LARGE_BYTES = 1 << 16
 
 def input_signature(model: ModelProto) -> dict[str, tuple[str, tuple[Any, ...]]]:
     """Inputs without initializer: name -> (dtype, shape), a dim an int, a name or None."""
+    return {value.name: _signature(value) for value in real_inputs(model)}
+
+
+def real_inputs(model: ModelProto) -> list[Any]:
+    """The graph's inputs that are not weights: old files list both."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return {
-        value.name: _signature(value) for value in model.graph.input if value.name not in weights
-    }
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 def _signature(value: Any) -> tuple[str, tuple[Any, ...]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EnginefarmError, HostError
+from enginefarm.errors import EnginefarmError, HostError, one_line
 from enginefarm.graph import onnx_files
-from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import EnginefarmError
+from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph import onnx_files, onnx_shapes
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
             if came < OLDEST_THAT_RUNS:
                 raise error(
                     f"{what}: opset {came} cannot be raised to {OPSET}",
-                    why=onnx_files.one_line(cause, 300),
+                    why=one_line(cause, 300),
                     fix=f"export the model at opset {OPSET} or later",
                 ) from cause
         for tensor in model.graph.initializer:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError
+from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError, one_line
 from enginefarm.graph import data, data_files, feeds, figures, forward, in_fp32, ort, steady
-from enginefarm.graph.onnx_files import one_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.spec import ToolUse
-from enginefarm.errors import SlimError
+from enginefarm.errors import SlimError, one_line
 from enginefarm.graph import closeness, onnx_files, ort
 from enginefarm.schema import Frozen
 from enginefarm.settings import build_limits
@@ -92,7 +92,7 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
         progress.report("slim", 1, 2, "compare")
         worst = _compare(wanted, _results(path, feeds, "the slimmed graph"))
     except SlimError as error:
-        refused = onnx_files.one_line(f"{error.what}: {error.why}" if error.why else error.what)
+        refused = one_line(f"{error.what}: {error.why}" if error.why else error.what)
         path = onnx_files.write(onnx_files.read(src, error=SlimError), dest_dir)
     progress.report("slim", 2, 2)
     files = onnx_files.files(path)
@@ -120,7 +120,7 @@ def slim_here(request_json: str) -> str:
     except (Exception, SystemExit) as error:
         raise SlimError(
             f"OnnxSlim failed on {request.src.name}",
-            why=onnx_files.one_line(f"{type(error).__name__}: {error}", 300),
+            why=one_line(f"{type(error).__name__}: {error}", 300),
         ) from error
     if slimmed is None or not slimmed.graph.node:
         raise SlimError(f"OnnxSlim left nothing of {request.src.name}")

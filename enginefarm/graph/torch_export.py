@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import ExportError
+from enginefarm.errors import ExportError, one_line
 from enginefarm.graph import feeds, forward, onnx_files, trace_sizes
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ def _traced(
             f"inputs: {type(model).__name__}.forward does not take these "
             f"{len(recipe.inputs)} inputs",
             why=f"called with one dict or with keywords, it raised {type(stopped).__name__}: "
-            f"{onnx_files.one_line(stopped, 200)}{_place(stopped)}",
+            f"{one_line(stopped, 200)}{_place(stopped)}",
             fix="list one input for each argument of forward, in its order",
         ) from stopped
     raise ExportError(
         f"source: {type(model).__name__} cannot be run at any size of profile "
         f"{recipe.profiles[0].name}",
-        why=f"{type(stopped).__name__}: {onnx_files.one_line(stopped, 300)}{_place(stopped)}",
+        why=f"{type(stopped).__name__}: {one_line(stopped, 300)}{_place(stopped)}",
         fix="correct the model, the recipe's inputs, or the sizes in `profiles`",
     ) from stopped
 
@@ -188,7 +188,7 @@ def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     if dim is not None and re.search("static|speciali|constant", text):
         return ExportError(
             f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
-            why=onnx_files.one_line(cause, 300),
+            why=one_line(cause, 300),
             fix="take the fixed number out of the model's forward, or write it in the recipe "
             f"in place of `{dim[1]}`",
         )
@@ -196,7 +196,7 @@ def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     what = f": the operator {operator}" if operator else ""
     return ExportError(
         f"torch.onnx.export failed for {recipe.name}{what}",
-        why=onnx_files.one_line(f"{type(cause).__name__}: {cause}") + _place(error),
+        why=one_line(f"{type(cause).__name__}: {cause}") + _place(error),
         fix="write that part of forward with other operators. If its sizes depend on a dynamic "
         f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
         "be enough",

@@ -10,9 +10,8 @@ from enginefarm.child.call import Child
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
-from enginefarm.errors import PrecisionError, ToolchainError
+from enginefarm.errors import PrecisionError, ToolchainError, one_line
 from enginefarm.graph import ort
-from enginefarm.graph.onnx_files import one_line
 from enginefarm.graph.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verify import CRASH, compare
 from enginefarm.schema import Frozen

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import EngineRunError, HostError
+from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph import ort
-from enginefarm.graph.onnx_files import one_line
 from enginefarm.graph.sources import source
 from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine

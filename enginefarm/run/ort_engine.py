@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from enginefarm.errors import EngineRunError, HostError
+from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph import ort
-from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
 from enginefarm.run.artifacts import OpenRequest

@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
-from enginefarm.errors import BuildError, HostError, ToolchainError
+from enginefarm.errors import BuildError, HostError, ToolchainError, one_line
 from enginefarm.graph import ort
-from enginefarm.graph.onnx_files import one_line
 from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER

@@ -183,8 +183,8 @@ def _create_database(database: Path) -> None:
 
 @contextmanager
 def _locked(kept: Path) -> Generator[None]:
-    """Holds a lock beside the file. There is no lock where the folder cannot be written: nothing
-    can be kept there either."""
+    """Holds a lock beside the file. A folder that cannot be written gets no lock, because
+    nothing can be kept there either."""
     lock = FileLock(kept.with_name(f"{kept.name}.lock"))
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)

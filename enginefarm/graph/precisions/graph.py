@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from enginefarm.errors import PrecisionError
+from enginefarm.errors import PrecisionError, one_line
 from enginefarm.graph import onnx_files, onnx_shapes
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import ConversionReport
@@ -36,7 +36,7 @@ def at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
         raise PrecisionError(
             f"{name} needs opset {opset}, and the graph, of opset {onnx_files.opset(model)}, "
             "cannot be converted to it",
-            why=onnx_files.one_line(error),
+            why=one_line(error),
             fix=f"export the model at opset {opset}",
         ) from error
 
@@ -61,7 +61,7 @@ def infer_types(model: ModelProto) -> None:
             inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception as error:
         raise PrecisionError(
-            "types and shapes of the graph cannot be inferred", why=onnx_files.one_line(error)
+            "types and shapes of the graph cannot be inferred", why=one_line(error)
         ) from error
     pairs = zip(onnx_files.graphs(model.graph), onnx_files.graphs(inferred.graph), strict=True)
     for graph, known in pairs:
@@ -96,7 +96,7 @@ def _typed_by_schema(model: ModelProto, inferred: ModelProto) -> bool:
 
 
 def _known_types(graphs: Iterable[GraphProto]) -> dict[str, int]:
-    """Of every value whose dtype is known; -1 for what is not a tensor."""
+    """The TensorProto type of each value that has one; -1 for a value that is not a tensor."""
     types: dict[str, int] = {}
     for graph in graphs:
         types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)

@@ -34,7 +34,7 @@ class Source(Protocol):
         """Names of the model's inputs where its file says them. None: only `load` finds out.
 
         Cheap enough for `plan`: a child process reads the file, and no weights outside it.
-        Raises: SourceError when the file is no model.
+        Raises: SourceError when the file is not a model.
         """
         ...
 

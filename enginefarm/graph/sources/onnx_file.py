@@ -8,7 +8,7 @@ from pathlib import Path
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import external_data, onnx_files
+from enginefarm.graph import external_data, onnx_files, onnx_shapes
 from enginefarm.graph.fitting import known_outputs, typed_inputs
 from enginefarm.graph.normalize import normalize
 from enginefarm.graph.raising import raised
@@ -101,8 +101,7 @@ def inputs_here(request: str) -> str:
     name = f"source.path: {file.name}"
     model = onnx_files.graph_only(file, name=name)
     onnx_files.refuse_empty(model, name, SourceError)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    names = tuple(value.name for value in model.graph.input if value.name not in weights)
+    names = tuple(value.name for value in onnx_shapes.real_inputs(model))
     return _Names(names=names).model_dump_json()
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from enginefarm.documents.sources import OnnxSource
-from enginefarm.errors import ExportError, SourceError
+from enginefarm.errors import ExportError, SourceError, one_line
 from enginefarm.graph import onnx_files
 from enginefarm.graph.sources import source
 
@@ -238,8 +238,8 @@ def test_renaming_moves_a_value_that_has_the_name(tmp_path: Path) -> None:
 
 
 def test_errors_come_without_colors_and_line_breaks() -> None:
-    assert onnx_files.one_line("\x1b[31mred\x1b[0m\n  and  more") == "red and more"
-    long = onnx_files.one_line("no profile: " + "x" * 9000 + " of the input `mask`")
+    assert one_line("\x1b[31mred\x1b[0m\n  and  more") == "red and more"
+    long = one_line("no profile: " + "x" * 9000 + " of the input `mask`")
     assert len(long) == 500
     assert long.startswith("no profile: ")
     assert long.endswith("of the input `mask`")

@@ -314,24 +314,30 @@ def quantizers(path: Path) -> int:
     return sum(kind == "QuantizeLinear" for kind in kinds)
 
 
-@pytest.mark.parametrize(("careful", "left"), [(1, 1), (0, 2)])
-def test_a_search_leaves_room_for_other_data_where_that_leaves_something_in_8_bits(
-    tmp_path: Path, careful: int, left: int
-) -> None:
-    """silero-vad in INT8: 12 dB on its verification data, as the budget asks, and 8.9 on other.
-    careful: how many operators the judge with half the budget allows in 8 bits."""
+def left_in_8_bits(tmp_path: Path, *, judge: int, careful: int, always: bool) -> object:
+    """How many operators of three are in 8 bits, where the judges allow that many each."""
     model = made(THREE, w=SQUARE)
     feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
     seen = evidence(
         model,
         tmp_path,
         feeds,
-        judge=lambda path: quantizers(path) <= 2,
+        judge=lambda path: quantizers(path) <= judge,
         careful=lambda path: quantizers(path) <= careful,
+        always=always,
         tries=30,
     )
     _, details = convert(model, tmp_path, [feeds], seen, method="minmax")
-    assert details["quantized_operators"] == left
+    return details["quantized_operators"]
+
+
+@pytest.mark.parametrize(("careful", "left"), [(1, 1), (0, 2)])
+def test_a_search_leaves_room_for_other_data_where_that_leaves_something_in_8_bits(
+    tmp_path: Path, careful: int, left: int
+) -> None:
+    """silero-vad in INT8: 12 dB on its verification data, as the budget asks, and 8.9 on other.
+    careful: how many operators the judge with half the budget allows in 8 bits."""
+    assert left_in_8_bits(tmp_path, judge=2, careful=careful, always=False) == left
 
 
 @pytest.mark.parametrize(
@@ -344,19 +350,7 @@ def test_a_graph_that_meets_its_budget_without_its_margin_is_searched(
 ) -> None:
     """silero-vad in FP8: 15 dB on all of its data, and 10 on single batches of other data.
     careful, judge: how many operators each allows in 8 bits."""
-    model = made(THREE, w=SQUARE)
-    feeds = {"x": RANDOM.normal(size=(16, 8)).astype(np.float32)}
-    seen = evidence(
-        model,
-        tmp_path,
-        feeds,
-        judge=lambda path: quantizers(path) <= judge,
-        careful=lambda path: quantizers(path) <= careful,
-        always=True,
-        tries=30,
-    )
-    _, details = convert(model, tmp_path, [feeds], seen, method="minmax")
-    assert details["quantized_operators"] == left
+    assert left_in_8_bits(tmp_path, judge=judge, careful=careful, always=True) == left
 
 
 def test_a_part_of_a_budget_is_for_errors_of_that_part() -> None:
