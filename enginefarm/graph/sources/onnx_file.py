@@ -10,8 +10,8 @@ from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import external_data, onnx_files, onnx_shapes
 from enginefarm.graph.fitting import known_outputs, typed_inputs
-from enginefarm.graph.normalize import normalize
 from enginefarm.graph.raising import raised
+from enginefarm.graph.readable import make_readable
 from enginefarm.graph.sources import s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
@@ -53,7 +53,7 @@ class OnnxFile:
         model = onnx_files.read(file, error=SourceError, field="source.path")
         what = f"source.path: {source.path}"
         typed_inputs(model, what)
-        normalize(model, what)
+        make_readable(model, what)
         model = raised(model, error=SourceError, what=what)
         known_outputs(model, what)
         path = onnx_files.write(model, work_dir)

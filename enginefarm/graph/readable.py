@@ -16,7 +16,7 @@ LARGEST = 1 << 28
 """The most elements of a sparse tensor that is written out: 1 GiB in FP32."""
 
 
-def normalize(model: ModelProto, what: str) -> None:
+def make_readable(model: ModelProto, what: str) -> None:
     """In place: sparse initializers and constants as dense ones, and one name for each node of a
     graph, since ONNX Runtime refuses two nodes of one name.
 
