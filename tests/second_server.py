@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
-from tests.farm.weed_server import free_ports, wait_for
+from tests.farm.weed_server import wait_for
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@latest"
 KEY = Credentials("second-server", "second-server-secret")

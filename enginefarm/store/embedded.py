@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,6 +39,18 @@ LOGGING = ("-alsologtostderr=false", "-log_max_size_mb=8", "-log_max_files=2")
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
+
+PORT_CHOICES = 5
+"""Nobody can reserve a port for another program: it may be taken before SeaweedFS listens."""
+
+FATAL = re.compile(r"[EF]\d{4} ")
+"""How SeaweedFS's log begins the line of an error."""
+
+PORT_TAKEN = ("address already in use", "Port allocation failed")
+
+
+class _PortTaken(StoreUnavailable):
+    """Somebody took one of the server's ports between our choice and its use."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,9 @@ def start(home: Path) -> Server:
         hung = _recorded(home)
         if hung is not None:  # two servers on one folder would damage it
             _end(hung)
+        for _ in range(PORT_CHOICES - 1):
+            with suppress(_PortTaken):
+                return _launch(home)
         return _launch(home)
 
 
@@ -216,10 +232,13 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
         except (URLError, OSError):
             pass
         time.sleep(0.05)
-    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-5:])
-    raise StoreUnavailable(
+    said = log.read_text("utf-8", "replace").splitlines()
+    # Of a fatal error the reason comes first, and the stacks of all goroutines come after it.
+    why = next((line for line in said if FATAL.match(line)), "\n".join(said[-5:]))
+    kind = _PortTaken if any(words in why for words in PORT_TAKEN) else StoreUnavailable
+    raise kind(
         f"store: the embedded S3 server did not start on {server.home}",
-        why=tail or f"no answer in {START_TIMEOUT_S} s",
+        why=why or f"no answer in {START_TIMEOUT_S} s",
         fix=f"read {log}; or set ENGINEFARM_STORE to your own S3 store",
     )
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import stat
 from contextlib import ExitStack
 from pathlib import Path
 
 SOCKETS = Path("/tmp")  # noqa: S108 # SeaweedFS's choice
-HIGHEST_PORT = (1 << 16) - 10_001
-"""SeaweedFS adds 10,000 to some ports for its own gRPC."""
+LOWEST_PORT, HIGHEST_PORT = 10_000, (1 << 16) - 10_001
+"""Below are the ports of known services; SeaweedFS adds 10,000 to some ports for its own gRPC."""
+
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 PORTS = (
     "master.port",
@@ -33,11 +36,28 @@ def ports_of(home: Path) -> list[int]:
     try:
         ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])
     except (OSError, ValueError):
-        ports = _bound([0] * (len(PORTS) + 1))
+        ports = free_ports(len(PORTS) + 1)
     while any(_is_anothers(path) for path in sockets_of(ports)):
-        ports = _bound([0] * (len(PORTS) + 1))
+        ports = free_ports(len(PORTS) + 1)
     kept.write_text(json.dumps(ports), "utf-8")
     return ports
+
+
+def free_ports(count: int) -> list[int]:
+    """That many distinct ports that nobody listens on, and that the kernel hands to no connection.
+
+    A port that the kernel chooses comes from the range of outgoing connections: between its
+    choice and its use any client on the machine can be given it.
+    """
+    first, beyond = _range()
+    with ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            try:
+                ports += [_bind(stack, random.randrange(first, beyond))]  # noqa: S311
+            except OSError:
+                continue
+        return ports
 
 
 def sockets_of(ports: list[int]) -> list[Path]:
@@ -58,17 +78,25 @@ def _is_anothers(path: Path) -> bool:
     return not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid()
 
 
-def _bound(wanted: list[int]) -> list[int]:
-    """Distinct free ports; 0 takes any. Raises OSError when one is taken."""
+def _range() -> tuple[int, int]:
+    """The larger part of our ports beside the kernel's range; all where it leaves too few."""
+    try:
+        low, high = map(int, EPHEMERAL.read_text("utf-8").split())
+    except (OSError, ValueError):
+        low, high = 32_768, 60_999
+    beside = [(LOWEST_PORT, min(low, HIGHEST_PORT + 1)), (high + 1, HIGHEST_PORT + 1)]
+    first, beyond = max(beside, key=lambda part: part[1] - part[0])
+    return (first, beyond) if beyond - first >= 1_000 else (LOWEST_PORT, HIGHEST_PORT + 1)
+
+
+def _bound(ports: list[int]) -> list[int]:
+    """The ports. Raises OSError when one is taken."""
     with ExitStack() as stack:
-        ports: list[int] = []
-        for port in wanted:
-            while True:
-                one = stack.enter_context(socket.socket())
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(("127.0.0.1", port))
-                number = one.getsockname()[1]
-                if number <= HIGHEST_PORT:
-                    break
-            ports.append(number)
-        return ports
+        return [_bind(stack, port) for port in ports]
+
+
+def _bind(stack: ExitStack, port: int) -> int:
+    one = stack.enter_context(socket.socket())
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(("127.0.0.1", port))
+    return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from enginefarm.farm.server.environment import database_url
 from enginefarm.farm.worker import card as workers
 from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.ports import free_ports
 from tests.farm import postgres_server
 
 PATIENCE_S = 480
@@ -53,7 +53,7 @@ class Farm:
         for name in SHADOWS if checkout == CHECKOUT else ():
             (self.recipes / name).mkdir()
             (self.recipes / name / "__init__.py").write_text(f"raise SystemExit('{name}: yours')")
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.s3_home = root / "s3"
@@ -344,9 +344,3 @@ def command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

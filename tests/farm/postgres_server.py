@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from enginefarm.store.ports import free_ports
+
 USER = "enginefarm"
 
 
@@ -114,9 +116,7 @@ def _create(root: Path) -> None:
 
 @contextmanager
 def _serving(root: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with (root / "log").open("wb") as log:
         server = subprocess.Popen(
             [

@@ -15,15 +15,10 @@ import pytest
 
 from enginefarm.store import embedded
 from enginefarm.store.embedded import Server
+from enginefarm.store.ports import free_ports
 from tests import tiny_recipe
 from tests.farm.farm_fixture import COMMAND, PATIENCE_S, until
 from tests.processes import alive
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Up:
@@ -49,7 +44,7 @@ class Up:
             )
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
-                [*COMMAND, "up", "--port", str(free_port())],
+                [*COMMAND, "up", "--port", str(*free_ports(1))],
                 env=self.environment,
                 cwd=self.recipes,
                 stdout=said,

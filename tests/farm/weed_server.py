@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
+
+from enginefarm.store.ports import free_ports
 
 WEED = Path(sysconfig.get_path("scripts")) / "weed"
 OTHER_PORTS = (
@@ -22,17 +23,6 @@ OTHER_PORTS = (
     "filer.port.grpc",
     "s3.port.grpc",
 )
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            one = stack.enter_context(socket.socket())
-            one.bind(("127.0.0.1", 0))
-            if one.getsockname()[1] < 55_000:  # SeaweedFS adds 10,000 for some of its own
-                ports.append(one.getsockname()[1])
-        return ports
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Without it these tests are skipped. No TensorRT plan is served: that needs a GPU
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +32,7 @@ from enginefarm.pulling.triton_places import Folder
 from enginefarm.release.triton_replay import Candidate, Limits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, try_out
+from enginefarm.store.ports import free_ports
 
 
 def pytriton() -> Path | None:
@@ -90,14 +90,6 @@ def files(scale: float, fails_as: tuple[str, ...] = ()) -> Files:
         )
 
     return of
-
-
-def free_ports(count: int) -> list[int]:
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in found]
-    for one in found:
-        one.close()
-    return ports
 
 
 def start(folder: Path, mode: str, *more: str) -> tuple[subprocess.Popen[bytes], str]:

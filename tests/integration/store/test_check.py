@@ -12,8 +12,9 @@ from enginefarm import cli
 from enginefarm.errors import StoreError
 from enginefarm.store import check, s3
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
-from tests.farm.weed_server import free_ports, wait_for
+from tests.farm.weed_server import wait_for
 
 
 def test_seaweedfs_does_all_that_is_needed(store: EngineStore) -> None:

@@ -16,9 +16,10 @@ from enginefarm.errors import StoreDenied
 from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, s3
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
 from tests import tiny_recipe
-from tests.farm.weed_server import free_ports, weed_server
+from tests.farm.weed_server import weed_server
 from tests.sample_manifest import make_manifest
 
 POLICIES = Path(__file__).parents[3] / "infra" / "s3-policies"

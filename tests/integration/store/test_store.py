@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from enginefarm.store import blobs, embedded, layout, open_store, s3, transfers
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.ports import ports_of
 from enginefarm.store.s3 import Credentials, ObjectStore
 
 MULTIPART_BYTES = transfers.PART_BYTES * 2 + 12345
@@ -461,6 +463,33 @@ def test_a_killed_server_is_replaced(home: Path) -> None:
     second = embedded.start(home)
     assert second.pid != first.pid
     assert EngineStore(connect(second), "").read_bytes(ref(b"kept")) == b"kept"
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_a_port_that_is_taken_while_the_server_starts_is_replaced(
+    home: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    others: list[socket.socket] = []
+
+    def choose_and_lose(folder: Path) -> list[int]:
+        chosen = ports_of(folder)
+        if not others:
+            others.append(socket.create_server(("127.0.0.1", chosen[number])))
+        return chosen
+
+    monkeypatch.setattr(embedded, "ports_of", choose_and_lose)
+    server = embedded.start(home)
+    assert embedded.running(home) == server
+    with others[0]:
+        assert others[0].getsockname()[1] not in json.loads((home / "ports.json").read_text())
+
+
+def test_a_server_that_cannot_start_says_why(home: Path) -> None:
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "filerldb2").write_text("not a folder")
+    with pytest.raises(StoreUnavailable, match="filerldb2") as caught:
+        embedded.start(home)
+    assert "goroutine" not in str(caught.value)
 
 
 def test_the_embedded_server_is_the_users_alone(home: Path) -> None:

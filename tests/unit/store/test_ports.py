@@ -27,6 +27,30 @@ def test_ports_stay_while_they_are_free(tmp_path: Path) -> None:
     assert ports.ports_of(tmp_path) == first
 
 
+def test_no_port_is_one_that_an_outgoing_connection_may_be_given() -> None:
+    low, high = map(int, ports.EPHEMERAL.read_text("utf-8").split())
+    found = ports.free_ports(200)
+    assert len(set(found)) == 200
+    assert not [port for port in found if low <= port <= high]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "first", "beyond"),
+    [
+        ("32768\t60999\n", 10_000, 32_768),
+        ("1024 40000", 40_001, 55_536),
+        ("1024 65535", 10_000, 55_536),
+        ("10500 65535", 10_000, 55_536),
+    ],
+)
+def test_ports_lie_beside_the_range_of_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str, first: int, beyond: int
+) -> None:
+    monkeypatch.setattr(ports, "EPHEMERAL", tmp_path / "range")
+    (tmp_path / "range").write_text(kernels)
+    assert all(first <= port < beyond for port in ports.free_ports(100))
+
+
 def test_a_port_that_somebody_took_is_replaced(tmp_path: Path) -> None:
     first = ports.ports_of(tmp_path)
     with socket.create_server(("127.0.0.1", first[1])):
