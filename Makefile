@@ -1,6 +1,6 @@
 # make demo    build example 1 for T4, A100 and L4 on this machine, no GPU needed
 # make test    everything that passes on a CPU machine
-# make check   format, lint, types, import rules
+# make check   format, lint, types (of tests/gpu too), import rules
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -29,6 +29,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --project tests/gpu
 	$(BIN)/lint-imports
 
 # Every benchmark that needs no GPU, one after the other, and one table of all their figures,

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 try:
-    import tensorrt as trt
+    import tensorrt as trt  # pyright: ignore[reportMissingImports]
 except ImportError:  # Python 3.11 has the bindings alone
-    import tensorrt_bindings as trt
+    import tensorrt_bindings as trt  # pyright: ignore[reportMissingImports]
 
 LOGGER = trt.Logger(trt.Logger.WARNING)
 PICTURES = {"images": ((1, 3, 224, 224), (8, 3, 224, 224), (32, 3, 224, 224))}

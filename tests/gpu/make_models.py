@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def resnet50() -> torch.nn.Module:
-    import torchvision
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     return torchvision.models.resnet50(weights=None).eval()
@@ -29,9 +29,9 @@ def resnet50() -> torch.nn.Module:
 
 def efficientnet_lite0() -> torch.nn.Module:
     sys.path.insert(0, str(ROOT / "examples" / "01_efficientnet_lite0"))
-    from model import efficientnet_lite0 as made
+    from model import efficientnet_lite0 as make  # pyright: ignore[reportMissingImports]
 
-    return made().eval()
+    return make().eval()
 
 
 TORCH: dict[str, Any] = {"resnet50": resnet50, "efficientnet_lite0": efficientnet_lite0}
@@ -57,7 +57,7 @@ def pictures(count: int, seed: int = 3) -> np.ndarray[Any, Any]:
         picture = sources[random.integers(len(sources))]
         side = int(min(picture.shape[:2]) * random.uniform(0.5, 1))
         top, left = (int(random.integers(picture.shape[axis] - side + 1)) for axis in (0, 1))
-        crop = resize(picture[top : top + side, left : left + side], (224, 224))
+        crop = np.asarray(resize(picture[top : top + side, left : left + side], (224, 224)))
         found.append((2 * crop - 1).transpose(2, 0, 1))
     return np.stack(found).astype(np.float32)
 

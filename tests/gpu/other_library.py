@@ -11,7 +11,7 @@ try:
     import torch
 except ImportError:
     torch = None
-    from cuda.bindings import driver
+    from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue]
 
 NAME = "cuda-bindings" if torch is None else f"torch {torch.__version__}"
 

@@ -117,7 +117,8 @@ def test_the_defaults_of_trtexec_11_measure_the_same(
     """Its defaults are written out here for 8.6: CUDA graph, spin wait, no transfers."""
     x = np.random.default_rng(0).standard_normal((batch, 3, 16, 16)).astype(np.float32)
     reference = plan.with_name(f"reference{batch}.npz")
-    np.savez(reference, **{"0000/input/x": x})
+    arrays: dict[str, Any] = {"0000/input/x": x}
+    np.savez(reference, **arrays)
     request = QueuedRequest(
         plan=plan,
         reference=reference,

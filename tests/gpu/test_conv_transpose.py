@@ -67,7 +67,7 @@ def test_it_builds_and_agrees(tmp_path: Path) -> None:
     builder_api.write_plan(builder, network, config, plan, messages)
     feeds = {"x": np.random.default_rng(1).standard_normal((2, CHANNELS, 8, 8)).astype(np.float32)}
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    wanted = session.run(None, feeds)[0].ravel()
+    wanted = np.asarray(session.run(None, feeds)[0]).ravel()
     with Engine(plan, toolchain="tensorrt") as engine:
         print(engine.layers_json()[:1500])
         found = engine.run(feeds)["y"].ravel()

@@ -144,6 +144,11 @@ def test_engines_are_verified_on_the_gpu_in_a_fresh_process(
         assert device.outputs[0].top1_agreement is not None
 
 
+def measured(*figures: float | None) -> list[float]:
+    assert None not in figures
+    return [figure for figure in figures if figure is not None]
+
+
 def test_the_benchmark_sweeps_batches_with_and_without_a_graph(
     farm: Farm, verified: dict[str, Manifest]
 ) -> None:
@@ -160,12 +165,19 @@ def test_the_benchmark_sweeps_batches_with_and_without_a_graph(
                 f"| {row.compute_ms_median or 0:.3f} | {row.throughput_samples_per_s:.0f} "
                 f"| {row.cov_verdict} | {row.power_w} | {row.sm_clock_mhz} |"
             )
-            assert row.latency_ms_min <= row.latency_ms_median <= row.latency_ms_p99
-            # They are of different passes; on a GPU that others use too, each has its own luck.
+            least, median, p99, power_w, clock_mhz = measured(
+                row.latency_ms_min,
+                row.latency_ms_median,
+                row.latency_ms_p99,
+                row.power_w,
+                row.sm_clock_mhz,
+            )
+            assert least <= median <= p99
+            # Two passes measure them; a GPU that others use too can be slower in either.
             if row.cov_verdict == "stable":
-                assert (row.compute_ms_median or 0) < row.latency_ms_median
-            assert 10 < row.power_w < 1000
-            assert row.sm_clock_mhz > 100
+                assert (row.compute_ms_median or 0) < median
+            assert 10 < power_w < 1000
+            assert clock_mhz > 100
 
 
 def test_pull_on_this_very_host_takes_the_engine(

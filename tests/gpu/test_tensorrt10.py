@@ -245,7 +245,7 @@ def test_the_build_runs_and_agrees(built: Path) -> None:
     session = onnxruntime.InferenceSession(
         str(built.with_name("conv.onnx")), providers=["CPUExecutionProvider"]
     )
-    wanted = session.run(None, feeds)[0].ravel().astype(np.float64)
+    wanted = np.asarray(session.run(None, feeds)[0], np.float64).ravel()
     with Engine(built, toolchain="tensorrt") as engine:
         found = engine.run(feeds)["y"].ravel().astype(np.float64)
     assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.9999

@@ -28,4 +28,5 @@ def medians(log: str) -> Medians:
     names = ("Latency", "H2D Latency", "GPU Compute Time", "D2H Latency")
     if rate is None or not found.keys() >= set(names):
         raise ValueError(f"trtexec says nothing of its speed: {log[-2000:]}")
-    return Medians(*(found[name] for name in names), float(rate[1]))
+    latency, h2d, compute, d2h = (found[name] for name in names)
+    return Medians(latency, h2d, compute, d2h, rate_qps=float(rate[1]))
