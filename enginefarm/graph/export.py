@@ -59,7 +59,7 @@ def load(recipe: Recipe, work_dir: Path) -> LoadedModel:
     Raises: SourceError.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    model = source(recipe.source.kind).load(recipe.source, recipe.root, work_dir)
+    model = source(recipe.source.kind).load(recipe.source, recipe.root, work_dir, recipe.inputs)
     return fitting.fit_file(model, recipe, work_dir) if isinstance(model, Path) else model
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from enginefarm.documents.builder import DType
-from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.builder import DTYPES, DType
+from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files, onnx_shapes, ort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnx import GraphProto, ModelProto
 
 SIZES_LEFT_OUT = "enginefarm.sizes_left_out"
@@ -35,10 +37,18 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
     _write_dims(model, recipe, fixed)
 
 
-def typed_inputs(model: ModelProto, what: str) -> None:
-    """Raises: SourceError for an input that is not a tensor, or whose rank is not in the file."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
+def typed_inputs(model: ModelProto, what: str, asked: Sequence[TensorSpec] = ()) -> list[str]:
+    """In place: the number of dims and the type of inputs that have none in the file, as the recipe
+    says them. Their sizes are for `fit`.
+
+    Returns: the names of these inputs.
+    Raises: SourceError for an input that is not a tensor, or of which neither says anything.
+    """
+    from onnx import TensorProto
+
+    wanted = {tensor.name: tensor for tensor in asked}
+    completed: list[str] = []
+    for value in onnx_shapes.real_inputs(model):
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
             raise SourceError(
@@ -46,42 +56,51 @@ def typed_inputs(model: ModelProto, what: str) -> None:
                 why="engines take tensors only",
                 fix="export the model with one input for each tensor",
             )
-        if value.name not in weights and not value.type.tensor_type.HasField("shape"):
+        if not (lacking := _lacking(value)):
+            continue
+        if value.name not in wanted:
             raise SourceError(
-                f"{what}: input {value.name!r} has no shape in the file, not even a number of dims",
-                why="the operators behind it cannot be checked without one",
-                fix="export the model with the shape of this input; dims in it may be dynamic",
+                f"{what}: input {value.name!r} has no {lacking} in the file",
+                why="the recipe does not list this input either",
+                fix="list it in `inputs`, with its dtype and shape",
             )
+        tensor, recipes = value.type.tensor_type, wanted[value.name]
+        if not tensor.HasField("shape"):
+            onnx_shapes.write_shape(value, [None] * len(recipes.shape))
+        if not tensor.elem_type:
+            tensor.elem_type = TensorProto.DataType.Value(DTYPES[recipes.dtype].onnx)
+        completed.append(value.name)
+    return completed
 
 
-def known_outputs(model: ModelProto, what: str) -> None:
-    """Dims that are unknown (-1, 0) are written as such everywhere, and shapes that outputs lack as
-    they follow from the operators.
+def known_outputs(model: ModelProto) -> None:
+    """Dims that are unknown (-1, 0) are written as such everywhere, and what outputs lack of their
+    types and shapes as it follows from the operators.
 
-    Raises: SourceError for an output whose number of dims follows from nothing.
+    An output whose number of dims follows from nothing has none until `export` has run the graph:
+    onnx's checker takes no graph without them.
     """
     for graph in onnx_files.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in _shape(value):
                 if dim.HasField("dim_value") and onnx_shapes.known_dim(dim) is None:
                     dim.Clear()
-    lacking = [
-        value
-        for value in model.graph.output
-        if value.type.WhichOneof("value") in (None, "tensor_type")
-        and not value.type.tensor_type.HasField("shape")
-    ]
-    inferred = onnx_shapes.inferred_outputs(model) if lacking else {}
+    lacking = [value for value in model.graph.output if _lacking(value)]
+    inferred = {value.name: value for value in onnx_shapes.inferred(model)} if lacking else {}
     for value in lacking:
-        dims = inferred.get(value.name)
-        if dims is None:
-            raise SourceError(
-                f"{what}: output {value.name!r} has no shape in the file, not even a number of "
-                "dims",
-                why="none follows from the operators before it",
-                fix="export the model with the shape of this output; dims in it may be dynamic",
-            )
-        onnx_shapes.write_shape(value, dims)
+        if value.name in inferred:
+            value.type.CopyFrom(inferred[value.name].type)
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+
+
+def _lacking(value: Any) -> str:
+    """What a value's type does not say; empty for what is no tensor, which is refused later."""
+    if value.type.WhichOneof("value") not in (None, "tensor_type"):
+        return ""
+    if not value.type.tensor_type.HasField("shape"):
+        return "shape, not even a number of dims,"
+    return "" if value.type.tensor_type.elem_type else "type"
 
 
 def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:

@@ -38,7 +38,17 @@ def dtype_of(elem_type: int) -> str:
 
 
 def inferred_outputs(model: ModelProto) -> dict[str, list[int | str | None] | None]:
-    """Dims of every output as ONNX's shape inference has them; None where it knows no rank.
+    """Dims of every output as ONNX's shape inference has them; None where it knows no rank."""
+    return {
+        value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.HasField("shape")
+        else None
+        for value in inferred(model)
+    }
+
+
+def inferred(model: ModelProto) -> list[Any]:
+    """The outputs, with what ONNX's shape inference adds; none where it fails.
 
     Large weights are left out of the copy that is analyzed: protobuf's limit is 2 GiB.
     """
@@ -47,13 +57,8 @@ def inferred_outputs(model: ModelProto) -> dict[str, list[int | str | None] | No
     try:
         found = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
     except Exception:  # it crashes on what it does not know; the shapes stay unknown
-        return {}
-    return {
-        value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim]
-        if value.type.tensor_type.HasField("shape")
-        else None
-        for value in found.graph.output
-    }
+        return []
+    return list(found.graph.output)
 
 
 def without_weights(model: ModelProto) -> ModelProto:

@@ -12,8 +12,12 @@ from enginefarm.documents.sources import SOURCES
 from enginefarm.names import loaded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
     from torch.export import ExportedProgram
+
+    from enginefarm.documents.recipe import TensorSpec
 
     LoadedModel = nn.Module | ExportedProgram | Path
     """A module in eval mode, an exported program, or the path of an ONNX file."""
@@ -45,9 +49,12 @@ class Source(Protocol):
         """
         ...
 
-    def load(self, source: Any, root: Path, work_dir: Path) -> LoadedModel:
+    def load(
+        self, source: Any, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
+    ) -> LoadedModel:
         """The model itself. `work_dir` has what `fetch` brought, and takes what `load` writes.
 
+        inputs: the recipe's, for a file that does not say what its own inputs are.
         It runs the recipe's code and opens its files: call it in a child process.
 
         Raises: SourceError, UnsafeCheckpointError.

@@ -12,14 +12,24 @@ from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.export import ExportedProgram
+
+    from enginefarm.documents.recipe import TensorSpec
 
 
 class ExportedProgramFile(Local):
     def fingerprint(self, source: ExportedProgramSource, root: Path) -> str:
         return import_path.digest({"program": file_digest(source.path, root, field="source.path")})
 
-    def load(self, source: ExportedProgramSource, root: Path, work_dir: Path) -> ExportedProgram:
+    def load(
+        self,
+        source: ExportedProgramSource,
+        root: Path,
+        work_dir: Path,
+        inputs: Sequence[TensorSpec] = (),
+    ) -> ExportedProgram:
         import torch
 
         file = local_file(source.path, root, field="source.path")

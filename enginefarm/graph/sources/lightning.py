@@ -17,7 +17,11 @@ from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
+
+    from enginefarm.documents.recipe import TensorSpec
 
 
 class Lightning(Local):
@@ -30,7 +34,9 @@ class Lightning(Local):
             }
         )
 
-    def load(self, source: LightningSource, root: Path, work_dir: Path) -> nn.Module:
+    def load(
+        self, source: LightningSource, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
+    ) -> nn.Module:
         from torch import nn
 
         file = local_file(source.checkpoint, root, field="source.checkpoint")

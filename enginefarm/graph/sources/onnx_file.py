@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from enginefarm.child.call import Child, Limits
+from enginefarm.documents.recipe import TensorSpec
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import external_data, onnx_files, onnx_shapes
@@ -47,15 +49,23 @@ class OnnxFile:
         if source.path.startswith("s3://"):
             _download(source.path, work_dir / DOWNLOADED)
 
-    def load(self, source: OnnxSource, root: Path, work_dir: Path) -> Path:
+    def load(
+        self,
+        source: OnnxSource,
+        root: Path,
+        work_dir: Path,
+        inputs: Sequence[TensorSpec] = (),
+    ) -> Path:
         """The model raised to an opset of today and in normal form, in work_dir."""
         file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
         what = f"source.path: {source.path}"
-        typed_inputs(model, what)
+        completed = typed_inputs(model, what, inputs)
+        if completed:
+            what += f", with the recipe's shape of {', '.join(completed)}"
         make_readable(model, what)
         model = raised(model, error=SourceError, what=what)
-        known_outputs(model, what)
+        known_outputs(model)
         path = onnx_files.write(model, work_dir)
         del model
         onnx_files.check(path, error=SourceError, what=what)

@@ -12,7 +12,11 @@ from enginefarm.graph.sources.local_file import file_digest, local_file, named_f
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
+
+    from enginefarm.documents.recipe import TensorSpec
 
 
 class TorchCallable(Local):
@@ -31,7 +35,9 @@ class TorchCallable(Local):
             parts["checkpoint"] = file_digest(source.checkpoint, root, field="source.checkpoint")
         return import_path.digest(parts)
 
-    def load(self, source: TorchSource, root: Path, work_dir: Path) -> nn.Module:
+    def load(
+        self, source: TorchSource, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
+    ) -> nn.Module:
         from torch import nn
 
         make = import_path.load(source.callable, root, field="source.callable")

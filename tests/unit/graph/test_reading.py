@@ -260,17 +260,20 @@ def test_an_output_without_a_shape_gets_the_one_that_follows(tmp_path: Path) -> 
     assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
 
 
-def test_an_output_whose_rank_follows_from_nothing_is_refused_by_name(tmp_path: Path) -> None:
-    node = helper.make_node("Reshape", ["x", "sizes"], ["y"], "reshape")
-    shaped = helper.make_node("NonZero", ["x"], ["places"], "nonzero")
-    flat = helper.make_node("Reshape", ["places", "flat"], ["sizes"], "flatten")
+def test_an_output_whose_rank_follows_from_nothing_gets_the_one_that_it_has(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Gather", ["size", "where"], ["sizes"], "gather"),
+        helper.make_node("Reshape", ["x", "sizes"], ["y"], "reshape"),
+    ]
+    where = helper.make_node("Compress", ["places", "which"], ["where"], "compress", axis=0)
     made = model(
-        [shaped, flat, node],
+        [where, *nodes],
         outputs=[value("y", None)],
-        weights={"flat": np.array([-1], np.int64)},
+        weights={"places": np.array([0, 1, 1]), "which": np.array([True, True, False])},
     )
-    with pytest.raises(SourceError, match="output 'y' has no shape in the file"):
-        exported(tmp_path, made)
+    (output,) = onnx.load(exported(tmp_path, made).path).graph.output
+    assert len(output.type.tensor_type.shape.dim) == 2
 
 
 def test_dims_that_the_recipe_fixes_reach_the_operators_behind(tmp_path: Path) -> None:
@@ -297,10 +300,64 @@ def test_a_dim_that_the_graph_fixes_to_another_size_is_named(tmp_path: Path) -> 
         exported(tmp_path, relu(inputs=[value("x", ["n", 5])], outputs=[value("y", ["n", 5])]))
 
 
-def test_an_input_of_unknown_rank_is_refused_by_name(tmp_path: Path) -> None:
-    made = relu(inputs=[value("x", None)])
-    with pytest.raises(SourceError, match="input 'x' has no shape in the file"):
+def typeless(name: str) -> onnx.ValueInfoProto:
+    return onnx.ValueInfoProto(name=name)
+
+
+def without_dims(name: str) -> onnx.ValueInfoProto:
+    return value(name, None)
+
+
+@pytest.mark.parametrize("opset", [8, 12, 20])
+@pytest.mark.parametrize("given", [without_dims, typeless])
+@pytest.mark.parametrize("left", ["input", "input output", "input output inside"])
+def test_what_the_file_does_not_say_of_an_input_is_the_recipes(
+    tmp_path: Path, opset: int, given: Any, left: str
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+        helper.make_node("Add", ["p", "b"], ["y"], "add"),
+    ]
+    made = model(
+        nodes,
+        inputs=[given("x")],
+        outputs=[given("y") if "output" in left else value("y", ["n", 4])],
+        weights={"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)},
+        opset=opset,
+    )
+    if "inside" in left:
+        made.graph.value_info.append(given("p"))
+    report = exported(tmp_path, made)
+    graph = onnx.load(report.path).graph
+    for item in (graph.input[0], graph.output[0]):
+        assert item.type.tensor_type.elem_type == FLOAT
+        dim = item.type.tensor_type.shape.dim
+        assert (dim[0].dim_param, dim[1].dim_value) == ("batch", 4)
+    for size in (1, 3):
+        x = np.arange(size * 4, dtype=np.float32).reshape(size, 4)
+        np.testing.assert_array_equal(run(report.path, {"x": x})["y"], x + 1)
+
+
+def test_a_shape_of_the_recipe_that_the_operators_do_not_take_is_blamed(tmp_path: Path) -> None:
+    made = model(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv")],
+        inputs=[value("x", None)],
+        outputs=[value("y", None)],
+        weights={"w": np.ones((1, 4, 1, 1), np.float32)},
+    )
+    with pytest.raises(SourceError, match="with the recipe's shape of x") as caught:
         exported(tmp_path, made)
+    assert "conv" in caught.value.why
+
+
+def test_an_input_of_unknown_rank_that_the_recipe_does_not_have_is_named(tmp_path: Path) -> None:
+    made = model(
+        [helper.make_node("Add", ["x", "z"], ["y"])],
+        inputs=[value("x", ["n", 4]), value("z", None)],
+    )
+    with pytest.raises(SourceError, match="input 'z' has no shape") as caught:
+        exported(tmp_path, made)
+    assert "inputs" in str(caught.value.fix)
 
 
 def test_nodes_without_a_name_are_named_by_what_they_make(tmp_path: Path) -> None:
@@ -415,7 +472,7 @@ def test_recurrent_layers_with_the_batch_first_run(tmp_path: Path, operator: str
 
 def test_every_refusal_is_one_of_ours_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(EnginefarmError) as caught:
-        exported(tmp_path, relu(inputs=[value("x", None)]))
+        exported(tmp_path, relu(inputs=[value("x", ["n", 5])]))
     assert caught.value.fix
     assert slim.slim_tool().arguments["fallback"] == 1
 
