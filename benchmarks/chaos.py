@@ -111,7 +111,7 @@ def audit(store: EngineStore) -> Audit:
 def _check_blobs(store: EngineStore, found: Audit) -> dict[str, int]:
     """digest -> size of every blob, its bytes hashed."""
     sizes: dict[str, int] = {}
-    for info in store.list_objects(layout.BLOBS):
+    for info in store.objects.list(layout.BLOBS):
         digest = info.key.rpartition("/")[2]
         hashed, size = hashlib.sha256(), 0
         body = store.objects.client.get_object(

@@ -137,7 +137,7 @@ def as_if_built(site: Site, path: Path, offers: tuple[Offer, ...]) -> None:
         assert planned.spec is not None
         target = planned.target
         entry = IndexEntry(recipe.name, target.gpu, target.precision, planned.spec.digest)
-        site.store.put_object(layout.index(entry), b"")
+        site.store.objects.put(layout.index(entry), b"")
 
 
 if __name__ == "__main__":

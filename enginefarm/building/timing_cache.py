@@ -71,7 +71,7 @@ def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> TimingCacheKey:
 def fetch(store: EngineStore, key: TimingCacheKey, dest: Path) -> Path | None:
     """The cache of exactly this combination, in `dest`; None when there is none yet, or its
     bytes are not what was written."""
-    found = store.read_document(key.key)
+    found = store.objects.get(key.key)
     body = None if found is None else _body(found[0])
     if body is None:
         return None
@@ -98,7 +98,7 @@ def merge(
     own = fresh.read_bytes()
     started_from = None if loaded is None else loaded.read_bytes()
     for _ in range(ATTEMPTS):
-        found = store.read_document(key.key)
+        found = store.objects.get(key.key)
         stored = None if found is None else _body(found[0])
         if stored is None or stored in (own, started_from):
             together = own

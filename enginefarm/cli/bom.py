@@ -36,7 +36,7 @@ def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None
 
     store = open_store()
     manifest = find(store, engine, gpu, precision, command="bom")
-    signed = store.read_document(attestation_key(manifest)) is not None
+    signed = store.objects.get(attestation_key(manifest)) is not None
     text = json.dumps(document(manifest, signed=signed), indent=2, ensure_ascii=False)
     if output is None:
         click.echo(text)

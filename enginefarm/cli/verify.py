@@ -111,7 +111,7 @@ def sign(name: str, vouch: bool) -> None:
             )
         _hash(store, manifest)
         envelope = policy.signer.attest(manifest).canonical_json()
-        store.put_object(signing.attestation_key(manifest), envelope)
+        store.objects.put(signing.attestation_key(manifest), envelope)
         name_it(store, recipe, manifest, policy.signer)
         click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} signed")
 

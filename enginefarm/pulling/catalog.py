@@ -88,7 +88,7 @@ class StoreCatalog:
         return found
 
     def attestation(self, manifest: Manifest) -> bytes | None:
-        found = self._store.read_document(signing.attestation_key(manifest))
+        found = self._store.objects.get(signing.attestation_key(manifest))
         return found[0] if found else None
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:

@@ -23,12 +23,12 @@ from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Moment, Name
 from enginefarm.store import channels
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.reading import or_left_out, parsed
+from enginefarm.store.reading import or_left_out, read
 
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
 SHORT = 16
-MEND = "enginefarm fsck --repair removes it; its host writes it again at its next switch"
+REPAIR = "enginefarm fsck --repair removes it; its host writes it again at its next switch"
 
 
 class HostState(Frozen):
@@ -88,7 +88,7 @@ def tell(
         precision=precision,
         since=datetime.now(UTC),
     )
-    store.put_object(state.key, state.canonical_json())
+    store.objects.put(state.key, state.canonical_json())
     return state
 
 
@@ -102,7 +102,7 @@ def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ..
     """The last state of every host, by recipe, channel and host. What this version cannot read is
     left out with a note: it hides no other host."""
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
-    keys = [info.key for info in store.list_objects(prefix) if KEY.fullmatch(info.key)]
+    keys = [info.key for info in store.objects.list(prefix) if KEY.fullmatch(info.key)]
     read = (
         or_left_out(lambda key=key: state_of(store, key), CorruptBlob, NewerVersion) for key in keys
     )
@@ -111,12 +111,9 @@ def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ..
 
 def state_of(store: EngineStore, key: str) -> HostState | None:
     """The last state of a host; None if it was removed. Raises: CorruptBlob, NewerVersion."""
-    said = store.read_document(key)
-    if said is None:
-        return None
-    state = parsed(key, said[0], HostState, MEND)
-    if state.key != key:
-        raise CorruptBlob(f"store: {key} holds the state of another host", fix=MEND)
+    state = read(store.objects, key, HostState, REPAIR)
+    if state is not None and state.key != key:
+        raise CorruptBlob(f"store: {key} holds the state of another host", fix=REPAIR)
     return state
 
 

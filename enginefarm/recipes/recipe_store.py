@@ -101,7 +101,7 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
     if signer is not None:
         signed = base64.b64encode(signer.sign(_signed(made))).decode()
         signatures = (signing.Signature(keyid=signer.keyid, sig=signed),)
-    before = store.read_document(_key(made.name))
+    before = store.objects.get(_key(made.name))
     body = PushedRecipe(recipe=made, signatures=signatures).canonical_json()
     store.write_document(_key(made.name), body, if_etag=before[1] if before else None)
     return made
@@ -109,7 +109,7 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
 
 def names(store: EngineStore) -> tuple[str, ...]:
     """Every recipe in the store, from one listing; a stray object is passed over."""
-    keys = (KEY.fullmatch(info.key) for info in store.list_objects(RECIPES))
+    keys = (KEY.fullmatch(info.key) for info in store.objects.list(RECIPES))
     return tuple(key["name"] for key in keys if key is not None)
 
 
@@ -124,7 +124,7 @@ def readable(store: EngineStore) -> Iterator[PushedRecipe]:
 
 def read(store: EngineStore, name: str) -> PushedRecipe:
     """Raises: StoreMissing, CorruptBlob; NewerVersion."""
-    found = store.read_document(_key(name))
+    found = store.objects.get(_key(name))
     if found is None:
         known = names(store)
         raise StoreMissing(
@@ -152,7 +152,7 @@ def remove(store: EngineStore, name: str) -> None:
     StoreMissing."""
     with suppress(CorruptBlob, NewerVersion):
         read(store, name)
-    store.delete_object(_key(name))
+    store.objects.delete(_key(name))
 
 
 def unpacked(site: Site, name: str) -> Path:

@@ -59,7 +59,7 @@ class AuditState:
         self.bytes_hashed = 0
 
     def listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        for info in self.store.list_objects(prefix):
+        for info in self.store.objects.list(prefix):
             self.objects += 1
             report("fsck", self.objects, None, info.key)
             yield info
@@ -75,7 +75,7 @@ class AuditState:
         self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
 
     def delete(self, key: str) -> Callable[[], object]:
-        return lambda: self.store.delete_object(key)
+        return lambda: self.store.objects.delete(key)
 
     def missing_blobs(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
         """The blobs that neither the store nor this machine's cache has.

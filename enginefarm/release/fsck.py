@@ -24,7 +24,7 @@ from enginefarm.release.kinds import KINDS
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
 from enginefarm.store.object_info import ObjectInfo
-from enginefarm.store.reading import parsed
+from enginefarm.store.reading import read
 from enginefarm.store.site import Site
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -88,7 +88,7 @@ def _damaged(work: AuditState, info: ObjectInfo, digest: str, wrong: str) -> Non
         if kept_here is not None:
 
             def upload_again() -> None:
-                work.store.delete_object(info.key)
+                work.store.objects.delete(info.key)
                 work.store.put_blob(kept_here)
 
             work.add_repairable(
@@ -189,14 +189,13 @@ def _index(work: AuditState) -> None:
 def _stages(work: AuditState) -> None:
     for info in work.listed(layout.STAGES):
         try:
-            found = work.store.read_document(info.key)
-            if found is None:
-                continue
-            record = parsed(info.key, found[0], StageRecord)
+            record = read(work.store.objects, info.key, StageRecord)
         except CorruptBlob as error:
             work.add_repairable(
                 info.key, error.what, "deleted: it is done again", work.delete(info.key)
             )
+            continue
+        if record is None:
             continue
         if layout.stage(record.stage, record.key) != info.key:
             what = "the record is of another step"
@@ -238,19 +237,19 @@ def _recipes(work: AuditState) -> None:
 
 
 def _documents(work: AuditState) -> None:
-    for prefix, read, made_again in KINDS:
+    for prefix, check, made_again in KINDS:
         for info in work.listed(prefix):
             if not info.key.endswith(".json"):
                 work.add(info.key, "this object is not one of enginefarm's", harmless=True)
                 continue
             try:
-                read(work.store, info.key)
+                check(work.store, info.key)
             except NewerVersion as error:
                 work.add(info.key, error.what, fix=error.fix, harmless=True)
             except CorruptBlob as error:
                 if made_again:
-                    mend = f"deleted; {made_again} writes it again"
-                    work.add_repairable(info.key, error.what, mend, work.delete(info.key))
+                    remedy = f"deleted; {made_again} writes it again"
+                    work.add_repairable(info.key, error.what, remedy, work.delete(info.key))
                 else:
                     work.add(info.key, error.what, fix=error.fix)
 

@@ -69,7 +69,7 @@ def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Ve
 def is_signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     if context.trust is None:
         return "waived", "no trust key is configured"
-    found = context.store.read_document(attestation_key(manifest))
+    found = context.store.objects.get(attestation_key(manifest))
     try:
         keyid = context.trust.require(manifest, found[0] if found else None)
         alias = statements.read_alias(context.store, context.recipe, manifest)

@@ -82,12 +82,12 @@ def collect(
         )
     limit = (now or store.objects.clock()) - policy.grace
     # Blobs are listed first: one that comes later is not a candidate at all.
-    old_blobs = [info for info in store.list_objects(layout.BLOBS) if info.modified < limit]
-    all_bytes = sum(info.size_bytes for info in store.list_objects(layout.BLOBS))
+    old_blobs = [info for info in store.objects.list(layout.BLOBS) if info.modified < limit]
+    all_bytes = sum(info.size_bytes for info in store.objects.list(layout.BLOBS))
     entries = list(store.index())
     manifests = {one.spec_digest: one for one in store.manifests()}
     superseded = _superseded(store, entries, manifests, policy)
-    old = {info.key for info in store.list_objects(layout.MANIFESTS) if info.modified < limit}
+    old = {info.key for info in store.objects.list(layout.MANIFESTS) if info.modified < limit}
     to_delete = {
         one.spec_digest: one for one in superseded if layout.manifest(one.spec_digest) in old
     }
@@ -164,7 +164,7 @@ def _documents(
     keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
     keys.append(layout.manifest(digest))
     for there in (f"{ATTESTATIONS}{digest}/", layers.key(digest)):
-        keys += [info.key for info in store.list_objects(there)]
+        keys += [info.key for info in store.objects.list(there)]
     return (Garbage(key=key, size_bytes=0, why=why, spec_digest=digest) for key in keys)
 
 
@@ -173,7 +173,7 @@ def _stale_records(
 ) -> list[tuple[ObjectInfo, str]]:
     """Old stage records whose outputs no kept manifest names."""
     stale: list[tuple[ObjectInfo, str]] = []
-    for info in store.list_objects(layout.STAGES):
+    for info in store.objects.list(layout.STAGES):
         if info.modified >= limit:
             continue
         if not (_digests(_text(store, info.key)) & held):
@@ -187,7 +187,7 @@ def _held_by_documents(store: EngineStore, deleted_keys: set[str]) -> frozenset[
     Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
     """
     held: set[str] = set()
-    for info in store.list_objects(""):
+    for info in store.objects.list(""):
         if info.key not in deleted_keys and info.key.endswith(DOCUMENT):
             held |= _digests(_text(store, info.key))
     return frozenset(held)
@@ -197,7 +197,7 @@ def _text(store: EngineStore, key: str) -> Iterator[bytes]:
     """The bytes of a document. If it is too large for memory, it comes in overlapping pieces, so
     that each digest is whole in one of them."""
     try:
-        found = store.read_document(key)
+        found = store.objects.get(key)
         yield found[0] if found else b""
     except CorruptBlob:
         before = b""
@@ -255,6 +255,6 @@ def _delete(
                 continue
             if one.key.rpartition("/")[2] in named_again:
                 continue
-        store.delete_object(one.key)
+        store.objects.delete(one.key)
         deleted.append(one)
     return deleted

@@ -1,9 +1,9 @@
-"""Each recipe's accuracy budgets, on the store: hosts that pull or promote do not have the recipe.
+"""Each recipe's accuracy budgets in the store, for hosts that do not have the recipe.
 
 budgets/<recipe>.json
 
-Not in the manifest: budgets are not part of the action key, so a recipe whose budget changed
-keeps its engines, and their figures are judged by the budget of today. The farm writes it
+The manifest does not hold them: budgets are not part of the action key, so a recipe whose budget
+changed keeps its engines, and today's budget judges their figures. The farm writes the document
 whenever it surveys the recipe; gates and `pull` read it. docs/decisions/0103.
 """
 
@@ -19,7 +19,7 @@ from enginefarm.documents.thresholds import Budget
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Frozen
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.reading import parsed
+from enginefarm.store.reading import read
 
 if TYPE_CHECKING:
     from enginefarm.documents.recipe import Recipe
@@ -28,12 +28,12 @@ BUDGETS = "budgets/"
 
 
 class Budgets(Frozen):
-    """Precision -> budget; a precision that is not there is judged as it was when built."""
+    """Precision -> budget; the engines of a precision without one were judged at their build."""
 
     of: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
 
     def over(self, manifest: Manifest) -> tuple[str, ...]:
-        """One line for each of the engine's figures over budget; nothing when it passes."""
+        """One line for each figure of the engine that is over budget; none when it passes."""
         budget = self.of.get(manifest.precision)
         if budget is None:
             return manifest.verification.over_budget
@@ -46,21 +46,19 @@ class Budgets(Frozen):
 
 
 def remember(store: EngineStore, recipe: Recipe) -> None:
-    """Makes the recipe's budgets those that its engines are judged by. Writes only a change."""
+    """Writes the recipe's budgets to the store, if they have changed."""
     wanted = Budgets(of={name: recipe.budget(name) for name in recipe.precisions})
     if recorded(store, recipe.name) != wanted:
-        store.put_object(_key(recipe.name), wanted.canonical_json())
+        store.objects.put(_key(recipe.name), wanted.canonical_json())
 
 
 def recorded(store: EngineStore, recipe: str) -> Budgets:
-    """The budgets that were remembered last; none where none ever were.
+    """The budgets that were remembered last; no budgets when none ever were.
 
     Raises: CorruptBlob.
     """
-    key = _key(recipe)
-    found = store.read_document(key)
     fix = f"delete it; the next build or nightly of {recipe} writes it again"
-    return Budgets() if found is None else parsed(key, found[0], Budgets, fix)
+    return read(store.objects, _key(recipe), Budgets, fix) or Budgets()
 
 
 def _key(recipe: str) -> str:

@@ -24,7 +24,7 @@ from enginefarm.names import PrecisionName
 from enginefarm.schema import NAME, Digest, Frozen, Moment, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.reading import LOG, or_left_out, parsed
+from enginefarm.store.reading import LOG, or_left_out, read
 from enginefarm.store.signing import Trust
 
 CHANNELS = "channels/"
@@ -121,7 +121,7 @@ def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
 
 def keys(store: EngineStore, recipe: str, channel: str) -> Iterator[str]:
     """Keys of its revisions, newest first; a stray object between them is passed over."""
-    for info in store.list_objects(prefix(recipe, channel)):
+    for info in store.objects.list(prefix(recipe, channel)):
         if REVISION_KEY.fullmatch(info.key):
             yield info.key
 
@@ -164,10 +164,9 @@ def names(store: EngineStore, recipe: str) -> tuple[str, ...]:
 
 
 def _read(store: EngineStore, key: str) -> Revision:
-    found = store.read_document(key)
-    if found is None:
+    revision = read(store.objects, key, Revision, STEP_BACK)
+    if revision is None:
         raise StoreMissing(f"store: {key} is gone; a channel's revisions are never deleted")
-    revision = parsed(key, found[0], Revision, STEP_BACK)
     if revision.key != key:
         raise CorruptBlob(f"store: {key} holds the revision of another channel", fix=STEP_BACK)
     return revision

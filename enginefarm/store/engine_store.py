@@ -15,11 +15,10 @@ from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.store import blobs, layout, signing
 from enginefarm.store.layout import IndexEntry
-from enginefarm.store.reading import MEND, Model, or_left_out, parsed
+from enginefarm.store.reading import REPAIR, or_left_out, parsed, read
 from enginefarm.store.signing import Signer
 
 if TYPE_CHECKING:
-    from enginefarm.store.object_info import ObjectInfo
     from enginefarm.store.pieces import RangeSource
     from enginefarm.store.s3 import ObjectStore
 
@@ -44,11 +43,11 @@ class EngineStore:
         return blobs.put_bytes(self.objects, data)
 
     def has_blob(self, ref: BlobRef) -> bool:
-        """Whether the store has the blob, by the server's metadata."""
+        """Whether the store has the blob, judged by the server's metadata."""
         return blobs.is_intact(self.objects.head(layout.blob(ref)), ref)
 
     def blob(self, digest: str) -> BlobRef:
-        """The blob of this digest, with its size by the server's metadata.
+        """The blob with this digest, with its size from the server's metadata.
 
         Raises: StoreMissing.
         """
@@ -71,7 +70,7 @@ class EngineStore:
         return blobs.fetch_file(self.source(ref), ref, dest)
 
     def read_bytes(self, ref: BlobRef, limit_bytes: int = 64 << 20) -> bytes:
-        """A small blob, digest checked (CorruptBlob)."""
+        """The bytes of a small blob, with their digest checked (CorruptBlob)."""
         return blobs.read_bytes(self.objects, ref, limit_bytes)
 
     # Manifests
@@ -80,14 +79,14 @@ class EngineStore:
         self,
         manifest: Manifest,
         signer: Signer | None = None,
-        believes: Callable[[Manifest], bool] = lambda _: True,
+        counts: Callable[[Manifest], bool] = lambda _: True,
     ) -> bool:
-        """Publishes a complete engine. False if it was already published.
+        """Publishes a complete engine. Returns False if it was already published.
 
-        The index entry is written second, and by losers too: who died between the two
-        writes is healed by the next one. A manifest that is damaged, or whose blobs the store
-        lost, is replaced. signer: signs it first, of a process that built it.
-        believes: tells whether a manifest that exists counts.
+        The index entry is written second, also when another process published first: that process
+        may have died between the two writes. A manifest that is damaged, or whose blobs the store
+        has lost, is replaced. signer: signs the manifest before it is written.
+        counts: tells whether a manifest that exists counts as published.
         Raises: StoreMissing when the engine's bytes are not in the store.
         """
         if manifest.spec.digest != manifest.spec_digest:
@@ -102,18 +101,16 @@ class EngineStore:
             self.objects.put(signing.attestation_key(written), envelope)
         key = layout.manifest(manifest.spec_digest)
         created = self.objects.put_if_absent(key, body) is not None
-        created = created or self._replaced(manifest.spec_digest, body, believes)
+        created = created or self._replaced(manifest.spec_digest, body, counts)
         entry = layout.entry_of(manifest)
         self.objects.put(layout.index(entry), b"")
-        if not self.has_blob(manifest.engine):  # gc was between its second look and the delete
+        if not self.has_blob(manifest.engine):  # gc deleted it while we published
             self.objects.delete(layout.index(entry))
             self.objects.delete(key)
             raise blobs.missing(manifest.engine)
         return created
 
-    def _replaced(
-        self, spec_digest: str, body: bytes, believes: Callable[[Manifest], bool]
-    ) -> bool:
+    def _replaced(self, spec_digest: str, body: bytes, counts: Callable[[Manifest], bool]) -> bool:
         """Whether this body replaced a manifest that nobody can use."""
         key = layout.manifest(spec_digest)
         found = self.objects.get(key)
@@ -122,7 +119,7 @@ class EngineStore:
         with suppress(CorruptBlob):
             manifest = self._manifest_of(spec_digest, found[0])
             failed = manifest.device_verification.status == "failed"
-            if not failed and not self.lacks(manifest) and believes(manifest):
+            if not failed and not self.lacks(manifest) and counts(manifest):
                 return False
         try:
             self.objects.put_if_match(key, body, found[1])
@@ -131,14 +128,14 @@ class EngineStore:
         return True
 
     def list_under(self, recipe: str, manifest: Manifest) -> None:
-        """Writes the index entries of a published engine: its own, which whoever published it
-        may not have lived to write, and the one of a recipe that asks for the same spec."""
+        """Writes the index entries of a published engine: its own, because the process that
+        published it may have died before that, and that of a recipe with the same spec."""
         for name in sorted({recipe, manifest.recipe}):
             self.objects.put(layout.index(layout.entry_of(manifest, name)), b"")
 
     def lacks(self, manifest: Manifest) -> tuple[str, ...]:
-        """Digests of blobs that the engine needs and the store has lost, by the server's
-        metadata."""
+        """Digests of the blobs that the engine needs and the store has lost, judged by the
+        server's metadata."""
         lost = [ref.digest for ref in manifest.needs if not self.has_blob(ref)]
         for digest in manifest.spec.plugins:
             info = self.objects.head(layout.blob_of(digest))
@@ -147,9 +144,9 @@ class EngineStore:
         return tuple(lost)
 
     def manifest(self, spec_digest: str) -> Manifest | None:
-        """The manifest of that spec; None when it is not complete.
+        """The manifest of that spec; None when it is not published.
 
-        Raises: CorruptBlob when its body is not a manifest, or not that spec's.
+        Raises: CorruptBlob when its body is not a manifest, or is the manifest of another spec.
         """
         found = self.objects.get(layout.manifest(spec_digest))
         return None if found is None else self._manifest_of(spec_digest, found[0])
@@ -160,19 +157,19 @@ class EngineStore:
             raise CorruptBlob(
                 f"store: manifest {spec_digest[:12]} holds another spec "
                 f"({manifest.spec.digest[:12]})",
-                fix=MEND,
+                fix=REPAIR,
             )
         return manifest
 
     def digests(self, beginning: str) -> Iterator[str]:
-        """Spec digests of complete engines that begin with these digits."""
+        """Spec digests of published engines that begin with these digits."""
         for info in self.objects.list(layout.MANIFESTS + beginning):
             yield info.key.removeprefix(layout.MANIFESTS).removesuffix(".json")
 
     def index(
         self, recipe: str | None = None, gpu: str | None = None, precision: str | None = None
     ) -> Iterator[IndexEntry]:
-        """The complete engines, by one paginated listing, without reading a manifest."""
+        """The published engines, from one paginated listing, without reading a manifest."""
         for info in self.objects.list(layout.index_prefix(recipe, gpu)):
             entry = layout.parse_index(info.key)
             if (
@@ -187,8 +184,8 @@ class EngineStore:
     ) -> Iterator[Manifest]:
         """Manifests that pass the filters, in the index's order, read several at a time.
 
-        One that cannot be read, because it is damaged or of a newer version, is left out with
-        a warning in the log: it does not hide the others.
+        A manifest that is damaged, or that a newer version wrote, is left out with a warning in
+        the log, so that it does not hide the others.
         """
         digests = (entry.spec_digest for entry in self.index(recipe, gpu, precision))
         with ThreadPoolExecutor(READERS) as pool:
@@ -199,14 +196,14 @@ class EngineStore:
         return or_left_out(lambda: self.manifest(spec_digest), CorruptBlob, NewerVersion)
 
     def complete(self, recipe: str) -> frozenset[str]:
-        """Spec digests that are listed for a recipe: one paginated listing, no reads."""
+        """Spec digests that the index lists for a recipe, from one paginated listing."""
         return frozenset(entry.spec_digest for entry in self.index(recipe))
 
     def whole(self, recipe: str, spec_digests: Iterable[str]) -> dict[str, Manifest]:
-        """Of these specs, the manifests of those whose manifest, index entry and blobs are all
-        there, by spec digest.
+        """The manifests of those specs whose manifest, index entry and blobs all exist, by spec
+        digest.
 
-        Read several at a time; a blob that several engines need is asked for once.
+        Several are read at a time; a blob that several engines need is looked up once.
         """
         listed = self.complete(recipe)
         asked = [digest for digest in spec_digests if digest in listed]
@@ -214,10 +211,8 @@ class EngineStore:
             read = pool.map(self._manifest_or_warn, asked)
             found = [one for one in read if one and one.device_verification.status != "failed"]
             needed = {ref.digest: ref for one in found for ref in one.needs}
-            there = dict(zip(needed, pool.map(self.has_blob, needed.values()), strict=True))
-        return {
-            one.spec_digest: one for one in found if all(there[ref.digest] for ref in one.needs)
-        }
+            has = dict(zip(needed, pool.map(self.has_blob, needed.values()), strict=True))
+        return {one.spec_digest: one for one in found if all(has[ref.digest] for ref in one.needs)}
 
     def recipes(self) -> tuple[str, ...]:
         return tuple(self.objects.folders(layout.INDEX))
@@ -225,8 +220,8 @@ class EngineStore:
     # Stages
 
     def stage(self, stage: str, key: str) -> StageRecord | None:
-        """The record of a stage that was already done with that key."""
-        record = self._read(layout.stage(stage, key), StageRecord)
+        """The record of the stage with that key; None when it was never done."""
+        record = read(self.objects, layout.stage(stage, key), StageRecord)
         if record is not None and (record.stage, record.key) != (stage, key):
             raise CorruptBlob(f"store: stage {stage}/{key[:12]} holds another record")
         return record
@@ -234,14 +229,8 @@ class EngineStore:
     def put_stage(self, record: StageRecord) -> None:
         self.objects.put(layout.stage(record.stage, record.key), record.canonical_json())
 
-    # Documents: small objects that change
-
-    def read_document(self, key: str) -> tuple[bytes, str] | None:
-        """Bytes and etag; None when it is not there."""
-        return self.objects.get(key)
-
     def write_document(self, key: str, data: bytes, *, if_etag: str | None) -> str:
-        """Replaces the version with that etag; with `if_etag` None it must not exist yet.
+        """Replaces the version of a document that has this etag; None: it must not exist yet.
 
         Returns the new etag. Raises: StoreConflict when somebody else wrote first.
         """
@@ -252,19 +241,6 @@ class EngineStore:
             raise StoreConflict(f"store: {key} was created by somebody else first")
         return etag
 
-    def put_object(self, key: str, data: bytes) -> None:
-        self.objects.put(key, data)
-
-    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.objects.list(prefix)
-
-    def delete_object(self, key: str) -> None:
-        self.objects.delete(key)
-
     def require_bucket(self) -> None:
         """Raises: StoreMissing, naming the bucket, when it is not there."""
         next(self.objects.list(layout.INDEX), None)
-
-    def _read(self, key: str, model: type[Model]) -> Model | None:
-        found = self.objects.get(key)
-        return None if found is None else parsed(key, found[0], model)

@@ -46,9 +46,9 @@ def record(
     """Stores a log, and deletes all but the newest KEPT; returns its key. Raises: StoreError."""
     moment = now or dt.datetime.now(dt.UTC)
     key = f"{_folder(recipe, gpu, precision)}{moment.strftime(STAMP)}-{spec_digest[:12]}.log"
-    store.put_object(key, text[-LOG_BYTES:])
+    store.objects.put(key, text[-LOG_BYTES:])
     for old in listed(store, recipe, gpu, precision)[KEPT:]:
-        store.delete_object(old.key)
+        store.objects.delete(old.key)
     return key
 
 
@@ -56,7 +56,7 @@ def listed(
     store: EngineStore, recipe: str, gpu: str | None = None, precision: str | None = None
 ) -> list[FailedBuild]:
     """The logs that are kept, newest first. Raises: StoreError."""
-    found = [_parsed(info.key) for info in store.list_objects(f"{PREFIX}{recipe}/")]
+    found = [_parsed(info.key) for info in store.objects.list(f"{PREFIX}{recipe}/")]
     wanted = [
         one
         for one in found
@@ -67,7 +67,7 @@ def listed(
 
 def read(store: EngineStore, failed: FailedBuild) -> str | None:
     """The text; None when it has been deleted meanwhile. Raises: StoreError."""
-    body = store.read_document(failed.key)
+    body = store.objects.get(failed.key)
     return None if body is None else body[0].decode("utf-8", "replace")
 
 
@@ -75,11 +75,11 @@ def remove_old(store: EngineStore, now: dt.datetime) -> int:
     """Deletes logs older than KEPT_DAYS, of every recipe; returns how many."""
     old = [
         info.key
-        for info in store.list_objects(PREFIX)
+        for info in store.objects.list(PREFIX)
         if now - info.modified > dt.timedelta(days=KEPT_DAYS)
     ]
     for key in old:
-        store.delete_object(key)
+        store.objects.delete(key)
     return len(old)
 
 

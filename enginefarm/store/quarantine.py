@@ -15,7 +15,7 @@ from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.schema import Digest, Frozen, Moment
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.reading import parsed
+from enginefarm.store.reading import parsed, read
 
 QUARANTINE = "quarantine/"
 LET_GO = "restore it from a copy; or delete it, and the engine can be built again"
@@ -48,7 +48,7 @@ def record(
 def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerification) -> Manifest:
     key = layout.manifest(manifest.spec_digest)
     for _ in range(5):
-        found = store.read_document(key)
+        found = store.objects.get(key)
         if found is None and verification.status == "failed":  # by who died after that
             return manifest.model_copy(update={"device_verification": verification})
         if found is None:
@@ -77,15 +77,15 @@ def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> Quarantined
         log=store.put_blob(log),
         quarantined_at=datetime.now(UTC),
     )
-    store.put_object(f"{QUARANTINE}{manifest.spec_digest}.json", entry.canonical_json())
+    store.objects.put(f"{QUARANTINE}{manifest.spec_digest}.json", entry.canonical_json())
     withdraw(store, manifest)
     return entry
 
 
 def withdraw(store: EngineStore, manifest: Manifest) -> None:
     """Takes an engine out of the index and the manifests; its blobs stay for gc."""
-    store.delete_object(layout.index(layout.entry_of(manifest)))
-    store.delete_object(layout.manifest(manifest.spec_digest))
+    store.objects.delete(layout.index(layout.entry_of(manifest)))
+    store.objects.delete(layout.manifest(manifest.spec_digest))
 
 
 def quarantined(store: EngineStore, spec_digest: str) -> QuarantinedEngine | None:
@@ -94,10 +94,7 @@ def quarantined(store: EngineStore, spec_digest: str) -> QuarantinedEngine | Non
     Raises: CorruptBlob, also for the record of another engine: it must not withdraw this one.
     """
     key = f"{QUARANTINE}{spec_digest}.json"
-    found = store.read_document(key)
-    if found is None:
-        return None
-    entry = parsed(key, found[0], QuarantinedEngine, LET_GO)
-    if {entry.spec_digest, entry.manifest.spec_digest} != {spec_digest}:
+    entry = read(store.objects, key, QuarantinedEngine, LET_GO)
+    if entry is not None and {entry.spec_digest, entry.manifest.spec_digest} != {spec_digest}:
         raise CorruptBlob(f"store: {key} holds the record of another engine", fix=LET_GO)
     return entry

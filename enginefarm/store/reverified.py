@@ -28,7 +28,7 @@ def write(
     """
     key = layout.manifest(spec_digest)
     for _ in range(ATTEMPTS):
-        found = store.read_document(key)
+        found = store.objects.get(key)
         manifest = None if found is None else store.manifest(spec_digest)
         if found is None or manifest is None or manifest.graph != graph:
             return None
@@ -59,7 +59,7 @@ def _was_signed(store: EngineStore, manifest: Manifest) -> bool:
     """Whether the engine as it was is one that this farm trusts: other figures make no other
     bytes trusted."""
     trusted = signing.trust()
-    found = store.read_document(signing.attestation_key(manifest))
+    found = store.objects.get(signing.attestation_key(manifest))
     if trusted is None or found is None:
         return False
     try:
@@ -74,4 +74,4 @@ def _sign(store: EngineStore, manifest: Manifest) -> None:
     if signer is not None:
         signed = Manifest.read(manifest.canonical_json())
         envelope = signer.attest(signed).canonical_json()
-        store.put_object(signing.attestation_key(signed), envelope)
+        store.objects.put(signing.attestation_key(signed), envelope)

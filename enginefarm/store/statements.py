@@ -81,14 +81,14 @@ def name_it(store: EngineStore, recipe: str, manifest: Manifest, signer: Signer)
     """Signs that a recipe's name stands for the engine too. Its own name needs no statement."""
     if recipe != manifest.recipe:
         alias = sign(alias_of(recipe, manifest), signer)
-        store.put_object(alias_key(recipe, manifest.spec_digest), alias.canonical_json())
+        store.objects.put(alias_key(recipe, manifest.spec_digest), alias.canonical_json())
 
 
 def read_alias(store: EngineStore, recipe: str, manifest: Manifest) -> bytes | None:
     """The statement as it lies in the store; None where there is none, or none is needed."""
     if recipe == manifest.recipe:
         return None
-    found = store.read_document(alias_key(recipe, manifest.spec_digest))
+    found = store.objects.get(alias_key(recipe, manifest.spec_digest))
     return found[0] if found else None
 
 
@@ -97,7 +97,7 @@ def is_named(store: EngineStore, recipe: str, manifest: Manifest) -> bool:
     that check would refuse it. A builder with the signing key signs it."""
     if recipe == manifest.recipe or read_alias(store, recipe, manifest) is not None:
         return True
-    return store.read_document(signing.attestation_key(manifest)) is None
+    return store.objects.get(signing.attestation_key(manifest)) is None
 
 
 def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Trust) -> None:
@@ -132,7 +132,7 @@ class SigningPolicy:
 
     def signed(self, store: EngineStore, manifest: Manifest) -> bool:
         """Whether a trusted builder signed the engine's manifest."""
-        found = store.read_document(signing.attestation_key(manifest))
+        found = store.objects.get(signing.attestation_key(manifest))
         try:
             self.trust.require(manifest, found[0] if found else None)
         except SignatureRejected:

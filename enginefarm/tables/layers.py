@@ -17,11 +17,11 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError, StoreMissing
 from enginefarm.schema import Frozen, Moment
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.reading import parsed
+from enginefarm.store.reading import read
 from enginefarm.tables.layer_diff import LayerDiff, diff
 
 PREFIX = "benchmarks/layers/"
-MEND = "enginefarm fsck --repair removes it; the next profile writes it again"
+REPAIR = "enginefarm fsck --repair removes it; the next profile writes it again"
 
 
 class LayerTimes(Frozen):
@@ -46,7 +46,7 @@ def key(spec_digest: str) -> str:
 
 def remember(store: EngineStore, manifest: Manifest, times: LayerTimes) -> None:
     """Replaces the engine's profile by a newer one."""
-    store.put_object(key(manifest.spec_digest), times.canonical_json())
+    store.objects.put(key(manifest.spec_digest), times.canonical_json())
 
 
 def times_of(store: EngineStore, manifest: Manifest) -> LayerTimes | None:
@@ -58,8 +58,7 @@ def times_of(store: EngineStore, manifest: Manifest) -> LayerTimes | None:
 
 def read_times(store: EngineStore, name: str) -> LayerTimes | None:
     """The profile under a key; None when there is none. Raises: CorruptBlob."""
-    found = store.read_document(name)
-    return None if found is None else parsed(name, found[0], LayerTimes, MEND)
+    return read(store.objects, name, LayerTimes, REPAIR)
 
 
 def layers_of(store: EngineStore, manifest: Manifest) -> Layers:

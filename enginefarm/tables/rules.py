@@ -17,7 +17,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import CorruptBlob
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.reading import LOG, parsed
+from enginefarm.store.reading import LOG, read
 
 RULES = "benchmarks/rules/"
 
@@ -25,7 +25,7 @@ RULES = "benchmarks/rules/"
 def remember(store: EngineStore, recipe: Recipe) -> None:
     """Makes the recipe's rule the one that its engines are judged by. Writes only a change."""
     if recorded(store, recipe.name) != recipe.regression:
-        store.put_object(_key(recipe.name), recipe.regression.canonical_json())
+        store.objects.put(_key(recipe.name), recipe.regression.canonical_json())
 
 
 def recorded(store: EngineStore, recipe: str) -> Regression:
@@ -33,10 +33,8 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
 
     Raises: CorruptBlob.
     """
-    key = _key(recipe)
-    found = store.read_document(key)
     fix = f"delete it; the next build or nightly of {recipe} writes it again"
-    return Regression() if found is None else parsed(key, found[0], Regression, fix)
+    return read(store.objects, _key(recipe), Regression, fix) or Regression()
 
 
 def recorded_rules(store: EngineStore, recipes: Iterable[str]) -> dict[str, Regression]:

@@ -18,6 +18,7 @@ from pydantic import Field
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
 from enginefarm.schema import Frozen, Moment
 from enginefarm.store.reading import LOG, parsed
+from enginefarm.store.reading import read as read_document
 from enginefarm.tables.clocks import clocks_differ
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SHORT = 16
 MOST_ENGINES = 64
 """For one recipe and GPU; the oldest figures are removed."""
 ATTEMPTS = 10
-MEND = "enginefarm fsck --repair removes it; the next measurement writes it again"
+REPAIR = "enginefarm fsck --repair removes it; the next measurement writes it again"
 
 Goal = Literal["latency", "throughput"]
 
@@ -106,9 +107,7 @@ def key(recipe: str, gpu: str) -> str:
 
 def read(objects: ObjectStore, recipe: str, gpu: str) -> Speeds:
     """Empty where nothing was ever measured. Raises: CorruptBlob, and what the store raises."""
-    name = key(recipe, gpu)
-    found = objects.get(name)
-    return Speeds() if found is None else parsed(name, found[0], Speeds, MEND)
+    return read_document(objects, key(recipe, gpu), Speeds, REPAIR) or Speeds()
 
 
 def remember(objects: ObjectStore, rows: Iterable[BenchmarkRow]) -> None:
@@ -127,7 +126,7 @@ def _merge(objects: ObjectStore, name: str, new: Mapping[str, Sequence[Speed]]) 
     for attempt in range(ATTEMPTS):
         there = objects.get(name)
         try:
-            before = Speeds() if there is None else parsed(name, there[0], Speeds, MEND)
+            before = Speeds() if there is None else parsed(name, there[0], Speeds, REPAIR)
         except CorruptBlob as error:  # what was measured before is lost; what is new is not
             LOG.warning("note: replaced: %s", error.what)
             before = Speeds()

@@ -127,12 +127,12 @@ def test_a_changed_budget_costs_neither_export_nor_reference(
     store_environment: EngineStore, tmp_path: Path
 ) -> None:
     run(tiny_recipe.write(tmp_path / "a", gpus=["t4"], accuracy={"int8": {"min_cosine": 1.0}}))
-    before = {i.key for i in store_environment.list_objects("stages/")}
+    before = {i.key for i in store_environment.objects.list("stages/")}
     _, outcomes = run(tiny_recipe.write(tmp_path / "a", gpus=["t4"]))
     assert [row.status for row in outcomes] == ["cached", "built"]
     # What is kept wide is searched for within the budget, so the conversion is keyed by it
     # (decision 0110). The graph that comes of it is the same here, and so are its figures.
-    added = {i.key for i in store_environment.list_objects("stages/")} - before
+    added = {i.key for i in store_environment.objects.list("stages/")} - before
     assert {key.split("/")[1] for key in added} == {"precision-int8", "plan-int8"}
 
 

@@ -331,9 +331,9 @@ def test_a_key_does_its_own_work_and_no_other(
     store = store_by(site, key)
     assert list(store.index()) == []
     if may_write is not None:
-        store.put_object(may_write, b"{}")
+        store.objects.put(may_write, b"{}")
     with pytest.raises(StoreDenied):
-        store.put_object(may_not, b"{}")
+        store.objects.put(may_not, b"{}")
 
 
 def test_no_other_container_makes_keys_by_the_s3_servers_grpc_port(site: Site) -> None:

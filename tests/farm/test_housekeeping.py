@@ -69,7 +69,7 @@ def test_a_benchmark_of_an_engine_that_the_index_does_not_list_yet_stays(
     store_environment: EngineStore, publish: Callable[..., Manifest]
 ) -> None:
     manifest = publish()
-    store_environment.delete_object(layout.index(layout.entry_of(manifest)))
+    store_environment.objects.delete(layout.index(layout.entry_of(manifest)))
     assert keep_house(Server(manifest.spec_digest), store_environment) == 0
 
 

@@ -41,7 +41,7 @@ def test_a_card_that_was_left_behind_grows_old_and_offers_nothing(store: EngineS
 
 
 def test_a_card_that_cannot_be_read_hides_no_other(store: EngineStore) -> None:
-    store.put_object(f"{workers.PREFIX}gpu-t4/odd.json", b'{"version": "of tomorrow"}')
+    store.objects.put(f"{workers.PREFIX}gpu-t4/odd.json", b'{"version": "of tomorrow"}')
     workers.write(store, card("two"))
     assert [row.card.name for row in workers.list_workers(store)] == ["two"]
 

@@ -33,11 +33,11 @@ from enginefarm.planning import plan
 from enginefarm.schema import Frozen, Moment, Name
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.object_info import ObjectInfo
-from enginefarm.store.reading import or_left_out, parsed
+from enginefarm.store.reading import or_left_out, read
 from enginefarm.toolchains import TOOLCHAINS, installed, toolchain
 
 PREFIX = "workers/"
-MEND = "delete it; a worker that runs writes its own card again"
+REPAIR = "delete it; a worker that runs writes its own card again"
 HEARTBEAT_S = 15.0
 SILENT_S = 60.0
 """A worker with an older card is offline. The clocks of farm and store may differ by half of
@@ -145,18 +145,18 @@ def key(card: Card) -> str:
 
 
 def write(store: EngineStore, card: Card) -> None:
-    store.put_object(key(card), card.canonical_json())
+    store.objects.put(key(card), card.canonical_json())
 
 
 def remove(store: EngineStore, card: Card) -> None:
-    store.delete_object(key(card))
+    store.objects.delete(key(card))
 
 
 def list_workers(store: EngineStore, *, now: datetime | None = None) -> tuple[ListedWorker, ...]:
     """Every card, by pool and name. One that this version cannot read, or that lies under another
     worker's name, is left out with a note."""
     moment = now or datetime.now(UTC)
-    infos: list[ObjectInfo] = list(store.list_objects(PREFIX))
+    infos: list[ObjectInfo] = list(store.objects.list(PREFIX))
 
     def read(info: ObjectInfo) -> Card | None:
         return or_left_out(lambda: _card(store, info.key), CorruptBlob, NewerVersion)
@@ -175,12 +175,9 @@ def list_workers(store: EngineStore, *, now: datetime | None = None) -> tuple[Li
 
 
 def _card(store: EngineStore, name: str) -> Card | None:
-    body = store.read_document(name)
-    if body is None:
-        return None
-    card = parsed(name, body[0], Card, MEND)
-    if key(card) != name:
-        raise CorruptBlob(f"store: {name} holds the card of another worker", fix=MEND)
+    card = read(store.objects, name, Card, REPAIR)
+    if card is not None and key(card) != name:
+        raise CorruptBlob(f"store: {name} holds the card of another worker", fix=REPAIR)
     return card
 
 

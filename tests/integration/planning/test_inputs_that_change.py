@@ -58,7 +58,7 @@ def other_data(recipe: Recipe) -> None:
 
 
 def kept(site: Site) -> set[str]:
-    return {info.key.split("/")[1] for info in site.store.list_objects("stages/")}
+    return {info.key.split("/")[1] for info in site.store.objects.list("stages/")}
 
 
 def test_a_model_that_changes_during_its_export(

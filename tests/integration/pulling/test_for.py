@@ -136,7 +136,7 @@ def test_a_channel_that_had_it_loses_it_only_to_the_guard(
 
 def test_the_recipes_threshold_counts(pair: tuple[Manifest, Manifest], store: EngineStore) -> None:
     rule = Regression(min_speedup=2).canonical_json()
-    store.put_object("benchmarks/rules/model.json", rule)
+    store.objects.put("benchmarks/rules/model.json", rule)
     measure(store, pair[0], 2.0)
     measure(store, pair[1], 1.1)
     moved = promote(store, "model", "production", allow_pending=True)

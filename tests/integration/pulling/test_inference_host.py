@@ -156,7 +156,7 @@ def test_a_manifest_that_was_changed_in_the_store_is_refused(
     manifest = publish()
     evil = store_environment.put_bytes(b"evil engine")
     changed = manifest.model_copy(update={"engine": evil})
-    store_environment.put_object(layout.manifest(manifest.spec_digest), changed.canonical_json())
+    store_environment.objects.put(layout.manifest(manifest.spec_digest), changed.canonical_json())
     with pytest.raises(SignatureRejected):
         enginefarm.pull("model", gpu="t4")
     assert fetched == []
@@ -174,7 +174,7 @@ def test_verify_checks_a_channel_and_names_what_is_wrong(
     promote(store_environment)
     assert cli.run(["verify", "model@production", "--bytes"]) == 0
     assert "signed by" in capsys.readouterr().out
-    store_environment.put_object(layout.blob(signed.engine), b"damage")
+    store_environment.objects.put(layout.blob(signed.engine), b"damage")
     assert cli.run(["verify", "model@production"]) == 0
     assert cli.run(["verify", "model@production", "--bytes"]) == 44
     monkeypatch.delenv("ENGINEFARM_SIGNING_KEY")

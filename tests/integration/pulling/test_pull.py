@@ -49,7 +49,7 @@ def test_pull_gives_the_bytes_that_were_published(publish: Publish, tmp_path: Pa
 def test_pull_downloads_nothing_twice(publish: Publish, store_environment: EngineStore) -> None:
     manifest = publish()
     enginefarm.pull("model", gpu="t4")
-    store_environment.delete_object(layout.blob(manifest.engine))
+    store_environment.objects.delete(layout.blob(manifest.engine))
     assert enginefarm.pull("model", gpu="t4").path.read_bytes() == b"engine"
 
 
@@ -96,7 +96,7 @@ def test_a_corrupted_engine_is_refused_and_never_reaches_the_cache(
     publish: Publish, store_environment: EngineStore, tmp_path: Path
 ) -> None:
     manifest = publish(b"x" * 5000)
-    store_environment.put_object(layout.blob(manifest.engine), b"y" * 5000)
+    store_environment.objects.put(layout.blob(manifest.engine), b"y" * 5000)
     with pytest.raises(CorruptBlob):
         enginefarm.pull("model", gpu="t4", dest=tmp_path / "model.plan")
     assert not (tmp_path / "model.plan").exists()

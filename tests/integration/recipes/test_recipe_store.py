@@ -96,14 +96,14 @@ def test_a_worker_with_a_trust_key_takes_only_what_it_signed(
     assert recipe_at(Path("@store/tiny")).name == "tiny"
     # One file swapped under the signature.
     key = "recipes/tiny.json"
-    document = json.loads(store.read_document(key)[0])
+    document = json.loads(store.objects.get(key)[0])
     evil = store.put_bytes(b"evil")
     document["recipe"]["files"]["model.onnx"] = evil.model_dump(mode="json")
-    store.put_object(key, json.dumps(document).encode())
+    store.objects.put(key, json.dumps(document).encode())
     with pytest.raises(SignatureRejected):
         recipe_file_at("@store/tiny")
     document["signatures"][0]["sig"] = "not base64!"
-    store.put_object(key, json.dumps(document).encode())
+    store.objects.put(key, json.dumps(document).encode())
     with pytest.raises(SignatureRejected):
         recipe_file_at("@store/tiny")
 
@@ -111,15 +111,15 @@ def test_a_worker_with_a_trust_key_takes_only_what_it_signed(
 def test_damaged_files_and_documents_are_never_unpacked(folder: Path, store: EngineStore) -> None:
     pushed = recipe_store.push(store, folder)
     blob = layout.blob(pushed.files["recipe.yaml"])
-    store.put_object(blob, b"x" * pushed.files["recipe.yaml"].size_bytes)
+    store.objects.put(blob, b"x" * pushed.files["recipe.yaml"].size_bytes)
     with pytest.raises(CorruptBlob):
         recipe_file_at("@store/tiny")
-    document = store.read_document("recipes/tiny.json")[0]
-    store.put_object("recipes/other.json", document)
+    document = store.objects.get("recipes/tiny.json")[0]
+    store.objects.put("recipes/other.json", document)
     with pytest.raises(CorruptBlob, match="holds another recipe"):
         recipe_file_at("@store/other")
     climbing = document.replace(b'"data.npz"', b'"../data.npz"')
-    store.put_object("recipes/tiny.json", climbing)
+    store.objects.put("recipes/tiny.json", climbing)
     with pytest.raises(CorruptBlob, match="is not a recipe"):
         recipe_file_at("@store/tiny")
 

@@ -82,9 +82,9 @@ def test_an_engine_goes_only_when_no_recipe_that_shares_it_needs_it(store: Engin
 def test_a_dry_run_deletes_nothing_and_says_the_same(store: EngineStore) -> None:
     for number in range(4):
         publish(store, number)
-    before = [info.key for info in store.list_objects("")]
+    before = [info.key for info in store.objects.list("")]
     said = collect(store, Policy(keep_builds=1), now=LATER)
-    assert [info.key for info in store.list_objects("")] == before
+    assert [info.key for info in store.objects.list("")] == before
     done = collect(store, Policy(keep_builds=1), delete=True, now=LATER)
     assert said.garbage == done.garbage
     assert said.freed_bytes > 0
@@ -122,12 +122,12 @@ def test_stage_records_go_with_the_models_they_belong_to(store: EngineStore) -> 
     stage(store, "slim", orphan)
     collect(store, Policy(), delete=True, now=LATER)
     assert not store.has_blob(orphan)
-    assert len(list(store.list_objects(layout.STAGES))) == 1
+    assert len(list(store.objects.list(layout.STAGES))) == 1
 
 
 def test_a_document_that_gc_has_never_heard_of_holds_its_blobs(store: EngineStore) -> None:
     log = store.put_bytes(b"log")
-    store.put_object("quarantine/x.json", f'{{"log": "{log.digest}"}}'.encode())
+    store.objects.put("quarantine/x.json", f'{{"log": "{log.digest}"}}'.encode())
     collect(store, Policy(), delete=True, now=LATER)
     assert store.has_blob(log)
 
@@ -204,7 +204,7 @@ def test_an_engine_that_is_used_again_after_the_first_look_stays(
         elif again == "listed":
             store.list_under("model", old)
         else:
-            store.put_object(layout.manifest(old.spec_digest), old.canonical_json())
+            store.objects.put(layout.manifest(old.spec_digest), old.canonical_json())
         return look(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(release_gc, "_delete", meanwhile)

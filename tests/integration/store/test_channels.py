@@ -110,7 +110,7 @@ def test_every_refusal_is_said_at_once(store: EngineStore, publish: Publish) -> 
 
 def test_missing_bytes_are_refused(store: EngineStore, publish: Publish) -> None:
     manifest = publish()
-    store.delete_object(layout.blob(manifest.engine))
+    store.objects.delete(layout.blob(manifest.engine))
     assert "bytes are not in the store" in refusal(store)
 
 
@@ -203,7 +203,7 @@ def test_the_recipe_s_thresholds_decide_and_not_the_defaults(
 
 def test_a_damaged_rule_stops_the_promotion(store: EngineStore, publish: Publish) -> None:
     publish()
-    store.put_object("benchmarks/rules/model.json", b'{"latency_ratio": "low"}')
+    store.objects.put("benchmarks/rules/model.json", b'{"latency_ratio": "low"}')
     with pytest.raises(CorruptBlob, match=r"rules/model\.json is not a valid Regression"):
         promote(store)
 
@@ -276,7 +276,7 @@ def test_what_is_lost_while_a_person_thinks_is_not_promoted(
     manifest = publish()
 
     def yes(manifests: object, results: object) -> release.Approval:
-        store.delete_object(layout.blob(manifest.engine))
+        store.objects.delete(layout.blob(manifest.engine))
         return release.Approval(by="ana", why="")
 
     with pytest.raises(GateError) as refused:
@@ -308,7 +308,7 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
     """Case 45d: published under the defaults, and over the budget of today."""
     manifest = publish()
     tight = {manifest.precision: Budget(min_cosine=0.99, min_top1_agreement=0.5)}
-    store.put_object("budgets/model.json", budgets.Budgets(of=tight).canonical_json())
+    store.objects.put("budgets/model.json", budgets.Budgets(of=tight).canonical_json())
     assert "the budget asks for top-1 agreement" in refusal(store)
     over = manifest.verification.model_copy(
         update={"outputs": (manifest.verification.outputs[0].model_copy(update={"cosine": 0.5}),)}
@@ -326,6 +326,6 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
     assert again.device_verification.status == "pending", "its GPU saw the figures before"
     assert store.manifest(manifest.spec_digest) == again
     assert "y: cosine 0.5 is below 0.99" in refusal(store, allow_pending=True)
-    store.put_object("budgets/model.json", b"no")
+    store.objects.put("budgets/model.json", b"no")
     with pytest.raises(CorruptBlob, match="is not a valid Budgets"):
         promote(store)

@@ -20,7 +20,7 @@ from tests.farm.weed_server import wait_for
 def test_seaweedfs_does_all_that_is_needed(store: EngineStore) -> None:
     results = check.checks(store.objects)
     assert [one for one in results if one.says] == []
-    assert list(store.list_objects("check/")) == []
+    assert list(store.objects.list("check/")) == []
 
 
 def test_the_check_says_what_a_lesser_server_lacks(tmp_path: Path) -> None:

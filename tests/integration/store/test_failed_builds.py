@@ -38,7 +38,7 @@ def test_the_end_of_a_long_log_is_kept(store: EngineStore) -> None:
 
 def test_old_logs_and_strange_objects_do_no_harm(store: EngineStore) -> None:
     fail(store, 0)
-    store.put_object(f"{failed_builds.PREFIX}model/notes", b"somebody's")
+    store.objects.put(f"{failed_builds.PREFIX}model/notes", b"somebody's")
     assert len(failed_builds.listed(store, "model")) == 1
     now = dt.datetime.now(dt.UTC)
     assert failed_builds.remove_old(store, now) == 0

@@ -40,19 +40,19 @@ def run(*arguments: str) -> int:
 
 
 def rewrite(store: EngineStore, key: str, **changes: Any) -> None:
-    found = store.read_document(key)
+    found = store.objects.get(key)
     assert found is not None
-    store.put_object(key, json.dumps(json.loads(found[0]) | changes).encode())
+    store.objects.put(key, json.dumps(json.loads(found[0]) | changes).encode())
 
 
 def copy(store: EngineStore, key: str, to: str) -> None:
-    found = store.read_document(key)
+    found = store.objects.get(key)
     assert found is not None
-    store.put_object(to, found[0])
+    store.objects.put(to, found[0])
 
 
 def keys(store: EngineStore) -> set[str]:
-    return {info.key for info in store.list_objects("")}
+    return {info.key for info in store.objects.list("")}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_another_engines_record_of_quarantine_withdraws_nothing(
     assert "delete it" in refused.value.fix
     assert run("fsck", "--repair") == CorruptBlob.exit_code
     assert enginefarm.pull("model", gpu="t4").path.read_bytes() == b"good"
-    store_environment.put_object(there, b"damaged")
+    store_environment.objects.put(there, b"damaged")
     assert run("fsck", "--repair") == CorruptBlob.exit_code, "and it is left for a person to see"
     assert there in keys(store_environment)
 
@@ -121,7 +121,7 @@ def test_a_host_is_hidden_neither_by_anothers_channel_nor_by_a_copy(
         "fleet/good/production/host-twin.json",
     )
     (newest,) = channels.keys(store_environment, "bad", "production")
-    store_environment.put_object(newest, b"damaged")
+    store_environment.objects.put(newest, b"damaged")
     capsys.readouterr()
     assert run("fleet", "--json") == 0
     found = {one["state"]["name"]: one for one in json.loads(capsys.readouterr().out)}
@@ -146,8 +146,8 @@ def test_a_card_that_cannot_be_read_or_is_anothers_hides_no_worker(
     card.write(store, mine)
     copy(store, card.key(mine), "workers/gpu-t4/w.json")
     monkeypatch.setattr(s3, "MOST_READ_BYTES", 1000)
-    store.put_object("workers/cpu/huge.json", b" " * 1001)
-    store.put_object("workers/cpu/empty.json", b"")
+    store.objects.put("workers/cpu/huge.json", b" " * 1001)
+    store.objects.put("workers/cpu/empty.json", b"")
     with caplog.at_level(logging.WARNING):
         assert [one.card for one in card.list_workers(store)] == [mine]
     for name in ("gpu-t4/w", "cpu/huge", "cpu/empty"):
@@ -163,7 +163,7 @@ def test_a_channel_whose_newest_revision_is_damaged_says_what_to_do(
     assert run("promote", "model", "--allow-pending", "--to", "candidate") == 0
     assert run("promote", "model", "--allow-pending") == 0
     newest, _ = channels.keys(store_environment, "model", "production")
-    store_environment.put_object(newest, b"")
+    store_environment.objects.put(newest, b"")
     for command in (("pull", "model@production", "--gpu", "t4"), ("promote", "model")):
         capsys.readouterr()
         assert run(*command) == CorruptBlob.exit_code
@@ -174,7 +174,7 @@ def test_a_channel_whose_newest_revision_is_damaged_says_what_to_do(
     assert "candidate" in capsys.readouterr().out
     assert run("fsck", "--repair") == CorruptBlob.exit_code
     assert newest in keys(store_environment), "no command moves a channel back by itself"
-    store_environment.delete_object(newest)
+    store_environment.objects.delete(newest)
     assert enginefarm.pull("model@production", gpu="t4").path.read_bytes() == b"one"
 
 
@@ -185,7 +185,7 @@ def test_a_rollback_passes_no_damaged_revision_over_unless_one_is_named(
         publish(b"%d" % number, minutes=number, salt=str(number))
         assert run("promote", "model", "--allow-pending") == 0
     _, second, _ = channels.keys(store_environment, "model", "production")
-    store_environment.put_object(second, b"[]")
+    store_environment.objects.put(second, b"[]")
     assert run("rollback", "model", "production") == CorruptBlob.exit_code
     assert run("rollback", "model", "production", "--to", "2") == StoreMissing.exit_code
     assert run("rollback", "model", "production", "--to", "1") == 0
@@ -207,7 +207,7 @@ def test_fsck_takes_out_what_is_made_again_and_says_who_makes_it(
         "fleet/model/production/host.json": "its host",
     }
     for key in made:
-        store_environment.put_object(key, b"{")
+        store_environment.objects.put(key, b"{")
     capsys.readouterr()
     assert run("fsck") == CorruptBlob.exit_code
     capsys.readouterr()
@@ -218,7 +218,7 @@ def test_fsck_takes_out_what_is_made_again_and_says_who_makes_it(
         assert who in said[key]
     assert not set(made) & keys(store_environment)
     assert run("fsck") == 0
-    store_environment.put_object(speeds.key("model", "t4"), b"damaged")
+    store_environment.objects.put(speeds.key("model", "t4"), b"damaged")
     BenchmarkTables(store_environment.objects).append([row])
     assert speeds.read(store_environment.objects, "model", "t4").engine(manifest.spec_digest)
 
@@ -251,7 +251,7 @@ def test_gc_reads_what_it_is_not_written_for_in_pieces(
     monkeypatch.setattr(s3, "PIECE_BYTES", 1024)
     for ahead in (1000, 1024 - 32, 2048 - 1, 1024):
         text = b" " * ahead + held.digest.encode()
-        store.put_object("unheard-of/huge.json", text + b" " * 3000)
+        store.objects.put("unheard-of/huge.json", text + b" " * 3000)
         later = datetime.now(UTC).replace(year=datetime.now(UTC).year + 1)
         found = {one.key for one in gc.collect(store, now=later).garbage}
         assert layout.blob(free) in found
@@ -274,7 +274,7 @@ def test_a_damaged_statement_of_a_name_hides_no_other_engine(
     key = statements.alias_key("model", theirs.spec_digest)
     host = BlobCache(tmp_path / "host")
     for body in (b"", b"[", b"{}", b'"x"', b'{"schema_version": 9}'):
-        store.put_object(key, body)
+        store.objects.put(key, body)
         with pytest.raises((SignatureRejected, CorruptBlob, enginefarm.errors.NewerVersion)):
             enginefarm.pull("model", gpu="t4", precision="int8", cache=host)
         assert enginefarm.pull("model", gpu="t4", cache=host).path.read_bytes() == b"own"

@@ -47,7 +47,7 @@ def test_an_inner_port_reads_and_writes_nothing_without_a_token(
             assert 400 <= answer.status < 500, (method, asked, answer.status)
             assert SECRET not in answer.data
     assert store.read_bytes(ref) == SECRET
-    assert store.read_document("new") is None
+    assert store.objects.get("new") is None
 
 
 @pytest.mark.parametrize("name", GRPC_PORTS)

@@ -26,7 +26,7 @@ from tests.fake_builds import made
 
 
 def lose(store: EngineStore, blob: BlobRef) -> None:
-    store.delete_object(layout.blob(blob))
+    store.objects.delete(layout.blob(blob))
 
 
 def damage(store: EngineStore, blob: BlobRef) -> None:
@@ -74,7 +74,7 @@ def test_a_twin_that_finds_an_unlisted_engine_lists_it_under_both_names(
     site: Site, job: Job, builds: list[bytes]
 ) -> None:
     manifest = made(site, job)
-    site.store.delete_object(layout.index(layout.entry_of(manifest)))
+    site.store.objects.delete(layout.index(layout.entry_of(manifest)))
     made(site, job.model_copy(update={"recipe": "twin"}))
     assert site.store.complete("model") == site.store.complete("twin") == {job.spec.digest}
 
@@ -113,7 +113,7 @@ def test_a_damaged_manifest_is_replaced_by_a_build(
     site: Site, job: Job, builds: list[bytes]
 ) -> None:
     manifest = made(site, job)
-    site.store.put_object(layout.manifest(job.spec.digest), b'{"recipe": 3}')
+    site.store.objects.put(layout.manifest(job.spec.digest), b'{"recipe": 3}')
     assert site.store.whole("model", [job.spec.digest]) == {}
     assert made(site, job).engine == manifest.engine
     assert enginefarm.pull("model", gpu="t4").path.read_bytes() == b"plan 0"
@@ -125,17 +125,17 @@ def test_an_engine_that_failed_on_its_gpu_stays_away_whoever_died_meanwhile(
     manifest = made(site, job)
     failed = DeviceVerification(status="failed", reason="NaN")
     (tmp_path / "log").write_text("log")
-    for method, survived in (("put_object", 0), ("delete_object", 0), ("delete_object", 1)):
-        calls = iter([*[getattr(site.store, method)] * survived, None])
+    for method, survived in (("put", 1), ("delete", 0), ("delete", 1)):
+        calls = iter([*[getattr(site.store.objects, method)] * survived, None])
 
-        def dies(*arguments: Any, calls: Any = calls) -> None:
+        def dies(*arguments: Any, calls: Any = calls, **named: Any) -> Any:
             call = next(calls)
             if call is None:
                 raise KeyboardInterrupt
-            call(*arguments)
+            return call(*arguments, **named)
 
         with monkeypatch.context() as patch:
-            patch.setattr(site.store, method, dies)
+            patch.setattr(site.store.objects, method, dies)
             with pytest.raises(KeyboardInterrupt):
                 quarantine.record(site.store, manifest, failed, tmp_path / "log")
         with pytest.raises((NoEngineFits, StoreMissing)):
@@ -159,16 +159,16 @@ def test_fsck_mends_what_it_says_it_mends(
     site: Site, job: Job, builds: list[bytes], tmp_path: Path
 ) -> None:
     manifest = made(site, job)
-    site.store.delete_object(layout.index(layout.entry_of(manifest)))
+    site.store.objects.delete(layout.index(layout.entry_of(manifest)))
     stray = layout.IndexEntry("model", "t4", "fp16", "0" * 64)
-    site.store.put_object(layout.index(stray), b"")
-    site.store.put_object(layout.manifest("1" * 64), b"no JSON")
-    site.store.put_object("stages/export/" + "2" * 64 + ".json", b"{}")
+    site.store.objects.put(layout.index(stray), b"")
+    site.store.objects.put(layout.manifest("1" * 64), b"no JSON")
+    site.store.objects.put("stages/export/" + "2" * 64 + ".json", b"{}")
     lose(site.store, manifest.engine)
     assert run("fsck") == CorruptBlob.exit_code
-    before = {info.key for info in site.store.list_objects("")}
+    before = {info.key for info in site.store.objects.list("")}
     assert {one.mended for one in check(site).findings} == {False}
-    assert {info.key for info in site.store.list_objects("")} == before, "an audit writes nothing"
+    assert {info.key for info in site.store.objects.list("")} == before, "an audit writes nothing"
     assert run("fsck", "--repair") == 0
     assert run("fsck") == 0
     assert enginefarm.pull("model", gpu="t4", cache=BlobCache(tmp_path / "host")).path.exists()
@@ -200,7 +200,7 @@ def test_a_lost_file_of_a_channel_or_a_recipe_is_said_and_left(
 ) -> None:
     made(site, job)
     assert run("promote", "model", "--allow-pending") == 0
-    site.store.delete_object(layout.manifest(job.spec.digest))
+    site.store.objects.delete(layout.manifest(job.spec.digest))
     assert run("fsck", "--repair") == CorruptBlob.exit_code
     assert "channels/model/production/" in capsys.readouterr().out
 
@@ -212,7 +212,7 @@ def test_what_a_newer_version_wrote_is_left_alone(
     write_newer(job.spec.digest)
     audit = check(site, repair=True)
     assert [one.harmless for one in audit.findings] == [True]
-    assert site.store.read_document(layout.manifest(job.spec.digest)) is not None
+    assert site.store.objects.get(layout.manifest(job.spec.digest)) is not None
     assert len(list(site.store.index("model"))) == 1
 
 
@@ -220,10 +220,10 @@ def test_what_a_newer_version_wrote_is_left_alone(
 def write_newer(site: Site) -> Callable[[str], None]:
     def write(digest: str) -> None:
         key = layout.manifest(digest)
-        found = site.store.read_document(key)
+        found = site.store.objects.get(key)
         assert found is not None
         body = found[0].replace(b'"schema_version":1', b'"schema_version":9')
         assert body != found[0]
-        site.store.put_object(key, body)
+        site.store.objects.put(key, body)
 
     return write

@@ -112,7 +112,7 @@ def test_sixteen_writers_at_once_lose_nothing(store: EngineStore, tmp_path: Path
 
 def test_a_damaged_cache_is_no_cache(store: EngineStore, tmp_path: Path) -> None:
     key = timing_cache.key_for(SPEC, **A100)
-    store.put_object(key.key, b"0" * 64 + b"rubbish")
+    store.objects.put(key.key, b"0" * 64 + b"rubbish")
     assert timing_cache.fetch(store, key, tmp_path / "got") is None
     (tmp_path / "fresh").write_bytes(b"good")
     timing_cache.merge(store, key, tmp_path / "fresh", union)
@@ -172,7 +172,7 @@ def test_a_cross_build_asks_for_no_gpu_and_no_cache(store: EngineStore, tmp_path
         work_dir=tmp_path / "w",
     )
     assert native_build.build(store, request).plan.is_file()
-    assert not list(store.list_objects(timing_cache.PREFIX))
+    assert not list(store.objects.list(timing_cache.PREFIX))
 
 
 def test_attempts_without_a_reference_are_refused(store: EngineStore, tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
 
 def of_version_nine(store: EngineStore, key: str) -> None:
-    found = store.read_document(key)
+    found = store.objects.get(key)
     assert found is not None
     document = json.loads(found[0]) | {"schema_version": 9, "later": {"a": 1}}
-    store.put_object(key, json.dumps(document).encode())
+    store.objects.put(key, json.dumps(document).encode())
 
 
 def newest(store: EngineStore, recipe: str, channel: str) -> str:
@@ -57,8 +57,8 @@ def test_every_command_goes_on_with_the_others(
     assert run("promote", "other", "--allow-pending") == 0
     of_version_nine(store, layout.manifest(newer.spec_digest))
     of_version_nine(store, newest(store, "model", "candidate"))
-    store.put_object("channels/model/candidate/notes.txt", b"a stray object")
-    store.put_object("index/model/stray", b"")
+    store.objects.put("channels/model/candidate/notes.txt", b"a stray object")
+    store.objects.put("index/model/stray", b"")
     capsys.readouterr()
     recipe = str(tiny_recipe.write(tmp_path / "recipe"))
     for command in (
@@ -113,7 +113,7 @@ def test_pull_says_which_fields_it_does_not_know(
     document = json.loads(manifest.canonical_json())
     document["later"] = 1
     document["build"]["speed"] = 2
-    store_environment.put_object(key, json.dumps(document).encode())
+    store_environment.objects.put(key, json.dumps(document).encode())
     assert run("pull", "model", "--gpu", "t4") == 0
     said = capsys.readouterr().err
     assert "note: its manifest has fields that this enginefarm does not know" in said
@@ -125,7 +125,7 @@ def test_a_newer_regression_rule_hides_no_report(
     publish: Publish, store_environment: EngineStore, tmp_path: Path
 ) -> None:
     publish()
-    store_environment.put_object("benchmarks/rules/model.json", b'{"threshold": {"p50": "new"}}')
+    store_environment.objects.put("benchmarks/rules/model.json", b'{"threshold": {"p50": "new"}}')
     assert run("report", "--output", str(tmp_path / "page.html")) == 0
 
 
@@ -195,16 +195,16 @@ def rewrite(store: EngineStore, recipe: str, change: Callable[[bytes], bytes]) -
     mine = {one.spec_digest for one in store.index(recipe)}
     found = [
         info.key
-        for info in store.list_objects("")
+        for info in store.objects.list("")
         if f"{recipe}." in info.key
         or f"{recipe}/" in info.key
         or any(digest in info.key for digest in mine)
     ]
     changed = 0
     for key in found:
-        document = store.read_document(key)
+        document = store.objects.get(key)
         if document is not None and document[0] and not key.startswith("index/"):
-            store.put_object(key, change(document[0]))
+            store.objects.put(key, change(document[0]))
             changed += 1
     return changed
 
@@ -240,7 +240,7 @@ def test_recipes_whose_documents_cannot_be_read_and_strays_stop_no_other(
         assert rewrite(store_environment, name, change) >= 7, "a document of each kind"
     recipe = fill(store_environment, publish, tmp_path, "other")
     for key in STRAYS:
-        store_environment.put_object(key, b"stray")
+        store_environment.objects.put(key, b"stray")
     failed = {
         command: capsys.readouterr().err
         for command in commands(recipe, tmp_path / "page.html")
@@ -257,13 +257,13 @@ def test_a_recipe_of_a_newer_version_is_called_that_and_can_be_removed(
 ) -> None:
     fill(store_environment, publish, tmp_path, "model")
     key = "recipes/model.json"
-    found = store_environment.read_document(key)
+    found = store_environment.objects.get(key)
     assert found is not None
     later = json.loads(found[0])
     later["recipe"]["schema_version"] = 9
     for change in ({}, {"files": 3}):
         later["recipe"].update(change)
-        store_environment.put_object(key, json.dumps(later).encode())
+        store_environment.objects.put(key, json.dumps(later).encode())
         with pytest.raises(NewerVersion):
             recipe_store.read(store_environment, "model")
     assert run("recipes", "remove", "model") == 0
@@ -274,11 +274,11 @@ def test_a_gate_does_not_judge_by_rows_that_it_cannot_read(
     publish: Publish, store_environment: EngineStore, tmp_path: Path
 ) -> None:
     fill(store_environment, publish, tmp_path, "model")
-    (row,) = store_environment.list_objects("benchmarks/date=")
-    store_environment.put_object(row.key, b"damaged")
+    (row,) = store_environment.objects.list("benchmarks/date=")
+    store_environment.objects.put(row.key, b"damaged")
     assert run("promote", "model", "--allow-pending") == CorruptBlob.exit_code
     assert run("bench", "compact") == 0
-    assert store_environment.read_document(row.key) is not None, "it is left for a person to see"
+    assert store_environment.objects.get(row.key) is not None, "it is left for a person to see"
 
 
 def test_a_signature_without_end_is_one_refusal(

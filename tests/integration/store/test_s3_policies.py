@@ -77,7 +77,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engin
         }
         found["admin"].objects.create_bucket()
         publish(found["admin"])
-        found["admin"].put_object(CHANNEL, b"{}")
+        found["admin"].objects.put(CHANNEL, b"{}")
         wait_for_rights(found["collect"])
         yield found
 
@@ -133,7 +133,7 @@ def test_an_inference_host_finds_and_downloads(
     store = stores["pull"]
     (manifest,) = store.manifests()
     assert store.fetch_blob(manifest.engine, tmp_path / "engine").read_bytes() == b"engine"
-    assert store.read_document(CHANNEL)
+    assert store.objects.get(CHANNEL)
     assert store.manifest("0" * 64) is None, "absence is seen as absence, not as a refusal"
 
 
@@ -142,11 +142,11 @@ def test_an_inference_host_writes_nothing_and_sees_no_stage(
 ) -> None:
     store = stores["pull"]
     denied(lambda: store.put_bytes(b"new"))
-    denied(lambda: store.put_object("manifests/x.json", b"{}"))
-    denied(lambda: store.put_object(CHANNEL, b"{}"))
-    denied(lambda: store.delete_object(CHANNEL))
+    denied(lambda: store.objects.put("manifests/x.json", b"{}"))
+    denied(lambda: store.objects.put(CHANNEL, b"{}"))
+    denied(lambda: store.objects.delete(CHANNEL))
     denied(lambda: store.stage("export", "0" * 64))
-    denied(lambda: list(store.list_objects("")))
+    denied(lambda: list(store.objects.list("")))
 
 
 def test_a_host_that_knows_its_digest_reads_any_blob_and_none_can_be_listed(
@@ -156,19 +156,19 @@ def test_a_host_that_knows_its_digest_reads_any_blob_and_none_can_be_listed(
     data = stores["admin"].put_bytes(b"calibration data")
     for role in ("pull", "farm"):
         assert stores[role].read_bytes(data) == b"calibration data"
-    denied(lambda: list(stores["pull"].list_objects("blobs/")))
+    denied(lambda: list(stores["pull"].objects.list("blobs/")))
 
 
 def test_a_host_tells_what_it_runs_and_writes_nothing_else(
     stores: dict[str, EngineStore],
 ) -> None:
     told = "fleet/sample/production/host.json"
-    stores["fleet"].put_object(told, b"{}")
-    denied(lambda: stores["pull"].put_object(told, b"{}"))
-    denied(lambda: stores["fleet"].delete_object(told))
+    stores["fleet"].objects.put(told, b"{}")
+    denied(lambda: stores["pull"].objects.put(told, b"{}"))
+    denied(lambda: stores["fleet"].objects.delete(told))
     for key in ("manifests/x.json", "index/x", "recipes/x.json", CHANNEL, "workers/t4/x.json"):
-        denied(lambda key=key: stores["fleet"].put_object(key, b"{}"))
-    assert stores["promote"].read_document(told), "who promotes sees what hosts run"
+        denied(lambda key=key: stores["fleet"].objects.put(key, b"{}"))
+    assert stores["promote"].objects.get(told), "who promotes sees what hosts run"
 
 
 def test_what_the_star_of_a_policy_also_matches_is_no_revision(
@@ -176,9 +176,9 @@ def test_what_the_star_of_a_policy_also_matches_is_no_revision(
 ) -> None:
     """`channels/*/candidate/*` matches this key, since a star in S3 matches slashes."""
     stray = "channels/sample/production/candidate/00000001.json"
-    stores["farm"].put_object(stray, b"{}")
+    stores["farm"].objects.put(stray, b"{}")
     assert list(channels.keys(stores["pull"], "sample", "production")) == [CHANNEL]
-    stores["admin"].delete_object(stray)
+    stores["admin"].objects.delete(stray)
 
 
 def test_a_worker_publishes(stores: dict[str, EngineStore], tmp_path: Path) -> None:
@@ -195,24 +195,24 @@ def test_no_recipe_or_channel_name_makes_another_channel_writable(
 ) -> None:
     """`channels/*/candidate/*`: the stars must not reach over to production."""
     store = stores["farm"]
-    denied(lambda: store.put_object("channels/candidate/production/1.json", b"{}"))
-    denied(lambda: store.put_object("channels/sample/candidate", b"{}"))
+    denied(lambda: store.objects.put("channels/candidate/production/1.json", b"{}"))
+    denied(lambda: store.objects.put("channels/sample/candidate", b"{}"))
 
 
 def test_a_worker_promotes_nothing(stores: dict[str, EngineStore]) -> None:
     store = stores["farm"]
-    denied(lambda: store.put_object(CHANNEL, b'{"other": true}'))
-    denied(lambda: store.delete_object(CHANNEL))
-    assert stores["admin"].read_document(CHANNEL)[0] == b"{}"
+    denied(lambda: store.objects.put(CHANNEL, b'{"other": true}'))
+    denied(lambda: store.objects.delete(CHANNEL))
+    assert stores["admin"].objects.get(CHANNEL)[0] == b"{}"
 
 
 def test_who_promotes_moves_channels_and_nothing_else(stores: dict[str, EngineStore]) -> None:
     store = stores["promote"]
-    _, etag = store.read_document(CHANNEL)
+    _, etag = store.objects.get(CHANNEL)
     store.write_document(CHANNEL, b"{}", if_etag=etag)
     denied(lambda: store.put_bytes(b"other engine"))
-    denied(lambda: store.put_object("manifests/x.json", b"{}"))
-    denied(lambda: store.delete_object(CHANNEL))
+    denied(lambda: store.objects.put("manifests/x.json", b"{}"))
+    denied(lambda: store.objects.delete(CHANNEL))
 
 
 def test_who_pushes_recipes_brings_code_and_no_engine(
@@ -223,20 +223,20 @@ def test_who_pushes_recipes_brings_code_and_no_engine(
     assert recipe_store.push(pushing, tmp_path).name == "tiny"
     assert recipe_store.names(pushing) == ("tiny",)
     assert recipe_store.read(stores["farm"], "tiny").recipe.name == "tiny"
-    denied(lambda: pushing.put_object("manifests/x.json", b"{}"))
-    denied(lambda: pushing.put_object(CHANNEL, b"{}"))
+    denied(lambda: pushing.objects.put("manifests/x.json", b"{}"))
+    denied(lambda: pushing.objects.put(CHANNEL, b"{}"))
     # What a worker runs as code, no worker can write.
     denied(lambda: recipe_store.push(stores["farm"], tmp_path))
     recipe_store.remove(pushing, "tiny")
 
 
 def test_the_collector_deletes_and_never_writes(stores: dict[str, EngineStore]) -> None:
-    stores["admin"].put_object("stages/export/old.json", b"{}")
+    stores["admin"].objects.put("stages/export/old.json", b"{}")
     store = stores["collect"]
-    store.delete_object("stages/export/old.json")
+    store.objects.delete("stages/export/old.json")
     denied(lambda: store.put_bytes(b"other engine"))
-    denied(lambda: store.put_object(CHANNEL, b"{}"))
-    denied(lambda: store.delete_object(CHANNEL))
+    denied(lambda: store.objects.put(CHANNEL, b"{}"))
+    denied(lambda: store.objects.delete(CHANNEL))
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -97,7 +97,7 @@ def test_an_overwritten_blob_is_refused_and_healed_by_the_next_upload(
 ) -> None:
     source = write(tmp_path / "in", size)
     stored = store.put_blob(source)
-    store.put_object(layout.blob(stored), os.urandom(size))
+    store.objects.put(layout.blob(stored), os.urandom(size))
     with pytest.raises(CorruptBlob, match=stored.digest[:12]):
         store.fetch_blob(stored, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -109,7 +109,7 @@ def test_an_overwritten_blob_is_refused_and_healed_by_the_next_upload(
 @pytest.mark.parametrize("size", [500, 1500])
 def test_a_blob_of_the_wrong_size_is_refused(store: EngineStore, tmp_path: Path, size: int) -> None:
     stored = store.put_blob(write(tmp_path / "in", 1000))
-    store.put_object(layout.blob(stored), os.urandom(size))
+    store.objects.put(layout.blob(stored), os.urandom(size))
     with pytest.raises(CorruptBlob):
         store.fetch_blob(stored, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -118,7 +118,7 @@ def test_a_blob_of_the_wrong_size_is_refused(store: EngineStore, tmp_path: Path,
 def test_small_bytes_are_checked_too(store: EngineStore) -> None:
     stored = store.put_bytes(b"hello")
     assert store.read_bytes(stored) == b"hello"
-    store.put_object(layout.blob(stored), b"jello")
+    store.objects.put(layout.blob(stored), b"jello")
     with pytest.raises(CorruptBlob):
         store.read_bytes(stored)
     with pytest.raises(CorruptBlob, match="at most 4"):
@@ -184,7 +184,7 @@ def test_of_sixteen_publishers_one_wins(store: EngineStore) -> None:
 def test_a_publisher_that_died_before_the_index_is_healed_by_the_next(store: EngineStore) -> None:
     publish(store)
     (entry,) = store.index("model")
-    store.delete_object(layout.index(entry))
+    store.objects.delete(layout.index(entry))
     assert store.complete("model") == frozenset()
     assert not publish(store)
     assert store.complete("model") == {entry.spec_digest}
@@ -203,10 +203,10 @@ def test_filters(store: EngineStore) -> None:
 
 def test_a_manifest_of_another_spec_or_of_nonsense_is_refused(store: EngineStore) -> None:
     manifest, other = make_manifest(), make_manifest(salt="other")
-    store.put_object(layout.manifest(manifest.spec_digest), other.canonical_json())
+    store.objects.put(layout.manifest(manifest.spec_digest), other.canonical_json())
     with pytest.raises(CorruptBlob, match="another spec"):
         store.manifest(manifest.spec_digest)
-    store.put_object(layout.manifest(manifest.spec_digest), b'{"recipe": 3}')
+    store.objects.put(layout.manifest(manifest.spec_digest), b'{"recipe": 3}')
     with pytest.raises(CorruptBlob, match="not a valid Manifest"):
         store.manifest(manifest.spec_digest)
 
@@ -216,7 +216,7 @@ def test_a_long_listing_is_paged_and_asked_for_once(store: EngineStore) -> None:
     with ThreadPoolExecutor(32) as pool:
         list(
             pool.map(
-                lambda digest: store.put_object(
+                lambda digest: store.objects.put(
                     layout.index(layout.IndexEntry("model", "t4", "fp16", digest)), b""
                 ),
                 digests,
@@ -248,8 +248,8 @@ def test_documents_change_by_compare_and_swap(store: EngineStore) -> None:
     newer = store.write_document("channels/x.json", b"2", if_etag=etag)
     with pytest.raises(StoreConflict):
         store.write_document("channels/x.json", b"3", if_etag=etag)
-    assert store.read_document("channels/x.json") == (b"2", newer)
-    store.delete_object("channels/x.json")
+    assert store.objects.get("channels/x.json") == (b"2", newer)
+    store.objects.delete("channels/x.json")
     with pytest.raises(StoreConflict):
         store.write_document("channels/x.json", b"4", if_etag=newer)
 
@@ -397,7 +397,7 @@ def test_a_file_that_changes_while_it_is_uploaded_is_not_kept(
             store.put_blob(source)
     finally:
         SINK.reset(token)
-    assert list(store.list_objects(layout.BLOBS)) == []
+    assert list(store.objects.list(layout.BLOBS)) == []
 
 
 def test_memory_stays_small_while_a_large_blob_streams(

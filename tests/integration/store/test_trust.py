@@ -66,7 +66,7 @@ def test_a_forged_record_of_a_plan_is_built_again_and_never_signed(
 ) -> None:
     made(site, job)
     forge_record(site, job)
-    site.store.delete_object(layout.manifest(job.spec.digest))
+    site.store.objects.delete(layout.manifest(job.spec.digest))
     assert made(site, job).engine == ref(b"plan 1")
     assert pulled() == b"plan 1"
 
@@ -83,7 +83,7 @@ def test_a_record_that_another_trusted_builder_signed_is_believed(
     assert made(site, job).engine == ref(b"plan 0")
     assert builds == [b"plan 0"]
     monkeypatch.setenv("ENGINEFARM_TRUST", str(other))
-    site.store.delete_object(layout.manifest(job.spec.digest))
+    site.store.objects.delete(layout.manifest(job.spec.digest))
     assert made(site, job).engine == ref(b"plan 1"), "it does not trust that builder any more"
 
 
@@ -132,17 +132,17 @@ def test_an_engine_under_another_recipes_name_is_refused_until_a_builder_signs_t
 ) -> None:
     made(site, job)
     (manifest,) = site.store.manifests("model")
-    site.store.put_object(layout.index(layout.entry_of(manifest, "twin")), b"")
+    site.store.objects.put(layout.index(layout.entry_of(manifest, "twin")), b"")
     with pytest.raises(SignatureRejected, match="under the name twin"):
         pulled("twin")
     other = statements.alias_of("other", manifest)
     key = statements.alias_key("twin", manifest.spec_digest)
     vouches = statements.signing_policy()
     assert vouches is not None
-    site.store.put_object(key, vouches.sign(other).canonical_json())
+    site.store.objects.put(key, vouches.sign(other).canonical_json())
     with pytest.raises(SignatureRejected, match="another engine or name"):
         pulled("twin")
-    site.store.put_object(key, statements.alias_of("twin", manifest).canonical_json())
+    site.store.objects.put(key, statements.alias_of("twin", manifest).canonical_json())
     with pytest.raises(SignatureRejected, match="under the name twin"):
         pulled("twin")
     assert not statements.is_named(site.store, "third", manifest)
@@ -157,7 +157,7 @@ def test_a_signed_engine_of_another_recipe_is_not_promoted_under_this_name(
     site: Site, job: Job, builds: list[bytes]
 ) -> None:
     manifest = made(site, job)
-    site.store.put_object(layout.index(layout.entry_of(manifest, "twin")), b"")
+    site.store.objects.put(layout.index(layout.entry_of(manifest, "twin")), b"")
     assert cli.run(["promote", "twin", "--allow-pending"]) == 55
 
 
@@ -192,7 +192,7 @@ def test_a_signed_revision_is_of_one_channel_number_and_set_of_engines(
     now = promote(site)
     changed = {"channel": "candidate", "revision": 7, "why": "because", "engines": ()}[field]
     forged = now.model_copy(update={field: changed})
-    site.store.put_object(forged.key, forged.canonical_json())
+    site.store.objects.put(forged.key, forged.canonical_json())
     with pytest.raises(SignatureRejected):
         pulled(f"model@{forged.channel}")
 
@@ -206,7 +206,7 @@ def test_a_host_notices_that_newer_revisions_were_deleted(
     newest = promote(site)
     host, fresh = BlobCache(tmp_path / "host"), BlobCache(tmp_path / "fresh")
     pulled("model@production", host)
-    site.store.delete_object(newest.key)
+    site.store.objects.delete(newest.key)
     with pytest.raises(SignatureRejected, match="has gone back to revision 1"):
         pulled("model@production", host)
     assert pulled("model@production", fresh), "who has not seen the newer one cannot know"
@@ -222,13 +222,13 @@ def test_what_somebody_who_writes_the_store_can_still_do(
     (tmp_path / "log").write_text("")
     judged = quarantine.record(site.store, manifest, verdict, tmp_path / "log")
     assert judged.device_verification == verdict
-    site.store.put_object(layout.manifest(manifest.spec_digest), manifest.canonical_json())
+    site.store.objects.put(layout.manifest(manifest.spec_digest), manifest.canonical_json())
     found = enginefarm.pull("model", gpu="t4", cache=BlobCache(tmp_path / "one"))
     assert found.manifest.device_verification.status == "pending"
     promote(site)
-    site.store.delete_object(promote(site).key)
+    site.store.objects.delete(promote(site).key)
     assert pulled("model@production", BlobCache(tmp_path / "two")) == b"plan 0"
-    site.store.delete_object(layout.manifest(manifest.spec_digest))
+    site.store.objects.delete(layout.manifest(manifest.spec_digest))
     with pytest.raises(EnginefarmError):
         pulled("model", BlobCache(tmp_path / "three"))
 
@@ -238,8 +238,8 @@ def test_sign_signs_what_a_trusted_builder_recorded_and_the_rest_only_on_request
     site: Site, job: Job, builds: list[bytes], unsigned: Callable[..., object]
 ) -> None:
     manifest = made(site, job)
-    for info in list(site.store.list_objects("attestations/")):
-        site.store.delete_object(info.key)
+    for info in list(site.store.objects.list("attestations/")):
+        site.store.objects.delete(info.key)
     assert cli.run(["sign", "model"]) == 0
     assert pulled() == b"plan 0"
     site.store.put_bytes(EVIL)
@@ -284,13 +284,13 @@ def test_fields_of_a_later_version_keep_a_signature_whole(
     assert signer is not None
     manifest = made(site, job)
     body = manifest.canonical_json().replace(b'"recipe":', b'"later":{"a":[1]},"recipe":', 1)
-    site.store.put_object(layout.manifest(manifest.spec_digest), body)
+    site.store.objects.put(layout.manifest(manifest.spec_digest), body)
     (later,) = read(site.store)
     assert later.model_extra == {"later": {"a": [1]}}
-    site.store.put_object(signing.attestation_key(later), signer.attest(later).canonical_json())
+    site.store.objects.put(signing.attestation_key(later), signer.attest(later).canonical_json())
     monkeypatch.setenv("ENGINEFARM_TRUST", str(public))
     assert pulled() == b"plan 0"
-    site.store.put_object(
+    site.store.objects.put(
         layout.manifest(manifest.spec_digest), body.replace(b'"a":[1]', b'"a":[2]')
     )
     with pytest.raises(EnginefarmError):
@@ -302,9 +302,9 @@ def test_one_manifest_of_a_newer_version_or_damaged_hides_no_other(
 ) -> None:
     made(site, job)
     for digest, body in (("1" * 64, b'{"schema_version": 9}'), ("2" * 64, b"no JSON")):
-        site.store.put_object(layout.manifest(digest), body)
+        site.store.objects.put(layout.manifest(digest), body)
         entry = layout.IndexEntry("model", "t4", "fp16", digest)
-        site.store.put_object(layout.index(entry), b"")
+        site.store.objects.put(layout.index(entry), b"")
     assert pulled() == b"plan 0"
     assert "of a newer enginefarm" in caplog.text
     assert cli.run(["promote", "model", "--allow-pending"]) == 0

@@ -51,7 +51,7 @@ def test_the_second_build_starts_from_the_firsts_timings(
     assert first.details["timing_cache_used"] is False
     second = native_build.build(store, request(tmp_path, "two"))
     assert second.details["timing_cache_used"] is True
-    assert len(list(store.list_objects(timing_cache.PREFIX))) == 1
+    assert len(list(store.objects.list(timing_cache.PREFIX))) == 1
 
 
 def test_of_several_attempts_the_fastest_is_kept(
@@ -65,7 +65,7 @@ def test_of_several_attempts_the_fastest_is_kept(
     assert lottery["kept"] == times.index(min(times))
     asked = json.loads(output.plan.read_bytes())["asked"]
     assert asked["seconds"] == 0, "the fake's fastest"
-    assert not list(store.list_objects(timing_cache.PREFIX)), "a cache would make them alike"
+    assert not list(store.objects.list(timing_cache.PREFIX)), "a cache would make them alike"
 
 
 def test_no_accurate_attempt_is_an_error_with_the_reasons(
