@@ -9,7 +9,7 @@ from typing import Protocol
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing
-from enginefarm.store import channels, signing, statements
+from enginefarm.store import channels, planted, signing, statements
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
@@ -143,7 +143,7 @@ class CachedCatalog:
             named[f"{channel}.channel.json"] = json.dumps(specs).encode()
         for name, data in named.items():
             path = folder / name
-            if not path.exists() or path.read_bytes() != data:
+            if planted.read(path) != data:
                 write_atomically(path, data)
 
     def manifests(
@@ -175,16 +175,16 @@ class CachedCatalog:
     def attestation(self, manifest: Manifest) -> bytes | None:
         found = (self._cache.root / "records").glob(f"*/{manifest.spec_digest}.dsse.json")
         path = next(found, None)
-        return path.read_bytes() if path is not None else None
+        return planted.read(path) if path is not None else None
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
         path = self._folder(recipe) / f"{manifest.spec_digest}.alias.json"
-        return path.read_bytes() if path.exists() else None
+        return planted.read(path)
 
     @staticmethod
     def _manifest(path: Path) -> Manifest | None:
         try:
-            manifest = parsed(path.name, path.read_bytes(), Manifest)
+            manifest = parsed(path.name, planted.read(path) or b"", Manifest)
         except (CorruptBlob, NewerVersion):  # of another version: it cannot be used
             return None
         return manifest if manifest.spec.digest == path.stem else None
@@ -192,6 +192,6 @@ class CachedCatalog:
     @staticmethod
     def _channel(path: Path) -> frozenset[str]:
         try:
-            return frozenset(json.loads(path.read_bytes()))
-        except (OSError, ValueError):
+            return frozenset(json.loads(planted.read(path) or b"[]"))
+        except (ValueError, TypeError, RecursionError):
             return frozenset()

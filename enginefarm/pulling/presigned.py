@@ -57,7 +57,7 @@ def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = No
     if dest is None:
         return cache.link(presigned.name, presigned.ref)
     path = Path(dest)
-    return copy_out(blob, path / presigned.name if path.is_dir() else path)
+    return copy_out(blob, path / presigned.name if path.is_dir() else path, presigned.ref)
 
 
 def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:

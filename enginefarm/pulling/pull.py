@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import (
     CorruptBlob,
     EnginefarmError,
@@ -22,10 +22,10 @@ from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
 from enginefarm.pulling.select import Candidate, Selection, Wish, select
 from enginefarm.store import open_store
-from enginefarm.store.appearing import appearing, write_atomically
+from enginefarm.store.appearing import appearing, one_at_a_time, write_atomically
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
-from enginefarm.store.disk import writing
+from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import trust
@@ -192,8 +192,10 @@ def fetch(
     if dest is None:
         path = cache.link(file_name(manifest), manifest.engine)
     else:
-        path = copy_out(blob, target(Path(dest), manifest))
-        write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
+        path = target(Path(dest), manifest)
+        with one_at_a_time(path.parent):
+            copy_out(blob, path, manifest.engine)
+            write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
     return PulledEngine(path=path, manifest=manifest, candidate=candidate, cached=cached)
 
 
@@ -207,11 +209,13 @@ def target(dest: Path, manifest: Manifest) -> Path:
     return dest / file_name(manifest) if dest.is_dir() else dest
 
 
-def copy_out(blob: Path, dest: Path) -> Path:
+def copy_out(blob: Path, dest: Path, ref: BlobRef) -> Path:
     """Copies out of the cache; `dest` appears whole or not at all.
 
-    A copy, not a link: who writes to it must not change the cache.
+    A copy, not a link: who writes to it must not change the cache. It is hashed: whoever can write
+    to the cache can replace the blob after it was checked there.
+    Raises: CorruptBlob.
     """
-    with appearing(dest) as part, writing(dest):
-        shutil.copyfile(blob, part)
+    with appearing(dest) as part:
+        clone_checked(blob, part, ref)
     return dest

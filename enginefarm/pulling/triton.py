@@ -211,7 +211,7 @@ def write_folder(files: Iterable[RepositoryFile], folder: Path, blobs: dict[str,
             continue
         models[path.parent].add(path.name)
         if not path.exists():
-            copy_out(blobs[file.content.digest], path)
+            copy_out(blobs[file.content.digest], path, file.content)
     for version, names in models.items():  # plans that the config no longer names
         for path in version.glob("*.plan"):
             if path.name not in names:

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from enginefarm.errors import UsageError
+from enginefarm.documents.spec import BlobRef
+from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store import s3
 from enginefarm.store.appearing import write_atomically
+from enginefarm.store.copies import require_digest
 from enginefarm.store.disk import writing
 from enginefarm.store.s3 import ObjectStore
 
@@ -27,8 +29,8 @@ class Place(Protocol):
         """A small file, whole or not at all."""
         ...
 
-    def copy(self, blob: Path, path: str) -> None:
-        """A local file, into the repository."""
+    def copy(self, blob: Path, path: str, ref: BlobRef) -> None:
+        """A local file, into the repository. Raises: CorruptBlob for other bytes than ref's."""
         ...
 
     def remove(self, folder: str) -> None:
@@ -54,8 +56,8 @@ class Folder:
     def write(self, path: str, data: bytes) -> None:
         write_atomically(self._root / path, data)
 
-    def copy(self, blob: Path, path: str) -> None:
-        copy_out(blob, self._root / path)
+    def copy(self, blob: Path, path: str, ref: BlobRef) -> None:
+        copy_out(blob, self._root / path, ref)
 
     def remove(self, folder: str) -> None:
         path = self._root / folder
@@ -76,8 +78,13 @@ class Bucket:
     def write(self, path: str, data: bytes) -> None:
         self._objects.put(path, data)
 
-    def copy(self, blob: Path, path: str) -> None:
+    def copy(self, blob: Path, path: str, ref: BlobRef) -> None:
         self._objects.upload_file(blob, path, metadata={})
+        try:
+            require_digest(blob, ref, blob)
+        except CorruptBlob:
+            self._objects.delete(path)
+            raise
 
     def remove(self, folder: str) -> None:
         for info in list(self._objects.list(f"{folder}/")):

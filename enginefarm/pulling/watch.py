@@ -14,7 +14,7 @@ from pathlib import Path
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
 from enginefarm.pulling.pull import PulledEngine, copy_out
-from enginefarm.store.appearing import write_atomically
+from enginefarm.store.appearing import one_at_a_time, write_atomically
 from enginefarm.store.disk import writing
 
 PLAN = "model.plan"
@@ -36,9 +36,10 @@ def watch(
     """
     while not stop.is_set():
         try:
-            pulled = pull()
-            if swap(pulled, folder):
-                on_swap(pulled.manifest)
+            with writing(folder):  # what the disk refuses now it may take the next time
+                pulled = pull()
+                if swap(pulled, folder):
+                    on_swap(pulled.manifest)
         except EnginefarmError as error:
             on_error(error)
         stop.wait(every_s)
@@ -49,13 +50,19 @@ def swap(pulled: PulledEngine, folder: Path) -> bool:
 
     The version before stays for those who still read it; older ones are deleted.
     """
+    with one_at_a_time(folder):  # two that watch one folder would delete each other's versions
+        return _swapped(pulled, folder)
+
+
+def _swapped(pulled: PulledEngine, folder: Path) -> bool:
     name = pulled.manifest.engine.digest[:16]
     version = folder / "versions" / name
     current = folder / "current"
     before = current.resolve() if current.is_symlink() else None
-    if before == version.resolve() and (version / MANIFEST).exists():
+    whole = (version / PLAN).exists() and (version / MANIFEST).exists()
+    if before == version.resolve() and whole:
         return False
-    copy_out(pulled.path, version / PLAN)
+    copy_out(pulled.path, version / PLAN, pulled.manifest.engine)
     write_atomically(version / MANIFEST, pulled.manifest.canonical_json())
     with writing(current):
         new = folder / ".current.new"

@@ -90,7 +90,7 @@ def _write(place: Place, candidate: Candidate, model: str, version: int) -> None
         if isinstance(file.content, bytes):
             place.write(file.path, file.content)
         else:
-            place.copy(candidate.blobs[file.content.digest], file.path)
+            place.copy(candidate.blobs[file.content.digest], file.path, file.content)
 
 
 def _wait_until_unloaded(server: TritonServer, model: str) -> None:

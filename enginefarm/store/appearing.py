@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginefarm.store.disk import require_file, writing
+
+PART = ".part"
+YOUNG_S = 60.0
+"""A partial file that was written to within this time is left alone, whoever wrote it."""
 
 
 @contextmanager
@@ -20,12 +27,14 @@ def appearing(dest: Path) -> Generator[Path]:
     not a file: a device that root replaces is gone from the machine.
     """
     require_file(dest)
+    prefix = f".{dest.name[:100]}."
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{dest.name[:100]}.", suffix=".part", dir=dest.parent)
-    os.close(fd)
+        _remove_abandoned(dest.parent, prefix)
+        fd, name = tempfile.mkstemp(prefix=prefix, suffix=PART, dir=dest.parent)
     part = Path(name)
     try:
+        _lock(fd, fcntl.LOCK_SH)
         yield part
         with writing(dest):
             part.chmod(0o644)
@@ -35,6 +44,45 @@ def appearing(dest: Path) -> Generator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Generator[None]:
+    """Several files of a folder are replaced by one process at a time, so that they fit together.
+
+    A file system without such locks (some network ones) has each process write when it likes; every
+    file is whole there too.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Removes what processes that were killed have half written of the same file. The kernel frees
+    a dead process's lock; one that was just made may not be locked yet."""
+    for path in folder.glob(f"{glob.escape(prefix)}{'?' * 8}{PART}"):
+        with suppress(OSError):
+            if path.lstat().st_mtime > time.time() - YOUNG_S:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(fd)
+
+
+def _lock(fd: int, how: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(fd, how)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -3,6 +3,10 @@
 blobs/sha256/ab/<digest>          the bytes, read-only
 blobs/sha256/ab/<digest>.seen     inode, size, mtime and ctime for which they were hashed; its
                                   own date is when they were used last
+
+A memo is believed where only this user and root can have written it and the bytes. What another
+user can write is hashed at each use, and every copy that leaves the cache is hashed too.
+docs/decisions/0285-whose-cache-is-believed.md
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from enginefarm.digest import sha256_file
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
 from enginefarm.settings import cache_limit_bytes, current
+from enginefarm.store import planted
 from enginefarm.store.appearing import settle, settle_folder
 from enginefarm.store.blobs import fill
 from enginefarm.store.copies import clone
@@ -47,25 +52,27 @@ class BlobCache:
 
         It is hashed unless its inode, size, mtime and ctime are those that it had when it was
         hashed before. What was changed, cut or damaged, or is not a file, is removed.
+        Raises: UsageError for what can be neither read nor removed.
         """
         path = self.path(ref)
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            return None
-        stamp = _stamp(found)
-        seen = path.with_name(f"{path.name}{SEEN}")
-        fits = stat.S_ISREG(found.st_mode) and found.st_size == ref.size_bytes
-        with suppress(OSError, ValueError):
-            if fits and seen.is_file() and seen.read_text("utf-8") == stamp:
-                os.utime(seen)
+        with writing(path):
+            try:
+                found = path.lstat()  # a link is not the blob: whose file it is, may write there
+            except FileNotFoundError:
+                return None
+            stamp = _stamp(path.name, found)
+            seen = path.with_name(f"{path.name}{SEEN}")
+            fits = stat.S_ISREG(found.st_mode) and found.st_size == ref.size_bytes
+            if fits and planted.is_ours(found) and _memo(seen) == stamp:
+                with suppress(OSError):  # a cache that cannot be written is used all the same
+                    os.utime(seen)
                 return path
-        if fits and sha256_file(path) == ref.digest:
-            self._note(seen, stamp)
-            return path
-        path.unlink(missing_ok=True)
-        seen.unlink(missing_ok=True)
-        return None
+            if fits and _hashes_to(path, ref):
+                self._note(seen, stamp)
+                return path
+            path.unlink(missing_ok=True)
+            seen.unlink(missing_ok=True)
+            return None
 
     def ensure(self, store: EngineStore, ref: BlobRef) -> Path:
         """The blob's path; downloaded first when it is not there, or is damaged.
@@ -87,13 +94,14 @@ class BlobCache:
         path = self.path(ref)
         part = path.with_name(f"{path.name}.part")
         note = path.with_name(f"{path.name}.pieces")
-        if not part.exists():
-            note.unlink(missing_ok=True)
-        journal = Journal(note)
-        resumed = bool(journal.finished)
-        with writing(part):
-            fd = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        resumed = False
+        fd = planted.open_to_go_on(part)
         try:
+            if os.fstat(fd).st_size == 0:  # it is new
+                with writing(note):
+                    note.unlink(missing_ok=True)
+            journal = Journal(note)
+            resumed = bool(journal.finished)
             fill(source, ref, fd, part, journal)
             self._keep(part, path)
             note.unlink(missing_ok=True)
@@ -148,15 +156,17 @@ class BlobCache:
             settle(hashed)
             hashed.replace(path)
             settle_folder(path.parent)
-        self._note(path.with_name(f"{path.name}{SEEN}"), _stamp(path.stat()))
+        self._note(path.with_name(f"{path.name}{SEEN}"), _stamp(path.name, path.lstat()))
         keep_within(self.root, cache_limit_bytes(self.root), spare=path)
 
     def _note(self, seen: Path, stamp: str) -> None:
         """Only a memo: a cache that cannot be written is hashed at each use."""
         with suppress(OSError):
-            new = seen.with_name(f"{seen.name}.{os.getpid()}.{threading.get_ident()}.new")
-            new.write_text(stamp, "utf-8")
-            new.replace(seen)
+            fd, name = tempfile.mkstemp(prefix=f"{seen.name}.", suffix=".new", dir=seen.parent)
+            with os.fdopen(fd, "w") as stream:
+                os.fchmod(fd, 0o644)
+                stream.write(stamp)
+            Path(name).replace(seen)
 
     @contextmanager
     def _locked(self, ref: BlobRef) -> Generator[None]:
@@ -174,6 +184,22 @@ class BlobCache:
             lock.release()
 
 
-def _stamp(found: os.stat_result) -> str:
+def _stamp(digest: str, found: os.stat_result) -> str:
     """ctime too: no program can set it back, as it can mtime."""
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{digest} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _memo(seen: Path) -> str | None:
+    """What a memo says; None for one that another user can have written, or that is not there."""
+    with suppress(OSError, ValueError):
+        if planted.is_ours(seen.lstat()):
+            return (planted.read(seen) or b"").decode()
+    return None
+
+
+def _hashes_to(path: Path, ref: BlobRef) -> bool:
+    """False too for a file that may not be read: it is downloaded again."""
+    try:
+        return sha256_file(path) == ref.digest
+    except PermissionError:
+        return False

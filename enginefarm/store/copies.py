@@ -31,10 +31,16 @@ def clone(source: Path, target: Path) -> None:
 def clone_checked(source: Path, target: Path, ref: BlobRef) -> None:
     """clone(), and the copy is hashed. Raises: CorruptBlob, DiskFull."""
     clone(source, target)
-    digest = sha256_file(target)
+    require_digest(target, ref, source)
+
+
+def require_digest(path: Path, ref: BlobRef, source: Path) -> None:
+    """source: what errors call it. Raises: CorruptBlob when the bytes are not the blob's."""
+    digest = sha256_file(path)
     if digest != ref.digest:
         raise CorruptBlob(
             f"cache: the bytes of {source} hash to {digest[:12]}; they are not used",
             why="the file was changed or damaged while it was copied",
-            fix="run the same command again, which downloads the damaged file again",
+            fix=f"delete {source} if this happens again, and run the same command: it downloads "
+            "the file again",
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from enginefarm.errors import EnginefarmError
+from enginefarm.store import planted
 from enginefarm.store.disk import writing
 
 PIECE_BYTES = 32 << 20
@@ -40,16 +43,18 @@ class Journal:
         self.path = path
         self._header = f"pieces of {PIECE_BYTES}"
         self.finished: set[int] = set()
-        try:
-            header, *lines = path.read_text("utf-8").splitlines()
+        with suppress(ValueError):
+            header, *lines = (planted.read(path) or b"").decode().splitlines() or [""]
             if header == self._header:
                 self.finished = {int(line) for line in lines}
-        except (FileNotFoundError, ValueError):
-            pass
         if not self.finished:
-            with writing(path):
-                path.write_text(self._header + "\n", "utf-8")
+            self._write(planted.new(path), self._header)
 
     def add(self, index: int) -> None:
-        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{index}\n")
+        with writing(self.path):
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | planted.FLAGS)
+        self._write(fd, str(index))
+
+    def _write(self, fd: int, line: str) -> None:
+        with writing(self.path), os.fdopen(fd, "w", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")

@@ -12,7 +12,8 @@ import hashlib
 from pathlib import Path
 
 from enginefarm.errors import SignatureRejected
-from enginefarm.store.appearing import write_atomically
+from enginefarm.store import planted
+from enginefarm.store.appearing import one_at_a_time, write_atomically
 from enginefarm.store.channels import Revision
 
 
@@ -41,11 +42,24 @@ class SeenRevisions:
                 f"delete {path}",
             )
         if revision.revision > newest:
-            write_atomically(path, str(revision.revision).encode())
+            with one_at_a_time(path.parent):  # another pull may have seen a newer one meanwhile
+                if revision.revision > self._read(path):
+                    write_atomically(path, str(revision.revision).encode())
 
     @staticmethod
     def _read(path: Path) -> int:
+        """0 where nothing was seen yet. A note that cannot be read is not taken for that."""
         try:
-            return int(path.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
+            path.lstat()
+        except FileNotFoundError:
             return 0
+        try:
+            return int((planted.read(path) or b"").decode())
+        except ValueError:
+            raise SignatureRejected(
+                f"signature: {path} is damaged",
+                why="it says which revision of the channel this host has seen, so that an older "
+                "one is noticed",
+                fix="look whether the channel is at the revision that it should be at "
+                "(enginefarm channel), and delete the file",
+            ) from None

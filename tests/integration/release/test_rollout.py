@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_manifest import make_manifest
+from sample_manifest import make_manifest, ref
 from triton_stub import Stub, serving
 
 from enginefarm import cli
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreConflict
+from enginefarm.errors import CorruptBlob, StoreConflict
 from enginefarm.pulling.triton_places import place
 from enginefarm.release import promote as release
 from enginefarm.store import channels
@@ -142,7 +142,10 @@ def test_a_repository_in_a_bucket(store_environment: EngineStore, tmp_path: Path
     where = place(f"{store_environment.url}-triton")
     (tmp_path / "plan").write_bytes(b"plan")
     assert where.read("m/config.pbtxt") is None
-    where.copy(tmp_path / "plan", "m.next/2/e.plan")
+    where.copy(tmp_path / "plan", "m.next/2/e.plan", ref(b"plan"))
+    with pytest.raises(CorruptBlob):
+        where.copy(tmp_path / "plan", "m.next/3/e.plan", ref(b"nalp"))
+    assert where.read("m.next/3/e.plan") is None
     where.write("m.next/config.pbtxt", b"next")
     where.write("m/config.pbtxt", b"config")
     where.remove("m.next")
