@@ -18,6 +18,7 @@ from enginefarm.graph import (
     file_notes,
     fitting,
     known_branches,
+    nested_branches,
     onnx_files,
     onnx_shapes,
     ort,
@@ -73,7 +74,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 4,
+                "reading": 5,
             },
         )
     try:
@@ -90,7 +91,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 4,
+            "normal_form": 5,
         },
     )
 
@@ -153,26 +154,46 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
 def _decide_branches(
     path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path
 ) -> tuple[Path, tuple[str, ...]]:
-    """The graph with one branch in place of each If that the recipe's sizes decide, and what was
-    done, for people. The graph at `path` where there is none, or where the sizes contradict a
-    branch that is left."""
+    """The graph with one branch in place of each If that the recipe's sizes decide, and no If
+    inside another one; and what was done, for people. The graph at `path` where there is nothing
+    to do, or where the sizes contradict a branch that is left."""
     graph = onnx_files.graph_only(path)
     if not any(node.op_type == "If" for one in onnx_files.graphs(graph.graph) for node in one.node):
         return path, ()
     graph = onnx_files.read(path, error=ExportError)
-    left_out = known_branches.leave_out(graph, recipe, sample)
+    lines = known_branches.leave_out(graph, recipe, sample)
     folded = known_branches.fold(graph, recipe)
-    if not folded and not left_out:
-        return path, ()
+    if folded:
+        lines.insert(0, f"{_ifs(folded)} decided by the recipe's sizes{_names(folded)}")
+    if lines:
+        try:
+            path = fitting.with_sizes(graph, recipe, folder)
+        except SourceError:
+            return path, ()
+    return _take_out(path, recipe, sample, folder.with_name("taken_out"), tuple(lines))
+
+
+def _take_out(
+    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path, lines: tuple[str, ...]
+) -> tuple[Path, tuple[str, ...]]:
+    graph = onnx_files.read(path, error=ExportError)
+    moved = nested_branches.take_out(graph)
+    if not moved:
+        return path, lines
     try:
         made = fitting.with_sizes(graph, recipe, folder)
-    except SourceError:
-        return path, ()
-    if not folded:
-        return made, tuple(left_out)
-    named = ", ".join(map(repr, folded[:3])) + (", …" if len(folded) > 3 else "")
-    count = f"{len(folded)} If nodes are" if len(folded) > 1 else "one If node is"
-    return made, (f"{count} decided by the recipe's sizes: {named}", *left_out)
+        _run_corners(made, recipe, sample, ExportError)
+    except (SourceError, ExportError):
+        return path, lines  # what is computed in vain there cannot be computed at every size
+    return made, (*lines, f"{_ifs(moved)} computed before the outer If{_names(moved)}")
+
+
+def _ifs(names: list[str]) -> str:
+    return f"{len(names)} If nodes are" if len(names) > 1 else "one If node is"
+
+
+def _names(names: list[str]) -> str:
+    return f": {', '.join(map(repr, names[:3]))}" + (", …" if len(names) > 3 else "")
 
 
 def _refuse_broken(

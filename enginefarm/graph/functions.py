@@ -75,7 +75,7 @@ class _Sizes:
 
     def require_room(self, model: ModelProto, limit_nodes: int) -> None:
         total, worst, worst_nodes = self._of(model.graph.node, ()), "", -1
-        for node in _all_nodes(model.graph.node):
+        for node in all_nodes(model.graph.node):
             key = _key_of(node)
             if key in self._functions and self._known[key].nodes > worst_nodes:
                 worst, worst_nodes = node.op_type, self._known[key].nodes
@@ -98,7 +98,7 @@ class _Sizes:
     def _of(self, nodes: Iterable[NodeProto], callers: tuple[Key, ...]) -> Size:
         """What these nodes stand for. depth: of functions inside functions."""
         count = size_bytes = depth = 0
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             key = _key_of(node)
             if key not in self._functions:
                 count += 1
@@ -140,12 +140,24 @@ def bodies(node: NodeProto) -> list[GraphProto]:
     return found
 
 
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Nodes, and those of their bodies."""
     for node in nodes:
         yield node
         for body in bodies(node):
-            yield from _all_nodes(body.node)
+            yield from all_nodes(body.node)
+
+
+def nested_ifs(graph: GraphProto) -> list[NodeProto]:
+    """Ifs at any depth inside the branches of the graph's own Ifs."""
+    return [
+        inner
+        for node in graph.node
+        if node.op_type == "If"
+        for body in bodies(node)
+        for inner in all_nodes(body.node)
+        if inner.op_type == "If"
+    ]
 
 
 def _key_of(node: NodeProto) -> Key:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError, one_line
 from enginefarm.graph import external_data
-from enginefarm.graph.functions import bodies, inlined
+from enginefarm.graph.functions import bodies, inlined, nested_ifs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +30,8 @@ EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors stay in the model: shape inference looks at their values."""
 CONV_3D = "Conv3d"
 """A Conv or ConvTranspose over three dims, in `operators`."""
+NESTED_IF = "If inside an If"
+"""An If in a branch of another one, in `operators`."""
 LIMIT_NODES = 1_000_000
 LIMIT_DIM = 1 << 31
 MIN_BYTES = 16
@@ -211,6 +213,8 @@ def operators(model: ModelProto) -> dict[str, str]:
         for node in graph.node:
             name = node.name or next(iter(node.output), "")
             found.setdefault(operator(node, ranks), name)
+    for node in nested_ifs(model.graph):
+        found.setdefault(NESTED_IF, node.name or next(iter(node.output), ""))
     return found
 
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ToolchainError
-from enginefarm.graph.onnx_files import CONV_3D
+from enginefarm.graph.onnx_files import CONV_3D, NESTED_IF
 from enginefarm.names import PrecisionName
 
 
@@ -51,6 +51,13 @@ LACKS: dict[str, tuple[Lack, ...]] = {
             ),
             "TensorRT-RTX does not have this operator, in any precision",
             "take it out of the model (the steps after the network can run outside the engine)",
+        ),
+        Lack(
+            frozenset((NESTED_IF,)),
+            "TensorRT-RTX builds no If inside a branch of another If, and this one could not be "
+            "moved out of it",
+            "compute it before the outer If and select with Where, or give the Loops in that "
+            "branch a count",
         ),
     ),
 }
