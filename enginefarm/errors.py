@@ -50,6 +50,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -267,6 +268,16 @@ class FarmError(EnginefarmError):
 
 class WorkerMismatch(FarmError):
     exit_code = 71
+
+
+COMMAND: ContextVar[str] = ContextVar("command", default="")
+"""The command that the user ran; empty in a program that imports enginefarm."""
+
+
+def command(usual: str) -> str:
+    """The first word of errors that several commands have in common: the command that the user ran,
+    or else `usual`, the one that does just this."""
+    return COMMAND.get() or usual
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

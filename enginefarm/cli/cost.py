@@ -62,9 +62,7 @@ def cost(
     store = open_store()
     recipe, channel = channels.split(name)
     engines = (
-        candidates(store, recipe, channel, trust())
-        if channel
-        else newest_engines(store, recipe, "cost")
+        candidates(store, recipe, channel, trust()) if channel else newest_engines(store, recipe)
     )
     limits = Limits(p99_ms=p99_ms, min_top1=min_top1)
     found = costs(store, engines, prices, budgets.recorded(store, recipe), limits)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, command
 from enginefarm.store import channels, planted, signing, statements
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
@@ -159,7 +159,7 @@ class CachedCatalog:
         if not found:
             name = recipe if channel is None else f"{recipe}@{channel}"
             raise StoreMissing(
-                f"pull: no engine of {name!r} is in the cache {self._cache.root}",
+                f"{command('pull')}: no engine of {name!r} is in the cache {self._cache.root}",
                 fix="pull it once without --offline",
             )
         return found

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from enginefarm.digest import sha256_file
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, EnginefarmError, HostError, UsageError
+from enginefarm.errors import CorruptBlob, EnginefarmError, HostError, UsageError, command
 from enginefarm.host.detect import Host, detect
 from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
@@ -48,9 +48,9 @@ def examine(
         found = Manifest.read(manifest.read_bytes()) if manifest else manifest_for(plan, cache)
         return host, plan_findings(plan, found, host)
     except OSError as error:
-        raise UsageError(f"doctor: {error.filename}: {error.strerror}") from error
+        raise UsageError(f"{command('doctor')}: {error.filename}: {error.strerror}") from error
     except ValidationError as error:
-        raise CorruptBlob(f"doctor: the manifest of {plan} is not one") from error
+        raise CorruptBlob(f"{command('doctor')}: the manifest of {plan} is not one") from error
 
 
 def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:

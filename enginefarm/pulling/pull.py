@@ -16,6 +16,7 @@ from enginefarm.errors import (
     SignatureRejected,
     StoreDenied,
     UsageError,
+    command,
 )
 from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
@@ -162,7 +163,8 @@ def require_fit(selection: Selection, name: str, host: Host) -> Candidate:
     if selection.candidates:
         return selection.candidates[0]
     raise NoEngineFits(
-        f"pull: none of the {len(selection.rejections)} engines of {name!r} fits ({host})",
+        f"{command('pull')}: none of the {len(selection.rejections)} engines of {name!r} fits "
+        f"({host})",
         why="\n       ".join(_lines(selection)),
         fix="build one for this host: add its GPU to the recipe, or match the runtime's build",
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import BlobRef, ShapeProfile
-from enginefarm.errors import StoreMissing, ToolchainError, UsageError
+from enginefarm.errors import StoreMissing, ToolchainError, UsageError, command
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.pulling.pull import copy_out
 from enginefarm.store.appearing import write_atomically
@@ -47,7 +47,7 @@ def repository(
     """
     if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,199}", name, re.ASCII) is None:
         raise UsageError(
-            f"triton-repo: {name!r} cannot be the name of a model",
+            f"{command('triton-repo')}: {name!r} cannot be the name of a model",
             why="Triton takes the name of its folder",
             fix="use letters, digits, and . _ - between them",
         )
@@ -73,7 +73,7 @@ def choose(
     wanted: tuple[PrecisionName, ...] = (precision,) if precision else PRECISION_ORDER
     best = max(wanted, key=lambda one: (len(newest[one]), -PRECISION_ORDER.index(one)))
     if not newest[best]:
-        raise StoreMissing(f"triton-repo: {recipe} has no engine in {precision}")
+        raise StoreMissing(f"{command('triton-repo')}: {recipe} has no engine in {precision}")
     return tuple(newest[best].values())
 
 
@@ -82,15 +82,15 @@ def _loadable(engines: list[Manifest]) -> None:
     for one in engines:
         if not runtime_of(one.spec.toolchain.name)[1].triton:
             raise ToolchainError(
-                f"triton-repo: {one.recipe} {one.spec.label} was built by "
+                f"{command('triton-repo')}: {one.recipe} {one.spec.label} was built by "
                 f"{one.spec.toolchain.name}",
                 why="Triton's TensorRT backend loads only plans of TensorRT",
                 fix="build it with toolchain `tensorrt` on a worker that has the GPU",
             )
         if (_alike(one), one.spec.profiles) != (_alike(first), first.spec.profiles):
             raise ToolchainError(
-                f"triton-repo: {one.spec.label} and {first.spec.label} of {one.recipe} have "
-                "different inputs, outputs or profiles",
+                f"{command('triton-repo')}: {one.spec.label} and {first.spec.label} of "
+                f"{one.recipe} have different inputs, outputs or profiles",
                 fix="build them from one recipe, and promote them together",
             )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Regression
-from enginefarm.errors import GateError, SignatureRejected
+from enginefarm.errors import GateError, SignatureRejected, command
 from enginefarm.store import layout, statements
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.channels import GateResult, Verdict
@@ -179,8 +179,9 @@ def require_passed(
     results = run_gates(manifests, context)
     refusals = [one for one in results if one.verdict == "refused"]
     if refusals:
+        many = "s" if len(refusals) > 1 else ""
         raise GateError(
-            f"promote {channel}: refused by {len(refusals)} gate{'s' if len(refusals) > 1 else ''}",
+            f"{command('promote')} {channel}: refused by {len(refusals)} gate{many}",
             why="\n       ".join(
                 f"{one.label + ': ' if one.label else ''}{one.gate}: {one.detail}"
                 for one in refusals

@@ -37,16 +37,14 @@ class Approval(NamedTuple):
     gates: tuple[GateResult, ...] = ()
 
 
-def newest_engines(
-    store: EngineStore, recipe: str, command: str = "promote"
-) -> tuple[Manifest, ...]:
+def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
     """The newest engine of each GPU and precision that was built from the recipe's newest graph.
 
-    Raises: StoreMissing, in the name of that command.
+    Raises: StoreMissing.
     """
     found = sorted(store.manifests(recipe), key=lambda one: (one.created_at, one.spec_digest))
     if not found:
-        raise no_engine(command, store, recipe)
+        raise no_engine("promote", store, recipe)
     graph = found[-1].spec.onnx_digest
     newest = {(one.gpu, one.precision): one for one in found if one.spec.onnx_digest == graph}
     return tuple(newest[key] for key in sorted(newest))

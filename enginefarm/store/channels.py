@@ -24,6 +24,7 @@ from enginefarm.names import PrecisionName
 from enginefarm.schema import NAME, Digest, Frozen, Moment, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore
+from enginefarm.store.missing import no_engine
 from enginefarm.store.reading import LOG, or_left_out, read
 from enginefarm.store.signing import Trust
 
@@ -144,6 +145,8 @@ def require_current(
     found = current(store, recipe, channel)
     if found is None:
         there = ", ".join(names(store, recipe))
+        if not there and recipe not in store.recipes():
+            raise no_engine("channel", store, recipe)
         raise StoreMissing(
             f"channel {recipe}@{channel}: nothing was promoted to it",
             fix=f"channels of {recipe}: {there}" if there else f"enginefarm promote {recipe}",

@@ -178,16 +178,82 @@ def test_list_and_show_by_name(publish: Publish, capsys: pytest.CaptureFixture[s
     assert "cosine" in said
 
 
-@pytest.mark.parametrize("command", [("list",), ("show",), ("pull", "--gpu", "t4"), ("promote",)])
+ASKS_FOR_A_RECIPE = (
+    "list",
+    "show",
+    "pull --gpu t4",
+    "url --gpu t4",
+    "package",
+    "rollout",
+    "triton-repo",
+    "promote",
+    "channel",
+    "bom",
+    "fleet",
+    "cost --prices prices.toml",
+    "reproduce",
+)
+
+
+@pytest.mark.parametrize("command", ASKS_FOR_A_RECIPE)
 def test_a_recipe_that_the_store_lacks_is_named_alike_by_every_command(
-    publish: Publish, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+    publish: Publish,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     publish()
-    assert run(*command, "modle") == 43
+    monkeypatch.chdir(tmp_path)
+    Path("prices.toml").write_text('currency = "USD"\n[per_hour]\nt4 = 1\n')
+    folder = ("out",) if command in ("rollout", "triton-repo", "reproduce") else ()
+    assert run(*command.split(), "modle", *folder) == 43
     said = capsys.readouterr().err
+    assert said.startswith(f"error: {command.split()[0]}: the store")
     assert "has no recipe 'modle'" in said
     assert "its recipes are: model" in said
     assert "did you mean model?" in said
+
+
+@pytest.mark.parametrize("command", ["pull", "url"])
+def test_an_engine_that_does_not_fit_is_told_in_the_name_of_the_command(
+    publish: Publish, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    publish()
+    assert run(command, "model", "--gpu", "h100") == 50
+    assert capsys.readouterr().err.startswith(f"error: {command}: none of the 1 engines")
+
+
+@pytest.mark.parametrize("command", ["promote model", "rollout model repository"])
+def test_a_gate_refuses_in_the_name_of_the_command(
+    publish: Publish, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    publish()
+    assert run(*command.split()) == 55
+    assert f"error: {command.split()[0]} model@production: refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["rollout model repository", "triton-repo model repository"])
+def test_a_name_that_triton_refuses_is_told_in_the_name_of_the_command(
+    publish: Publish, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    publish(on_device="passed")
+    assert run(*command.split(), "--as", "a/b") == 2
+    assert capsys.readouterr().err.startswith(f"error: {command.split()[0]}: 'a/b' cannot be")
+
+
+def test_a_channel_of_a_recipe_that_the_store_lacks(
+    publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish()
+    for command in (
+        ("pull", "modle@production", "--gpu", "t4"),
+        ("rollback", "modle", "production"),
+    ):
+        assert run(*command) == 43
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {command[0]}: the store")
+        assert "did you mean model?" in said
 
 
 def test_an_engine_that_a_known_recipe_lacks_is_named_as_such(
