@@ -38,7 +38,7 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
     said = list(hosts.states(store, recipe))
     if recipe is not None and not said and recipe not in store.recipes():
         raise no_engine("fleet", store, recipe)
-    found = hosts.standings(store, [one for one in said if channel in (None, one.channel)])
+    found = hosts.compared(store, [one for one in said if channel in (None, one.channel)])
     if source is not None and recipe is not None:
         origin = None if source == "newest" else source
         found = hosts.reached(found, candidates(store, recipe, origin, trust()))

@@ -95,7 +95,7 @@ def pull(
             raise UsageError(
                 "pull --watch: name the folder to keep up to date", fix="add --dest FOLDER"
             )
-        _watch(asked, dest, every_s, teller(name, gpu, precision, offline=offline))
+        _watch(asked, dest, every_s, fleet_reporter(name, gpu, precision, offline=offline))
         return
     rankings: list[str] = []
 
@@ -223,36 +223,36 @@ def watched_if_any(*, enabled: bool) -> Generator[None]:
         SINK.reset(token)
 
 
-def teller(
+def fleet_reporter(
     name: str, gpu: str, precision: Any, *, offline: bool
 ) -> Callable[[Manifest], object] | None:
-    """Tells the fleet what this host runs; None where it follows no channel of a store."""
+    """Reports to the fleet what this host runs; None if it does not follow a channel of a store."""
     from enginefarm.store.channels import split
 
     recipe, channel = split(name)
     if channel is None or offline:
         return None
 
-    def tell(manifest: Manifest) -> object:
+    def report(manifest: Manifest) -> object:
         import platform
 
         from enginefarm.host.detect import detect
         from enginefarm.pulling import fleet
         from enginefarm.store import open_store
 
-        host = detect(gpu)
-        return fleet.tell(open_store(), recipe, channel, manifest, host, platform.node(), precision)
+        host, machine = detect(gpu), platform.node()
+        return fleet.report(open_store(), recipe, channel, manifest, host, machine, precision)
 
-    return tell
+    return report
 
 
 def _watch(
     pull: Callable[[], PulledEngine],
     folder: Path,
     every_s: float,
-    tell: Callable[[Manifest], object] | None,
+    report: Callable[[Manifest], object] | None,
 ) -> None:
-    """Until interrupted. One line a swap on standard output, errors on standard error."""
+    """Runs until interrupted. Prints each swap to standard output, and errors to standard error."""
     import threading
 
     from enginefarm.errors import EnginefarmError
@@ -260,11 +260,11 @@ def _watch(
 
     def swapped(manifest: Manifest) -> None:
         click.echo(f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}")
-        if tell is None:
+        if report is None:
             return
         try:
-            tell(manifest)
-        except EnginefarmError as error:  # the engine is served all the same
+            report(manifest)
+        except EnginefarmError as error:  # the host serves the engine anyway
             click.echo(f"note: `enginefarm fleet` does not show this host: {error.what}", err=True)
 
     watch(

@@ -59,10 +59,10 @@ def _check(*, as_json: bool) -> None:
         print_json([one._asdict() for one in results])
     else:
         for one in results:
-            click.echo(f"{'NO ' if one.says else 'yes'}  {one.needed}")
-            if one.says:
-                click.echo(f"     {one.says}")
-    missing = [one.needed for one in results if one.says]
+            click.echo(f"{'NO ' if one.failure else 'yes'}  {one.needed}")
+            if one.failure:
+                click.echo(f"     {one.failure}")
+    missing = [one.needed for one in results if one.failure]
     if missing:
         raise StoreError(
             f"store check: {store.objects.where} does not do what the farm needs",

@@ -1,4 +1,4 @@
-"""Catalogs: where pull looks up manifests: in the store, or among earlier pulls of this host."""
+"""Catalogs, where pull looks up manifests: the store, or the earlier pulls of this host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def listed(
     gpu: str | None = None,
     precision: str | None = None,
 ) -> tuple[Manifest, ...]:
-    """A store's engines, in the order of recipe, GPU and precision; the newest of each first."""
+    """A store's engines, sorted by recipe, GPU, precision and age, newest first."""
     found = store.manifests(recipe, gpu, precision)
     return tuple(
         sorted(found, key=lambda m: (m.recipe, m.gpu, m.precision, -m.created_at.timestamp()))
@@ -39,17 +39,16 @@ class Catalog(Protocol):
     def manifests(
         self, recipe: str, channel: str | None, trust: Trust | None = None
     ) -> tuple[Manifest, ...]:
-        """Engines of a recipe, or those that its channel names.
+        """The engines of a recipe, or those that its channel names.
 
-        trust: then the channel's revision must be signed by one of these keys, and be no older
-        than one that this host has seen.
-        Raises: StoreMissing when there is none; NewerVersion where this version reads none;
-        SignatureRejected.
+        trust: one of these keys must have signed the channel's revision, which must not be older
+        than one that this host has seen (SignatureRejected).
+        Raises: StoreMissing when there is no engine; NewerVersion when this version can read none.
         """
         ...
 
     def attestation(self, manifest: Manifest) -> bytes | None:
-        """The signed envelope; None when it is not signed."""
+        """The signed envelope; None if the engine is not signed."""
         ...
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
@@ -57,11 +56,11 @@ class Catalog(Protocol):
         ...
 
     def budgets(self, recipe: str) -> Budgets:
-        """The recipe's accuracy budgets, as far as they are known."""
+        """The recipe's accuracy budgets that are known."""
         ...
 
     def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
-        """What was measured of each engine on that GPU, by spec digest."""
+        """The measurements of each engine on that GPU, by spec digest."""
         ...
 
 
@@ -82,8 +81,8 @@ class StoreCatalog:
             return channels.manifests_of(self._store, revision)
         found = tuple(self._store.manifests(recipe))
         if not found:
-            for digest in self._store.complete(recipe):  # listed, and left out with a note
-                self._store.manifest(digest)  # raises what stands in its way
+            for digest in self._store.complete(recipe):  # listed, but left out with a note
+                self._store.manifest(digest)  # raises the reason
             raise no_engine("pull", self._store, recipe)
         return found
 
@@ -108,12 +107,12 @@ class StoreCatalog:
 
 
 class CachedCatalog:
-    """What was pulled to this host before: manifests whose engine is in the cache.
+    """Earlier pulls of this host: manifests whose engine is in the cache.
 
     records/<recipe>/<spec_digest>.json            manifest
     records/<recipe>/<spec_digest>.dsse.json       its signature
-    records/<recipe>/<spec_digest>.alias.json      that the name stands for another's engine
-    records/<recipe>/<channel>.channel.json        spec digests that were pulled by that channel
+    records/<recipe>/<spec_digest>.alias.json      signed name of another recipe's engine
+    records/<recipe>/<channel>.channel.json        spec digests that were pulled from the channel
     """
 
     def __init__(self, cache: BlobCache) -> None:
@@ -125,9 +124,9 @@ class CachedCatalog:
     def remember(
         self, recipe: str, manifest: Manifest, channel: str | None, proofs: Catalog | None
     ) -> None:
-        """Notes what was pulled under that name, so that --offline finds it again.
+        """Records what was pulled under that name, so that --offline finds it again.
 
-        proofs: where its signatures are, for a host that checks them.
+        proofs: the catalog with its signatures, for a host that checks them.
         """
         folder = self._folder(recipe)
         named = {f"{manifest.spec_digest}.json": manifest.canonical_json()}
@@ -165,11 +164,11 @@ class CachedCatalog:
         return found
 
     def budgets(self, recipe: str) -> Budgets:
-        """No budgets: what was pulled passed the budget of its day."""
+        """No budgets: a pulled engine met the budget at the time of its pull."""
         return Budgets()
 
     def speeds(self, manifests: Iterable[Manifest], gpu: str) -> Mapping[str, tuple[Speed, ...]]:
-        """No figures: they are in the store."""
+        """No figures: they are only in the store."""
         return {}
 
     def attestation(self, manifest: Manifest) -> bytes | None:
@@ -185,7 +184,7 @@ class CachedCatalog:
     def _manifest(path: Path) -> Manifest | None:
         try:
             manifest = parsed(path.name, planted.read(path) or b"", Manifest)
-        except (CorruptBlob, NewerVersion):  # of another version: it cannot be used
+        except (CorruptBlob, NewerVersion):  # another version wrote it
             return None
         return manifest if manifest.spec.digest == path.stem else None
 

@@ -1,4 +1,4 @@
-"""What an engine needs of a host, one check for each kind: a reason to refuse it, or a caveat."""
+"""What an engine needs from a host. Each check returns a reason to refuse it, a caveat, or None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enginefarm.names import runtime_of
 from enginefarm.store.budgets import Budgets
 
 MINIMUM_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
-"""CUDA major -> oldest Linux driver that runs it (CUDA release notes, minor-version
+"""CUDA major version -> oldest Linux driver that runs it (CUDA release notes, minor-version
 compatibility)."""
 
 
@@ -31,12 +31,12 @@ class Fit(IntEnum):
 
 
 class _Unknown(str):
-    """A caveat: what could not be checked."""
+    """A caveat: something that could not be checked."""
 
 
-def is_caveat(said: str) -> bool:
-    """Whether a check's answer is a caveat (it could not check) and not a reason to refuse."""
-    return isinstance(said, _Unknown)
+def is_caveat(finding: str) -> bool:
+    """Whether a check's finding is a caveat (it could not check) and not a reason to refuse."""
+    return isinstance(finding, _Unknown)
 
 
 Check = Callable[[Manifest, Host], str | None]
@@ -77,15 +77,15 @@ def _gpu(manifest: Manifest, host: Host) -> str | None:
     if host.gpu_name is not None and PART_OF_A_CARD.search(host.gpu_name):
         return _Unknown(
             f"built for a whole {built_for.label}; the host has {host.gpu_name}: it can be slower, "
-            "and fails where it needs more memory than that part of a card has"
+            "and fails if it needs more memory than that part of the GPU has"
         )
     if (
         fit is Fit.SAME_COMPUTE_CAPABILITY
         and manifest.spec.builder.compatibility != "same_compute_capability"
     ):
         return _Unknown(
-            f"tuned on {built_for.label}: the same compute capability, another card; it can be "
-            "slower, and fails where it needs more memory than the host has"
+            f"tuned on {built_for.label}, another GPU of the same compute capability; it can be "
+            "slower, and fails if it needs more memory than the host's GPU has"
         )
     return None
 
@@ -95,7 +95,7 @@ def _runtime(manifest: Manifest, host: Host) -> str | None:
     runtime = runtime_of(toolchain.name)[0]
     here = host.runtimes.get(runtime)
     if here is None:
-        return _Unknown(f"needs {runtime} {toolchain.build}; it is not known to be installed here")
+        return _Unknown(f"needs {runtime} {toolchain.build}; it was not found here")
     if here == toolchain.build:
         return None
     if not manifest.spec.builder.version_compatible:
@@ -103,8 +103,8 @@ def _runtime(manifest: Manifest, host: Host) -> str | None:
     built, has = version_tuple(toolchain.build), version_tuple(here)
     if built[:1] != has[:1] or has < built:
         return (
-            f"built with {runtime} {toolchain.build}, version-compatible within its major "
-            f"version and onwards; the host has {here}"
+            f"built with {runtime} {toolchain.build}, for this and later builds of the same major "
+            f"version; the host has {here}"
         )
     return None
 
@@ -112,7 +112,7 @@ def _runtime(manifest: Manifest, host: Host) -> str | None:
 def _system(manifest: Manifest, host: Host) -> str | None:
     built = manifest.spec.toolchain
     if host.os is None or host.arch is None:
-        return _Unknown(f"needs {built.os}/{built.arch}; the host's system is not known")
+        return _Unknown(f"needs {built.os}/{built.arch}; the host's system is unknown")
     if (built.os, architecture(built.arch)) != (host.os, host.arch):
         return f"built for {built.os}/{built.arch}; the host is {host.os}/{host.arch}"
     return None
@@ -124,7 +124,7 @@ def _driver(manifest: Manifest, host: Host) -> str | None:
     if toolchain.os != "linux" or minimum is None:
         return _Unknown(f"the driver is not checked for CUDA {toolchain.cuda} on {toolchain.os}")
     if host.driver is None:
-        return _Unknown(f"needs driver {minimum} or newer; the host's is not known")
+        return _Unknown(f"needs driver {minimum} or newer; the host's driver is unknown")
     if version_tuple(host.driver) < version_tuple(minimum):
         return f"CUDA {toolchain.cuda} needs driver {minimum} or newer; the host has {host.driver}"
     return None
@@ -136,16 +136,19 @@ def _plugins(manifest: Manifest, host: Host) -> str | None:
         return None
     named = ", ".join(digest[:12] for digest in sorted(needed))
     if host.plugins is None:
-        return _Unknown(f"needs plugin libraries {named}; the host does not say what it loads")
+        return _Unknown(f"needs plugin libraries {named}; the plugins of the host are unknown")
     missing = ", ".join(digest[:12] for digest in sorted(needed - host.plugins))
     return f"needs plugin libraries that the host lacks: {missing}" if missing else None
 
 
 def accurate(manifest: Manifest, budgets: Budgets) -> list[str]:
+    """The findings on the accuracy of an engine."""
     over, unknown = budgets.over(manifest), budgets.unknown(manifest)
     found = [f"over the accuracy budget: {'; '.join(over)}"] if over else []
     if unknown:
-        found.append(_Unknown(f"the accuracy budget asks for {', '.join(unknown)}: not measured"))
+        found.append(
+            _Unknown(f"the accuracy budget needs {', '.join(unknown)}, which was not measured")
+        )
     return found
 
 
@@ -163,12 +166,17 @@ def _understood(manifest: Manifest, host: Host) -> str | None:
         return None
     return _Unknown(
         f"its manifest has fields that this enginefarm does not know: {', '.join(unknown)}; "
-        "a newer one may have more to say of the engine"
+        "a newer version may check more"
     )
 
 
 CHECKS: tuple[Check, ...] = (
-    *(_gpu, _runtime, _system, _driver, _plugins, _verified),
+    _gpu,
+    _runtime,
+    _system,
+    _driver,
+    _plugins,
+    _verified,
     _understood,
 )
-"""To add a rule: a function above, and its name here."""
+"""To add a rule, write a function above and add its name here."""

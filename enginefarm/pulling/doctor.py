@@ -1,4 +1,4 @@
-"""Doctor: what this host has, and whether a plan can run on it. Nothing is deserialized."""
+"""Doctor: shows what this host has and whether a plan can run on it, without loading the plan."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from enginefarm.pulling.checks import CHECKS, fit_of, is_caveat
 from enginefarm.schema import Frozen
 from enginefarm.store.cache import BlobCache
 
-Mark = Literal["ok", "unknown", "fails"]
+FindingVerdict = Literal["ok", "unknown", "fails"]
 
 
 class Finding(Frozen):
     subject: str
-    verdict: Mark
+    verdict: FindingVerdict
     detail: str
 
 
 def examine(
     plan: Path | None, *, gpu: str, manifest: Path | None
 ) -> tuple[Host, tuple[Finding, ...]]:
-    """This host, and the findings on it, or on a plan there. manifest: None: `manifest_for`'s.
+    """This host, and the findings about the host or about a plan on it.
 
-    Raises: UsageError for a file that cannot be read, CorruptBlob for an invalid manifest,
+    manifest: the plan's manifest file; None looks for it (see manifest_for).
+    Raises: UsageError for a file that cannot be read; CorruptBlob for an invalid manifest;
     GpuError.
     """
     cache = BlobCache()
@@ -50,11 +51,11 @@ def examine(
     except OSError as error:
         raise UsageError(f"{command('doctor')}: {error.filename}: {error.strerror}") from error
     except ValidationError as error:
-        raise CorruptBlob(f"{command('doctor')}: the manifest of {plan} is not one") from error
+        raise CorruptBlob(f"{command('doctor')}: the manifest of {plan} is not valid") from error
 
 
 def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
-    """GPU, driver, runtimes and room in the cache."""
+    """Findings about the GPU, the driver, the runtimes and the free space of the cache."""
     return (
         Finding(
             subject="GPU",
@@ -65,18 +66,18 @@ def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
         Finding(
             subject="driver",
             verdict="ok" if host.driver else "unknown",
-            detail=host.driver or "not known",
+            detail=host.driver or "unknown",
         ),
         Finding(
             subject="system",
             verdict="ok" if host.os and host.arch else "unknown",
-            detail=f"{host.os or 'not known'}/{host.arch or 'not known'}",
+            detail=f"{host.os or 'unknown'}/{host.arch or 'unknown'}",
         ),
         *(
             Finding(
                 subject=runtime,
                 verdict="ok" if runtime in host.runtimes else "unknown",
-                detail=host.runtimes.get(runtime, "no Python package of it is installed"),
+                detail=host.runtimes.get(runtime, "its Python package is not installed"),
             )
             for runtime in LOADERS
         ),
@@ -95,7 +96,7 @@ def _room(cache: BlobCache) -> Finding:
 
 
 def plan_findings(plan: Path, manifest: Manifest | None, host: Host) -> tuple[Finding, ...]:
-    """Whether these bytes are what the manifest says, and whether it can run on the host.
+    """Whether the plan has the digest in its manifest, and whether it can run on the host.
 
     Raises: OSError for a file that cannot be read.
     """
@@ -106,7 +107,7 @@ def plan_findings(plan: Path, manifest: Manifest | None, host: Host) -> tuple[Fi
             Finding(
                 subject="manifest",
                 verdict="unknown",
-                detail="none beside the plan, nor in the cache: only its header can be read",
+                detail="neither beside the plan nor in the cache: only the header can be checked",
             ),
         )
     return (_bytes(plan, manifest), *findings, *_rules(manifest, host))
@@ -131,7 +132,7 @@ def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Findi
         yield Finding(
             subject="header",
             verdict="unknown",
-            detail="not a TensorRT-RTX plan: only its manifest can tell",
+            detail="it is not a TensorRT-RTX plan: only its manifest can be checked",
         )
         return
     try:
@@ -160,15 +161,15 @@ def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Findi
 
 def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
     for check in CHECKS:
-        said = check(manifest, host)
+        finding = check(manifest, host)
         subject = check.__name__.strip("_")
-        if said is None:
+        if finding is None:
             fit = fit_of(manifest, host)
             detail = f"fit: {fit.words}" if subject == "gpu" and fit is not None else "fits"
             yield Finding(subject=subject, verdict="ok", detail=detail)
         else:
-            verdict: Mark = "unknown" if is_caveat(said) else "fails"
-            yield Finding(subject=subject, verdict=verdict, detail=str(said))
+            verdict: FindingVerdict = "unknown" if is_caveat(finding) else "fails"
+            yield Finding(subject=subject, verdict=verdict, detail=str(finding))
 
 
 def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -176,7 +177,7 @@ def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
-    """The manifest of a plan: `<plan>.json` beside it, else what was pulled to this host."""
+    """The manifest of a plan: `<plan>.json` beside it, else the record of its pull."""
     beside = plan.with_name(f"{plan.name}.json")
     if beside.exists():
         return Manifest.read(beside.read_bytes())

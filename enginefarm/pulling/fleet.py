@@ -1,9 +1,10 @@
-"""The fleet: which host runs which engine of which channel, as the hosts themselves say.
+"""The fleet: which host runs which engine of which channel, as the hosts themselves report.
 
 fleet/<recipe>/<channel>/<host>.json    HostState, written by `pull --watch` at each switch
 
-A host lags when the channel does not name the engine that it runs. Specs are named by their
-first digits: whole ones would hold engines against gc. docs/decisions/0194.
+A host lags when the channel does not name the engine that it runs. States contain only the first
+digits of a spec digest, because gc keeps every engine whose whole digest a document contains.
+docs/decisions/0194.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ REPAIR = "enginefarm fsck --repair removes it; its host writes it again at its n
 
 
 class HostState(Frozen):
-    """What one host runs. precision: what it asks for; None: the best that fits."""
+    """What one host runs. precision: the requested one; None: the best that fits."""
 
     schema_version: int = 1
     name: Name
     recipe: Name
     channel: Name
-    revision: int | None = Field(default=None, description="The channel's, at the switch.")
+    revision: int | None = Field(default=None, description="The channel's revision at the switch.")
     runs: str = Field(description="t4/fp16")
     spec: str = Field(max_length=SHORT)
     host: Host
@@ -51,9 +52,10 @@ class HostState(Frozen):
 
 
 class HostStatus(Frozen):
-    """A host compared with its channel. gets: what it would switch to; None: it would stay.
+    """A host compared with its channel. gets: what it would switch to; None: it would not switch.
 
-    unknown: the channel cannot be read, so that nobody knows what it names.
+    The verdict is "left" if nothing is promoted to the channel, and "unknown" if the channel cannot
+    be read.
     """
 
     state: HostState
@@ -62,7 +64,7 @@ class HostStatus(Frozen):
     gets: str | None = None
 
 
-def tell(
+def report(
     store: EngineStore,
     name: str,
     channel: str,
@@ -71,9 +73,9 @@ def tell(
     machine: str,
     precision: PrecisionName | None = None,
 ) -> HostState:
-    """Writes what this host runs now. name: the recipe, as it was pulled by.
+    """Writes what this host runs now. name: the recipe that was pulled.
 
-    Raises: StoreDenied for a key that may not write below fleet/.
+    Raises: StoreDenied for a key that is not allowed to write below fleet/.
     """
     now = channels.current(store, name, channel)
     named = now is not None and _names(now, manifest.spec_digest[:SHORT])
@@ -93,14 +95,14 @@ def tell(
 
 
 def host_name(machine: str) -> str:
-    """A machine's name as a segment of a key."""
+    """The name of a machine as one segment of a key."""
     kept = re.sub(r"[^a-z0-9._-]", "-", machine.lower()).strip("-._")[:64].strip("-._")
     return kept or "unknown"
 
 
 def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ...]:
-    """The last state of every host, by recipe, channel and host. What this version cannot read is
-    left out with a note: it hides no other host."""
+    """The last state of every host, by recipe, channel and host. A state that this version cannot
+    read is left out with a note in the log."""
     prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
     keys = [info.key for info in store.objects.list(prefix) if KEY.fullmatch(info.key)]
     read = (
@@ -117,9 +119,9 @@ def state_of(store: EngineStore, key: str) -> HostState | None:
     return state
 
 
-def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[HostStatus, ...]:
-    """Compares each host with what its channel names now. A channel that cannot be read hides no
-    host of another."""
+def compared(store: EngineStore, found: Iterable[HostState]) -> tuple[HostStatus, ...]:
+    """Compares each host with its channel's current revision. A channel that cannot be read does
+    not hide the hosts of others."""
     revisions: dict[tuple[str, str], channels.Revision | CorruptBlob | NewerVersion | None] = {}
     judged: list[HostStatus] = []
     for state in found:
@@ -129,11 +131,11 @@ def standings(store: EngineStore, found: Iterable[HostState]) -> tuple[HostStatu
                 revisions[key] = channels.current(store, *key)
             except (CorruptBlob, NewerVersion) as error:
                 revisions[key] = error
-        judged.append(_standing(state, revisions[key]))
+        judged.append(_compared(state, revisions[key]))
     return tuple(judged)
 
 
-def _standing(
+def _compared(
     state: HostState, now: channels.Revision | CorruptBlob | NewerVersion | None
 ) -> HostStatus:
     if isinstance(now, CorruptBlob | NewerVersion):
@@ -153,7 +155,7 @@ def _names(revision: channels.Revision, spec: str) -> bool:
 def reached(found: Sequence[HostStatus], engines: Sequence[Manifest]) -> tuple[HostStatus, ...]:
     """What each host would switch to if the channel named these engines.
 
-    By the rules that `pull` has, with what the host said of itself. Raises: UsageError when no
+    The rules are those of `pull`, applied to what each host reported. Raises: UsageError when no
     host follows the channel.
     """
     if not found:

@@ -1,4 +1,4 @@
-"""Makes and pulls presigned URLs, for hosts without credentials."""
+"""Creates and pulls presigned URLs, for hosts without credentials."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 def presign(
     name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
 ) -> tuple[PresignedUrl, Candidate]:
-    """A URL of the engine that fits, for a host without credentials; of a signed engine also
-    those of its manifest and signature. Raises: as pull().
+    """A URL of the engine that fits, for a host without credentials. The URL of a signed engine
+    also contains the URLs of its manifest and signature. Raises: as pull().
     """
     store = open_store()
     catalog = StoreCatalog(store, SeenRevisions(BlobCache().root))
@@ -38,19 +38,19 @@ def presign(
     return PresignedUrl(url, manifest.engine, file_name(manifest), *urls), best
 
 
-def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = None) -> Path:
-    """Downloads what `enginefarm url` printed, into the cache or to `dest`; digest checked.
+def pull_url(text: str, *, dest: Path | str | None) -> Path:
+    """Downloads what `enginefarm url` printed to the cache or to `dest`, and checks its digest.
 
     With a trust key the signature is checked before a byte of the engine is read.
-    Raises: UsageError for a URL without its digest; SignatureRejected where a trust key is
-    set and none of these keys signed it; StoreDenied when it has expired; CorruptBlob,
+    Raises: UsageError for a URL without a digest; SignatureRejected if this host has trust keys
+    and none of them signed the engine; StoreDenied when the URL has expired; CorruptBlob,
     DiskFull, StoreUnavailable.
     """
     presigned = PresignedUrl.parse(text)
     trusted = trust()
     if trusted is not None:
         _require_signed(presigned, trusted)
-    cache = cache or BlobCache()
+    cache = BlobCache()
     blob = cache.path(presigned.ref)
     if not cache.has(presigned.ref):
         blob = cache.fill(UrlSource(presigned), presigned.ref)
@@ -61,7 +61,7 @@ def pull_url(text: str, *, dest: Path | str | None, cache: BlobCache | None = No
 
 
 def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
-    """Raises: SignatureRejected: unsigned, by another key, or of other bytes than the URL's."""
+    """Raises: SignatureRejected without a signature of a trusted key over the URL's bytes."""
     if not presigned.manifest or not presigned.signature:
         raise SignatureRejected(
             "pull --url: this host accepts only signed engines, and this URL has no signature",
@@ -78,7 +78,7 @@ def _require_signed(presigned: PresignedUrl, trusted: Trust) -> None:
     if manifest.engine != presigned.ref:
         raise SignatureRejected(
             "pull --url: the signature is for another engine than the URL",
-            why=f"signed is {manifest.engine.digest[:12]}, and the URL is of "
+            why=f"the signature is for {manifest.engine.digest[:12]}, and the URL for "
             f"{presigned.ref.digest[:12]}",
-            fix="take the whole line that `enginefarm url` printed",
+            fix="copy the whole line that `enginefarm url` printed",
         )

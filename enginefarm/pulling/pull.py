@@ -1,4 +1,4 @@
-"""Pull: the engine that fits this host, from the store into the local cache."""
+"""Pull: downloads the engine that fits this host from the store into the local cache."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ OnSelection = Callable[[Selection, Host], None]
 
 @dataclass(frozen=True)
 class PulledEngine:
-    """An engine on the local disk, its digest checked.
+    """An engine on the local disk whose digest was checked.
 
-    path: the plan; in the cache, or at `dest`. Do not write to it.
+    path: the plan, in the cache or at `dest`. Do not write to it.
     """
 
     path: Path
@@ -66,11 +66,11 @@ def pull(
 ) -> PulledEngine:
     """Downloads the engine of a recipe that fits this host best.
 
-    name: the recipe's, or `recipe@channel` for what that channel names. gpu: a label, or
+    name: a recipe, or `recipe@channel` for the engines that the channel names. gpu: a label, or
     `auto`. precision: None takes the best that fits. dest: a file, or a folder that exists;
-    None leaves it in the cache. offline: only what this host pulled before; nothing is asked
-    of the store. on_selection: is told every candidate and rejection, before anything else
-    happens. wish: what it is for; then engines are ranked by what was measured on this GPU.
+    None leaves the engine in the cache. offline: considers only earlier pulls of this host, and
+    makes no request to the store. on_selection: receives every candidate and rejection before the
+    download. wish: ranks the engines by measurements on this GPU.
     With a trust key (ENGINEFARM_TRUST) the signature is checked before a byte of the engine
     is read. Progress goes to enginefarm.progress as "download".
 
@@ -102,10 +102,10 @@ def choose(
     on_selection: OnSelection | None = None,
     wish: Wish | None = None,
 ) -> Candidate:
-    """The best engine that fits, its signature checked where this host has a trust key.
+    """The best engine that fits. A host with trust keys also checks its signature.
 
-    With a trust key an engine that is not signed by it, or that no signed statement calls by
-    that name, does not fit; that it was passed over is a caveat of the one that is chosen.
+    On such a host an engine is skipped if no trusted key signed it, or if no signed statement says
+    that the name stands for it. The chosen engine's caveats list the skipped ones.
     Raises: as pull().
     """
     trusted = trust()
@@ -130,15 +130,15 @@ def choose(
         except (SignatureRejected, CorruptBlob, NewerVersion) as error:
             refused.append(error)
             continue
-        passed_over = tuple(f"{error.what}: {error.why}" for error in refused)
-        return candidate.model_copy(update={"caveats": candidate.caveats + passed_over})
+        skipped = tuple(f"{error.what}: {error.why}" for error in refused)
+        return candidate.model_copy(update={"caveats": candidate.caveats + skipped})
     raise refused[0]
 
 
 def _speeds(
     catalog: Catalog, manifests: tuple[Manifest, ...], host: Host
 ) -> Mapping[str, tuple[Speed, ...]]:
-    """Raises: UsageError if the GPU is unknown: the figures of another GPU say nothing."""
+    """Raises: UsageError if the GPU is unknown, because figures of other GPUs do not apply."""
     if host.gpu is None:
         raise UsageError(
             "pull --for: this host's GPU is not one of `enginefarm gpus`",
@@ -149,17 +149,14 @@ def _speeds(
         return catalog.speeds(manifests, host.gpu)
     except StoreDenied as error:
         raise StoreDenied(
-            "pull --for: this key may not read the benchmark figures",
+            "pull --for: this key is not allowed to read the benchmark figures",
             why=error.why or error.what,
             fix=f"let it read {SPEEDS}* (infra/s3-policies/pull.json), or leave out --for",
         ) from None
 
 
 def require_fit(selection: Selection, name: str, host: Host) -> Candidate:
-    """The best candidate.
-
-    Raises: NoEngineFits.
-    """
+    """The best candidate. Raises: NoEngineFits."""
     if selection.candidates:
         return selection.candidates[0]
     raise NoEngineFits(
@@ -183,10 +180,10 @@ def _lines(selection: Selection) -> Iterable[str]:
 def fetch(
     candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
 ) -> PulledEngine:
-    """The candidate's bytes, checked, into the cache; and to `dest`, when there is one, with
-    the manifest beside it as `<dest>.json`.
+    """Downloads the candidate into the cache and checks its digest. With `dest`, copies it there,
+    with the manifest beside it as `<dest>.json`.
 
-    store: None where the engine is in the cache already.
+    store: None if the engine is already in the cache.
     """
     manifest = candidate.manifest
     cached = store is None or cache.has(manifest.engine)
@@ -207,15 +204,15 @@ def file_name(manifest: Manifest) -> str:
 
 
 def target(dest: Path, manifest: Manifest) -> Path:
-    """`dest` itself, or a file in it when it is a folder."""
+    """`dest` itself, or a file in it if it is a folder."""
     return dest / file_name(manifest) if dest.is_dir() else dest
 
 
 def copy_out(blob: Path, dest: Path, ref: BlobRef) -> Path:
-    """Copies out of the cache; `dest` appears whole or not at all.
+    """Copies a blob out of the cache; `dest` appears complete or not at all.
 
-    A copy, not a link: who writes to it must not change the cache. It is hashed: whoever can write
-    to the cache can replace the blob after it was checked there.
+    It is not a link, because a write to it must not change the cache. The copy is hashed, because
+    whoever can write to the cache can replace the blob after it was checked there.
     Raises: CorruptBlob.
     """
     with appearing(dest) as part:

@@ -1,7 +1,7 @@
-"""Which engine fits a host: manifests × host -> ranked candidates, and why the rest do not.
+"""Selects the engines that fit a host: manifests × host -> ranked candidates and rejections.
 
-Pure. Rejections are hard: an engine that is rejected is never pulled. What cannot be checked
-because the host does not say is a caveat of the candidate, never a silent pass.
+It only computes. A rejected engine is never pulled. Whatever cannot be checked, because the host
+does not report it, becomes a caveat of the candidate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Candidate(Frozen):
     manifest: Manifest
     fit: Fit
     caveats: tuple[str, ...] = ()
-    speed: Speed | None = Field(default=None, description="What it was ranked by, if measured.")
+    speed: Speed | None = Field(default=None, description="The measurement that ranked it, if any.")
 
 
 class Rejection(Frozen):
@@ -33,17 +33,17 @@ class Rejection(Frozen):
 
 
 class Selection(Frozen):
-    """Candidates, best first; rejections in the order of GPU, precision and age."""
+    """Candidates, best first; rejections by GPU, precision and age."""
 
     candidates: tuple[Candidate, ...]
     rejections: tuple[Rejection, ...]
     ranked_by: str = Field(
-        default="", description="Where a goal was asked for: the figures, or why there are none."
+        default="", description="If a goal was given: the figures, or why there are none."
     )
 
 
 class Wish(Frozen):
-    """The goal of a ranking, and the batch size (None: any that was measured)."""
+    """The goal of a ranking, and its batch size (None: any measured one)."""
 
     goal: Goal
     batch: int | None = Field(default=None, ge=1)
@@ -57,13 +57,13 @@ def select(
     wish: Wish | None = None,
     speeds: Mapping[str, Collection[Speed]] | None = None,
 ) -> Selection:
-    """Ranks engines for a host. budgets: the recipe's of today; None: those of the build.
+    """Ranks engines for a host. budgets: the recipe's current budgets; None: those of the build.
 
-    wish: then engines that were measured alike on this GPU (speeds, by spec digest) come first,
-    the best of them before the others.
-    Order: runtime known to be installed, newest graph of the model, what was measured, fit
-    (exact GPU → same compute capability → hardware-compatible → portable), an exact label within
-    the fit, precision, newest build, digest. The same input has the same order, however sorted.
+    wish: engines that were measured in the same way on this GPU (speeds, by spec digest) are ranked
+    by that figure, before the others.
+    Order: runtime known to be installed, newest graph of the model, measurement, fit (exact GPU →
+    same compute capability → hardware-compatible → portable), exact label, precision, newest build,
+    digest. The order of the input does not matter.
     """
     found = sorted(manifests, key=lambda one: one.spec_digest)
     newest = _newest_build(found)
@@ -73,7 +73,7 @@ def select(
         findings = [finding for check in CHECKS if (finding := check(manifest, host))]
         findings += accurate(manifest, budgets or Budgets())
         if precision not in (None, manifest.precision):
-            findings.insert(0, f"precision is {manifest.precision}; {precision} is asked for")
+            findings.insert(0, f"its precision is {manifest.precision}, not {precision}")
         reasons = tuple(str(one) for one in findings if not is_caveat(one))
         caveats = tuple(str(one) for one in findings if is_caveat(one))
         fit = fit_of(manifest, host)
@@ -120,7 +120,7 @@ def _measured(
     wish: Wish | None,
     speeds: Mapping[str, Collection[Speed]],
 ) -> tuple[dict[str, tuple[int, Speed]], str]:
-    """Spec digest -> its place and figure; and what a person is told of the ranking."""
+    """Spec digest -> rank and figure; and the ranking in words."""
     if wish is None:
         return {}, ""
     fitting = {one.manifest.spec_digest for one in candidates}
@@ -135,11 +135,13 @@ def _measured(
     places = {spec: (place, one) for place, (spec, one) in enumerate(found.best_first)}
     words = f"by {wish.goal}, {found.words}: {len(places)} of {len(fitting)} engines that fit"
     rest = len(fitting) - len(places)
-    return places, words + (f"; {rest} not measured alike come after them" if rest else "")
+    return places, words + (
+        f"; the {rest} not measured in the same way come after them" if rest else ""
+    )
 
 
 def _newest_build(manifests: Iterable[Manifest]) -> dict[str, float]:
-    """Graph -> when it was last built: a newer graph is a newer model."""
+    """Graph -> time of its last build. A newer graph is a newer model."""
     newest: dict[str, float] = {}
     for one in manifests:
         built = one.created_at.timestamp()

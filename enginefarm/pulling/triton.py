@@ -1,8 +1,8 @@
-"""A model repository for Triton: config.pbtxt and plans, a directory that loads the right one.
+"""A model repository for Triton: plans, and a config.pbtxt that selects the right one.
 
-Triton picks a plan by compute capability alone (`cc_model_filenames`). Where two GPUs share
-one, each GPU gets a repository of its own. No file has the default name, so a GPU that
-is not listed fails to load, rather than load another GPU's plan.
+Triton selects a plan only by compute capability (`cc_model_filenames`). If two GPUs share one, each
+GPU gets its own repository. No file has the default name, so that a GPU that is not listed fails to
+load instead of loading another GPU's plan.
 Source of the format: Triton's model_config.proto.
 """
 
@@ -24,12 +24,12 @@ from enginefarm.store.appearing import write_atomically
 
 MAX_QUEUE_DELAY_US = 100
 BATCH_DIMS = ("batch", "batch_size", "n")
-"""What recipes call the dim along which requests may be joined."""
+"""Names in recipes for the dim along which Triton may join requests."""
 
 
 @dataclass(frozen=True)
 class RepositoryFile:
-    """One file: bytes of our own, or a blob of the store."""
+    """One file: our own bytes, or a blob of the store."""
 
     path: str
     content: bytes | BlobRef
@@ -38,17 +38,17 @@ class RepositoryFile:
 def repository(
     manifests: Iterable[Manifest], *, name: str, version: int = 1
 ) -> tuple[RepositoryFile, ...]:
-    """The files of a repository for engines of one model and precision, one a GPU.
+    """The files of a repository for engines of one model and precision, one for each GPU.
 
-    version: the only one that Triton serves; a folder of another version beside it is left alone.
-    Plans first, each model's config last. Raises: ToolchainError when Triton cannot load an
-    engine, or when the engines differ in inputs or outputs; UsageError for a name that is not
+    version: the only version that Triton serves; folders of other versions are left alone.
+    Plans come first, and each model's config last. Raises: ToolchainError when Triton cannot load
+    an engine, or when the engines differ in inputs or outputs; UsageError for a name that is not
     one folder.
     """
     if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,199}", name, re.ASCII) is None:
         raise UsageError(
             f"{command('triton-repo')}: {name!r} cannot be the name of a model",
-            why="Triton takes the name of its folder",
+            why="the name is also the name of a folder",
             fix="use letters, digits, and . _ - between them",
         )
     engines = sorted(manifests, key=lambda one: one.gpu)
@@ -64,8 +64,8 @@ def choose(
 ) -> tuple[Manifest, ...]:
     """The newest engine of each GPU in a channel or recipe, all in one precision.
 
-    precision: None takes the best (fp16 first) that the most GPUs have.
-    Raises: StoreMissing when there is none.
+    precision: None takes the one that most GPUs have; of several, the first of PRECISION_ORDER.
+    Raises: StoreMissing when there is no engine.
     """
     newest: defaultdict[PrecisionName, dict[str, Manifest]] = defaultdict(dict)
     for one in sorted(manifests, key=lambda one: (one.created_at, one.spec_digest)):
@@ -73,7 +73,8 @@ def choose(
     wanted: tuple[PrecisionName, ...] = (precision,) if precision else PRECISION_ORDER
     best = max(wanted, key=lambda one: (len(newest[one]), -PRECISION_ORDER.index(one)))
     if not newest[best]:
-        raise StoreMissing(f"{command('triton-repo')}: {recipe} has no engine in {precision}")
+        precise = f" in {precision}" if precision else ""
+        raise StoreMissing(f"{command('triton-repo')}: {recipe} has no engine{precise}")
     return tuple(newest[best].values())
 
 
@@ -87,7 +88,7 @@ def _loadable(engines: list[Manifest]) -> None:
                 why="Triton's TensorRT backend loads only plans of TensorRT",
                 fix="build it with toolchain `tensorrt` on a worker that has the GPU",
             )
-        if (_alike(one), one.spec.profiles) != (_alike(first), first.spec.profiles):
+        if (_comparable(one), one.spec.profiles) != (_comparable(first), first.spec.profiles):
             raise ToolchainError(
                 f"{command('triton-repo')}: {one.spec.label} and {first.spec.label} of "
                 f"{one.recipe} have different inputs, outputs or profiles",
@@ -95,8 +96,8 @@ def _loadable(engines: list[Manifest]) -> None:
             )
 
 
-def _alike(engine: Manifest) -> tuple[TensorInfo, ...]:
-    """What has to agree: manifests of earlier versions have no names of dims."""
+def _comparable(engine: Manifest) -> tuple[TensorInfo, ...]:
+    """What must be equal. Manifests of earlier versions do not have the names of dims."""
     return tuple(tensor.model_copy(update={"dims": ()}) for tensor in engine.tensors)
 
 
@@ -109,13 +110,13 @@ def _model(
 
 
 def plan_name(manifest: Manifest) -> str:
-    """Names the bytes too: a new engine is a new file, and never half of an old one."""
+    """The file name of a plan. It contains the digest, so that a new engine is a new file."""
     return f"{manifest.gpu}-{manifest.precision}-{manifest.engine.digest[:12]}.plan"
 
 
-def config(name: str, engines: list[Manifest], version: int = 1) -> str:
-    """config.pbtxt, for engines that differ in GPU only. It names the version: Triton's own policy
-    is to serve the highest folder, whatever lies in it."""
+def config(name: str, engines: list[Manifest], version: int) -> str:
+    """config.pbtxt for engines that differ only in their GPU. It names the version, because Triton
+    would otherwise serve the highest one."""
     first = engines[0]
     profiles = first.spec.profiles
     batch = max_batch_size(first)
@@ -144,11 +145,11 @@ def config(name: str, engines: list[Manifest], version: int = 1) -> str:
 
 
 def max_batch_size(manifest: Manifest) -> int:
-    """The largest batch when the first dim of every tensor is the batch, by its name; else 0.
+    """The largest batch if the first dim of every tensor is named as the batch; else 0.
 
-    0 tells Triton that shapes are written out whole, and turns its batching off. That is right for
-    any engine; batching is right only where each request's rows are its own, so that a dim of
-    another name (`tokens`, `boxes`), or of no name that is known, is not a batch.
+    0 tells Triton that shapes are complete, and turns its batching off, which is right for any
+    engine. Batching is right only if each request has its own rows, so that a dim with another name
+    (`tokens`, `boxes`) or without a known name is not a batch.
     """
     firsts = {tensor.dims[0] if tensor.dims else None for tensor in manifest.tensors}
     if len(firsts) != 1 or firsts.isdisjoint(BATCH_DIMS):
@@ -171,7 +172,7 @@ def _batch(profile: ShapeProfile, bound: str) -> int:
 def _tensor(tensor: TensorInfo, skip: int) -> str:
     dims = ", ".join(str(dim) for dim in tensor.shape[skip:])
     shape = f"dims: [ {dims} ]"
-    if not dims:  # a scalar a sample: Triton wants at least one dim
+    if not dims:  # a scalar for each sample: Triton requires at least one dim
         shape = "dims: [ 1 ] reshape { shape: [ ] }"
     if tensor.is_shape_tensor:
         shape += " is_shape_tensor: true"
@@ -180,7 +181,7 @@ def _tensor(tensor: TensorInfo, skip: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of protobuf's text format. ONNX lets a tensor's name hold any character."""
+    """A string in protobuf's text format. An ONNX tensor's name may have any character."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     plain = "".join(c if c >= " " and c != "\x7f" else f"\\{ord(c):03o}" for c in escaped)
     return f'"{plain}"'
@@ -199,7 +200,7 @@ def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
 
 
 def write_folder(files: Iterable[RepositoryFile], folder: Path, blobs: dict[str, Path]) -> None:
-    """Writes a repository; configs after their plans, each file whole or not at all.
+    """Writes a repository, configs after their plans. Each file appears complete or not at all.
 
     blobs: digest -> a local file of the blob.
     """

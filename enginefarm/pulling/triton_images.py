@@ -1,4 +1,4 @@
-"""The images of Triton that have a given build of TensorRT, from a table with its source."""
+"""The Triton images that contain a given build of TensorRT, from a table with its source."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def _table() -> dict[str, Any]:
 
 
 def tags(build: str) -> tuple[str, ...]:
-    """The tags of `tritonserver` that the source lists with that build, newest first; a plan runs
-    in its own build alone, so nothing near it counts."""
+    """The tags of `tritonserver` that the source lists with exactly that build, newest first: a
+    plan runs only in its own build."""
     return tuple(_table()["tags"].get(build, ()))
 
 
 def image_words(build: str) -> str:
-    """Which image serves plans of that build of TensorRT, or that it is not known."""
+    """A sentence on the images that contain that build of TensorRT, or that none is known."""
     needed = f"the image has to have TensorRT {build}"
     source = f"{_table()['source']}, {_table()['date']}"
     found = tags(build)
     if not found:
         return (
-            f"{needed}: which image has it is not known ({source} lists none). NVIDIA's "
+            f"{needed}. No image with it is known ({source} lists none). NVIDIA's "
             "Frameworks Support Matrix lists the build of each tritonserver:YY.MM-py3 image; "
             "`dpkg -l 'libnvinfer*'` in the image shows it"
         )

@@ -1,4 +1,4 @@
-"""The two places for a model repository of Triton: a folder, or a prefix of a bucket."""
+"""The two places for a Triton model repository: a folder, or a prefix in a bucket."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ class Place(Protocol):
     name: str
 
     def read(self, path: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """The bytes of a small file; None if it does not exist."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """A small file, whole or not at all."""
+        """Writes a small file, completely or not at all."""
         ...
 
     def copy(self, blob: Path, path: str, ref: BlobRef) -> None:
-        """A local file, into the repository. Raises: CorruptBlob for other bytes than ref's."""
+        """Copies a local file into the repository. Raises: CorruptBlob for bytes other than
+        ref's."""
         ...
 
     def remove(self, folder: str) -> None:
-        """A folder and what is in it; no error where there is none."""
+        """Removes a folder with its contents, if it exists."""
         ...
 
 
@@ -50,7 +51,7 @@ class Folder:
             return None
         except OSError as error:
             raise UsageError(
-                f"{self._root / path} cannot be read", why=error.strerror or str(error)
+                f"triton-repo: cannot read {self._root / path}", why=error.strerror or str(error)
             ) from error
 
     def write(self, path: str, data: bytes) -> None:
@@ -92,7 +93,7 @@ class Bucket:
 
 
 def place(destination: str) -> Place:
-    """DIR or s3://BUCKET/PREFIX; the key for a bucket comes from the environment."""
+    """The place for DIR or s3://BUCKET/PREFIX. The key for a bucket is in the environment."""
     if destination.startswith("s3://"):
         return Bucket(s3.connect(destination), destination)
     return Folder(Path(destination))

@@ -1,7 +1,7 @@
-"""Watch: keeps a folder at the engine that fits, for a server that reads it.
+"""Watch: keeps the engine that fits in a folder, for a server that reads it.
 
-folder/versions/<engine>/model.plan, manifest.json     complete before it is named
-folder/current -> versions/<engine>                    replaced in one step
+folder/versions/<engine>/model.plan, manifest.json     complete before `current` names it
+folder/current -> versions/<engine>                    replaced atomically
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def watch(
     on_swap: Callable[[Manifest], None],
     on_error: Callable[[EnginefarmError], None],
 ) -> None:
-    """Pulls every `every_s` seconds and swaps when the engine is another one, until `stop`.
+    """Pulls every `every_s` seconds and swaps when the engine has changed, until `stop`.
 
-    What goes wrong is told to on_error, and the folder stays at what it serves.
+    on_error receives every error; the folder then keeps its engine.
     """
     while not stop.is_set():
         try:
@@ -46,9 +46,9 @@ def watch(
 
 
 def swap(pulled: PulledEngine, folder: Path) -> bool:
-    """Points `current` at the engine; False when it already does.
+    """Points `current` to the engine; returns False if it already does.
 
-    The version before stays for those who still read it; older ones are deleted.
+    The previous version stays for servers that still read it. Older ones are deleted.
     """
     with one_at_a_time(folder):  # two that watch one folder would delete each other's versions
         return _swapped(pulled, folder)

@@ -1,4 +1,4 @@
-"""The store: S3, and a real S3 server on a local folder where none is set."""
+"""The store: S3, or a real S3 server on a local folder when none is configured."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ EMBEDDED = "embedded://"
 def open_store(url: str | None = None, *, to_pull: bool = False) -> EngineStore:
     """The store at `url`, else at ENGINEFARM_STORE, else the embedded one.
 
-    url: `s3://bucket/prefix` (credentials by the standard AWS_* variables), or
-        `embedded:///folder`, which is also what the embedded store's `url` says.
-    to_pull: for a process that starts, reads a few documents and may be done (see `quick`).
-    Raises: UsageError; StoreUnavailable when the embedded server cannot start. Nothing is
-    asked of an S3 server here.
+    url: `s3://bucket/prefix` (credentials from the standard AWS_* variables), or
+        `embedded:///folder`, which is also the `url` of the embedded store.
+    to_pull: for a process that starts, reads a few documents and may end then (see `quick`).
+    Raises: UsageError; StoreUnavailable when the embedded server cannot start. No request goes
+    to an S3 server yet.
     """
     from enginefarm.store.engine_store import EngineStore
 

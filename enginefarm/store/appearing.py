@@ -1,4 +1,4 @@
-"""Writes files atomically, so that they are complete or absent, also after a power cut."""
+"""Writes files atomically: they are complete or absent, even after a power cut."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ YOUNG_S = 60.0
 
 @contextmanager
 def appearing(dest: Path) -> Generator[Path]:
-    """An empty file to fill, beside `dest`: it becomes `dest` when the block ends well, and is
-    removed when it does not.
+    """Yields an empty file beside `dest` to fill. It becomes `dest` when the block succeeds, and
+    is removed when it does not.
 
-    Raises: DiskFull; UsageError for a place that cannot be written, and for what is there and is
-    not a file: a device that root replaces is gone from the machine.
+    Raises: DiskFull; UsageError for a path that cannot be written, or that is a device, a pipe or
+    a socket: a device that root replaces is gone from the machine.
     """
     require_file(dest)
     prefix = f".{dest.name[:100]}."

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 DIGEST_FIELD = "sha256"
 TOUCH_AFTER = timedelta(hours=1)
-"""A blob that is used again and is older than this gets a new date, which restarts gc's grace
-period."""
+"""A blob older than this that is used again gets a new date, which restarts gc's grace period."""
 
 
 def put_file(objects: ObjectStore, path: Path) -> BlobRef:
@@ -50,7 +49,10 @@ def put_file(objects: ObjectStore, path: Path) -> BlobRef:
     after = path.stat()
     if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
         objects.delete(key)
-        raise StoreConflict(f"store: {path} changed while it was uploaded", fix="try again")
+        raise StoreConflict(
+            f"store: {path} changed while it was uploaded",
+            fix="run it again when nothing writes to the file",
+        )
     return ref
 
 
@@ -64,8 +66,8 @@ def put_bytes(objects: ObjectStore, data: bytes) -> BlobRef:
 def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
     """Whether the server's metadata of an object agrees with the digest. No bytes are read.
 
-    An object that somebody overwrote has another size, or lacks our metadata, or has another
-    checksum; then it is uploaded again.
+    An object that somebody overwrote has another size or checksum, or lacks our metadata. It is
+    uploaded again.
     """
     if info is None or info.size_bytes != ref.size_bytes:
         return False
@@ -78,14 +80,14 @@ def is_intact(info: ObjectInfo | None, ref: BlobRef) -> bool:
 
 
 def present(objects: ObjectStore, ref: BlobRef) -> bool:
-    """Whether the blob exists and is intact. If so, it gets a new date, so that gc keeps it."""
+    """Whether the blob exists and is intact. An old blob gets a new date, so that gc keeps it."""
     info = objects.head(layout.blob(ref))
     if info is None or not is_intact(info, ref):
         return False
     if info.age is not None and info.age > TOUCH_AFTER:
         try:
             objects.touch(info)
-        except StoreMissing:  # gc was faster: it is uploaded again
+        except StoreMissing:  # gc deleted it: it is uploaded again
             return False
     return True
 
@@ -95,7 +97,7 @@ def fill(
 ) -> None:
     """Fills an open file with the blob and checks its digest.
 
-    path: what `fd` is called, for messages. journal: pieces that are in the file already.
+    path: the name of `fd` in messages. journal: the pieces that are already in the file.
     Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
     """
     from enginefarm.store.download import Download, require_size  # botocore's errors: see quick
@@ -111,16 +113,16 @@ def fill(
 
 
 def fetch_file(source: RangeSource, ref: BlobRef, dest: Path) -> Path:
-    """Downloads to `dest`, which appears whole or not at all."""
+    """Downloads to `dest`, which appears complete or not at all."""
     with appearing(dest) as part, part.open("r+b") as stream:
         fill(source, ref, stream.fileno(), part)
     return dest
 
 
 def read_bytes(objects: ObjectStore, ref: BlobRef, limit_bytes: int) -> bytes:
-    """A small blob, checked.
+    """The bytes of a small blob, with their digest checked.
 
-    Raises: CorruptBlob, StoreMissing; CorruptBlob too when it is larger than the limit.
+    Raises: CorruptBlob, also for a blob that is larger than the limit; StoreMissing.
     """
     if ref.size_bytes > limit_bytes:
         raise CorruptBlob(
@@ -139,8 +141,8 @@ def read_bytes(objects: ObjectStore, ref: BlobRef, limit_bytes: int) -> bytes:
 
 def missing(ref: BlobRef) -> StoreMissing:
     return StoreMissing(
-        f"store: blob {ref.digest[:12]} is not there ({layout.blob(ref)})",
-        fix="build the recipe again, which makes what is missing; `enginefarm fsck` lists it all",
+        f"store: blob {ref.digest[:12]} is missing ({layout.blob(ref)})",
+        fix="build the recipe again, which restores what is missing; `enginefarm fsck` lists it",
     )
 
 

@@ -1,11 +1,11 @@
-"""BlobCache: blobs on the local disk, by digest. Shared by many processes.
+"""BlobCache: blobs on the local disk, by digest. Many processes share it.
 
 blobs/sha256/ab/<digest>          the bytes, read-only
-blobs/sha256/ab/<digest>.seen     inode, size, mtime and ctime for which they were hashed; its
-                                  own date is when they were used last
+blobs/sha256/ab/<digest>.seen     the file's inode, size, mtime and ctime when it was hashed; the
+                                  date of this note is the blob's last use
 
-A memo is believed where only this user and root can have written it and the bytes. What another
-user can write is hashed at each use, and every copy that leaves the cache is hashed too.
+A note counts only if nobody but this user and root can have written it and the bytes. Bytes that
+another user can write are hashed at each use, and every copy that leaves the cache is hashed too.
 docs/decisions/0285-whose-cache-is-believed.md
 """
 
@@ -34,7 +34,7 @@ from enginefarm.store.prune import SEEN, keep_within
 
 
 class BlobCache:
-    """Files by digest. One that is handed out was hashed since it last changed."""
+    """Files by digest. Every file that it returns was hashed after its last change."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or current().cache
@@ -48,11 +48,11 @@ class BlobCache:
         return self.intact(ref) is not None
 
     def intact(self, ref: BlobRef) -> Path | None:
-        """The blob's path when its bytes are what the digest says; None when it is not there.
+        """The blob's path if its bytes have its digest; None if it is not in the cache.
 
-        It is hashed unless its inode, size, mtime and ctime are those that it had when it was
-        hashed before. What was changed, cut or damaged, or is not a file, is removed.
-        Raises: UsageError for what can be neither read nor removed.
+        It is hashed unless its inode, size, mtime and ctime are the same as when it was hashed
+        before. Whatever was changed, cut off or damaged, or is not a file, is removed.
+        Raises: UsageError for a file that can neither be read nor removed.
         """
         path = self.path(ref)
         with writing(path):
@@ -75,16 +75,16 @@ class BlobCache:
             return None
 
     def ensure(self, store: EngineStore, ref: BlobRef) -> Path:
-        """The blob's path; downloaded first when it is not there, or is damaged.
+        """The blob's path, after a download if it is missing or damaged.
 
-        If several processes want one blob, one downloads it and the others wait. A
-        download that was cut is resumed by the next one that asks.
+        If several processes want one blob, one downloads it and the others wait. The next call
+        resumes a download that was interrupted.
         Raises: CorruptBlob, StoreMissing, StoreUnavailable, DiskFull.
         """
         return self.intact(ref) or self.fill(store.source(ref), ref)
 
     def fill(self, source: RangeSource, ref: BlobRef) -> Path:
-        """ensure(), from any source."""
+        """ensure() from any source."""
         with self._locked(ref):
             if not self.has(ref):
                 self._download(source, ref)
@@ -110,14 +110,14 @@ class BlobCache:
             note.unlink(missing_ok=True)
             if not (resumed and isinstance(error, CorruptBlob)):
                 raise
-            # What was resumed may be what was wrong: once more, from nothing.
+            # The resumed part may be the damaged one: download everything once more.
             self._download(source, ref)
         finally:
             os.close(fd)
 
     def add(self, path: Path) -> BlobRef:
-        """Puts a copy of a file in (a reflink where the disk allows), hashed after it is made:
-        a process that still has the file open cannot change the cache."""
+        """Adds a copy of a file (a reflink where the file system can). The copy is hashed, not the
+        file: a process that still has the file open cannot change the cache."""
         scratch = self.root / "blobs" / "sha256"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class BlobCache:
         try:
             clone(path, new)
             ref = BlobRef(digest=sha256_file(new), size_bytes=new.stat().st_size)
-            # If two add the same bytes, one keeps them: the other may upload the file by then.
+            # If two processes add the same bytes, the first keeps its file: it may be uploading it.
             with self._locked(ref):
                 if not self.has(ref):
                     self._keep(new, self.path(ref))
@@ -136,7 +136,7 @@ class BlobCache:
         return ref
 
     def link(self, name: str, ref: BlobRef) -> Path:
-        """A name for people: `engines/<name>`, a link to the blob. Replaced atomically."""
+        """Links `engines/<name>`, a name for people, to the blob. Replaces it atomically."""
         path = self.root / "engines" / name
         target = os.path.relpath(self.path(ref), path.parent)
         if path.is_symlink() and str(path.readlink()) == target:
@@ -150,7 +150,7 @@ class BlobCache:
         return path
 
     def _keep(self, hashed: Path, path: Path) -> None:
-        """A file whose digest was checked becomes the blob: on the disk, and read-only."""
+        """Makes a file whose digest was checked the blob: flushed to the disk, and read-only."""
         with writing(path):
             hashed.chmod(0o444)
             settle(hashed)
@@ -160,7 +160,7 @@ class BlobCache:
         keep_within(self.root, cache_limit_bytes(self.root), spare=path)
 
     def _note(self, seen: Path, stamp: str) -> None:
-        """Only a memo: a cache that cannot be written is hashed at each use."""
+        """Writes the note if it can; without a note, each use hashes the file."""
         with suppress(OSError):
             fd, name = tempfile.mkstemp(prefix=f"{seen.name}.", suffix=".new", dir=seen.parent)
             with os.fdopen(fd, "w") as stream:
@@ -170,8 +170,8 @@ class BlobCache:
 
     @contextmanager
     def _locked(self, ref: BlobRef) -> Generator[None]:
-        """One downloader a digest. The kernel frees the lock of a process that dies."""
-        from filelock import FileLock  # what is in the cache needs no lock
+        """Lets one process at a time write a digest. The kernel frees a dead process's lock."""
+        from filelock import FileLock  # imported here because a cached blob needs no lock
 
         path = self.path(ref)
         with writing(path):
@@ -185,12 +185,12 @@ class BlobCache:
 
 
 def _stamp(digest: str, found: os.stat_result) -> str:
-    """ctime too: no program can set it back, as it can mtime."""
+    """Includes ctime, because no program can set it back as it can mtime."""
     return f"{digest} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _memo(seen: Path) -> str | None:
-    """What a memo says; None for one that another user can have written, or that is not there."""
+    """The content of a note; None if it does not exist or another user can have written it."""
     with suppress(OSError, ValueError):
         if planted.is_ours(seen.lstat()):
             return (planted.read(seen) or b"").decode()
@@ -198,7 +198,7 @@ def _memo(seen: Path) -> str | None:
 
 
 def _hashes_to(path: Path, ref: BlobRef) -> bool:
-    """False too for a file that may not be read: it is downloaded again."""
+    """Whether the file has the digest; False for an unreadable file, which is downloaded again."""
     try:
         return sha256_file(path) == ref.digest
     except PermissionError:

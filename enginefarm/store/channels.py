@@ -2,9 +2,9 @@
 
 channels/<recipe>/<channel>/<99999999 - revision>.json
 
-A revision is created once and never changed: creating it is the move. Of two promoters one
-wins, and the log of moves cannot disagree with the channel, because it is the channel. Newest
-first in the listing, so the current revision is one listing of one key.
+A revision is created once and never changed: creating it is the move. If two people promote at
+once, one succeeds. The log of moves cannot disagree with the channel, because it is the channel.
+The key of the newest revision sorts first, so that a listing of one key finds it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from enginefarm.store.signing import Trust
 CHANNELS = "channels/"
 LAST_REVISION = 99_999_999
 STEP_BACK = "restore it from a copy; or delete it, and the channel points at the revision before"
-"""Nothing does that by itself: it changes what hosts run."""
+"""The farm never does this by itself, because it changes what hosts run."""
 UNREADABLE = (CorruptBlob, NewerVersion)
 REVISION_KEY = re.compile(CHANNELS + r"[^/]+/[^/]+/[0-9]{8}\.json")
 
@@ -40,7 +40,7 @@ Verdict = Literal["passed", "waived", "refused"]
 
 
 class GateResult(Frozen):
-    """What one gate said of one engine (spec_digest None: of all of them together)."""
+    """The verdict of one gate on one engine (spec_digest None: on all engines together)."""
 
     gate: str
     verdict: Verdict
@@ -66,7 +66,7 @@ class Revision(SignedDocument):
     action: Literal["promote", "rollback"]
     engines: tuple[ChannelEngine, ...]
     gates: tuple[GateResult, ...] = ()
-    source: str = Field(description="Channel or specs that it was promoted from.")
+    source: str = Field(description="The channel or specs that the engines were promoted from.")
     by: str
     why: str = Field(max_length=2000)
     at: Moment
@@ -84,13 +84,13 @@ def split(name: str) -> tuple[str, str | None]:
     """`model@production` -> recipe and channel; no channel for a plain name."""
     recipe, at, channel = name.partition("@")
     if (at and not channel) or not recipe:
-        raise UsageError(f"{name!r} names no channel", fix="write NAME@CHANNEL, or NAME alone")
+        raise UsageError(f"{name!r} does not name a channel", fix="write NAME@CHANNEL or NAME")
     return named(recipe), named(channel, "channel") if channel else None
 
 
 def named(name: str, what: str = "recipe") -> str:
-    """The same, if something may have that name; in capitals it may be a slip, which is told
-    where the name is looked for. Raises: UsageError."""
+    """Returns the name if it is a possible one. Capitals pass: the lookup of the name then suggests
+    the right one. Raises: UsageError."""
     if not re.fullmatch(NAME, name.lower()):
         raise UsageError(
             f"{name[:100]!r} cannot be the name of a {what}",
@@ -104,7 +104,7 @@ def history(
     store: EngineStore, recipe: str, channel: str, *, whole: bool = False
 ) -> Iterator[Revision]:
     """Every move, newest first: the audit log. A revision that is damaged, or that a newer version
-    wrote, is left out with a note; whole: then it is an error."""
+    wrote, is left out with a note in the log; with `whole` it is an error."""
     for key in keys(store, recipe, channel):
         kinds = () if whole else UNREADABLE
         revision = or_left_out(lambda key=key: _read(store, key), *kinds)
@@ -113,7 +113,7 @@ def history(
 
 
 def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
-    """Where each of the recipe's channels points now, as far as this version reads it."""
+    """The current revision of each of the recipe's channels that this version can read."""
     for name in names(store, recipe):
         revision = or_left_out(lambda name=name: current(store, recipe, name), *UNREADABLE)
         if revision is not None:
@@ -121,14 +121,14 @@ def all_current(store: EngineStore, recipe: str) -> Iterator[Revision]:
 
 
 def keys(store: EngineStore, recipe: str, channel: str) -> Iterator[str]:
-    """Keys of its revisions, newest first; a stray object between them is passed over."""
+    """The keys of its revisions, newest first, without stray objects between them."""
     for info in store.objects.list(prefix(recipe, channel)):
         if REVISION_KEY.fullmatch(info.key):
             yield info.key
 
 
 def current(store: EngineStore, recipe: str, channel: str) -> Revision | None:
-    """Where the channel points now; None when nothing was ever promoted to it."""
+    """The channel's current revision; None when nothing was ever promoted to it."""
     newest = store.objects.first(prefix(recipe, channel))
     if newest is not None and not REVISION_KEY.fullmatch(newest):
         newest = next(keys(store, recipe, channel), None)
@@ -138,18 +138,18 @@ def current(store: EngineStore, recipe: str, channel: str) -> Revision | None:
 def require_current(
     store: EngineStore, recipe: str, channel: str, trust: Trust | None = None
 ) -> Revision:
-    """current(), or StoreMissing that names the channels there are.
+    """current(), or StoreMissing with the names of the recipe's channels.
 
-    trust: then the revision must be signed by one of these keys (SignatureRejected).
+    trust: one of these keys must have signed the revision (SignatureRejected).
     """
     found = current(store, recipe, channel)
     if found is None:
-        there = ", ".join(names(store, recipe))
-        if not there and recipe not in store.recipes():
+        known = ", ".join(names(store, recipe))
+        if not known and recipe not in store.recipes():
             raise no_engine("channel", store, recipe)
         raise StoreMissing(
             f"channel {recipe}@{channel}: nothing was promoted to it",
-            fix=f"channels of {recipe}: {there}" if there else f"enginefarm promote {recipe}",
+            fix=f"channels of {recipe}: {known}" if known else f"enginefarm promote {recipe}",
         )
     if trust is not None:
         require_signed(found, trust)
@@ -176,11 +176,11 @@ def _read(store: EngineStore, key: str) -> Revision:
 
 
 def manifests_of(store: EngineStore, revision: Revision) -> tuple[Manifest, ...]:
-    """The manifests that a revision names. One of a newer version is left out with a note, where
-    there are others that this version reads.
+    """The manifests that a revision names. A manifest of a newer version is left out with a note
+    in the log if this version can read others.
 
-    Raises: StoreMissing when one is gone; CorruptBlob when one has another engine by now;
-    NewerVersion where this version reads none of them.
+    Raises: StoreMissing when one is gone; CorruptBlob when one names another engine by now;
+    NewerVersion when this version can read none of them.
     """
 
     def manifest_or_newer(digest: str) -> Manifest | NewerVersion | None:
@@ -211,8 +211,7 @@ def manifests_of(store: EngineStore, revision: Revision) -> tuple[Manifest, ...]
             )
         if manifest.engine != engine.engine:
             raise CorruptBlob(
-                f"{name}: {engine.gpu}/{engine.precision} is another engine than the one that "
-                "was promoted"
+                f"{name}: {engine.gpu}/{engine.precision} is no longer the engine that was promoted"
             )
         manifests.append(manifest)
     return tuple(manifests)

@@ -1,6 +1,6 @@
 """Checks that an S3 server supports what the farm needs: `enginefarm store check`.
 
-Works on objects of its own under `check/`, and deletes them.
+It creates its own objects under `check/`, and deletes them.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ PROBE = "check/conditional"
 
 
 class Check(NamedTuple):
-    """needed: what the farm needs of a server. says: what went wrong; empty if the server supports
-    it."""
+    """needed: what the farm needs from a server. failure: empty if the server supports it."""
 
     needed: str
-    says: str
+    failure: str
 
 
 def checks(objects: ObjectStore) -> list[Check]:
-    """Runs every check on its own objects; a failed check does not stop the others."""
+    """Runs every check on its own objects. A check that fails does not stop the others."""
     prefix = f"check/{secrets.token_hex(6)}/"
     results: list[Check] = []
     try:
         for number, (needed, check) in enumerate(CHECKS.items()):
             try:
                 done = check(objects, f"{prefix}{number}/")
-                results.append(Check(needed, "" if done else "it does not"))
+                results.append(Check(needed, "" if done else "the server does not do this"))
             except EnginefarmError as error:
                 results.append(Check(needed, error.what))
             except ClientError as error:
@@ -55,18 +54,18 @@ def checks(objects: ObjectStore) -> list[Check]:
 
 
 def require_conditional_writes(objects: ObjectStore) -> None:
-    """One request to a store that was used before, two to a new one.
+    """Makes one request to a store that was used before, and two to a new one.
 
-    Raises: StoreError for a server that ignores `If-None-Match`: two builds could overwrite each
-    other there, and two promotions.
+    Raises: StoreError for a server that ignores `If-None-Match`: two builds or two promotions
+    could overwrite each other there.
     """
     if objects.put_if_absent(PROBE, b"one winner") is None:
         return
     if objects.put_if_absent(PROBE, b"another winner") is not None:
         raise StoreError(
-            f"store: {objects.where} takes conditional writes and ignores the condition",
+            f"store: {objects.where} accepts conditional writes and ignores the condition",
             why="if two people publish or promote at once, the second overwrites the first",
-            fix="use another S3 server; `enginefarm store check` says what a server does",
+            fix="use another S3 server; `enginefarm store check` shows what a server supports",
         )
 
 
@@ -111,7 +110,7 @@ def _range(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _checksum(objects: ObjectStore, prefix: str) -> bool:
-    """Bytes that do not match the sha256 that is sent with them are refused."""
+    """The server refuses bytes that do not match the sha256 sent with them."""
     wrong = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
     try:
         objects.client.put_object(
@@ -126,7 +125,7 @@ def _checksum(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _multipart(objects: ObjectStore, prefix: str) -> bool:
-    """A file in two parts comes back, with its metadata."""
+    """A file uploaded in two parts comes back with its metadata."""
     data = secrets.token_bytes(1 << 16) * (PART_BYTES // (1 << 16)) + b"the second part"
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
@@ -139,7 +138,7 @@ def _multipart(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _copy(objects: ObjectStore, prefix: str) -> bool:
-    """A copy onto itself keeps bytes and metadata, and has a new date."""
+    """A copy of an object onto itself keeps its bytes and metadata, and gets a new date."""
     objects.put(f"{prefix}one", b"first", Metadata={"sha256": "x"})
     before = objects.head(f"{prefix}one")
     if before is None:
@@ -152,7 +151,7 @@ def _copy(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _signed_url(objects: ObjectStore, prefix: str) -> bool:
-    """Version 4 of the signature, and ranges by it."""
+    """A version 4 signature works, also for a range."""
     objects.put(f"{prefix}one", b"third")
     url = objects.presigned_get(f"{prefix}one", 60)
     with urllib3.PoolManager(retries=False, timeout=10) as pool:
@@ -162,7 +161,7 @@ def _signed_url(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _listing(objects: ObjectStore, prefix: str) -> bool:
-    """What was just written is listed, in order and past one page; names a level below too."""
+    """Keys just written are listed in order and past one page, and as folders one level below."""
     keys = [f"{prefix}{number:05d}/x" for number in range(LISTED)]
     with ThreadPoolExecutor(2 * RACERS) as pool:
         list(pool.map(partial(objects.put, data=b""), keys))
@@ -171,7 +170,7 @@ def _listing(objects: ObjectStore, prefix: str) -> bool:
 
 
 def _clock(objects: ObjectStore, prefix: str) -> bool:
-    """Objects are dated by the clock that answers show: gc compares the two."""
+    """The dates of objects and of answers come from the same clock: gc compares the two."""
     objects.put(f"{prefix}one", b"")
     found = objects.head(f"{prefix}one")
     return found is not None and found.age is not None and abs(found.age.total_seconds()) < 60
@@ -180,12 +179,12 @@ def _clock(objects: ObjectStore, prefix: str) -> bool:
 CHECKS: dict[str, Callable[[ObjectStore, str], bool]] = {
     "metadata is kept": _metadata,
     "If-None-Match: * refuses to overwrite": _refuses_to_overwrite,
-    f"one winner of {RACERS} who create at once": _one_winner,
+    f"one winner among {RACERS} that create an object at once": _one_winner,
     "If-Match replaces the current version": _replaces_the_current,
     "If-Match refuses an old version": _keeps_the_newer,
-    "a range is a range": _range,
+    "a range of an object can be read": _range,
     "a wrong checksum is refused": _checksum,
-    "a file in parts comes back whole": _multipart,
+    "a file uploaded in parts comes back complete": _multipart,
     "a copy onto itself keeps bytes and metadata": _copy,
     "a signed URL works, and a changed one does not": _signed_url,
     f"a listing shows {LISTED:,} keys that were just written, in order": _listing,

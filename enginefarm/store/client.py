@@ -1,4 +1,4 @@
-"""The S3 client: botocore's, with the settings that the store needs, and the URL of a store."""
+"""botocore's S3 client with the settings that the store needs, and the URL of a store."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def new_client(
     """A client that makes no request yet.
 
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
-    Raises: UsageError for variables or files that botocore does not take.
+    Raises: UsageError for variables or files that botocore does not accept.
     """
-    from botocore.config import Config  # a third of a second: `quick` may do without
+    from botocore.config import Config  # takes a third of a second, which `quick` avoids
     from botocore.exceptions import BotoCoreError
 
     from enginefarm.store.service_models import new_session
 
-    region = region_said()
-    endpoint = endpoint or endpoint_said()
+    region = configured_region()
+    endpoint = endpoint or configured_endpoint()
     if credentials is None:
         _require_plain_keys()
     config = Config(
@@ -53,7 +53,7 @@ def new_client(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint else {},
-        proxies={} if credentials else None,  # the embedded server: never by a proxy
+        proxies={} if credentials else None,  # the embedded server is never reached through a proxy
     )
     try:
         session = new_session()
@@ -75,35 +75,35 @@ def new_client(
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 PLAIN_VALUE = re.compile(r"[!-~]+")
-"""What keys, tokens, and names of regions consist of."""
+"""The characters of keys, tokens and names of regions."""
 
 
 def _require_plain_keys() -> None:
-    """Raises: UsageError for a key that was copied with a line break. A server says of it that it
-    does not match, and HTTP libraries that nobody answers."""
+    """Raises: UsageError for a key that was copied with a line break. A server would answer that
+    it does not match; an HTTP library would report that the server does not answer."""
     for name in KEYS:
         if not PLAIN_VALUE.fullmatch(os.environ.get(name) or "-"):
             raise UsageError(
                 f"store: {name} has a space, a line break or another character that no key has",
-                fix=f"set {name} again, without it",
+                fix=f"set {name} again without it",
             )
 
 
-def region_said() -> str | None:
+def configured_region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
-def endpoint_said() -> str | None:
+def configured_endpoint() -> str | None:
     """The first of ENDPOINTS that is set. Raises: UsageError when it is not an address."""
     name = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     if name is None:
         return None
     if not is_endpoint(os.environ[name]):
         raise UsageError(
-            f"store: {name} is not the address of a server",  # it is not shown: it may hold a key
+            f"store: {name} is not the address of a server",  # its value may hold a key
             fix=f"set {name} to an address such as https://HOST or http://HOST:PORT, without a "
             "key in it",
         )
@@ -111,18 +111,18 @@ def endpoint_said() -> str | None:
 
 
 def is_endpoint(url: str) -> bool:
-    """Whether it is http:// or https:// with a host, and nothing that could be a secret."""
+    """Whether it is http:// or https:// with a host, and without anything that may be secret."""
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # a port that is no number or too large, or half of an IPv6 address
+    except ValueError:  # the port is not a number or is too large, or an IPv6 address is cut off
         return False
     plain = re.fullmatch(r"[!-~]+", url) is not None and not {"@", "?", "#", "\\"} & set(url)
     return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and port != 0
 
 
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-"""What S3 takes for a bucket's name, old names with capitals and underscores too."""
+"""The bucket names that S3 accepts, including old ones with capitals and underscores."""
 
 
 def parse_url(url: str) -> tuple[str, str]:
@@ -132,7 +132,7 @@ def parse_url(url: str) -> tuple[str, str]:
     """
     try:
         parts = urlsplit(url)
-    except ValueError:  # a lone bracket, taken for an IPv6 address
+    except ValueError:  # a lone bracket, which starts an IPv6 address
         parts = urlsplit("")
     segments = parts.path.strip("/").split("/")
     fit = BUCKET.fullmatch(parts.netloc) and not {".", ".."} & set(segments)

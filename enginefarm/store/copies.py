@@ -1,4 +1,4 @@
-"""Copies files by reflink where the file system can; a copy never shares its inode."""
+"""Copies files, as reflinks where the file system can. A copy never shares its inode."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FICLONE = 0x40049409
 
 
 def clone(source: Path, target: Path) -> None:
-    """A copy of a file, by reflink where the disk allows. Never a hard link: who writes to one
-    of the two does not change the other.
+    """Copies a file, as a reflink where the file system can. Never as a hard link, because a write
+    to one of the two must not change the other.
 
     Raises: DiskFull.
     """
@@ -29,7 +29,7 @@ def clone(source: Path, target: Path) -> None:
 
 
 def clone_checked(source: Path, target: Path, ref: BlobRef) -> None:
-    """clone(), and the copy is hashed. Raises: CorruptBlob, DiskFull."""
+    """clone(), then checks the digest of the copy. Raises: CorruptBlob, DiskFull."""
     clone(source, target)
     require_digest(target, ref, source)
 

@@ -1,6 +1,6 @@
-"""Makes the bucket of ENGINEFARM_STORE, when it is not there: `python -m enginefarm.store.create`.
+"""Creates the bucket of ENGINEFARM_STORE if needed: `python -m enginefarm.store.create`.
 
-The farm's own key has no right to; this runs once, with a key that has.
+The farm's own key is not allowed to do that. This command runs once, with a key that is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> int:
     except EnginefarmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{store.url}: the bucket is there")
+    print(f"{store.url}: the bucket exists")
     return 0
 
 

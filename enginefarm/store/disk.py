@@ -1,4 +1,4 @@
-"""Translates errors of the disk into ours. Messages name the path."""
+"""Translates errors of the disk into ours. Messages contain the path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNWRITABLE = frozenset(
         errno.EBUSY,
     }
 )
-"""What the user's choice of a place causes; anything else is a fault of the disk."""
+"""Errors that the user's choice of a path causes. Any other is a fault of the disk."""
 
 
 def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
@@ -42,9 +42,9 @@ def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Runs writes to the disk.
+    """Runs writes to a path.
 
-    Raises: DiskFull, which names the folder; UsageError for a place that cannot be written.
+    Raises: DiskFull, which names the folder; UsageError for a path that cannot be written.
     """
     try:
         yield
@@ -58,15 +58,17 @@ def writing(path: Path) -> Generator[None]:
     except ValueError as error:
         if "\0" not in str(path):
             raise
-        raise _unwritable(path, "no path holds a null character") from error
+        raise _unwritable(path, "a path cannot hold a null character") from error
 
 
 def require_file(path: Path) -> None:
-    """Raises: UsageError for a device, a pipe or a socket, also behind a link."""
+    """Raises: UsageError for a device, a pipe or a socket, or a link to one."""
     with writing(path):
         special = path.exists() and not (path.is_file() or path.is_dir())
     if special:
-        raise _unwritable(path, "a device, a pipe or a socket is there, which is never replaced")
+        raise _unwritable(
+            path, "it is a device, a pipe or a socket, which enginefarm never replaces"
+        )
 
 
 def _unwritable(path: Path, why: str) -> UsageError:

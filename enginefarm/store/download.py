@@ -1,4 +1,4 @@
-"""One blob to a file: parallel ranges, resumed after a cut, digest checked."""
+"""Downloads one blob to a file in parallel ranges, resumes it, and checks its digest."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ HASH_BYTES = 256 << 10
 THREADS = 4
 TRIES_WITHOUT_PROGRESS = 5
 PASSING_STATUS = (429, 500, 502, 503, 504)
-"""Answers of a busy server: the range is requested again, as after a cut connection."""
+"""Answers of a busy server. The range is requested again, as after a lost connection."""
 
 
 def require_size(source: RangeSource, ref: BlobRef) -> None:
-    """Asks for a large blob's real size before anything is laid out for it: what a manifest or
-    a URL says of it can be anybody's.
+    """Asks for a large blob's real size before space is allocated for it, because anybody may have
+    written the size in a manifest or a URL.
 
-    Raises: CorruptBlob when the source has another size, or does not say one; source.failure.
+    Raises: CorruptBlob when the source reports another size or none; source.failure.
     """
     if ref.size_bytes <= PIECE_BYTES:
         return
@@ -42,30 +42,29 @@ def require_size(source: RangeSource, ref: BlobRef) -> None:
             body, total = source.range(0, 1)
         except (*TRANSPORT, ClientError) as error:
             if isinstance(error, ClientError):
-                _refuse_what_stays(error, source, ref, "empty")
+                _raise_if_permanent(error, source, ref, "is empty")
             cause = error
             time.sleep(0.1 * 2**tried)
             continue
         body.close()
         if total != ref.size_bytes:
-            said = f"{total:,} bytes" if total >= 0 else "of a size that the server does not say"
-            raise wrong_size(source, ref, said)
+            size = f"has {total:,} bytes" if total >= 0 else "has a size that the server hides"
+            raise wrong_size(source, ref, size)
         return
     raise source.failure(cause) from cause
 
 
-def _refuse_what_stays(error: ClientError, source: RangeSource, ref: BlobRef, has: str) -> None:
-    """Raises errors that a retry cannot fix: CorruptBlob for a range past the end,
-    source.failure."""
+def _raise_if_permanent(error: ClientError, source: RangeSource, ref: BlobRef, found: str) -> None:
+    """Raises what a retry cannot fix: CorruptBlob for a range past the end, source.failure."""
     if status_of(error) == 416:
-        raise wrong_size(source, ref, has) from error
+        raise wrong_size(source, ref, found) from error
     if status_of(error) not in PASSING_STATUS:
         raise source.failure(error) from error
 
 
-def wrong_size(source: RangeSource, ref: BlobRef, has: str) -> CorruptBlob:
+def wrong_size(source: RangeSource, ref: BlobRef, found: str) -> CorruptBlob:
     return CorruptBlob(
-        f"{source.name} is {has}; {ref.size_bytes:,} bytes expected",
+        f"{source.name} {found}; {ref.size_bytes:,} bytes are expected",
         fix="build the recipe again, which restores the blob",
     )
 
@@ -79,9 +78,9 @@ class _Stopped(Exception):
 
 
 def write_whole(fd: int, data: bytes, start: int) -> None:
-    """Writes all of the bytes at an offset: the kernel may take fewer at a time.
+    """Writes all bytes at an offset, because the kernel may write fewer at a time.
 
-    Raises: OSError (ENOSPC) when it takes none.
+    Raises: OSError (ENOSPC) when it writes none.
     """
     rest = memoryview(data)
     while rest:
@@ -92,7 +91,7 @@ def write_whole(fd: int, data: bytes, start: int) -> None:
 
 
 class Download:
-    """Fills `fd` with the bytes of one blob. `done` is the number of bytes there."""
+    """Fills `fd` with the bytes of one blob. `done` is the number of bytes that it holds."""
 
     def __init__(
         self,
@@ -113,9 +112,9 @@ class Download:
         self.done = 0
 
     def run(self, on_progress: Callable[[int], None]) -> str:
-        """Downloads what is missing; returns the sha256 of the whole file, read in order.
+        """Downloads what is missing; returns the sha256 of the whole file.
 
-        Hashing runs here while later pieces are still on their way.
+        Pieces are hashed in order while later ones are still being downloaded.
         """
         ranges = list(self._ranges())
         finished = self._journal.finished if self._journal else set[int]()
@@ -168,7 +167,7 @@ class Download:
                 start = self._stream(start, end)
             except (*TRANSPORT, ClientError) as error:
                 if isinstance(error, ClientError):
-                    _refuse_what_stays(error, self._source, self._ref, "shorter than that")
+                    _raise_if_permanent(error, self._source, self._ref, "is too short")
                 cause = error
             if start > before:
                 tries = 0
@@ -182,11 +181,11 @@ class Download:
             self._journal.add(index)
 
     def _stream(self, start: int, end: int) -> int:
-        """Writes what arrives of [start, end); returns the offset reached."""
+        """Writes the bytes of [start, end) that arrive; returns the offset that it reached."""
         body, total = self._source.range(start, end)
         try:
             if total not in (-1, self._ref.size_bytes):
-                raise wrong_size(self._source, self._ref, f"{total:,} bytes")
+                raise wrong_size(self._source, self._ref, f"has {total:,} bytes")
             while start < end:
                 if self._stop.is_set():
                     raise _Stopped

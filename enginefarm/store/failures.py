@@ -1,4 +1,4 @@
-"""Translates botocore's errors into ours. Messages name the endpoint, never a key."""
+"""Translates botocore's errors into ours. Messages name the endpoint, never a secret."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DENIED = frozenset(
 )
 CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
-# Raised between us and the server, before or in the middle of an answer.
+# Raised before an answer of the server, or in the middle of it.
 TRANSPORT = (
     boto.ConnectionError,
     boto.HTTPClientError,
@@ -63,7 +63,7 @@ def is_missing_key(error: boto.ClientError) -> bool:
 def translate(error: Exception, *, bucket: str, where: str, key: str = "") -> EnginefarmError:
     """Our error for one of botocore's.
 
-    where: the endpoint, for people; `key` the object, when there is one.
+    where: the endpoint. key: the object, if the request was about one.
     """
     place = f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
     if isinstance(error, NO_KEY):
@@ -87,11 +87,11 @@ def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> En
     code, status = code_of(error), status_of(error)
     if code == "NoSuchBucket":
         return StoreMissing(
-            f"store: there is no bucket {bucket!r} at {where}",
+            f"store: {where} has no bucket {bucket!r}",
             fix=f"create it (aws s3 mb s3://{bucket}), or correct ENGINEFARM_STORE",
         )
     if is_missing_key(error):
-        return StoreMissing(f"store: there is no object {place}")
+        return StoreMissing(f"store: the object {place} does not exist")
     if code in CONFLICT or status == 412:
         return StoreConflict(f"store: {place} was written by somebody else first")
     if code in DENIED or status in (401, 403):
@@ -111,7 +111,7 @@ def _first_line(text: str) -> str:
 
 @contextmanager
 def mapped(bucket: str, where: str, key: str = "") -> Generator[None]:
-    """Runs S3 calls; raises our errors instead of botocore's."""
+    """Runs S3 calls, and raises our errors instead of botocore's."""
     try:
         yield
     except (

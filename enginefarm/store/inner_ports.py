@@ -1,9 +1,9 @@
-"""The keys of an embedded server: its own, and what SeaweedFS asks for behind its S3 port.
+"""The keys of an embedded server: its S3 key, and those that protect SeaweedFS's other ports.
 
-HTTP ports ask for tokens, gRPC ports for a certificate.
-Without them, anybody who reaches the ports could list and delete objects, or make keys of their
-own. `python -m enginefarm.store.inner_ports FOLDER COMMAND...` runs a server (that of Compose)
-with a certificate, which it makes in FOLDER.
+HTTP ports require tokens, gRPC ports a certificate. Without them, anybody who reaches the ports
+could list and delete objects, or create new keys.
+`python -m enginefarm.store.inner_ports FOLDER COMMAND...` creates a certificate in FOLDER and runs
+a server with it (the one of Compose).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PARTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "CLIENT")
 CERTIFICATE = "inner.crt"
 PRIVATE_KEY = "inner.key"
 NO_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-"""RFC 5280's date for a certificate that has no end: a wrong clock must not close the store."""
+"""RFC 5280's date for a certificate without an end: a wrong clock must not close the store."""
 
 
 def credentials_of(home: Path) -> Credentials:
-    """The folder's own key, made the first time; only the user can read it."""
+    """The folder's own key, created on first use; only the user can read it."""
     path = home / "credentials.json"
     try:
         stored = json.loads(path.read_text("utf-8"))
@@ -50,7 +50,7 @@ def credentials_of(home: Path) -> Credentials:
 
 
 def tokens(credentials: Credentials) -> dict[str, str]:
-    """The variables that close a server's inner HTTP ports; the same at each start."""
+    """The variables that protect a server's inner HTTP ports; the same at each start."""
     return {
         name: hashlib.sha256(f"{name} {credentials.secret_key}".encode()).hexdigest()
         for name in TOKEN_KEYS
@@ -58,24 +58,24 @@ def tokens(credentials: Credentials) -> dict[str, str]:
 
 
 def certificate(folder: Path) -> dict[str, str]:
-    """The variables that close a server's gRPC ports. Its certificate is made again each time."""
+    """The variables that protect a server's gRPC ports, with a new certificate each time."""
     _make_certificate(folder)
-    shown, key = str(folder / CERTIFICATE), str(folder / PRIVATE_KEY)
+    public, private = str(folder / CERTIFICATE), str(folder / PRIVATE_KEY)
     return {
-        "WEED_GRPC_CA": shown,
-        **{f"WEED_GRPC_{part}_CERT": shown for part in PARTS},
-        **{f"WEED_GRPC_{part}_KEY": key for part in PARTS},
+        "WEED_GRPC_CA": public,
+        **{f"WEED_GRPC_{part}_CERT": public for part in PARTS},
+        **{f"WEED_GRPC_{part}_KEY": private for part in PARTS},
     }
 
 
 def main() -> None:
     folder, *command = sys.argv[1:]
     environment = {**os.environ, **certificate(Path(folder))}
-    os.execvpe(command[0], command, environment)  # noqa: S606 - the process that starts this names it
+    os.execvpe(command[0], command, environment)  # noqa: S606 - the command comes from our Compose file
 
 
 def _make_certificate(folder: Path) -> None:
-    """One self-signed certificate, which every part shows and which alone every part accepts."""
+    """A self-signed certificate. Every part presents it, and accepts no other."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -85,7 +85,7 @@ def _make_certificate(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "enginefarm embedded store")])
     loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -97,7 +97,7 @@ def _make_certificate(folder: Path) -> None:
         .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(folder / CERTIFICATE, made.public_bytes(Encoding.PEM))
+    _write(folder / CERTIFICATE, signed.public_bytes(Encoding.PEM))
     _write(
         folder / PRIVATE_KEY,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
@@ -105,7 +105,7 @@ def _make_certificate(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Only the user can read it, from its first byte on."""
+    """Writes a file that only the user can read, from its first byte on."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:

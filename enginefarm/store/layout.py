@@ -1,9 +1,9 @@
 """Every key of the store, in one place.
 
 blobs/sha256/ab/<digest>                          bytes, by content
-manifests/<spec_digest>.json                      complete: created once, never changed
-index/<recipe>/<gpu>/<precision>/<spec_digest>    empty; one listing answers what is complete
-stages/<stage>/<key>.json                         StageRecord: a step already done
+manifests/<spec_digest>.json                      Manifest of a published engine
+index/<recipe>/<gpu>/<precision>/<spec_digest>    empty; one listing shows the published engines
+stages/<stage>/<key>.json                         StageRecord: a step that is done
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGES = "stages/"
 
 
 class IndexEntry(NamedTuple):
-    """What the key of an index entry says."""
+    """The parts of the key of an index entry."""
 
     recipe: str
     gpu: str
@@ -49,7 +49,7 @@ def index(entry: IndexEntry) -> str:
 
 
 def entry_of(manifest: Manifest, recipe: str | None = None) -> IndexEntry:
-    """Where a manifest is listed; recipe: another one than its own, that shares the spec."""
+    """The index entry of a manifest. recipe: another recipe with the same spec."""
     return IndexEntry(
         recipe or manifest.recipe, manifest.gpu, manifest.precision, manifest.spec_digest
     )
@@ -63,6 +63,6 @@ def index_prefix(recipe: str | None = None, gpu: str | None = None) -> str:
 
 
 def parse_index(key: str) -> IndexEntry | None:
-    """None for a key that is not an index entry (a stray object)."""
+    """The entry with this key; None for a stray object."""
     parts = key.removeprefix(INDEX).split("/")
     return IndexEntry(*parts) if len(parts) == 4 and all(parts) else None

@@ -1,4 +1,4 @@
-"""The error for an engine that the store does not have, with the same words in every command."""
+"""The error of every command for an engine that the store does not have."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def no_engine(usual: str, store: EngineStore, recipe: str) -> StoreMissing:
     """The error to raise when no engine of that recipe was found.
 
-    usual: the command that asks where the user ran none.
-    It lists the store's recipes and suggests the one with the most similar name. A recipe that the
-    store has is missing only the engines that the command asked for.
+    usual: the command to name in the error when the user ran none.
+    If the store does not have the recipe, it lists the store's recipes and suggests the one with
+    the most similar name.
     """
     known = sorted(store.recipes())
     asked = command(usual)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 MOST_READ_BYTES = 256 << 20
-"""What one document, table or page may have."""
+"""The largest document, table or page that is read into memory."""
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,4 @@ class ObjectInfo:
     metadata: dict[str, str]
     sha256_base64: str | None = None
     age: timedelta | None = None
-    """By the server's own clock; None in a listing."""
+    """Measured by the server's own clock; None in a listing."""

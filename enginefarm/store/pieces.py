@@ -17,14 +17,14 @@ PIECE_BYTES = 32 << 20
 class RangeSource(Protocol):
     """Where ranges of one blob come from.
 
-    name: for messages; never holds a secret.
+    name: for messages; it never contains a secret.
     """
 
     name: str
 
     def range(self, start: int, end: int) -> tuple[Any, int]:
-        """A stream with read(n) and close() over [start, end), and the whole size (-1: not
-        said). Raises what failures.TRANSPORT and ClientError name."""
+        """A stream with read(n) and close() over [start, end), and the size of the whole blob (-1:
+        unknown). Raises: the errors of failures.TRANSPORT, ClientError."""
         ...
 
     def failure(self, error: Exception) -> EnginefarmError:
@@ -33,10 +33,10 @@ class RangeSource(Protocol):
 
 
 class Journal:
-    """Which pieces of a partial file are complete, so that another process can go on.
+    """Notes which pieces of a partial file are complete, so that another process can continue.
 
-    A line a piece, appended after its bytes: a journal that is ahead of a file (power cut) is
-    caught by the digest.
+    One line for each piece, appended after its bytes. If a power cut leaves the journal ahead of
+    the file, the digest shows it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loopback ports of the embedded server, which stay the same from run to run."""
+"""Loopback ports of the embedded server, which stay the same from one start to the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 SOCKETS = Path("/tmp")  # noqa: S108 # SeaweedFS's choice
 LOWEST_PORT, HIGHEST_PORT = 10_000, (1 << 16) - 10_001
-"""Below are the ports of known services; SeaweedFS adds 10,000 to some ports for its own gRPC."""
+"""Well-known services use lower ports; SeaweedFS adds 10,000 to some ports for its own gRPC."""
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -30,24 +30,24 @@ PORTS = (
 
 
 def ports_of(home: Path) -> list[int]:
-    """The folder's ports, while they are free: SeaweedFS keeps a folder a master port. Others
-    where somebody else has one of them, or the name of one of their sockets."""
+    """The folder's ports while they are free, because SeaweedFS stores its master port there; new
+    ports if somebody else uses one of them, or the path of one of their sockets."""
     kept = home / "ports.json"
     try:
         ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])
     except (OSError, ValueError):
         ports = free_ports(len(PORTS) + 1)
-    while any(_is_anothers(path) for path in sockets_of(ports)):
+    while any(_blocked(path) for path in sockets_of(ports)):
         ports = free_ports(len(PORTS) + 1)
     kept.write_text(json.dumps(ports), "utf-8")
     return ports
 
 
 def free_ports(count: int) -> list[int]:
-    """That many distinct ports that nobody listens on, and that the kernel hands to no connection.
+    """`count` distinct ports that nobody listens on, outside the range of outgoing connections.
 
-    A port that the kernel chooses comes from the range of outgoing connections: between its
-    choice and its use any client on the machine can be given it.
+    The kernel chooses ports from that range, so that it could give such a port to any client on the
+    machine before the server uses it.
     """
     first, beyond = _range()
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def sockets_of(ports: list[int]) -> list[Path]:
-    """Where SeaweedFS puts a socket for each of its gRPC ports; nothing sets another place."""
+    """Where SeaweedFS puts a socket for each gRPC port. No option changes these paths."""
     return [
         SOCKETS / f"seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock"
         for name, port in zip(PORTS, ports[1:], strict=True)
@@ -69,8 +69,8 @@ def sockets_of(ports: list[int]) -> list[Path]:
     ]
 
 
-def _is_anothers(path: Path) -> bool:
-    """Whether that path holds something that SeaweedFS cannot replace with its socket."""
+def _blocked(path: Path) -> bool:
+    """Whether the path holds something that SeaweedFS cannot replace with its socket."""
     try:
         found = path.lstat()
     except OSError:
@@ -79,24 +79,24 @@ def _is_anothers(path: Path) -> bool:
 
 
 def _range() -> tuple[int, int]:
-    """The larger part of our ports beside the kernel's range; all where it leaves too few."""
+    """The larger part of our ports outside the kernel's range; all of them if it is too small."""
     try:
         low, high = map(int, EPHEMERAL.read_text("utf-8").split())
     except (OSError, ValueError):
         low, high = 32_768, 60_999
-    beside = [(LOWEST_PORT, min(low, HIGHEST_PORT + 1)), (high + 1, HIGHEST_PORT + 1)]
-    first, beyond = max(beside, key=lambda part: part[1] - part[0])
+    outside = [(LOWEST_PORT, min(low, HIGHEST_PORT + 1)), (high + 1, HIGHEST_PORT + 1)]
+    first, beyond = max(outside, key=lambda part: part[1] - part[0])
     return (first, beyond) if beyond - first >= 1_000 else (LOWEST_PORT, HIGHEST_PORT + 1)
 
 
 def _bound(ports: list[int]) -> list[int]:
-    """The ports. Raises OSError when one is taken."""
+    """Returns the ports. Raises: OSError when one is taken."""
     with ExitStack() as stack:
         return [_bind(stack, port) for port in ports]
 
 
 def _bind(stack: ExitStack, port: int) -> int:
-    one = stack.enter_context(socket.socket())
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.bind(("127.0.0.1", port))
+    bound = stack.enter_context(socket.socket())
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
     return port

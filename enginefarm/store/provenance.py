@@ -1,8 +1,7 @@
-"""Provenance: an in-toto statement with a SLSA v1 predicate, of one manifest.
+"""Provenance: an in-toto statement with a SLSA v1 predicate about one manifest.
 
-The subject is the engine. `manifest` among the byproducts is the digest of everything in the
-manifest except what is written after the build (verification on the device), so that nothing
-else in it can be changed under a signature.
+The subject is the engine. The byproduct `manifest` is the digest of the manifest without the
+verification on the device, which is written after the build. A signature protects everything else.
 Sources: in-toto Attestation Framework v1, SLSA provenance v1.
 """
 
@@ -23,15 +22,15 @@ WRITTEN_LATER = {"device_verification"}
 def signed_digest(manifest: Manifest) -> str:
     """sha256 of the manifest without the fields that are written after the build.
 
-    The manifest is taken as it was read from JSON. It does not have the fields that later versions
-    add, so that these do not break earlier signatures.
+    Only fields that the manifest's JSON has are hashed, so that fields that later versions add do
+    not break earlier signatures.
     """
     body = manifest.model_dump(mode="json", exclude=WRITTEN_LATER, exclude_unset=True)
     return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
 def statement(manifest: Manifest) -> dict[str, Any]:
-    """The statement of one manifest, as JSON values."""
+    """The statement about one manifest, as JSON values."""
     spec = manifest.spec
     return {
         "_type": STATEMENT_TYPE,
@@ -75,14 +74,14 @@ def statement(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def is_about(said: Any, manifest: Manifest) -> bool:
-    """Whether a statement is of this manifest: its engine, its spec, and all the rest of it."""
+def is_about(claim: Any, manifest: Manifest) -> bool:
+    """Whether a statement is about this manifest: its engine, its spec and the rest of it."""
     try:
-        predicate = said["predicate"]
+        predicate = claim["predicate"]
         return (
-            said["_type"] == STATEMENT_TYPE
-            and said["predicateType"] == PREDICATE_TYPE
-            and [one["digest"]["sha256"] for one in said["subject"]] == [manifest.engine.digest]
+            claim["_type"] == STATEMENT_TYPE
+            and claim["predicateType"] == PREDICATE_TYPE
+            and [one["digest"]["sha256"] for one in claim["subject"]] == [manifest.engine.digest]
             and predicate["buildDefinition"]["buildType"] == BUILD_TYPE
             and predicate["runDetails"]["metadata"]["invocationId"] == manifest.spec_digest
             and predicate["runDetails"]["byproducts"]

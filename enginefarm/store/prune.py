@@ -1,7 +1,8 @@
-"""Keeps a cache within its limit: blobs that were used longest ago are removed first.
+"""Keeps a cache within its limit by removing the least recently used blobs.
 
-Held: what was used in the last hour, because a process may be about to open it; and the newest
-engine of each name under `engines/`, because a server starts from it again without the store.
+It never removes a blob that was used in the last hour, because a process may be about to open it,
+nor the newest engine of each name under `engines/`, because a server restarts from it without the
+store.
 """
 
 from __future__ import annotations
@@ -51,17 +52,20 @@ def blobs_of(root: Path) -> Iterator[CacheEntry]:
 
 
 def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> PruneReport:
-    """Removes blobs until the rest fits the limit, or only what is held remains."""
+    """Removes blobs until the rest fits the limit, or only protected blobs remain.
+
+    spare: one more blob to keep.
+    """
     found = sorted(blobs_of(root), key=lambda one: one.used_at)
     total = sum(one.size_bytes for one in found)
     removed, freed = 0, 0
     if total > limit_bytes:
-        held = _newest_engines(root)
+        protected = _newest_engines(root)
         recent = time.time() - RECENT_S
         for one in found:
             if total - freed <= limit_bytes:
                 break
-            if one.path == spare or one.used_at > recent or one.path.resolve() in held:
+            if one.path == spare or one.used_at > recent or one.path.resolve() in protected:
                 continue
             one.path.unlink(missing_ok=True)
             one.path.with_name(f"{one.path.name}{SEEN}").unlink(missing_ok=True)
@@ -70,7 +74,7 @@ def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> P
 
 
 def clean(root: Path) -> int:
-    """Removes what dead processes left behind, and names without an engine; returns the number."""
+    """Removes what dead processes left behind and links to removed engines; returns how many."""
     before = time.time() - ABANDONED_S
     removed = 0
     for path in (root / "blobs" / "sha256").rglob("*"):
@@ -90,7 +94,7 @@ def clean(root: Path) -> int:
 
 
 def _newest_engines(root: Path) -> frozenset[Path]:
-    """Of `model-t4-fp16-<spec>.plan` the newest of each model, GPU and precision."""
+    """The newest `model-t4-fp16-<spec>.plan` of each model, GPU and precision."""
     newest: dict[str, tuple[float, Path]] = {}
     for name in (root / "engines").glob("*"):
         with suppress(OSError):

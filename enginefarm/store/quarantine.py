@@ -1,7 +1,7 @@
-"""Records the result of running an engine on its GPU.
+"""Records the result of the verification of an engine on its GPU.
 
-Passed: the manifest says so from then on. Failed: the engine leaves the store's tables for
-`quarantine/<spec_digest>.json`, with its log, and nobody can find it as a good one again.
+A result is written into the manifest. An engine that failed leaves the index and the manifests for
+`quarantine/<spec_digest>.json`, with its log, so that nobody can pull it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import parsed, read
 
 QUARANTINE = "quarantine/"
-LET_GO = "restore it from a copy; or delete it, and the engine can be built again"
-"""Nothing removes such a record by itself: it says that an engine is wrong."""
+RELEASE = "restore it from a copy; or delete it, and the engine can be built again"
+"""The farm never removes such a record, because it says that an engine is wrong."""
 
 
 class QuarantinedEngine(Frozen):
-    """An engine that failed on its GPU: never served, kept to be looked into."""
+    """An engine that failed on its GPU. It is never served, but kept for analysis."""
 
     spec_digest: Digest
     manifest: Manifest
@@ -35,7 +35,7 @@ class QuarantinedEngine(Frozen):
 def record(
     store: EngineStore, manifest: Manifest, verification: DeviceVerification, log: Path
 ) -> Manifest:
-    """Writes the outcome of a verification on the device; returns the manifest as it is now.
+    """Writes the outcome of a verification on the device; returns the new manifest.
 
     Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
     """
@@ -49,10 +49,10 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
     key = layout.manifest(manifest.spec_digest)
     for _ in range(5):
         found = store.objects.get(key)
-        if found is None and verification.status == "failed":  # by who died after that
+        if found is None and verification.status == "failed":  # withdrawn before
             return manifest.model_copy(update={"device_verification": verification})
         if found is None:
-            raise StoreMissing(f"manifest {manifest.spec_digest[:12]}: it is gone from the store")
+            raise StoreMissing(f"manifest {manifest.spec_digest[:12]} is gone from the store")
         data, etag = found
         current = parsed(key, data, Manifest)
         judged = current.model_copy(update={"device_verification": verification})
@@ -65,10 +65,10 @@ def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerifica
 
 
 def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> QuarantinedEngine:
-    """Moves a failed engine into quarantine: a reader sees either the engine or nothing.
+    """Moves a failed engine into quarantine. A reader sees either the engine or nothing.
 
-    The manifest says first, in one write, that it failed: a process that dies after that leaves an
-    engine that nobody pulls, and that the next build or fsck withdraws.
+    The manifest already says that the engine failed. If this process dies before the end, nobody
+    can pull the engine, and the next build or fsck withdraws it.
     """
     entry = QuarantinedEngine(
         spec_digest=manifest.spec_digest,
@@ -83,7 +83,7 @@ def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> Quarantined
 
 
 def withdraw(store: EngineStore, manifest: Manifest) -> None:
-    """Takes an engine out of the index and the manifests; its blobs stay for gc."""
+    """Removes an engine from the index and the manifests. gc removes its blobs later."""
     store.objects.delete(layout.index(layout.entry_of(manifest)))
     store.objects.delete(layout.manifest(manifest.spec_digest))
 
@@ -91,10 +91,10 @@ def withdraw(store: EngineStore, manifest: Manifest) -> None:
 def quarantined(store: EngineStore, spec_digest: str) -> QuarantinedEngine | None:
     """The record of a failed engine; None for a spec that never failed on its GPU.
 
-    Raises: CorruptBlob, also for the record of another engine: it must not withdraw this one.
+    Raises: CorruptBlob, also for the record of another engine, which must not withdraw this one.
     """
     key = f"{QUARANTINE}{spec_digest}.json"
-    entry = read(store.objects, key, QuarantinedEngine, LET_GO)
+    entry = read(store.objects, key, QuarantinedEngine, RELEASE)
     if entry is not None and {entry.spec_digest, entry.manifest.spec_digest} != {spec_digest}:
-        raise CorruptBlob(f"store: {key} holds the record of another engine", fix=LET_GO)
+        raise CorruptBlob(f"store: {key} holds the record of another engine", fix=RELEASE)
     return entry

@@ -1,9 +1,9 @@
-"""The reads of a pull by obstore, which loads in a tenth of the time that botocore takes.
+"""Reads for a pull with obstore, which loads in a tenth of the time that botocore takes.
 
-Only for what obstore was tried with: a key in the environment, and nothing else that changes where
-botocore would look or whom it would trust. An answer that is not an object, a listing or
-NoSuchKey is not judged here: botocore asks again, with its retries and with errors that people
-know, and answers from then on. docs/decisions/0250-a-cached-pull-reads-with-obstore.md.
+obstore is used only when the environment holds a key, and nothing else that changes where botocore
+would look or whom it would trust. If the answer is not an object, a listing or NoSuchKey, botocore
+repeats the request, with its retries and its well-known errors, and makes all later requests.
+docs/decisions/0250-a-cached-pull-reads-with-obstore.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.store.client import ENDPOINTS, PLAIN_VALUE, endpoint_said, parse_url, region_said
+from enginefarm.store.client import (
+    ENDPOINTS,
+    PLAIN_VALUE,
+    configured_endpoint,
+    configured_region,
+    parse_url,
+)
 from enginefarm.store.object_info import MOST_READ_BYTES, ObjectInfo
 
 if TYPE_CHECKING:
@@ -26,29 +32,29 @@ if TYPE_CHECKING:
 KEY = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MAY_LACK = ("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", *ENDPOINTS)
 UNDERSTOOD = frozenset({*KEY, *MAY_LACK})
-"""Every other AWS_* variable may mean to botocore what it does not mean to obstore."""
+"""Any other AWS_* variable may mean something else to obstore than to botocore."""
 PROXIES = ("_PROXY",)
 CERTIFICATES = ("_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Endings of variables that the two libraries read differently."""
+"""Endings of the names of variables that the two libraries interpret differently."""
 PLAIN_KEY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
-"""Keys that obstore sends as they are: it normalizes others."""
+"""Keys that obstore sends unchanged; it normalizes all others."""
 PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-"""Names of buckets that botocore makes part of the host name unless an endpoint is configured."""
+"""Bucket names that botocore puts into the host name unless an endpoint is configured."""
 CONNECT_S, ANSWER_S = "5s", "10s"
-"""For one document. Ctrl-C waits for it; what takes longer is asked of botocore."""
+"""Limits for one document. Ctrl-C waits for it; after the limit, botocore repeats the request."""
 
 _forked = threading.Event()
 os.register_at_fork(after_in_child=_forked.set)
 
 
 def fits(url: str, environment: Mapping[str, str], home: Path) -> bool:
-    """Whether obstore asks the same server with the same key as botocore would."""
+    """Whether obstore would ask the same server with the same key as botocore."""
     bucket, prefix = parse_url(url)
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
     ignored = CERTIFICATES if endpoint.startswith("http://") else ()
     counting = [name for name in environment if not name.upper().endswith(ignored)]
     return (
-        # with other characters in them obstore's library panics
+        # obstore's library panics on other characters
         all(PLAIN_VALUE.fullmatch(environment.get(name, "")) for name in KEY)
         and all(PLAIN_VALUE.fullmatch(environment.get(name) or "-") for name in MAY_LACK)
         and all(name in UNDERSTOOD for name in counting if name.startswith("AWS_"))
@@ -61,7 +67,7 @@ def fits(url: str, environment: Mapping[str, str], home: Path) -> bool:
 
 
 class QuickStore:
-    """What an ObjectStore is, where `get` and `list` may not need one. Safe between threads."""
+    """An ObjectStore whose `get` and `list` may not need botocore. Threads can share it."""
 
     def __init__(self, url: str, reader: S3Store, make: Callable[[], ObjectStore]) -> None:
         self.bucket, self.prefix = parse_url(url)
@@ -95,12 +101,12 @@ class QuickStore:
             except FileNotFoundError as error:
                 if "<Code>NoSuchKey</Code>" in str(error):
                     return None
-            except Exception:  # noqa: S110 - whatever it is, botocore says it
+            except Exception:  # noqa: S110 - botocore repeats the request and reports its error
                 pass
         return self._whole.get(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """As ObjectStore.list. obstore lists whole folders, and not names that begin so."""
+        """As ObjectStore.list. obstore can list only whole folders."""
         last = ""
         if prefix.endswith("/") and self._serves(prefix[:-1]):
             try:
@@ -112,7 +118,7 @@ class QuickStore:
                         )
                         last = key
                 return
-            except Exception:  # noqa: S110 - botocore goes on behind the last key
+            except Exception:  # noqa: S110 - botocore continues after the last key
                 pass
         for info in self._whole.list(prefix):
             if info.key.encode() > last.encode():
@@ -120,18 +126,18 @@ class QuickStore:
 
 
 def connect(url: str) -> ObjectStore | None:
-    """A store for reading; None where botocore has to find out how. Makes no request."""
+    """A store for reading; None if only botocore can tell how to reach it. Makes no request."""
     if not fits(url, os.environ, Path.home()):
         return None
     from obstore.store import S3Store
 
     bucket, _ = parse_url(url)
-    endpoint = endpoint_said()
+    endpoint = configured_endpoint()
     may_lack = {"endpoint": endpoint, "session_token": os.environ.get("AWS_SESSION_TOKEN")}
-    said: Any = {name: value for name, value in may_lack.items() if value}
+    optional: Any = {name: value for name, value in may_lack.items() if value}
     reader = S3Store(
         bucket,
-        region=region_said() or "us-east-1",
+        region=configured_region() or "us-east-1",
         access_key_id=os.environ[KEY[0]],
         secret_access_key=os.environ[KEY[1]],
         virtual_hosted_style_request=endpoint is None,
@@ -141,7 +147,7 @@ def connect(url: str) -> ObjectStore | None:
             "timeout": ANSWER_S,
         },
         retry_config={"max_retries": 0},
-        **said,
+        **optional,
     )
 
     def make() -> ObjectStore:

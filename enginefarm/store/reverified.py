@@ -1,4 +1,4 @@
-"""Replaces the verification figures of an engine, when its data or our method has changed."""
+"""Replaces the verification figures of an engine after its data or our method changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def write(
     verification: GraphVerification,
     reference: BlobRef,
 ) -> Manifest | None:
-    """The manifest with these figures, signed again where it was signed; None when the store has
-    no engine of that graph. One that two recipes share is its own recipe's to verify.
+    """Writes the figures into the manifest and returns it, signed again if it was signed; None when
+    the store has no engine of that graph. The manifest of another recipe's engine is returned
+    unchanged: that recipe verifies it.
 
-    What its GPU said was said of the figures before: it is pending again. Figures that miss the
-    budget are written too: nobody may pull the engine on its old ones.
-    Raises: StoreConflict when others keep writing it.
+    The verification on the GPU becomes pending, because it was judged by the old figures. Figures
+    that miss the budget are written too, so that nobody pulls the engine on its old ones.
+    Raises: StoreConflict when other processes keep writing the manifest.
     """
     key = layout.manifest(spec_digest)
     for _ in range(ATTEMPTS):
@@ -41,7 +42,7 @@ def write(
                 "verification": verification,
                 "reference": reference,
                 "device_verification": DeviceVerification(
-                    status="pending", reason="it was verified again since it ran on its GPU"
+                    status="pending", reason="its figures have changed since it ran on its GPU"
                 ),
             }
         )
@@ -56,8 +57,8 @@ def write(
 
 
 def _was_signed(store: EngineStore, manifest: Manifest) -> bool:
-    """Whether the engine as it was is one that this farm trusts: other figures make no other
-    bytes trusted."""
+    """Whether this farm trusts the engine's signature: new figures must not make an untrusted
+    engine trusted."""
     trusted = signing.trust()
     found = store.objects.get(signing.attestation_key(manifest))
     if trusted is None or found is None:

@@ -1,4 +1,4 @@
-"""ObjectStore: the few S3 calls that everything else uses."""
+"""ObjectStore: all S3 requests except ranges of presigned URLs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from enginefarm.store.transfers import Watcher, transfers
 LISTING_PAGE = 1000
 PIECE_BYTES = 1 << 20
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
-"""Waits before a read is retried: botocore retries requests, but not a body that is cut off."""
+"""Waits before a read is retried: botocore retries requests, but not an interrupted body."""
 
 
 class ObjectStore:
@@ -44,7 +44,7 @@ class ObjectStore:
         return mapped(self.bucket, self.where, self.full(key) if key else "")
 
     def get(self, key: str) -> tuple[bytes, str] | None:
-        """Bytes and etag; None when there is no such object. For small objects."""
+        """The bytes and etag of a small object; None when it does not exist."""
         with self._mapped(key):
             for wait_s in BODY_RETRIES_S:
                 with suppress(*TRANSPORT):
@@ -67,12 +67,12 @@ class ObjectStore:
             raise CorruptBlob(
                 f"store: {self.full(key)} has {size_bytes:,} bytes; at most {MOST_READ_BYTES:,} "
                 "are read into memory",
-                why="nothing that the farm writes there is that large",
+                why="the farm writes nothing that large there",
             )
         return answer["Body"].read(), answer["ETag"]
 
     def pieces(self, key: str) -> Iterator[bytes]:
-        """The bytes of an object of any size, a piece at a time; none where it is not there."""
+        """The bytes of an object of any size in pieces; no pieces when it does not exist."""
         with self._mapped(key):
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
@@ -128,7 +128,7 @@ class ObjectStore:
         except StoreMissing as error:  # S3 answers 404 when the object was deleted meanwhile
             if self.head(key) is not None:
                 raise
-            raise StoreConflict(f"store: {self.full(key)} was deleted by somebody else") from error
+            raise StoreConflict(f"store: somebody else deleted {self.full(key)}") from error
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under a prefix, page by page, in key order."""
@@ -149,7 +149,7 @@ class ObjectStore:
                     )
 
     def first(self, prefix: str) -> str | None:
-        """The first key under a prefix, in key order; None when there is none."""
+        """The first key under a prefix in key order, or None."""
         with self._mapped(prefix):
             page = self.client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self.full(prefix), MaxKeys=1
@@ -158,13 +158,13 @@ class ObjectStore:
         return found[0]["Key"].removeprefix(self.prefix) if found else None
 
     def clock(self) -> datetime:
-        """The server's time: what its objects' dates are compared with."""
+        """The server's time, to compare with the dates of its objects."""
         with self._mapped():
             answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
         return _clock_of(answer)
 
     def folders(self, prefix: str) -> Iterator[str]:
-        """Names one level below a prefix that ends in a slash."""
+        """The names one level below a prefix that ends in a slash."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.full(prefix), Delimiter="/"
         )
@@ -174,12 +174,12 @@ class ObjectStore:
                     yield item["Prefix"].removeprefix(self.full(prefix)).rstrip("/")
 
     def delete(self, key: str) -> None:
-        """Deletes; no error when it is not there."""
+        """Deletes an object if it exists."""
         with self._mapped(key):
             self.client.delete_object(Bucket=self.bucket, Key=self.full(key))
 
     def touch(self, info: ObjectInfo) -> None:
-        """Gives an object a new modification time, by a copy on the server."""
+        """Gives an object a new modification time by copying it on the server."""
         key = self.full(info.key)
         with self._mapped(info.key), transfers(self.client) as manager:
             manager.copy(
@@ -201,9 +201,9 @@ class ObjectStore:
         metadata: dict[str, str],
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
-        """Streams a file, in parts, each with its sha256 checked by the server.
+        """Uploads a file in parts. The server checks the sha256 of each part.
 
-        on_bytes: called with the bytes just sent, from upload threads.
+        on_bytes: upload threads call it with the number of bytes just sent.
         """
         with self._mapped(key), transfers(self.client) as manager:
             manager.upload(
@@ -215,9 +215,9 @@ class ObjectStore:
             ).result()
 
     def range(self, key: str, start: int, end: int) -> tuple[Any, int]:
-        """A stream over bytes [start, end) and the object's whole size.
+        """A stream over bytes [start, end), and the size of the whole object (-1: unknown).
 
-        botocore's and urllib3's errors pass through: the caller resumes from where it stopped.
+        Errors of botocore and urllib3 pass through, because the caller resumes the download.
         """
         answer = self.client.get_object(
             Bucket=self.bucket, Key=self.full(key), Range=f"bytes={start}-{end - 1}"
@@ -234,7 +234,7 @@ class ObjectStore:
             )
 
     def create_bucket(self) -> None:
-        """Creates the bucket when it is not there."""
+        """Creates the bucket if it does not exist."""
         with self._mapped():
             try:
                 self.client.create_bucket(Bucket=self.bucket)
@@ -247,10 +247,10 @@ class ObjectStore:
 
 
 def _clock_of(answer: Any) -> datetime:
-    """The Date of an answer; this machine's clock for a server that does not say it."""
-    said = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    """The Date of an answer, or this machine's time if the answer has none."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
     try:
-        return parsedate_to_datetime(said).astimezone(UTC)
+        return parsedate_to_datetime(date).astimezone(UTC)
     except ValueError:
         return datetime.now(UTC)
 

@@ -1,9 +1,8 @@
-"""The newest revision of each channel that this host has seen, so that an older one is noticed.
+"""Remembers the newest revision of each channel that this host has seen, to refuse an older one.
 
-Somebody who can only write to the store cannot forge a signed revision, and can put an older one in
-its place by deleting the newer ones. A host that has seen those notices it. What no host can
-see by itself: that newer revisions are withheld from it which it has never seen, or that its
-own memory (a folder of the cache) was emptied.
+Somebody who can only write to the store cannot forge a signed revision, but can bring an older one
+back by deleting the newer ones. A host that has seen a newer one notices it. A host cannot notice
+that it never gets newer revisions, or that its own memory (a folder of the cache) was emptied.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class SeenRevisions:
         self._root = cache_root / "seen"
 
     def require_no_older(self, store_url: str, revision: Revision) -> None:
-        """Notes a revision whose signature was checked.
+        """Remembers a revision whose signature was checked.
 
         Raises: SignatureRejected when this host has seen a newer one.
         """
@@ -35,9 +34,9 @@ class SeenRevisions:
             raise SignatureRejected(
                 f"signature: the channel {revision.recipe}@{revision.channel} has gone back to "
                 f"revision {revision.revision}",
-                why=f"this host has seen revision {newest}, and revisions only grow: a rollback "
-                "is a new revision. Somebody deleted revisions, or the store was restored from "
-                "an older copy",
+                why=f"this host has seen revision {newest}, and the number only grows: a rollback "
+                "is a new revision. Somebody deleted revisions, or restored the store from an "
+                "older copy",
                 fix=f"promote again, past revision {newest}; or, if the older copy is intended, "
                 f"delete {path}",
             )

@@ -1,10 +1,10 @@
 """Signatures: Ed25519 over a DSSE envelope of the provenance statement.
 
 The farm signs with ENGINEFARM_SIGNING_KEY (a PEM file) or ENGINEFARM_SIGNING_KEY_PEM (its
-text, from a secret). Hosts trust ENGINEFARM_TRUST (PEM files or folders of them, separated as
-in PATH) or ENGINEFARM_TRUST_PEM; with either set, what is unsigned is refused before a byte
-of the engine is read.
-Source of the envelope and of what is signed: DSSE protocol v1.0.2.
+text, from a secret). Hosts trust ENGINEFARM_TRUST (PEM files or folders with them, separated as
+in PATH) or ENGINEFARM_TRUST_PEM. With either set, a host refuses an unsigned engine before it
+reads a byte of it.
+Source of the envelope and of the signed bytes: DSSE protocol v1.0.2.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Envelope(Frozen):
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs. The private key never leaves it."""
+    """Signs bytes with a private key, which it never reveals."""
 
     keyid: str
     sign: Callable[[bytes], bytes]
@@ -73,7 +73,7 @@ class Trust:
     def require(self, manifest: Manifest, envelope: bytes | None) -> str:
         """The id of the trusted key that signed exactly this manifest.
 
-        Raises: SignatureRejected: unsigned, another key, another manifest, or damaged.
+        Raises: SignatureRejected for no signature, another key, another manifest or damage.
         """
         if envelope is None:
             raise _rejected(manifest, "it is not signed")
@@ -82,14 +82,14 @@ class Trust:
             payload = base64.b64decode(parsed.payload, validate=True)
             signed = pre_authentication(parsed.payloadType, payload)
             keyid = self.signer_of(parsed.signatures, signed)
-            said = json.loads(payload)
+            signed_statement = json.loads(payload)
         except (ValueError, RecursionError, binascii.Error) as error:
             raise _rejected(manifest, "its signature is damaged") from error
         if keyid is None:
             by = ", ".join(one.keyid[:12] for one in parsed.signatures) or "nobody"
-            raise _rejected(manifest, f"it is signed by {by}, and trusted are {self}")
-        if parsed.payloadType != PAYLOAD_TYPE or not is_about(said, manifest):
-            raise _rejected(manifest, "the signature is of another manifest")
+            raise _rejected(manifest, f"it is signed by {by}, and the trusted keys are {self}")
+        if parsed.payloadType != PAYLOAD_TYPE or not is_about(signed_statement, manifest):
+            raise _rejected(manifest, "the signature is for another manifest")
         return keyid
 
     def signer_of(self, signatures: Iterable[Signature], signed: bytes) -> str | None:
@@ -124,13 +124,13 @@ def _rejected(manifest: Manifest, why: str) -> SignatureRejected:
 
 
 def pre_authentication(payload_type: str, payload: bytes) -> bytes:
-    """DSSE's PAE: what is signed."""
+    """The bytes to sign: DSSE's PAE."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def attestation_key(manifest: Manifest) -> str:
-    """Where the envelope is in the store: one a manifest, so that no race can mix two."""
+    """The key of the envelope: one for each manifest, so that no race can mix up two."""
     return f"attestations/{manifest.spec_digest}/{signed_digest(manifest)}.json"
 
 
@@ -160,8 +160,8 @@ def signer(environ: Mapping[str, str] = os.environ) -> Signer | None:
 def trust(environ: Mapping[str, str] = os.environ) -> Trust | None:
     """The keys that this host trusts; None when none is configured.
 
-    Raises: SignatureRejected when keys are configured and none can be read: a host that means
-    to check must not fall back to not checking.
+    Raises: SignatureRejected when keys are configured and none can be read: such a host must not
+    silently skip the check.
     """
     paths, text = environ.get("ENGINEFARM_TRUST"), environ.get("ENGINEFARM_TRUST_PEM")
     if not paths and not text:
@@ -180,7 +180,7 @@ def trust(environ: Mapping[str, str] = os.environ) -> Trust | None:
         keys[key_id(key)] = key
     if not keys:
         raise SignatureRejected(
-            "trust: ENGINEFARM_TRUST is set, and no public key is found there",
+            "trust: ENGINEFARM_TRUST is set, but contains no public key",
             fix="name a PEM file that `enginefarm keygen` wrote (….pub.pem)",
         )
     return Trust(keys)
@@ -202,7 +202,7 @@ def _read_all(paths: str) -> str:
 
 
 def _key_file(path: Path) -> bytes:
-    """The bytes of a small regular file; a device could have no end, and a pipe no beginning."""
+    """The bytes of a small regular file. Reading a device or a pipe might never end."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
     if path.stat().st_size > MOST_KEY_BYTES:
@@ -216,7 +216,7 @@ def key_id(public_key: Any) -> str:
 
 
 def generate(path: Path) -> tuple[Path, str]:
-    """A new key pair: the private key at `path` (mode 0600), the public one beside it.
+    """Creates a key pair: the private key at `path` (mode 0600), the public key beside it.
 
     Returns the public key's path and the key id. Raises: SignatureRejected when the file exists.
     """

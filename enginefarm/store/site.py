@@ -1,7 +1,7 @@
 """Where stages run, and how their results are recorded and found again.
 
-A result is recorded in the store under a key of everything that decided it: the same
-question is never worked out twice, by anyone.
+A result is recorded in the store under a key of everything that determines it, so that no machine
+does the same work twice.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ DATA_FILE = "model.onnx.data"
 
 @dataclass(frozen=True)
 class Site:
-    """The shared store, and this machine's cache."""
+    """The shared store and this machine's cache."""
 
     store: EngineStore
     cache: BlobCache
 
     @contextmanager
     def scratch(self) -> Generator[Path]:
-        """A folder on the cache's disk, so that results move into it by rename."""
+        """A folder on the cache's disk, so that a rename moves results into the cache."""
         root = self.cache.root / "scratch"
         with writing(root):
             root.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ def plugin_libraries(site: Site, spec: BuildSpec) -> tuple[Path, ...]:
 def whole(
     site: Site, recipe: str, spec_digest: str, policy: SigningPolicy | None = None
 ) -> Manifest | None:
-    """The published engine, listed under the recipe too, when all that it needs is there.
+    """The published engine, also listed under this recipe, if it is complete.
 
-    What the store has lost is uploaded from this machine's cache, where that has it. None for
-    an engine that has to be built: it is not published, or damaged beyond that. policy: then
-    one that no trusted builder signed counts as not published, and the recipe's name for
-    another recipe's engine is signed.
+    Blobs that the store has lost are uploaded from this machine's cache. None for an engine that
+    has to be built, because it is not published or cannot be completed. policy: an engine that no
+    trusted builder signed does not count as published, and the recipe's name for another recipe's
+    engine is signed.
     Raises: NewerVersion.
     """
     try:
@@ -92,7 +92,7 @@ def whole(
 
 
 def healed(site: Site, ref: BlobRef) -> bool:
-    """Whether the store has the blob, now that the cache has given it what was lost."""
+    """Whether the store has the blob. A lost blob is uploaded from the cache first."""
     if site.store.has_blob(ref):
         return True
     kept = site.cache.intact(ref)
@@ -100,7 +100,7 @@ def healed(site: Site, ref: BlobRef) -> bool:
 
 
 def stage_key(**parts: Any) -> str:
-    """The key of everything that decides a stage's result."""
+    """The key of everything that determines a stage's result."""
     return sha256_bytes(canonical_json(parts))
 
 
@@ -112,16 +112,14 @@ def recorded(
     policy: SigningPolicy | None = None,
     key_again: Callable[[], str] | None = None,
 ) -> tuple[StageRecord, bool]:
-    """The stage's record, and whether it was there already.
+    """The stage's record, and whether it already existed.
 
-    key_again: works the key out again after the work, where it depends on files of the user: a
+    The work is done again if the record is damaged, or if its blobs are neither in the store nor in
+    the cache.
+    key_again: computes the key again after the work, for a key that depends on the user's files: a
     result of files that changed meanwhile is not recorded (SourceError).
-
-    policy: of a process that signs what the record says: it trusts records that a trusted
-    builder signed, does the others' work again, and signs its own.
-
-    A record that is damaged, or whose blobs have gone from the store and are not in the cache
-    either, is worked out again.
+    policy: for a process that signs. Only records that a trusted builder signed count, and new
+    ones are signed.
     """
     found = found_record(site, stage, key)
     if found is not None and policy is not None and not policy.trusts(found):
@@ -157,14 +155,14 @@ def require_unchanged(stage: str, before: str, after: str) -> None:
     """Compares keys or digests of a step's inputs. Raises: SourceError."""
     if before != after:
         raise SourceError(
-            f"{stage}: the recipe's files changed while the step ran; nothing of it is kept",
+            f"{stage}: the recipe's files changed while the step ran; its result was not kept",
             why="the model's files or data have another digest than when the step began",
-            fix="run the build again when nothing writes to them any more",
+            fix="run the build again when nothing writes to the files any more",
         )
 
 
 def found_record(site: Site, stage: str, key: str) -> StageRecord | None:
-    """The record of a step already done; None too for one that is damaged: it is done again."""
+    """The record of a stage; None if it was never done, or if its record is damaged."""
     try:
         return site.store.stage(stage, key)
     except CorruptBlob:
@@ -172,7 +170,7 @@ def found_record(site: Site, stage: str, key: str) -> StageRecord | None:
 
 
 def materialize(site: Site, onnx: OnnxRef, folder: Path) -> Path:
-    """The model (and its external data) in a folder: copies, each hashed after it is made."""
+    """Copies the model (and its external data) to a folder, and checks each copy's digest."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, ref in ((MODEL_FILE, onnx.model), (DATA_FILE, onnx.data)):
         if ref is not None:

@@ -1,4 +1,4 @@
-"""Where a download's ranges come from: the store, or a presigned URL."""
+"""The sources of a download's ranges: the store, or a presigned URL."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class BlobSource:
 
 @dataclass(frozen=True)
 class PresignedUrl:
-    """A URL that needs no credentials, with what its bytes must hash to.
+    """A URL that needs no credentials, with the digest that its bytes must have.
 
     The digest is in the URL's fragment, which no client sends to a server.
-    manifest, signature: presigned URLs of these, for hosts that take signed engines only;
-    empty where the engine was not signed.
+    manifest, signature: presigned URLs of these, for hosts that accept only signed engines;
+    empty if the engine was not signed.
     """
 
     url: str
@@ -81,26 +81,26 @@ class PresignedUrl:
         """Raises: UsageError for a URL without a digest."""
         try:
             parts = urlsplit(text)
-            said = {name: values[0] for name, values in parse_qs(parts.fragment).items()}
-            ref = BlobRef(digest=said["sha256"], size_bytes=int(said["size"]))
+            fields = {name: values[0] for name, values in parse_qs(parts.fragment).items()}
+            ref = BlobRef(digest=fields["sha256"], size_bytes=int(fields["size"]))
         except (KeyError, ValueError):
             raise UsageError(
-                "pull --url: the URL does not say what its bytes must be",
-                fix="take the whole line that `enginefarm url` printed: it ends in #sha256=…",
+                "pull --url: the URL does not contain the digest of the engine",
+                fix="copy the whole line that `enginefarm url` printed, up to its end",
             ) from None
-        proofs = said.get("manifest", ""), said.get("signature", "")
+        proofs = fields.get("manifest", ""), fields.get("signature", "")
         schemes = {parts.scheme, *(urlsplit(url).scheme for url in proofs if url)}
         if not schemes <= {"http", "https"}:
             raise UsageError("pull --url: only http and https URLs can be pulled")
-        # The URL is somebody else's text: its name must not lead out of a folder.
-        name = said.get("name", "")
+        # Somebody else wrote the URL: its name must not lead out of a folder.
+        name = fields.get("name", "")
         if not FILE_NAME.fullmatch(name):
             name = ref.digest
         return cls(urlunsplit(parts._replace(fragment="")), ref, name, *proofs)
 
 
 class _Answered(ConnectionError):
-    """An answer that is not a range; a ConnectionError, so that 5xx are tried again."""
+    """An answer that is not a range. It is a ConnectionError, so that 5xx is tried again."""
 
     def __init__(self, status: int) -> None:
         super().__init__(str(status))
@@ -108,7 +108,7 @@ class _Answered(ConnectionError):
 
 
 class UrlSource:
-    """A presigned URL. Messages name its host only: the rest of it is a credential."""
+    """A presigned URL. Messages contain only its host, because the rest is a credential."""
 
     def __init__(self, presigned: PresignedUrl) -> None:
         self._url = presigned.url
@@ -138,10 +138,10 @@ class UrlSource:
 
 
 def read_url(url: str, what: str) -> bytes:
-    """A document behind a presigned URL; what: how errors call it.
+    """The document behind a presigned URL. what: its name in errors.
 
-    Raises: StoreDenied when the URL has expired, StoreMissing, StoreUnavailable, CorruptBlob
-    for one of more than DOCUMENT_BYTES.
+    Raises: StoreDenied when the URL has expired; StoreMissing; StoreUnavailable; CorruptBlob for
+    more than DOCUMENT_BYTES.
     """
     name = f"{urlsplit(url).netloc.rpartition('@')[2]}: {what}"
     for wait_s in (0.3, 0.6, 1.2):
@@ -152,7 +152,7 @@ def read_url(url: str, what: str) -> bytes:
 
 
 def _read_once(url: str, name: str) -> bytes:
-    """urllib3 does not try again by itself: it would log the URL, which is a credential."""
+    """Makes one request. urllib3 must not retry: it would log the URL, a credential."""
     once = Retry(0, redirect=2)
     try:
         with urllib3.PoolManager(retries=once, timeout=Timeout(connect=5, read=60)) as pool:
@@ -165,7 +165,7 @@ def _read_once(url: str, name: str) -> bytes:
     except urllib3.exceptions.HTTPError as error:
         raise StoreUnavailable(f"{name}: no answer", why=type(error).__name__) from error
     if len(data) > DOCUMENT_BYTES:
-        raise CorruptBlob(f"{name}: more than {DOCUMENT_BYTES} bytes")
+        raise CorruptBlob(f"{name} has more than {DOCUMENT_BYTES:,} bytes")
     return data
 
 
@@ -176,4 +176,4 @@ def _refused(name: str, status: int) -> EnginefarmError:
             why="the URL has expired, or was changed",
             fix="ask for a new one: enginefarm url",
         )
-    return StoreMissing(f"{name}: it does not exist (HTTP {status})")
+    return StoreMissing(f"{name} does not exist (HTTP {status})")

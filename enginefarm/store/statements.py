@@ -1,9 +1,9 @@
-"""Signed statements beside those of manifests: what a builder recorded, what a name stands for,
-where a channel points.
+"""Signed statements other than those about manifests: what a builder recorded, which engine a name
+stands for, and where a channel points.
 
-An engine's own signature says what was built. It does not say that the engine may be served
-under another recipe's name, nor that a channel points at it: anybody who can write to the store
-could say that, so these are signed too.
+An engine's own signature says what was built. It does not say that the engine may be served under
+another recipe's name, nor that a channel points at it. Anybody who can write to the store could
+claim that, so such statements are signed too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Document = TypeVar("Document", bound=SignedDocument)
 
 
 class Alias(SignedDocument):
-    """A recipe's name for an engine that was published under another recipe's."""
+    """States that a recipe's name also stands for an engine of another recipe."""
 
     schema_version: int = 1
     recipe: Name
@@ -35,14 +35,14 @@ class Alias(SignedDocument):
 
 
 def sign(document: Document, signer: Signer) -> Document:
-    """The document with a signature over it, in place of those that it had."""
+    """The document with this signature instead of any earlier ones."""
     sig = base64.b64encode(signer.sign(_signed_bytes(document))).decode()
     signature = Signature(keyid=signer.keyid, sig=sig)
     return document.model_copy(update={"signatures": (signature,)})
 
 
 def signed_by(document: SignedDocument, trust: Trust) -> str | None:
-    """The id of the trusted key that signed exactly this document; None: no such key did."""
+    """The id of the trusted key that signed exactly this document, or None."""
     try:
         return trust.signer_of(document.signatures, _signed_bytes(document))
     except ValueError:  # a signature that is not even base64
@@ -50,7 +50,7 @@ def signed_by(document: SignedDocument, trust: Trust) -> str | None:
 
 
 def require(document: SignedDocument, trust: Trust, name: str) -> str:
-    """signed_by(), or SignatureRejected; name: what errors call the document."""
+    """signed_by(), or SignatureRejected. name: the document's name in errors."""
     keyid = signed_by(document, trust)
     if keyid is not None:
         return keyid
@@ -78,14 +78,14 @@ def alias_of(recipe: str, manifest: Manifest) -> Alias:
 
 
 def name_it(store: EngineStore, recipe: str, manifest: Manifest, signer: Signer) -> None:
-    """Signs that a recipe's name stands for the engine too. Its own name needs no statement."""
+    """Signs that a recipe's name stands for the engine. Its own recipe needs no statement."""
     if recipe != manifest.recipe:
         alias = sign(alias_of(recipe, manifest), signer)
         store.objects.put(alias_key(recipe, manifest.spec_digest), alias.canonical_json())
 
 
 def read_alias(store: EngineStore, recipe: str, manifest: Manifest) -> bytes | None:
-    """The statement as it lies in the store; None where there is none, or none is needed."""
+    """The statement in the store; None if it does not exist or is not needed."""
     if recipe == manifest.recipe:
         return None
     found = store.objects.get(alias_key(recipe, manifest.spec_digest))
@@ -93,15 +93,15 @@ def read_alias(store: EngineStore, recipe: str, manifest: Manifest) -> bytes | N
 
 
 def is_named(store: EngineStore, recipe: str, manifest: Manifest) -> bool:
-    """False for a signed engine of another recipe, whose name here nobody has signed yet: hosts
-    that check would refuse it. A builder with the signing key signs it."""
+    """False for a signed engine of another recipe if this recipe's name for it is not signed yet:
+    hosts that check signatures would refuse it. A builder with the signing key signs the name."""
     if recipe == manifest.recipe or read_alias(store, recipe, manifest) is not None:
         return True
     return store.objects.get(signing.attestation_key(manifest)) is None
 
 
 def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Trust) -> None:
-    """Raises: SignatureRejected for an engine that nobody trusted calls by that name."""
+    """Raises: SignatureRejected if no trusted key signed that the name stands for the engine."""
     if recipe == manifest.recipe:
         return
     name = f"{manifest.recipe} {manifest.spec.label} under the name {recipe}"
@@ -111,9 +111,9 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
             why="no signed statement says that the name stands for this engine",
             fix=f"enginefarm sign --vouch {recipe}, on a machine that has the signing key",
         )
-    said = parsed(alias_key(recipe, manifest.spec_digest), alias, Alias)
-    require(said, trust, name)
-    if said.model_copy(update={"signatures": ()}) != alias_of(recipe, manifest):
+    statement = parsed(alias_key(recipe, manifest.spec_digest), alias, Alias)
+    require(statement, trust, name)
+    if statement.model_copy(update={"signatures": ()}) != alias_of(recipe, manifest):
         raise SignatureRejected(
             f"signature: {name} is refused", why="the statement is about another engine or name"
         )
@@ -121,8 +121,8 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
 
 @dataclass(frozen=True)
 class SigningPolicy:
-    """How a process that signs treats what others recorded: it believes what itself or a
-    trusted builder signed, and nothing else."""
+    """How a process that signs treats what others recorded: it accepts only what a trusted builder
+    or its own key signed."""
 
     signer: Signer
     trust: Trust

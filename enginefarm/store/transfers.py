@@ -1,4 +1,4 @@
-"""Multipart transfers by s3transfer, boto3's own engine for them."""
+"""Multipart uploads and copies with s3transfer, boto3's own library for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Watcher:
 
 
 def transfers(client: Any) -> Any:
-    """A transfer manager; imported when something is sent, because pulling needs none."""
+    """A transfer manager, imported only for uploads because a pull does not need it."""
     manager: Any = import_module("s3transfer.manager")
     config = manager.TransferConfig(
         multipart_threshold=PART_BYTES,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from enginefarm import cli
-from enginefarm.cli.pull import teller
+from enginefarm.cli.pull import fleet_reporter
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import UsageError
 from enginefarm.host.detect import detect
@@ -30,7 +30,7 @@ def first(publish: Publish, store: EngineStore) -> Manifest:
     """In production, as revision 1, and run by the host gpu-1."""
     manifest = publish(b"first")
     promote(store, "model", "production", allow_pending=True)
-    fleet.tell(store, "model", "production", manifest, detect("t4"), "GPU_1.example.org")
+    fleet.report(store, "model", "production", manifest, detect("t4"), "GPU_1.example.org")
     return manifest
 
 
@@ -72,15 +72,15 @@ def test_a_new_revision_with_its_engine_leaves_a_host_current(
     assert would["gets"] is None
 
 
-def test_watch_tells_it_for_a_channel_and_for_nothing_else(
+def test_watch_reports_a_host_only_if_it_follows_a_channel(
     first: Manifest, store: EngineStore, capsys: Out
 ) -> None:
-    tell = teller("model@production", "t4", None, offline=False)
-    assert tell is not None
-    tell(first)
+    report = fleet_reporter("model@production", "t4", None, offline=False)
+    assert report is not None
+    report(first)
     assert len(fleet.states(store)) == 2, "gpu-1, and this machine"
-    assert teller("model", "t4", None, offline=False) is None
-    assert teller("model@production", "t4", None, offline=True) is None
+    assert fleet_reporter("model", "t4", None, offline=False) is None
+    assert fleet_reporter("model@production", "t4", None, offline=True) is None
 
 
 def test_a_host_without_a_channel_to_follow_is_a_mistake(

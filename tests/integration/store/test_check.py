@@ -19,7 +19,7 @@ from tests.farm.weed_server import wait_for
 
 def test_seaweedfs_does_all_that_is_needed(store: EngineStore) -> None:
     results = check.checks(store.objects)
-    assert [one for one in results if one.says] == []
+    assert [one for one in results if one.failure] == []
     assert list(store.objects.list("check/")) == []
 
 
@@ -45,14 +45,14 @@ def test_the_check_says_what_a_lesser_server_lacks(tmp_path: Path) -> None:
             "s3://engines", endpoint=endpoint, credentials=Credentials("key", "secret")
         )
         objects.create_bucket()
-        missing = [one.needed for one in check.checks(objects) if one.says]
+        missing = [one.needed for one in check.checks(objects) if one.failure]
         with pytest.raises(StoreError, match="ignores the condition"):
             check.require_conditional_writes(objects)
     finally:
         server.kill()
         server.wait()
     assert "If-None-Match: * refuses to overwrite" in missing
-    assert "one winner of 8 who create at once" in missing
+    assert "one winner among 8 that create an object at once" in missing
 
 
 def test_the_check_is_a_command(

@@ -114,7 +114,7 @@ def test_a_host_is_hidden_neither_by_anothers_channel_nor_by_a_copy(
     for name in ("bad", "good"):
         manifest = publish(name.encode(), recipe=name, salt=name)
         assert run("promote", name, "--allow-pending") == 0
-        fleet.tell(store_environment, name, "production", manifest, HERE, f"host-{name}")
+        fleet.report(store_environment, name, "production", manifest, HERE, f"host-{name}")
     copy(
         store_environment,
         "fleet/good/production/host-good.json",
@@ -292,6 +292,6 @@ def test_a_blob_of_another_size_is_refused_before_anything_is_laid_out(
     )
     assert run("list") == 0
     host = tmp_path / "host"
-    with pytest.raises(CorruptBlob, match="bytes expected"):
+    with pytest.raises(CorruptBlob, match="bytes are expected"):
         enginefarm.pull("model", gpu="t4", cache=BlobCache(host))
     assert not list(host.rglob("*.part"))

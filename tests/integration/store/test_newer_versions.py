@@ -165,7 +165,7 @@ def fill(store: EngineStore, publish: Publish, folder: Path, recipe: str) -> str
     )
     BenchmarkTables(store.objects).append([row])
     here = Host(os="linux", arch="x86_64")
-    fleet.tell(store, recipe, "production", manifest, here, f"host-{recipe}")
+    fleet.report(store, recipe, "production", manifest, here, f"host-{recipe}")
     failed_builds.record(store, recipe, "t4", "fp16", NO_DIGEST, b"said")
     path = tiny_recipe.write(folder / recipe, name=recipe)
     recipe_store.push(store, path)

@@ -49,7 +49,7 @@ def run(*arguments: str) -> None:
 
 
 def test_it_does_all_that_the_farm_needs(second: EngineStore) -> None:
-    assert [one for one in check.checks(second.objects) if one.says] == []
+    assert [one for one in check.checks(second.objects) if one.failure] == []
 
 
 @pytest.mark.usefixtures("no_gpu_here")

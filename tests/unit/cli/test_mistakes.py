@@ -198,7 +198,7 @@ def test_what_cannot_be_a_name_is_told_before_a_store_is_asked(
         words += ["--prices", str(_prices(tmp_path))]
     assert cli.run(words) == 2, capsys.readouterr().err
     said = capsys.readouterr().err
-    assert "cannot be the name of a" in said or "names no channel" in said
+    assert "cannot be the name of a" in said or "does not name a channel" in said
 
 
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:

@@ -270,5 +270,5 @@ def test_an_image_is_named_with_its_source_or_said_to_be_unknown() -> None:
     assert "compatibility.md, 2026-08-19" in known
     assert "does not say whether these images load plans" in known
     for build in ("10.14.1.49", "10.14.1", "10.14.1.48.1", ""):
-        assert "is not known" in triton_images.image_words(build), build
+        assert "No image with it is known" in triton_images.image_words(build), build
         assert triton_images.tags(build) == ()

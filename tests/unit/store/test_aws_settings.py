@@ -113,5 +113,5 @@ def test_a_key_file_that_has_no_end_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["embedded://", "embedded://folder", "embedded://./folder"])
 def test_an_embedded_store_is_not_started_in_the_working_folder(url: str) -> None:
-    with pytest.raises(UsageError, match="names no folder"):
+    with pytest.raises(UsageError, match="does not contain an absolute folder"):
         open_store(url)

@@ -73,7 +73,7 @@ def test_another_farms_key_is_refused(keys: tuple[Signer, Trust], tmp_path: Path
     signing.generate(tmp_path / "other.pem")
     other = signing.signer({"ENGINEFARM_SIGNING_KEY": str(tmp_path / "other.pem")})
     assert other is not None
-    with pytest.raises(SignatureRejected, match=r"signed by .* trusted are"):
+    with pytest.raises(SignatureRejected, match=r"signed by .* the trusted keys are"):
         keys[1].require(MANIFEST, other.attest(MANIFEST).canonical_json())
 
 
