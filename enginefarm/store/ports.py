@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import socket
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 SOCKETS = Path("/tmp")  # noqa: S108 # SeaweedFS's choice
@@ -52,12 +53,13 @@ def free_ports(count: int) -> list[int]:
     first, beyond = _range()
     with ExitStack() as stack:
         ports: list[int] = []
-        while len(ports) < count:
-            try:
-                ports += [_bind(stack, random.randrange(first, beyond))]  # noqa: S311
-            except OSError:
-                continue
-        return ports
+        # Each port is drawn once: SO_REUSEADDR lets the same port be bound twice.
+        for port in random.sample(range(first, beyond), beyond - first):
+            with suppress(OSError):
+                ports.append(_bind(stack, port))
+            if len(ports) == count:
+                return ports
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports are free on 127.0.0.1")
 
 
 def sockets_of(ports: list[int]) -> list[Path]:
