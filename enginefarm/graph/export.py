@@ -122,16 +122,18 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
+    graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too
     # Not over the model itself: the reference is computed with its Ifs.
     path, decided = _decide_branches(path, recipe, sample, dest_dir / "decided")
     if decided:
-        graph = onnx_files.read(path, error=error)
+        graph = onnx_files.graph_only(path)
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")
     ranks = _run_corners(path, recipe, sample, error)
-    if isinstance(model, Path) and (wrong := _wrong_ranks(graph, ranks)):
-        for value in wrong:
+    if isinstance(model, Path) and _wrong_ranks(graph, ranks):
+        graph = onnx_files.read(path, error=error)
+        for value in _wrong_ranks(graph, ranks):
             onnx_shapes.write_shape(value, [None] * ranks[value.name])
         onnx_files.write(graph, path.parent)
     notes = (*file_notes.notes(recipe, path, dest_dir, sample), *decided)
