@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -236,7 +235,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         ),
         environment=environment(),
         notes=job.prepared.notes,
-        created_at=datetime.now(UTC),
+        created_at=site.store.objects.clock(),  # the newest is promoted: one clock for all hosts
     )
     signer = None if policy is None else policy.signer
     if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, policy)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +19,10 @@ from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust, attestation_key, trust
 from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 
+NOISE_S = 3
+LONGEST_S = 7 * 24 * 3600
+"""What signature version 4 allows."""
+
 
 def presign(
     name: str, *, gpu: str, precision: PrecisionName | None, expires_s: int
@@ -31,11 +36,21 @@ def presign(
     manifest = best.manifest
     proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
     signed = catalog.attestation(manifest) is not None
+    seconds = _by_our_clock(expires_s, store.objects.clock())
     url, *urls = (
-        store.objects.presigned_get(key, expires_s)
+        store.objects.presigned_get(key, seconds)
         for key in (layout.blob(manifest.engine), *(proofs if signed else ()))
     )
     return PresignedUrl(url, manifest.engine, file_name(manifest), *urls), best
+
+
+def _by_our_clock(expires_s: int, server: datetime) -> int:
+    """How long a URL is signed for, so that it works that long by the server's clock: the signature
+    holds the time of this machine's. The server's is known to the second."""
+    ahead_s = (server - datetime.now(UTC)).total_seconds()
+    if abs(ahead_s) < NOISE_S:
+        return expires_s
+    return min(max(1, round(expires_s + ahead_s)), LONGEST_S)
 
 
 def pull_url(text: str, *, dest: Path | str | None) -> Path:

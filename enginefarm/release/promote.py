@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreConflict, StoreMissing, UsageError
+from enginefarm.errors import StoreConflict, StoreMissing, UsageError, command
 from enginefarm.release.gates import GateContext, require_passed
 from enginefarm.release.speed_guard import guard
 from enginefarm.settings import user
-from enginefarm.store import budgets, signing, statements
+from enginefarm.store import budgets, layout, signing, statements
 from enginefarm.store.channels import (
     ChannelEngine,
     GateResult,
@@ -103,7 +103,7 @@ def promote(
         by, why, more = approve(chosen, results)
         chosen = tuple(store.manifest(one.spec_digest) or one for one in chosen)
         results = (*require_passed(name, chosen, context), *speed, *more)
-    return _move(
+    moved = _move(
         store,
         Revision(
             recipe=recipe,
@@ -118,6 +118,7 @@ def promote(
             at=datetime.now(UTC),
         ),
     )
+    return _still_there(store, moved)
 
 
 def rollback(
@@ -161,7 +162,7 @@ def rollback(
                 f"rollback {recipe}@{channel}: the bytes of {manifest.spec.label} of revision "
                 f"{target.revision} are gone"
             )
-    return _move(
+    moved = _move(
         store,
         target.model_copy(
             update={
@@ -174,6 +175,7 @@ def rollback(
             }
         ),
     )
+    return _still_there(store, moved)
 
 
 def record_refusal(
@@ -223,6 +225,26 @@ def _move(store: EngineStore, revision: Revision) -> Revision:
             fix="look at it, and try again",
         ) from None
     return revision
+
+
+def _still_there(store: EngineStore, moved: Revision) -> Revision:
+    """Looks for the engines after the channel names them: gc keeps what a channel names, and
+    may have deleted them just before. Raises: StoreMissing."""
+    gone = [
+        f"{one.gpu}/{one.precision} ({one.spec_digest[:12]})"
+        for one in moved.engines
+        if store.objects.head(layout.manifest(one.spec_digest)) is None
+        or not store.has_blob(one.engine)
+    ]
+    if gone:
+        name = f"{moved.recipe}@{moved.channel}"
+        raise StoreMissing(
+            f"{command(moved.action)} {name}: {', '.join(gone)} was deleted while the channel "
+            "moved",
+            why=f"gc found it in no channel; revision {moved.revision} names it now",
+            fix=f"enginefarm rollback {moved.recipe} {moved.channel}, then build the recipe again",
+        )
+    return moved
 
 
 def _engines(manifests: tuple[Manifest, ...]) -> tuple[ChannelEngine, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
@@ -25,12 +27,15 @@ DENIED = frozenset(
         "SignatureDoesNotMatch",
         "ExpiredToken",
         "InvalidToken",
-        "RequestTimeTooSkewed",
         "AuthorizationHeaderMalformed",
         "403",
         "401",
     }
 )
+SKEWED = "RequestTimeTooSkewed"
+MOST_SKEW = timedelta(minutes=15)
+"""What S3 allows between the two clocks."""
+
 CONFLICT = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 # Raised before an answer of the server, or in the middle of it.
@@ -94,7 +99,16 @@ def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> En
         return StoreMissing(f"store: the object {place} does not exist")
     if code in CONFLICT or status == 412:
         return StoreConflict(f"store: {place} was written by somebody else first")
-    if code in DENIED or status in (401, 403):
+    denied = code in DENIED or status in (401, 403)
+    said = _clock_of(error)
+    if code == SKEWED or (denied and said and abs(datetime.now(UTC) - said) > MOST_SKEW):
+        return StoreDenied(
+            f"store {place}: {where} refuses what this machine asks, because its clock is wrong",
+            why=f"the server's clock says {said or 'another time'}, and this machine's "
+            f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S+00:00}",
+            fix="set the clock (NTP) of this machine, or of the server if that one is wrong",
+        )
+    if denied:
         return StoreDenied(
             f"store {place}: access refused by {where}",
             why=code,
@@ -103,6 +117,15 @@ def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> En
     if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling"):
         return StoreUnavailable(f"store {place}: {where} answered {status} {code}")
     return StoreError(f"store {place}: {where} answered {status} {code}")
+
+
+def _clock_of(error: boto.ClientError) -> datetime | None:
+    """The server's time when it answered. HEAD has no other sign of a wrong clock than 403."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
+    except ValueError:
+        return None
 
 
 def _first_line(text: str) -> str:

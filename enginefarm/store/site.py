@@ -23,7 +23,7 @@ from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import CorruptBlob, SourceError
 from enginefarm.progress import report
 from enginefarm.schema import canonical_json
-from enginefarm.store import open_store
+from enginefarm.store import layout, open_store
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.disk import writing
@@ -88,6 +88,8 @@ def whole(
             return None
         name_it(site.store, recipe, manifest, policy.signer)
     site.store.list_under(recipe, manifest)
+    if site.store.objects.head(layout.manifest(spec_digest)) is None:
+        return None  # gc deleted it before it was listed again: it is published again
     return manifest
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,10 @@ from enginefarm.store.disk import writing
 from enginefarm.store.failures import translate
 
 
-def answer(status: int, code: str) -> boto.ClientError:
+def answer(status: int, code: str, **headers: str) -> boto.ClientError:
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
     return boto.ClientError(
-        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        {"Error": {"Code": code}, "ResponseMetadata": metadata},  # type: ignore[typeddict-item]
         "GetObject",
     )
 
@@ -53,6 +56,25 @@ def test_each_answer_has_its_error(error: Exception, expected: type[EnginefarmEr
     translated = translate(error, bucket="engines", where="http://store", key="a/b")
     assert type(translated) is expected
     assert translated.transient == (expected is StoreUnavailable)
+
+
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "403"])
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=-1)])
+def test_a_wrong_clock_is_told_as_one_and_not_as_a_wrong_key(code: str, ahead: timedelta) -> None:
+    """An answer to HEAD has no body, and so no code of its own."""
+    server = datetime.now(UTC) + ahead
+    error = answer(403, code, date=format_datetime(server, True))
+    said = translate(error, bucket="engines", where="http://store")
+    assert isinstance(said, StoreDenied)
+    assert "clock is wrong" in said.what
+    assert f"{server:%Y-%m-%d %H:%M:%S}" in said.why
+    assert "KEY" not in said.fix
+
+
+def test_a_wrong_key_is_not_told_as_a_wrong_clock() -> None:
+    now = format_datetime(datetime.now(UTC) - timedelta(minutes=5), True)
+    error = answer(403, "403", date=now)
+    assert "KEY" in translate(error, bucket="engines", where="http://store").fix
 
 
 def test_a_missing_bucket_is_named_with_the_command_that_makes_it() -> None:
