@@ -13,6 +13,7 @@ from enginefarm.release.speed_guard import guard
 from enginefarm.settings import user
 from enginefarm.store import budgets, layout, signing, statements
 from enginefarm.store.channels import (
+    LAST_REVISION,
     ChannelEngine,
     GateResult,
     Revision,
@@ -108,7 +109,7 @@ def promote(
         Revision(
             recipe=recipe,
             channel=channel,
-            revision=1 + (before.revision if before else 0),
+            revision=_after(before),
             action="promote",
             engines=_engines(chosen),
             gates=results,
@@ -166,7 +167,7 @@ def rollback(
         store,
         target.model_copy(
             update={
-                "revision": now.revision + 1,
+                "revision": _after(now),
                 "action": "rollback",
                 "source": f"revision {target.revision}",
                 "by": by or user(),
@@ -195,7 +196,7 @@ def record_refusal(
     now = current(store, recipe, channel)
     if now is None:
         return None
-    entry = {"revision": now.revision + 1, "action": "rollback", "source": source}
+    entry = {"revision": _after(now), "action": "rollback", "source": source}
     entry |= {"gates": gates, "by": user(), "why": why[:2000], "at": datetime.now(UTC)}
     return _move(store, now.model_copy(update=entry))
 
@@ -208,6 +209,19 @@ def channel_name(recipe: str, channel: str) -> str:
                 f"{name!r} cannot be the name of a {what}", why="a name has no capital letters"
             )
     return f"{recipe}@{channel}"
+
+
+def _after(now: Revision | None) -> int:
+    """The number of the next revision. Raises: StoreConflict after the last that there can be."""
+    if now is None:
+        return 1
+    if now.revision == LAST_REVISION:
+        raise StoreConflict(
+            f"channel {now.recipe}@{now.channel}: no revision can follow {LAST_REVISION:,}",
+            why="nobody moves a channel that often: somebody has written that one to the store",
+            fix=f"delete the object {now.key}",
+        )
+    return now.revision + 1
 
 
 def _move(store: EngineStore, revision: Revision) -> Revision:

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 from enginefarm.errors import SignatureRejected
 from enginefarm.store import planted
 from enginefarm.store.appearing import one_at_a_time, write_atomically
 from enginefarm.store.channels import Revision
+from enginefarm.store.client import parse_url
+
+
+class Seen(NamedTuple):
+    """digest: of the revision; empty in the notes of earlier versions."""
+
+    revision: int
+    digest: str = ""
 
 
 class SeenRevisions:
-    """seen/<store>/<recipe>/<channel>: a number. `store` is a digest of the store's URL."""
+    """seen/<store>/<recipe>/<channel>: a number and a digest. `store` is a digest of the store's
+    URL, which has the same one however it is written."""
 
     def __init__(self, cache_root: Path) -> None:
         self._root = cache_root / "seen"
@@ -25,35 +35,49 @@ class SeenRevisions:
     def require_no_older(self, store_url: str, revision: Revision) -> None:
         """Remembers a revision whose signature was checked.
 
-        Raises: SignatureRejected when this host has seen a newer one.
+        Raises: SignatureRejected when this host has seen a newer one, or another one of the same
+        number: there were two if somebody deleted the first.
         """
-        store = hashlib.sha256(store_url.encode()).hexdigest()[:16]
+        store = hashlib.sha256(_plain(store_url).encode()).hexdigest()[:16]
         path = self._root / store / revision.recipe / revision.channel
+        found = Seen(revision.revision, hashlib.sha256(revision.canonical_json()).hexdigest())
         newest = self._read(path)
-        if revision.revision < newest:
+        name = f"{revision.recipe}@{revision.channel}"
+        fix = (
+            f"promote again, past revision {newest.revision}; or, if the older copy is intended, "
+            f"delete {path}"
+        )
+        if found.revision < newest.revision:
             raise SignatureRejected(
-                f"signature: the channel {revision.recipe}@{revision.channel} has gone back to "
-                f"revision {revision.revision}",
-                why=f"this host has seen revision {newest}, and the number only grows: a rollback "
-                "is a new revision. Somebody deleted revisions, or restored the store from an "
-                "older copy",
-                fix=f"promote again, past revision {newest}; or, if the older copy is intended, "
-                f"delete {path}",
+                f"signature: the channel {name} has gone back to revision {found.revision}",
+                why=f"this host has seen revision {newest.revision}, and the number only grows: a "
+                "rollback is a new revision. Somebody deleted revisions, or restored the store "
+                "from an older copy",
+                fix=fix,
             )
-        if revision.revision > newest:
+        if found.revision == newest.revision and newest.digest not in ("", found.digest):
+            raise SignatureRejected(
+                f"signature: revision {found.revision} of the channel {name} is another one than "
+                "this host has seen",
+                why="a revision never changes: somebody deleted the one that was there",
+                fix=fix,
+            )
+        if found > newest:
             with one_at_a_time(path.parent):  # another pull may have seen a newer one meanwhile
-                if revision.revision > self._read(path):
-                    write_atomically(path, str(revision.revision).encode())
+                if found > self._read(path):
+                    write_atomically(path, f"{found.revision} {found.digest}".encode())
 
     @staticmethod
-    def _read(path: Path) -> int:
-        """0 where nothing was seen yet. A note that cannot be read is not taken for that."""
+    def _read(path: Path) -> Seen:
+        """Revision 0 where nothing was seen yet. A note that cannot be read is not taken for
+        that."""
         try:
             path.lstat()
         except FileNotFoundError:
-            return 0
+            return Seen(0)
         try:
-            return int((planted.read(path) or b"").decode())
+            number, _, digest = (planted.read(path) or b"").decode().strip().partition(" ")
+            return Seen(int(number), digest)
         except ValueError:
             raise SignatureRejected(
                 f"signature: {path} is damaged",
@@ -62,3 +86,11 @@ class SeenRevisions:
                 fix="look whether the channel is at the revision that it should be at "
                 "(enginefarm channel), and delete the file",
             ) from None
+
+
+def _plain(store_url: str) -> str:
+    """One spelling of a store's URL."""
+    if not store_url.startswith("s3://"):
+        return store_url.rstrip("/")
+    bucket, prefix = parse_url(store_url)
+    return f"s3://{bucket}/{prefix}".rstrip("/")

@@ -10,10 +10,10 @@ import pytest
 
 from enginefarm.building.engine import Job
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreMissing
+from enginefarm.errors import StoreConflict, StoreMissing
 from enginefarm.pulling.presigned import presign
 from enginefarm.release import promote as release
-from enginefarm.store import layout, site
+from enginefarm.store import channels, layout, site
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import ObjectStore
 from enginefarm.store.site import Site
@@ -56,6 +56,19 @@ def test_a_channel_never_moves_in_silence_to_an_engine_that_gc_deleted_meanwhile
     with pytest.raises(StoreMissing, match="deleted while the channel moved") as error:
         MOVES[action](store)
     assert error.value.what.startswith(f"{action} model@production: t4/fp16")
+
+
+@pytest.mark.parametrize("action", MOVES)
+def test_a_forged_last_revision_is_told_and_not_counted_on(
+    store: EngineStore, publish: Callable[..., Manifest], action: str
+) -> None:
+    publish()
+    first = release.promote(store, "model", "production", allow_pending=True)
+    last = first.model_copy(update={"revision": channels.LAST_REVISION, "engines": ()})
+    store.objects.put(last.key, last.canonical_json())
+    with pytest.raises(StoreConflict, match="no revision can follow") as error:
+        MOVES[action](store)
+    assert last.key in error.value.fix
 
 
 def test_an_engine_that_gc_deletes_while_it_is_found_does_not_count_as_built(

@@ -281,26 +281,56 @@ def test_a_served_version_without_its_plan_is_written_again(
     assert plan.read_bytes() == RIGHT
 
 
+def move(number: int, why: str = "") -> Revision:
+    return Revision(
+        recipe="model",
+        channel="production",
+        revision=number,
+        action="promote",
+        engines=(),
+        source="newest",
+        by="me",
+        why=why,
+        at=NOON,
+    )
+
+
+@pytest.mark.parametrize("spelling", ["s3://store/farm/", "s3://store//farm", "s3://store/farm"])
+def test_a_store_is_remembered_however_its_url_is_written(tmp_path: Path, spelling: str) -> None:
+    SeenRevisions(tmp_path).require_no_older("s3://store/farm", move(7))
+    with pytest.raises(SignatureRejected, match="gone back"):
+        SeenRevisions(tmp_path).require_no_older(spelling, move(6))
+    SeenRevisions(tmp_path).require_no_older("s3://store/other", move(6))
+
+
+def test_of_two_revisions_with_one_number_a_host_takes_the_one_that_it_has_seen(
+    tmp_path: Path,
+) -> None:
+    """Somebody deletes revision 7, the next promotion is 7 again, and now they can be swapped."""
+    seen = SeenRevisions(tmp_path)
+    seen.require_no_older("s3://store", move(7, "first"))
+    seen.require_no_older("s3://store", move(7, "first"))
+    with pytest.raises(SignatureRejected, match="another one"):
+        seen.require_no_older("s3://store", move(7, "second"))
+    seen.require_no_older("s3://store", move(8))
+
+
+def test_notes_of_earlier_versions_still_count(tmp_path: Path) -> None:
+    seen = SeenRevisions(tmp_path)
+    seen.require_no_older("s3://store", move(7))
+    (note,) = (path for path in (tmp_path / "seen").rglob("*") if path.is_file())
+    note.write_bytes(b"7")
+    with pytest.raises(SignatureRejected, match="gone back"):
+        seen.require_no_older("s3://store", move(6))
+    seen.require_no_older("s3://store", move(7))
+
+
 @pytest.mark.parametrize("damage", [b"", b"seven", None])
 def test_a_damaged_note_of_the_newest_revision_is_not_taken_for_none(
     tmp_path: Path, damage: bytes | None
 ) -> None:
     seen = SeenRevisions(tmp_path)
-    newer, older = (
-        Revision(
-            recipe="model",
-            channel="production",
-            revision=number,
-            action="promote",
-            engines=(),
-            source="newest",
-            by="me",
-            why="",
-            at=NOON,
-        )
-        for number in (7, 3)
-    )
-    seen.require_no_older("s3://store", newer)
+    seen.require_no_older("s3://store", move(7))
     (note,) = (path for path in (tmp_path / "seen").rglob("*") if path.is_file())
     note.unlink()
     if damage is None:
@@ -308,4 +338,4 @@ def test_a_damaged_note_of_the_newest_revision_is_not_taken_for_none(
     else:
         note.write_bytes(damage)
     with pytest.raises(SignatureRejected, match="damaged"):
-        seen.require_no_older("s3://store", older)
+        seen.require_no_older("s3://store", move(3))
