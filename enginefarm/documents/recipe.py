@@ -214,6 +214,12 @@ class Recipe(Frozen):
         _unique("gpus", self.gpus)
         _unique("precisions", self.precisions)
         _unique("outputs", self.outputs)
+        both = sorted({tensor.name for tensor in self.inputs} & set(self.outputs))
+        if both:
+            raise ValueError(
+                f"outputs: {', '.join(both)} is the name of an input too; an engine has one tensor "
+                "of each name: give the output another one"
+            )
         for field in ("class_scores", "slices"):
             unknown = sorted(set(getattr(self.verification, field)) - set(self.outputs))
             if not self.outputs or not unknown:

@@ -74,7 +74,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 5,
+                "reading": 6,
             },
         )
     try:
@@ -91,7 +91,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 5,
+            "normal_form": 6,
         },
     )
 
@@ -122,8 +122,11 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
+    # Not over the model itself: the reference is computed with its float64 and with its Ifs.
+    double = fitting.in_fp32(graph)
+    if double:
+        path = onnx_files.write(graph, dest_dir / "fp32")
     graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too
-    # Not over the model itself: the reference is computed with its Ifs.
     path, decided = _decide_branches(path, recipe, sample, dest_dir / "decided")
     if decided:
         graph = onnx_files.graph_only(path)
@@ -136,7 +139,11 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         for value in _wrong_ranks(graph, ranks):
             onnx_shapes.write_shape(value, [None] * ranks[value.name])
         onnx_files.write(graph, path.parent)
-    notes = (*file_notes.notes(recipe, path, dest_dir, sample), *decided)
+    # With its float64: what that is worth is for the verification to say.
+    raised = model if double and isinstance(model, Path) else path
+    notes = (*file_notes.notes(recipe, raised, dest_dir, sample), *decided)
+    if double:
+        notes = (*notes, "float64 inside the graph is computed in float32")
     if written_out:
         notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
     progress.report("export", 4, 4)

@@ -6,6 +6,7 @@ dims. Toolchains take shapes from the graph, so the recipe's go in.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -33,6 +34,7 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
     """
     _refuse_foreign(model, recipe)
     _refuse_types(model, recipe)
+    _part_outputs_from_inputs(model.graph, recipe)
     _name_outputs(model.graph, recipe)
     _write_dims(model, recipe, fixed)
 
@@ -135,7 +137,7 @@ def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
         dtype == "float64" and asked.get(name) == "float32"
         for name, (dtype, _) in signature.items()
     ):
-        _in_fp32(model)
+        in_fp32(model)
         signature = onnx_shapes.input_signature(model)
     for name, (dtype, _) in signature.items():
         if dtype not in get_args(DType):
@@ -151,9 +153,13 @@ def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
 
 def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
     fix = {
-        "float64": "write `dtype: float32` for the inputs that are float64: the graph is then "
-        "computed in FP32",
-    }.get(dtype, f"change the model so that {name!r} has one of these types")
+        (
+            "input",
+            "float64",
+        ): "write `dtype: float32` for the inputs that are float64: the graph is "
+        "then computed in FP32",
+        ("output", "float64"): f"end the model with a Cast of {name!r} to float32",
+    }.get((role, dtype), f"change the model so that {name!r} has one of these types")
     return SourceError(
         f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not have",
         why=f"TensorRT has {', '.join(get_args(DType))}",
@@ -161,24 +167,54 @@ def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
     )
 
 
-def _in_fp32(model: ModelProto) -> None:
-    """Every float64 of the graph as float32: TensorRT has no float64."""
-    import numpy as np
+def in_fp32(model: ModelProto) -> bool:
+    """In place: every float64 of the graph as float32, as TensorRT computes it. Numbers that
+    float32 cannot hold become its largest ones. Returns whether there were any."""
     from onnx import TensorProto, numpy_helper
 
+    np: Any = import_module("numpy")  # its functions are typed in part
     double, single = TensorProto.DOUBLE, TensorProto.FLOAT
+    largest, found = float(np.finfo(np.float32).max), False
     for tensor in onnx_files.tensors(model):
         if tensor.data_type == double:
-            values = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            values: Any = numpy_helper.to_array(tensor)
+            held: Any = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
+            tensor.CopyFrom(numpy_helper.from_array(held.astype(np.float32), tensor.name))
+            found = True
     for graph in onnx_files.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type == double:
                 value.type.tensor_type.elem_type = single
+                found = True
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.name in ("to", "dtype") and attribute.i == double:
                     attribute.i = single
+                    found = True
+    return found
+
+
+def _part_outputs_from_inputs(graph: GraphProto, recipe: Recipe) -> None:
+    """An output that is an input itself becomes a copy of it, under the recipe's name.
+
+    Raises: SourceError where the recipe has no other name for it.
+    """
+    from onnx import helper
+
+    inputs = {value.name for value in graph.input}
+    named = recipe.outputs if len(recipe.outputs) == len(graph.output) else ()
+    for index, output in enumerate(graph.output):
+        if output.name not in inputs:
+            continue
+        name = named[index] if named else output.name
+        if name in inputs:
+            raise SourceError(
+                f"outputs: {output.name!r} is an input of the graph itself",
+                why="an engine has one tensor of each name, an input or an output",
+                fix="give this output another name in `outputs`, which lists all outputs in order",
+            )
+        graph.node.append(helper.make_node("Identity", [output.name], [name], f"{name}_copy"))
+        output.name = name
 
 
 def _name_outputs(graph: GraphProto, recipe: Recipe) -> None:

@@ -40,8 +40,8 @@ make floats of integers. Softmax subtracts its maximum and is safe; in FP32 it w
 attention."""
 WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "LpPool", "Mish")
 """TensorRT-RTX 1.7.1 refuses these in BF16; it built 73 other operators."""
-PEEPHOLES = 7
-"""Index of the peepholes among the inputs of an LSTM: TensorRT-RTX takes them in FP32 only."""
+FP32_INPUTS = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}
+"""Indexes of the inputs that TensorRT-RTX takes in FP32 only: sequence_lens, and peepholes."""
 
 
 def wide_operators(low: int) -> tuple[str, ...]:
@@ -55,4 +55,7 @@ def stays_wide(node: NodeProto, low: int) -> bool:
     """Whether the operator, used as it is here, stays in FP32."""
     if node.op_type in wide_operators(low):
         return True
-    return node.op_type == "LSTM" and len(node.input) > PEEPHOLES and bool(node.input[PEEPHOLES])
+    return any(
+        len(node.input) > index and bool(node.input[index])
+        for index in FP32_INPUTS.get(node.op_type, ())
+    )

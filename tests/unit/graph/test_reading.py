@@ -441,6 +441,59 @@ def test_float64_is_computed_in_fp32_where_the_recipe_asks(tmp_path: Path) -> No
     assert "float64 in the file is computed in float32 (the numbers are the file's)" in report.notes
 
 
+@pytest.mark.parametrize("opset", [11, 20])
+def test_float64_inside_is_computed_in_fp32_and_compared_with_float64(
+    tmp_path: Path, opset: int
+) -> None:
+    """TensorRT computes it in FP32: what that loses has to be seen."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Add", ["wide", "much"], ["sum"]),
+        helper.make_node("Sub", ["sum", "much"], ["rest"]),
+        helper.make_node("Cast", ["rest"], ["y"], to=FLOAT),
+    ]
+    made = model(
+        nodes,
+        weights={"much": np.array(3e7), "unused": np.array(-1e300)},
+        opset=opset,
+    )
+    report = exported(tmp_path, made)
+    graph = onnx.load(report.path)
+    assert TensorProto.DOUBLE not in {tensor.data_type for tensor in onnx_files.tensors(graph)}
+    assert graph.graph.output[0].name == "y"
+    assert any("float64 inside the graph" in note for note in report.notes)
+    x = np.array([[0.25, 0.5, 3, 4]], np.float32)
+    np.testing.assert_array_equal(run(report.path, {"x": x})["y"], [[0, 0, 4, 4]])
+    wanted = recipe(tmp_path, made, profiles=[{"dims": {"batch": [1, 4, 8]}}])
+    reference = make_reference(wanted, report.model, tmp_path / "r.npz", outputs=report.outputs)
+    verdict = verify.verify_graph(
+        report.path, reference, wanted.budget("fp32"), wanted.verification.comparing
+    )
+    assert not verdict.passed
+
+
+@pytest.mark.parametrize("names", [["copy", "y"], ["same", "other"]])
+def test_an_output_that_is_an_input_is_a_copy_under_the_recipes_name(
+    tmp_path: Path, names: list[str]
+) -> None:
+    made = relu(outputs=[value("x", ["n", 4]), value("y", ["n", 4])])
+    report = exported(tmp_path, made, outputs=names)
+    graph = onnx.load(report.path).graph
+    assert [item.name for item in graph.input] == ["x"]
+    assert list(report.outputs) == names
+    x = np.array([[-1, 0, 1, 2]], np.float32)
+    found = run(report.path, {"x": x})
+    np.testing.assert_array_equal(found[names[0]], x)
+    np.testing.assert_array_equal(found[names[1]], np.maximum(x, 0))
+
+
+def test_an_output_that_is_an_input_and_has_no_other_name_is_refused(tmp_path: Path) -> None:
+    made = relu(outputs=[value("x", ["n", 4]), value("y", ["n", 4])])
+    with pytest.raises(SourceError, match="outputs: 'x' is an input of the graph itself") as caught:
+        exported(tmp_path, made)
+    assert "`outputs`" in str(caught.value.fix)
+
+
 @pytest.mark.parametrize("operator", ["GRU", "LSTM", "RNN"])
 def test_recurrent_layers_with_the_batch_first_run(tmp_path: Path, operator: str) -> None:
     """Judged by ONNX's own evaluator, which has layout 1."""

@@ -58,6 +58,11 @@ def test_every_example_is_a_recipe(path: Path) -> None:
         ({"precisions": ["int4"]}, "precisions[0]: 'int4' is not known; use one of: 'fp32'"),
         ({"calibration": None}, "precisions: int8 and fp8 need `calibration`"),
         ({"gpus": ["t4", "t4"]}, "gpus: t4 is listed twice; keep one"),
+        (
+            {"outputs": ["scores", "x"]},
+            "outputs: x is the name of an input too; an engine has one tensor of each name: "
+            "give the output another one",
+        ),
         ({"accuracy": {"int8": {"min_cosin": 1}}}, "accuracy.int8.min_cosin: no such field"),
         ({"verification": {"class_scores": ["y"]}}, "no output is called y; outputs are scores"),
         ({"name": "../up"}, "name: '../up' is not allowed"),

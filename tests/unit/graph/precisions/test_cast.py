@@ -303,6 +303,19 @@ def test_an_lstm_with_peepholes_stays_wide(tmp_path: Path) -> None:
     assert reads(cast(made(text.format(""), **plain), tmp_path), "LSTM") == {TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrent_layer_with_lengths_stays_wide(
+    tmp_path: Path, operator: str, gates: int
+) -> None:
+    """TensorRT-RTX 1.7.1 parses none in 16 bits."""
+    shapes = {"w": (1, 2 * gates, 4), "r": (1, 2 * gates, 2), "b": (1, 4 * gates)}
+    weights = {name: RANDOM.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    text = f"""agraph (float[n, b, 4] x, int32[b] l) => (float[n, 1, b, 2] y) {{
+        y = {operator} <hidden_size = 2> (x, w, r, b, l) }}"""
+    with_lengths = cast(made(text, **weights), tmp_path)
+    assert reads(with_lengths, operator) - {TensorProto.INT32} == {TensorProto.FLOAT}
+
+
 def test_names_that_the_cast_makes_are_free(tmp_path: Path) -> None:
     """A model whose values are called as ours would be, in the graph and in a body."""
     model = made("""
