@@ -1,4 +1,5 @@
-"""Rewrites what later tools do not read: sparse tensors, and names that two nodes share."""
+"""Rewrites what later tools do not read: sparse tensors, parts of a Split without a name, and names
+that two nodes share."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ LARGEST = 1 << 28
 
 
 def make_readable(model: ModelProto, what: str) -> None:
-    """In place: sparse initializers and constants as dense ones, and one name for each node of a
-    graph, since ONNX Runtime refuses two nodes of one name.
+    """In place: sparse initializers and constants as dense ones, a name for each part of a Split,
+    and one name for each node of a graph, since ONNX Runtime refuses two nodes of one name.
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
@@ -31,6 +32,7 @@ def make_readable(model: ModelProto, what: str) -> None:
                     attribute.t.CopyFrom(dense(attribute.sparse_tensor, what))
                     attribute.ClearField("sparse_tensor")
                     attribute.name, attribute.type = "value", attribute.TENSOR
+    _name_parts(model)
     _distinct_nodes(model)
 
 
@@ -63,6 +65,17 @@ def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
             fix="export the model again, with dense tensors",
         ) from cause
     return numpy_helper.from_array(made, name)
+
+
+def _name_parts(model: ModelProto) -> None:
+    """TensorRT refuses a Split that has a part without a name, and ONNX Runtime 1.32 crashes."""
+    free: FreeNames | None = None
+    for graph in onnx_files.graphs(model.graph):
+        for node in graph.node:
+            for index, name in enumerate(node.output if node.op_type == "Split" else ()):
+                if not name:
+                    free = free or FreeNames(model)
+                    node.output[index] = free.make(f"{node.name or 'split'}_part_{index}")
 
 
 def _distinct_nodes(model: ModelProto) -> None:
