@@ -36,7 +36,7 @@ from enginefarm.errors import (
 )
 from enginefarm.progress import SINK, report
 from enginefarm.settings import build_limits
-from enginefarm.store import failed_builds
+from enginefarm.store import failed_builds, layout
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialize, recorded, whole
@@ -235,7 +235,8 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         ),
         environment=environment(),
         notes=job.prepared.notes,
-        created_at=site.store.objects.clock(),  # the newest is promoted: one clock for all hosts
+        # The newest is promoted: one clock for all builders.
+        created_at=site.store.objects.clock(layout.INDEX),
     )
     signer = None if policy is None else policy.signer
     if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, policy)):

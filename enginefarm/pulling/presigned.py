@@ -36,7 +36,7 @@ def presign(
     manifest = best.manifest
     proofs = (layout.manifest(manifest.spec_digest), attestation_key(manifest))
     signed = catalog.attestation(manifest) is not None
-    seconds = _by_our_clock(expires_s, store.objects.clock())
+    seconds = _by_our_clock(expires_s, store.objects.clock(layout.INDEX))
     url, *urls = (
         store.objects.presigned_get(key, seconds)
         for key in (layout.blob(manifest.engine), *(proofs if signed else ()))

@@ -60,7 +60,9 @@ class ObjectStore:
                 return None
             raise
         except TRANSPORT as error:
-            raise translate(error, bucket=self.bucket, where=self.where, key=key) from error
+            raise translate(
+                error, bucket=self.bucket, where=self.where, key=self.full(key)
+            ) from error
         size_bytes = int(answer["ContentLength"])
         if size_bytes > MOST_READ_BYTES:
             answer["Body"].close()
@@ -157,10 +159,15 @@ class ObjectStore:
         found = page.get("Contents", ())
         return found[0]["Key"].removeprefix(self.prefix) if found else None
 
-    def clock(self) -> datetime:
-        """The server's time, to compare with the dates of its objects."""
-        with self._mapped():
-            answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+    def clock(self, prefix: str = "") -> datetime:
+        """The server's time, to compare with the dates of its objects.
+
+        prefix: what the key of this process may list.
+        """
+        with self._mapped(prefix):
+            answer = self.client.list_objects_v2(
+                Bucket=self.bucket, Prefix=self.full(prefix), MaxKeys=1
+            )
         return _clock_of(answer)
 
     def folders(self, prefix: str) -> Iterator[str]:

@@ -22,8 +22,8 @@ from tests.fake_builds import made
 pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
 
-def says(time: datetime) -> Callable[[ObjectStore], datetime]:
-    return lambda _: time
+def says(time: datetime) -> Callable[[ObjectStore, str], datetime]:
+    return lambda _, prefix: time
 
 
 def collected(store: EngineStore, manifest: Manifest) -> None:

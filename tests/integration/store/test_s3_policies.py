@@ -13,6 +13,7 @@ import pytest
 
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreDenied
+from enginefarm.pulling import presigned
 from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, s3
 from enginefarm.store.engine_store import EngineStore
@@ -125,6 +126,16 @@ def publish(store: EngineStore) -> BlobRef:
 def denied(action: Callable[[], object]) -> None:
     with pytest.raises(StoreDenied):
         action()
+
+
+@pytest.mark.usefixtures("no_gpu_here")
+def test_an_inference_host_makes_urls(
+    stores: dict[str, EngineStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
+    monkeypatch.setattr(presigned, "open_store", lambda: stores["pull"])
+    url, _ = presigned.presign("model", gpu="t4", precision=None, expires_s=60)
+    assert url.ref.size_bytes == len(b"engine")
 
 
 def test_an_inference_host_finds_and_downloads(
