@@ -11,7 +11,7 @@ from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, SparseTensorProto, TensorProto
+    from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 LARGEST = 1 << 28
 """The most elements of a sparse tensor that is written out: 1 GiB in FP32."""
@@ -70,12 +70,18 @@ def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
 def _name_parts(model: ModelProto) -> None:
     """TensorRT refuses a Split that has a part without a name, and ONNX Runtime 1.32 crashes."""
     free: FreeNames | None = None
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            for index, name in enumerate(node.output if node.op_type == "Split" else ()):
-                if not name:
-                    free = free or FreeNames(model)
-                    node.output[index] = free.make(f"{node.name or 'split'}_part_{index}")
+    for node in nameless_parts(model):
+        for index, name in enumerate(node.output):
+            if not name:
+                free = free or FreeNames(model)
+                node.output[index] = free.make(f"{node.name or 'split'}_part_{index}")
+
+
+def nameless_parts(model: ModelProto) -> list[NodeProto]:
+    """Splits with a part that has no name."""
+    graphs = onnx_files.graphs(model.graph)
+    splits = (node for graph in graphs for node in graph.node if node.op_type == "Split")
+    return [node for node in splits if not all(node.output)]
 
 
 def _distinct_nodes(model: ModelProto) -> None:
