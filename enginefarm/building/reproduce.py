@@ -22,14 +22,18 @@ from typing import Any
 
 from enginefarm.building.vouched import SMALLER_WORKSPACE
 from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.reference import read_reference
+from enginefarm.store.copies import clone_checked
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialize
 from enginefarm.tables.layers import layers_of
 from enginefarm.toolchains import BuildRequest, tensorrt_rtx, trtexec
 from enginefarm.toolchains.tensorrt import COMPATIBILITY
+
+Writer = Callable[[Manifest, dict[str, tuple[int, ...]]], str]
 
 NOT_COMPARED = {
     True: "outputs, fusions and tactics, which TensorRT-RTX decides on the GPU",
@@ -57,6 +61,20 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
         )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"reproduce: the folder {folder} is not empty", fix="name a new folder")
+    if manifest.reference is None:
+        raise StoreMissing(
+            "reproduce: the engine's manifest names no reference inputs and outputs",
+            fix="build the recipe again",
+        )
+    try:
+        _fill(site, manifest, manifest.reference, folder, write)
+    except BaseException:  # half a folder would be in the way of the next try
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _fill(site: Site, manifest: Manifest, reference: BlobRef, folder: Path, write: Writer) -> None:
     with writing(folder):
         materialize(site, manifest.graph, folder)
         shutil.copyfile(
@@ -64,13 +82,12 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
         )
         asked = build_json(site, manifest)
         (folder / "build.json").write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
-        inputs = _reference(site, manifest, folder)
+        inputs = _reference(site, manifest, reference, folder)
         scales = [*_scales(folder / "model.onnx")]
         text = json.dumps({"quantized": scales}, indent=2)
         (folder / "calibration.json").write_text(text + "\n", "utf-8")
         (folder / "trtexec.sh").write_text(write(manifest, inputs), "utf-8")
         (folder / "README.md").write_text(_readme(manifest, len(scales)), "utf-8")
-    return folder
 
 
 def build_json(site: Site, manifest: Manifest) -> dict[str, Any]:
@@ -126,15 +143,12 @@ def _network_layers(site: Site, manifest: Manifest) -> list[str] | None:
     return [layer.name for layer in found.layers] if found.network else None
 
 
-def _reference(site: Site, manifest: Manifest, folder: Path) -> dict[str, tuple[int, ...]]:
+def _reference(
+    site: Site, manifest: Manifest, reference: BlobRef, folder: Path
+) -> dict[str, tuple[int, ...]]:
     """reference.npz and the first batch as raw files; returns each input's shape."""
-    if manifest.reference is None:
-        raise StoreMissing(
-            "reproduce: the engine's manifest names no reference inputs and outputs",
-            fix="build the recipe again",
-        )
     path = folder / "reference.npz"
-    shutil.copyfile(site.cache.ensure(site.store, manifest.reference), path)
+    clone_checked(site.cache.ensure(site.store, reference), path, reference)
     (folder / "inputs").mkdir()
     batch = next(read_reference(path))
     for name, array in batch.inputs.items():
@@ -202,7 +216,7 @@ def _without_trtexec(manifest: Manifest, _: dict[str, tuple[int, ...]]) -> str:
 
 
 SHELL = '#!/bin/sh\nset -eu\ncd "$(dirname "$0")"\n'
-WRITERS: dict[str, Callable[[Manifest, dict[str, tuple[int, ...]]], str]] = {
+WRITERS: dict[str, Writer] = {
     "tensorrt": _with_trtexec,
     "trtexec": _with_trtexec,
     tensorrt_rtx.NAME: _without_trtexec,

@@ -15,13 +15,14 @@ import onnx
 import pytest
 import tiny_onnx
 from onnx import helper, numpy_helper
-from sample_manifest import make_manifest
+from sample_manifest import make_manifest, ref
 
 from enginefarm import cli
 from enginefarm.building import isolate
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import OnnxRef
-from enginefarm.errors import ToolchainError, UsageError
+from enginefarm.errors import StoreMissing, ToolchainError, UsageError
+from enginefarm.store import layout, open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildRequest, toolchain
 
@@ -189,3 +190,15 @@ def test_what_cannot_be_reproduced_is_refused(
         ToolchainError.exit_code
     )
     assert "ONNX Runtime builds them" in capsys.readouterr().err
+
+
+def test_a_folder_that_could_not_be_finished_is_not_in_the_way_of_the_next_try(
+    tmp_path: Path, publish: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = publish(b"plan", salt="3").model_copy(update={"reference": ref(b"never uploaded")})
+    open_store().objects.put(layout.manifest(lost.spec_digest), lost.canonical_json())
+    asked = ["reproduce", lost.spec_digest, str(tmp_path / "out")]
+    assert cli.run(asked) == StoreMissing.exit_code
+    assert cli.run(asked) == StoreMissing.exit_code
+    assert "is not empty" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
