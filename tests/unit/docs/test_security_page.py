@@ -18,6 +18,8 @@ POLICIES = "integration/store/test_s3_policies.py"
 STORE = "integration/store/test_store.py"
 TRUST = "integration/store/test_trust.py"
 CACHE = "unit/store/test_cache.py"
+PLANTED = "unit/store/test_planted.py"
+MEANWHILE = "integration/store/test_meanwhile.py"
 ISOLATE = "unit/building/test_isolate.py"
 AUDIT = "unit/infra/test_audit.py"
 COMPOSE = "unit/infra/test_compose.py"
@@ -229,6 +231,30 @@ PROOFS: dict[str, tuple[str, ...]] = {
     ),
     "Each manifest notes that": (
         f"{ISOLATE}::test_a_build_notes_whether_its_addresses_were_random",
+    ),
+    "Every copy that leaves the cache": (
+        f"{PLANTED}::test_a_blob_that_is_replaced_after_it_was_checked_is_not_copied_out",
+        "integration/release/test_rollout.py::test_a_repository_in_a_bucket",
+    ),
+    "What that user could have written": (
+        f"{PLANTED}::test_a_memo_counts_only_where_nobody_else_could_write_it_and_the_bytes",
+        f"{PLANTED}::test_whose_files_are_believed",
+    ),
+    "A planted link is not followed": (
+        f"{PLANTED}::test_a_link_in_place_of_a_blob_is_replaced_by_the_blob",
+        f"{PLANTED}::test_a_download_writes_through_no_link",
+        f"{PLANTED}::test_a_pipe_beside_a_blob_is_not_waited_for",
+        f"{PLANTED}::test_a_pipe_among_the_records_is_not_waited_for",
+    ),
+    "Whoever moves the channel or publishes": (
+        f"{MEANWHILE}::test_a_channel_never_moves_in_silence_to_an_engine_that_gc_deleted_meanwhile",
+        f"{MEANWHILE}::test_an_engine_that_gc_deletes_while_it_is_found_does_not_count_as_built",
+    ),
+    "A build publishes it again": (
+        f"{MEANWHILE}::test_a_build_that_gc_overtakes_publishes_its_engine_again",
+    ),
+    "gc checks an engine once more": (
+        "integration/release/test_gc.py::test_an_engine_that_is_used_again_after_the_first_look_stays",
     ),
     "A `*` in an S3 policy": (
         f"{POLICIES}::test_what_the_star_of_a_policy_also_matches_is_no_revision",
