@@ -91,6 +91,9 @@ class OutputComparison(Frozen):
         "moved to a neighboring number.",
     )
     top1_agreement: float | None = None
+    equal: float | None = Field(
+        default=None, description="Share of the values of an int32, int64 or bool output."
+    )
     top1_accuracy: float | None = Field(
         default=None, description="On true labels, where there are any."
     )
@@ -160,6 +163,7 @@ def _lines(output: OutputComparison, budget: Budget) -> Iterator[str]:
     yield from _at_most(name, "relative L2", output.relative_l2, relative)
     yield from _at_most(name, "max abs", output.max_abs, budget.max_abs)
     yield from _at_least(name, "top-1 agreement", output.top1_agreement, budget.min_top1_agreement)
+    yield from _at_least(name, "share of equal values", output.equal, budget.min_equal)
     if output.top1_accuracy is not None and output.reference_top1_accuracy is not None:
         drop = (output.reference_top1_accuracy - output.top1_accuracy) * 100
         yield from _at_most(name, "top-1 drop in points", drop, budget.max_top1_drop_points)

@@ -32,6 +32,13 @@ class Budget(Frozen):
     min_top1_agreement: float | None = Field(
         default=None, ge=0, le=1, description="Share of samples with the same top class as FP32."
     )
+    min_equal: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Share of the values of an int32, int64 or bool output that FP32 has too. They "
+        "are classes, places or flags, so that one beside the right one is as wrong as any other.",
+    )
     max_top1_drop_points: float | None = Field(
         default=None,
         ge=0,

@@ -27,6 +27,10 @@ picture among others would turn rounding into an error without bound."""
 CHANNEL_FLOOR = 1e-5
 """Channels of one output may be of different units (pixels, probabilities)."""
 
+DISCRETE = frozenset(("int32", "int64", "bool"))
+"""Types of classes, places and flags. Numbers of 8 bits are pictures or quantized, and near ones
+mean nearly the same."""
+
 
 @dataclass
 class Output:
@@ -44,6 +48,8 @@ class Output:
     right: int = 0
     reference_right: int = 0
     labeled: int = 0
+    discrete: int = 0
+    equal: int = 0
 
     def add(
         self, batch: ReferenceBatch, found: Array, first_sample: int, again: Array | None = None
@@ -83,6 +89,9 @@ class Output:
             return True
         self.whole.add(Sums.of(values))
         self._parts(values, batch, first_sample)
+        if wanted.dtype.name in DISCRETE:
+            self.discrete += x.size - int(ignored.sum())
+            self.equal += int(((x == y) & ~ignored).sum())
         if self.name in self.how.class_scores and x.ndim:
             self._classes(wanted, found, kept, batch.labels)
         return True
@@ -141,6 +150,7 @@ class Output:
             relative_l2=relative,
             rounding=rounding,
             top1_agreement=self.agree / self.rows if self.rows else None,
+            equal=self.equal / self.discrete if self.discrete else None,
             top1_accuracy=self.right / self.labeled if self.labeled else None,
             reference_top1_accuracy=self.reference_right / self.labeled if self.labeled else None,
             parts=tuple(self._worst()),

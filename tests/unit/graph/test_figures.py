@@ -57,6 +57,40 @@ def test_slices_that_the_recipe_names_stand_for_the_channels() -> None:
     }
 
 
+@pytest.mark.parametrize("precision", list(DEFAULT_BUDGETS))
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_a_class_beside_the_right_one_is_a_wrong_class(precision: str, dtype: str) -> None:
+    wanted = np.random.default_rng(3).integers(100, 1000, (8, 25)).astype(dtype)
+    found = wanted.copy()
+    found[:, ::4] += 1  # 28 % of them
+    result = compare(wanted, found, DEFAULT_BUDGETS[precision])
+    assert result.outputs[0].cosine > 0.99999
+    assert result.outputs[0].equal == 0.72
+    line = "y: share of equal values 0.72 is below 0.9 by 0.18"
+    assert line in result.over_budget
+    given = DEFAULT_BUDGETS[precision].model_copy(update={"min_equal": 0.7})
+    assert line not in compare(wanted, found, given).over_budget
+
+
+def test_padding_is_no_class() -> None:
+    wanted = np.arange(1, 21).reshape(2, 10)
+    mask = np.ones((2, 10), np.int64)
+    mask[:, 5:] = 0
+    found = np.where(mask, wanted, 0)
+    how = ComparisonRules(mask="mask")
+    result = compare(wanted, found, DEFAULT_BUDGETS["fp16"], how, {"mask": mask})
+    assert result.outputs[0].equal == 1.0
+
+
+def test_pictures_and_floats_are_not_compared_value_by_value() -> None:
+    wanted = np.random.default_rng(3).integers(0, 256, (2, 3, 8, 8)).astype(np.uint8)
+    found = (wanted ^ 1).astype(np.uint8)
+    result = compare(wanted, found, DEFAULT_BUDGETS["int8"])
+    assert not result.over_budget
+    assert result.outputs[0].equal is None
+    assert compare(wanted / 7, wanted / 7, Budget()).outputs[0].equal is None
+
+
 def test_one_ruined_sample_among_many_is_over_budget() -> None:
     wanted = RNG.normal(size=(200, 32)).astype(np.float32)
     found = wanted.copy()
