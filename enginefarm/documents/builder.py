@@ -33,10 +33,13 @@ DTYPES: dict[DType, TypeNames] = {
 
 
 class BuilderOptions(Frozen):
-    """What the builder is asked for; every field is part of the action key."""
+    """Options for the builder. Every field is part of the action key."""
 
     optimization_level: int = Field(
-        default=3, ge=0, le=5, description="Higher: a longer build, a faster engine."
+        default=3,
+        ge=0,
+        le=5,
+        description="A higher level makes the build longer and the engine faster.",
     )
     workspace_mib: int | None = Field(
         default=None, ge=1, description="None: the builder's own limit."
@@ -45,7 +48,8 @@ class BuilderOptions(Frozen):
         default="none", description="Which other GPUs a native plan may run on."
     )
     version_compatible: bool = Field(
-        default=False, description="A plan that later versions of the same major release load."
+        default=False,
+        description="The plan can be loaded by later versions of the same major release.",
     )
     sparse_weights: bool = Field(
         default=False, description="Allow kernels for weights with 2:4 sparsity."
@@ -54,5 +58,8 @@ class BuilderOptions(Frozen):
         default=None, description="Only these kernel libraries, by TensorRT's names."
     )
     attempts: int = Field(
-        default=1, ge=1, le=20, description="Build lottery: keep the best accurate one."
+        default=1,
+        ge=1,
+        le=20,
+        description="Build lottery: build this many times, and keep the fastest accurate engine.",
     )

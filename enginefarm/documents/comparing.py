@@ -45,7 +45,7 @@ class ComparisonRules(Frozen):
     )
     slices: dict[OutputName, dict[Name, tuple[int, int]]] = Field(
         default_factory=dict,
-        description="Parts of an output along axis 1 that are judged by themselves, by name: "
+        description="Named parts of an output along axis 1 that are judged separately: "
         "`{boxes: [0, 4], scores: [4, 22]}`, from and up to. Without them: every channel.",
     )
 

@@ -59,16 +59,22 @@ class Calibration(Frozen):
 
     data: Data = Field(description="Representative inputs: not the ones it is verified on.")
     method: Literal["auto", "entropy", "minmax", "percentile"] = Field(
-        default="auto", description="How a range is chosen from the values that are seen."
+        default="auto", description="How a range is chosen from the observed values."
     )
     percentile: float = Field(
         default=99.99, gt=50, le=100, description="For `percentile`: this share of |x| is in range."
     )
     batches: int = Field(default=16, ge=1, le=100_000, description="How many batches are read.")
     batch_size: int = Field(
-        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
+        default=8,
+        ge=1,
+        le=4096,
+        description="Samples in each batch that a callable is asked to yield.",
     )
-    seed: int = Field(default=0, description="Given to a callable that takes one.")
+    seed: int = Field(
+        default=0,
+        description="Seed of random inputs, and of a callable that has a parameter `seed`.",
+    )
 
 
 class Verification(ComparisonRules):
@@ -77,13 +83,19 @@ class Verification(ComparisonRules):
 
     data: Data | None = Field(
         default=None,
-        description="Other inputs than the calibration's, with labels if there are any.",
+        description="Inputs other than the calibration's, with labels if there are any.",
     )
     batches: int = Field(default=4, ge=1, le=10_000, description="How many batches are read.")
     batch_size: int = Field(
-        default=8, ge=1, le=4096, description="Samples in a batch that a callable is asked for."
+        default=8,
+        ge=1,
+        le=4096,
+        description="Samples in each batch that a callable is asked to yield.",
     )
-    seed: int = Field(default=1, description="Given to a callable that takes one.")
+    seed: int = Field(
+        default=1,
+        description="Seed of random inputs, and of a callable that has a parameter `seed`.",
+    )
 
     @property
     def comparing(self) -> ComparisonRules:

@@ -97,16 +97,16 @@ class Export(Frozen):
 
 
 class Recipe(Frozen):
-    """A model, the GPUs and precisions wanted of it, and what it must not lose."""
+    """A model, its GPUs and precisions, and how accurate its engines must be."""
 
     name: Name = Field(description="The name that engines are pulled by.")
-    source: Source = Field(description="Where the model is: a table of its own for each kind.")
+    source: Source = Field(description="Where the model is. Each kind has its own table below.")
     inputs: tuple[TensorSpec, ...] = Field(
         min_length=1, description="In the order in which the module's forward takes them."
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
         default=(),
-        description="Names for the outputs, in order; empty: those that the exporter chooses.",
+        description="Names for the outputs, in order; if empty, the exporter chooses them.",
     )
     profiles: tuple[Profile, ...] = Field(
         default=(Profile(),), min_length=1, description="Ranges of the dynamic dims."
@@ -117,8 +117,8 @@ class Recipe(Frozen):
     gpus: tuple[Name, ...] = Field(min_length=1, description="Labels: `enginefarm gpus`.")
     allow_skip: bool = Field(
         default=False,
-        description="Skip, visibly, a precision that a GPU lacks; else that engine fails, and "
-        "the others are built.",
+        description="Skip a precision that a GPU lacks, and report it; otherwise that engine "
+        "fails. The others are built.",
     )
     calibration: Calibration | None = Field(
         default=None,
@@ -129,7 +129,7 @@ class Recipe(Frozen):
     )
     accuracy: dict[PrecisionName, Budget] = Field(
         default_factory=dict[PrecisionName, Budget],
-        description="A budget for each precision; what is left out keeps its default.",
+        description="A budget for each precision; anything left out keeps its default.",
     )
     keep_wide: tuple[Annotated[str, StringConstraints(min_length=1, max_length=500)], ...] = Field(
         default=(),
@@ -140,19 +140,19 @@ class Recipe(Frozen):
         default=40,
         ge=0,
         le=1000,
-        description="Where a precision misses its budget, or its `margin`, nodes to keep wide are "
-        "searched for by running or verifying so many graphs at most; 0: the precision is judged "
-        "as it is.",
+        description="If a precision misses its budget or its `margin`, the search for nodes "
+        "to keep wide runs or verifies at most this many graphs; 0: no search.",
     )
     regression: Regression = Field(
         default=Regression(), description="When a timing counts as slower."
     )
     toolchain: ToolchainWish = Field(
         default="auto",
-        description="auto: the first that a worker with the GPU has, else one that needs no GPU.",
+        description="auto: the first that a worker with the GPU has, otherwise one that "
+        "needs no GPU.",
     )
     builder: BuilderOptions = Field(
-        default=BuilderOptions(), description="What the builder is asked for."
+        default=BuilderOptions(), description="Options for the builder."
     )
     export: Export = Field(default=Export(), description="How PyTorch becomes ONNX.")
     plugins: tuple[str, ...] = Field(

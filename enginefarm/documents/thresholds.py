@@ -18,7 +18,7 @@ SCALED = ("min_cosine", "min_part_cosine", "max_relative_l2", "max_part_relative
 
 
 class Budget(Frozen):
-    """How far a precision may stray from the FP32 PyTorch reference."""
+    """How far a precision may deviate from the FP32 PyTorch reference."""
 
     min_cosine: float = Field(
         default=0.99, ge=-1, le=1, description="Cosine of each whole output, at least."
@@ -62,16 +62,16 @@ class Budget(Frozen):
         default=0.0,
         ge=0,
         le=100,
-        description="An error of so many times what FP32 rounding alone costs the model is "
-        "allowed, even above `max_relative_l2`.",
+        description="An error of at most this many times the model's own FP32 rounding error "
+        "is allowed, even above `max_relative_l2`.",
     )
     margin: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Share of these limits within which a graph is made, where keeping nodes wide "
-        "achieves it: the rest is for data that it was not judged on. It is published within the "
-        "limits themselves.",
+        description="The search for nodes to keep wide aims at this share of the limits and "
+        "leaves the rest for unseen data. The full limits decide whether an engine is "
+        "published.",
     )
 
     @property
@@ -130,24 +130,36 @@ def completed(precision: str, given: Any) -> Any:
 
 
 class Regression(Frozen):
-    """When a night's timing counts as slower. No part of the action key.
+    """When a night's timing counts as slower. Not part of the action key.
 
     Slower means both: above `latency_ratio` × the baseline's median, and above it by more
     than `spreads` robust spreads (1.4826 × median absolute deviation) of the baseline.
     """
 
     latency_ratio: float = Field(
-        default=1.10, gt=1, le=10, description="Times the median of the baseline."
+        default=1.10,
+        gt=1,
+        le=10,
+        description="A slower timing is above this many times the baseline's median.",
     )
-    spreads: float = Field(default=4.0, ge=0, le=20, description="Robust spreads above it.")
-    nights: int = Field(default=14, ge=2, le=365, description="The baseline: so many before.")
-    min_nights: int = Field(default=5, ge=2, le=365, description="Fewer: no verdict.")
+    spreads: float = Field(
+        default=4.0,
+        ge=0,
+        le=20,
+        description="A slower timing is also above the median by this many robust spreads.",
+    )
+    nights: int = Field(
+        default=14, ge=2, le=365, description="The baseline: this many nights before."
+    )
+    min_nights: int = Field(
+        default=5, ge=2, le=365, description="With fewer nights there is no verdict."
+    )
     min_speedup: float = Field(
         default=1.02,
         ge=1,
         le=10,
-        description="A channel takes an engine of fewer bits only where it is so many times "
-        "faster than the fastest one of more bits on that GPU.",
+        description="A channel takes an engine with fewer bits only if it is at least this "
+        "many times as fast as the fastest one with more bits on that GPU.",
     )
 
     @model_validator(mode="after")

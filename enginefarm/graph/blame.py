@@ -1,4 +1,4 @@
-"""Finds the node that makes the first NaN or infinity."""
+"""Finds the node that produces the first NaN or infinity."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def first_node(path: Path, inputs: Arrays) -> str:
-    """Where the graph leaves the range of its 16-bit floats and the same graph in FP32 does
-    not, for people; empty when no node of the main graph does.
+    """The first node that leaves the range of its 16-bit floats where the same graph in FP32 does
+    not, in words; empty when no node of the main graph does.
 
-    Runs the graph twice, with a sum of x·0 behind each value: 0 for numbers, NaN otherwise.
+    Runs the graph twice, with a sum of x·0 after each value: 0 for numbers, NaN otherwise.
     Raises: PrecisionError.
     """
     narrow, names = _flags(path, inputs, rounded=True)
@@ -32,7 +32,7 @@ def first_node(path: Path, inputs: Arrays) -> str:
 
 
 def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool], dict[str, str]]:
-    """Which values are not all numbers, and what made each, in the graph's order."""
+    """Value -> whether it has NaN or infinity, and value -> its node, in the graph's order."""
     import numpy as np
     from onnx import TensorProto, helper
 
@@ -50,11 +50,11 @@ def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool
     model = emulate(model, rounded=rounded, outputs_rounded=rounded)
     graph = model.graph
     wanted = {output.name for output in graph.output}
-    graph.initializer.append(helper.make_tensor("__nought", TensorProto.FLOAT, [], [0.0]))
+    graph.initializer.append(helper.make_tensor("__zero", TensorProto.FLOAT, [], [0.0]))
     flags: dict[str, str] = {}
     for index, name in enumerate(makers):
-        product, flags[name] = f"__times_nought_{index}", f"__flag_{index}"
-        graph.node.append(helper.make_node("Mul", [name, "__nought"], [product]))
+        product, flags[name] = f"__times_zero_{index}", f"__flag_{index}"
+        graph.node.append(helper.make_node("Mul", [name, "__zero"], [product]))
         graph.node.append(helper.make_node("ReduceSum", [product], [flags[name]], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(flags[name], TensorProto.FLOAT, []))
     session = ort.session_of(model, error=PrecisionError, what="the graph with flags")
@@ -64,8 +64,8 @@ def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool
 
 
 def _makers(model: ModelProto, floats: set[str]) -> dict[str, str]:
-    """Value -> the user's node behind it: a Cast that the precision put in stands for what it
-    reads."""
+    """Value -> the user's node that computes it. For a Cast that the precision added, this is the
+    node that the Cast reads."""
     made: dict[str, str] = {}
     for node in model.graph.node:
         source = f"node {node.name!r} ({node.op_type})" if node.name else f"a {node.op_type} node"

@@ -1,8 +1,8 @@
 """Bounds of the integers and booleans that a graph computes from its sizes.
 
-Each value has the least and the largest number that it can be, element by element, at any size
-that the recipe's profiles allow. ONNX's shape inference says which dims are fixed, and which are
-a named dim of the recipe; nothing is assumed of the others. `onnx.reference` computes.
+Each value has the smallest and the largest number that it can be, element by element, at any size
+that the recipe's profiles allow. ONNX's shape inference says which dims are fixed and which are a
+named dim of the recipe; any other dim can have any size. `onnx.reference` computes the bounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 LARGEST = 1 << 31
-"""No size is larger; also what a sum or product of sizes may be that is larger than this."""
+"""No size is larger. Larger sums and products of sizes are clipped to this."""
 MOST_ELEMENTS = 1 << 10
 """Tensors of sizes are short; longer ones are data."""
 
@@ -50,21 +50,21 @@ SIGNS: dict[str, str] = {
     **dict.fromkeys(("Less", "LessOrEqual"), "-+"),
     "Not": "-",
 }
-"""How a result follows each input, the last sign for all further ones: it grows with it, or
-shrinks, or the input has to be known."""
+"""How a result depends on each input: it grows with it (+), shrinks (-), or the input must be known
+(=). The last sign is for all further inputs."""
 FROM_ZERO = frozenset(("Mul", "Div", "Cast"))
-"""Only where nothing is below 0: then they grow with their first input."""
+"""They grow with their first input only if nothing is below 0."""
 
 
 def of_array(array: Array) -> Bounds | None:
-    """A constant; None for long ones and for other types than numbers."""
+    """The bounds of a constant; None for a long one or one that is not numbers."""
     if array.size > MOST_ELEMENTS or array.dtype.kind not in "iufb":
         return None
     return Bounds(array, array)
 
 
 def of_shape(dims: Dims, named: Mapping[str, tuple[int, int]], start: int, end: int) -> Bounds:
-    """What Shape returns. named: the least and the largest size of each dim of the recipe."""
+    """The result of Shape. named: the smallest and the largest size of each dim of the recipe."""
     import numpy as np
 
     both = [_bounds(dim, named) for dim in dims[start:end]]
@@ -73,7 +73,7 @@ def of_shape(dims: Dims, named: Mapping[str, tuple[int, int]], start: int, end: 
 
 
 def of_size(dims: Dims, named: Mapping[str, tuple[int, int]]) -> Bounds:
-    """What Size returns: the product of all dims."""
+    """The result of Size: the product of all dims."""
     import numpy as np
 
     low = high = 1
@@ -89,9 +89,9 @@ def _bounds(dim: int | str | None, named: Mapping[str, tuple[int, int]]) -> tupl
 
 
 def of_node(node: NodeProto, inputs: Sequence[Bounds | None], opset: int) -> Bounds | None:
-    """What a node makes of values that are known; None where nothing can be said.
+    """The bounds of a node's result, computed from those of its inputs; None if they are unknown.
 
-    An optional input that is not there is None too, and the node's own name for it is empty.
+    inputs: None for an unknown value, and for an optional input that the node omits.
     """
     known: list[Bounds] = []
     for name, value in zip(node.input, inputs, strict=True):
@@ -145,13 +145,13 @@ def _wide(value: Bounds) -> bool:
 
 
 def _computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | None:
-    """The node's result by `onnx.reference`; None where it cannot compute it."""
+    """The node's result from `onnx.reference`; None if it cannot compute it."""
     reference: Any = import_module("onnx.reference")
     names = [name for name in node.input if name]
     feeds = dict(zip(names, inputs, strict=True))
     try:
         made = reference.ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
-    except Exception:  # of its own kinds: then nothing is known
+    except Exception:  # it has exceptions of many kinds; the result is then unknown
         return None
     import numpy as np
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class BranchProbe:
-    """Adds the conditions of the main graph's Ifs to its outputs, and notes them.
+    """Adds the conditions of the main graph's Ifs to its outputs, and records their values.
 
-    Ifs inside other bodies are named as not known: their conditions cannot be read from
+    Ifs inside other bodies are reported as unknown, because their conditions cannot be read from
     outside.
     """
 
@@ -46,7 +46,7 @@ class BranchProbe:
             graph.output.append(helper.make_tensor_value_info(name, TensorProto.BOOL, None))
 
     def note(self, outputs: Arrays) -> Arrays:
-        """Takes the conditions out of one run's outputs."""
+        """Records the conditions among one run's outputs, and returns the other outputs."""
         for _, name in self._nodes:
             self._seen.setdefault(name, set()).add(bool(outputs[name].all()))
         return {name: array for name, array in outputs.items() if name not in self._added}

@@ -1,9 +1,8 @@
 """Activation ranges from representative data: entropy, minmax or percentile.
 
-One pass over the batches; for each tensor a histogram of |x| is kept and nothing else, so
-memory does not grow with the number of batches.
-
-ONNX Runtime's own calibrators were measured and not taken: docs/decisions/0111.
+It makes one pass over the batches and keeps only a histogram of |x| for each tensor, so that memory
+does not grow with the number of batches. docs/decisions/0111 explains why ONNX Runtime's own
+calibrators are not used.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ LEVELS = 128
 STRIDE = 4
 PIECE = 1 << 17
 MIN_VALUES = 8 * BINS
-"""With fewer, most bins are empty by chance, and entropy would clip at random."""
+"""With fewer values most bins are empty by chance, and entropy would clip at random."""
 
 
 class AbsHistogram:
-    """Counts of |x| in BINS equal bins over [0, limit]. The limit doubles when it must:
-    neighboring bins are merged, so no count moves to a bin it does not belong to."""
+    """Counts of |x| in BINS equal bins over [0, limit]. When the limit has to double, neighboring
+    bins are merged, so that every count stays in a bin that it belongs to."""
 
     def __init__(self) -> None:
         self.counts: Array | None = None
@@ -57,7 +56,7 @@ class AbsHistogram:
         self.amax = max(self.amax, top)
         if self.counts is None:
             if top == 0.0:
-                return  # nothing to choose a bin width by
+                return  # there is no value to choose a bin width from
             self.counts = np.zeros(BINS, np.int64)
             self.limit = top
         while top > self.limit:
@@ -78,7 +77,7 @@ def minmax(histogram: AbsHistogram, options: Calibration) -> float:
 
 
 def percentile(histogram: AbsHistogram, options: Calibration) -> float:
-    """The smallest bin edge that at least `options.percentile` % of |x| lie below."""
+    """The smallest bin edge with at least `options.percentile` % of |x| below it."""
     import numpy as np
 
     if histogram.counts is None:
@@ -93,14 +92,14 @@ def entropy(histogram: AbsHistogram, options: Calibration) -> float:
 
     Kullback-Leibler divergence between the clipped distribution and its quantized self, as in
     S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) and NVIDIA's pytorch-quantization.
-    With fewer than MIN_VALUES numbers, the largest is taken.
+    With fewer than MIN_VALUES numbers, it returns the largest.
     """
     import numpy as np
 
     if histogram.counts is None or histogram.counts.sum() < MIN_VALUES:
         return histogram.amax
     counts = histogram.counts.astype(np.float64)
-    counts[0] = counts[1]  # zeros, of ReLU above all, say nothing about the range
+    counts[0] = counts[1]  # zeros, mostly from ReLU, say nothing about the range
     total = np.cumsum(counts)
     best, best_divergence = BINS, np.inf
     for stop in range(LEVELS, BINS + 1, STRIDE):
@@ -124,8 +123,8 @@ def _divergence(kept: Array, clipped: float) -> float:
     if quantized.sum() == 0 or (wanted[-1] > 0 and quantized[-1] == 0):
         quantized[-1] = max(quantized[-1], 1e-12)  # or the divergence would be infinite
     wanted, quantized = wanted / wanted.sum(), quantized / quantized.sum()
-    there = wanted > 0
-    return float(np.sum(wanted[there] * np.log(wanted[there] / quantized[there])))
+    used = wanted > 0
+    return float(np.sum(wanted[used] * np.log(wanted[used] / quantized[used])))
 
 
 METHODS: dict[str, Callable[[AbsHistogram, Calibration], float]] = {
@@ -141,8 +140,7 @@ def ranges(
     batches: Iterable[Mapping[str, Array]],
     options: Calibration,
 ) -> dict[str, float]:
-    """For each named tensor the largest |x| that is to be represented, by `options.method`, which
-    is not `auto`.
+    """The largest |x| to represent for each named tensor, by `options.method`, which is not `auto`.
 
     Raises: CalibrationError, naming the tensor, when there is no data, or the model returns NaN.
     """
@@ -150,8 +148,8 @@ def ranges(
 
 
 def chosen(found: Mapping[str, AbsHistogram], options: Calibration) -> dict[str, float]:
-    """What `options.method` makes of the histograms. Values that no data reached, as in a branch
-    that never ran, are left out."""
+    """Tensor -> range by `options.method`. Tensors that no data reached, as in a branch that never
+    ran, are left out."""
     method = METHODS[options.method]
     return {name: method(seen, options) for name, seen in found.items() if seen.size}
 
@@ -162,7 +160,7 @@ def histograms(
     batches: Iterable[Mapping[str, Array]],
     options: Calibration,
 ) -> dict[str, AbsHistogram]:
-    """A histogram of |x| for each named tensor, those in the branches of an If too.
+    """A histogram of |x| for each named tensor, including those in the branches of an If.
 
     Raises: CalibrationError, naming the tensor, when there is no data, or the model returns NaN.
     """

@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 ROUNDING = 1e-4
-"""What FP32 rounding in another order may cost, of an output's largest value."""
+"""The difference that FP32 rounding in another order may cause, relative to an output's largest
+value."""
 
 
 def relative(wanted: Array, found: Array) -> float:
-    """The largest difference, of the largest finite value of `wanted`.
+    """The largest difference, relative to the largest finite value of `wanted`.
 
-    Infinite where shapes differ, numbers that are not floats differ, or NaN and infinities are
-    not in the same places.
+    It is infinite if shapes differ, if numbers that are not floats differ, or if NaN and infinities
+    are not in the same places.
     """
     import numpy as np
 

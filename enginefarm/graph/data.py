@@ -1,4 +1,4 @@
-"""Batches of arrays for calibration and verification: streamed, and checked one by one."""
+"""Batches of arrays for calibration and verification, streamed and checked one by one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def batches(
 ) -> Iterator[Batch]:
     """At most `batches` dicts from input name to array, and the labels under their own key.
 
-    One batch is in memory at a time. A callable sets its own sizes when it takes no
-    `batch_size`; a folder's files are the batches; an `.npz` is cut along its first axis.
+    One batch is in memory at a time. A callable without a `batch_size` sets its own sizes; a
+    folder's files are the batches; an `.npz` is cut along its first axis.
 
     Raises: CalibrationError that names the source, the batch and the tensor.
     """
@@ -43,23 +43,23 @@ def batches(
             return
     if count == 0:
         raise CalibrationError(
-            f"{_name(data)}: it yields no data",
+            f"{_name(data)}: it has no samples",
             fix="representative samples are needed: a few hundred of them for calibration",
         )
 
 
 def data_digest(data: Data, root: Path) -> str:
-    """sha256 of what decides the batches: the files' bytes, or the code and its arguments.
+    """sha256 of what determines the batches: the files' bytes, or the code and its arguments.
 
-    No array is loaded, and nothing is imported.
-    Raises: CalibrationError when a file is not there.
+    It loads no array and imports nothing.
+    Raises: CalibrationError when a file is missing.
     """
     parts: dict[str, object] = {"labels": data.labels}
     if data.random:
         parts |= {"kind": "random", "version": 1, "sizes": dict(data.arguments)}
     elif data.path is not None:
         files = data_files.files(data, root)
-        # In the order in which they are read; what they are called does not count.
+        # In the order in which they are read. Their names do not count.
         named = ((f"{index:06d}{file.suffix}", file) for index, file in enumerate(files))
         parts["files"] = sha256_files(named)
         parts["kind"] = "npz" if len(files) == 1 and (root / data.path).is_file() else "folder"
@@ -73,7 +73,7 @@ def data_digest(data: Data, root: Path) -> str:
 
 
 def split(batch: Mapping[str, Array], data: Data) -> tuple[Batch, Array | None]:
-    """The feeds of a batch, and its labels where the data is labeled."""
+    """The inputs of a batch, and its labels if the data is labeled."""
     feeds = {name: array for name, array in batch.items() if name != data.labels}
     return feeds, batch[data.labels] if data.labels is not None else None
 
@@ -97,8 +97,8 @@ def _raw(
 
 
 def _random(data: Data, inputs: Sequence[TensorSpec], seed: int) -> Iterator[Batch]:
-    """Endless seeded batches at the sizes in `arguments`: floats of a normal distribution, whole
-    numbers from 0 to 9 (token numbers, which every vocabulary has), and for masks 0 or 1."""
+    """Endless seeded batches at the sizes in `arguments`: floats from a normal distribution, whole
+    numbers from 0 to 9 (as tokens, every vocabulary has them), and 0 or 1 for masks."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -142,15 +142,15 @@ def _local(path: str, root: Path, field: str) -> Path:
 
 
 def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:
-    """The batch, once its names, dtypes, shapes and values are those of the inputs.
+    """Returns the batch if its names, dtypes, shapes and values fit the inputs.
 
-    Infinities are values: masks are made of them, and what they lead to is seen where the model
-    runs."""
+    Infinities are allowed, because masks consist of them; a run of the model shows what they lead
+    to."""
     import numpy as np
 
     if not isinstance(batch, Mapping):
         raise CalibrationError(
-            f"{where}: {type(batch).__name__}, where a dict from input name to array is needed"
+            f"{where} is a {type(batch).__name__}, not a dict from input name to array"
         )
     given = cast("Mapping[str, Any]", batch)
     wanted = {tensor.name for tensor in inputs}
@@ -160,7 +160,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         raise CalibrationError(
             f"{where}: it has {', '.join(sorted(map(str, given))) or 'nothing'}",
             why=f"the recipe's inputs (and labels) are {', '.join(sorted(wanted))}",
-            fix="give exactly one array for each",
+            fix="provide exactly one array for each",
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
@@ -169,7 +169,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         if not data.not_finite and array.dtype.kind == "f" and (bad := np.isnan(array)).any():
             place = [int(index[0]) for index in np.nonzero(np.atleast_1d(bad))]
             raise CalibrationError(
-                f"{named}: it holds NaN",
+                f"{named} contains NaN",
                 why=f"{int(bad.sum())} of {array.size} values, the first at index {place}",
                 fix="clean the data; if NaN is intended, write `not_finite: true` where the "
                 "recipe names the data",
@@ -182,7 +182,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
 
 
 def _of_bfloat16(array: Array) -> Array:
-    """The numbers that the engine is given: float32 ones, rounded to bfloat16."""
+    """The numbers that the engine gets: float32, rounded to bfloat16."""
     import ml_dtypes
     import numpy as np
 
@@ -197,21 +197,23 @@ def _check_array(
     dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
     if str(array.dtype) != dtype:
         raise CalibrationError(
-            f"{where}: dtype {array.dtype}, where the recipe says {dtype}",
+            f"{where} has the dtype {array.dtype}, and {dtype} in the recipe",
             fix=f"convert it: array.astype(np.{dtype})",
         )
     shape = f"({', '.join(map(str, tensor.shape))})"
     if array.ndim != len(tensor.shape):
         raise CalibrationError(
-            f"{where}: shape {array.shape}, where the recipe says {shape}",
-            fix="the number of dims must be the same, the batch included",
+            f"{where} has the shape {array.shape}, and {shape} in the recipe",
+            fix="the number of dims, including the batch, must be the same",
         )
     for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
         if size == 0:
-            raise CalibrationError(f"{where}: shape {array.shape} is empty at axis {axis}")
+            raise CalibrationError(
+                f"{where} has the shape {array.shape}, which is empty at axis {axis}"
+            )
         if isinstance(dim, int) and size != dim:
             raise CalibrationError(
-                f"{where}: shape {array.shape}, where the recipe says {shape}",
+                f"{where} has the shape {array.shape}, and {shape} in the recipe",
                 why=f"axis {axis} is {size}, not {dim}",
                 fix=f"set `batch_size: {dim}` where the recipe names the data"
                 if axis == 0

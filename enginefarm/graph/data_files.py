@@ -1,4 +1,4 @@
-"""The files that calibration and verification data come from: one .npz, or a folder of them."""
+"""The files of calibration and verification data: one .npz, or a folder of files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, NotImplementedError),  # encrypted, or compressed in a way of its own
+    *(RuntimeError, NotImplementedError),  # encrypted, or compressed by an unknown method
 )
-"""What numpy and zipfile raise for a file that is damaged or of another kind."""
+"""The exceptions of numpy and zipfile for a file that is damaged or of another kind."""
 
 
 def files(data: Data, root: Path) -> list[Path]:
@@ -38,12 +38,12 @@ def files(data: Data, root: Path) -> list[Path]:
         if found:
             return found
         raise CalibrationError(
-            f"data.path: {data.path}: that folder has no .npz or .npy file",
+            f"data.path: the folder {data.path} has no .npz or .npy file",
             fix="write one file for each batch with numpy.savez",
         )
     if not path.is_file() or path.suffix != ".npz":
         raise CalibrationError(
-            f"data.path: {data.path}: it is neither an .npz file nor a folder",
+            f"data.path: {data.path} is neither an .npz file nor a folder",
             why=f"looked for {path}",
             fix="the path is relative to the recipe's folder",
         )
@@ -51,7 +51,7 @@ def files(data: Data, root: Path) -> list[Path]:
 
 
 def from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator[Batch]:
-    """Each file is a batch; an .npy is that of the only input. Raises: CalibrationError."""
+    """Each file is a batch; an .npy is for a model with one input. Raises: CalibrationError."""
     import numpy as np
 
     for file in files:
@@ -64,7 +64,7 @@ def from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator
                 yield {inputs[0].name: found}
             else:
                 raise CalibrationError(
-                    f"data.path: {file.name}: one array, where {len(inputs)} inputs need one each",
+                    f"data.path: {file.name} has one array for {len(inputs)} inputs",
                     fix="write .npz files, with a key for each input",
                 )
         except UNREADABLE as error:

@@ -1,14 +1,14 @@
-"""16-bit arithmetic on a runtime that has none: computed in FP32, every result rounded.
+"""Emulates 16-bit arithmetic: computes in FP32 and rounds every result.
 
 ONNX Runtime's CPU provider runs most FP16 operators in FP32 and drops the Casts that it put
-around them, so a graph that overflows FP16 looks sound there. Here every value of FP16 or BF16
-becomes an FP32 value that went through a pair of Casts. ONNX Runtime removes only the pairs
-that it inserted itself, which it knows by their names; tests/unit/graph/test_emulate.py holds
-the results to numpy's float16, for every level of optimization. docs/decisions/0100.
+around them, so that a graph that overflows FP16 looks right there. Here every FP16 or BF16 value
+becomes an FP32 value that went through a pair of Casts. ONNX Runtime removes only the pairs that it
+inserted itself, which it recognizes by name; tests/unit/graph/test_emulate.py compares the results
+with numpy's float16 for every level of optimization. docs/decisions/0100.
 
-Tensor cores multiply 16-bit numbers exactly and add in FP32, so an engine differs from this
-by the order of its additions. What is inside one operator (the steps of an LSTM, the scores of
-an Attention) is not rounded.
+Tensor cores multiply 16-bit numbers exactly and add in FP32, so that an engine differs from this
+only in the order of its additions. Values inside one operator (the steps of an LSTM, the scores of
+an Attention) are not rounded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
+from enginefarm.graph.messages import replace_nodes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -62,8 +63,8 @@ EXACT = frozenset(
         "Where",
     ]
 )
-"""Operators whose results are numbers that they were given: rounding changes nothing. The
-bodies of If, Loop and Scan round their own results."""
+"""Operators that return numbers from their inputs, which rounding would not change. The bodies of
+If, Loop and Scan round their own results."""
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 """Operators that engines fuse with the DequantizeLinear nodes before them: the numbers in
 between are never stored in 16 bits."""
@@ -71,15 +72,14 @@ DTYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "softmax_precision"
 
 
 def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = True) -> ModelProto:
-    """The graph with FP32 in place of FP16 and BF16, and every such result rounded.
+    """The graph with FP32 in place of FP16 and BF16, and with every such result rounded.
 
-    Inputs of FP16 keep their dtype; inputs of BF16, which numpy lacks, become FP32 and are
-    rounded first; outputs are FP32. rounded=False leaves the roundings out: the same graph as
-    FP32 computes it, and outputs_rounded=False those of what it returns.
-    The model is changed in place, unless it has local functions, which are inlined into a new
-    one.
+    FP16 inputs keep their dtype; BF16 inputs, which numpy lacks, become FP32 and are rounded first;
+    outputs are FP32. rounded=False rounds only the outputs, and outputs_rounded=False not even
+    those. The model is changed in place, unless it has local functions, which are inlined into a
+    new model.
 
-    Raises: PrecisionError where the dtypes of the graph cannot be inferred.
+    Raises: PrecisionError if a dtype in the graph cannot be inferred.
     """
     from enginefarm.graph.precisions.graph import infer_types
 
@@ -98,7 +98,7 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
 
 
 def narrow(model: ModelProto) -> tuple[str, ...]:
-    """Which 16-bit floats the graph computes with, by name: ("FLOAT16",), or more, or none."""
+    """The names of the 16-bit floats that the graph computes with, such as ("FLOAT16",)."""
     from onnx import TensorProto
 
     lows = _lows()
@@ -112,7 +112,7 @@ def narrow(model: ModelProto) -> tuple[str, ...]:
 
 
 class _Emulation:
-    """One rewrite. Names that it makes are free in the whole model."""
+    """One rewrite. Its new names are unique in the whole model."""
 
     def __init__(self, rounded: bool, results: set[str], taken: set[str]) -> None:
         self.rounded = rounded
@@ -120,7 +120,7 @@ class _Emulation:
         self.taken = taken
 
     def inputs(self, graph: GraphProto) -> None:
-        """A Cast behind each input of 16 bits, which `graph` then treats as any other node."""
+        """Adds a Cast after each 16-bit input, which `graph` then treats as any other node."""
         from onnx import TensorProto, helper
 
         found = [value for value in graph.input if _dtype(value) in _lows()]
@@ -134,10 +134,10 @@ class _Emulation:
             )
             if _dtype(value) == TensorProto.BFLOAT16:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
-        _replace(graph, [*casts, *graph.node])
+        replace_nodes(graph, [*casts, *graph.node])
 
     def graph(self, graph: GraphProto, outer: dict[str, int], *, main: bool = False) -> None:
-        """The graph and its bodies, in place. outer: dtypes of the values around it."""
+        """Rewrites the graph and its bodies in place. outer: dtypes of the values around it."""
         from onnx import TensorProto
 
         lows, types, fused = _lows(), outer | _types(graph), _fused(graph)
@@ -162,14 +162,14 @@ class _Emulation:
                 if types.get(name) in lows:
                     node.output[index] = self.free(f"{name}__exact")
                     nodes += self.round(node.output[index], name, types[name])
-        _replace(graph, nodes)
+        replace_nodes(graph, nodes)
         del graph.value_info[:]
         for value in graph.output if main else (*graph.input, *graph.output):
             if _dtype(value) in lows:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
 
     def round(self, source: str, result: str, low: int) -> Iterator[NodeProto]:
-        """Two Casts: nearest, ties to even, infinity above the range, subnormals kept."""
+        """Two Casts: to nearest even, to infinity above the range; subnormals stay."""
         from onnx import TensorProto, helper
 
         middle = self.free(f"{result}__low")
@@ -222,18 +222,6 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from (value.name for value in (*inner.input, *inner.output))
         for node in inner.node:
             yield from node.output
-
-
-def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    copies = [_copy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    made = type(node)()
-    made.CopyFrom(node)
-    return made
 
 
 def _widen(tensor: TensorProto) -> None:

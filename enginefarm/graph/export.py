@@ -1,4 +1,4 @@
-"""A model -> ONNX, with dynamic shapes, checked at every corner of its profiles."""
+"""Exports a model to ONNX with dynamic shapes, and checks it at every corner of its profiles."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import ExportError, SourceError, ToolchainError
 from enginefarm.graph import (
+    corner_runs,
+    decided_branches,
     feeds,
     file_notes,
     fitting,
-    known_branches,
-    nested_branches,
     onnx_files,
     onnx_shapes,
-    ort,
     raising,
     shape_inputs,
     torch_export,
@@ -37,11 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export left in its folder.
+    """The files of an export, and the loaded model, from which the reference is computed.
 
-    model is what was loaded, still in memory: the reference is computed from it. notes say
-    what was changed in a file as it was read, and which operators were decomposed because the
-    exporter refuses them whole.
+    notes: what was changed in a file when it was read, and which operators were decomposed because
+    the exporter does not support them.
     """
 
     path: Path
@@ -55,7 +53,7 @@ class ExportReport:
 
 
 def load(recipe: Recipe, work_dir: Path) -> LoadedModel:
-    """The recipe's source. An ONNX graph has the recipe's dims and names of outputs in it.
+    """Loads the recipe's source. An ONNX graph gets the recipe's dims and output names.
 
     Raises: SourceError.
     """
@@ -82,7 +80,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
     except PackageNotFoundError:
         raise ToolchainError(
             f"source: {recipe.source.kind}: this model needs PyTorch, and torch is not installed",
-            fix="pip install 'enginefarm[farm,torch]', or give the model as ONNX",
+            fix="pip install 'enginefarm[farm,torch]', or provide the model as ONNX",
         ) from None
     return ToolUse(
         name="torch.onnx",
@@ -99,10 +97,10 @@ def export_tool(recipe: Recipe) -> ToolUse:
 def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     """Loads the recipe's source and writes `dest_dir/model.onnx` in normal form.
 
-    The graph is checked by onnx.checker, its inputs are compared with the recipe's, and it
-    is run at min, opt and max of every profile.
+    onnx.checker checks the graph, its inputs are compared with the recipe's, and it is run at the
+    min, opt and max of every profile.
 
-    Raises: SourceError, ExportError, CalibrationError (the data that it is run on).
+    Raises: SourceError; ExportError; CalibrationError for the data of these runs.
     """
     started = time.monotonic()
     dest_dir.mkdir(parents=True, exist_ok=True)
@@ -122,18 +120,18 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
-    # Not over the model itself: the reference is computed with its float64 and with its Ifs.
+    # Written beside the model, not over it: the reference is computed with its float64 and its Ifs.
     double = fitting.in_fp32(graph)
     if double:
         path = onnx_files.write(graph, dest_dir / "fp32")
     graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too
-    path, decided = _decide_branches(path, recipe, sample, dest_dir / "decided")
+    path, decided = decided_branches.decide(path, recipe, sample, dest_dir / "decided")
     if decided:
         graph = onnx_files.graph_only(path)
     progress.report("export", 2, 4, "check")
     onnx_files.check(path, error=error, what="the exported graph")
     progress.report("export", 3, 4, "run at every corner")
-    ranks = _run_corners(path, recipe, sample, error)
+    ranks = corner_runs.run_corners(path, recipe, sample, error)
     if isinstance(model, Path) and _wrong_ranks(graph, ranks):
         graph = onnx_files.read(path, error=error)
         for value in _wrong_ranks(graph, ranks):
@@ -145,7 +143,10 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     if double:
         notes = (*notes, "float64 inside the graph is computed in float32")
     if written_out:
-        notes = (*notes, f"written out in operators that can be exported: {', '.join(written_out)}")
+        notes = (
+            *notes,
+            f"decomposed into operators that can be exported: {', '.join(written_out)}",
+        )
     progress.report("export", 4, 4)
     files = onnx_files.files(path)
     return ExportReport(
@@ -158,51 +159,6 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         model=model,
         notes=notes,
     )
-
-
-def _decide_branches(
-    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path
-) -> tuple[Path, tuple[str, ...]]:
-    """The graph with one branch in place of each If that the recipe's sizes decide, and no If
-    inside another one; and what was done, for people. The graph at `path` where there is nothing
-    to do, or where the sizes contradict a branch that is left."""
-    graph = onnx_files.graph_only(path)
-    if not any(node.op_type == "If" for one in onnx_files.graphs(graph.graph) for node in one.node):
-        return path, ()
-    graph = onnx_files.read(path, error=ExportError)
-    lines = known_branches.leave_out(graph, recipe, sample)
-    folded = known_branches.fold(graph, recipe)
-    if folded:
-        lines.insert(0, f"{_ifs(folded)} decided by the recipe's sizes{_names(folded)}")
-    if lines:
-        try:
-            path = fitting.with_sizes(graph, recipe, folder)
-        except SourceError:
-            return path, ()
-    return _take_out(path, recipe, sample, folder.with_name("taken_out"), tuple(lines))
-
-
-def _take_out(
-    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path, lines: tuple[str, ...]
-) -> tuple[Path, tuple[str, ...]]:
-    graph = onnx_files.read(path, error=ExportError)
-    moved = nested_branches.take_out(graph)
-    if not moved:
-        return path, lines
-    try:
-        made = fitting.with_sizes(graph, recipe, folder)
-        _run_corners(made, recipe, sample, ExportError)
-    except (SourceError, ExportError):
-        return path, lines  # what is computed in vain there cannot be computed at every size
-    return made, (*lines, f"{_ifs(moved)} computed before the outer If{_names(moved)}")
-
-
-def _ifs(names: list[str]) -> str:
-    return f"{len(names)} If nodes are" if len(names) > 1 else "one If node is"
-
-
-def _names(names: list[str]) -> str:
-    return f": {', '.join(map(repr, names[:3]))}" + (", …" if len(names) > 3 else "")
 
 
 def _refuse_broken(
@@ -252,14 +208,14 @@ def _check_inputs(
 def check_class_scores(
     recipe: Recipe, outputs: Sequence[str], error: type[ExportError] | type[SourceError]
 ) -> None:
-    """Asked on every run: the graph may be in the store already, made with another recipe.
+    """Checked on every run, because another recipe may have put the graph into the store.
 
-    Raises: `error` where the recipe names an output that is not there.
+    Raises: `error` when the recipe names an output that does not exist.
     """
     missing = set(recipe.verification.class_scores) - set(outputs)
     if missing:
         raise error(
-            f"verification.class_scores: no output is called {', '.join(sorted(missing))}",
+            f"verification.class_scores: the model has no output {', '.join(sorted(missing))}",
             why=f"outputs are {', '.join(outputs)}",
             fix="name the outputs with `outputs`",
         )
@@ -273,40 +229,16 @@ def _refuse_shape_inputs(
     if found is not None:
         raise error(
             f"inputs: the values of {found.input!r} decide a shape in the model",
-            why=f"{found.operator} {found.node!r} takes them as sizes; an engine would need a "
-            "range of these values, and profiles hold ranges of dims only",
-            fix=f"make {found.input!r} a constant of the model, or give an input whose dim has "
+            why=f"{found.operator} {found.node!r} uses them as sizes; an engine would need a "
+            "range of these values, and profiles have only ranges of dims",
+            fix=f"make {found.input!r} a constant of the model, or use an input whose dim has "
             "that size",
         )
 
 
-def _run_corners(
-    path: Path,
-    recipe: Recipe,
-    sample: feeds.Arrays,
-    error: type[ExportError] | type[SourceError],
-) -> dict[str, int]:
-    """Each output -> its number of dims."""
-    session = ort.session(path, error=error, what=f"the graph of {recipe.name}")
-    likely = "a dim is not as dynamic as the recipe says"
-    if recipe.verification_data.random:
-        likely += ", or the model does not take random numbers (give data of yours)"
-    ranks: dict[str, int] = {}
-    for label, dims in feeds.corners(recipe):
-        found = ort.run(
-            session,
-            feeds.sized(sample, recipe, dims),
-            error=error,
-            what=label,
-            likely=likely,
-        )
-        ranks = {name: array.ndim for name, array in found.items()}
-    return ranks
-
-
 def _wrong_ranks(graph: ModelProto, ranks: dict[str, int]) -> list[ValueInfoProto]:
-    """Outputs whose shape in the file has another number of dims than what they are: whoever
-    infers it from the operators finds a contradiction."""
+    """Outputs with another number of dims in the file than in a run. They contradict what shape
+    inference finds."""
     return [
         value
         for value in graph.graph.output

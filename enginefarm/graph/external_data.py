@@ -1,7 +1,7 @@
-"""Weights beside a model, in a file of their own: read and written a tensor at a time.
+"""Reads and writes weights in a separate file beside the model, one tensor at a time.
 
-onnx's own functions refuse files with hard links, which caches and package managers make, and
-a file of that name in the current folder; they also hold the weights twice.
+onnx's own functions refuse files with hard links, which caches and package managers create, and
+files whose name exists in the current folder; they also hold the weights in memory twice.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from onnx import TensorProto
 
 ALIGNMENT = 4096
-"""ONNX Runtime maps tensors into memory where they begin on a page."""
+"""ONNX Runtime can map a tensor into memory if it begins on a page."""
 
 
 def write(tensors: Iterable[TensorProto], file: Path, *, above_bytes: int) -> None:
-    """Moves the bytes of large tensors into `file`; the tensors then say where they are."""
+    """Moves the bytes of large tensors into `file`, and notes their place in the tensors."""
     from onnx import TensorProto
 
     with file.open("wb") as stream:
@@ -41,9 +41,9 @@ def write(tensors: Iterable[TensorProto], file: Path, *, above_bytes: int) -> No
 
 
 def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmError]) -> None:
-    """Brings the bytes of a tensor into memory, from a plain file in the model's folder.
+    """Reads the bytes of a tensor into memory from a plain file in the model's folder.
 
-    name: of the model, for messages. Raises: `error`.
+    name: the model, for messages. Raises: `error`.
     """
     entries = {item.key: item.value for item in tensor.external_data}
     location = entries.get("location", "")
@@ -56,7 +56,7 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
         )
     try:
         offset = int(entries.get("offset") or 0)
-        # Not to wait for who writes a pipe of that name; files do not block anyway.
+        # O_NONBLOCK: opening a pipe would wait for its writer.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -74,17 +74,17 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
             why=str(cause),
             fix="copy the complete data file beside the model",
         ) from cause
-    # Now in memory: the tensor must not say otherwise.
+    # The bytes are in memory now.
     tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 
 def may_hold(location: str, folder: Path) -> bool:
-    """Whether external data may be there, if it is: in the model's own folder, through no link."""
+    """Whether external data is allowed at a place: in the model's own folder, not behind a link."""
     where = PurePosixPath(location)
     if not location or where.is_absolute() or ".." in where.parts:
         return False
     try:
         return not any((folder / part).is_symlink() for part in (where, *where.parents))
-    except OSError:  # a name that no file can have
+    except OSError:  # a file cannot have this name
         return False

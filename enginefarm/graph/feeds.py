@@ -1,4 +1,4 @@
-"""Real inputs, resized to any size that a profile allows."""
+"""Resizes real inputs to any size that a profile allows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sample(recipe: Recipe) -> Arrays:
 
 
 def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> Arrays:
-    """The batch repeated and cut to these sizes of its symbolic dims."""
+    """The batch, repeated and cut to these sizes of its symbolic dims."""
     import numpy as np
 
     made: Arrays = {}
@@ -54,7 +54,7 @@ def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> 
 
 
 def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
-    """min, opt and max of each profile: a label for people, and the size of each dim."""
+    """The min, opt and max of each profile: a label for people, and the size of each dim."""
     seen: list[dict[str, int]] = []
     for profile in recipe.profiles:
         for point in ("min", "opt", "max"):
@@ -69,11 +69,12 @@ Size = tuple[str, dict[str, int]]
 
 
 def inside(recipe: Recipe) -> Iterator[tuple[Size, ...]]:
-    """Sizes between min and max of each profile that are none of its corners: an odd one, and
-    one for models that only take multiples of what their corners have in common.
+    """Sizes between the corners of each profile: an odd one, and one for models that accept only
+    multiples of the common divisor of their corners.
 
-    Equal ranges get equal sizes: some models need equal height and width. A dim that is the sum
-    of two others at min, opt and max stays so: a mask's length is past + sequence.
+    Equal ranges get equal sizes, because some models need equal height and width. A dim that is the
+    sum of two others at min, opt and max is their sum here too, as a mask's length is past +
+    sequence.
     """
     for profile in recipe.profiles:
         corner = [at(profile, point) for point in ("min", "opt", "max")]
@@ -93,8 +94,8 @@ def inside(recipe: Recipe) -> Iterator[tuple[Size, ...]]:
 
 
 def _between(bounds: DimRange, step: int) -> int:
-    """About half-way from min to opt, or from opt to max: a multiple of `step`, odd where that
-    is 1; one of the bounds where nothing lies between."""
+    """A multiple of `step` about half-way from min to opt, or from opt to max; an odd number if
+    `step` is 1; `opt` if there is nothing in between."""
     wide = bounds.opt > bounds.min + step
     low, high = (bounds.min, bounds.opt) if wide else (bounds.opt, bounds.max)
     middle = low + (high - low) // 2
@@ -111,7 +112,7 @@ def _between(bounds: DimRange, step: int) -> int:
 
 
 def _with_sums(dims: Mapping[str, int], profile: Profile) -> dict[str, int]:
-    """The sizes, where one that is the sum of two others at every corner is their sum here too."""
+    """The sizes, with each dim that is the sum of two others at every corner set to their sum."""
     corner = [at(profile, point) for point in ("min", "opt", "max")]
     made = dict(dims)
     for dim, bounds in profile.dims.items():
@@ -123,7 +124,7 @@ def _with_sums(dims: Mapping[str, int], profile: Profile) -> dict[str, int]:
 
 
 def dims_of(batch: Mapping[str, Any], recipe: Recipe) -> dict[str, int]:
-    """Sizes of the symbolic dims in a batch."""
+    """The sizes of the symbolic dims in a batch."""
     return {
         dim: batch[tensor.name].shape[axis]
         for tensor in recipe.inputs
@@ -137,7 +138,7 @@ def at(profile: Profile, point: Point) -> dict[str, int]:
 
 
 def misfit(batch: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """Why no profile admits this batch; None when one does."""
+    """Why the batch does not fit any profile; None if it fits one."""
     sizes = dims_of(batch, recipe)
     reasons: list[str] = []
     for profile in recipe.profiles:

@@ -1,8 +1,8 @@
-"""Figures of outputs against the FP32 reference: of each whole output and of its worst parts.
+"""Compares outputs with the FP32 reference: each whole output, and its worst parts.
 
-A mean hides what matters. A detector returns boxes in hundreds of pixels and scores below 1 in
-one output: its cosine is 0.9997 with every score ruined. So each sample, each channel, each
-corner of the profiles and each slice that the recipe names has figures of its own.
+A mean can hide an error. A detector returns boxes in hundreds of pixels and scores below 1 in one
+output, whose cosine is 0.9997 even if every score is wrong. So each sample, each channel, each
+corner of the profiles and each slice that the recipe names has its own figures.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 SAMPLE_FLOOR = 0.1
-"""A sample or corner is measured against a tenth of the whole output's size at least: an empty
-picture among others would turn rounding into an error without bound."""
+"""The error of a sample or corner is relative to at least a tenth of the whole output's size.
+Otherwise rounding in an empty picture would count as an unbounded error."""
 CHANNEL_FLOOR = 1e-5
-"""Channels of one output may be of different units (pixels, probabilities)."""
+"""Channels of one output may have different units (pixels, probabilities)."""
 
 DISCRETE = frozenset(("int32", "int64", "bool"))
 """Types of classes, places and flags. Numbers of 8 bits are pictures or quantized, and near ones
@@ -54,9 +54,9 @@ class Output:
     def add(
         self, batch: ReferenceBatch, found: Array, first_sample: int, again: Array | None = None
     ) -> bool:
-        """Takes in one batch. False when its values cannot be compared, and `fault` says why.
+        """Adds one batch. Returns False when its values cannot be compared; `fault` says why.
 
-        again: the same output of another run in FP32, which differs by rounding alone.
+        again: the same output of another run in FP32, which differs only by rounding.
         """
         import numpy as np
 
@@ -65,7 +65,7 @@ class Output:
             return self._unusable(f"its shape is {found.shape}, and the reference's {wanted.shape}")
         kept = _kept(batch, self.how, wanted.shape)
         x, y = wanted.astype(np.float64), found.astype(np.float64)
-        # An infinity that FP32 has too is not damage, and neither is padding.
+        # Padding does not count, nor does an infinity that FP32 has too.
         equal = np.isinf(x) & (x == y)
         ignored = equal if kept is None else equal | ~kept
         if ignored.any():
@@ -133,7 +133,7 @@ class Output:
         self.reference_right += int((theirs == labels)[use].sum())
 
     def result(self) -> OutputComparison:
-        """The figures; cosine 0 and relative L2 UNUSABLE where they cannot be compared."""
+        """The figures; cosine 0 and relative L2 UNUSABLE if the outputs cannot be compared."""
         if self.fault:
             return OutputComparison(
                 output=self.name,
@@ -176,7 +176,7 @@ class Output:
         parts: list[tuple[str, Sums]],
         floor: float,
     ) -> list[Part]:
-        """The worst by cosine, by relative L2 and by rounding; often the same one."""
+        """The worst parts by cosine, relative L2 and rounding, which are often the same."""
         floor = max(floor, self.how.near_zero)
         made = [
             Part(
@@ -198,20 +198,20 @@ class Output:
 
 
 def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> None:
-    """Raises: CalibrationError where labels are not one class for each place of the output."""
+    """Raises: CalibrationError unless labels are one class for each place of the output."""
     axis = how.axis_of_classes(len(shape))
     places = (*shape[:axis], *shape[axis + 1 :])
     if labels.shape != places:
         raise CalibrationError(
             f"data.labels: labels of shape {labels.shape} do not fit output {name!r}",
             why=f"its shape is {shape}, with the classes along axis {axis}",
-            fix=f"give labels of shape {places}, or write `verification.class_axis`",
+            fix=f"provide labels of shape {places}, or write `verification.class_axis`",
         )
 
 
 def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:
-    """How far the other run is from this one, wherever both are numbers; None where there is
-    no other run, or its sizes are others."""
+    """The difference between the other run and this one, where both are numbers; None without
+    another run, or if its sizes differ."""
     import numpy as np
 
     if again is None or again.dtype.kind != "f" or again.shape != found.shape:
@@ -221,8 +221,8 @@ def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:
 
 
 def _kept(batch: ReferenceBatch, how: ComparisonRules, shape: tuple[int, ...]) -> Array | None:
-    """Where the mask says that an output of that shape is not padding; None where it has no
-    say. The mask's axes are the output's first ones, or its first and its last."""
+    """Where an output of that shape is not padding, according to the mask; None if the mask does
+    not apply. The mask's axes are the output's first ones, or its first and its last."""
     import numpy as np
 
     if how.mask is None or how.mask not in batch.inputs:

@@ -14,16 +14,16 @@ from enginefarm.graph.readable import nameless_parts
 from enginefarm.graph.sources.onnx_file import original
 
 SIZES = (
-    "sizes that the recipe fixes and the file does not know are not written into the graph: they "
-    "contradict a branch that is never taken"
+    "sizes that only the recipe fixes are not written into the graph, because they contradict a "
+    "branch that is never taken"
 )
 
 
 def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> tuple[str, ...]:
-    """What was changed in the file when it was read, for people; empty for other sources.
+    """What was changed in the file when it was read, in words; empty for other sources.
 
-    path: the graph with the recipe's dims, the model's opset raised.
-    Raises: SourceError where the two return different numbers.
+    path: the graph with the recipe's dims and the raised opset.
+    Raises: SourceError when the file and the graph return different numbers.
     """
     if not isinstance(recipe.source, OnnxSource):
         return ()
@@ -36,9 +36,7 @@ def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> t
         return sizes
     found: list[str] = []
     if opset is not None:
-        found.append(
-            f"the file came with opset {opset} and was raised to {onnx_files.opset(model)}"
-        )
+        found.append(f"the file has opset {opset}, which was raised to {onnx_files.opset(model)}")
     if double:
         found.append("float64 in the file is computed in float32")
     checked = _compare(recipe, path, work_dir, sample)
@@ -60,10 +58,10 @@ def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -
     signature = onnx_shapes.input_signature(came)
     asked = {name: array.astype(_numpy(signature[name][0])) for name, array in inputs.items()}
     try:
-        session = ort.session(file, error=SourceError, what="the file as it came", plain=True)
-        wanted = ort.run(session, asked, error=SourceError, what="the file as it came")
+        session = ort.session(file, error=SourceError, what="the original file", plain=True)
+        wanted = ort.run(session, asked, error=SourceError, what="the original file")
     except EnginefarmError as error:
-        return f"not compared with the file, which ONNX Runtime does not run: {error.why[:200]}"
+        return f"not compared with the file, which ONNX Runtime cannot run: {error.why[:200]}"
     session = ort.session(path, error=SourceError, what="the graph", plain=True)
     made = ort.run(session, inputs, error=SourceError, what="the graph")
     for (name, before), after in zip(wanted.items(), made.values(), strict=True):
@@ -74,10 +72,10 @@ def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -
                 why=f"the largest difference is {difference:.2g} of its largest value",
                 fix="export the model at opset 13 or later",
             )
-    return "the numbers are the file's"
+    return "the numbers equal the file's"
 
 
 def _numpy(dtype: str) -> str:
-    """float32 for bfloat16, and for an input whose type the file does not say: ONNX Runtime runs
+    """float32 for bfloat16, and for an input without a type in the file: ONNX Runtime runs
     neither."""
     return dtype if dtype not in ("bfloat16", "undefined") else "float32"

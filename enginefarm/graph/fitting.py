@@ -14,6 +14,7 @@ from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import SourceError
 from enginefarm.graph import onnx_files, onnx_shapes, ort
+from enginefarm.graph.messages import copied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -280,8 +281,7 @@ def with_sizes(model: ModelProto, recipe: Recipe, folder: Path) -> Path:
     left_out = [item for item in model.metadata_props if item.key == SIZES_LEFT_OUT]
     if left_out:
         try:
-            made: ModelProto = type(model)()
-            made.CopyFrom(model)
+            made: ModelProto = copied(model)
             for item in left_out:
                 made.metadata_props.remove(item)
             return _with_dims(made, recipe, folder, fixed=True)

@@ -15,6 +15,7 @@ from enginefarm.errors import ExportError, one_line
 from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.known_sizes import KnownSizes
+from enginefarm.graph.messages import copied, replace_nodes
 from enginefarm.graph.precisions import to_budget
 from enginefarm.graph.precisions.free_names import name_nodes, unique_values
 
@@ -88,8 +89,7 @@ def _impossible(
 
 
 def _alone(model: ModelProto, name: str, branch: str) -> ModelProto:
-    made = type(model)()
-    made.CopyFrom(model)
+    made: ModelProto = copied(model)
     _put(made.graph, {name: branch}, [])
     return made
 
@@ -143,7 +143,7 @@ def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None
 
         for node in found:
             if node.name not in taken or node.op_type != "If":
-                nodes.append(_copy(node))
+                nodes.append(node)
                 continue
             folded.append(node.name)
             branch = next(a.g for a in node.attribute if a.name == taken[node.name])
@@ -157,14 +157,7 @@ def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None
             )
 
     add(graph.node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)
     for node in graph.node:
         for body in bodies(node):
             _put(body, taken, folded)
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    made = type(node)()
-    made.CopyFrom(node)
-    return made

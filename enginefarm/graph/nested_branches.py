@@ -9,10 +9,11 @@ inside is moved as a whole.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import all_nodes, bodies, nested_ifs
+from enginefarm.graph.messages import copied, replace_nodes
 from enginefarm.graph.precisions.free_names import FreeNames, name_nodes, unique_values
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def _take_out(graph: GraphProto, free: FreeNames, endless: set[str]) -> None:
         for body in bodies(node) if node.op_type == "If" else ():
             _take_out(body, free, endless)
             made += _moved(body, graph, free, endless)
-        made.append(_copy(node))
-    del graph.node[:]
-    graph.node.extend(made)
+        made.append(node)
+    replace_nodes(graph, made)
 
 
 def _moved(
@@ -88,12 +88,12 @@ def _moved(
                 return []
             needed.update(name for one in inside for name in one.input)
             needed.update(output.name for output in _outputs(node))
-            moved.insert(0, _copy(node))
+            moved.insert(0, copied(node))
         else:
-            kept.insert(0, _copy(node))
+            kept.insert(0, node)
     if not moved:
         return []
-    weights = [_copy(tensor) for tensor in body.initializer]
+    weights = [copied(tensor) for tensor in body.initializer]
     del body.initializer[:]
     graph.initializer.extend(one for one in weights if one.name in needed)
     body.initializer.extend(one for one in weights if one.name not in needed)
@@ -104,8 +104,7 @@ def _moved(
             name = free.make(f"{output.name}_taken")
             kept.append(helper.make_node("Identity", [output.name], [name], f"{name}_identity"))
             output.name = name
-    del body.node[:]
-    body.node.extend(kept)
+    replace_nodes(body, kept)
     return moved
 
 
@@ -114,9 +113,3 @@ def _outputs(node: NodeProto) -> Iterator[ValueInfoProto]:
     for body in bodies(node):
         for graph in onnx_files.graphs(body):
             yield from graph.output
-
-
-def _copy(message: Any) -> Any:
-    made = type(message)()
-    made.CopyFrom(message)
-    return made

@@ -49,12 +49,10 @@ def session(
     error: type[EnginefarmError],
     what: str,
     plain: bool = False,
-    narrow: bool = False,
 ) -> InferenceSession:
     """A session on the CPU.
 
-    plain: every graph optimization off. narrow: the graph has FP16 in it, for which ONNX
-    Runtime 1.32's layout optimizations are not safe (it segfaults on a vision transformer).
+    plain: turns every graph optimization off.
     A graph that an optimization makes invalid (a QuantizeLinear of opset 21 that is moved gets
     another zero point) is computed without any.
     A graph of bfloat16, which ONNX Runtime does not compute on a CPU, is computed in FP32, with
@@ -69,8 +67,6 @@ def session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    elif narrow:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
     def load(path: Path) -> InferenceSession:
         return ort.InferenceSession(

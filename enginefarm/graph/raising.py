@@ -7,10 +7,11 @@ Runtime's CPU provider does not have, are written with a Transpose around them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph.messages import copied, replace_nodes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -80,7 +81,7 @@ def _converted(model: ModelProto) -> ModelProto:
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception:
-        sized: ModelProto = _copy(model)
+        sized: ModelProto = copied(model)
         sizes: dict[str, int] = {}
         for value in sized.graph.input:
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -122,7 +123,7 @@ def came_as(model: ModelProto) -> int | None:
 def weights_out_of_inputs(graph: GraphProto) -> None:
     """An input with an initializer is a default that a caller may replace; engines have none."""
     weights = {tensor.name for tensor in graph.initializer}
-    kept = [_copy(value) for value in graph.input if value.name not in weights]
+    kept = [copied(value) for value in graph.input if value.name not in weights]
     if len(kept) < len(graph.input):
         del graph.input[:]
         graph.input.extend(kept)
@@ -141,7 +142,7 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
     kept: dict[str, TensorProto] = {}
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) >= onnx_shapes.LARGE_BYTES:
-            kept[tensor.name] = _copy(tensor)
+            kept[tensor.name] = copied(tensor)
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="not-needed")
@@ -188,14 +189,12 @@ def _steps_first(graph: GraphProto) -> None:
                 perm = ALL_STEPS if index == 0 else STATES
                 node.output[index] = _free(f"{name}_steps_first", names)
                 after.append(_transpose(node.output[index], name, perm))
-        kept = [_copy(attribute) for attribute in node.attribute if attribute.name != "layout"]
+        kept = [copied(attribute) for attribute in node.attribute if attribute.name != "layout"]
         del node.attribute[:]
         node.attribute.extend(kept)
         made += [*before, node, *after]
     if len(made) > len(graph.node):
-        copies = [_copy(node) for node in made]
-        del graph.node[:]
-        graph.node.extend(copies)
+        replace_nodes(graph, made)
 
 
 def _transpose(source: str, name: str, perm: tuple[int, ...]) -> NodeProto:
@@ -213,9 +212,3 @@ def _free(name: str, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
-
-
-def _copy(message: Any) -> Any:
-    made = type(message)()
-    made.CopyFrom(message)
-    return made

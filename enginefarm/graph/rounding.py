@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, ort
+from enginefarm.graph.messages import copied
 from enginefarm.graph.precisions import to_budget
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def _moved(model: ModelProto) -> ModelProto:
     """A copy, each weight of a product moved to one of its neighbors."""
     from onnx import TensorProto, numpy_helper
 
-    made = type(model)()
-    made.CopyFrom(model)
+    made: ModelProto = copied(model)
     read = {
         name
         for graph in onnx_files.graphs(made.graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.graph import onnx_files
+from enginefarm.graph.messages import copied, replace_nodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,13 +29,12 @@ def to_initializers(model: ModelProto) -> None:
         for node in graph.node:
             tensor = _value(node) if node.op_type == "Constant" else None
             if tensor is None:
-                kept.append(copied(node))
+                kept.append(node)
             else:
                 tensor.name = node.output[0]
                 graph.initializer.append(tensor)
         if len(kept) < len(graph.node):
-            del graph.node[:]
-            graph.node.extend(kept)
+            replace_nodes(graph, kept)
 
 
 def _value(node: NodeProto) -> TensorProto | None:
@@ -201,9 +201,7 @@ def _casts_at_the_border(model: ModelProto, narrow: tuple[int, ...]) -> None:
                 )
             )
     rename(graph, inside)
-    nodes = [*first, *(copied(node) for node in graph.node), *last]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, [*first, *graph.node, *last])
 
 
 def rename(graph: GraphProto, names: dict[str, str]) -> None:
@@ -216,9 +214,3 @@ def rename(graph: GraphProto, names: dict[str, str]) -> None:
         if inner is not graph:
             for output in inner.output:
                 output.name = names.get(output.name, output.name)
-
-
-def copied(message: Any) -> Any:
-    made = type(message)()
-    made.CopyFrom(message)
-    return made

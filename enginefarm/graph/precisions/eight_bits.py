@@ -162,7 +162,7 @@ class _Work:
     ) -> tuple[ModelProto, qdq.Counts]:
         from onnx import TensorProto
 
-        from enginefarm.graph.precisions.constants import copied
+        from enginefarm.graph.messages import copied
         from enginefarm.graph.precisions.mixed import cast
 
         model = copied(self.model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from enginefarm.graph.functions import bodies
-from enginefarm.graph.precisions.constants import copied
+from enginefarm.graph.messages import copied
 from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:

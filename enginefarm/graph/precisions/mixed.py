@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
+from enginefarm.graph.messages import replace_nodes
 from enginefarm.graph.precisions import constants, masks, movers
 from enginefarm.graph.precisions.free_names import FreeNames
 from enginefarm.graph.precisions.graph import drop_unused, dtypes, infer_types
@@ -102,9 +103,7 @@ def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
             _graph(state, body, scopes)
         _rewrite(state, scope, node)
     _restore_outputs(state, scope)
-    copies = [constants.copied(node) for node in scope.nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(graph, scope.nodes)
 
 
 def _lower_scan(state: _Cast, node: NodeProto) -> None:

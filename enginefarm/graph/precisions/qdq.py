@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
+from enginefarm.graph.messages import replace_nodes
 from enginefarm.graph.precisions import targets
-from enginefarm.graph.precisions.constants import copied
 from enginefarm.graph.precisions.free_names import FreeNames
 from enginefarm.graph.precisions.graph import keep_initializers
 from enginefarm.graph.precisions.targets import Target
@@ -148,9 +148,7 @@ def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:
                 node.input[1] = made[key]
             state.nodes += 1
         nodes.append(node)
-    copies = [copied(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(graph, nodes)
 
 
 def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], name: str) -> str:

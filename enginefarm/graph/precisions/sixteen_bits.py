@@ -75,8 +75,8 @@ class SixteenBits:
 def _searched(
     model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
 ) -> dict[str, kept_wide.WideNode]:
+    from enginefarm.graph.messages import copied
     from enginefarm.graph.precisions import kept_wide, to_budget
-    from enginefarm.graph.precisions.constants import copied
     from enginefarm.graph.precisions.mixed import cast
 
     if not to_budget.is_small(model):

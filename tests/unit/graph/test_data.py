@@ -78,16 +78,16 @@ def test_labels_travel_with_the_batch(tmp_path: Path) -> None:
     [
         ("{}", ["it has nothing", "x"]),
         ("{'x': np.ones((2, 3), 'f'), 'z': 1}", ["it has x, z"]),
-        ("{'x': np.ones((2, 3))}", ["x: dtype float64", "astype(np.float32)"]),
-        ("{'x': np.ones((2, 4), 'f')}", ["x: shape (2, 4)", "axis 1 is 4, not 3"]),
-        ("{'x': np.ones((3,), 'f')}", ["x: shape (3,)", "(batch, 3)"]),
-        ("{'x': np.ones((0, 3), 'f')}", ["x: shape (0, 3) is empty"]),
-        ("{'x': np.full((1, 3), np.nan, 'f')}", ["x: it holds NaN", "not_finite: true"]),
+        ("{'x': np.ones((2, 3))}", ["x has the dtype float64", "astype(np.float32)"]),
+        ("{'x': np.ones((2, 4), 'f')}", ["x has the shape (2, 4)", "axis 1 is 4, not 3"]),
+        ("{'x': np.ones((3,), 'f')}", ["x has the shape (3,)", "(batch, 3)"]),
+        ("{'x': np.ones((0, 3), 'f')}", ["x has the shape (0, 3), which is empty"]),
+        ("{'x': np.full((1, 3), np.nan, 'f')}", ["x contains NaN", "not_finite: true"]),
         (
             "{'x': np.array([[1, 2, 3], [np.inf, 5, np.nan]], 'f')}",
-            ["batch 0: x: it holds NaN", "1 of 6 values, the first at index [1, 2]"],
+            ["batch 0: x contains NaN", "1 of 6 values, the first at index [1, 2]"],
         ),
-        ("[1]", ["list, where a dict"]),
+        ("[1]", ["batch 0 is a list, not a dict"]),
         ("1 / 0", ["raised ZeroDivisionError", "division by zero"]),
     ],
 )
@@ -148,10 +148,10 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="it yields no data"):
+    with pytest.raises(CalibrationError, match="it has no samples"):
         read(code(tmp_path, "def data(seed):\n  return iter(())\n"), tmp_path)
     np.savez(tmp_path / "d.npz", x=np.ones((0, 3), np.float32))
-    with pytest.raises(CalibrationError, match="it yields no data"):
+    with pytest.raises(CalibrationError, match="it has no samples"):
         read(Data(path="d.npz"), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match=r"no \.npz or \.npy file"):

@@ -99,7 +99,7 @@ def test_a_model_of_opset_6_is_raised_and_says_so(tmp_path: Path) -> None:
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     want = (x - 3) / np.sqrt(4 + 1e-5) + 2 + 2
     np.testing.assert_allclose(run(report.path, {"x": x})["y"], want, rtol=1e-5)
-    assert "opset 6 and was raised to 13" in report.notes[0]
+    assert "opset 6, which was raised to 13" in report.notes[0]
     assert "not compared with the file" in report.notes[0], "ONNX Runtime has no opset 6"
     made = onnx.load(report.path)
     assert made.ir_version >= raising.IR
@@ -108,9 +108,7 @@ def test_a_model_of_opset_6_is_raised_and_says_so(tmp_path: Path) -> None:
 
 def test_a_raised_model_is_compared_with_the_file(tmp_path: Path) -> None:
     notes = exported(tmp_path, relu(opset=9, ir=3)).notes
-    assert notes == (
-        "the file came with opset 9 and was raised to 13 (the numbers are the file's)",
-    )
+    assert notes == ("the file has opset 9, which was raised to 13 (the numbers equal the file's)",)
     assert exported(tmp_path, relu(opset=17)).notes == ()
 
 
@@ -193,7 +191,7 @@ def test_an_old_resize_keeps_its_pixels_where_they_were(
         profiles=[{"dims": {}}],
         verification={"data": {"random": True}, "batches": 1, "batch_size": 1},
     )
-    assert "the numbers are the file's" in report.notes[0]
+    assert "the numbers equal the file's" in report.notes[0]
 
 
 def test_raising_that_changes_numbers_is_caught(
@@ -396,7 +394,7 @@ def test_random_inputs_that_the_model_does_not_take_are_said_to_be_random(tmp_pa
     )
     inputs = [{"name": "x", "shape": ["batch", 4]}, {"name": "index", "dtype": "int64"}]
     inputs[1]["shape"] = [9]
-    with pytest.raises(EnginefarmError, match="does not take random numbers"):
+    with pytest.raises(EnginefarmError, match="does not accept random numbers"):
         exported(tmp_path, made, inputs=inputs, verification={})
 
 
@@ -410,7 +408,7 @@ def test_outputs_get_the_recipes_names_and_class_scores_must_be_there(tmp_path: 
     with pytest.raises(SourceError, match="the graph has 1 outputs, the recipe names 2"):
         exported(tmp_path, relu(), outputs=["scores", "boxes"])
     verification = {"data": {"callable": "data.py:data"}, "class_scores": ["scores"]}
-    with pytest.raises(SourceError, match="no output is called scores"):
+    with pytest.raises(SourceError, match="the model has no output scores"):
         exported(tmp_path, relu(), verification=verification)
 
 
@@ -453,7 +451,9 @@ def test_float64_is_computed_in_fp32_where_the_recipe_asks(tmp_path: Path) -> No
     assert {item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)} == {FLOAT}
     x = np.ones((2, 4), np.float32)
     np.testing.assert_allclose(run(report.path, {"x": x})["y"], 1 / 3, rtol=1e-6)
-    assert "float64 in the file is computed in float32 (the numbers are the file's)" in report.notes
+    assert (
+        "float64 in the file is computed in float32 (the numbers equal the file's)" in report.notes
+    )
 
 
 @pytest.mark.parametrize("opset", [11, 20])
