@@ -155,6 +155,11 @@ def timed(command: list[str], environment: dict[str, str]) -> Timing:
     return Timing(wall, sum(after[:2]) - sum(before[:2]))
 
 
+def build_command(recipe: Path) -> list[str]:
+    code = "from enginefarm.cli import main; main()"
+    return [sys.executable, "-c", code, "build", str(recipe)]
+
+
 def of_its_own(folders: contextlib.ExitStack) -> dict[str, str]:
     """The environment with an empty home and cache, which the stack removes."""
     home = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="farm-bench-")))
@@ -178,8 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
 
 def measure(options: argparse.Namespace, folders: contextlib.ExitStack) -> list[Figure]:
     recipe = str(options.recipe)
-    code = "from enginefarm.cli import main; main()"
-    command = [sys.executable, "-c", code, "build", recipe]
+    command = build_command(options.recipe)
     environment: dict[str, str] = {}
     timings: dict[str, list[Timing]] = {"script": [], "stages": [], "farm": []}
     for _ in range(options.rounds):

@@ -18,15 +18,13 @@ import select
 import signal
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.farm_vs_script import farm
+from benchmarks.farm_vs_script import build_command, of_its_own
 from benchmarks.figures import Figure
-from enginefarm.store import embedded
 
 STEP = re.compile(r"\bexport\b")
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -36,14 +34,12 @@ LIMIT_S = 120.0
 def once(recipe: Path) -> tuple[float, float]:
     """Seconds to the first line, and to the first step."""
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="first-line-")))
-        stack.callback(embedded.stop, home / "home" / "store")
-        command, environment = farm(recipe, home)
+        environment = of_its_own(stack)
         parent, child = pty.openpty()
         stack.callback(os.close, parent)
         started = time.perf_counter()
         process = subprocess.Popen(
-            command,
+            build_command(recipe),
             env={**environment, "TERM": "xterm", "COLUMNS": "120"},
             stdin=child,
             stdout=child,

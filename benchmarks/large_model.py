@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks import machine
+from benchmarks.farm_vs_script import build_command, of_its_own
 from benchmarks.figures import Figure
-from enginefarm.store import embedded
 
 MODEL = """
 import torch
@@ -63,11 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     weights = options.layers * (options.width + 1) * options.width * 4
     with tempfile.TemporaryDirectory(prefix="large-") as folder, contextlib.ExitStack() as after:
         root = Path(folder)
-        after.callback(embedded.stop, root / "home" / "store")
         (root / "model.py").write_text(MODEL)
         (root / "recipe.yaml").write_text(RECIPE.format(**vars(options)))
         began = time.perf_counter()
-        peaks = watched(root)
+        peaks = watched(root / "recipe.yaml", of_its_own(after))
         seconds = time.perf_counter() - began
     print(machine.described("torch", "onnxruntime", "tensorrt-rtx-cu13-libs"))
     print(f"{weights / 1e9:.2f} GB of weights, {seconds:.0f} s")
@@ -76,17 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Figure]:
     return [Figure("largest process, over the weights", max(peaks.values()) / weights, "×", 3.2)]
 
 
-def watched(root: Path) -> dict[str, int]:
+def watched(recipe: Path, environment: dict[str, str]) -> dict[str, int]:
     """The function that a process of the build was started for -> the most that it held."""
-    environment = {
-        **os.environ,
-        "ENGINEFARM_HOME": str(root / "home"),
-        "ENGINEFARM_CACHE": str(root / "cache"),
-    }
-    code = "from enginefarm.cli import main; main()"
-    command = [sys.executable, "-c", code, "build", str(root / "recipe.yaml")]
     peaks: dict[str, int] = {}
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(build_command(recipe), env=environment) as process:
         while process.poll() is None:
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):
