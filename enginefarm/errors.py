@@ -49,7 +49,8 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import ClassVar
@@ -272,6 +273,16 @@ class WorkerMismatch(FarmError):
 
 COMMAND: ContextVar[str] = ContextVar("command", default="")
 """The command that the user ran; empty in a program that imports enginefarm."""
+
+
+@contextmanager
+def running(command: str) -> Generator[None]:
+    """Errors in the block name this command."""
+    outside = COMMAND.set(command)
+    try:
+        yield
+    finally:
+        COMMAND.reset(outside)
 
 
 def command(usual: str) -> str:

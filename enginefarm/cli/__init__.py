@@ -22,13 +22,13 @@ from enginefarm.child.cancellation import CANCEL
 from enginefarm.cli import interrupts
 from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
-    COMMAND,
     BuildCancelled,
     DiskFull,
     EnginefarmError,
     ToolchainError,
     UsageError,
     did_you_mean,
+    running,
 )
 from enginefarm.names import loaded
 
@@ -129,7 +129,7 @@ class LazyGroup(click.Group):
                 fix=did_you_mean(args[0], COMMANDS) or "enginefarm --help lists the commands",
             )
         if args:
-            COMMAND.set(args[0])
+            ctx.with_resource(running(args[0]))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -170,7 +170,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """main() without the exit: returns the exit code."""
-    outside = COMMAND.set("")
     try:
         _require_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
@@ -200,8 +199,6 @@ def run(arguments: list[str] | None = None) -> int:
         if CANCEL.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
             return interrupts.report_interrupt()
         raise
-    finally:
-        COMMAND.reset(outside)
     return result if isinstance(result, int) else 0
 
 

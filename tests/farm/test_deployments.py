@@ -133,13 +133,10 @@ def test_promotion_without_asking_and_what_the_gates_refuse(farm: Farm) -> None:
 
 
 def test_promoting_what_is_not_there_is_one_clear_error(farm: Farm) -> None:
-    for parameters, said in (
-        ({}, "has no recipe 'no-such-model'"),  # the form's defaults
-        ({"source": "candidate"}, "channel no-such-model@candidate: nothing was promoted to it"),
-    ):
+    for parameters in ({}, {"source": "candidate"}):  # the form's defaults, and from a channel
         ended = farm.run("promote/promote", recipe="no-such-model", **parameters)
         assert ended.state.name == "Failed: StoreMissing"
-        assert said in ended.state.message
+        assert "has no recipe 'no-such-model'" in ended.state.message
         assert "Traceback" not in ended.state.message
 
 

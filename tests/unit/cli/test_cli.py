@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm import cli
-from enginefarm.errors import RecipeError, StoreDenied
+from enginefarm.errors import EnginefarmError, RecipeError, StoreDenied, command
 from enginefarm.store import embedded
 
 HEAVY = {"torch", "prefect", "onnx", "pandas", "tensorrt", "tensorrt_rtx", "boto3", "pydantic"}
@@ -107,3 +107,9 @@ def test_completion_offers_the_commands() -> None:
         check=False,
     )
     assert done.stdout.strip() == "plain,pull"
+
+
+def test_a_command_that_has_ended_is_named_by_no_later_error() -> None:
+    with pytest.raises(EnginefarmError):
+        cli.cli.main(["plan", "no-such-recipe.yaml"], standalone_mode=False)
+    assert command("promote") == "promote"
