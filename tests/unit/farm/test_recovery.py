@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -11,9 +12,15 @@ from enginefarm.farm import recovery
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing waits for the threads in a worker, which ends; here another test comes next."""
+    before = set(threading.enumerate())
     monkeypatch.setattr(recovery, "get_client", lambda **_: nullcontext(object()))
     monkeypatch.setattr(recovery, "SWEEP_S", 0.01)
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), thread.name
 
 
 @pytest.mark.usefixtures("looks")
