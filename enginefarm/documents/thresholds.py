@@ -152,7 +152,7 @@ class Regression(Frozen):
         default=14, ge=2, le=365, description="The baseline: this many nights before."
     )
     min_nights: int = Field(
-        default=5, ge=2, le=365, description="With fewer nights there is no verdict."
+        default=5, ge=2, le=365, description="With fewer nights, no timing counts as slower."
     )
     min_speedup: float = Field(
         default=1.02,

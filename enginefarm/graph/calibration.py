@@ -56,7 +56,7 @@ class AbsHistogram:
         self.amax = max(self.amax, top)
         if self.counts is None:
             if top == 0.0:
-                return  # there is no value to choose a bin width from
+                return  # a bin width cannot be chosen without values
             self.counts = np.zeros(BINS, np.int64)
             self.limit = top
         while top > self.limit:

@@ -19,6 +19,7 @@ from enginefarm.graph import (
     feeds,
     file_notes,
     fitting,
+    float64,
     onnx_files,
     onnx_shapes,
     raising,
@@ -121,7 +122,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
     # Written beside the model, not over it: the reference is computed with its float64 and its Ifs.
-    double = fitting.in_fp32(graph)
+    double = float64.to_float32(graph)
     if double:
         path = onnx_files.write(graph, dest_dir / "fp32")
     graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too

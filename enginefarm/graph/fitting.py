@@ -6,14 +6,13 @@ dims. Toolchains take shapes from the graph, so the recipe's go in.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import SourceError
-from enginefarm.graph import onnx_files, onnx_shapes, ort
+from enginefarm.graph import float64, onnx_files, onnx_shapes, ort
 from enginefarm.graph.messages import copied
 
 if TYPE_CHECKING:
@@ -98,7 +97,8 @@ def known_outputs(model: ModelProto) -> None:
 
 
 def _lacking(value: Any) -> str:
-    """What a value's type does not say; empty for what is no tensor, which is refused later."""
+    """The part of a value's type that is missing; empty for a value that is not a tensor, which is
+    refused later."""
     if value.type.WhichOneof("value") not in (None, "tensor_type"):
         return ""
     if not value.type.tensor_type.HasField("shape"):
@@ -138,7 +138,7 @@ def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
         dtype == "float64" and asked.get(name) == "float32"
         for name, (dtype, _) in signature.items()
     ):
-        in_fp32(model)
+        float64.to_float32(model)
         signature = onnx_shapes.input_signature(model)
     for name, (dtype, _) in signature.items():
         if dtype not in get_args(DType):
@@ -166,33 +166,6 @@ def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
         why=f"TensorRT has {', '.join(get_args(DType))}",
         fix=fix,
     )
-
-
-def in_fp32(model: ModelProto) -> bool:
-    """In place: every float64 of the graph as float32, as TensorRT computes it. Numbers that
-    float32 cannot hold become its largest ones. Returns whether there were any."""
-    from onnx import TensorProto, numpy_helper
-
-    np: Any = import_module("numpy")  # its functions are typed in part
-    double, single = TensorProto.DOUBLE, TensorProto.FLOAT
-    largest, found = float(np.finfo(np.float32).max), False
-    for tensor in onnx_files.tensors(model):
-        if tensor.data_type == double:
-            values: Any = numpy_helper.to_array(tensor)
-            held: Any = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
-            tensor.CopyFrom(numpy_helper.from_array(held.astype(np.float32), tensor.name))
-            found = True
-    for graph in onnx_files.graphs(model.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == double:
-                value.type.tensor_type.elem_type = single
-                found = True
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in ("to", "dtype") and attribute.i == double:
-                    attribute.i = single
-                    found = True
-    return found
 
 
 def _part_outputs_from_inputs(graph: GraphProto, recipe: Recipe) -> None:

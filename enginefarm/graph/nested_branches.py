@@ -109,7 +109,7 @@ def _moved(
 
 
 def _outputs(node: NodeProto) -> Iterator[ValueInfoProto]:
-    """Of every body inside: one may be a value of the graph around it."""
+    """The outputs of every body inside a node. An output may be a value of the graph around it."""
     for body in bodies(node):
         for graph in onnx_files.graphs(body):
             yield from graph.output

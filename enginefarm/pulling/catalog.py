@@ -43,7 +43,8 @@ class Catalog(Protocol):
 
         trust: one of these keys must have signed the channel's revision, which must not be older
         than one that this host has seen (SignatureRejected).
-        Raises: StoreMissing when there is no engine; NewerVersion when this version can read none.
+        Raises: StoreMissing when the recipe has no engine; NewerVersion when this version cannot
+        read any of them.
         """
         ...
 

@@ -65,7 +65,7 @@ def choose(
     """The newest engine of each GPU in a channel or recipe, all in one precision.
 
     precision: None takes the one that most GPUs have; of several, the first of PRECISION_ORDER.
-    Raises: StoreMissing when there is no engine.
+    Raises: StoreMissing when the recipe has no engine.
     """
     newest: defaultdict[PrecisionName, dict[str, Manifest]] = defaultdict(dict)
     for one in sorted(manifests, key=lambda one: (one.created_at, one.spec_digest)):
