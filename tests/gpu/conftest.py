@@ -16,6 +16,10 @@ import pytest
 
 from enginefarm.run.engine import Engine
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # run.sh starts one for each GPU
+    cards = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(worker.removeprefix("gw")) % len(cards)]
+
 
 def folder(variable: str) -> Path:
     if variable not in os.environ:

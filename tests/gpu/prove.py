@@ -3,7 +3,8 @@
     python tests/gpu/prove.py WORK          (tests/gpu/run.sh --prove WORK starts it)
 
 For each precision that the GPU has, the product itself builds an engine of a real model, runs it
-on the GPU in a fresh process against FP32, and times it. The result is a page,
+on the GPU in a fresh process against FP32, and times it; several GPUs of one kind share the
+precisions, one at a time each. The result is a page,
 docs/measurements/proof-GPU-RELEASE.md, and a row of enginefarm/documents/support.toml that names
 the precisions that passed. Ends with 1 where something failed; the page says so too.
 """
@@ -11,6 +12,7 @@ the precisions that passed. Ends with 1 where something failed; the page says so
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -18,8 +20,10 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,6 +165,24 @@ def proven(path: Path, precision: str) -> Row:
     return row._replace(timings=timings)  # type: ignore[arg-type]
 
 
+def cards() -> list[str]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+
+
+def on_the_cards(do: Callable[[str], Any], items: Sequence[str]) -> list[Any]:
+    """One item after another; with several GPUs, one on each at a time. In the order of items."""
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for card in cards():
+        free.put(card)
+    with ProcessPoolExecutor(len(cards()), context, take_card, (free,)) as pool:
+        return [*pool.map(do, items)]
+
+
+def take_card(free: Any) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+
+
 def last_words(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return " ".join(lines[-3:])[-300:]
@@ -203,11 +225,14 @@ def machine() -> Machine:
         release = toolchain(TOOLCHAIN).identity().build
     except EnginefarmError as error:
         raise SystemExit(f"prove: {error}") from None
+    shared = (
+        f"; {count} GPUs, one for each process at a time" if (count := len(cards())) > 1 else ""
+    )
     return Machine(
         row.label,
         gpu.name,
         f"{gpu.driver} (CUDA {(gpu.driver_cuda or 0) / 1000:.1f})",
-        f"{host_class()}, {platform.system()} {platform.release()}",
+        f"{host_class()}, {platform.system()} {platform.release()}{shared}",
         release,
         ", ".join([f"Python {platform.python_version()}", *versions()]),
         os.environ.get("ENGINEFARM_COMMIT") or commit(),
@@ -307,7 +332,7 @@ def main(work: Path) -> int:
     models = Path(os.environ.get("ENGINEFARM_GPU_MODELS", work / "models")).resolve()
     path = recipe(models, folder, where.label, where.release)
     try:
-        rows = [proven(path, precision) for precision in gpu(where.label).precisions]
+        rows = on_the_cards(partial(proven, path), gpu(where.label).precisions)
     finally:
         embedded.stop(folder / "home")
     tests = ran(sorted(work.glob("junit-*.xml")))

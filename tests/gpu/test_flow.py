@@ -2,9 +2,9 @@
 
 Real Prefect, real S3, a worker that NVML vouches for; the native toolchain is TensorRT 8.6
 (trt86_toolchain.py). ENGINEFARM_GPU_LABEL is the label of the GPU at hand (default h100);
-ENGINEFARM_GPU_CARDS the ones to take, a worker each (default 0; `0,1` for two);
-ENGINEFARM_GPU_TOOLCHAIN=ort-trt, with /opt/ort first on PYTHONPATH, is the same farm on ONNX
-Runtime's TensorRT provider (ort_trt86_toolchain.py).
+ENGINEFARM_GPU_CARDS the ones to take, a worker each (`0,1` for two; default the one that CUDA
+sees); ENGINEFARM_GPU_TOOLCHAIN=ort-trt, with /opt/ort first on PYTHONPATH, is the same farm on
+ONNX Runtime's TensorRT provider (ort_trt86_toolchain.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(560)]
 
 LABEL = os.environ.get("ENGINEFARM_GPU_LABEL", "h100")
 TOOLCHAIN = os.environ.get("ENGINEFARM_GPU_TOOLCHAIN", "tensorrt")
-CARDS = os.environ.get("ENGINEFARM_GPU_CARDS", "0").split(",")
+CARDS = os.environ.get("ENGINEFARM_GPU_CARDS", os.environ.get("CUDA_VISIBLE_DEVICES", "0")).split(
+    ","
+)
 WORKERS = [f"gpu-{card}" for card in CARDS]
 GRAPHS = (False, True) if TOOLCHAIN == "tensorrt" else (False,)
 """With and without a CUDA graph: ONNX Runtime lets nobody else capture one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -72,3 +73,11 @@ def test_a_second_proof_of_a_gpu_and_release_replaces_the_first_and_no_other(
     assert of_t4 == [("10.15.1", ("fp16", "int8")), ("11.4.0", ("fp32",))]
     assert any(one.gpu == "h100" for one in rows["tensorrt"].proven)
     assert rows["tensorrt-rtx"].listed
+
+
+def test_two_gpus_share_the_precisions_and_each_process_keeps_to_one(
+    prove: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    found = prove.on_the_cards(os.getenv, ["CUDA_VISIBLE_DEVICES"] * 8)
+    assert set(found) <= {"3", "5"}
