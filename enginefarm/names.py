@@ -15,7 +15,8 @@ class PrecisionRow(NamedTuple):
 
     code: its class, a `graph.precisions.Precision`. rank: the lowest is taken when nobody asks
     for a precision. calibrated: True where the recipe must bring calibration data. min_cosine,
-    max_relative_l2, rounding, margin: the default accuracy budget.
+    max_relative_l2, rounding, margin: the default accuracy budget. no_refit: why new weights
+    cannot be set in its plans; empty where they can.
     """
 
     code: str
@@ -25,16 +26,20 @@ class PrecisionRow(NamedTuple):
     calibrated: bool = False
     rounding: float = 0.0
     margin: float = 1.0
+    no_refit: str = ""
 
 
-EIGHT_BITS = (0.99, 0.15, True, 0.0, 2 / 3)
+EIGHT_BITS = (0.99, 0.15, True, 0.0, 2 / 3, "new weights need a calibration, and so a build")
 """Errors of 8 bits hang on the data: single batches of other data of the same kind lose two to
 three times as much as the recipe's do (docs/decisions/0273)."""
 PRECISIONS: dict[str, PrecisionRow] = {
     "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4, rounding=4.0),
     # Rounding the weights alone costs MobileNetV2 a relative L2 of 0.013.
     "fp16": PrecisionRow("enginefarm.graph.precisions.fp16:FP16", 10, 0.999, 0.02),
-    "bf16": PrecisionRow("enginefarm.graph.precisions.bf16:BF16", 20, 0.99, 0.05),
+    "bf16": PrecisionRow(
+        *("enginefarm.graph.precisions.bf16:BF16", 20, 0.99, 0.05),
+        no_refit="TensorRT takes weights from numpy, which has no bfloat16",
+    ),
     "int8": PrecisionRow("enginefarm.graph.precisions.eight_bits:Int8", 40, *EIGHT_BITS),
     "fp8": PrecisionRow("enginefarm.graph.precisions.eight_bits:FP8", 30, *EIGHT_BITS),
 }
@@ -121,19 +126,36 @@ class ToolchainRow(NamedTuple):
     """One way to build.
 
     code: its class, a `toolchains.Toolchain`. runtime: what loads its plans on a host.
-    timing_cache: True where it reads and writes TensorRT's own timing cache.
+    timing_cache: True where it reads and writes TensorRT's own timing cache. refit: what sets new
+    weights in its plans, a function for a child process (`pulling.refit`). no_refit: why nothing
+    does.
     """
 
     code: str
     runtime: str
     timing_cache: bool = False
+    refit: str = ""
+    no_refit: str = "nothing sets new weights in its plans"
 
 
 TOOLCHAINS: dict[str, ToolchainRow] = {
-    "tensorrt": ToolchainRow("enginefarm.toolchains.tensorrt:TensorRT", "tensorrt", True),
-    "trtexec": ToolchainRow("enginefarm.toolchains.trtexec:Trtexec", "tensorrt", True),
-    "ort-trt": ToolchainRow("enginefarm.toolchains.ort_trt:OrtTensorRT", "onnxruntime-tensorrt"),
-    "tensorrt-rtx": ToolchainRow("enginefarm.toolchains.tensorrt_rtx:TensorRTRTX", "tensorrt-rtx"),
+    "tensorrt": ToolchainRow(
+        *("enginefarm.toolchains.tensorrt:TensorRT", "tensorrt", True),
+        refit="enginefarm.run.refit:by_names",
+    ),
+    "trtexec": ToolchainRow(
+        *("enginefarm.toolchains.trtexec:Trtexec", "tensorrt", True),
+        no_refit="its option for refittable plans was never tried here",
+    ),
+    "ort-trt": ToolchainRow(
+        *("enginefarm.toolchains.ort_trt:OrtTensorRT", "onnxruntime-tensorrt"),
+        no_refit="ONNX Runtime's provider builds no refittable plans into its context models",
+    ),
+    "tensorrt-rtx": ToolchainRow(
+        *("enginefarm.toolchains.tensorrt_rtx:TensorRTRTX", "tensorrt-rtx"),
+        no_refit="TensorRT-RTX builds refittable plans only on a machine with a GPU, and "
+        "cross-builds have none",
+    ),
 }
 """In the order in which `toolchain: auto` tries them: those that need the GPU come first."""
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from enginefarm.building import native as native_build
+from enginefarm.building import refit
 from enginefarm.building.environment import environment
 from enginefarm.building.isolate import LOG_NAME
 from enginefarm.building.job import BuildResult, Job
 from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
+from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
     BuildRecord,
@@ -101,28 +103,42 @@ def build(
 def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None) -> BuildResult:
     """The plan from its record in the store, or else built now and recorded."""
 
+    policy = signing_policy()
+
     def work(scratch: Path) -> StageOutput:
-        output = _build(site, job, asked, scratch, cancel)
+        request = _request(site, job, asked, scratch)
+        tried = None
+        if asked.builder.refit:
+            with _SLOTS, _labeled_progress(asked.label):
+                tried = refit.attempt(site, job, request, policy, cancel or CANCEL)
+        output = (tried and tried.output) or _build(site, job, request, cancel)
         kept = {"plan": output.plan, "log": output.log, "layers": output.layers}
         values = output.model_dump(mode="json", include=RECORDED_VALUES)
+        if tried is not None:
+            kept["weights"] = tried.weights
+            said = {refit.NOTE: tried.said} if tried.said else {}
+            values |= {"details": {**output.details, **said}, **tried.values}
         return StageOutput(
             files={name: path for name, path in kept.items() if path and path.exists()},
             values={**values, "gpu": asked.gpu.label},
         )
 
     stage = f"plan-{asked.precision.name}"
-    record, _ = recorded(site, stage, asked.plan_key, work, signing_policy())
+    record, cached = recorded(site, stage, asked.plan_key, work, policy)
+    if not cached and refit.KEY in record.values:
+        refit.remember(site, job, record, policy)
     return _result_of(record, asked.gpu.label)
 
 
 def _result_of(record: StageRecord, gpu_label: str) -> BuildResult:
     """The result that a plan's record stands for, for one of the GPUs that share the plan."""
-    values = dict(record.values)
-    first = values.pop("gpu")
+    values = {name: record.values[name] for name in RECORDED_VALUES & record.values.keys()}
+    first = record.values["gpu"]
     built = BuildResult.model_validate(
         {
             **values,
             **{name: record.outputs.get(name) for name in ("plan", "log", "layers")},
+            "refit": refit.named_by(record),
             "plan_key": record.key,
         }
     )
@@ -132,13 +148,11 @@ def _result_of(record: StageRecord, gpu_label: str) -> BuildResult:
     return built.model_copy(update=shared)
 
 
-def _build(
-    site: Site, job: Job, asked: BuildSpec, scratch: Path, cancel: threading.Event | None
-) -> BuildOutput:
+def _request(site: Site, job: Job, asked: BuildSpec, scratch: Path) -> BuildRequest:
     work_dir = scratch / "build"
     work_dir.mkdir()
     limits = build_limits()
-    request = BuildRequest(
+    return BuildRequest(
         spec=asked,
         onnx=materialize(site, job.prepared.graph, scratch / "onnx"),
         work_dir=work_dir,
@@ -146,8 +160,13 @@ def _build(
         timeout_s=limits.timeout_s,
         memory_limit_bytes=limits.memory_bytes,
     )
+
+
+def _build(
+    site: Site, job: Job, request: BuildRequest, cancel: threading.Event | None
+) -> BuildOutput:
     try:
-        with _SLOTS, _labeled_progress(asked.label):
+        with _SLOTS, _labeled_progress(request.spec.label):
             return native_build.build(
                 site.store,
                 request,
@@ -157,7 +176,7 @@ def _build(
             )
     except BuildError as error:
         if not isinstance(error, BuildCancelled):
-            _keep_log(site, job, work_dir / LOG_NAME, error)
+            _keep_log(site, job, request.work_dir / LOG_NAME, error)
         raise
 
 
@@ -216,6 +235,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         spec=job.spec,
         spec_digest=job.spec.digest,
         engine=built.plan,
+        refit=built.refit,
         graph=job.prepared.graph,
         reference=job.prepared.reference,
         tensors=built.tensors,
@@ -234,7 +254,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
             details={**built.details, "precision": job.prepared.details},
         ),
         environment=environment(),
-        notes=job.prepared.notes,
+        notes=(*job.prepared.notes, *_refit_note(built)),
         # The newest is promoted: one clock for all builders.
         created_at=site.store.objects.clock(layout.INDEX),
     )
@@ -243,6 +263,11 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         return manifest
     published = whole(site, job.recipe, job.spec.digest, policy)
     return manifest if published is None else published
+
+
+def _refit_note(built: BuildResult) -> tuple[str, ...]:
+    said = built.details.get(refit.NOTE)
+    return (str(said),) if said else ()
 
 
 def _is_trusted(site: Site, manifest: Manifest, policy: SigningPolicy | None) -> bool:

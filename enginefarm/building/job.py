@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, JsonValue
 
-from enginefarm.documents.manifest import TensorInfo
+from enginefarm.documents.manifest import Refit, TensorInfo
 from enginefarm.documents.spec import BlobRef, BuildSpec
 from enginefarm.documents.thresholds import Budget
 from enginefarm.planning.graphs import PreparedGraph
@@ -33,4 +33,5 @@ class BuildResult(Frozen):
     seconds: float
     peak_memory_bytes: int
     command: str | None
+    refit: Refit | None = None
     details: dict[str, JsonValue]

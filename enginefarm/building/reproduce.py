@@ -100,6 +100,7 @@ def build_json(site: Site, manifest: Manifest) -> dict[str, Any]:
         *(["VERSION_COMPATIBLE"] if options.version_compatible else []),
         *(["EXCLUDE_LEAN_RUNTIME"] if options.version_compatible and portable else []),
         *(["SPARSE_WEIGHTS"] if options.sparse_weights else []),
+        *(["REFIT"] if options.refit else []),
     ]
     return {
         "toolchain": spec.toolchain.name,

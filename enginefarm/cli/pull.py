@@ -113,7 +113,7 @@ def pull(
         return
     manifest = pulled.manifest
     click.echo(pulled.path)
-    origin = "already in the cache" if pulled.cached else "downloaded"
+    origin = pulled.delivery or ("already in the cache" if pulled.cached else "downloaded")
     click.echo(
         f"{manifest.recipe} {manifest.spec.label}, {manifest.spec.toolchain.name} "
         f"{manifest.spec.toolchain.build}, {manifest.engine.size_bytes / 1e6:,.1f} MB, sha256 "
@@ -258,6 +258,12 @@ def _watch(
     from enginefarm.errors import EnginefarmError
     from enginefarm.pulling.watch import watch
 
+    def told() -> PulledEngine:
+        pulled = pull()
+        if pulled.delivery:
+            click.echo(f"note: {pulled.delivery}", err=True)
+        return pulled
+
     def swapped(manifest: Manifest) -> None:
         click.echo(f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}")
         if report is None:
@@ -268,7 +274,7 @@ def _watch(
             click.echo(f"note: `enginefarm fleet` does not show this host: {error.what}", err=True)
 
     watch(
-        pull,
+        told,
         folder,
         every_s=every_s,
         stop=threading.Event(),
@@ -281,6 +287,7 @@ def summary(pulled: PulledEngine) -> dict[str, Any]:
     return {
         "path": str(pulled.path),
         "cached": pulled.cached,
+        "delivery": pulled.delivery,
         "fit": pulled.candidate.fit.name.lower(),
         "caveats": list(pulled.candidate.caveats),
         "speed": pulled.candidate.speed and pulled.candidate.speed.model_dump(mode="json"),

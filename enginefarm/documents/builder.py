@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from enginefarm.schema import Frozen
 
@@ -63,3 +63,22 @@ class BuilderOptions(Frozen):
         le=20,
         description="Build lottery: build this many times, and keep the fastest accurate engine.",
     )
+    refit: bool = Field(
+        default=False,
+        description="When only weights of the model change, set them in the plan that exists "
+        "instead of building, and let hosts do the same. Toolchain `tensorrt`, fp32 and fp16. Such "
+        "plans are larger, and can be slower.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options that do not name `refit` read, and are digested, as before there was one."""
+        written: dict[str, Any] = {**serialize(self), **(self.model_extra or {})}
+        if "refit" not in self.model_fields_set:
+            written.pop("refit", None)
+        return written
+
+    @property
+    def asked(self) -> BuilderOptions:
+        """The same options, with one action key whether or not a recipe names a default."""
+        return self if self.refit else BuilderOptions(**self.model_dump(exclude={"refit"}))

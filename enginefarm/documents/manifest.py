@@ -105,12 +105,23 @@ class BuildRecord(Frozen):
     details: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Refit(Frozen):
+    """How a host that has the skeleton's plan makes the engine: it sets these weights in it.
+
+    Only a hint of a shorter way: what comes out counts if it has the engine's digest.
+    """
+
+    skeleton: BlobRef = Field(description="The plan of a model with the same graph.")
+    weights: BlobRef = Field(description="safetensors: the weights that differ, by their names.")
+
+
 class Manifest(Frozen):
     schema_version: int = SCHEMA_VERSION
     recipe: Name
     spec: BuildSpec
     spec_digest: Digest
     engine: BlobRef
+    refit: Refit | None = None
     graph: OnnxRef = Field(description="The ONNX that was built: after slim and precision.")
     reference: BlobRef | None = Field(default=None, description="npz of inputs and FP32 outputs.")
     tensors: tuple[TensorInfo, ...]
@@ -134,8 +145,9 @@ class Manifest(Frozen):
 
     @property
     def names(self) -> tuple[BlobRef, ...]:
-        """Every blob that the manifest names, its build's log and layers too."""
-        found = (*self.needs, self.build.log, self.build.layers)
+        """Every blob that the manifest names, also those that the engine is whole without."""
+        refit = (self.refit.skeleton, self.refit.weights) if self.refit else ()
+        found = (*self.needs, self.build.log, self.build.layers, *refit)
         return tuple(ref for ref in found if ref is not None)
 
     @property

@@ -183,7 +183,7 @@ def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUs
         gpu=label,
         compute_capabilities=carries(label, target.precision),
         toolchain=target.toolchain,
-        builder=recipe.builder,
+        builder=recipe.builder.asked,
         plugins=model.plugins,
     )
 

@@ -18,7 +18,7 @@ from enginefarm.planning import graphs, outcome, plan, stages
 from enginefarm.planning.outcome import Outcome
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
-from enginefarm.toolchains import installed, toolchain
+from enginefarm.toolchains import check, installed
 from enginefarm.toolchains.lacks import lacking
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
@@ -135,7 +135,7 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
             recipe, target, UNKNOWN_MODEL, PrecisionUse(name=target.precision, tools=())
         )
         try:
-            toolchain(target.toolchain.name).check(asked)
+            check(asked)
         except ToolchainError as error:
             refusals.add(target.gpu, target.precision, error, recipe.allow_skip)
         else:

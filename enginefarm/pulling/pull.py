@@ -43,13 +43,15 @@ OnSelection = Callable[[Selection, Host], None]
 class PulledEngine:
     """An engine on the local disk whose digest was checked.
 
-    path: the plan, in the cache or at `dest`. Do not write to it.
+    path: the plan, in the cache or at `dest`. Do not write to it. delivery: for an engine that
+    may be refitted, what that saved, or why it was downloaded; else empty.
     """
 
     path: Path
     manifest: Manifest
     candidate: Candidate
     cached: bool
+    delivery: str = ""
 
 
 def pull(
@@ -180,13 +182,18 @@ def _lines(selection: Selection) -> Iterable[str]:
 def fetch(
     candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
 ) -> PulledEngine:
-    """Downloads the candidate into the cache and checks its digest. With `dest`, copies it there,
-    with the manifest beside it as `<dest>.json`.
+    """Downloads the candidate into the cache, or refits it there, and checks its digest. With
+    `dest`, copies it there, with the manifest beside it as `<dest>.json`.
 
     store: None if the engine is already in the cache.
     """
     manifest = candidate.manifest
     cached = store is None or cache.has(manifest.engine)
+    delivery = ""
+    if store is not None and manifest.refit is not None and not cached:
+        from enginefarm.pulling.refit import deliver  # few engines are refitted
+
+        delivery = deliver(store, cache, manifest, manifest.refit)
     blob = cache.path(manifest.engine) if store is None else cache.ensure(store, manifest.engine)
     if dest is None:
         path = cache.link(file_name(manifest), manifest.engine)
@@ -195,7 +202,7 @@ def fetch(
         with one_at_a_time(path.parent):
             copy_out(blob, path, manifest.engine)
             write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
-    return PulledEngine(path=path, manifest=manifest, candidate=candidate, cached=cached)
+    return PulledEngine(path, manifest, candidate, cached, delivery)
 
 
 def file_name(manifest: Manifest) -> str:

@@ -156,7 +156,7 @@ def _manifest(work: AuditState, key: str, manifest: Manifest, listed: set[tuple[
     ):
         work.add(
             layout.blob(ref),
-            f"{name}: the log or the layers of its build are lost; the engine is whole",
+            f"{name}: a log, layers, a skeleton or weights are lost; the engine is whole",
             harmless=True,
         )
     work.engines += 1

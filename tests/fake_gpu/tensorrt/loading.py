@@ -74,6 +74,12 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self._plan["profiles"][profile][name]]
 
+    def serialize(self) -> bytes:
+        plan = self._plan | {"onnx": base64.b64encode(self._model.SerializeToString()).decode()}
+        if "unsteady" in plan["faults"]:
+            plan["made"] = time.time()
+        return json.dumps(plan).encode()
+
     def create_execution_context(self) -> IExecutionContext:
         return IExecutionContext(self)
 
@@ -82,6 +88,39 @@ class ICudaEngine:
 
     def __del__(self) -> None:
         driver.DIARY.append("engine freed")
+
+
+class Weights:
+    def __init__(self, values: Any) -> None:
+        self.numpy = values
+
+
+class Refitter:
+    """Knows initializers by their names if the plan was built with REFIT."""
+
+    def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
+        if "REFIT" not in engine._plan["asked"]["flags"]:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._engine = engine
+        self._set: dict[str, Weights] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return [one.name for one in self._engine._model.graph.initializer]
+
+    def set_named_weights(self, name: str, weights: Weights) -> bool:
+        self._set[name] = weights
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        merged = self._engine._plan["faults"].get("merged", "").split()
+        return sorted(set(merged) - self._set.keys()) if self._set.keys() & set(merged) else []
+
+    def refit_cuda_engine(self) -> bool:
+        for tensor in self._engine._model.graph.initializer:
+            if tensor.name in self._set and "deaf" not in self._engine._plan["faults"]:
+                new = onnx.numpy_helper.from_array(self._set[tensor.name].numpy, tensor.name)
+                tensor.CopyFrom(new)
+        return True
 
 
 class EngineInspector:

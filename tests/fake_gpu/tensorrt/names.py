@@ -7,9 +7,11 @@ from typing import Any
 
 from onnx import TensorProto
 
-FAULTS = ("load", "enqueue", "gpu", "build", "parse", "lost_option")
+FAULTS = ("load", "enqueue", "gpu", "build", "parse", "lost_option", "merged", "unsteady", "deaf")
 """load, enqueue, build: what the log says when that step refuses. gpu: what CUDA says later.
-parse: the operator that the parser does not know. lost_option: a setting that does not stick."""
+parse: the operator that the parser does not know. lost_option: a setting that does not stick.
+merged: names of weights, of which all must be set. unsteady: each serialization makes other bytes.
+deaf: a refit that sets nothing."""
 
 
 class DataType(enum.Enum):

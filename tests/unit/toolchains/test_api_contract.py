@@ -22,6 +22,7 @@ BOTH = {
 NATIVE = {
     "toolchains/tensorrt.py",
     "toolchains/combine_caches.py",
+    "run/refit.py",
 }
 USED_BY = {
     "10": {*BOTH, *NATIVE},
@@ -29,7 +30,7 @@ USED_BY = {
     "rtx": {*BOTH, "toolchains/tensorrt_rtx.py"},
 }
 
-FLAGS = {"VERSION_COMPATIBLE", "SPARSE_WEIGHTS"}
+FLAGS = {"VERSION_COMPATIBLE", "SPARSE_WEIGHTS", "REFIT"}
 BY_NAME: dict[str, dict[str, set[str]]] = {
     "10": {
         "BuilderFlag": FLAGS,
