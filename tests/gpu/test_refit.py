@@ -1,7 +1,7 @@
-"""What a refit by TensorRT 8.6 does to engines of our graphs: what decision 0241 has to count on.
+"""What a refit by TensorRT 8.6 does to engines of our graphs: what decision 0281 counts on.
 
-Nothing in the package refits yet. These tests build with the toolchain's own steps plus
-BuilderFlag.REFIT, set weights by the names of the graph's initializers, and run the result.
+These tests build with the toolchain's own steps plus BuilderFlag.REFIT, set weights by the names of
+the graph's initializers, and run the result. The package's own road is test_refit_delivery.py's.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from sample_rows import make_row
 
 from enginefarm import cli
-from enginefarm.errors import GpuError, SourceError, StoreMissing, UsageError
+from enginefarm.errors import GpuError, SourceError, StoreMissing, ToolchainError, UsageError
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.tables import BenchmarkTables
 from tests import tiny_recipe
@@ -199,3 +199,13 @@ def test_the_store_says_where_it_is(
         os.waitpid(started["pid"], 0)  # this process started it, so it has to reap it
     with pytest.raises(ProcessLookupError):
         os.kill(started["pid"], 0)
+
+
+def test_new_weights_cannot_be_set_in_a_cross_built_plan(
+    store_environment: EngineStore, tmp_path: Path, capsys: Out
+) -> None:
+    recipe = written(tmp_path / "r", builder={"refit": True})
+    assert cli.run(["plan", str(recipe)]) == ToolchainError.exit_code
+    refused = capsys.readouterr().err
+    assert "builder.refit: it cannot be used with toolchain tensorrt-rtx" in refused
+    assert "only on a machine with a GPU" in refused
