@@ -70,6 +70,11 @@ class EnginefarmError(Exception):
     exit_code: ClassVar[int] = 1
     transient: ClassVar[bool] = False
 
+    def __init_subclass__(cls, code: int | None = None) -> None:
+        super().__init_subclass__()
+        if code is not None:
+            cls.exit_code = code
+
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         what = _readable(what)
         super().__init__(what)
@@ -110,165 +115,125 @@ def _rebuilt(kind: type[EnginefarmError], args: tuple[object, ...]) -> Enginefar
     return kind.__new__(kind, *args)
 
 
-class UsageError(EnginefarmError):
-    exit_code = 2
+class UsageError(EnginefarmError, code=2): ...
 
 
-class RecipeError(EnginefarmError):
-    exit_code = 10
+class RecipeError(EnginefarmError, code=10): ...
 
 
-class GpuError(EnginefarmError):
-    exit_code = 11
+class GpuError(EnginefarmError, code=11): ...
 
 
-class SourceError(EnginefarmError):
-    exit_code = 12
+class SourceError(EnginefarmError, code=12): ...
 
 
-class UnsafeCheckpointError(SourceError):
-    exit_code = 13
+class UnsafeCheckpointError(SourceError, code=13): ...
 
 
-class ExportError(EnginefarmError):
-    exit_code = 14
+class ExportError(EnginefarmError, code=14): ...
 
 
-class SlimError(EnginefarmError):
-    exit_code = 15
+class SlimError(EnginefarmError, code=15): ...
 
 
-class PrecisionError(EnginefarmError):
-    exit_code = 16
+class PrecisionError(EnginefarmError, code=16): ...
 
 
-class CalibrationError(EnginefarmError):
-    exit_code = 17
+class CalibrationError(EnginefarmError, code=17): ...
 
 
-class ModelError(EnginefarmError):
-    exit_code = 18
+class ModelError(EnginefarmError, code=18): ...
 
 
-class BuildError(EnginefarmError):
-    exit_code = 20
+class BuildError(EnginefarmError, code=20): ...
 
 
-class ParseError(BuildError):
-    exit_code = 21
+class ParseError(BuildError, code=21): ...
 
 
-class BuildCrashed(BuildError):
-    exit_code = 22
+class BuildCrashed(BuildError, code=22): ...
 
 
-class BuildTimeout(BuildError):
-    exit_code = 23
+class BuildTimeout(BuildError, code=23): ...
 
 
-class BuildOutOfMemory(BuildError):
-    exit_code = 24
+class BuildOutOfMemory(BuildError, code=24): ...
 
 
-class BuildCancelled(BuildError):
-    exit_code = 25
+class BuildCancelled(BuildError, code=25): ...
 
 
-class ToolchainError(EnginefarmError):
-    exit_code = 26
+class ToolchainError(EnginefarmError, code=26): ...
 
 
-class AccuracyError(EnginefarmError):
-    exit_code = 30
+class AccuracyError(EnginefarmError, code=30): ...
 
 
-class StoreError(EnginefarmError):
-    exit_code = 40
+class StoreError(EnginefarmError, code=40): ...
 
 
-class StoreUnavailable(StoreError):
-    exit_code = 41
+class StoreUnavailable(StoreError, code=41):
     transient = True
 
 
-class StoreDenied(StoreError):
-    exit_code = 42
+class StoreDenied(StoreError, code=42): ...
 
 
-class StoreMissing(StoreError):
-    exit_code = 43
+class StoreMissing(StoreError, code=43): ...
 
 
-class CorruptBlob(StoreError):
-    exit_code = 44
+class CorruptBlob(StoreError, code=44): ...
 
 
-class StoreConflict(StoreError):
-    exit_code = 45
+class StoreConflict(StoreError, code=45): ...
 
 
-class NewerVersion(StoreError):
-    exit_code = 47
+class NewerVersion(StoreError, code=47): ...
 
 
-class DiskFull(EnginefarmError):
-    exit_code = 46
+class DiskFull(EnginefarmError, code=46): ...
 
 
-class NoEngineFits(EnginefarmError):
-    exit_code = 50
+class NoEngineFits(EnginefarmError, code=50): ...
 
 
-class SignatureRejected(EnginefarmError):
-    exit_code = 51
+class SignatureRejected(EnginefarmError, code=51): ...
 
 
-class GateError(EnginefarmError):
-    exit_code = 55
+class GateError(EnginefarmError, code=55): ...
 
 
-class TritonError(EnginefarmError):
-    exit_code = 56
+class TritonError(EnginefarmError, code=56): ...
 
 
-class HostError(EnginefarmError):
-    exit_code = 60
+class HostError(EnginefarmError, code=60): ...
 
 
-class DriverTooOld(HostError):
-    exit_code = 61
+class DriverTooOld(HostError, code=61): ...
 
 
-class EngineRunError(EnginefarmError):
-    exit_code = 62
+class EngineRunError(EnginefarmError, code=62): ...
 
 
-class PlanDamaged(EngineRunError):
-    exit_code = 63
+class PlanDamaged(EngineRunError, code=63): ...
 
 
-class OtherBuild(EngineRunError):
-    exit_code = 64
+class OtherBuild(EngineRunError, code=64): ...
 
 
-class OtherGpu(EngineRunError):
-    exit_code = 65
+class OtherGpu(EngineRunError, code=65): ...
 
 
-class PluginMissing(EngineRunError):
-    exit_code = 66
+class PluginMissing(EngineRunError, code=66): ...
 
 
-class DeviceOutOfMemory(EngineRunError):
-    exit_code = 67
+class DeviceOutOfMemory(EngineRunError, code=67): ...
 
 
-class FarmError(EnginefarmError):
-    exit_code = 70
+class FarmError(EnginefarmError, code=70): ...
 
 
-class WorkerMismatch(FarmError):
-    exit_code = 71
+class WorkerMismatch(FarmError, code=71): ...
 
 
 COMMAND: ContextVar[str] = ContextVar("command", default="")

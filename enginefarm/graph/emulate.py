@@ -20,6 +20,7 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph.precisions.free_names import FreeNames, rename
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -88,8 +89,8 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
 
         model = onnx.inliner.inline_local_functions(model)
     results = {output.name for output in model.graph.output} if outputs_rounded else set[str]()
-    rewrite = _Emulation(rounded, results, set(_names(model.graph)))
-    rewrite.inputs(model.graph)
+    rewrite = _Emulation(rounded, results, FreeNames(model))
+    rewrite.inputs(model)
     infer_types(model)
     rewrite.graph(model.graph, {}, main=True)
     for tensor in onnx_files.tensors(model):
@@ -114,18 +115,19 @@ def narrow(model: ModelProto) -> tuple[str, ...]:
 class _Emulation:
     """One rewrite. Its new names are unique in the whole model."""
 
-    def __init__(self, rounded: bool, results: set[str], taken: set[str]) -> None:
+    def __init__(self, rounded: bool, results: set[str], free: FreeNames) -> None:
         self.rounded = rounded
         self.results = results
-        self.taken = taken
+        self.free = free
 
-    def inputs(self, graph: GraphProto) -> None:
+    def inputs(self, model: ModelProto) -> None:
         """Adds a Cast after each 16-bit input, which `graph` then treats as any other node."""
         from onnx import TensorProto, helper
 
+        graph = model.graph
         found = [value for value in graph.input if _dtype(value) in _lows()]
-        renames = {value.name: self.free(f"{value.name}__given") for value in found}
-        onnx_files.rename(graph, renames)
+        renames = {value.name: self.free.make(f"{value.name}__given") for value in found}
+        rename(model, renames)
         casts: list[NodeProto] = []
         for (name, inner), value in zip(renames.items(), found, strict=True):
             value.name = name
@@ -160,7 +162,7 @@ class _Emulation:
                         fix="remove the operator, or use fp32",
                     )
                 if types.get(name) in lows:
-                    node.output[index] = self.free(f"{name}__exact")
+                    node.output[index] = self.free.make(f"{name}__exact")
                     nodes += self.round(node.output[index], name, types[name])
         replace_nodes(graph, nodes)
         del graph.value_info[:]
@@ -172,15 +174,9 @@ class _Emulation:
         """Two Casts: to nearest even, to infinity above the range; subnormals stay."""
         from onnx import TensorProto, helper
 
-        middle = self.free(f"{result}__low")
+        middle = self.free.make(f"{result}__low")
         yield helper.make_node("Cast", [source], [middle], f"round_{result}", to=low)
         yield helper.make_node("Cast", [middle], [result], f"widen_{result}", to=TensorProto.FLOAT)
-
-    def free(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
 
 
 def _lows() -> frozenset[int]:
@@ -214,14 +210,6 @@ def _types(graph: GraphProto) -> dict[str, int]:
 
 def _dtype(value: Any) -> int:
     return value.type.tensor_type.elem_type
-
-
-def _names(graph: GraphProto) -> Iterator[str]:
-    for inner in onnx_files.graphs(graph):
-        yield from (tensor.name for tensor in inner.initializer)
-        yield from (value.name for value in (*inner.input, *inner.output))
-        for node in inner.node:
-            yield from node.output
 
 
 def _widen(tensor: TensorProto) -> None:

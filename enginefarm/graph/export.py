@@ -22,6 +22,7 @@ from enginefarm.graph import (
     float64,
     onnx_files,
     onnx_shapes,
+    quantized,
     raising,
     shape_inputs,
     torch_export,
@@ -73,7 +74,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 6,
+                "reading": 7,
             },
         )
     try:
@@ -121,9 +122,9 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
-    # Written beside the model, not over it: the reference is computed with its float64 and its Ifs.
+    # Written beside the model, not over it: the reference is computed from the model as it came.
     double = float64.to_float32(graph)
-    if double:
+    if quantized.prepare(graph, error) or double:
         path = onnx_files.write(graph, dest_dir / "fp32")
     graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too
     path, decided = decided_branches.decide(path, recipe, sample, dest_dir / "decided")

@@ -14,11 +14,12 @@ from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import SourceError
 from enginefarm.graph import float64, onnx_files, onnx_shapes, ort
 from enginefarm.graph.messages import copied
+from enginefarm.graph.precisions.free_names import FreeNames, rename
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnx import GraphProto, ModelProto
+    from onnx import ModelProto
 
 SIZES_LEFT_OUT = "enginefarm.sizes_left_out"
 """Key in the model's metadata: the recipe's sizes are not in it, only its names of dims."""
@@ -34,8 +35,8 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
     """
     _refuse_foreign(model, recipe)
     _refuse_types(model, recipe)
-    _part_outputs_from_inputs(model.graph, recipe)
-    _name_outputs(model.graph, recipe)
+    separate_outputs(model, recipe)
+    _name_outputs(model, recipe)
     _write_dims(model, recipe, fixed)
 
 
@@ -168,32 +169,33 @@ def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
     )
 
 
-def _part_outputs_from_inputs(graph: GraphProto, recipe: Recipe) -> None:
-    """An output that is an input itself becomes a copy of it, under the recipe's name.
+def separate_outputs(model: ModelProto, recipe: Recipe) -> None:
+    """An output that is an input itself, or that is listed twice, becomes a copy of its own: an
+    engine has one tensor of each name.
 
-    Raises: SourceError where the recipe has no other name for it.
+    Raises: SourceError where an input would need another name, and the recipe names no outputs.
     """
     from onnx import helper
 
-    inputs = {value.name for value in graph.input}
-    named = recipe.outputs if len(recipe.outputs) == len(graph.output) else ()
-    for index, output in enumerate(graph.output):
-        if output.name not in inputs:
-            continue
-        name = named[index] if named else output.name
-        if name in inputs:
+    graph, free = model.graph, FreeNames(model)
+    inputs, seen = {value.name for value in graph.input}, set[str]()
+    for output in graph.output:
+        if output.name in inputs and not recipe.outputs:
             raise SourceError(
                 f"outputs: {output.name!r} is an input of the graph itself",
                 why="an engine has one tensor of each name, an input or an output",
                 fix="give this output another name in `outputs`, which lists all outputs in order",
             )
-        graph.node.append(helper.make_node("Identity", [output.name], [name], f"{name}_copy"))
-        output.name = name
+        if output.name in inputs | seen:
+            name = free.make(output.name)
+            graph.node.append(helper.make_node("Identity", [output.name], [name], f"{name}_copy"))
+            output.name = name
+        seen.add(output.name)
 
 
-def _name_outputs(graph: GraphProto, recipe: Recipe) -> None:
+def _name_outputs(model: ModelProto, recipe: Recipe) -> None:
     """Raises: SourceError where the recipe names another number of outputs."""
-    found = [value.name for value in graph.output]
+    found = [value.name for value in model.graph.output]
     if not recipe.outputs or found == list(recipe.outputs):
         return
     if len(found) != len(recipe.outputs):
@@ -202,7 +204,7 @@ def _name_outputs(graph: GraphProto, recipe: Recipe) -> None:
             why=f"the graph's are {', '.join(found)}",
             fix="name every output of the graph, in its order, or leave `outputs` out",
         )
-    onnx_files.rename(graph, dict(zip(found, recipe.outputs, strict=True)))
+    rename(model, dict(zip(found, recipe.outputs, strict=True)))
 
 
 def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError, one_line
 from enginefarm.graph import external_data
-from enginefarm.graph.functions import bodies, inlined, nested_ifs
+from enginefarm.graph.functions import bodies, inlined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -28,10 +28,6 @@ OURS = "enginefarm."
 """Metadata whose key begins so is ours, and part of what the normal form keeps."""
 EXTERNAL_FROM_BYTES = 1024
 """Smaller tensors stay in the model: shape inference looks at their values."""
-CONV_3D = "Conv3d"
-"""A Conv or ConvTranspose over three dims, in `operators`."""
-NESTED_IF = "If inside an If"
-"""An If in a branch of another one, in `operators`."""
 LIMIT_NODES = 1_000_000
 LIMIT_DIM = 1 << 31
 MIN_BYTES = 16
@@ -205,46 +201,6 @@ def _constants(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def operators(model: ModelProto) -> dict[str, str]:
-    """Each operator of the graph and its subgraphs -> the name of its first node."""
-    ranks = {tensor.name: len(tensor.dims) for tensor in tensors(model)}
-    found: dict[str, str] = {}
-    for graph in graphs(model.graph):
-        for node in graph.node:
-            name = node.name or next(iter(node.output), "")
-            found.setdefault(operator(node, ranks), name)
-    for node in nested_ifs(model.graph):
-        found.setdefault(NESTED_IF, node.name or next(iter(node.output), ""))
-    return found
-
-
-def operator(node: NodeProto, ranks: Mapping[str, int]) -> str:
-    """What the node is called where toolchains differ. ranks: of the weights."""
-    deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
-    return CONV_3D if deep else node.op_type
-
-
-def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Renames values of the main graph, and every use of them; a value that has one of the
-    new names already is moved out of the way."""
-    taken = {name for node in graph.node for name in node.output}
-    taken |= {value.name for value in (*graph.input, *graph.initializer)}
-    changes = dict(names)
-    for name in names.values():
-        if name in taken and name not in names:
-            free = next(
-                f"{name}_{count}" for count in range(1, 1 << 20) if f"{name}_{count}" not in taken
-            )
-            changes[name] = free
-            taken.add(free)
-    for inner in graphs(graph):
-        for node in inner.node:
-            node.input[:] = [changes.get(name, name) for name in node.input]
-            node.output[:] = [changes.get(name, name) for name in node.output]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = changes.get(value.name, value.name)
-
-
 def opset(model: ModelProto) -> int:
     """The version of the default operator set; 0 where the model imports none."""
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
@@ -285,8 +241,25 @@ def refuse_empty(model: ModelProto, name: str, error: type[EnginefarmError]) -> 
         )
 
 
+def _names(model: ModelProto) -> Iterator[object]:
+    for graph in graphs(model.graph):
+        yield graph.name
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            yield value.name
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+
+
 def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
     refuse_empty(model, name, error)
+    # protobuf hands out what is not UTF-8 as bytes
+    damaged = next((one for one in _names(model) if isinstance(one, bytes)), None)
+    if damaged is not None:
+        raise error(
+            f"{name} is not a valid ONNX model",
+            why=f"a name in it is not UTF-8: {damaged!r:.200}",
+            fix="copy or export it again",
+        )
     nodes = sum(len(graph.node) for graph in graphs(model.graph))
     if nodes > LIMIT_NODES:
         raise error(f"{name}: {nodes} nodes is over the limit of {LIMIT_NODES}")

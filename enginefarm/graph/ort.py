@@ -65,6 +65,9 @@ def session(
     options.log_severity_level = 4  # fatal: errors come back as exceptions
     # Threads that wait by spinning take the cores from the stages that run beside this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Q/DQ are computed as they are written. Kernels of ONNX Runtime's own in their place round
+    # otherwise, and one of them (MatMulIntegerToFloat) does not run with a scale for each row.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 

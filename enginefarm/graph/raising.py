@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph import onnx_files, onnx_shapes
 from enginefarm.graph.messages import copied, replace_nodes
+from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -64,9 +65,8 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
                 tensor.CopyFrom(kept.pop(tensor.name))
         if came < PLACED and onnx_files.opset(model) >= PLACED:
             _place_resizes(model.graph)
-    _conditions(model.graph)
-    for graph in onnx_files.graphs(model.graph):
-        _steps_first(graph)
+    _conditions(model)
+    _steps_first(model)
     del model.metadata_props[:]
     if onnx_files.opset(model) != came:
         model.metadata_props.add(key=CAME_AS, value=str(came))
@@ -149,66 +149,57 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
     return kept
 
 
-def _conditions(main: GraphProto) -> None:
+def _conditions(model: ModelProto) -> None:
     """A Loop without a condition goes on until its count ends. TensorRT's parser wants one."""
     import numpy as np
     from onnx import numpy_helper
 
-    graphs = list(onnx_files.graphs(main))
+    graphs = onnx_files.graphs(model.graph)
     loops = [node for graph in graphs for node in graph.node if node.op_type == "Loop"]
     without = [node for node in loops if not node.input[1]]
     if not without:
         return
-    names = {
-        name for graph in graphs for node in graph.node for name in (*node.input, *node.output)
-    }
-    names |= {item.name for graph in graphs for item in (*graph.initializer, *graph.input)}
-    always = _free("go_on", names)
-    main.initializer.append(numpy_helper.from_array(np.array(True), always))
+    always = FreeNames(model).make("go_on")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), always))
     for node in without:
         node.input[1] = always
 
 
-def _steps_first(graph: GraphProto) -> None:
+def _steps_first(model: ModelProto) -> None:
     """`layout: 1` of GRU, LSTM and RNN as `layout: 0` between Transposes: the same numbers."""
-    names = {name for node in graph.node for name in (*node.input, *node.output)}
-    made: list[NodeProto] = []
-    for node in graph.node:
-        if not (node.op_type in RECURRENT and _layout(node) == 1):
-            made.append(node)
-            continue
-        before: list[NodeProto] = []
-        after: list[NodeProto] = []
-        for index in (0, 5, 6):  # X, initial_h and initial_c: their first two dims are swapped
-            if index < len(node.input) and node.input[index]:
-                name = _free(f"{node.input[index]}_steps_first", names)
-                before.append(_transpose(node.input[index], name, STATES))
-                node.input[index] = name
-        for index, name in enumerate(list(node.output)):
-            if name:
-                perm = ALL_STEPS if index == 0 else STATES
-                node.output[index] = _free(f"{name}_steps_first", names)
-                after.append(_transpose(node.output[index], name, perm))
-        kept = [copied(attribute) for attribute in node.attribute if attribute.name != "layout"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        made += [*before, node, *after]
-    if len(made) > len(graph.node):
-        replace_nodes(graph, made)
+    free: FreeNames | None = None
+    for graph in onnx_files.graphs(model.graph):
+        made: list[NodeProto] = []
+        for node in graph.node:
+            layout = next((one for one in node.attribute if one.name == "layout"), None)
+            if node.op_type not in RECURRENT or layout is None or layout.i != 1:
+                made.append(node)
+                continue
+            free = free or FreeNames(model)
+            node.attribute.remove(layout)
+            made += _transposed(node, free)
+        if len(made) > len(graph.node):
+            replace_nodes(graph, made)
+
+
+def _transposed(node: NodeProto, free: FreeNames) -> list[NodeProto]:
+    """The node between Transposes of what it reads and of what it makes."""
+    before: list[NodeProto] = []
+    after: list[NodeProto] = []
+    for index in (0, 5, 6):  # X, initial_h and initial_c: their first two dims are swapped
+        if index < len(node.input) and node.input[index]:
+            name = free.make(f"{node.input[index]}_steps_first")
+            before.append(_transpose(node.input[index], name, STATES))
+            node.input[index] = name
+    for index, name in enumerate(list(node.output)):
+        if name:
+            perm = ALL_STEPS if index == 0 else STATES
+            node.output[index] = free.make(f"{name}_steps_first")
+            after.append(_transpose(node.output[index], name, perm))
+    return [*before, node, *after]
 
 
 def _transpose(source: str, name: str, perm: tuple[int, ...]) -> NodeProto:
     from onnx import helper
 
     return helper.make_node("Transpose", [source], [name], f"{name}_transpose", perm=perm)
-
-
-def _layout(node: NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "layout"), 0)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

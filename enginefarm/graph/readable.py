@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import SourceError, one_line
 from enginefarm.graph import onnx_files
+from enginefarm.graph.precisions.constants import to_initializers
 from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
@@ -18,20 +19,25 @@ LARGEST = 1 << 28
 
 
 def make_readable(model: ModelProto, what: str) -> None:
-    """In place: sparse initializers and constants as dense ones, a name for each part of a Split,
-    and one name for each node of a graph, since ONNX Runtime refuses two nodes of one name.
+    """In place: sparse initializers and constants as dense ones, and every constant that is numbers
+    as an initializer: OnnxSlim makes double numbers of `value_floats`. Then a name for each graph,
+    which onnx's checker wants, for each part of a Split, and one for each node of a graph, since
+    ONNX Runtime refuses two nodes of one name. `ai.onnx` becomes the empty domain that it means.
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
     for graph in onnx_files.graphs(model.graph):
+        graph.name = graph.name or "graph"
         graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
         for node in graph.node:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
             for attribute in node.attribute:
                 if attribute.HasField("sparse_tensor"):
                     attribute.t.CopyFrom(dense(attribute.sparse_tensor, what))
                     attribute.ClearField("sparse_tensor")
                     attribute.name, attribute.type = "value", attribute.TENSOR
+    to_initializers(model)
     _name_parts(model)
     _distinct_nodes(model)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from enginefarm.graph.functions import bodies
+
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto
 
 SIZES = {
     "CenterCropPad": (1,),
@@ -31,12 +33,16 @@ SIZES = {
 """Operator -> the operands that are sizes, counts or bounds."""
 
 CARRIES = {
-    *("Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "Div", "Flatten", "Floor", "Gather"),
-    *("Identity", "Max", "Min", "Mod", "Mul", "Neg", "ReduceMax", "ReduceMin", "ReduceProd"),
-    *("ReduceSum", "Reshape", "Round", "Slice", "Split", "Squeeze", "Sub", "Transpose"),
-    *("Unsqueeze", "Where"),
+    *("Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Div", "Equal", "Expand", "Flatten"),
+    *("Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity"),
+    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow"),
+    *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round"),
+    *("ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum"),
+    *("Tile", "Transpose", "Unsqueeze", "Where", "Xor"),
 }
 """Operators that compute sizes out of sizes."""
+TAKE = frozenset(("Gather", "GatherElements", "GatherND", "Slice"))
+"""They pass on what they take from, not where they take it."""
 
 
 class Use(NamedTuple):
@@ -52,20 +58,19 @@ def find(graph: GraphProto, inputs: Iterable[str]) -> Use | None:
 
     inputs: those that can be shape tensors at all, of rank 0 or 1.
     """
-    carried = {name: name for name in inputs}
+    return _find(graph, {name: name for name in inputs})
+
+
+def _find(graph: GraphProto, carried: dict[str, str]) -> Use | None:
     for node in graph.node:
         for operand in SIZES.get(node.op_type, ()):
             if operand < len(node.input) and node.input[operand] in carried:
                 return Use(carried[node.input[operand]], node.name or node.output[0], node.op_type)
-        source = _carried(node, carried)
-        if source is not None:
+        for body in bodies(node):
+            if (found := _find(body, dict(carried))) is not None:
+                return found
+        operands = node.input[:1] if node.op_type in TAKE else node.input
+        source = next((carried[name] for name in operands if name in carried), None)
+        if source is not None and node.op_type in CARRIES:
             carried |= dict.fromkeys(node.output, source)
     return None
-
-
-def _carried(node: NodeProto, carried: dict[str, str]) -> str | None:
-    if node.op_type not in CARRIES:
-        return None
-    # Gather and Slice pass on what they take from, not where they take it.
-    operands = node.input[:1] if node.op_type in ("Gather", "Slice") else node.input
-    return next((carried[name] for name in operands if name in carried), None)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph import feeds, forward, onnx_files, trace_sizes
+from enginefarm.graph import feeds, fitting, forward, trace_sizes
+from enginefarm.graph.precisions.free_names import rename
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -161,6 +162,7 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
             why=f"the graph's are {', '.join(found) or 'none'}; one that is not used is dropped",
             fix="list exactly the inputs that the model uses",
         )
+    fitting.separate_outputs(graph, recipe)
     names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
     outputs = [value.name for value in graph.graph.output]
     if recipe.outputs:
@@ -172,7 +174,7 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
                 fix="name every tensor that the model returns, in order",
             )
         names |= dict(zip(outputs, recipe.outputs, strict=True))
-    onnx_files.rename(graph.graph, names)
+    rename(graph, names)
 
 
 def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:

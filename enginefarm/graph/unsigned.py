@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import bodies
+from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -30,18 +32,14 @@ def convert_first(model: ModelProto) -> bool:
     from onnx import TensorProto, helper
 
     graph = model.graph
-    taken = {name for one in onnx_files.graphs(graph) for node in one.node for name in node.output}
-    taken |= {item.name for item in (*graph.input, *graph.initializer)}
-    changed = False
+    free, changed = FreeNames(model), False
     for value in graph.input:
         if value.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
         moved = _moved(graph, value.name)
         if not moved:
             continue
-        name = f"{value.name}_as_float"
-        while name in taken:
-            name += "_"
+        name = free.make(f"{value.name}_as_float")
         for node in graph.node:
             if node.op_type != "Cast":
                 node.input[:] = [name if read == value.name else read for read in node.input]
@@ -71,9 +69,8 @@ def _moved(graph: GraphProto, name: str) -> set[str]:
 def _all_reads(node: NodeProto) -> set[str]:
     """Names that the node reads, in its bodies too."""
     found = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for body in onnx_files.graphs(attribute.g):
-                found.update(name for inner in body.node for name in inner.input)
-                found.update(output.name for output in body.output)
+    for body in bodies(node):
+        for graph in onnx_files.graphs(body):
+            found.update(name for inner in graph.node for name in inner.input)
+            found.update(output.name for output in graph.output)
     return found

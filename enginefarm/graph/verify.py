@@ -28,7 +28,7 @@ CRASH = (
     "a valid graph that crashes ONNX Runtime is a defect of it; leave this precision out, or "
     "try another version"
 )
-METHOD = 6
+METHOD = 7
 """How graphs are verified: raise it when the same graph may get other figures."""
 
 

@@ -102,7 +102,7 @@ def reference(request: str) -> str:
 
 
 def slim(request: str) -> str:
-    from enginefarm.graph import feeds, onnx_files
+    from enginefarm.graph import feeds, onnx_files, operators
     from enginefarm.graph.slim import slim_onnx
 
     order = Order.model_validate_json(request)
@@ -110,9 +110,9 @@ def slim(request: str) -> str:
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
     done = slim_onnx(order.graph, order.folder / "out", corners)
-    operators = onnx_files.operators(onnx_files.graph_only(done.path))
+    named = operators.names(onnx_files.graph_only(done.path))
     notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []
-    values: dict[str, JsonValue] = {"notes": notes, "operators": dict(operators)}
+    values: dict[str, JsonValue] = {"notes": notes, "operators": dict(named)}
     return StageOutput(files=onnx_files_of(done.path), values=values).model_dump_json()
 
 

@@ -148,8 +148,8 @@ CAUSES: tuple[Cause, ...] = (
 
 
 class Refusal(NamedTuple):
-    """Words about a network that a builder refuses. Groups of the pattern may stand in why and
-    fix."""
+    """Words about a network that a parser or a builder refuses. Groups of the pattern may stand in
+    why."""
 
     words: re.Pattern[str]
     why: str
@@ -175,6 +175,17 @@ NETWORKS: tuple[Refusal, ...] = (
         "leave this GPU out, or give the model float32 or float16 inputs and outputs",
     ),
     Refusal(
+        _says(r"contains HW-specific datatypes: (?P<types>\w+(?:, \w+)*)"),
+        "this GPU does not compute with {types}, and the model has numbers of that type",
+        "leave this GPU out, or start from the model in FP32: `precisions` quantize it",
+    ),
+    Refusal(
+        _says(r"Non-zero zero point is not supported"),
+        "TensorRT quantizes symmetrically: every zero point has to be 0",
+        "start from the model in FP32: the recipe's `precisions` quantize it; or quantize it "
+        "symmetrically",
+    ),
+    Refusal(
         _says(r"decompose_composite_ops.*Attention operation"),
         "there is no kernel for operator Attention with these sizes and types",
         "export the model at opset 20 (`export.opset: 20`), which writes attention as MatMul and "
@@ -190,6 +201,14 @@ def cause_of(said: str) -> Cause | None:
         if found := cause.words.search(said):
             named = {name: value or "" for name, value in found.groupdict().items()}
             return cause._replace(why=cause.why.format(**named), fix=cause.fix.format(**named))
+    return None
+
+
+def refusal_of(said: str) -> Refusal | None:
+    """The first refusal of a network whose words are there, with the names from them in `why`."""
+    for known in NETWORKS:
+        if words := known.words.search(said):
+            return known._replace(why=known.why.format_map(words.groupdict()))
     return None
 
 
@@ -214,10 +233,8 @@ def not_built(who: str, said: str, *, refusal: str, fix: str) -> EnginefarmError
     """The error of a build by `who` that fails, in the same way.
 
     refusal, fix: for causes that the table does not know, or knows of plans alone."""
-    for known in NETWORKS:
-        if words := known.words.search(said):
-            why = known.why.format_map(words.groupdict())
-            return BuildError(f"{who} {refusal}", why=f"{why}; {said}", fix=known.fix)
+    if known := refusal_of(said):
+        return BuildError(f"{who} {refusal}", why=f"{known.why}; {said}", fix=known.fix)
     found = cause_of(said)
     if found is None or found.building is BuildError:
         return BuildError(f"{who} {refusal}", why=said, fix=fix)

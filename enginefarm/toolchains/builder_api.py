@@ -16,8 +16,9 @@ from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import BuildCancelled, BuildError, ParseError
 from enginefarm.graph.onnx_files import graph_only
 from enginefarm.progress import SINK, report
-from enginefarm.run.refusals import not_built
+from enginefarm.run.refusals import not_built, refusal_of
 from enginefarm.run.trt import DTYPES, Messages, tidy
+from enginefarm.toolchains.onnx_io import onnx_tensors
 
 
 def make_monitor(trt: Any, step: str = "build") -> Any:
@@ -100,16 +101,20 @@ def _parse_error(parser: Any, messages: Messages, toolchain: str, onnx: Path) ->
         return ParseError(f"{toolchain} cannot parse the model", why=messages.cause())
     first = next((error for error in found if error.node_operator()), found[0])
     where = "the model"
+    why, fix = tidy(first.desc()) or messages.cause(), "replace the operator in the model"
+    if known := refusal_of(why):
+        why, fix = f"{known.why}; {why}", known.fix
     if operator := first.node_operator():
         name = first.node_name() or _result_of(onnx, first.node(), operator)
         where = f"node {name!r} (operator {operator})"
+        if why == "false":  # an assertion that says no more
+            why = f"its parser does not have the operator {operator}"
     others = sorted({error.node_operator() for error in found} - {first.node_operator(), ""})
     code = str(first.code()).rpartition(".")[2]
     return ParseError(
         f"{toolchain} cannot parse {where}: {code}",
-        why=tidy(first.desc()) or messages.cause(),
-        fix="replace the operator in the model"
-        + (f"; others that it refuses: {', '.join(others)}" if others else ""),
+        why=why,
+        fix=fix + (f"; others that it refuses: {', '.join(others)}" if others else ""),
     )
 
 
@@ -125,7 +130,8 @@ def add_profiles(
 ) -> None:
     """One optimization profile for each of the spec's, in their order.
 
-    Raises: BuildError, which names the profile and the input.
+    Raises: BuildError, which names the profile and the input, also for an input whose values the
+    network takes as sizes: a profile of ours has shapes, and would fix these values to its shape.
     """
     inputs = {tensor.name: tensor for tensor in _inputs(network)}
     for index, profile in enumerate(profiles):
@@ -136,10 +142,16 @@ def add_profiles(
                     f"profile {profile.name!r}: the network has no input {name!r}",
                     why=f"its inputs are {', '.join(inputs)}",
                 )
-            values = (shapes.min, shapes.opt, shapes.max)
-            setter = made.set_shape_input if inputs[name].is_shape_tensor else made.set_shape
+            if inputs[name].is_shape_tensor:
+                raise BuildError(
+                    f"inputs: the values of {name!r} decide a shape in the model",
+                    why="the engine would need a range of these values, and profiles have only "
+                    "ranges of dims",
+                    fix=f"make {name!r} a constant of the model, or use an input whose dim has "
+                    "that size",
+                )
             try:
-                setter(name, *values)
+                made.set_shape(name, shapes.min, shapes.opt, shapes.max)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise BuildError(
                     f"profile {profile.name!r}: input {name!r} refuses min {shapes.min}, "
@@ -160,13 +172,29 @@ def add_profiles(
             )
 
 
-def network_tensors(network: Any) -> tuple[TensorInfo, ...]:
-    """Inputs and outputs, as the parsed network declares them."""
+def network_tensors(network: Any, onnx: Path) -> tuple[TensorInfo, ...]:
+    """Inputs and outputs, as the parsed network declares them.
+
+    Raises: BuildError where the graph at `onnx` has others, or of another type: parsers take uint8
+    for int8, and leave an output out that is listed twice.
+    """
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    return (
+    found = (
         *(_tensor(tensor, "input") for tensor in _inputs(network)),
         *(_tensor(tensor, "output") for tensor in outputs),
     )
+    made, declared = (
+        {(t.role, t.name, t.dtype) for t in all_} for all_ in (found, onnx_tensors(onnx))
+    )
+    if made != declared:
+        others = sorted(f"{role} {name!r} ({dtype})" for role, name, dtype in made ^ declared)
+        raise BuildError(
+            "the engine would have other inputs and outputs than the graph",
+            why=f"only one of the two has {', '.join(others)}",
+            fix="change the model so that each of these has a name of its own and a type that "
+            "TensorRT keeps",
+        )
+    return found
 
 
 def write_network(network: Any, dest: Path) -> Path:

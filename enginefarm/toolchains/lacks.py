@@ -12,7 +12,8 @@ from pydantic import JsonValue
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ToolchainError
-from enginefarm.graph.onnx_files import CONV_3D, NESTED_IF
+from enginefarm.graph.operators import CONV_3D, FP32_OPERANDS, NESTED_IF
+from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
 from enginefarm.names import PrecisionName
 
 
@@ -31,15 +32,10 @@ class Lack(NamedTuple):
         )
 
 
+ELSEWHERE = "use toolchain `tensorrt` on a worker that has the GPU"
+
 LACKS: dict[str, tuple[Lack, ...]] = {
     "tensorrt-rtx": (
-        Lack(
-            frozenset(("Gemm", "MatMul", "Einsum", "LSTM", "GRU", CONV_3D)),
-            "TensorRT-RTX has no FP32 matrix product on compute capability 7.5",
-            "ask for fp16 there, or use toolchain `tensorrt` on a worker that has the GPU",
-            frozenset(("7.5",)),
-            frozenset(("fp32",)),
-        ),
         Lack(
             frozenset(
                 (
@@ -47,6 +43,7 @@ LACKS: dict[str, tuple[Lack, ...]] = {
                     *("ConvInteger", "QLinearMatMul", "DynamicQuantizeLinear", "StringNormalizer"),
                     *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceInsert"),
                     *("SplitToSequence", "ConcatFromSequence", "NegativeLogLikelihoodLoss"),
+                    *("MatMulInteger", "Optional", "OptionalGetElement", "OptionalHasElement"),
                 )
             ),
             "TensorRT-RTX does not have this operator, in any precision",
@@ -59,15 +56,30 @@ LACKS: dict[str, tuple[Lack, ...]] = {
             "compute it before the outer If and select with Where, or give the Loops in that "
             "branch a count",
         ),
+        Lack(
+            frozenset(FP32_OPERANDS.values()),
+            "TensorRT-RTX takes these inputs in FP32 only, and has no FP32 matrix product on "
+            "compute capability 7.5",
+            "export the model without these inputs, or " + ELSEWHERE,
+            frozenset(("7.5",)),
+        ),
+        # Last: its advice would be wrong where another row refuses every precision.
+        Lack(
+            frozenset(("Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", CONV_3D)),
+            "TensorRT-RTX has no FP32 matrix product on compute capability 7.5",
+            "ask for fp16 there, or " + ELSEWHERE,
+            frozenset(("7.5",)),
+            frozenset(("fp32",)),
+        ),
     ),
 }
-"""Toolchain -> what it lacks; those that are not here are asked by building."""
+"""Toolchain -> what it lacks, in the order in which it is said; others are asked by building."""
 
-
-KEPT = (
-    "take it out of `keep_wide`, or widen the budget so that it need not be kept; or use toolchain "
-    "`tensorrt` on a worker that has the GPU"
-)
+KEPT = {
+    BY_NAME: "take it out of `keep_wide`, or ",
+    BY_SEARCH: "widen the budget so that it need not be kept, or ",
+}
+"""Why a node is kept in FP32 -> what can be done about that."""
 
 
 def lacking(
@@ -80,22 +92,27 @@ def lacking(
     """The first operator that this toolchain lacks for the GPU and precision, as an error.
 
     operators: each one -> its first node. details: of the precision's graph once it is there,
-    whose `wide_operators` compute in FP32 whatever the precision.
+    whose `wide_operators` compute in FP32 whatever the precision, for the reasons in `kept_wide`.
     """
     wide = cast("dict[str, str]", (details or {}).get("wide_operators") or {})
     asked: tuple[tuple[PrecisionName, Mapping[str, str], str], ...] = (
         (precision, operators, ""),
         ("fp32", wide, ": this node is kept in FP32"),
     )
+    listed = cast("list[dict[str, str]]", (details or {}).get("kept_wide") or [])
+    reasons = {one["node"]: one["reason"] for one in listed}
     for lack in LACKS.get(toolchain, ()):
         for in_precision, nodes, kept in asked:
             missing = sorted(lack.operators & nodes.keys())
             if missing and lack.holds(gpu.compute_capability, in_precision):
                 others = f"; also {', '.join(missing[1:])}" if missing[1:] else ""
+                node = nodes[missing[0]]
+                reason = reasons.get(node, "") if kept else ""
                 return ToolchainError(
-                    f"toolchain {toolchain}: node {nodes[missing[0]]!r} ({missing[0]}) cannot be "
-                    f"built for {gpu.label} in {precision}{kept}",
+                    f"toolchain {toolchain}: node {node!r} ({missing[0]}) cannot be "
+                    f"built for {gpu.label} in {precision}{kept}"
+                    + (f", because {reason}" if reason else ""),
                     why=f"{lack.why}{others}",
-                    fix=KEPT if kept else lack.fix,
+                    fix=KEPT.get(reason, "") + ELSEWHERE if kept else lack.fix,
                 )
     return None

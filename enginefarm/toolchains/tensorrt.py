@@ -124,7 +124,7 @@ class TensorRT:
         builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
-            tensors=builder_api.network_tensors(network),
+            tensors=builder_api.network_tensors(network, request.onnx),
             seconds=time.monotonic() - began,
             layers=write_layers(trt, logger, plan, request.work_dir / "layers.json", messages),
             timing_cache=save_timing_cache(config, request.work_dir / "timing.cache"),

@@ -104,7 +104,7 @@ class TensorRTRTX:
         builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
-            tensors=builder_api.network_tensors(network),
+            tensors=builder_api.network_tensors(network, request.onnx),
             seconds=time.monotonic() - began,
             layers=layers,
             compute_capabilities=request.spec.compute_capabilities,

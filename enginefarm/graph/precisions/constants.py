@@ -9,7 +9,7 @@ from enginefarm.graph.messages import copied, replace_nodes
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
     Array = np.ndarray[Any, Any]
 
@@ -167,7 +167,7 @@ def _widen_tensor(tensor: TensorProto, narrow: tuple[int, ...]) -> None:
 def _casts_at_the_border(model: ModelProto, narrow: tuple[int, ...]) -> None:
     from onnx import TensorProto, helper
 
-    from enginefarm.graph.precisions.free_names import FreeNames
+    from enginefarm.graph.precisions.free_names import FreeNames, rename_inside
 
     free, graph = FreeNames(model), model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -200,17 +200,5 @@ def _casts_at_the_border(model: ModelProto, narrow: tuple[int, ...]) -> None:
                     "Cast", [source], [value.name], free.make(f"{value.name}_cast"), to=kind
                 )
             )
-    rename(graph, inside)
+    rename_inside(graph, inside)
     replace_nodes(graph, [*first, *graph.node, *last])
-
-
-def rename(graph: GraphProto, names: dict[str, str]) -> None:
-    """Renames values where nodes make or read them, bodies included; inputs, outputs and
-    initializers of the graph keep theirs."""
-    for inner in onnx_files.graphs(graph):
-        for node in inner.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            node.output[:] = [names.get(name, name) for name in node.output]
-        if inner is not graph:
-            for output in inner.output:
-                output.name = names.get(output.name, output.name)

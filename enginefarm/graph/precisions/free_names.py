@@ -30,14 +30,48 @@ class FreeNames:
             for node in graph.node:
                 self._taken.update((node.name, *node.input, *node.output))
 
+    def __contains__(self, name: str) -> bool:
+        return name not in self._taken
+
+    def take(self, name: str) -> None:
+        self._taken.add(name)
+
     def make(self, wanted: str) -> str:
         """`wanted` itself where it is free, else `wanted_2`, `wanted_3` and so on."""
         name, count = wanted, 1
-        while not name or name in self._taken:
+        while not name or name not in self:
             count += 1
             name = f"{wanted}_{count}"
-        self._taken.add(name)
+        self.take(name)
         return name
+
+
+def rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Renames values of the main graph, and every use of them; what else has one of the new names
+    already, in any graph, is moved out of the way."""
+    free = FreeNames(model)
+    in_the_way = {name for name in names.values() if name not in free} - names.keys()
+    for name in names.values():
+        free.take(name)
+    changes = {**names, **{name: free.make(name) for name in sorted(in_the_way)}}
+    rename_inside(model.graph, changes)
+    _rename_border(model.graph, changes)
+
+
+def rename_inside(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Renames values where nodes make or read them, bodies included; inputs, outputs and
+    initializers of the graph itself keep theirs."""
+    for inner in onnx_files.graphs(graph):
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        if inner is not graph:
+            _rename_border(inner, names)
+
+
+def _rename_border(graph: GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
 
 
 def name_nodes(model: ModelProto) -> None:
@@ -72,8 +106,7 @@ def _unique_body(
     for name in sorted(_own_names(body)):
         renames[name] = free.make(name) if name in seen else name
         seen.add(renames[name])
-    for value in (*body.input, *body.output, *body.initializer, *body.value_info):
-        value.name = renames.get(value.name, value.name)
+    _rename_border(body, renames)
     for node in body.node:
         node.input[:] = [renames.get(name, name) for name in node.input]
         node.output[:] = [renames.get(name, name) for name in node.output]

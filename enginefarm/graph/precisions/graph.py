@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError, one_line
-from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph import onnx_files, onnx_shapes, operators
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.precisions import ConversionReport
 
@@ -204,7 +204,7 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
             elif TensorProto.FLOAT in made and not bodies(node):
                 found[node.op_type] += 1
                 if node.name not in joined:
-                    first.setdefault(onnx_files.operator(node, ranks), node.name)
+                    first.setdefault(operators.name_of(node, ranks), node.name)
             elif not made.isdisjoint(lows):
                 low_nodes += 1
     return {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from enginefarm.graph import operators
+
 if TYPE_CHECKING:
     from onnx import NodeProto
 
@@ -40,8 +42,6 @@ make floats of integers. Softmax subtracts its maximum and is safe; in FP32 it w
 attention."""
 WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "LpPool", "Mish")
 """TensorRT-RTX 1.7.1 refuses these in BF16; it built 73 other operators."""
-FP32_INPUTS = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}
-"""Indexes of the inputs that TensorRT-RTX takes in FP32 only: sequence_lens, and peepholes."""
 
 
 def wide_operators(low: int) -> tuple[str, ...]:
@@ -53,9 +53,4 @@ def wide_operators(low: int) -> tuple[str, ...]:
 
 def stays_wide(node: NodeProto, low: int) -> bool:
     """Whether the operator, used as it is here, stays in FP32."""
-    if node.op_type in wide_operators(low):
-        return True
-    return any(
-        len(node.input) > index and bool(node.input[index])
-        for index in FP32_INPUTS.get(node.op_type, ())
-    )
+    return node.op_type in wide_operators(low) or operators.has_fp32_operands(node)

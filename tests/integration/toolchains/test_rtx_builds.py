@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.parser
 import psutil
 import pytest
 import tiny_onnx
@@ -136,12 +139,6 @@ def test_builds_run_at_the_same_time(tmp_path: Path) -> None:
     assert all(output.plan.is_file() for output in outputs)
 
 
-def test_a_shape_tensor_gets_values_for_its_profile(tmp_path: Path) -> None:
-    onnx = tiny_onnx.reshape_by_input(tmp_path / "model.onnx")
-    spec = tiny_onnx.spec(IDENTITY, shapes={"shape": ((1, 1), (2, 4), (8, 8))})
-    assert run(onnx, tmp_path / "w", spec=spec).tensors[-1].shape == (-1, -1)
-
-
 def test_progress_arrives_and_ends_at_the_total(tmp_path: Path, watch: Any) -> None:
     seen = watch(Recorder())
     run(tiny_onnx.convolutions(tmp_path / "model.onnx", layers=8), tmp_path / "w")
@@ -204,13 +201,6 @@ def test_min_over_max_is_seen(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
     spec = with_shapes((4, 3, 16, 16), (4, 3, 16, 16), (2, 3, 16, 16))
     with pytest.raises(BuildError, match="profile 'default'"):
-        run(onnx, tmp_path / "w", spec=spec)
-
-
-def test_values_of_a_shape_tensor_must_be_ordered_too(tmp_path: Path) -> None:
-    onnx = tiny_onnx.reshape_by_input(tmp_path / "model.onnx")
-    spec = tiny_onnx.spec(IDENTITY, shapes={"shape": ((1, 8), (2, 4), (8, 8))})
-    with pytest.raises(BuildError, match="input 'shape' refuses"):
         run(onnx, tmp_path / "w", spec=spec)
 
 
@@ -349,3 +339,50 @@ def wait_for(condition: Any, seconds: float = 10) -> Any:
             return found
         time.sleep(0.02)
     return condition()
+
+
+def built_from(text: str, folder: Path, **weights: Any) -> BuildOutput:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> agraph {text}')
+    arrays = ((np.asarray(value), name) for name, value in weights.items())
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(*one) for one in arrays)
+    onnx.save(model, folder / "m.onnx")
+    return run(
+        folder / "m.onnx",
+        folder / "w",
+        spec=tiny_onnx.spec(IDENTITY, shapes={"x": ((1, 6),) * 3, "s": ((1,),) * 3}),
+    )
+
+
+def test_an_input_whose_values_are_sizes_is_never_fixed_to_its_shape(tmp_path: Path) -> None:
+    """The builder took the shape of `s`, (1,), for the only value that `s` may have."""
+    with pytest.raises(BuildError, match="the values of 's' decide a shape") as caught:
+        built_from(
+            """(float[1, 6] x, int64[1] s) => (float[a, b] y) {
+                squared = Pow (s, two) sizes = Concat <axis = 0> (squared, six)
+                e = Expand (x, sizes) y = Relu (e)
+            }""",
+            tmp_path,
+            two=np.int64(2),
+            six=np.int64([6]),
+        )
+    assert "constant" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            """(float[1, 6] x, int64[1] s) => (uint8[1, 6] y, int64[1] t) {
+                y = QuantizeLinear (x, scale, zero) t = Identity (s)
+            }""",
+            "output 'y' \\(int8\\), output 'y' \\(uint8\\)",
+        ),
+    ],
+)
+def test_an_engine_has_the_inputs_and_outputs_of_its_graph(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    """TensorRT's parser takes uint8 for int8."""
+    with pytest.raises(BuildError, match="other inputs and outputs than the graph") as caught:
+        built_from(text, tmp_path, scale=np.float32(0.1), zero=np.uint8(0))
+    assert re.search(named, caught.value.why)

@@ -12,7 +12,7 @@ from tiny_models import recipe
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ExportError
-from enginefarm.graph import export, functions, onnx_files, ort
+from enginefarm.graph import export, functions, onnx_files, operators, ort
 from enginefarm.toolchains.lacks import lacking
 
 DATA = """
@@ -102,7 +102,7 @@ def test_an_if_inside_an_if_is_taken_out(tmp_path: Path, where: str) -> None:
     graph = onnx.load(report.path)
     assert functions.nested_ifs(graph.graph) == []
     assert any("computed before the outer If" in note for note in report.notes), report.notes
-    assert lacking("tensorrt-rtx", L4, "fp16", onnx_files.operators(graph)) is None
+    assert lacking("tensorrt-rtx", L4, "fp16", operators.names(graph)) is None
     for level in (-1.0, 0.1, 1.0):  # neither condition, the first, both
         x = np.linspace(level - 0.5, level + 0.5, 18, dtype=np.float32).reshape(3, 6)
         np.testing.assert_array_equal(run(report.path, x), run(tmp_path / "model.onnx", x))
@@ -136,9 +136,7 @@ def test_one_that_cannot_be_taken_out_is_refused_by_name_before_the_build(
     made.graph.node.insert(2, onnx.helper.make_node("Constant", [], ["billion"], value_float=1e9))
     made.graph.node.insert(3, onnx.helper.make_node("Greater", ["s", "billion"], ["never"]))
     report = exported(tmp_path, made)
-    error = lacking(
-        "tensorrt-rtx", L4, "fp16", onnx_files.operators(onnx_files.graph_only(report.path))
-    )
+    error = lacking("tensorrt-rtx", L4, "fp16", operators.names(onnx_files.graph_only(report.path)))
     assert error is not None
     assert "(If inside an If) cannot be built for l4" in error.what
     assert error.fix
@@ -151,5 +149,5 @@ def test_ifs_of_loops_and_beside_each_other_stay_as_they_are(tmp_path: Path) -> 
     inside = loop("w = " + outer("o = " + inner("d", "v")), source="k")
     report = exported(tmp_path, model(f"{COUNTS} k = {inner('c', 'x')} y = {inside}"))
     assert report.notes == ()
-    operators = onnx_files.operators(onnx_files.graph_only(report.path))
-    assert lacking("tensorrt-rtx", L4, "fp16", operators) is None
+    named = operators.names(onnx_files.graph_only(report.path))
+    assert lacking("tensorrt-rtx", L4, "fp16", named) is None

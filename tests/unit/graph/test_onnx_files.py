@@ -218,23 +218,20 @@ def test_mutated_files_give_our_errors_and_no_others(tmp_path: Path, seed: int) 
             onnx_files.broken_tensor(onnx_files.read(found))
 
 
-def test_renaming_moves_a_value_that_has_the_name(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_said(tmp_path: Path) -> None:
     made = helper.make_model(
         helper.make_graph(
-            [
-                helper.make_node("Relu", ["x"], ["scores"]),
-                helper.make_node("Neg", ["scores"], ["out"]),
-            ],
+            [helper.make_node("Relu", ["x"], ["y"], "relu_here")],
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
-            [helper.make_tensor_value_info("out", TensorProto.FLOAT, [2])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
         )
     )
-    onnx_files.rename(made.graph, {"out": "scores", "x": "image"})
-    assert [value.name for value in made.graph.output] == ["scores"]
-    assert made.graph.node[1].output[0] == "scores"
-    assert made.graph.node[0].input[0] == "image"
-    onnx_files.check(onnx_files.write(made, tmp_path), error=ExportError, what="renamed")
+    data = made.SerializeToString().replace(b"relu_here", b"relu_h\xf6re")
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(SourceError, match="not a valid ONNX model") as caught:
+        load(tmp_path / "m.onnx", tmp_path / "work")
+    assert r"relu_h\xf6re" in caught.value.why
 
 
 def test_errors_come_without_colors_and_line_breaks() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -384,6 +385,26 @@ def test_nodes_without_a_name_are_named_by_what_they_make(tmp_path: Path) -> Non
     )
     use = shape_inputs.find(sized.graph, ["sizes"])
     assert use == ("sizes", "y", "Expand")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "squared = Pow (s, s) both = Concat <axis = 0> (squared, s) y = Expand (x, both)",
+        "y = If (c) <then_branch = one () => (float[a, b] t) { t = Reshape (x, s) },"
+        " else_branch = other () => (float[a, b] e) { e = Neg (x) }>",
+        "smaller = Less (s, s) sizes = Where (smaller, k, k) y = Reshape (x, sizes)",
+    ],
+)
+def test_an_input_whose_values_become_sizes_is_found_in_bodies_too(text: str) -> None:
+    made = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]>'
+        f"agraph (bool c, float[2, 6] x, int64[2] s, int64[2] k) => (float[a, b] y) {{ {text} }}"
+    )
+    use = shape_inputs.find(made.graph, ["s"])
+    assert use is not None
+    assert use.input == "s"
+    assert shape_inputs.find(made.graph, ["c"]) is None
 
 
 def test_random_inputs_that_the_model_does_not_take_are_said_to_be_random(tmp_path: Path) -> None:

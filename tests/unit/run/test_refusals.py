@@ -61,6 +61,12 @@ def test_unknown_words_are_passed_on() -> None:
             "leave this GPU out",
         ),
         (
+            "Myelin ([pass.cpp:1500: run_passes] Cannot compile for target(s) sm75, because the "
+            "model contains HW-specific datatypes: int4. In compileGraph",
+            "does not compute with int4",
+            "leave this GPU out",
+        ),
+        (
             "MyelinCheckException: decompose_composite_ops.cpp:59: "
             "CHECK(composite_op->is_decomposable()) failed. Attention operation was not supported "
             "by a dedicated kernel.",

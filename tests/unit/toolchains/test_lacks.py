@@ -9,8 +9,9 @@ import pytest
 import tiny_onnx
 
 from enginefarm.documents.spec import GpuTarget
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, operators
 from enginefarm.graph.precisions import graph as precisions
+from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
 from enginefarm.toolchains.lacks import lacking
 
 LOW = onnx.TensorProto.FLOAT16
@@ -20,7 +21,7 @@ L4 = GpuTarget(label="l4", compute_capability="8.9")
 
 def test_an_fp32_matrix_product_on_7_5_is_named_and_other_rows_go_on(tmp_path: Path) -> None:
     path = tiny_onnx.float_gemm(tmp_path / "m.onnx")
-    found = onnx_files.operators(onnx_files.graph_only(path))
+    found = operators.names(onnx_files.graph_only(path))
     assert found == {"MatMul": "matmul0"}
     error = lacking("tensorrt-rtx", T4, "fp32", found)
     assert error is not None
@@ -66,18 +67,18 @@ def test_a_product_that_a_16_bit_graph_keeps_wide_is_named_on_7_5(
     precisions.infer_types(model)
     details = precisions.wide_nodes(model)
     assert details["wide_operators"] == wide
-    operators = onnx_files.operators(model)
-    error = lacking("tensorrt-rtx", T4, "fp16", operators, details)
+    named = operators.names(model)
+    error = lacking("tensorrt-rtx", T4, "fp16", named, details)
     assert (error is not None) == ("MatMul" in wide)
     if error is not None:
         assert f"node {wide['MatMul']!r} (MatMul) cannot be built for t4 in fp16" in error.what
         assert "kept in FP32" in error.what
-    assert lacking("tensorrt-rtx", L4, "fp16", operators, details) is None
+    assert lacking("tensorrt-rtx", L4, "fp16", named, details) is None
 
 
 def test_an_operator_that_is_nowhere(tmp_path: Path) -> None:
     path = tiny_onnx.nonzero(tmp_path / "m.onnx")
-    found = onnx_files.operators(onnx_files.graph_only(path))
+    found = operators.names(onnx_files.graph_only(path))
     error = lacking("tensorrt-rtx", L4, "fp16", found)
     assert error is not None
     assert "'find_nonzero' (NonZero)" in error.what
@@ -91,4 +92,62 @@ def test_a_convolution_over_three_dims_has_a_name_of_its_own(dims: list[int], na
     weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, dims, [0.0] * size)
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv")
     graph = onnx.helper.make_graph([node], "g", [], [], [weight])
-    assert onnx_files.operators(onnx.helper.make_model(graph)) == {name: "conv"}
+    assert operators.names(onnx.helper.make_model(graph)) == {name: "conv"}
+
+
+def recurrent(operator: str, **inputs: str) -> dict[str, str]:
+    given = ["x", "w", "r", "", inputs.get("lens", ""), "", "", inputs.get("peepholes", "")]
+    node = onnx.helper.make_node(operator, given, ["y"], "rec")
+    return operators.names(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [])))
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs"),
+    [
+        ("LSTM", {"lens": "n"}),
+        ("LSTM", {"peepholes": "p"}),
+        ("GRU", {"lens": "n"}),
+        ("RNN", {"lens": "n"}),
+    ],
+)
+def test_no_precision_is_advised_where_none_can_be_built(
+    operator: str, inputs: dict[str, str]
+) -> None:
+    """TensorRT-RTX takes these inputs in FP32 only: FP16 is no way out on 7.5."""
+    found = recurrent(operator, **inputs)
+    for precision in ("fp32", "fp16"):
+        error = lacking("tensorrt-rtx", T4, precision, found)
+        assert error is not None
+        assert "node 'rec'" in error.what
+        assert "fp16" not in error.fix
+        assert "keep_wide" not in error.fix
+        assert lacking("tensorrt-rtx", L4, precision, found) is None
+    plain = lacking("tensorrt-rtx", T4, "fp32", recurrent(operator))
+    assert plain is not None
+    assert "fp16" in plain.fix
+    assert lacking("tensorrt-rtx", T4, "fp16", recurrent(operator)) is None
+
+
+def test_what_no_precision_has_is_said_before_what_fp32_lacks() -> None:
+    error = lacking("tensorrt-rtx", T4, "fp32", {"MatMul": "mm", "NonZero": "nz"})
+    assert error is not None
+    assert "'nz' (NonZero)" in error.what
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (BY_NAME, "take it out of `keep_wide`"),
+        (BY_SEARCH, "widen the budget"),
+        ("a reaches 1e+06; FP16 ends at 65504", "use toolchain `tensorrt`"),
+    ],
+)
+def test_the_remedy_for_a_node_that_is_kept_wide_fits_its_reason(reason: str, remedy: str) -> None:
+    details = {
+        "wide_operators": {"MatMul": "mm"},
+        "kept_wide": [{"node": "mm", "op_type": "MatMul", "reason": reason, "gain_db": None}],
+    }
+    error = lacking("tensorrt-rtx", T4, "fp16", {"MatMul": "mm"}, details)
+    assert error is not None
+    assert error.what.endswith(f"kept in FP32, because {reason}")
+    assert error.fix.startswith(remedy)

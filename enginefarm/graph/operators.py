@@ -1,0 +1,55 @@
+"""Operators of a graph, as they are called where toolchains differ in what they build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enginefarm.graph import onnx_files
+from enginefarm.graph.functions import nested_ifs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnx import ModelProto, NodeProto
+
+CONV_3D = "Conv3d"
+"""A Conv or ConvTranspose over three dims, in `operators`."""
+FP32_INPUTS = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}
+"""Indexes of the inputs that TensorRT-RTX takes in FP32 only: sequence_lens, and peepholes."""
+FP32_OPERANDS = {
+    "LSTM": "LSTM with sequence_lens or peepholes",
+    "GRU": "GRU with sequence_lens",
+    "RNN": "RNN with sequence_lens",
+}
+"""What an operator that has one of these is called in `operators`."""
+NESTED_IF = "If inside an If"
+"""An If in a branch of another one, in `operators`."""
+
+
+def names(model: ModelProto) -> dict[str, str]:
+    """Each operator of the graph and its subgraphs -> the name of its first node."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in onnx_files.tensors(model)}
+    found: dict[str, str] = {}
+    for graph in onnx_files.graphs(model.graph):
+        for node in graph.node:
+            name = node.name or next(iter(node.output), "")
+            found.setdefault(name_of(node, ranks), name)
+    for node in nested_ifs(model.graph):
+        found.setdefault(NESTED_IF, node.name or next(iter(node.output), ""))
+    return found
+
+
+def name_of(node: NodeProto, ranks: Mapping[str, int]) -> str:
+    """What the node is called where toolchains differ. ranks: of the weights."""
+    deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
+    if has_fp32_operands(node):
+        return FP32_OPERANDS[node.op_type]
+    return CONV_3D if deep else node.op_type
+
+
+def has_fp32_operands(node: NodeProto) -> bool:
+    """Whether the node has inputs that TensorRT-RTX takes in FP32 only."""
+    return any(
+        len(node.input) > index and bool(node.input[index])
+        for index in FP32_INPUTS.get(node.op_type, ())
+    )
