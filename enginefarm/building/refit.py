@@ -118,20 +118,23 @@ def _stage(precision: str) -> str:
 
 
 def _found(site: Site, precision: str, key: str, policy: SigningPolicy | None) -> Skeleton | None:
+    """None where there is no such plan, or its records are damaged or not to be trusted."""
     record = found_record(site, _stage(precision), key)
     if record is None:
         return None
-    built = found_record(site, f"plan-{precision}", str(record.values["plan_key"]))
-    if built is None or built.outputs.get("plan") != record.outputs["plan"]:
-        return None
-    if policy and not (policy.trusts(record) and policy.trusts(built)):
+    built = found_record(site, f"plan-{precision}", str(record.values.get("plan_key")))
+    if built is None or (policy and not (policy.trusts(record) and policy.trusts(built))):
         return None
     if not all(healed(site, ref) for ref in record.outputs.values()):
         return None
-    said = {name: built.values[name] for name in ("tensors", "seconds")}
-    output = BuildOutput.model_validate({"plan": "engine.plan", **said})
-    layers = built.outputs.get("layers")
-    return Skeleton(record.outputs["plan"], onnx_ref_of(record), layers, output)
+    try:
+        said = {name: built.values[name] for name in ("tensors", "seconds")}
+        output = BuildOutput.model_validate({"plan": "engine.plan", **said})
+        graph, plan = onnx_ref_of(record), built.outputs["plan"]
+    except (KeyError, ValueError):
+        return None
+    same = record.outputs.get("plan") == plan
+    return Skeleton(plan, graph, built.outputs.get("layers"), output) if same else None
 
 
 def _refitted(

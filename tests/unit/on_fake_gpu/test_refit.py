@@ -212,6 +212,23 @@ def test_a_skeleton_whose_plan_is_lost_is_built_again(
     assert third.refit.skeleton == second.engine
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"values": {}}, {"outputs": {}}, {"values": {"plan_key": "0" * 64, "opset": 17}}],
+)
+def test_a_damaged_record_of_a_skeleton_means_a_build(
+    publish: Publish, site: Site, builds: list[str], changes: dict[str, Any]
+) -> None:
+    publish()
+    (key,) = (one.key for one in site.store.objects.list(f"{layout.STAGES}skeleton-fp32/"))
+    _, stage, name = key.split("/")
+    record = site.store.stage(stage, name.removesuffix(".json"))
+    assert record is not None
+    site.store.put_stage(record.model_copy(update=changes))
+    publish(w=2)
+    assert len(builds) == 2
+
+
 def test_a_signing_farm_refits_only_what_a_trusted_builder_recorded(
     publish: Publish, site: Site, tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
