@@ -48,11 +48,13 @@ and what to do next; `transient` errors are worth a retry, all others never are.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 LONGEST_LINE, KEPT = 2000, 1900
@@ -192,6 +194,21 @@ class NewerVersion(StoreError, code=47): ...
 
 
 class DiskFull(EnginefarmError, code=46): ...
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_full(where: Path, why: str) -> DiskFull:
+    """The error when a disk is too full to write a file or folder."""
+    folder = where if where.is_dir() else where.parent
+    return DiskFull(
+        f"disk: the folder {folder} has no room"
+        + (f" to write {where}" if where != folder else ""),
+        why=why,
+        fix="free space there (enginefarm cache prune), or choose another folder (--dest, "
+        "ENGINEFARM_CACHE, TMPDIR)",
+    )
 
 
 class NoEngineFits(EnginefarmError, code=50): ...

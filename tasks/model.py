@@ -12,7 +12,6 @@ from enginefarm.farm.policy import STEP
 from enginefarm.farm.worker import metrics
 from enginefarm.planning import graphs, plan, stages
 from enginefarm.planning.survey import Survey, survey
-from enginefarm.store import budgets
 from enginefarm.tables import rules as regression_rules
 
 
@@ -21,7 +20,6 @@ def plan_recipe(recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
     site = stages.here()
     found = survey(site, recipe, offers)
     regression_rules.remember(site.store, recipe)
-    budgets.remember(site.store, recipe)
     cached = sum(planned.cached for planned in found.builds)
     get_run_logger().info(
         "%s: %d engines wanted, %d cached, %d skipped",

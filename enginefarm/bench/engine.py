@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.bench.figures import Figures, figures
 from enginefarm.bench.gpu_state import GpuState
-from enginefarm.bench.harness import (
-    HARNESS,
-    HOST_CLOCK,
-    Harness,
-    Samples,
-    interleave,
-)
+from enginefarm.bench.harness import HARNESS, HOST_CLOCK, Harness, Samples, interleave
 from enginefarm.bench.shapes import Point, points, sized
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import Manifest
@@ -131,16 +125,8 @@ def filled(
     row: BenchmarkRow, found: Measurement, point: Point, *, host_class: str = ""
 ) -> BenchmarkRow:
     """A `built` row with the measurement in it."""
-    now = dt.datetime.now(dt.UTC)
     values: dict[str, Any] = {
-        "outcome": "measured",
-        "date": now.date(),  # the night it was measured, not the night it was built
-        "measured_at": now,
-        "host": platform.node(),
-        "host_class": host_class,
-        "profile": point.profile_name,
-        "batch": point.batch,
-        "shapes": point.text,
+        **measured_here(point, host_class),
         "harness": HARNESS,
         "harness_flags": found.harness.flags,
         "latency_clock": HOST_CLOCK,
@@ -154,12 +140,27 @@ def filled(
         "throughput_samples_per_s": found.samples_per_s,
         "latency_cov": found.total.cov,
         "cov_verdict": found.total.verdict,
-        **found.gpu.model_dump(exclude={"samples", "sm_clock_mhz_min", "sm_clock_mhz_max"}),
+        **found.gpu.model_dump(),
     }
     for name, part in (("h2d", found.copy_in), ("d2h", found.copy_out)):
         if part is not None:
             values |= {f"{name}_ms_median": part.ms_median, f"{name}_ms_p99": part.ms_p99}
     return row.model_copy(update=values)
+
+
+def measured_here(point: Point, host_class: str) -> dict[str, Any]:
+    """The columns that say when and where a row was measured, and at which shapes."""
+    now = dt.datetime.now(dt.UTC)
+    return {
+        "outcome": "measured",
+        "date": now.date(),  # the night it was measured, not the night it was built
+        "measured_at": now,
+        "host": platform.node(),
+        "host_class": host_class,
+        "profile": point.profile_name,
+        "batch": point.batch,
+        "shapes": point.text,
+    }
 
 
 def _measure(

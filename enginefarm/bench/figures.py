@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,7 +19,6 @@ class Figures(Frozen):
     ms_p90: float
     ms_p95: float
     ms_p99: float
-    ms_max: float
     cov: float
     """Standard deviation over mean."""
 
@@ -33,25 +31,17 @@ def figures(samples_ms: Sequence[float]) -> Figures:
     """Raises ValueError for no samples."""
     if not samples_ms:
         raise ValueError("no samples")
-    ordered = sorted(samples_ms)
-    mean = math.fsum(ordered) / len(ordered)
-    variance = math.fsum((value - mean) ** 2 for value in ordered) / len(ordered)
+    import numpy as np
+
+    low, median, p90, p95, p99 = np.percentile(samples_ms, (0, 50, 90, 95, 99)).tolist()
+    mean = float(np.mean(samples_ms))
     return Figures(
-        samples=len(ordered),
-        ms_min=ordered[0],
+        samples=len(samples_ms),
+        ms_min=low,
         ms_mean=mean,
-        ms_median=percentile(ordered, 50),
-        ms_p90=percentile(ordered, 90),
-        ms_p95=percentile(ordered, 95),
-        ms_p99=percentile(ordered, 99),
-        ms_max=ordered[-1],
-        cov=math.sqrt(variance) / mean if mean else 0.0,
+        ms_median=median,
+        ms_p90=p90,
+        ms_p95=p95,
+        ms_p99=p99,
+        cov=float(np.std(samples_ms)) / mean if mean else 0.0,
     )
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Linear between the two closest ranks, as numpy's default."""
-    position = (len(ordered) - 1) * percent / 100
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)

@@ -32,10 +32,7 @@ LOCKED = 0x002
 class GpuState(Frozen):
     """Medians over the samples; None where the GPU does not tell."""
 
-    samples: int = 0
     sm_clock_mhz: float | None = None
-    sm_clock_mhz_min: float | None = None
-    sm_clock_mhz_max: float | None = None
     memory_clock_mhz: float | None = None
     clocks_locked: bool | None = None
     power_w: float | None = None
@@ -100,12 +97,9 @@ def summarize(samples: list[dict[str, float]], limit_w: float | None) -> GpuStat
     bits = 0
     for value in values("throttle"):
         bits |= int(value)
-    sm, states = values("sm"), sorted({int(value) for value in values("pstate")})
+    states = sorted({int(value) for value in values("pstate")})
     return GpuState(
-        samples=len(samples),
         sm_clock_mhz=middle("sm"),
-        sm_clock_mhz_min=min(sm, default=None),
-        sm_clock_mhz_max=max(sm, default=None),
         memory_clock_mhz=middle("memory"),
         clocks_locked=bool(bits & LOCKED) if values("throttle") else None,
         power_w=middle("power"),

@@ -96,10 +96,8 @@ def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:
 
     Returns what could not be profiled, and why.
     """
-    gpu = first_gpu()
-    row = by_nvml_name(gpu.name) if gpu else None
     left_out: dict[str, str] = {}
-    for manifest in engines_for(built_recipe(site, recipe), row.label) if row else ():
+    for manifest in engines_here(site, recipe):
         report("profile", 0, None, manifest.spec.label)
         try:
             record_layer_times(site, manifest)
@@ -142,6 +140,13 @@ def _entries(
     for manifest in engines_for(model, label):
         for graph_too in (False, True):
             yield _engine(site, manifest, profile, graph_too)
+
+
+def engines_here(site: Site, recipe: Recipe) -> list[Manifest]:
+    """engines_for() this machine's GPU; none without a GPU of gpus.toml."""
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    return engines_for(built_recipe(site, recipe), row.label) if row else []
 
 
 def engines_for(model: BuiltRecipe, label: str) -> list[Manifest]:

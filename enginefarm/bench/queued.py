@@ -7,28 +7,24 @@ rows have no `latency_ms_*`: those are of lone passes with their copies. docs/de
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from enginefarm.bench.engine import compute_columns
+from enginefarm.bench.engine import compute_columns, measured_here
 from enginefarm.bench.figures import figures
 from enginefarm.bench.gpu_state import GpuSampler, GpuState
-from enginefarm.bench.on_gpu import SideBySide, engines_for
+from enginefarm.bench.on_gpu import SideBySide, engines_here
 from enginefarm.bench.one_profile import OneProfile, first_profile
-from enginefarm.bench.recipe import built_recipe, host_class
+from enginefarm.bench.recipe import host_class
 from enginefarm.bench.shapes import Point, sized
 from enginefarm.child.call import Child, Limits
-from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph.reference import read_reference
-from enginefarm.host import detect
 from enginefarm.progress import report
 from enginefarm.run.engine import Engine
 from enginefarm.schema import Frozen
@@ -72,10 +68,8 @@ def benchmark_queued(site: Site, recipe: Recipe, settings: QueuedSettings) -> Si
 
     Raises: StoreMissing when nothing of the recipe is built yet.
     """
-    gpu = detect.first_gpu()
-    row = by_nvml_name(gpu.name) if gpu else None
     result = SideBySide()
-    for manifest in engines_for(built_recipe(site, recipe), row.label) if row else ():
+    for manifest in engines_here(site, recipe):
         report("queued", len(result.rows), None, manifest.spec.label)
         try:
             result.rows.append(_row(site, manifest, settings))
@@ -98,17 +92,8 @@ def _row(site: Site, manifest: Manifest, settings: QueuedSettings) -> BenchmarkR
 
 def row_columns(found: QueuedAnswer, point: Point, settings: QueuedSettings) -> dict[str, Any]:
     """What a measurement puts into the row of a built engine."""
-    state = found.gpu.model_dump(exclude={"samples", "sm_clock_mhz_min", "sm_clock_mhz_max"})
-    now = dt.datetime.now(dt.UTC)
     return {
-        "outcome": "measured",
-        "date": now.date(),
-        "measured_at": now,
-        "host": platform.node(),
-        "host_class": host_class(),
-        "profile": point.profile_name,
-        "batch": point.batch,
-        "shapes": point.text,
+        **measured_here(point, host_class()),
         "harness": QUEUED,
         "harness_flags": settings.flags,
         "parts_clock": QUEUED_CLOCK,
@@ -117,7 +102,7 @@ def row_columns(found: QueuedAnswer, point: Point, settings: QueuedSettings) -> 
         "duration_s": found.seconds,
         **compute_columns(figures(found.compute_ms)),
         "throughput_samples_per_s": len(found.compute_ms) * point.batch / found.seconds,
-        **state,
+        **found.gpu.model_dump(),
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from importlib import metadata
 
 from enginefarm.documents.manifest import Environment
+from enginefarm.host.runtimes import version_of
 
 RECORDED_PACKAGES = (
     "enginefarm",
@@ -21,17 +21,11 @@ RECORDED_PACKAGES = (
 
 @cache
 def environment() -> Environment:
-    """This machine, as it is recorded in manifests."""
-    packages: dict[str, str] = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    found = {name: version_of(name) for name in RECORDED_PACKAGES}
     return Environment(
         host=platform.node(),
         os=platform.system().lower(),
         arch=platform.machine(),
         python=platform.python_version(),
-        packages=packages,
+        packages={name: version for name, version in found.items() if version},
     )

@@ -32,11 +32,6 @@ class Draw(Frozen):
     best_ms: float
     worst_ms: float
 
-    @property
-    def spread(self) -> float:
-        """Slowest accurate attempt over the fastest; 1.0 when there is only one."""
-        return self.worst_ms / self.best_ms
-
 
 def draw(
     request: BuildRequest,

@@ -14,13 +14,10 @@ from pathlib import Path
 
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.spec import BuildSpec
-from enginefarm.errors import StoreConflict
-from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store.engine_store import EngineStore
 
 PREFIX = "timing-caches/"
-ATTEMPTS = 8
 HEADER_BYTES = 64
 
 
@@ -86,8 +83,8 @@ def merge(
     combine: Callable[[bytes, bytes], bytes | None],
     *,
     loaded: Path | None = None,
-) -> int:
-    """Puts a build's cache into the store, merged with what is there; returns its size in bytes.
+) -> None:
+    """Puts a build's cache into the store, merged with what is there.
 
     loaded: the cache that the build started from. While the store still holds that one, the
         build's own contains it, and nothing needs combining.
@@ -97,26 +94,15 @@ def merge(
     """
     own = fresh.read_bytes()
     started_from = None if loaded is None else loaded.read_bytes()
-    for _ in range(ATTEMPTS):
-        found = store.objects.get(key.key)
-        stored = None if found is None else _body(found[0])
-        if stored is None or stored in (own, started_from):
-            together = own
-        else:
-            together = combine(stored, own) or own
-        if together == stored:
-            return len(together)
-        try:
-            store.write_document(
-                key.key,
-                sha256_bytes(together).encode() + together,
-                if_etag=None if found is None else found[1],
-            )
-        except StoreConflict:
-            report("timing cache", 0, None, "another build wrote it; merging again")
-            continue
-        return len(together)
-    raise StoreConflict(f"timing cache {key.key}: {ATTEMPTS} other writers were faster")
+
+    def together(document: bytes | None) -> bytes | None:
+        stored = None if document is None else _body(document)
+        merged = own
+        if stored is not None and stored not in (own, started_from):
+            merged = combine(stored, own) or own
+        return None if merged == stored else sha256_bytes(merged).encode() + merged
+
+    store.objects.update(key.key, together)
 
 
 def _body(document: bytes) -> bytes | None:

@@ -31,11 +31,11 @@ from typing import NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, full_disk, room_in
+from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, room_in
 from enginefarm.child.memory import MemoryWatch, mib
 from enginefarm.child.process import kill_group, randomization_off, start
 from enginefarm.documents import written_errors
-from enginefarm.errors import BuildCancelled, EnginefarmError
+from enginefarm.errors import BuildCancelled, EnginefarmError, disk_full
 from enginefarm.progress import Progress, report
 from enginefarm.settings import build_limits
 
@@ -127,7 +127,7 @@ class Child:
             if (folder / ERROR).is_file():
                 raise self._child_error((folder / ERROR).read_text("utf-8", "replace"))
             if status == NO_ROOM:
-                raise full_disk(folder, os.strerror(errno.ENOSPC))
+                raise disk_full(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
                 raise watch.exit_error(status)
             text = (folder / RESULT).read_text("utf-8", "replace")

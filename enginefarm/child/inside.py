@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginefarm.child.lifeline import become_child
-from enginefarm.errors import DiskFull, EnginefarmError
+from enginefarm.errors import NO_SPACE, EnginefarmError, disk_full
 from enginefarm.names import loaded
 from enginefarm.progress import SINK
 
 INTERVAL_S = 0.05
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE_WORDS = os.strerror(errno.ENOSPC)
 NO_ROOM = 74
 """The status of a child that could not even write down its answer or its error."""
@@ -85,17 +84,7 @@ def room_in(folder: Path) -> Generator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise full_disk(Path(error.filename or folder), error.strerror or "") from error
-
-
-def full_disk(where: Path, why: str) -> DiskFull:
-    """The error when a disk is too full to write a file or folder."""
-    folder = where if where.is_dir() else where.parent
-    return DiskFull(
-        f"disk: the folder {folder} has no room to write {where}",
-        why=why,
-        fix="free space there, or choose another folder (ENGINEFARM_CACHE, TMPDIR)",
-    )
+        raise disk_full(Path(error.filename or folder), error.strerror or "") from error
 
 
 def _no_space(cause: BaseException | None) -> OSError | None:
@@ -111,9 +100,9 @@ def _fields(cause: BaseException, folder: Path) -> dict[str, str]:
     """folder: where the child works, which is the full one where the error names none."""
     full = _no_space(cause)
     if full is not None:
-        cause = full_disk(Path(full.filename or folder), full.strerror or "")
+        cause = disk_full(Path(full.filename or folder), full.strerror or "")
     elif NO_SPACE_WORDS in str(cause):
-        cause = full_disk(folder, str(cause)[:300])  # native libraries have no errno
+        cause = disk_full(folder, str(cause)[:300])  # native libraries have no errno
     if isinstance(cause, EnginefarmError):
         return cause.fields()
     kind = MemoryError if isinstance(cause, MemoryError) else type(cause)

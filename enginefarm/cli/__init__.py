@@ -5,7 +5,6 @@ The table holds strings: what a command needs is imported when it runs.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -22,12 +21,14 @@ from enginefarm.child.cancellation import CANCEL
 from enginefarm.cli import interrupts
 from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
+    NO_SPACE,
     BuildCancelled,
     DiskFull,
     EnginefarmError,
     ToolchainError,
     UsageError,
     did_you_mean,
+    disk_full,
     running,
 )
 from enginefarm.names import loaded
@@ -94,7 +95,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 NEEDS_PREFECT = frozenset({"build", "server", "worker", "workers", "deploy", "up", "submit"})
 BROKEN_PIPE = 141
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def farm_missing(what: str) -> ToolchainError:
@@ -260,8 +260,10 @@ def _not_installed(module: str, extra: str) -> ToolchainError:
 def _of_the_disk(error: OSError) -> EnginefarmError:
     """A file or folder that cannot be used, which no step has given words of its own."""
     why = error.strerror or str(error)
+    if error.errno in NO_SPACE and error.filename:
+        return disk_full(Path(error.filename), why)
     if error.errno in NO_SPACE:
-        where = error.filename or f"a file; of the folders in use {_fullest()} has the least room"
+        where = f"a file; of the folders in use {_fullest()} has the least room"
         return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
     where = error.filename or "a file or folder"
     return UsageError(f"{where} cannot be used", why=why, fix=_another(where))

@@ -27,14 +27,13 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     """
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.pulling.catalog import StoreCatalog, require_trusted
     from enginefarm.release.package import write
     from enginefarm.release.package_choice import choose, cpu_engines
     from enginefarm.store import site
     from enginefarm.store.channels import split
     from enginefarm.store.seen import SeenRevisions
     from enginefarm.store.signing import trust
-    from enginefarm.store.statements import require_name
 
     here, trusted = site.here(), trust()
     recipe, channel = split(name)
@@ -45,8 +44,7 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     others = cpu_engines(choice, engines)
     if trusted is not None:
         for one in (*(variant.manifest for variant in choice.variants), *others):
-            trusted.require(one, catalog.attestation(one))
-            require_name(recipe, one, catalog.alias(recipe, one), trusted)
+            require_trusted(catalog, recipe, one, trusted)
     version = choice.variants[0].manifest.spec_digest[:12]
     with watched(enabled=not as_json):
         made = write(

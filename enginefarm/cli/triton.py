@@ -28,14 +28,14 @@ def triton_repo(
     from enginefarm.cli.progress_view import watched
     from enginefarm.cli.tables import print_json
     from enginefarm.pulling import triton
-    from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.pulling.catalog import StoreCatalog, require_trusted
     from enginefarm.pulling.triton_images import image_words, tags
-    from enginefarm.store import open_store, s3
+    from enginefarm.pulling.triton_places import place, write_files
+    from enginefarm.store import open_store
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
     from enginefarm.store.seen import SeenRevisions
     from enginefarm.store.signing import trust
-    from enginefarm.store.statements import require_name
 
     store, cache, trusted = open_store(), BlobCache(), trust()
     recipe, channel = split(name)
@@ -45,18 +45,11 @@ def triton_repo(
     with watched(enabled=not as_json):
         for manifest in chosen:
             if trusted is not None:
-                trusted.require(manifest, catalog.attestation(manifest))
-                require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
+                require_trusted(catalog, recipe, manifest, trusted)
         blobs = {one.engine.digest: cache.ensure(store, one.engine) for one in chosen}
-        if destination.startswith("s3://"):
-            target = s3.connect(destination)
-            for file in files:
-                if isinstance(file.content, bytes):
-                    target.put(file.path, file.content)
-                else:
-                    target.upload_file(blobs[file.content.digest], file.path, metadata={})
-        else:
-            triton.write_folder(files, Path(destination), blobs)
+        write_files(place(destination), files, blobs)
+        if not destination.startswith("s3://"):
+            triton.remove_old_plans(files, Path(destination))
     paths = [file.path for file in files]
     builds = sorted({one.spec.toolchain.build for one in chosen})
     if as_json:

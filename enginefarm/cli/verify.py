@@ -23,11 +23,10 @@ def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     """Check the signatures of a recipe's engines, of their names, and of a channel's revision."""
     from enginefarm.cli.tables import print_json, print_table
     from enginefarm.errors import EnginefarmError, SignatureRejected
-    from enginefarm.pulling.catalog import StoreCatalog
+    from enginefarm.pulling.catalog import StoreCatalog, require_trusted
     from enginefarm.store import open_store
     from enginefarm.store.channels import split
     from enginefarm.store.signing import trust
-    from enginefarm.store.statements import require_name
 
     trusted = trust()
     if trusted is None:
@@ -41,8 +40,7 @@ def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     recipe, channel = split(name)
     for manifest in catalog.manifests(recipe, channel, trusted):
         try:
-            keyid = trusted.require(manifest, catalog.attestation(manifest))
-            require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
+            keyid = require_trusted(catalog, recipe, manifest, trusted)
             if read_bytes:
                 _hash(store, manifest)
             rows.append((manifest.spec.label, manifest.spec_digest[:12], f"signed by {keyid[:12]}"))

@@ -17,7 +17,6 @@ from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import survey
 from enginefarm.recipes import file as recipe_file
 from enginefarm.schema import Frozen
-from enginefarm.store import budgets
 from enginefarm.tables import rules as regression_rules
 
 THREADS = 8
@@ -90,7 +89,6 @@ def recipe_states(
             loaded = load(file)
             found = survey(site, loaded, offers)
             regression_rules.remember(site.store, loaded)
-            budgets.remember(site.store, loaded)
         except EnginefarmError as error:
             return RecipeState(file=file, error=f"{type(error).__name__}: {error}")
         return RecipeState(

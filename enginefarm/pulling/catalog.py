@@ -65,6 +65,16 @@ class Catalog(Protocol):
         ...
 
 
+def require_trusted(catalog: Catalog, recipe: str, manifest: Manifest, trust: Trust) -> str:
+    """The id of the trusted key that signed the engine.
+
+    Raises: SignatureRejected if none did, or if none signed that the recipe's name stands for it.
+    """
+    keyid = trust.require(manifest, catalog.attestation(manifest))
+    statements.require_name(recipe, manifest, catalog.alias(recipe, manifest), trust)
+    return keyid
+
+
 class StoreCatalog:
     """The manifests in the store."""
 

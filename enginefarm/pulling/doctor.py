@@ -56,42 +56,31 @@ def examine(
 
 def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
     """Findings about the GPU, the driver, the runtimes and the free space of the cache."""
-    return (
-        Finding(
-            subject="GPU",
-            verdict="ok" if host.compute_capability else "unknown",
-            detail=f"{host.gpu or host.gpu_name or 'none found'}"
-            + (f", compute capability {host.compute_capability}" if host.gpu else ""),
+    gpu = host.gpu or host.gpu_name or "none found"
+    capability = f", compute capability {host.compute_capability}" if host.gpu else ""
+    told = {
+        "GPU": (
+            host.compute_capability,
+            f"{gpu}{capability}",
         ),
-        Finding(
-            subject="driver",
-            verdict="ok" if host.driver else "unknown",
-            detail=host.driver or "unknown",
-        ),
-        Finding(
-            subject="system",
-            verdict="ok" if host.os and host.arch else "unknown",
-            detail=f"{host.os or 'unknown'}/{host.arch or 'unknown'}",
-        ),
-        *(
-            Finding(
-                subject=runtime,
-                verdict="ok" if runtime in host.runtimes else "unknown",
-                detail=host.runtimes.get(runtime, "its Python package is not installed"),
-            )
-            for runtime in LOADERS
-        ),
-        _room(cache),
-    )
-
-
-def _room(cache: BlobCache) -> Finding:
+        "driver": (host.driver, host.driver or "unknown"),
+        "system": (host.os and host.arch, f"{host.os or 'unknown'}/{host.arch or 'unknown'}"),
+    }
+    for runtime in LOADERS:
+        build = host.runtimes.get(runtime)
+        told[runtime] = (build, build or "its Python package is not installed")
     folder = next(path for path in (cache.root, *cache.root.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    return Finding(
-        subject="cache",
-        verdict="ok" if free > 1 << 30 else "fails",
-        detail=f"{cache.root}, {free / 1e9:,.1f} GB free",
+    return (
+        *(
+            Finding(subject=subject, verdict="ok" if known else "unknown", detail=detail)
+            for subject, (known, detail) in told.items()
+        ),
+        Finding(
+            subject="cache",
+            verdict="ok" if free > 1 << 30 else "fails",
+            detail=f"{cache.root}, {free / 1e9:,.1f} GB free",
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from enginefarm.errors import (
 )
 from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
-from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog
+from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog, require_trusted
 from enginefarm.pulling.select import Candidate, Selection, Wish, select
 from enginefarm.store import open_store
 from enginefarm.store.appearing import appearing, one_at_a_time, write_atomically
@@ -30,7 +30,6 @@ from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import trust
-from enginefarm.store.statements import require_name
 from enginefarm.tables.speeds import PREFIX as SPEEDS
 from enginefarm.tables.speeds import Speed
 
@@ -127,8 +126,7 @@ def choose(
     for candidate in selection.candidates:
         manifest = candidate.manifest
         try:
-            trusted.require(manifest, catalog.attestation(manifest))
-            require_name(recipe, manifest, catalog.alias(recipe, manifest), trusted)
+            require_trusted(catalog, recipe, manifest, trusted)
         except (SignatureRejected, CorruptBlob, NewerVersion) as error:
             refused.append(error)
             continue

@@ -19,8 +19,6 @@ from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import BlobRef, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError, command
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
-from enginefarm.pulling.pull import copy_out
-from enginefarm.store.appearing import write_atomically
 
 MAX_QUEUE_DELAY_US = 100
 BATCH_DIMS = ("batch", "batch_size", "n")
@@ -199,21 +197,10 @@ def _warm_up(profile: ShapeProfile, types: dict[str, DType], batch: int) -> str:
     return f"model_warmup {{ name: {_quoted(profile.name)} {size}{' '.join(inputs)} }}"
 
 
-def write_folder(files: Iterable[RepositoryFile], folder: Path, blobs: dict[str, Path]) -> None:
-    """Writes a repository, configs after their plans. Each file appears complete or not at all.
-
-    blobs: digest -> a local file of the blob.
-    """
-    models: defaultdict[Path, set[str]] = defaultdict(set)
-    for file in files:
-        path = folder / file.path
-        if isinstance(file.content, bytes):
-            write_atomically(path, file.content)
-            continue
-        models[path.parent].add(path.name)
-        if not path.exists():
-            copy_out(blobs[file.content.digest], path, file.content)
-    for version, names in models.items():  # plans that the config no longer names
+def remove_old_plans(files: Iterable[RepositoryFile], folder: Path) -> None:
+    """Removes the plans of these versions that their configs no longer name."""
+    named = {folder / file.path for file in files if isinstance(file.content, BlobRef)}
+    for version in {path.parent for path in named}:
         for path in version.glob("*.plan"):
-            if path.name not in names:
+            if path not in named:
                 path.unlink()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.pulling.pull import copy_out
+from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.store import s3
 from enginefarm.store.appearing import write_atomically
 from enginefarm.store.copies import require_digest
@@ -58,7 +60,8 @@ class Folder:
         write_atomically(self._root / path, data)
 
     def copy(self, blob: Path, path: str, ref: BlobRef) -> None:
-        copy_out(blob, self._root / path, ref)
+        if not (self._root / path).exists():  # its name contains its digest
+            copy_out(blob, self._root / path, ref)
 
     def remove(self, folder: str) -> None:
         path = self._root / folder
@@ -97,3 +100,15 @@ def place(destination: str) -> Place:
     if destination.startswith("s3://"):
         return Bucket(s3.connect(destination), destination)
     return Folder(Path(destination))
+
+
+def write_files(place: Place, files: Iterable[RepositoryFile], blobs: Mapping[str, Path]) -> None:
+    """Writes a repository, each model's config after the plans that it names.
+
+    blobs: digest -> a local file of the blob.
+    """
+    for file in files:
+        if isinstance(file.content, bytes):
+            place.write(file.path, file.content)
+        else:
+            place.copy(blobs[file.content.digest], file.path, file.content)

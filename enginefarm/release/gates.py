@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import GateError, SignatureRejected, command
-from enginefarm.store import layout, statements
+from enginefarm.pulling.catalog import StoreCatalog, require_trusted
+from enginefarm.store import layout
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.channels import GateResult, Verdict
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.signing import Trust, attestation_key
+from enginefarm.store.signing import Trust
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,9 @@ def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Ve
 def is_signed(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     if context.trust is None:
         return "waived", "no trust key is configured"
-    found = context.store.objects.get(attestation_key(manifest))
+    catalog = StoreCatalog(context.store)
     try:
-        keyid = context.trust.require(manifest, found[0] if found else None)
-        alias = statements.read_alias(context.store, context.recipe, manifest)
-        statements.require_name(context.recipe, manifest, alias, context.trust)
+        keyid = require_trusted(catalog, context.recipe, manifest, context.trust)
     except SignatureRejected as error:
         return "refused", error.why
     return "passed", f"signed by {keyid[:12]}"
@@ -156,16 +155,7 @@ def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[Ga
         results.append(GateResult(gate=name, verdict=verdict, detail=detail))
     for manifest in manifests:
         for name, gate in GATES.items():
-            verdict, detail = gate(manifest, context)
-            results.append(
-                GateResult(
-                    gate=name,
-                    verdict=verdict,
-                    detail=detail,
-                    spec_digest=manifest.spec_digest,
-                    label=manifest.spec.label,
-                )
-            )
+            results.append(GateResult.on(manifest, name, *gate(manifest, context)))
     return tuple(results)
 
 

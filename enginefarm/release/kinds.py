@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from enginefarm.documents.thresholds import Regression
 from enginefarm.pulling import fleet
+from enginefarm.schema import Frozen
 from enginefarm.store import budgets, quarantine
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.reading import read
 from enginefarm.tables import layers, rules, speeds
 
-
-def _quarantined(store: EngineStore, key: str) -> None:
-    quarantine.quarantined(store, _stem(key, quarantine.QUARANTINE))
+Reader = Callable[[EngineStore, str], object]
 
 
-def _budgets(store: EngineStore, key: str) -> None:
-    budgets.recorded(store, _stem(key, budgets.BUDGETS))
+def _quarantined(store: EngineStore, key: str) -> object:
+    return quarantine.quarantined(store, PurePosixPath(key).stem)
 
 
-def _rules(store: EngineStore, key: str) -> None:
-    rules.recorded(store, _stem(key, rules.RULES))
-
-
-def _speeds(store: EngineStore, key: str) -> None:
-    recipe, _, gpu = _stem(key, speeds.PREFIX).partition("/")
-    speeds.read(store.objects, recipe, gpu)
-
-
-def _layers(store: EngineStore, key: str) -> None:
-    layers.read_times(store, key)
-
-
-def _stem(key: str, prefix: str) -> str:
-    return key.removeprefix(prefix).removesuffix(".json")
+def _of(model: type[Frozen]) -> Reader:
+    return lambda store, key: read(store.objects, key, model)
 
 
 class Kind(NamedTuple):
@@ -41,15 +30,15 @@ class Kind(NamedTuple):
     that a person has to look at a damaged one."""
 
     prefix: str
-    read: Callable[[EngineStore, str], object]
+    read: Reader
     made_again: str
 
 
 KINDS = (
     Kind(quarantine.QUARANTINE, _quarantined, ""),
-    Kind(budgets.BUDGETS, _budgets, "the next build of the recipe"),
-    Kind(rules.RULES, _rules, "the next build of the recipe"),
-    Kind(speeds.PREFIX, _speeds, "the next measurement"),
-    Kind(layers.PREFIX, _layers, "the next profile"),
+    Kind(budgets.BUDGETS, _of(budgets.Budgets), "the next build of the recipe"),
+    Kind(rules.RULES, _of(Regression), "the next build of the recipe"),
+    Kind(speeds.PREFIX, _of(speeds.Speeds), "the next measurement"),
+    Kind(layers.PREFIX, _of(layers.LayerTimes), "the next profile"),
     Kind(fleet.PREFIX, fleet.state_of, "its host, at its next switch"),
 )

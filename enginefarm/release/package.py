@@ -64,7 +64,6 @@ class Package:
     """A package on the disk. cpu: the CPU variant's precision, and what its check found."""
 
     folder: Path
-    choice: Choice
     cpu: PrecisionName
     checked: CheckResult
 
@@ -113,7 +112,7 @@ def write(
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return Package(folder, choice, cpu, found)
+    return Package(folder, cpu, found)
 
 
 def _writer() -> Any:

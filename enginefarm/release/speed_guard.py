@@ -47,15 +47,7 @@ def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression)
             kept.append(manifest)
         else:
             left_out.add((manifest.gpu, manifest.precision))
-        results.append(
-            GateResult(
-                gate="speed",
-                verdict=verdict,
-                detail=detail,
-                spec_digest=manifest.spec_digest,
-                label=manifest.spec.label,
-            )
-        )
+        results.append(GateResult.on(manifest, "speed", verdict, detail))
     return GuardResult(tuple(kept), frozenset(left_out), tuple(results))
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from enginefarm.documents.comparing import absent
 from enginefarm.errors import EnginefarmError, EngineRunError, GateError, TritonError
 from enginefarm.progress import report
-from enginefarm.pulling.triton_places import Place
+from enginefarm.pulling.triton_places import Place, write_files
 from enginefarm.release.triton_replay import Candidate, Limits, latency, replay, requests_of
 from enginefarm.release.triton_server import Tensor, TritonServer
 from enginefarm.store.channels import GateResult
@@ -54,7 +54,7 @@ def try_out(server: TritonServer, place: Place, candidate: Candidate, limits: Li
     version = before + 1
     place.remove(beside)
     try:
-        _write(place, candidate, beside, version)
+        write_files(place, candidate.files(beside, version), candidate.blobs)
         gates = tuple(_gates(server, candidate, limits, before, version))
     finally:
         server.unload(beside)
@@ -83,14 +83,6 @@ def _serving(server: TritonServer, place: Place, model: str) -> int:
 
 def _config(model: str) -> str:
     return f"{model}/config.pbtxt"
-
-
-def _write(place: Place, candidate: Candidate, model: str, version: int) -> None:
-    for file in candidate.files(model, version):  # plans first, then the config that names them
-        if isinstance(file.content, bytes):
-            place.write(file.path, file.content)
-        else:
-            place.copy(candidate.blobs[file.content.digest], file.path, file.content)
 
 
 def _wait_until_unloaded(server: TritonServer, model: str) -> None:
@@ -203,7 +195,8 @@ class Flip:
         model, version = self._candidate.model, self._trial.version
         try:
             self._place.write(_config(model), self._before)
-            _write(self._place, self._candidate, model, version)
+            files = self._candidate.files(model, version)
+            write_files(self._place, files, self._candidate.blobs)
             self._server.load(model)
             found = replay(self._server, self._candidate, model, None, version)
             over = found.over_budget

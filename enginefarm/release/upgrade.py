@@ -63,13 +63,6 @@ class Change(Frozen):
     spec_digest_new: str | None = Field(default=None, description="`enginefarm diff OLD NEW`.")
 
     @property
-    def latency_ratio(self) -> float | None:
-        """New over old; above 1 is slower."""
-        if not self.latency_ms_old or self.latency_ms_new is None:
-            return None
-        return self.latency_ms_new / self.latency_ms_old
-
-    @property
     def less_accurate(self) -> bool:
         """Top-1 fell, or the distance to FP32 grew by more than a tenth."""
         if self.top1_old is not None and self.top1_new is not None:

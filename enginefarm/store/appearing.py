@@ -19,7 +19,7 @@ YOUNG_S = 60.0
 
 
 @contextmanager
-def appearing(dest: Path) -> Generator[Path]:
+def appearing(dest: Path, mode: int = 0o644) -> Generator[Path]:
     """Yields an empty file beside `dest` to fill. It becomes `dest` when the block succeeds, and
     is removed when it does not.
 
@@ -37,7 +37,7 @@ def appearing(dest: Path) -> Generator[Path]:
         _lock(fd, fcntl.LOCK_SH)
         yield part
         with writing(dest):
-            part.chmod(0o644)
+            part.chmod(mode)
             settle(part)
             part.replace(dest)
             settle_folder(dest.parent)
@@ -85,9 +85,9 @@ def _lock(fd: int, how: int) -> None:
         fcntl.flock(fd, how)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a small file atomically."""
-    with appearing(path) as part, writing(path):
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes a small file atomically. mode: 0o600 for a secret, which nobody else ever reads."""
+    with appearing(path, mode) as part, writing(path):
         part.write_bytes(data)
 
 

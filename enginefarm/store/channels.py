@@ -48,6 +48,11 @@ class GateResult(Frozen):
     spec_digest: Digest | None = None
     label: str = ""
 
+    @classmethod
+    def on(cls, manifest: Manifest, gate: str, verdict: Verdict, detail: str) -> GateResult:
+        digest, label = manifest.spec_digest, manifest.spec.label
+        return cls(gate=gate, verdict=verdict, detail=detail, spec_digest=digest, label=label)
+
 
 class ChannelEngine(Frozen):
     gpu: Name

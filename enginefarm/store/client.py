@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,8 +36,6 @@ def new_client(
     from botocore.config import Config  # takes a third of a second, which `quick` avoids
     from botocore.exceptions import BotoCoreError
 
-    from enginefarm.store.service_models import new_session
-
     region = configured_region()
     endpoint = endpoint or configured_endpoint()
     if credentials is None:
@@ -56,7 +55,7 @@ def new_client(
         proxies={} if credentials else None,  # the embedded server is never reached through a proxy
     )
     try:
-        session = new_session()
+        session = _new_session()
         return session.create_client(
             "s3",
             endpoint_url=endpoint,
@@ -71,6 +70,24 @@ def new_client(
             why=" ".join(str(error).split()),
             fix="correct the AWS_* variable or the file that the line above names",
         ) from None
+
+
+def _new_session() -> Any:
+    """A botocore session that shares the descriptions of services with all others of the process:
+    each step of a build opens the store again, and to read them takes 0.06 s."""
+    import botocore.session
+
+    session: Any = botocore.session.get_session()
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    return session
+
+
+@cache
+def _loader(data_path: str | None) -> Any:
+    """data_path: AWS_DATA_PATH, which still counts."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

@@ -7,9 +7,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enginefarm.errors import DiskFull, EnginefarmError, UsageError
+from enginefarm.errors import NO_SPACE, UsageError, disk_full
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 UNWRITABLE = frozenset(
     {
         errno.EACCES,
@@ -28,18 +27,6 @@ UNWRITABLE = frozenset(
 """Errors that the user's choice of a path causes. Any other is a fault of the disk."""
 
 
-def disk_error(error: OSError, path: Path) -> EnginefarmError | None:
-    """DiskFull for a full disk; None for every other OSError."""
-    if error.errno not in NO_SPACE:
-        return None
-    return DiskFull(
-        f"disk: the folder {path.parent} has no room to write {path}",
-        why=error.strerror or "",
-        fix="free space there (enginefarm cache prune), or choose another folder (--dest, "
-        "ENGINEFARM_CACHE, TMPDIR)",
-    )
-
-
 @contextmanager
 def writing(path: Path) -> Generator[None]:
     """Runs writes to a path.
@@ -49,9 +36,8 @@ def writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        full = disk_error(error, path)
-        if full is not None:
-            raise full from error
+        if error.errno in NO_SPACE:
+            raise disk_full(path, error.strerror or "") from error
         if error.errno not in UNWRITABLE:
             raise
         raise _unwritable(path, error.strerror or "") from error

@@ -22,11 +22,11 @@ from urllib.request import ProxyHandler, build_opener
 
 from filelock import FileLock
 
-from enginefarm.errors import StoreError, StoreUnavailable, UsageError
+from enginefarm.errors import NO_SPACE, StoreError, StoreUnavailable, UsageError, disk_full
 from enginefarm.settings import current
 from enginefarm.store import inner_ports, weed
+from enginefarm.store.appearing import write_atomically
 from enginefarm.store.client import Credentials
-from enginefarm.store.disk import disk_error
 from enginefarm.store.ports import ports_of
 
 BUCKET = "enginefarm"
@@ -171,9 +171,8 @@ def _launch(home: Path) -> Server:
         process.kill()
         process.wait()
         raise
-    state = home / "server.json.new"
-    state.write_text(json.dumps({"pid": server.pid, "port": port}), "utf-8")
-    state.replace(home / "server.json")
+    state = json.dumps({"pid": server.pid, "port": port})
+    write_atomically(home / "server.json", state.encode())
     return server
 
 
@@ -233,8 +232,9 @@ def _lock(home: Path) -> Generator[None]:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock.acquire()
     except OSError as error:
-        full = disk_error(error, home)
-        raise full or StoreUnavailable(
+        if error.errno in NO_SPACE:
+            raise disk_full(home, error.strerror or "") from error
+        raise StoreUnavailable(
             f"store: cannot write to {home}",
             why=error.strerror or "",
             fix="set ENGINEFARM_HOME to your own folder, or ENGINEFARM_STORE to an S3 store",

@@ -129,6 +129,26 @@ class EngineStore:
             return False
         return True
 
+    def rewrite(self, spec_digest: str, change: Callable[[Manifest], Manifest]) -> Manifest | None:
+        """Replaces a published manifest by what `change` makes of it. If that is the same object,
+        nothing is written. Returns the manifest that counts; None if it is not published.
+
+        Raises: StoreConflict when other processes keep writing it; CorruptBlob.
+        """
+        counts: Manifest | None = None
+
+        def changed(body: bytes | None) -> bytes | None:
+            nonlocal counts
+            if body is None:
+                counts = None
+                return None
+            before = self._manifest_of(spec_digest, body)
+            counts = change(before)
+            return None if counts is before else counts.canonical_json()
+
+        self.objects.update(layout.manifest(spec_digest), changed)
+        return counts
+
     def list_under(self, recipe: str, manifest: Manifest) -> None:
         """Writes the index entries of a published engine: its own, because the process that
         published it may have died before that, and that of a recipe with the same spec."""

@@ -17,6 +17,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from enginefarm.store.appearing import write_atomically
 from enginefarm.store.client import Credentials
 
 TOKEN_KEYS = (
@@ -41,11 +42,7 @@ def credentials_of(home: Path) -> Credentials:
         stored = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         stored = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as stream:
-            json.dump(stored, stream)
-        new.replace(path)
+        write_atomically(path, json.dumps(stored).encode(), 0o600)
     return Credentials(stored["access_key"], stored["secret_key"])
 
 
@@ -97,19 +94,9 @@ def _make_certificate(folder: Path) -> None:
         .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(folder / CERTIFICATE, signed.public_bytes(Encoding.PEM))
-    _write(
-        folder / PRIVATE_KEY,
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-    )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that only the user can read, from its first byte on."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
+    write_atomically(folder / CERTIFICATE, signed.public_bytes(Encoding.PEM), 0o600)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomically(folder / PRIVATE_KEY, private, 0o600)
 
 
 if __name__ == "__main__":

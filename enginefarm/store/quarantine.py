@@ -11,11 +11,11 @@ from pathlib import Path
 
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
+from enginefarm.errors import CorruptBlob, StoreMissing
 from enginefarm.schema import Digest, Frozen, Moment
 from enginefarm.store import layout
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.reading import parsed, read
+from enginefarm.store.reading import read
 
 QUARANTINE = "quarantine/"
 RELEASE = "restore it from a copy; or delete it, and the engine can be built again"
@@ -39,29 +39,17 @@ def record(
 
     Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
     """
-    judged = _judged(store, manifest, verification)
+
+    def judged(one: Manifest) -> Manifest:
+        return one.model_copy(update={"device_verification": verification})
+
+    written = store.rewrite(manifest.spec_digest, judged)
     if verification.status == "failed":
-        quarantine(store, judged, log)
-    return judged
-
-
-def _judged(store: EngineStore, manifest: Manifest, verification: DeviceVerification) -> Manifest:
-    key = layout.manifest(manifest.spec_digest)
-    for _ in range(5):
-        found = store.objects.get(key)
-        if found is None and verification.status == "failed":  # withdrawn before
-            return manifest.model_copy(update={"device_verification": verification})
-        if found is None:
-            raise StoreMissing(f"manifest {manifest.spec_digest[:12]} is gone from the store")
-        data, etag = found
-        current = parsed(key, data, Manifest)
-        judged = current.model_copy(update={"device_verification": verification})
-        try:
-            store.write_document(key, judged.canonical_json(), if_etag=etag)
-        except StoreConflict:
-            continue
-        return judged
-    raise StoreConflict(f"manifest {manifest.spec_digest[:12]}: other processes keep writing it")
+        written = written or judged(manifest)  # it was withdrawn before
+        quarantine(store, written, log)
+    if written is None:
+        raise StoreMissing(f"manifest {manifest.spec_digest[:12]} is gone from the store")
+    return written
 
 
 def quarantine(store: EngineStore, manifest: Manifest, log: Path) -> QuarantinedEngine:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enginefarm.documents.manifest import DeviceVerification, GraphVerification, Manifest
 from enginefarm.documents.spec import BlobRef, OnnxRef
-from enginefarm.errors import SignatureRejected, StoreConflict
-from enginefarm.store import layout, signing
+from enginefarm.errors import SignatureRejected
+from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
-
-ATTEMPTS = 5
 
 
 def write(
@@ -27,17 +25,12 @@ def write(
     that miss the budget are written too, so that nobody pulls the engine on its old ones.
     Raises: StoreConflict when other processes keep writing the manifest.
     """
-    key = layout.manifest(spec_digest)
-    for _ in range(ATTEMPTS):
-        found = store.objects.get(key)
-        manifest = None if found is None else store.manifest(spec_digest)
-        if found is None or manifest is None or manifest.graph != graph:
-            return None
-        if manifest.recipe != recipe:
+
+    def again(manifest: Manifest) -> Manifest:
+        ours = (manifest.graph, manifest.recipe) == (graph, recipe)
+        if not ours or manifest.verification.asked == verification.asked:
             return manifest
-        if manifest.verification.asked == verification.asked:
-            return manifest
-        again = manifest.model_copy(
+        changed = manifest.model_copy(
             update={
                 "verification": verification,
                 "reference": reference,
@@ -47,13 +40,11 @@ def write(
             }
         )
         if _was_signed(store, manifest):
-            _sign(store, again)  # before the manifest: hosts that check must find it signed
-        try:
-            store.write_document(key, again.canonical_json(), if_etag=found[1])
-        except StoreConflict:
-            continue
-        return again
-    raise StoreConflict(f"manifest {spec_digest[:12]}: other processes keep writing it")
+            _sign(store, changed)  # before the manifest: hosts that check must find it signed
+        return changed
+
+    written = store.rewrite(spec_digest, again)
+    return written if written is not None and written.graph == graph else None
 
 
 def _was_signed(store: EngineStore, manifest: Manifest) -> bool:

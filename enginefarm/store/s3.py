@@ -20,6 +20,8 @@ from enginefarm.store.transfers import Watcher, transfers
 
 LISTING_PAGE = 1000
 PIECE_BYTES = 1 << 20
+UPDATES = 10
+"""Tries of an update while other processes write the same object."""
 BODY_RETRIES_S = (0.1, 0.2, 0.4)
 """Waits before a read is retried: botocore retries requests, but not an interrupted body."""
 
@@ -132,6 +134,23 @@ class ObjectStore:
                 raise
             raise StoreConflict(f"store: somebody else deleted {self.full(key)}") from error
 
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Writes what `change` makes of the object's bytes, or of None while it does not exist.
+        It is called again when somebody else wrote meanwhile. If it returns None, nothing is
+        written."""
+        for _ in range(UPDATES):
+            found = self.get(key)
+            data = change(None if found is None else found[0])
+            if data is None:
+                return
+            with suppress(StoreConflict):
+                if found is not None:
+                    self.put_if_match(key, data, found[1])
+                    return
+                if self.put_if_absent(key, data) is not None:
+                    return
+        raise StoreConflict(f"store: other processes keep writing {self.full(key)}")
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object under a prefix, page by page, in key order."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -152,11 +171,7 @@ class ObjectStore:
 
     def first(self, prefix: str) -> str | None:
         """The first key under a prefix in key order, or None."""
-        with self._mapped(prefix):
-            page = self.client.list_objects_v2(
-                Bucket=self.bucket, Prefix=self.full(prefix), MaxKeys=1
-            )
-        found = page.get("Contents", ())
+        found = self._one_listed(prefix).get("Contents", ())
         return found[0]["Key"].removeprefix(self.prefix) if found else None
 
     def clock(self, prefix: str = "") -> datetime:
@@ -164,11 +179,13 @@ class ObjectStore:
 
         prefix: what the key of this process may list.
         """
+        return _clock_of(self._one_listed(prefix))
+
+    def _one_listed(self, prefix: str) -> Any:
         with self._mapped(prefix):
-            answer = self.client.list_objects_v2(
+            return self.client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self.full(prefix), MaxKeys=1
             )
-        return _clock_of(answer)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """The names one level below a prefix that ends in a slash."""
@@ -246,10 +263,7 @@ class ObjectStore:
             try:
                 self.client.create_bucket(Bucket=self.bucket)
             except ClientError as error:
-                if code_of(error) not in (
-                    "BucketAlreadyOwnedByYou",
-                    "BucketAlreadyExists",
-                ):
+                if code_of(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import CorruptBlob
+from enginefarm.store import budgets
 from enginefarm.store.engine_store import READERS, EngineStore
 from enginefarm.store.reading import LOG, read
 
@@ -23,7 +24,9 @@ RULES = "benchmarks/rules/"
 
 
 def remember(store: EngineStore, recipe: Recipe) -> None:
-    """Makes the recipe's rule the one that its engines are judged by. Writes only a change."""
+    """Makes the recipe's rule and accuracy budgets the ones that its engines are judged by. Writes
+    only a change."""
+    budgets.remember(store, recipe)
     if recorded(store, recipe.name) != recipe.regression:
         store.objects.put(_key(recipe.name), recipe.regression.canonical_json())
 

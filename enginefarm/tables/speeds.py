@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
+from enginefarm.errors import CorruptBlob, NewerVersion
 from enginefarm.schema import Frozen, Moment
 from enginefarm.store.reading import LOG, parsed
 from enginefarm.store.reading import read as read_document
@@ -29,7 +30,6 @@ PREFIX = "benchmarks/speeds/"
 SHORT = 16
 MOST_ENGINES = 64
 """For one recipe and GPU; the oldest figures are removed."""
-ATTEMPTS = 10
 REPAIR = "enginefarm fsck --repair removes it; the next measurement writes it again"
 
 Goal = Literal["latency", "throughput"]
@@ -119,36 +119,26 @@ def remember(objects: ObjectStore, rows: Iterable[BenchmarkRow]) -> None:
             of = found[row.recipe, row.gpu]
             of.setdefault(row.spec_digest[:SHORT], []).append(speed)
     for (recipe, gpu), of in found.items():
-        _merge(objects, key(recipe, gpu), of)
+        name = key(recipe, gpu)
+        objects.update(name, partial(_merged, name, of))
 
 
-def _merge(objects: ObjectStore, name: str, new: Mapping[str, Sequence[Speed]]) -> None:
-    for attempt in range(ATTEMPTS):
-        there = objects.get(name)
-        try:
-            before = Speeds() if there is None else parsed(name, there[0], Speeds, REPAIR)
-        except CorruptBlob as error:  # what was measured before is lost; what is new is not
-            LOG.warning("note: replaced: %s", error.what)
-            before = Speeds()
-        except NewerVersion as error:  # not ours to write; the rows are in the tables
-            LOG.warning("note: not added to: %s", error.what)
-            return
-        of = {**before.of}
-        for spec, speeds in new.items():
-            known = sorted((*of.get(spec, ()), *speeds), key=lambda one: one.measured_at)
-            newest = {one.condition: one for one in known}
-            of[spec] = tuple(newest.values())
-        order = sorted(of, key=lambda spec: max(one.measured_at for one in of[spec]))
-        kept = Speeds(of={spec: of[spec] for spec in order[-MOST_ENGINES:]})
-        try:
-            if there is not None:
-                objects.put_if_match(name, kept.canonical_json(), there[1])
-                return
-            if objects.put_if_absent(name, kept.canonical_json()) is not None:
-                return
-        except StoreConflict:
-            if attempt == ATTEMPTS - 1:
-                raise
+def _merged(name: str, new: Mapping[str, Sequence[Speed]], there: bytes | None) -> bytes | None:
+    """The document with the new measurements; None for one that is not ours to write."""
+    try:
+        before = Speeds() if there is None else parsed(name, there, Speeds, REPAIR)
+    except CorruptBlob as error:  # what was measured before is lost; what is new is not
+        LOG.warning("note: replaced: %s", error.what)
+        before = Speeds()
+    except NewerVersion as error:  # the rows are in the tables
+        LOG.warning("note: not added to: %s", error.what)
+        return None
+    of = {**before.of}
+    for spec, speeds in new.items():
+        known = sorted((*of.get(spec, ()), *speeds), key=lambda one: one.measured_at)
+        of[spec] = tuple({one.condition: one for one in known}.values())
+    order = sorted(of, key=lambda spec: max(one.measured_at for one in of[spec]))
+    return Speeds(of={spec: of[spec] for spec in order[-MOST_ENGINES:]}).canonical_json()
 
 
 def _speed(row: BenchmarkRow) -> Speed | None:

@@ -140,7 +140,10 @@ def test_who_writes_second_merges_into_what_the_first_one_wrote(
     for index, cache in enumerate(caches):  # neither build had loaded anything
         fresh = tmp_path / f"fresh-{index}"
         fresh.write_bytes(cache)
-        sizes.append(timing_cache.merge(store, key, fresh, combine))
+        timing_cache.merge(store, key, fresh, combine)
+        kept = timing_cache.fetch(store, key, tmp_path / "kept")
+        assert kept is not None
+        sizes.append(kept.stat().st_size)
     assert sizes[0] == len(caches[0])
     assert sizes[1] > max(map(len, caches))
     built = native_build.build(store, request)

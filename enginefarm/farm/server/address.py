@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from enginefarm.errors import FarmError
 from enginefarm.settings import current
+from enginefarm.store.appearing import write_atomically
 
 API_URL = "PREFECT_API_URL"
 PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105 - a name
@@ -77,9 +78,7 @@ def ensure_password() -> str:
 def save_url(url: str) -> None:
     """Saves the API's URL for the other commands on this machine."""
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = folder() / f"url.{os.getpid()}"
-    new.write_text(f"{url}\n", "utf-8")
-    new.replace(folder() / "url")
+    write_atomically(folder() / "url", f"{url}\n".encode())
 
 
 def saved_url() -> str | None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from enginefarm.child.lifeline import die_with_parent
+from enginefarm.errors import UsageError
 from enginefarm.farm.worker.run_process import (
     FLOWS,
     FORKED,
@@ -36,6 +37,7 @@ from enginefarm.farm.worker.run_process import (
     STATUS,
     engine,
 )
+from enginefarm.store.client import Credentials
 
 PRELOADED = (
     "encodings.idna",
@@ -264,9 +266,10 @@ def preload() -> None:
     """What every run imports, and what it reads to open the store."""
     for name in PRELOADED:
         import_module(name)
-    from enginefarm.store import service_models  # imports take time, and who asks must find us
+    from enginefarm.store import s3  # imports take time, and who asks must find us
 
-    service_models.preload()
+    with suppress(UsageError):  # opening the store reports settings that cannot be used
+        s3.connect("s3://none", credentials=Credentials("none", "none"))
 
 
 def main() -> None:

@@ -124,7 +124,6 @@ def test_the_gpus_state_meanwhile_and_none_for_what_it_does_not_tell(
     with GpuSampler() as sampler:
         pass
     state = sampler.state()
-    assert state.samples >= 1
     assert (state.sm_clock_mhz, state.memory_clock_mhz) == (1410, 1215)
     assert (state.power_w, state.power_limit_w) == (250.5, 400)
     assert state.temperature_c is None

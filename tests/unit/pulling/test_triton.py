@@ -15,6 +15,7 @@ from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.pulling import triton, triton_images
+from enginefarm.pulling.triton_places import place, write_files
 
 
 def schema() -> Any:
@@ -221,7 +222,8 @@ def test_a_new_engine_replaces_the_old_plan_in_the_folder(tmp_path: Path) -> Non
         blob = tmp_path / engine.decode()
         blob.write_bytes(engine)
         files = triton.repository([manifest], name="model")
-        triton.write_folder(files, tmp_path / "repo", {manifest.engine.digest: blob})
+        write_files(place(str(tmp_path / "repo")), files, {manifest.engine.digest: blob})
+        triton.remove_old_plans(files, tmp_path / "repo")
     (plan,) = (tmp_path / "repo" / "model" / "1").iterdir()
     assert plan.read_bytes() == b"new"
     config = (tmp_path / "repo" / "model" / "config.pbtxt").read_text()
