@@ -32,6 +32,7 @@ from enginefarm.errors import (
     running,
 )
 from enginefarm.names import loaded
+from enginefarm.settings import current
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
@@ -271,8 +272,6 @@ def _of_the_disk(error: OSError) -> EnginefarmError:
 
 def _another(place: object) -> str:
     """What to do about a place that cannot be used: nobody named one of enginefarm's own."""
-    from enginefarm.settings import current
-
     settings = current()
     for name, folder in (("ENGINEFARM_CACHE", settings.cache), ("ENGINEFARM_HOME", settings.home)):
         if isinstance(place, str) and Path(place).is_relative_to(folder):
@@ -285,8 +284,6 @@ def _fullest() -> str:
     does not say which file it was writing."""
     import shutil
     import tempfile
-
-    from enginefarm.settings import current
 
     settings = current()
     written = (settings.cache, settings.home, Path(tempfile.gettempdir()), Path.cwd())

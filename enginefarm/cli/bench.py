@@ -22,7 +22,9 @@ from enginefarm.cli.options import (
     runtimes_filter,
 )
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
 from enginefarm.names import RUNTIMES
+from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.tables.tables import BenchmarkTables
@@ -142,7 +144,6 @@ def run_(
     from enginefarm.bench.on_cpu import CPU_HARNESS, benchmark_cpu
     from enginefarm.bench.on_gpu import benchmark_gpu, profile_engines
     from enginefarm.bench.queued import QueuedSettings, benchmark_queued
-    from enginefarm.errors import UsageError
     from enginefarm.host.detect import first_gpu
     from enginefarm.recipes import file as recipe_file
     from enginefarm.store import site
@@ -198,7 +199,6 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
 
     from enginefarm.report.assemble import assemble
     from enginefarm.report.render import REPORT_COLUMNS
-    from enginefarm.store import open_store
     from enginefarm.store.channels import named
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.rules import recorded
@@ -257,7 +257,6 @@ def compact(before: str | None) -> None:
 
 
 def _tables() -> BenchmarkTables:
-    from enginefarm.store import open_store
     from enginefarm.tables.tables import BenchmarkTables
 
     return BenchmarkTables(open_store().objects, tolerant=True)

@@ -9,6 +9,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, NamedPath, precision_option
+from enginefarm.cli.tables import print_json, print_table
 
 
 @click.command()
@@ -60,7 +61,6 @@ def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load
     from enginefarm.bench.load import Load
     from enginefarm.bench.on_cpu import load_cpu
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.recipes import file as recipe_file
     from enginefarm.store import site
     from enginefarm.tables.tables import BenchmarkTables

@@ -9,6 +9,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath, gpu_option, precision_option
+from enginefarm.store import open_store
 
 
 @click.command()
@@ -30,7 +31,6 @@ def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None
     """
     from enginefarm.cli.listing import find
     from enginefarm.release.bom import bom as document
-    from enginefarm.store import open_store
     from enginefarm.store.appearing import write_atomically
     from enginefarm.store.signing import attestation_key
 

@@ -13,6 +13,7 @@ import click
 from enginefarm.cli import completion
 from enginefarm.cli.init import model_options, recipe_of, wishes
 from enginefarm.cli.options import NamedPath, gpus_option, precisions_option
+from enginefarm.cli.tables import print_outcomes
 from enginefarm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def _built(
             f"{wanted.name}: {', '.join(wanted.gpus)} × {', '.join(wanted.precisions)}", err=True
         )
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_outcomes
 
     with watched(enabled=not as_json):
         cached = _all_cached(wanted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from enginefarm.cli.options import FiniteRange
+from enginefarm.cli.tables import print_json
+from enginefarm.settings import cache_limit_bytes
 
 
 @click.group()
@@ -16,8 +18,6 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Show where the cache is, what it holds, and its limit."""
-    from enginefarm.cli.tables import print_json
-    from enginefarm.settings import cache_limit_bytes
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.prune import blobs_of
 
@@ -51,8 +51,6 @@ def prune(keep_gb: float | None, as_json: bool) -> None:
     What was used in the last hour is always kept, and so is the newest engine of each model,
     GPU and precision that was pulled here by name.
     """
-    from enginefarm.cli.tables import print_json
-    from enginefarm.settings import cache_limit_bytes
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.prune import clean, keep_within
 

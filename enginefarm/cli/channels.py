@@ -8,6 +8,9 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import promotion_options, why_option
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.store import open_store
+from enginefarm.store.missing import no_engine
 
 if TYPE_CHECKING:
     from enginefarm.store.channels import GateResult, Revision
@@ -23,7 +26,6 @@ STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 def promote(recipe: str, channel: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Point a channel at all of RECIPE's engines at once, if every gate passes."""
     from enginefarm.release import promote as release
-    from enginefarm.store import open_store
     from enginefarm.store.signing import trust
 
     def stop(_: object, results: tuple[GateResult, ...]) -> NoReturn:
@@ -59,7 +61,6 @@ class _DryRun(Exception):
 def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json: bool) -> None:
     """Point RECIPE's CHANNEL back at an earlier revision."""
     from enginefarm.release import promote as release
-    from enginefarm.store import open_store
     from enginefarm.store.signing import trust
 
     moved = release.rollback(open_store(), recipe, channel, to=revision, why=why, trust=trust())
@@ -72,9 +73,7 @@ def rollback(recipe: str, channel: str, revision: int | None, why: str, as_json:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def channel(recipe: str, name: str | None, as_json: bool) -> None:
     """List RECIPE's channels, or every move of one CHANNEL: when, who, from what, and why."""
-    from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.store import channels, open_store
-    from enginefarm.store.missing import no_engine
+    from enginefarm.store import channels
 
     store = open_store()
     if name is not None:
@@ -113,8 +112,6 @@ def _row(one: Revision) -> tuple[str, ...]:
 
 def print_move(revision: Revision, *, as_json: bool) -> None:
     """The revision that a channel is at now, and what the gates said."""
-    from enginefarm.cli.tables import print_json
-
     if as_json:
         print_json(revision.model_dump(mode="json"))
         return
@@ -128,8 +125,6 @@ def print_move(revision: Revision, *, as_json: bool) -> None:
 
 
 def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
-    from enginefarm.cli.tables import print_json, print_table
-
     if as_json:
         print_json([one.model_dump(mode="json") for one in results])
         return

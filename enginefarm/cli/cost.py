@@ -10,6 +10,8 @@ import click
 from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, NamedPath
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
+from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.release.cost import Costs, Move
@@ -49,10 +51,9 @@ def cost(
     It is computed from benchmark rows and your prices. A GPU that was not measured is named,
     without a figure.
     """
-    from enginefarm.errors import UsageError
     from enginefarm.release.cost import Limits, costs, read_prices, what_if
     from enginefarm.release.promote import candidates, newest_engines
-    from enginefarm.store import budgets, channels, open_store
+    from enginefarm.store import budgets, channels
     from enginefarm.store.signing import trust
 
     prices = read_prices(file)

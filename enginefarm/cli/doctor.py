@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from enginefarm.cli.options import NamedPath, gpu_option
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import NoEngineFits
 
 STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
 
@@ -27,8 +29,6 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
     It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. Exit code 50
     when it cannot run.
     """
-    from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.errors import NoEngineFits
     from enginefarm.pulling.doctor import examine, failures
 
     host, findings = examine(plan, gpu=gpu, manifest=manifest_path)

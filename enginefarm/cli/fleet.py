@@ -5,6 +5,10 @@ from __future__ import annotations
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
+from enginefarm.store import open_store
+from enginefarm.store.missing import no_engine
 
 
 @click.command()
@@ -23,12 +27,9 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
 
     Hosts report it themselves: `pull NAME@CHANNEL --watch` writes it at each switch.
     """
-    from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.errors import UsageError
     from enginefarm.pulling import fleet as hosts
     from enginefarm.release.promote import candidates
-    from enginefarm.store import channels, open_store
-    from enginefarm.store.missing import no_engine
+    from enginefarm.store import channels
     from enginefarm.store.signing import trust
 
     recipe, channel = channels.split(name) if name is not None else (None, None)

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import CorruptBlob
+
 if TYPE_CHECKING:
     from enginefarm.release.findings import Finding
 
@@ -27,8 +30,6 @@ def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
     uploaded again from this machine's cache, where that has it.
     """
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.errors import CorruptBlob
     from enginefarm.release.fsck import check
     from enginefarm.store.site import here
 

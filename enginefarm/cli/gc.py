@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from enginefarm.cli.options import FiniteRange
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.store import open_store
 
 SHOWN = 40
 
@@ -32,9 +34,7 @@ def gc(
     from datetime import timedelta
 
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.release.gc import Policy, collect
-    from enginefarm.store import open_store
 
     policy = Policy(
         keep_builds=keep_builds,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.documents.layers import Layer, Layers
@@ -46,7 +47,6 @@ def _layers(what: str, opened: list[EngineStore]) -> Layers:
     if Path(what).is_file():
         return layers_of_file(Path(what))
     from enginefarm.cli.listing import find
-    from enginefarm.store import open_store
 
     if not opened:
         opened.append(open_store())

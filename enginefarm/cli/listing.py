@@ -9,6 +9,11 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
+from enginefarm.cli.screen import plain
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
+from enginefarm.store import open_store
+from enginefarm.store.missing import no_engine
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -25,11 +30,8 @@ SPEC = re.compile(r"[0-9a-f]{8,64}")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(name: str | None, gpu: str | None, precision: str | None, as_json: bool) -> None:
     """List the engines in the store: all of them, or those of recipe NAME."""
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.pulling.catalog import listed
-    from enginefarm.store import open_store
     from enginefarm.store.channels import named
-    from enginefarm.store.missing import no_engine
 
     store = open_store()
     found = listed(store, None if name is None else named(name), gpu, precision)
@@ -79,9 +81,6 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:
     """Show where an engine comes from and its figures: that of a spec digest (8 digits are enough),
     or a recipe's newest."""
-    from enginefarm.cli.tables import print_json
-    from enginefarm.store import open_store
-
     store = open_store()
     manifest = find(store, what, gpu, precision)
     title = f"{manifest.recipe} {manifest.spec.label} {manifest.spec_digest[:12]}"
@@ -99,8 +98,6 @@ def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_jso
 
 
 def _show_manifest(manifest: Manifest, title: str, as_json: bool) -> None:
-    from enginefarm.cli.screen import plain
-    from enginefarm.cli.tables import print_json
     from enginefarm.documents import facts
 
     if as_json:
@@ -128,7 +125,6 @@ def find(
     Raises: StoreMissing; UsageError when several specs begin with these digits.
     """
     from enginefarm.store.channels import named
-    from enginefarm.store.missing import no_engine
 
     found = by_digest(store, what, command) if SPEC.fullmatch(what) else None
     if found is not None:
@@ -144,8 +140,6 @@ def find(
 
 
 def by_digest(store: EngineStore, beginning: str, command: str = "show") -> Manifest | None:
-    from enginefarm.errors import UsageError
-
     if len(beginning) == 64:
         return store.manifest(beginning)
     digests = list(store.digests(beginning))

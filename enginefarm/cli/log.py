@@ -6,6 +6,8 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
+from enginefarm.errors import StoreMissing, UsageError
+from enginefarm.store import open_store
 
 
 @click.command()
@@ -21,8 +23,7 @@ def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
     Logs of failed builds are kept in the store for 30 days, the last five of each engine.
     """
     from enginefarm.documents.gpus import gpu as row_of
-    from enginefarm.errors import StoreMissing, UsageError
-    from enginefarm.store import failed_builds, open_store
+    from enginefarm.store import failed_builds
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import named
 

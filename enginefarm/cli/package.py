@@ -9,6 +9,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath, gpu_option, precision_option
+from enginefarm.cli.tables import print_json, print_table
 
 
 @click.command()
@@ -26,7 +27,6 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     configured.
     """
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.pulling.catalog import StoreCatalog, require_trusted
     from enginefarm.release.package import write
     from enginefarm.release.package_choice import choose, cpu_engines

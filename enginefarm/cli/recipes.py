@@ -8,6 +8,8 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.store import open_store
 
 
 @click.group()
@@ -24,7 +26,6 @@ def push(path: Path) -> None:
     It is refused when it needs a file or module outside its folder.
     """
     from enginefarm.recipes import recipe_store
-    from enginefarm.store import open_store
 
     made = recipe_store.push(open_store(), path)
     click.echo(f"{made.name}: {len(made.files)} files, {made.size_bytes / 1e6:,.1f} MB")
@@ -38,9 +39,7 @@ def push(path: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List every recipe in the store, with who pushed it, when, and who signed it."""
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.recipes import recipe_store
-    from enginefarm.store import open_store
 
     store = open_store()
     found = list(recipe_store.readable(store))
@@ -52,11 +51,11 @@ def list_(as_json: bool) -> None:
         ("recipe", "files", "MB", "by", "at", "signed by"),
         [
             (
-                one.recipe.name,
-                str(len(one.recipe.files)),
-                f"{one.recipe.size_bytes / 1e6:,.1f}",
-                one.recipe.by,
-                f"{one.recipe.at:%Y-%m-%d %H:%M}",
+                one.name,
+                str(len(one.files)),
+                f"{one.size_bytes / 1e6:,.1f}",
+                one.by,
+                f"{one.at:%Y-%m-%d %H:%M}",
                 " ".join(signature.keyid[:12] for signature in one.signatures) or "nobody",
             )
             for one in found
@@ -69,7 +68,6 @@ def list_(as_json: bool) -> None:
 def remove(name: str) -> None:
     """Remove the recipe NAME from the store. Its engines stay."""
     from enginefarm.recipes import recipe_store
-    from enginefarm.store import open_store
 
     recipe_store.remove(open_store(), name)
     click.echo(f"{name} is out of the store")

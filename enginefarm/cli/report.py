@@ -8,6 +8,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath
+from enginefarm.store import open_store
 
 
 @click.command()
@@ -47,7 +48,7 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     from enginefarm.planning.survey import local_offers, survey
     from enginefarm.recipes import file as recipe_file
     from enginefarm.report import nightly
-    from enginefarm.store import open_store, site
+    from enginefarm.store import site
     from enginefarm.store.appearing import write_atomically
 
     loaded = [recipe_file.load(path) for path in recipes]

@@ -8,6 +8,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, gpu_option, precision_option, promotion_options
+from enginefarm.store import open_store
 
 
 @click.command()
@@ -56,7 +57,6 @@ def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
     from enginefarm.release.rollout import RolloutRequest
     from enginefarm.release.rollout import rollout as roll_out
     from enginefarm.release.triton_server import TritonServer
-    from enginefarm.store import open_store
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.signing import trust
 

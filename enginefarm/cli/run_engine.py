@@ -10,6 +10,8 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath, precision_option
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import HostError, NoEngineFits, ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -61,8 +63,6 @@ def run_(
     ENGINE is the name of a recipe, whose fitting engine is pulled, or the file of a plan that was
     pulled before. Outputs are shown with their shape, range and sha256.
     """
-    from enginefarm.errors import UsageError
-
     if inputs and (profile is not None or seed is not None):
         raise UsageError(
             "run: --profile and --seed are for random inputs", fix="leave them out, or --input"
@@ -91,7 +91,6 @@ def run_(
 
 def _require_gpu_and_numpy() -> None:
     """Raises: HostError, ToolchainError. Before anything is downloaded."""
-    from enginefarm.errors import HostError, ToolchainError
     from enginefarm.host.detect import first_gpu
 
     if first_gpu() is None:
@@ -110,8 +109,6 @@ def _require_gpu_and_numpy() -> None:
 
 def _locate(engine: str, precision: Any) -> LocalPlan:
     """Raises: UsageError, NoEngineFits, and what a pull raises."""
-    from enginefarm.errors import UsageError
-
     path = Path(engine)
     if path.is_file():
         if precision is not None:
@@ -130,7 +127,6 @@ def _locate(engine: str, precision: Any) -> LocalPlan:
 
 
 def _from_file(path: Path) -> LocalPlan:
-    from enginefarm.errors import NoEngineFits, UsageError
     from enginefarm.host.detect import detect
     from enginefarm.pulling.doctor import failures, manifest_for, plan_findings
     from enginefarm.store.cache import BlobCache
@@ -155,8 +151,6 @@ def _from_file(path: Path) -> LocalPlan:
 
 
 def _show(found: LocalPlan, ran: RunResult, feeds: Any, origin: str, *, as_json: bool) -> None:
-    from enginefarm.cli.tables import print_json, print_table
-
     manifest = found.manifest
     rows = [_row(name, array) for name, array in ran.outputs.items()]
     if as_json:

@@ -6,6 +6,10 @@ import os
 
 import click
 
+from enginefarm.cli.tables import print_json
+from enginefarm.errors import StoreError
+from enginefarm.store import EMBEDDED, open_store
+
 
 @click.command()
 @click.argument("action", type=click.Choice(["status", "start", "stop", "check"]), default="status")
@@ -19,8 +23,7 @@ def store(action: str, as_json: bool) -> None:
     if action == "check":
         _check(as_json=as_json)
         return
-    from enginefarm.cli.tables import print_json
-    from enginefarm.store import EMBEDDED, embedded
+    from enginefarm.store import embedded
 
     url = os.environ.get("ENGINEFARM_STORE") or ""
     own = not url or url.startswith(EMBEDDED)
@@ -48,9 +51,6 @@ def store(action: str, as_json: bool) -> None:
 
 
 def _check(*, as_json: bool) -> None:
-    from enginefarm.cli.tables import print_json
-    from enginefarm.errors import StoreError
-    from enginefarm.store import open_store
     from enginefarm.store.check import checks
 
     store = open_store()

@@ -6,6 +6,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import gpus_option, precisions_option
+from enginefarm.cli.tables import print_table
 
 
 @click.command()
@@ -23,7 +24,6 @@ def submit(recipe: str, gpus: tuple[str, ...], precisions: tuple[str, ...], no_w
 
     prepare_client()
 
-    from enginefarm.cli.tables import print_table
     from enginefarm.farm import submit as farm_run
     from enginefarm.farm.server import connection
 

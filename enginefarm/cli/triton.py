@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from enginefarm.cli import completion
+from enginefarm.cli.tables import print_json
 from enginefarm.names import PRECISION_NAMES
+from enginefarm.store import open_store
 
 
 @click.command("triton-repo")
@@ -26,12 +28,10 @@ def triton_repo(
     capability get a repository each, in DIR/<gpu>.
     """
     from enginefarm.cli.progress_view import watched
-    from enginefarm.cli.tables import print_json
     from enginefarm.pulling import triton
     from enginefarm.pulling.catalog import StoreCatalog, require_trusted
     from enginefarm.pulling.triton_images import image_words, tags
     from enginefarm.pulling.triton_places import place, write_files
-    from enginefarm.store import open_store
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
     from enginefarm.store.seen import SeenRevisions

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
+from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.release.upgrade import Change
@@ -23,9 +25,7 @@ def upgrade(toolchain: str, build: str, as_json: bool) -> None:
 
     Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
     """
-    from enginefarm.errors import UsageError
     from enginefarm.release.upgrade import upgrade_report
-    from enginefarm.store import open_store
     from enginefarm.tables.filter import RowFilter
     from enginefarm.tables.rules import recorded_rules
     from enginefarm.tables.tables import BenchmarkTables

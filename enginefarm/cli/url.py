@@ -8,6 +8,7 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import gpu_option, precision_option
+from enginefarm.cli.tables import print_json
 
 
 @click.command()
@@ -28,7 +29,6 @@ def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> N
     Anybody who has it can download that one engine until it expires. Give it, whole, to
     `enginefarm pull --url`, which checks the bytes.
     """
-    from enginefarm.cli.tables import print_json
     from enginefarm.pulling.presigned import presign
 
     made, chosen = presign(name, gpu=gpu, precision=precision, expires_s=expires_s)

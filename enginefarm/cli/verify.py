@@ -9,6 +9,9 @@ import click
 
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import EnginefarmError, SignatureRejected
+from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -21,10 +24,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(name: str, read_bytes: bool, as_json: bool) -> None:
     """Check the signatures of a recipe's engines, of their names, and of a channel's revision."""
-    from enginefarm.cli.tables import print_json, print_table
-    from enginefarm.errors import EnginefarmError, SignatureRejected
     from enginefarm.pulling.catalog import StoreCatalog, require_trusted
-    from enginefarm.store import open_store
     from enginefarm.store.channels import split
     from enginefarm.store.signing import trust
 
@@ -80,9 +80,8 @@ def sign(name: str, vouch: bool) -> None:
     a builder with a trusted key recorded that it built it: anybody who can write to the store can
     publish, and a signature says that you stand for it.
     """
-    from enginefarm.errors import SignatureRejected
     from enginefarm.pulling.catalog import StoreCatalog
-    from enginefarm.store import open_store, signing
+    from enginefarm.store import signing
     from enginefarm.store.channels import split
     from enginefarm.store.statements import name_it, signing_policy
 

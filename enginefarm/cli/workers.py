@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 
 import click
 
+from enginefarm.cli.tables import print_json, print_table
+from enginefarm.store import open_store
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def workers(as_json: bool) -> None:
     """List the farm's workers, online or silent, and what each offers."""
-    from enginefarm.cli.tables import print_json, print_table
     from enginefarm.farm.worker.card import list_workers
-    from enginefarm.store import open_store
 
     found = list_workers(open_store())
     if as_json:

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from enginefarm.child.lifeline import die_with_parent_of
 from enginefarm.errors import FarmError
 from enginefarm.farm.server import address
+from enginefarm.farm.worker.healthcheck import healthy
 
 COMMAND = (sys.executable, "-P", "-c", "from enginefarm.cli import main; main()")
 
@@ -30,14 +29,17 @@ LOOK_S = 0.3
 LAST_LINES = 12
 
 
+def logs() -> Path:
+    return address.folder() / "logs"
+
+
 class Part:
     """A running command of the farm."""
 
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name
-        folder = address.folder() / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / f"{name}.log"
+        logs().mkdir(parents=True, exist_ok=True)
+        self.log = logs() / f"{name}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*COMMAND, *arguments],
@@ -123,13 +125,7 @@ def watch(parts: list[Part], stopped: threading.Event) -> None:
 def _healthy(server: Part) -> bool:
     """The saved URL is this server's once it has logged it; before that it may be an old one."""
     url = address.saved_url() if server.has_logged("password") else None
-    if url is None:
-        return False
-    try:
-        with urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310 - our own server
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
+    return url is not None and healthy(f"{url}/health")
 
 
 def _wait(
@@ -152,7 +148,3 @@ def export_line() -> str:
     """The line to run on other machines. It contains the password."""
     url, password = os.environ[address.API_URL], address.saved_password()
     return f"export {address.API_URL}={url} {address.PASSWORD}={password}"
-
-
-def logs() -> Path:
-    return address.folder() / "logs"

@@ -9,7 +9,6 @@ trust key it takes only what one of these keys signed.
 
 from __future__ import annotations
 
-import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,35 +20,35 @@ from pathlib import Path, PurePosixPath
 from pydantic import Field, field_validator
 
 from enginefarm.digest import sha256_file
+from enginefarm.documents.signed import SignedDocument
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import (
     CorruptBlob,
     NewerVersion,
     RecipeError,
-    SignatureRejected,
     StoreMissing,
     did_you_mean,
 )
 from enginefarm.recipes import file as recipe_file
 from enginefarm.recipes.folder import MOST_FILES, SEGMENT, files_to_push, require_complete
-from enginefarm.schema import NAME, Frozen, Moment, Name
+from enginefarm.schema import NAME, Moment, Name
 from enginefarm.settings import STORE_ROOT, current, user
-from enginefarm.store import signing
+from enginefarm.store import signing, statements
 from enginefarm.store.copies import clone_checked
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.reading import newer, or_left_out, parsed, schema_version
+from enginefarm.store.reading import or_left_out
+from enginefarm.store.reading import read as read_document
 from enginefarm.store.site import Site
 
 RECIPES = "recipes/"
 KEY = re.compile(rf"{RECIPES}(?P<name>{NAME.strip('^$')})\.json")
-PAYLOAD_TYPE = "application/vnd.enginefarm.recipe+json"
-VERSION = 1
+REPAIR = "push it again: enginefarm recipes push FOLDER"
 
 
-class StoredRecipe(Frozen):
-    """The files of a recipe's folder, by their path in it. What is signed."""
+class StoredRecipe(SignedDocument):
+    """The files of a recipe's folder, by their path in it."""
 
-    schema_version: int = VERSION
+    schema_version: int = 2
     name: Name
     files: dict[str, BlobRef] = Field(min_length=1, max_length=MOST_FILES)
     by: str
@@ -68,13 +67,6 @@ class StoredRecipe(Frozen):
     @property
     def size_bytes(self) -> int:
         return sum(ref.size_bytes for ref in self.files.values())
-
-
-class PushedRecipe(Frozen):
-    """A recipe as it lies in the store."""
-
-    recipe: StoredRecipe
-    signatures: tuple[signing.Signature, ...] = ()
 
 
 def push(store: EngineStore, path: Path) -> StoredRecipe:
@@ -97,13 +89,11 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
         blobs = dict(zip(files, pool.map(store.put_blob, files.values()), strict=True))
     made = StoredRecipe(name=recipe.name, files=blobs, by=user(), at=datetime.now(UTC))
     signer = signing.signer()
-    signatures: tuple[signing.Signature, ...] = ()
     if signer is not None:
-        signed = base64.b64encode(signer.sign(_signed(made))).decode()
-        signatures = (signing.Signature(keyid=signer.keyid, sig=signed),)
+        made = statements.sign(made, signer)
     before = store.objects.get(_key(made.name))
-    body = PushedRecipe(recipe=made, signatures=signatures).canonical_json()
-    store.write_document(_key(made.name), body, if_etag=before[1] if before else None)
+    etag = before[1] if before else None
+    store.write_document(_key(made.name), made.canonical_json(), if_etag=etag)
     return made
 
 
@@ -113,7 +103,7 @@ def names(store: EngineStore) -> tuple[str, ...]:
     return tuple(key["name"] for key in keys if key is not None)
 
 
-def readable(store: EngineStore) -> Iterator[PushedRecipe]:
+def readable(store: EngineStore) -> Iterator[StoredRecipe]:
     """Every recipe in the store that this version can read; one that it cannot is left out with
     a note."""
     for name in names(store):
@@ -122,9 +112,9 @@ def readable(store: EngineStore) -> Iterator[PushedRecipe]:
             yield found
 
 
-def read(store: EngineStore, name: str) -> PushedRecipe:
+def read(store: EngineStore, name: str) -> StoredRecipe:
     """Raises: StoreMissing, CorruptBlob; NewerVersion."""
-    found = store.objects.get(_key(name))
+    found = read_document(store.objects, _key(name), StoredRecipe, REPAIR)
     if found is None:
         known = names(store)
         raise StoreMissing(
@@ -132,19 +122,9 @@ def read(store: EngineStore, name: str) -> PushedRecipe:
             why=f"its recipes are: {', '.join(known)}" if known else "no recipe was pushed yet",
             fix=did_you_mean(name, known) or "enginefarm recipes push FOLDER",
         )
-    try:
-        pushed = parsed(_key(name), found[0], PushedRecipe)
-    except CorruptBlob as error:
-        if schema_version(found[0], "recipe") > VERSION:
-            raise newer(_key(name), PushedRecipe) from None
-        raise CorruptBlob(
-            f"store: {_key(name)} is not a recipe", why=error.what, fix="push it again"
-        ) from error
-    if pushed.recipe.schema_version > VERSION:
-        raise newer(_key(name), PushedRecipe)
-    if pushed.recipe.name != name:
-        raise CorruptBlob(f"store: {_key(name)} holds another recipe, {pushed.recipe.name}")
-    return pushed
+    if found.name != name:
+        raise CorruptBlob(f"store: {_key(name)} holds another recipe, {found.name}", fix=REPAIR)
+    return found
 
 
 def remove(store: EngineStore, name: str) -> None:
@@ -167,14 +147,16 @@ def unpacked(site: Site, name: str) -> Path:
             why="a recipe is code, and anybody who can write to the store could add one",
             fix=f"start the control worker with {STORE_ROOT} among ENGINEFARM_RECIPE_ROOTS",
         )
-    pushed = read(site.store, name)
-    _require_signed(pushed)
-    folder = site.cache.root / "recipes" / pushed.recipe.sha256()
-    if folder.is_dir() and not _unchanged(folder, pushed.recipe):
+    recipe = read(site.store, name)
+    trusted = signing.trust()
+    if trusted is not None:
+        statements.require(recipe, trusted, f"the recipe {STORE_ROOT}/{name}")
+    folder = site.cache.root / "recipes" / recipe.sha256()
+    if folder.is_dir() and not _unchanged(folder, recipe):
         shutil.rmtree(folder)
     if not folder.is_dir():
         with site.scratch() as scratch:
-            for path, ref in pushed.recipe.files.items():
+            for path, ref in recipe.files.items():
                 target = scratch / "recipe" / PurePosixPath(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 clone_checked(site.cache.ensure(site.store, ref), target, ref)
@@ -193,27 +175,6 @@ def _unchanged(folder: Path, recipe: StoredRecipe) -> bool:
         (path := folder / name).is_file() and sha256_file(path) == ref.digest
         for name, ref in recipe.files.items()
     )
-
-
-def _require_signed(pushed: PushedRecipe) -> None:
-    trusted = signing.trust()
-    if trusted is None:
-        return
-    with suppress(ValueError):  # a signature that is not even base64
-        if trusted.signer_of(pushed.signatures, _signed(pushed.recipe)) is not None:
-            return
-    by = ", ".join(one.keyid[:12] for one in pushed.signatures)
-    raise SignatureRejected(
-        f"recipe: {STORE_ROOT}/{pushed.recipe.name} is refused",
-        why=f"it is signed by {by}, and the trusted keys are {trusted}"
-        if by
-        else "it is not signed",
-        fix="push it again with ENGINEFARM_SIGNING_KEY set to a key that this worker trusts",
-    )
-
-
-def _signed(recipe: StoredRecipe) -> bytes:
-    return signing.pre_authentication(PAYLOAD_TYPE, recipe.canonical_json())
 
 
 def _key(name: str) -> str:

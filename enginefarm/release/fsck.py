@@ -230,7 +230,7 @@ def _recipes(work: AuditState) -> None:
         except EnginefarmError as error:
             work.add(key, error.what, fix="enginefarm recipes push FOLDER")
             continue
-        for path, ref in pushed.recipe.files.items():
+        for path, ref in pushed.files.items():
             if work.missing_blobs((ref,), f"the recipe {name}"):
                 what = f"the recipe's file {path} is lost"
                 work.add(key, what, fix="enginefarm recipes push FOLDER")

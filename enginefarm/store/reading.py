@@ -33,8 +33,8 @@ def parsed(key: str, body: bytes, model: type[Model], fix: str = REPAIR) -> Mode
     try:
         found = model.read(body)
     except ValidationError as error:
-        if known is not None and schema_version(body) > known.default:
-            raise newer(key, model) from None
+        if known is not None and _schema_version(body) > known.default:
+            raise _newer(key, model) from None
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CorruptBlob(
@@ -42,7 +42,7 @@ def parsed(key: str, body: bytes, model: type[Model], fix: str = REPAIR) -> Mode
         ) from None
     version: Any = dict(found).get("schema_version")
     if known is not None and version > known.default:
-        raise newer(key, model)
+        raise _newer(key, model)
     return found
 
 
@@ -62,22 +62,17 @@ def or_left_out(read: Callable[[], Found], *kinds: type[EnginefarmError]) -> Fou
         return None
 
 
-def newer(key: str, model: type[Frozen]) -> NewerVersion:
+def _newer(key: str, model: type[Frozen]) -> NewerVersion:
     return NewerVersion(
         f"store: {key} is a {model.__name__} of a newer enginefarm",
         fix="update enginefarm on this machine",
     )
 
 
-def schema_version(body: bytes, *path: str) -> int:
-    """The schema version in a document that could not be parsed; 0 if it has none.
-
-    path: the keys that lead to the part whose version is wanted.
-    """
+def _schema_version(body: bytes) -> int:
+    """The schema version in a document that could not be parsed; 0 if it has none."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
-        found: Any = json.loads(body)
-        for name in (*path, "schema_version"):
-            found = found[name]
+        found: Any = json.loads(body)["schema_version"]
         if isinstance(found, int):
             return found
     return 0

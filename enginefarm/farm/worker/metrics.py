@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from socketserver import ThreadingMixIn
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from enginefarm import __version__
 from enginefarm.errors import EnginefarmError, FarmError
@@ -202,14 +201,15 @@ def serve(
     folder.mkdir(parents=True)
     os.environ[FILES] = str(folder)
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Info
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))
     if queue is not None:
         registry.register(_Queue(queue))
-    registry.register(_Static(worker, gpu))
+    about = {"worker": worker, "gpu": gpu, "version": __version__}
+    Info("enginefarm_worker", "This worker.", registry=registry).info(about)
     exposition: Any = import_module("prometheus_client.exposition")
     metrics = exposition.make_wsgi_app(registry)
 
@@ -223,7 +223,13 @@ def serve(
         return [status.encode()]
 
     try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        server = make_server(
+            host,
+            port,
+            app,
+            server_class=exposition.ThreadingWSGIServer,
+            handler_class=_Quiet,
+        )
     except OSError as error:
         raise FarmError(
             f"metrics: cannot listen on {host}:{port}",
@@ -239,10 +245,6 @@ def serve(
             del os.environ[FILES]
 
     return MetricsServer(server.server_port, close)
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
 
 
 class _Quiet(WSGIRequestHandler):
@@ -271,15 +273,3 @@ class _Queue:
         for (pool, state), count in sorted(found.items()):
             family.add_metric((pool, state), count)
         yield family
-
-
-class _Static:
-    """Which worker this is."""
-
-    def __init__(self, worker: str, gpu: str) -> None:
-        self._labels = {"worker": worker, "gpu": gpu, "version": __version__}
-
-    def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import InfoMetricFamily
-
-        yield InfoMetricFamily("enginefarm_worker", "This worker.", value=self._labels)

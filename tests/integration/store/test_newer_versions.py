@@ -248,7 +248,7 @@ def test_recipes_whose_documents_cannot_be_read_and_strays_stop_no_other(
     }
     assert failed == {}
     assert set(recipe_store.names(store_environment)) == {"other", *UNREADABLE}
-    assert [one.recipe.name for one in recipe_store.readable(store_environment)] == ["other"]
+    assert [one.name for one in recipe_store.readable(store_environment)] == ["other"]
     assert [one.name for one in fleet.states(store_environment)] == ["host-other"]
 
 
@@ -260,9 +260,9 @@ def test_a_recipe_of_a_newer_version_is_called_that_and_can_be_removed(
     found = store_environment.objects.get(key)
     assert found is not None
     later = json.loads(found[0])
-    later["recipe"]["schema_version"] = 9
+    later["schema_version"] = 9
     for change in ({}, {"files": 3}):
-        later["recipe"].update(change)
+        later.update(change)
         store_environment.objects.put(key, json.dumps(later).encode())
         with pytest.raises(NewerVersion):
             recipe_store.read(store_environment, "model")

@@ -233,7 +233,7 @@ def test_who_pushes_recipes_brings_code_and_no_engine(
     pushing = stores["recipes"]
     assert recipe_store.push(pushing, tmp_path).name == "tiny"
     assert recipe_store.names(pushing) == ("tiny",)
-    assert recipe_store.read(stores["farm"], "tiny").recipe.name == "tiny"
+    assert recipe_store.read(stores["farm"], "tiny").name == "tiny"
     denied(lambda: pushing.objects.put("manifests/x.json", b"{}"))
     denied(lambda: pushing.objects.put(CHANNEL, b"{}"))
     # What a worker runs as code, no worker can write.
