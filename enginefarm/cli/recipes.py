@@ -44,7 +44,8 @@ def list_(as_json: bool) -> None:
     store = open_store()
     found = list(recipe_store.readable(store))
     if as_json:
-        print_json([one.model_dump(mode="json") for one in found])
+        rows = [one.model_dump(mode="json") for one in found]
+        print_json([{"signatures": row.pop("signatures"), "recipe": row} for row in rows])
         return
     print_table(
         "Recipes in the store",

@@ -98,7 +98,7 @@ def test_a_worker_with_a_trust_key_takes_only_what_it_signed(
     key = "recipes/tiny.json"
     document = json.loads(store.objects.get(key)[0])
     evil = store.put_bytes(b"evil")
-    document["recipe"]["files"]["model.onnx"] = evil.model_dump(mode="json")
+    document["files"]["model.onnx"] = evil.model_dump(mode="json")
     store.objects.put(key, json.dumps(document).encode())
     with pytest.raises(SignatureRejected):
         recipe_file_at("@store/tiny")
@@ -120,7 +120,7 @@ def test_damaged_files_and_documents_are_never_unpacked(folder: Path, store: Eng
         recipe_file_at("@store/other")
     climbing = document.replace(b'"data.npz"', b'"../data.npz"')
     store.objects.put("recipes/tiny.json", climbing)
-    with pytest.raises(CorruptBlob, match="is not a recipe"):
+    with pytest.raises(CorruptBlob, match="is not a path inside a recipe's folder"):
         recipe_file_at("@store/tiny")
 
 
