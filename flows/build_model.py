@@ -97,7 +97,8 @@ def _build(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
     found = plan_recipe(wanted, online_offers() if on_farm else local_offers())
     if not found.complete:
         require_conditional_writes(here().store.objects)
-    cached = cached_outcomes.submit(wanted.name, _cached_specs(found))
+    specs = [planned.spec.digest for planned in found.builds if planned.cached and planned.spec]
+    cached = cached_outcomes.submit(wanted.name, specs)
     built = [] if found.complete else _build_missing(wanted, found, on_farm)
     outcomes = _gather(wanted, found, cached, built)
     if on_farm and built:
@@ -183,10 +184,6 @@ def engine(
             raise  # this step is tried again
         return engine_state(outcome.of_error(wanted.name, target.gpu, target.precision, error))
     return engine_state(outcome.of_manifest(manifest, "cached" if cached else "built"))
-
-
-def _cached_specs(found: Survey) -> list[str]:
-    return [planned.spec.digest for planned in found.builds if planned.cached and planned.spec]
 
 
 def _gather(

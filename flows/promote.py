@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import EnginefarmError, GateError
+from enginefarm.errors import EnginefarmError, GateError, running
 from enginefarm.planning.outcome import inert
 from enginefarm.release import promote as release
 from enginefarm.schema import Name
@@ -56,15 +56,16 @@ def promote(
         return _ask_for_approval(recipe, channel, engines, gates)
 
     try:
-        revision = release.promote(
-            open_store(),
-            recipe,
-            channel,
-            source=source,
-            allow_pending=allow_pending,
-            trust=trust(),
-            approve=approve if ask else None,
-        )
+        with running("promote"):
+            revision = release.promote(
+                open_store(),
+                recipe,
+                channel,
+                source=source,
+                allow_pending=allow_pending,
+                trust=trust(),
+                approve=approve if ask else None,
+            )
     except EnginefarmError as error:
         return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
     return Completed(

@@ -20,6 +20,7 @@ from enginefarm.planning.outcome import inert
 from enginefarm.planning.plan import Offer
 from enginefarm.recipes.file import FILE_NAME
 from enginefarm.report import nightly as report
+from enginefarm.tables.tables import BenchmarkTables
 
 
 @task(name="survey", **STEP)
@@ -39,7 +40,7 @@ def survey_recipes(
 @task(name="regressions", **STEP)
 def find_slower(states: Sequence[RecipeState]) -> tuple[Slowdown, ...]:
     site, night = stages.here(), dt.datetime.now(dt.UTC).date()
-    nightly.compact_yesterday(site, night)
+    BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))
     return nightly.find_slowdowns(site, states, night)
 
 

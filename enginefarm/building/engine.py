@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -42,7 +43,7 @@ from enginefarm.store import failed_builds, layout
 from enginefarm.store import quarantine as device_records
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialize, recorded, whole
-from enginefarm.store.statements import SigningPolicy, signing_policy
+from enginefarm.store.statements import signing_policy
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 # A builder keeps about one core busy: more of them at once only take more memory.
@@ -258,8 +259,12 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         # The newest is promoted: one clock for all builders.
         created_at=site.store.objects.clock(layout.INDEX),
     )
-    signer = None if policy is None else policy.signer
-    if site.store.publish(manifest, signer, lambda one: _is_trusted(site, one, policy)):
+    if policy is None:
+        created = site.store.publish(manifest)
+    else:
+        trusted = partial(policy.signed, site.store)
+        created = site.store.publish(manifest, policy.signer, trusted)
+    if created:
         return manifest
     published = whole(site, job.recipe, job.spec.digest, policy)
     return manifest if published is None else published
@@ -268,10 +273,6 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
 def _refit_note(built: BuildResult) -> tuple[str, ...]:
     said = built.details.get(refit.NOTE)
     return (str(said),) if said else ()
-
-
-def _is_trusted(site: Site, manifest: Manifest, policy: SigningPolicy | None) -> bool:
-    return policy is None or policy.signed(site.store, manifest)
 
 
 def smaller_workspace(spec: BuildSpec) -> int:

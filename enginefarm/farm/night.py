@@ -140,13 +140,6 @@ def find_slowdowns(
     return tuple(slower)
 
 
-def compact_yesterday(site: Site, night: dt.date) -> int:
-    """Merges yesterday's benchmark files into one. Returns the number of merged files."""
-    from enginefarm.tables.tables import BenchmarkTables
-
-    return BenchmarkTables(site.store.objects).compact(night - dt.timedelta(days=1))
-
-
 def _cell(row: object) -> tuple[str, ...]:
     fields = ("recipe", "gpu", "precision", "runtime", "profile", "batch", "cuda_graph")
     return tuple(str(getattr(row, field) or "") for field in fields)

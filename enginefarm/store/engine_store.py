@@ -6,72 +6,30 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
-from enginefarm.store import blobs, layout, signing
+from enginefarm.store import layout, signing
+from enginefarm.store.blobs import DIGEST_FIELD, BlobStore, missing
 from enginefarm.store.layout import IndexEntry
 from enginefarm.store.reading import REPAIR, or_left_out, parsed, read
 from enginefarm.store.signing import Signer
 
 if TYPE_CHECKING:
-    from enginefarm.store.pieces import RangeSource
     from enginefarm.store.s3 import ObjectStore
 
 READERS = 8
 BATCH = 64
 
 
-class EngineStore:
+class EngineStore(BlobStore):
     """Raises, from every method: StoreUnavailable, StoreDenied, StoreMissing (bucket)."""
 
     def __init__(self, objects: ObjectStore, url: str) -> None:
-        self.objects = objects
+        super().__init__(objects)
         self.url = url
-
-    # Blobs
-
-    def put_blob(self, path: Path) -> BlobRef:
-        """Uploads a file unless its bytes are there already. Reports progress "upload"."""
-        return blobs.put_file(self.objects, path)
-
-    def put_bytes(self, data: bytes) -> BlobRef:
-        return blobs.put_bytes(self.objects, data)
-
-    def has_blob(self, ref: BlobRef) -> bool:
-        """Whether the store has the blob, judged by the server's metadata."""
-        return blobs.is_intact(self.objects.head(layout.blob(ref)), ref)
-
-    def blob(self, digest: str) -> BlobRef:
-        """The blob with this digest, with its size from the server's metadata.
-
-        Raises: StoreMissing.
-        """
-        info = self.objects.head(layout.blob_of(digest))
-        if info is None:
-            raise blobs.missing(BlobRef(digest=digest, size_bytes=0))
-        return BlobRef(digest=digest, size_bytes=info.size_bytes)
-
-    def source(self, ref: BlobRef) -> RangeSource:
-        """Where the ranges of a blob come from."""
-        from enginefarm.store.sources import BlobSource  # botocore's errors: see quick
-
-        return BlobSource(self.objects, ref)
-
-    def fetch_blob(self, ref: BlobRef, dest: Path) -> Path:
-        """Downloads to `dest`, whole or not at all. Reports progress "download".
-
-        Raises: CorruptBlob, StoreMissing, DiskFull.
-        """
-        return blobs.fetch_file(self.source(ref), ref, dest)
-
-    def read_bytes(self, ref: BlobRef, limit_bytes: int = 64 << 20) -> bytes:
-        """The bytes of a small blob, with their digest checked (CorruptBlob)."""
-        return blobs.read_bytes(self.objects, ref, limit_bytes)
 
     # Manifests
 
@@ -92,8 +50,8 @@ class EngineStore:
         if manifest.spec.digest != manifest.spec_digest:
             raise CorruptBlob("manifest: spec_digest is not the digest of its spec")
         for ref in manifest.needs:
-            if not blobs.present(self.objects, ref):
-                raise blobs.missing(ref)
+            if not self.present(ref):
+                raise missing(ref)
         body = manifest.canonical_json()
         if signer is not None:  # before the manifest: hosts that check must find it signed
             written = Manifest.read(body)
@@ -109,7 +67,7 @@ class EngineStore:
         if not self.has_blob(manifest.engine):  # gc deleted it while we published
             self.objects.delete(layout.index(entry))
             self.objects.delete(key)
-            raise blobs.missing(manifest.engine)
+            raise missing(manifest.engine)
         return created
 
     def _replaced(self, spec_digest: str, body: bytes, counts: Callable[[Manifest], bool]) -> bool:
@@ -161,7 +119,7 @@ class EngineStore:
         lost = [ref.digest for ref in manifest.needs if not self.has_blob(ref)]
         for digest in manifest.spec.plugins:
             info = self.objects.head(layout.blob_of(digest))
-            if info is None or info.metadata.get(blobs.DIGEST_FIELD) != digest:
+            if info is None or info.metadata.get(DIGEST_FIELD) != digest:
                 lost.append(digest)
         return tuple(lost)
 

@@ -17,6 +17,7 @@ from enginefarm.errors import (
     StoreError,
     StoreMissing,
     StoreUnavailable,
+    one_line,
 )
 
 NOT_FOUND = frozenset({"NoSuchKey", "NotFound", "404"})
@@ -85,7 +86,7 @@ def translate(error: Exception, *, bucket: str, where: str, key: str = "") -> En
         )
     if isinstance(error, boto.ClientError):
         return _of_code(error, bucket, place, where)
-    return StoreError(f"store {place}: {type(error).__name__}", why=_first_line(str(error)))
+    return StoreError(f"store {place}: {type(error).__name__}", why=one_line(error))
 
 
 def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> EnginefarmError:
@@ -126,10 +127,6 @@ def _clock_of(error: boto.ClientError) -> datetime | None:
         return parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
     except ValueError:
         return None
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0][:300] if text else ""
 
 
 @contextmanager

@@ -51,14 +51,9 @@ def remember(store: EngineStore, manifest: Manifest, times: LayerTimes) -> None:
 
 def times_of(store: EngineStore, manifest: Manifest) -> LayerTimes | None:
     """The last profile of exactly these bytes, or None. Raises: CorruptBlob."""
-    times = read_times(store, key(manifest.spec_digest))
+    times = read(store.objects, key(manifest.spec_digest), LayerTimes, REPAIR)
     same = times is not None and manifest.engine.digest.startswith(times.engine)
     return times if same else None
-
-
-def read_times(store: EngineStore, name: str) -> LayerTimes | None:
-    """The profile under a key; None when there is none. Raises: CorruptBlob."""
-    return read(store.objects, name, LayerTimes, REPAIR)
 
 
 def layers_of(store: EngineStore, manifest: Manifest) -> Layers:

@@ -183,16 +183,12 @@ def _apply(row: Row, pool: str, night: Night) -> str:
     return deployment.full_name
 
 
-def _read_yaml(text: str) -> Any:
-    parser: Any = YAML(typ="safe")  # it is typed in part
-    return parser.load(text)
-
-
 def apply_automations(client: SyncPrefectClient, *, file: Path) -> list[str]:
     """Creates or updates each automation of the file, by name."""
     webhook = _webhook()
     names: list[str] = []
-    for entry in _read_yaml(file.read_text("utf-8")):
+    parser: Any = YAML(typ="safe")  # it is typed in part
+    for entry in parser.load(file.read_text("utf-8")):
         entry["actions"] = [_action(action, webhook) for action in entry["actions"]]
         wanted = AutomationCore.model_validate(entry)
         same = client.read_automations_by_name(wanted.name)
