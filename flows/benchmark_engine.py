@@ -24,8 +24,8 @@ def benchmark_engine(
     """Ends Verified, or `Failed: <kind>`; an engine that fails on its GPU is quarantined.
 
     Args:
-        spec_digest: Digest of the engine's spec, whole: enginefarm list --json
-        budget: How far outputs may stray; the precision's default if empty.
+        spec_digest: The whole digest of the engine's spec (see `enginefarm list --json`).
+        budget: How far outputs may differ; the default of the precision if empty.
         class_scores: Outputs that are class scores: top-1 is compared on these.
     """
     try:

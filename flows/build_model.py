@@ -73,14 +73,14 @@ def build_model(
 ) -> Any:
     """Build, verify and publish every engine of a recipe; returns an Outcome for each.
 
-    Run by a worker, engines are built on the pools of their GPUs; else all of it here.
+    On a farm, engines are built in the pools of their GPUs; otherwise all of it runs here.
 
     Args:
         recipe: The recipe's file, or its folder: absolute, or from a recipe root of the
             control worker (ENGINEFARM_RECIPE_ROOTS). Example: 03_digits/recipe.yaml
             @store/NAME: the recipe of that name in the store.
-        gpus: Only these of the recipe's GPUs. Empty: all of them.
-        precisions: Only these of the recipe's precisions. Empty: all of them.
+        gpus: Build only for these of the recipe's GPUs. Empty: for all of them.
+        precisions: Build only these of the recipe's precisions. Empty: all of them.
     """
     try:
         with cancel_on_error():

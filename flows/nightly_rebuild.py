@@ -1,4 +1,4 @@
-"""Every recipe of a folder or of the store: surveyed, built where engines lack, reported."""
+"""Surveys every recipe of a folder or of the store, builds what is missing, and reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tasks.nightly import announce, find_slower, publish_night, survey_recipes
 
 @flow(name="nightly-rebuild", persist_result=False)
 def nightly_rebuild(folder: Folder = ".") -> Any:
-    """Build what is missing. A recipe whose engines are all there costs no run.
+    """Build what is missing. A recipe whose engines are all built starts no run.
 
     Args:
-        folder: Every recipe.yaml below it. Absolute, or from a recipe root of the control
-            worker (ENGINEFARM_RECIPE_ROOTS). @store: every recipe that is kept in the store.
+        folder: Build every recipe.yaml below this folder: absolute, or from a recipe root of the
+            control worker (ENGINEFARM_RECIPE_ROOTS). @store: every recipe in the store.
     """
     with cancel_on_error():
         states = survey_recipes(recipes_in(folder), online_offers(), recipe_at)

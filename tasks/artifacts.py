@@ -82,7 +82,8 @@ def publish_log(manifest: Manifest) -> None:
         f"{manifest.recipe} {manifest.spec.label}",
         manifest.spec_digest,
         lines,
-        f"Whole: blob `{log.digest}`, named by `enginefarm show {manifest.spec_digest[:12]}`.",
+        f"The whole log is the blob `{log.digest}`; `enginefarm show {manifest.spec_digest[:12]}` "
+        "names it.",
     )
 
 
@@ -98,7 +99,8 @@ def publish_failure_log(recipe: str, spec: BuildSpec) -> None:
         text = str(error)
     if text is None:
         return
-    whole = f"Whole: `enginefarm log {recipe} --gpu {gpu} --precision {precision} --failed`."
+    command = f"enginefarm log {recipe} --gpu {gpu} --precision {precision} --failed"
+    whole = f"`{command}` prints the whole log."
     _show_log(f"{recipe} {spec.label}", spec.digest, text.splitlines(), whole)
 
 

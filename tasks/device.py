@@ -62,7 +62,9 @@ def measure(manifest: Manifest) -> tuple[BenchmarkRow, ...]:
 def _files(site: stages.Site, manifest: Manifest) -> tuple[Path, Path, tuple[Path, ...]]:
     """Plan, reference and plugin libraries, on this machine."""
     if manifest.reference is None:
-        raise StoreMissing(f"benchmark: {manifest.spec.label} has no reference to be held against")
+        raise StoreMissing(
+            f"benchmark: {manifest.spec.label} names no reference outputs to compare with"
+        )
     return (
         site.cache.ensure(site.store, manifest.engine),
         site.cache.ensure(site.store, manifest.reference),

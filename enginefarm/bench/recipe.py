@@ -47,7 +47,7 @@ def built_recipe(site: Site, recipe: Recipe) -> BuiltRecipe:
     manifests = sorted(site.store.manifests(recipe.name), key=lambda one: one.created_at)
     if not manifests or manifests[-1].reference is None:
         raise StoreMissing(
-            f"bench: nothing of {recipe.name} is in the store yet",
+            f"bench: the store has no engine of {recipe.name} yet",
             fix="build it first: enginefarm build RECIPE",
         )
     model = stages.known_model(site, recipe)

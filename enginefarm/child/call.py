@@ -242,7 +242,8 @@ class _Watch:
         if seconds > self._limit_s:
             less = "give it less to do"
             raise kinds.too_long(
-                f"{what}: it was still running after its limit of {self._limit_s:g} s, and killed",
+                f"{what}: it was killed, because it was still running after its limit of "
+                f"{self._limit_s:g} s",
                 why="; ".join(filter(None, (self._step(), self._last_words()))),
                 fix=f"raise ENGINEFARM_BUILD_TIMEOUT_S, or {less}"
                 if self._limit_s == self._build_s

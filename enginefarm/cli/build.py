@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", metavar="RECIPE|MODEL", shell_complete=completion.recipe_files)
 @gpus_option("Build for these GPUs only (repeat, or separate with commas); required for a MODEL.")
-@precisions_option("Only these precisions; of a MODEL: which, fp16 by default.")
+@precisions_option("Build only these precisions; for a MODEL the default is fp16.")
 @model_options
-@click.option("--save", type=NamedPath(path_type=Path), help="Keep the inferred recipe.")
+@click.option(
+    "--save", type=NamedPath(path_type=Path), help="Keep the inferred recipe in this file."
+)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the outcomes as JSON on standard output."
 )
@@ -48,11 +50,11 @@ def build(
     """Build every engine of RECIPE that is not in the store yet.
 
     MODEL, an .onnx or .pt2 file or FILE.py:CALLABLE, needs no recipe: one is inferred, shown,
-    and kept with --save. Without data of yours, its engines are compared on random inputs.
+    and kept with --save. Without your own data, its engines are compared on random inputs.
 
-    Runs the Prefect flow build-model in this process, with a Prefect API of its own that ends
-    with it; workers are used by the deployment of the same name (enginefarm deploy). When every
-    engine is already built, no flow runs.
+    This command builds on this machine: it runs the Prefect flow build-model with a private
+    Prefect API. To use the workers of a farm, run `enginefarm submit`. When every engine is
+    already built, no flow runs.
     """
     from enginefarm.recipes import infer
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a model does not say of itself."""
+    """The options for what a model's file does not contain."""
     options = (
         click.option(
             "--input",
@@ -39,7 +39,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE.npz",
             help="Representative inputs, for int8 and fp8.",
         ),
-        click.option("--name", help="What the engines are called; the model's file by default."),
+        click.option(
+            "--name", help="The name of the engines; that of the model's file by default."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -51,7 +53,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @gpus_option("The GPUs to build for (repeat, or with commas).")
 @precisions_option("The precisions to build (repeat, or with commas); fp16 by default.")
 @model_options
-@click.option("--save", type=NamedPath(path_type=Path), help="The file; else it is printed.")
+@click.option(
+    "--save",
+    type=NamedPath(path_type=Path),
+    help="Write the recipe to this file; by default it is printed.",
+)
 def init(
     model: str,
     gpus: tuple[str, ...],

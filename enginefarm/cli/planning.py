@@ -120,9 +120,9 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="It is JSON in any case.")
+@click.option("--json", "as_json", is_flag=True, help="The output is always JSON.")
 def schema(as_json: bool) -> None:
-    """JSON Schema of a recipe: point your editor's YAML extension at it."""
+    """Print the JSON Schema of a recipe, for the YAML extension of an editor."""
     from enginefarm.recipes.file import json_schema
 
     print_json(json_schema())

@@ -71,4 +71,4 @@ def remove(name: str) -> None:
     from enginefarm.recipes import recipe_store
 
     recipe_store.remove(open_store(), name)
-    click.echo(f"{name} is out of the store")
+    click.echo(f"removed {name} from the store; its engines stay")

@@ -23,7 +23,7 @@ from enginefarm.store import open_store
     help="Triton's HTTP port.",
 )
 @promotion_options
-@precision_option("Default: fp16, where it is.")
+@precision_option("Default: fp16, if it has an engine.")
 @gpu_option("The server's GPU, where GPUs of one compute capability have a repository each.")
 @click.option("--as", "model", metavar="NAME", help="The model's name in Triton.")
 @click.option(

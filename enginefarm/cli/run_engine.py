@@ -65,7 +65,7 @@ def run_(
     """
     if inputs and (profile is not None or seed is not None):
         raise UsageError(
-            "run: --profile and --seed are for random inputs", fix="leave them out, or --input"
+            "run: --profile and --seed are for random inputs", fix="leave out these or --input"
         )
     _require_gpu_and_numpy()
     from enginefarm.run import inputs as arrays
@@ -112,7 +112,7 @@ def _locate(engine: str, precision: Any) -> LocalPlan:
     path = Path(engine)
     if path.is_file():
         if precision is not None:
-            raise UsageError("run --precision: a plan has one already", fix="leave it out")
+            raise UsageError("run --precision: a plan already has a precision", fix="leave it out")
         return _from_file(path)
     if path.suffix == ".plan" or len(path.parts) > 1:
         raise UsageError(

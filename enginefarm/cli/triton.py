@@ -16,7 +16,9 @@ from enginefarm.store import open_store
 @click.command("triton-repo")
 @click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
-@click.option("--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, where it is.")
+@click.option(
+    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, if it has an engine."
+)
 @click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def triton_repo(

@@ -26,7 +26,7 @@ def up(
     """Start the server, a control worker and a CPU worker, until Ctrl-C.
 
     State is kept in ENGINEFARM_HOME; the other commands on this machine find the farm there.
-    Ctrl-C lets no more runs start and ends the farm; a second one ends it at once.
+    After Ctrl-C no more runs start, and the farm ends; a second Ctrl-C ends it at once.
     """
     import signal
     import threading
@@ -47,7 +47,7 @@ def up(
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        click.echo("stops; once more to stop at once")
+        click.echo("stopping; press Ctrl-C again to stop at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -58,7 +58,7 @@ def up(
         click.echo(f"UI        {url}")
         click.echo(f"password  {address.saved_password()}")
         click.echo(f"logs      {local_farm.logs()}")
-        click.echo("elsewhere:")
+        click.echo("on other machines, run first:")
         click.echo(f"  {local_farm.export_line()}")
         click.echo("next:\n  enginefarm submit RECIPE")
         local_farm.watch(parts, stopped)

@@ -31,16 +31,20 @@ from enginefarm.errors import FarmError, UsageError
     "--cross", is_flag=True, help="With --gpu: this machine has no such GPU; cross-build for it."
 )
 @click.option("--cpu", is_flag=True, help="Cross-build for labels that have no worker.")
-@click.option("--control", is_flag=True, help="Plan, export, calibrate and fan out.")
+@click.option("--control", is_flag=True, help="Plan, export, calibrate, and start the builds.")
 @click.option("--name", help="The worker's name; host, role and card by default.")
-@click.option("--limit", type=click.IntRange(1, 64), help="Runs at once: 1; control 8.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 64),
+    help="How many runs at once: 1 by default, 8 with --control.",
+)
 def worker(
     label: str | None, cross: bool, cpu: bool, control: bool, name: str | None, limit: int | None
 ) -> None:
     """Run a worker that takes runs from a work pool until it is stopped.
 
-    Choose one of --gpu, --cpu and --control. A worker with --gpu checks by NVML that the GPU
-    is the one of that label, and takes one job at a time.
+    Choose one of --gpu, --cpu and --control. A worker with --gpu checks with NVML that its GPU
+    has that label, and takes one job at a time.
     """
     role = _role(label, cross, cpu, control)
 

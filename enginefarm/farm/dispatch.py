@@ -101,7 +101,7 @@ def _start_child(job: Job, pool: str) -> FlowRun:
         raise FarmError(
             f"{job.spec.label}: the deployment build-engine/{pool} refuses this version's jobs",
             why=str(error.response.text)[:300],
-            fix="enginefarm deploy, and workers of one version",
+            fix="run enginefarm deploy, and use one version of enginefarm on all machines",
         ) from error
     if child.state is not None and child.state.is_final():
         _restart(child)
@@ -146,13 +146,13 @@ def _failure(job: Job, ended: FlowRun) -> EnginefarmError:
     label = job.spec.label
     if state is not None and state.message == STRANDED:
         return FarmError(
-            f"{label}: the last worker of {ended.work_pool_name} went before it was built",
+            f"{label}: the last worker of {ended.work_pool_name} stopped before it was built",
             fix=f"start one, or run again: without a worker of {job.spec.gpu.label} the planner "
             "cross-builds",
         )
     if state is None or state.is_cancelled():
         return BuildCancelled(f"{label}: cancelled")
-    text = state.message or "no reason given"
+    text = state.message or "the run gave no reason"
     if state.is_crashed():
         return FarmError(f"{label}: crashed {ended.run_count} times", why=text)
     if state.is_completed():

@@ -24,6 +24,7 @@ from enginefarm.documents import written_errors
 from enginefarm.errors import AccuracyError, BuildCancelled, EnginefarmError, FarmError, RecipeError
 from enginefarm.farm import recovery
 from enginefarm.farm.run_form import DEPLOYMENT
+from enginefarm.names import PRECISION_NAMES
 
 EVERY_S = 1.0
 PAGE = 200
@@ -48,7 +49,8 @@ def start(
         raise RecipeError(
             f"submit: the farm refuses these parameters: {recipe}",
             why=_detail(error),
-            fix="enginefarm gpus has the labels; fp32, fp16, bf16, int8 and fp8 are precisions",
+            fix="`enginefarm gpus` lists the labels; the precisions are "
+            + ", ".join(PRECISION_NAMES),
         ) from error
 
 
@@ -115,7 +117,7 @@ def failure(run: FlowRun) -> EnginefarmError | None:
     state = run.state
     if state is None or state.is_completed():
         return None
-    text = state.message or "it left no reason"
+    text = state.message or "the run gave no reason"
     if state.is_cancelled():
         return BuildCancelled(f"{run.name}: cancelled")
     return _error_class(state.name or "", text)(text)

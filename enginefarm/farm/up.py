@@ -56,7 +56,7 @@ class Part:
             said = self.log.read_text("utf-8", "replace").strip().splitlines()[-LAST_LINES:]
             raise FarmError(
                 f"up: {self.name} has ended with status {status}",
-                why="\n       ".join(said) or "it said nothing",
+                why="\n       ".join(said) or "its log is empty",
                 fix=f"its whole log is {self.log}",
             )
 
@@ -88,21 +88,21 @@ def farm(
     """
     parts: list[Part] = []
     try:
-        say("server    starts")
+        say("server    is starting")
         options = [text for name, value in server.items() for text in (f"--{name}", value)]
         parts.append(Part("server", "server", *options))
-        _wait(parts, lambda: _healthy(parts[0]), "the server answers", stopped)
+        _wait(parts, lambda: _healthy(parts[0]), "the server to answer", stopped)
         deploy = subprocess.run([*COMMAND, "deploy"], capture_output=True, text=True, check=False)
         if deploy.returncode:
             raise FarmError("up: `enginefarm deploy` has failed", why=deploy.stderr.strip())
         for name, role in (("control", "--control"), ("cpu", "--cpu")):
-            say(f"{name:<8}  starts")
+            say(f"{name:<8}  is starting")
             parts.append(Part(name, "worker", role, "--name", f"up-{name}"))
         for part in parts[1:]:
             _wait(
                 parts,
                 lambda part=part: part.has_logged(": pool "),
-                f"{part.name} is online",
+                f"the worker {part.name} to be online",
                 stopped,
             )
         yield parts
@@ -137,7 +137,7 @@ def _wait(
             part.check()
         if time.monotonic() > deadline:
             raise FarmError(
-                f"up: {HEALTHY_S:.0f} s have passed, and still not so: {what}",
+                f"up: waited {HEALTHY_S:.0f} s for {what}",
                 fix=f"see {parts[-1].log}",
             )
         if stopped.wait(LOOK_S):

@@ -33,8 +33,8 @@ def require(file: Path, attribute: str, *, what: str) -> None:
     public = sorted(one for one in names if not one.startswith("_"))
     raise SourceError(
         f"{what}: {file.name} has nothing called {name}",
-        why=f"it has {', '.join(public)}" if public else "it has no names",
-        fix=did_you_mean(name, names) or f"name what {file.name} has",
+        why=f"it defines {', '.join(public)}" if public else "it defines no names",
+        fix=did_you_mean(name, names) or f"use a name that {file.name} defines",
     )
 
 

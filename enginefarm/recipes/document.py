@@ -191,7 +191,10 @@ class _Reader:
         if INTEGER.fullmatch(word) or FLOAT.fullmatch(word):
             if len(word) > LONGEST_NUMBER:
                 raise self._error(
-                    _line(node), f"a number of {len(word):,} characters", "", "shorten it"
+                    _line(node),
+                    f"the number has {len(word):,} characters",
+                    "",
+                    "write a shorter one",
                 )
             return int(word) if INTEGER.fullmatch(word) else float(word)
         if NOT_FINITE.fullmatch(word):
@@ -215,7 +218,7 @@ class _Reader:
                 raise self._error(
                     line,
                     f"`{key}` is written twice",
-                    f"it is already there at line {written[key]}",
+                    f"it is already at line {written[key]}",
                     "keep one of the two",
                 )
             written[key] = line
@@ -249,7 +252,7 @@ class _Reader:
         ):
             shown = f"{word!r} is not text" if isinstance(word, str) else "a key is not text"
             raise self._error(
-                _line(node), f"{shown}, and keys have to be", "", "put the key in quotes"
+                _line(node), f"{shown}, and a key must be text", "", "put the key in quotes"
             )
         return word
 

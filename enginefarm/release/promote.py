@@ -150,7 +150,9 @@ def rollback(
         None,
     )
     if target is None:
-        wanted = f"no revision {to}" if to is not None else "nothing to go back to"
+        wanted = (
+            f"there is no revision {to}" if to is not None else "there is nothing to go back to"
+        )
         raise StoreMissing(
             f"rollback {recipe}@{channel}: {wanted}",
             fix=f"enginefarm channel {recipe} {channel} lists its revisions",

@@ -133,7 +133,9 @@ def _cell(
     if last.outcome == "failed" or last.device_verification == "failed":
         return cell("failed", last.reason or "the check on the GPU failed")
     if asked is not None and asked.spec_digest not in (None, last.spec_digest):
-        return cell("stale", "the recipe, its model or its toolchain changed since")
+        return cell(
+            "stale", "the recipe, its model or its toolchain has changed since it was built"
+        )
     if last.toolchain_build != newest.get(last.toolchain, last.toolchain_build):
         return cell(
             "stale",
@@ -142,7 +144,7 @@ def _cell(
         )
     if figures is not None and figures.device_verification == "passed":
         return cell("verified")
-    return cell("built", "the check on the GPU is still due")
+    return cell("built", "it was not checked on the GPU yet")
 
 
 def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:

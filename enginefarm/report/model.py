@@ -27,11 +27,11 @@ class StateStyle:
 
 STATES: dict[CellState, StateStyle] = {
     "verified": StateStyle("✓", "built, and its outputs checked on the GPU itself"),
-    "built": StateStyle("●", "built; the graph is verified, the check on the GPU is still due"),
+    "built": StateStyle("●", "built, and its graph is verified; it was not checked on the GPU yet"),
     "pending": StateStyle("○", "wanted, and not built yet"),
     "stale": StateStyle("↻", "built from inputs that have changed since; it will be rebuilt"),
     "failed": StateStyle("✕", "the build or its verification failed"),
-    "skipped": StateStyle("–", "cannot be, and the recipe allows it to be left out"),
+    "skipped": StateStyle("–", "cannot be built, and the recipe allows that"),
 }
 
 

@@ -132,13 +132,13 @@ def _description(name: str) -> str:
         if row.work_pool == name:
             return f"Builds and benchmarks for {label}, compute capability {row.compute_capability}"
     return {
-        CONTROL_POOL: "What is done once a recipe: plan, export, slim, calibrate, fan out",
+        CONTROL_POOL: "The common steps of each recipe: plan, export, slim, calibrate, fan out",
         CROSS_POOL: "Cross-builds for labels that have no worker online",
     }.get(name, "enginefarm")
 
 
 def gpu_pools(client: SyncPrefectClient) -> tuple[str, ...]:
-    """The GPU pools that are there."""
+    """The GPU pools that the server has."""
     names = [row.work_pool for row in table().values()]
     found = client.read_work_pools(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=names))

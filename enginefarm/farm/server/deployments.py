@@ -99,7 +99,7 @@ class Night(NamedTuple):
         return {} if self.folder is None else {"folder": self.folder}
 
     def schedule(self) -> DeploymentScheduleCreate:
-        """Raises: FarmError for a time or a zone that there is not."""
+        """Raises: FarmError for an invalid time or time zone."""
         if self.timezone not in available_timezones():
             raise FarmError(
                 f"deploy: --timezone {self.timezone} is not a time zone",
@@ -109,7 +109,7 @@ class Night(NamedTuple):
             schedule = CronSchedule(cron=self.cron, timezone=ZoneInfo(self.timezone).key)
         except ValidationError as error:
             raise FarmError(
-                f"deploy: --night {self.cron!r} is not a time as cron writes it",
+                f"deploy: --night {self.cron!r} is not a cron expression",
                 why=str(error.errors()[0]["msg"]),
                 fix="minute, hour, day, month, weekday: '0 2 * * *' is every night at two",
             ) from error

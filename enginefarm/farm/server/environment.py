@@ -144,13 +144,13 @@ def _vacuum() -> dict[str, str]:
 def _require_password(password: str, host: str) -> None:
     if not password:
         raise FarmError(
-            f"server: {address.SERVER_PASSWORD} is empty, and a server without a password runs "
-            "what anybody asks for",
-            fix=f"unset it: a password is made in {address.password_file()}",
+            f"server: {address.SERVER_PASSWORD} is empty, and without a password anybody could run "
+            "code on the farm",
+            fix=f"unset it, and a password is written to {address.password_file()}",
         )
     if not address.loopback(host) and len(password) < SHORT:
         raise FarmError(
-            f"server: --host {host} is reached by other machines, and the password has only "
+            f"server: other machines can reach --host {host}, and the password has only "
             f"{len(password)} characters",
             fix=f"set {address.SERVER_PASSWORD} to {SHORT} characters or more, or unset it",
         )

@@ -80,7 +80,7 @@ class PrivateApi:
         raise FarmError(
             "build: the Prefect API of this command did not start",
             why=why,
-            fix="run it again; when the machine is busy, after what keeps it busy",
+            fix="run it again; if the machine is busy, wait until it is less busy",
         )
 
     def stop(self) -> None:
@@ -95,8 +95,8 @@ class PrivateApi:
     def _last_log_line(self) -> str:
         with suppress(OSError):
             lines = self._log.read_text("utf-8", "replace").strip().splitlines()
-            return lines[-1][:300] if lines else "it said nothing"
-        return "it said nothing"
+            return lines[-1][:300] if lines else "its log is empty"
+        return "its log is empty"
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def private_api() -> Generator[PrivateApi]:
         raise FarmError(
             f"build: cannot make a temporary folder in {tempfile.gettempdir()}",
             why=error.strerror or "",
-            fix="make room there, or set TMPDIR to another folder",
+            fix="free space there, or set TMPDIR to another folder",
         ) from error
     password = secrets.token_urlsafe(24)
     common = {name: text for name, text in os.environ.items() if not _points_to_a_farm(name)}

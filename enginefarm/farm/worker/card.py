@@ -88,8 +88,8 @@ def check_device(label: str, *, cross: bool) -> tuple[str | None, str | None]:
     found = first_gpu()
     if found is None:
         raise HostError(
-            f"worker --gpu {label}: no NVIDIA GPU is found on this machine",
-            why="NVML is not there, or sees no GPU",
+            f"worker --gpu {label}: this machine has no NVIDIA GPU",
+            why="NVML is not installed, or finds no GPU",
             fix=f"install the driver; or cross-build without a GPU: worker --gpu {label} --cross",
         )
     if not row.matches(found.name):
@@ -116,7 +116,7 @@ def check_toolchains(role: Role) -> tuple[ToolchainId, ...]:
     found = installed(cross_only=role != "gpu")
     if not found:
         raise ToolchainError(
-            "worker: no toolchain is installed that could build here",
+            "worker: no toolchain that can build here is installed",
             why=f"looked for {', '.join(TOOLCHAINS)}",
             fix="pip install 'enginefarm[farm]' cross-builds; 'enginefarm[gpu]' builds natively",
         )
@@ -133,10 +133,10 @@ def check_spec(spec: BuildSpec) -> None:
     here = toolchain(wanted.name).identity()
     if here != wanted:
         raise ToolchainError(
-            f"toolchain: {spec.label} is to be built with {wanted.name} {wanted.build} "
+            f"toolchain: {spec.label} must be built with {wanted.name} {wanted.build} "
             f"({wanted.os}/{wanted.arch}), and this worker has {here.build} "
             f"({here.os}/{here.arch})",
-            fix="give every worker of one label the same toolchain",
+            fix="install the same build of the toolchain on every worker of a label",
         )
 
 
@@ -182,7 +182,7 @@ def _card(store: EngineStore, name: str) -> Card | None:
 
 
 def offers(workers: Sequence[ListedWorker]) -> tuple[plan.Offer, ...]:
-    """What the planner counts on: workers online that build, GPUs before stand-ins."""
+    """What the planner counts on: the online workers that build, those with a GPU first."""
     order: dict[Role, int] = {"gpu": 0, "cross": 1, "cpu": 2}
     cards = [row.card for row in workers if row.online and row.card.role in order]
     return tuple(

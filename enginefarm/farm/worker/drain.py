@@ -35,17 +35,17 @@ async def work(worker: FarmWorker) -> None:
 
     def drain() -> None:
         if worker.draining.is_set():
-            stop("stops at once, by a second SIGTERM")
+            stop("stops at once, because of a second SIGTERM")
         worker.draining.set()
 
     async def end_when_idle() -> None:
         await worker.draining.wait()
-        print(f"{worker.name}: takes no more runs, by SIGTERM", flush=True)
+        print(f"{worker.name}: takes no more runs, because of SIGTERM", flush=True)
         while not worker.idle:
             await asyncio.sleep(IDLE_CHECK_S)
-        stop("has no more runs, and ends")
+        stop("has no more runs, and stops")
 
-    loop.add_signal_handler(signal.SIGINT, stop, "stops at once, by SIGINT")
+    loop.add_signal_handler(signal.SIGINT, stop, "stops at once, because of SIGINT")
     loop.add_signal_handler(signal.SIGTERM, drain)
     watcher = asyncio.create_task(end_when_idle())
     why = "Prefect's worker returned"

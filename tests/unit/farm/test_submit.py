@@ -41,7 +41,7 @@ def test_the_kind_and_so_the_exit_code_are_those_of_the_reason(
 ) -> None:
     found = submit.failure(run(kind, name, message))
     assert type(found) is error
-    assert (message or "left no reason" if kind != StateType.CANCELLED else "cancelled") in str(
+    assert (message or "gave no reason" if kind != StateType.CANCELLED else "cancelled") in str(
         found
     )
 

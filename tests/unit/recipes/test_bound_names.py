@@ -39,7 +39,7 @@ def test_a_misspelt_name_is_found_before_anything_runs(tmp_path: Path, field: st
     (tmp_path / "model.py").write_text("def build():\n    biuld = 1\nraise SystemExit(3)")
     with pytest.raises(SourceError, match=rf"{field}: 'model.py:biuld': model.py has noth") as told:
         import_path.fingerprint("model.py:biuld", tmp_path, field=field)
-    assert told.value.why == "it has build"
+    assert told.value.why == "it defines build"
     assert told.value.fix == "did you mean build?"
 
 
@@ -47,4 +47,4 @@ def test_an_empty_file_has_no_names(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("")
     with pytest.raises(SourceError) as told:
         import_path.fingerprint("model.py:build", tmp_path, field="source.callable")
-    assert told.value.why == "it has no names"
+    assert told.value.why == "it defines no names"
