@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
+from enginefarm.store.weed import free_ports
 from tests.farm.weed_server import wait_for
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@latest"

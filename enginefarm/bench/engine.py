@@ -15,9 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.bench.figures import Figures, figures
 from enginefarm.bench.gpu_state import GpuState
-from enginefarm.bench.harness import HARNESS, HOST_CLOCK, Harness, Samples, interleave
+from enginefarm.bench.harness import (
+    HARNESS,
+    HOST_CLOCK,
+    Figures,
+    Harness,
+    Samples,
+    figures,
+    interleave,
+)
 from enginefarm.bench.shapes import Point, points, sized
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import Manifest

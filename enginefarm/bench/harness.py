@@ -1,10 +1,13 @@
-"""How things are timed, and the loop that times several in turn."""
+"""How things are timed: settings, the loop that times several in turn, and figures of the samples.
+
+Percentiles are of all samples, never of windows' percentiles.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,6 +15,7 @@ from enginefarm.bench.gpu_state import GpuSampler, GpuState
 from enginefarm.progress import report
 from enginefarm.run.running import Contender, Iteration
 from enginefarm.schema import Frozen
+from enginefarm.tables.rows import STABLE_COV
 
 HARNESS = "enginefarm/2"
 """Since 2: an engine's parts are those of queued passes; throughput is that of lone passes."""
@@ -80,3 +84,41 @@ def _turn(contender: Contender, found: Samples, harness: Harness) -> Samples:
 def _enough(found: Samples, harness: Harness) -> bool:
     asked = len(found.iterations) >= harness.min_iterations
     return found.seconds >= harness.max_seconds or (asked and found.seconds >= harness.min_seconds)
+
+
+class Figures(Frozen):
+    """Statistics of one kind of time, in milliseconds."""
+
+    samples: int
+    ms_min: float
+    ms_mean: float
+    ms_median: float
+    ms_p90: float
+    ms_p95: float
+    ms_p99: float
+    cov: float
+    """Standard deviation over mean."""
+
+    @property
+    def verdict(self) -> Literal["stable", "unstable"]:
+        return "stable" if self.cov <= STABLE_COV else "unstable"
+
+
+def figures(samples_ms: Sequence[float]) -> Figures:
+    """Raises ValueError for no samples."""
+    if not samples_ms:
+        raise ValueError("no samples")
+    import numpy as np
+
+    low, median, p90, p95, p99 = np.percentile(samples_ms, (0, 50, 90, 95, 99)).tolist()
+    mean = float(np.mean(samples_ms))
+    return Figures(
+        samples=len(samples_ms),
+        ms_min=low,
+        ms_mean=mean,
+        ms_median=median,
+        ms_p90=p90,
+        ms_p95=p95,
+        ms_p99=p99,
+        cov=float(np.std(samples_ms)) / mean if mean else 0.0,
+    )

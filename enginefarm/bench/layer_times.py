@@ -13,8 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from enginefarm.bench.one_profile import OneProfile, first_profile
-from enginefarm.bench.shapes import sized
+from enginefarm.bench.shapes import OneProfile, first_profile, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EngineRunError

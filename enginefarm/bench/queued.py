@@ -14,12 +14,11 @@ from typing import Any
 from pydantic import Field
 
 from enginefarm.bench.engine import compute_columns, measured_here
-from enginefarm.bench.figures import figures
 from enginefarm.bench.gpu_state import GpuSampler, GpuState
+from enginefarm.bench.harness import figures
 from enginefarm.bench.on_gpu import SideBySide, engines_here
-from enginefarm.bench.one_profile import OneProfile, first_profile
 from enginefarm.bench.recipe import host_class
-from enginefarm.bench.shapes import Point, sized
+from enginefarm.bench.shapes import OneProfile, Point, first_profile, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
+from enginefarm.errors import EngineRunError
+from enginefarm.schema import Frozen
+from enginefarm.store.site import Site, plugin_libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,3 +77,32 @@ def sized(inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> A
             array = np.take(array, np.arange(size), axis=axis, mode="wrap")
         made[name] = np.ascontiguousarray(array)
     return made
+
+
+class OneProfile(Frozen):
+    """shapes: of the inputs that live on the GPU; reference: inputs of any batch."""
+
+    plan: Path
+    reference: Path
+    toolchain: str
+    profile: int = 0
+    shapes: dict[str, tuple[int, ...]]
+    plugins: tuple[Path, ...] = ()
+
+
+def first_profile(site: Site, manifest: Manifest) -> tuple[Point, dict[str, Any]]:
+    """The first profile's opt shapes, and the fields of OneProfile with its files in the cache.
+
+    Raises: EngineRunError when the manifest names no reference, and what the store raises.
+    """
+    if manifest.reference is None:
+        raise EngineRunError(f"{manifest.spec.label}: its manifest names no reference inputs")
+    point = points(manifest.spec.profiles, batch_sweep=False)[0]
+    return point, {
+        "plan": site.cache.ensure(site.store, manifest.engine),
+        "reference": site.cache.ensure(site.store, manifest.reference),
+        "toolchain": manifest.spec.toolchain.name,
+        "profile": point.profile,
+        "shapes": point.shapes,
+        "plugins": plugin_libraries(site, manifest.spec),
+    }

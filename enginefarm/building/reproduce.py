@@ -26,8 +26,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.reference import read_reference
-from enginefarm.store.copies import clone_checked
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import clone_checked, writing
 from enginefarm.store.site import Site, materialize
 from enginefarm.tables.layers import layers_of
 from enginefarm.toolchains import BuildRequest, tensorrt_rtx, trtexec

@@ -32,8 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, room_in
-from enginefarm.child.memory import MemoryWatch, mib
-from enginefarm.child.process import kill_group, randomization_off, start
+from enginefarm.child.process import MemoryWatch, kill_group, mib, randomization_off, start
 from enginefarm.documents import written_errors
 from enginefarm.errors import BuildCancelled, EnginefarmError, disk_full
 from enginefarm.progress import Progress, report

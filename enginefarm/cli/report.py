@@ -49,7 +49,7 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
     from enginefarm.recipes import file as recipe_file
     from enginefarm.report import nightly
     from enginefarm.store import site
-    from enginefarm.store.appearing import write_atomically
+    from enginefarm.store.disk import write_atomically
 
     loaded = [recipe_file.load(path) for path in recipes]
     surveys = [(one, survey(site.here(), one, local_offers())) for one in loaded]

@@ -10,9 +10,9 @@ from typing import Protocol
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, command
 from enginefarm.store import channels, planted, signing, statements
-from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
+from enginefarm.store.disk import write_atomically
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.missing import no_engine
 from enginefarm.store.reading import parsed

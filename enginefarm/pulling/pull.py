@@ -23,10 +23,9 @@ from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog, require_trusted
 from enginefarm.pulling.select import Candidate, Selection, Wish, select
 from enginefarm.store import open_store
-from enginefarm.store.appearing import appearing, one_at_a_time, write_atomically
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
-from enginefarm.store.copies import clone_checked
+from enginefarm.store.disk import appearing, clone_checked, one_at_a_time, write_atomically
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import trust

@@ -12,9 +12,7 @@ from enginefarm.errors import CorruptBlob, UsageError
 from enginefarm.pulling.pull import copy_out
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.store import s3
-from enginefarm.store.appearing import write_atomically
-from enginefarm.store.copies import require_digest
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import require_digest, write_atomically, writing
 from enginefarm.store.s3 import ObjectStore
 
 

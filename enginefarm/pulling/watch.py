@@ -14,8 +14,7 @@ from pathlib import Path
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
 from enginefarm.pulling.pull import PulledEngine, copy_out
-from enginefarm.store.appearing import one_at_a_time, write_atomically
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import one_at_a_time, write_atomically, writing
 
 PLAN = "model.plan"
 MANIFEST = "manifest.json"

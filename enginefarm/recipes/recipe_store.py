@@ -34,7 +34,7 @@ from enginefarm.recipes.folder import MOST_FILES, SEGMENT, files_to_push, requir
 from enginefarm.schema import NAME, Moment, Name
 from enginefarm.settings import STORE_ROOT, current, user
 from enginefarm.store import signing, statements
-from enginefarm.store.copies import clone_checked
+from enginefarm.store.disk import clone_checked
 from enginefarm.store.engine_store import READERS, EngineStore
 from enginefarm.store.reading import or_left_out
 from enginefarm.store.reading import read as read_document

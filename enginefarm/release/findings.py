@@ -1,16 +1,23 @@
-"""The findings of an audit of the store, and its state while it runs."""
+"""The findings of an audit of the store, its state while it runs, and the kinds of documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
+from enginefarm.documents.thresholds import Regression
 from enginefarm.progress import report
+from enginefarm.pulling import fleet
 from enginefarm.schema import Frozen
-from enginefarm.store import layout
+from enginefarm.store import budgets, layout, quarantine
+from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.object_info import ObjectInfo
+from enginefarm.store.reading import read
 from enginefarm.store.site import Site
+from enginefarm.tables import layers, rules, speeds
 
 
 class Finding(Frozen):
@@ -98,3 +105,33 @@ class AuditState:
             )
             self.present.add(ref.digest)
         return tuple(gone)
+
+
+Reader = Callable[[EngineStore, str], object]
+
+
+def _quarantined(store: EngineStore, key: str) -> object:
+    return quarantine.quarantined(store, PurePosixPath(key).stem)
+
+
+def _of(model: type[Frozen]) -> Reader:
+    return lambda store, key: read(store.objects, key, model)
+
+
+class Kind(NamedTuple):
+    """Documents of one kind. made_again: what writes a deleted one again; empty if nothing does, so
+    that a person has to look at a damaged one."""
+
+    prefix: str
+    read: Reader
+    made_again: str
+
+
+KINDS = (
+    Kind(quarantine.QUARANTINE, _quarantined, ""),
+    Kind(budgets.BUDGETS, _of(budgets.Budgets), "the next build of the recipe"),
+    Kind(rules.RULES, _of(Regression), "the next build of the recipe"),
+    Kind(speeds.PREFIX, _of(speeds.Speeds), "the next measurement"),
+    Kind(layers.PREFIX, _of(layers.LayerTimes), "the next profile"),
+    Kind(fleet.PREFIX, fleet.state_of, "its host, at its next switch"),
+)

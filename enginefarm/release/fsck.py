@@ -19,8 +19,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import CorruptBlob, EnginefarmError, NewerVersion, StoreMissing
 from enginefarm.recipes import recipe_store
-from enginefarm.release.findings import Audit, AuditState
-from enginefarm.release.kinds import KINDS
+from enginefarm.release.findings import KINDS, Audit, AuditState
 from enginefarm.store import channels, layout, quarantine
 from enginefarm.store.engine_store import READERS
 from enginefarm.store.object_info import ObjectInfo

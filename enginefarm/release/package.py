@@ -39,10 +39,8 @@ from enginefarm.graph import ort
 from enginefarm.names import PrecisionName
 from enginefarm.release.package_check import COMPONENT, CPU, CheckResult, Request, check_package
 from enginefarm.release.package_choice import Choice, Variant
-from enginefarm.store.appearing import write_atomically
 from enginefarm.store.budgets import Budgets
-from enginefarm.store.copies import clone_checked
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import clone_checked, write_atomically, writing
 from enginefarm.store.site import Site, materialize
 
 EMBEDDED = "onnxruntime-tensorrt"

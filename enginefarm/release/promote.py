@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreConflict, StoreMissing, UsageError, command
-from enginefarm.release.gates import GateContext, require_passed
-from enginefarm.release.speed_guard import guard
+from enginefarm.release.gates import GateContext, guard, require_passed
 from enginefarm.settings import user
 from enginefarm.store import budgets, layout, signing, statements
 from enginefarm.store.channels import (

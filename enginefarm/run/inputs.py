@@ -13,8 +13,7 @@ from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import UsageError
 from enginefarm.graph import data, data_files
 from enginefarm.run.once import NPY
-from enginefarm.store.appearing import appearing
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import appearing, writing
 
 if TYPE_CHECKING:
     import numpy as np

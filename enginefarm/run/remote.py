@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.lifeline import become_child
-from enginefarm.child.memory import MemoryWatch
-from enginefarm.child.process import kill_group, start
+from enginefarm.child.process import MemoryWatch, kill_group, start
 from enginefarm.errors import BuildCancelled, EngineRunError
 from enginefarm.names import RuntimeName, loaded
 from enginefarm.run.running import Contender, Iteration

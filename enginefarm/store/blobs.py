@@ -14,8 +14,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.progress import SINK
 from enginefarm.store import layout
-from enginefarm.store.appearing import appearing
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import appearing, writing
 from enginefarm.store.pieces import Journal, RangeSource
 
 if TYPE_CHECKING:

@@ -24,10 +24,8 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
 from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store import planted
-from enginefarm.store.appearing import settle, settle_folder
 from enginefarm.store.blobs import fill
-from enginefarm.store.copies import clone
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import clone, settle, settle_folder, writing
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.pieces import Journal, RangeSource
 from enginefarm.store.prune import SEEN, keep_within

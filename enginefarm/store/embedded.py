@@ -25,9 +25,9 @@ from filelock import FileLock
 from enginefarm.errors import NO_SPACE, StoreError, StoreUnavailable, UsageError, disk_full
 from enginefarm.settings import current
 from enginefarm.store import inner_ports, weed
-from enginefarm.store.appearing import write_atomically
 from enginefarm.store.client import Credentials
-from enginefarm.store.ports import ports_of
+from enginefarm.store.disk import write_atomically
+from enginefarm.store.weed import ports_of
 
 BUCKET = "enginefarm"
 PROBE = ".ready"

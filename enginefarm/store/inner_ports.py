@@ -17,8 +17,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from enginefarm.store.appearing import write_atomically
 from enginefarm.store.client import Credentials
+from enginefarm.store.disk import write_atomically
 
 TOKEN_KEYS = (
     "WEED_JWT_SIGNING_KEY",

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from enginefarm.errors import SignatureRejected
 from enginefarm.store import planted
-from enginefarm.store.appearing import one_at_a_time, write_atomically
 from enginefarm.store.channels import Revision
 from enginefarm.store.client import parse_url
+from enginefarm.store.disk import one_at_a_time, write_atomically
 
 
 class Seen(NamedTuple):

@@ -25,8 +25,7 @@ from enginefarm.progress import report
 from enginefarm.schema import canonical_json
 from enginefarm.store import layout, open_store
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.copies import clone_checked
-from enginefarm.store.disk import writing
+from enginefarm.store.disk import clone_checked, writing
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.statements import SigningPolicy, name_it
 

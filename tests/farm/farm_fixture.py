@@ -31,7 +31,7 @@ from enginefarm.farm.server.environment import database_url
 from enginefarm.farm.worker import card as workers
 from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import free_ports
+from enginefarm.store.weed import free_ports
 from tests.farm import postgres_server
 
 PATIENCE_S = 480

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enginefarm.store.ports import free_ports
+from enginefarm.store.weed import free_ports
 
 USER = "enginefarm"
 

@@ -28,8 +28,8 @@ import yaml
 from enginefarm.errors import StoreDenied
 from enginefarm.store import s3
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
+from enginefarm.store.weed import free_ports
 from tests import grpc_probe
 from tests.farm import postgres_server
 from tests.farm.weed_server import OTHER_PORTS

@@ -15,7 +15,7 @@ import pytest
 
 from enginefarm.store import embedded
 from enginefarm.store.embedded import Server
-from enginefarm.store.ports import free_ports
+from enginefarm.store.weed import free_ports
 from tests import tiny_recipe
 from tests.farm.farm_fixture import COMMAND, PATIENCE_S, until
 from tests.processes import alive

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from enginefarm.cli import worker
+from enginefarm.cli.farm import default_name
 from enginefarm.farm.worker import card as workers
 from enginefarm.farm.worker.card import Card
 from enginefarm.store.engine_store import EngineStore
@@ -50,7 +50,7 @@ def test_two_workers_of_one_machine_have_two_names(monkeypatch: pytest.MonkeyPat
     names = []
     for shown in ("0", "1", ""):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-        names.append(worker.default_name("gpu", "h100"))
+        names.append(default_name("gpu", "h100"))
     assert [name.removeprefix(names[2]) for name in names] == ["-0", "-1", ""]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert worker.default_name("cross", "h100") == names[2]
+    assert default_name("cross", "h100") == names[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from enginefarm.store.ports import free_ports
+from enginefarm.store.weed import free_ports
 
 WEED = Path(sysconfig.get_path("scripts")) / "weed"
 OTHER_PORTS = (

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from enginefarm.errors import FarmError
 from enginefarm.settings import current
-from enginefarm.store.appearing import write_atomically
+from enginefarm.store.disk import write_atomically
 
 API_URL = "PREFECT_API_URL"
 PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105 - a name

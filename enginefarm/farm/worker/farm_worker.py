@@ -2,14 +2,18 @@
 
 A run that ends makes room for another: the queue is asked at once, not at the next poll. A worker
 that waits asks only how many runs wait too (decision 0231).
+
+SIGTERM lets a worker's runs end, SIGINT does not. A scheduler's stop (Compose, Kubernetes,
+systemd) is SIGTERM and then a grace period; a build that is nearly done need not be lost to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from prefect.client.schemas.filters import (
@@ -26,6 +30,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from enginefarm.errors import FarmError
 from enginefarm.farm.server.connection import POOL_TYPE, RUN_COMMAND
 
 if TYPE_CHECKING:
@@ -118,3 +123,68 @@ class FarmWorker(ProcessWorker):
             await self.get_and_submit_flow_runs()
         except (httpx.HTTPError, PrefectHTTPStatusError):
             return  # the next poll says what is wrong
+
+
+IDLE_CHECK_S = 0.2
+
+
+async def work(worker: FarmWorker) -> None:
+    """Runs the worker until told to stop.
+
+    SIGTERM: takes no more runs, ends when those it has have ended. SIGINT, or a second
+    SIGTERM: stops at once; a run dies with its worker.
+    Raises: FarmError for a worker that ends although nobody told it to.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def stop(why: str) -> None:
+        told.set()
+        print(f"{worker.name}: {why}", flush=True)
+        task.cancel()
+
+    def drain() -> None:
+        if worker.draining.is_set():
+            stop("stops at once, because of a second SIGTERM")
+        worker.draining.set()
+
+    async def end_when_idle() -> None:
+        await worker.draining.wait()
+        print(f"{worker.name}: takes no more runs, because of SIGTERM", flush=True)
+        while not worker.idle:
+            await asyncio.sleep(IDLE_CHECK_S)
+        stop("has no more runs, and stops")
+
+    loop.add_signal_handler(signal.SIGINT, stop, "stops at once, because of SIGINT")
+    loop.add_signal_handler(signal.SIGTERM, drain)
+    watcher = asyncio.create_task(end_when_idle())
+    why = "Prefect's worker returned"
+    try:
+        await worker.start(printer=_silent)
+    except asyncio.CancelledError:
+        why = "its task was canceled"
+    except Exception as error:
+        why = "; ".join(dict.fromkeys(_reasons(error)))
+    finally:
+        watcher.cancel()
+    if not told.is_set():
+        raise FarmError(
+            f"worker {worker.name}: it ended by itself",
+            why=why,
+            fix="start it again, once the server answers; Compose, Kubernetes and systemd do so",
+        )
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """What an error and those in its groups say. Prefect prints their tracebacks before."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return [reason for one in group.exceptions for reason in _reasons(one)]
+    said = ": ".join(filter(None, (type(error).__name__, str(error).strip())))
+    return [said.splitlines()[0]]
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """Prefect's own greeting says less than ours."""

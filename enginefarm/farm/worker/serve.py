@@ -19,9 +19,9 @@ from enginefarm.farm import recovery
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
 from enginefarm.farm.worker import card as workers
-from enginefarm.farm.worker import drain, run_process, zygote
+from enginefarm.farm.worker import run_process, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
-from enginefarm.farm.worker.farm_worker import FarmWorker
+from enginefarm.farm.worker.farm_worker import FarmWorker, work
 from enginefarm.farm.worker.observed import metrics_served
 from enginefarm.farm.worker.scratch import private_tmpdir
 from enginefarm.planning.plan import CROSS_POOL
@@ -32,7 +32,7 @@ EVENT_EVERY_S = 30.0
 
 
 def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
-    """Runs until SIGINT or SIGTERM; drain.py says how they differ.
+    """Runs until SIGINT or SIGTERM, which differ as `work` says.
 
     Raises: what workers.check_device and check_toolchains raise; StoreError; FarmError
     when the server is away or too old, or the GPU has a worker already.
@@ -74,7 +74,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
         zygote.running(_runs_environment()),
     ):
         print(f"{name}: pool {pool}, {limit} at once; {_describe(card)}", flush=True)
-        asyncio.run(drain.work(worker))
+        asyncio.run(work(worker))
 
 
 def _runs_environment() -> dict[str, str]:

@@ -32,7 +32,7 @@ from enginefarm.pulling.triton_places import Folder
 from enginefarm.release.triton_replay import Candidate, Limits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, try_out
-from enginefarm.store.ports import free_ports
+from enginefarm.store.weed import free_ports
 
 
 def pytriton() -> Path | None:

@@ -12,8 +12,8 @@ from enginefarm import cli
 from enginefarm.errors import StoreError
 from enginefarm.store import check, s3
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
+from enginefarm.store.weed import free_ports
 from tests.farm.weed_server import wait_for
 
 

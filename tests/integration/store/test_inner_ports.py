@@ -13,7 +13,7 @@ import urllib3
 from enginefarm.store import embedded, inner_ports
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import PORTS
+from enginefarm.store.weed import PORTS
 from tests import grpc_probe
 
 GRPC_PORTS = [name for name in PORTS if "grpc" in name]

@@ -17,8 +17,8 @@ from enginefarm.pulling import presigned
 from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, s3
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import free_ports
 from enginefarm.store.s3 import Credentials
+from enginefarm.store.weed import free_ports
 from tests import tiny_recipe
 from tests.farm.weed_server import weed_server
 from tests.sample_manifest import make_manifest

@@ -32,8 +32,8 @@ from enginefarm.store import blobs, embedded, layout, open_store, s3, transfers
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.ports import ports_of
 from enginefarm.store.s3 import Credentials, ObjectStore
+from enginefarm.store.weed import ports_of
 
 MULTIPART_BYTES = transfers.PART_BYTES * 2 + 12345
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginefarm.bench.figures import figures
+from enginefarm.bench.harness import figures
 
 TIMES = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=300)
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from enginefarm.child import memory
+from enginefarm.child import process
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.errors import (
@@ -140,21 +140,21 @@ def test_on_a_machine_without_memory_the_largest_child_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the kernel does it: with less than a twentieth left, whatever the limit is."""
-    monkeypatch.setattr(memory, "memory_left_bytes", lambda: 100 << 20)
-    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 0)  # another's may be on this one
+    monkeypatch.setattr(process, "memory_left_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(process, "largest_child_bytes", lambda: 0)  # another's may be on this one
     with pytest.raises(BuildOutOfMemory, match="when the machine had 100 MiB left, and was killed"):
         run("held = bytearray(100 << 20); import time; time.sleep(60)")
-    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 1 << 40)  # another one is larger
+    monkeypatch.setattr(process, "largest_child_bytes", lambda: 1 << 40)  # another one is larger
     assert run("answer = 'done'; import time; time.sleep(0.3)") == "done"
 
 
 def test_children_are_known_to_all_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_left_bytes", lambda: 0)
+    monkeypatch.setattr(process, "memory_left_bytes", lambda: 0)
     script = (
         "held = bytearray(300 << 20); from enginefarm.child import process\n"
         "answer = process.largest_child_bytes()"
     )
-    monkeypatch.setattr(memory, "largest_child_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(process, "largest_child_bytes", lambda: 1 << 40)
     assert int(run(script)) >= 300 << 20
 
 

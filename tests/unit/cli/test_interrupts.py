@@ -22,7 +22,7 @@ import sys, time, types
 from pathlib import Path
 import click
 from enginefarm import cli
-from enginefarm.store.appearing import appearing
+from enginefarm.store.disk import appearing
 
 @click.command()
 def slow():

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from enginefarm.errors import FarmError
-from enginefarm.farm.worker import drain
+from enginefarm.farm.worker import farm_worker
 from enginefarm.farm.worker.farm_worker import FarmWorker
 
 Work = Callable[[], Awaitable[None]]
@@ -56,7 +56,7 @@ async def canceled() -> None:
 )
 def test_a_worker_that_ends_by_itself_says_why(work: Work, reasons: list[str]) -> None:
     with pytest.raises(FarmError, match="worker t4: it ended by itself") as raised:
-        asyncio.run(drain.work(worker_that(work)))
+        asyncio.run(farm_worker.work(worker_that(work)))
     for reason in reasons:
         assert reason in raised.value.why
 
@@ -78,5 +78,5 @@ def test_a_worker_that_is_told_to_stop_says_so(
         os.kill(os.getpid(), number)
         await asyncio.sleep(60)
 
-    asyncio.run(drain.work(worker_that(work)))
+    asyncio.run(farm_worker.work(worker_that(work)))
     assert capsys.readouterr().out == said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.errors import UsageError
-from enginefarm.store.appearing import appearing, write_atomically
+from enginefarm.store.disk import appearing, write_atomically
 
 
 def pipe(path: Path) -> None:

@@ -19,9 +19,8 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import DiskFull, UsageError
 from enginefarm.settings import cache_limit_bytes
 from enginefarm.store import cache as cache_module
-from enginefarm.store.appearing import write_atomically
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.copies import clone
+from enginefarm.store.disk import clone, write_atomically
 from enginefarm.store.download import write_whole
 from enginefarm.store.prune import SEEN, blobs_of, clean, keep_within
 

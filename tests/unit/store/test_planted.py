@@ -24,7 +24,7 @@ from enginefarm.pulling.catalog import CachedCatalog
 from enginefarm.pulling.checks import Fit
 from enginefarm.pulling.pull import PulledEngine, copy_out, fetch
 from enginefarm.pulling.select import Candidate
-from enginefarm.store import appearing, planted
+from enginefarm.store import disk, planted
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import Revision
 from enginefarm.store.prune import SEEN
@@ -197,9 +197,9 @@ def test_what_a_killed_pull_left_half_written_is_removed_by_the_next(tmp_path: P
         os.utime(path, (1, 1))
     with running.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        appearing.write_atomically(dest, b"whole")
+        disk.write_atomically(dest, b"whole")
         assert sorted(tmp_path.iterdir()) == sorted([dest, young, running, others])
-    appearing.write_atomically(dest, b"whole")
+    disk.write_atomically(dest, b"whole")
     assert not running.exists(), "its process is gone"
 
 
@@ -211,7 +211,7 @@ def test_two_pulls_of_different_engines_into_one_file_leave_one_of_them_with_its
         cache.fill(Bytes(data), ref(data))
     copied: list[bytes] = []
     both, last = threading.Event(), threading.Event()
-    copy, write = copy_out, appearing.write_atomically
+    copy, write = copy_out, disk.write_atomically
 
     def copies(blob: Path, dest: Path, of: BlobRef) -> Path:
         copy(blob, dest, of)

@@ -12,7 +12,7 @@ from sample_rows import make_row
 from enginefarm.errors import CorruptBlob
 from enginefarm.tables import parquet
 from enginefarm.tables.filter import RowFilter
-from enginefarm.tables.values import find_invalid
+from enginefarm.tables.parquet import find_invalid
 
 pa: Any = import_module("pyarrow")  # it ships no types
 
