@@ -28,7 +28,7 @@ from enginefarm.graph.skeleton import WeightsOrder, Written
 from enginefarm.progress import report
 from enginefarm.pulling.refit import LOG_NAME, RefitOrder, Refitted, refit
 from enginefarm.run.verify import DeviceRequest, verify_on_device
-from enginefarm.store.copies import clone_checked
+from enginefarm.store.disk import clone_checked
 from enginefarm.store.site import Site, found_record, healed, materialize, onnx_ref_of, stage_key
 from enginefarm.store.statements import SigningPolicy
 from enginefarm.toolchains import BuildOutput, BuildRequest

@@ -21,7 +21,7 @@ from enginefarm.names import TOOLCHAINS, runtime_of
 from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.copies import clone_checked
+from enginefarm.store.disk import clone_checked
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site
 
