@@ -74,15 +74,17 @@ def build(trt: Any, asked: dict[str, Any]) -> tuple[bytes, list[str]]:
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         sys.exit("the parser refuses model.onnx: " + "; ".join(errors))
     layers = [network.get_layer(index).name for index in range(network.num_layers)]
+    for index in range(network.num_layers if hasattr(trt, "IAttentionInputLayer") else 0):
+        layer = network.get_layer(index)
+        if str(layer.type).rpartition(".")[2] == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
     config = builder.create_builder_config()
     configure(trt, config, asked)
-    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for shapes in asked["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (low, opt, high) in shapes.items():
-            of_values = inputs[name].is_shape_tensor
-            setter = profile.set_shape_input if of_values else profile.set_shape
-            setter(name, tuple(low), tuple(opt), tuple(high))
+            profile.set_shape(name, tuple(low), tuple(opt), tuple(high))
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

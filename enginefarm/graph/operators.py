@@ -22,6 +22,8 @@ FP32_OPERANDS = {
     "RNN": "RNN with sequence_lens",
 }
 """What an operator that has one of these is called in `operators`."""
+NO_PRODUCT = "Einsum of one input"
+"""A diagonal, a sum or a transposition, in `operators`."""
 NESTED_IF = "If inside an If"
 """An If in a branch of another one, in `operators`."""
 
@@ -42,6 +44,8 @@ def names(model: ModelProto) -> dict[str, str]:
 def name_of(node: NodeProto, ranks: Mapping[str, int]) -> str:
     """What the node is called where toolchains differ. ranks: of the weights."""
     deep = node.op_type in ("Conv", "ConvTranspose") and ranks.get(node.input[1]) == 5
+    if node.op_type == "Einsum" and len(node.input) == 1:
+        return NO_PRODUCT
     if has_fp32_operands(node):
         return FP32_OPERANDS[node.op_type]
     return CONV_3D if deep else node.op_type

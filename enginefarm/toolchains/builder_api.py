@@ -13,11 +13,10 @@ from typing import Any, Literal
 from enginefarm.documents.builder import DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import ShapeProfile
-from enginefarm.errors import BuildCancelled, BuildError, ParseError
-from enginefarm.graph.onnx_files import graph_only
+from enginefarm.errors import BuildCancelled, BuildError
 from enginefarm.progress import SINK, report
-from enginefarm.run.refusals import not_built, refusal_of
-from enginefarm.run.trt import DTYPES, Messages, tidy
+from enginefarm.run.refusals import not_built
+from enginefarm.run.trt import DTYPES, Messages
 from enginefarm.toolchains.onnx_io import onnx_tensors
 
 
@@ -75,54 +74,6 @@ class _PhaseTree:
         children = [child for child, (parent, _, _) in self._phases.items() if parent == name]
         inner = max((self._fraction(child) for child in children), default=0.0)
         return min((done + inner) / steps, 1.0)
-
-
-def parse_onnx(parser: Any, network: Any, onnx: Path, messages: Messages, toolchain: str) -> None:
-    """Parses model and external data into `network`.
-
-    Raises: ParseError, which names the node and its operator.
-    """
-    parsed = parser.parse_from_file(str(onnx))
-    if not parsed or parser.num_errors:
-        raise _parse_error(parser, messages, toolchain, onnx)
-    # Zero-byte and text files parse as true.
-    if network.num_layers == 0 or network.num_outputs == 0:
-        raise ParseError(
-            f"{onnx.name}: {network.num_layers} layers and {network.num_outputs} outputs after "
-            "parsing: this is not a model",
-            why=messages.cause(),
-            fix="check the file with `onnx.checker.check_model`",
-        )
-
-
-def _parse_error(parser: Any, messages: Messages, toolchain: str, onnx: Path) -> ParseError:
-    found = [parser.get_error(index) for index in range(parser.num_errors)]
-    if not found:
-        return ParseError(f"{toolchain} cannot parse the model", why=messages.cause())
-    first = next((error for error in found if error.node_operator()), found[0])
-    where = "the model"
-    why, fix = tidy(first.desc()) or messages.cause(), "replace the operator in the model"
-    if known := refusal_of(why):
-        why, fix = f"{known.why}; {why}", known.fix
-    if operator := first.node_operator():
-        name = first.node_name() or _result_of(onnx, first.node(), operator)
-        where = f"node {name!r} (operator {operator})"
-        if why == "false":  # an assertion that says no more
-            why = f"its parser does not have the operator {operator}"
-    others = sorted({error.node_operator() for error in found} - {first.node_operator(), ""})
-    code = str(first.code()).rpartition(".")[2]
-    return ParseError(
-        f"{toolchain} cannot parse {where}: {code}",
-        why=why,
-        fix=fix + (f"; others that it refuses: {', '.join(others)}" if others else ""),
-    )
-
-
-def _result_of(onnx: Path, index: int, operator: str) -> str:
-    """What a node without a name makes: the parser knows its index."""
-    nodes = graph_only(onnx).graph.node
-    same = 0 <= index < len(nodes) and nodes[index].op_type == operator
-    return nodes[index].output[0] if same else ""
 
 
 def add_profiles(

@@ -31,6 +31,7 @@ from enginefarm.toolchains import (
     builder_api,
     built_here,
     installed_build,
+    parsing,
 )
 
 NAME = "tensorrt"
@@ -114,7 +115,8 @@ class TensorRT:
         parser = create(
             "TensorRT's ONNX parser", trt.OnnxParser, network, logger, messages=messages
         )
-        builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
+        parsing.parse_onnx(parser, network, request.onnx, messages, NAME)
+        parsing.let_attention_decompose(trt, network)
         config = make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
         cache_used = use_timing_cache(config, request.timing_cache, messages)

@@ -20,6 +20,7 @@ from enginefarm.toolchains import (
     builder_api,
     built_here,
     installed_build,
+    parsing,
 )
 
 NAME = "tensorrt-rtx"
@@ -94,7 +95,8 @@ class TensorRTRTX:
         parser = create(
             "TensorRT-RTX's ONNX parser", trt.OnnxParser, network, logger, messages=messages
         )
-        builder_api.parse_onnx(parser, network, request.onnx, messages, NAME)
+        parsing.parse_onnx(parser, network, request.onnx, messages, NAME)
+        parsing.let_attention_decompose(trt, network)
         config = _config(trt, builder, request.spec)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
         monitor = builder_api.make_monitor(trt)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, make_logger
-from enginefarm.toolchains import builder_api, tensorrt
+from enginefarm.toolchains import builder_api, parsing, tensorrt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
 CHANNELS = 16
@@ -57,7 +57,7 @@ def test_it_builds_and_agrees(tmp_path: Path) -> None:
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(1)
-    builder_api.parse_onnx(trt.OnnxParser(network, logger), network, path, messages, "tensorrt")
+    parsing.parse_onnx(trt.OnnxParser(network, logger), network, path, messages, "tensorrt")
     config = builder.create_builder_config()
     config.set_flag(trt.BuilderFlag.INT8)
     sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)

@@ -15,7 +15,7 @@ import pytest
 
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, make_logger
-from enginefarm.toolchains import builder_api, tensorrt
+from enginefarm.toolchains import builder_api, parsing, tensorrt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
 
@@ -32,7 +32,7 @@ def built(onnx: Path, dest: Path, obey: bool) -> Path:
     builder = trt.Builder(logger)
     network = builder.create_network(1)
     parser = trt.OnnxParser(network, logger)
-    builder_api.parse_onnx(parser, network, onnx, messages, "tensorrt")
+    parsing.parse_onnx(parser, network, onnx, messages, "tensorrt")
     config = builder.create_builder_config()
     config.set_flag(trt.BuilderFlag.FP16)
     sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)

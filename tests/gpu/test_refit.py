@@ -22,7 +22,7 @@ from small_models import convolutions
 from enginefarm.digest import sha256_bytes
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.run.trt import Messages, make_logger
-from enginefarm.toolchains import builder_api, tensorrt
+from enginefarm.toolchains import builder_api, parsing, tensorrt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
@@ -52,7 +52,7 @@ def build(
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
-    builder_api.parse_onnx(parser, network, model, messages, "tensorrt")
+    parsing.parse_onnx(parser, network, model, messages, "tensorrt")
     config = tensorrt.make_config(trt, builder, request)
     builder_api.add_profiles(builder, config, network, request.spec.profiles)
     if precision == "fp16":

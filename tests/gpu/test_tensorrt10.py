@@ -33,7 +33,7 @@ from enginefarm.errors import BuildError, EnginefarmError, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, create, make_logger
-from enginefarm.toolchains import BuildRequest, builder_api, tensorrt
+from enginefarm.toolchains import BuildRequest, parsing, tensorrt
 from enginefarm.toolchains.combine_caches import combine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
@@ -143,7 +143,7 @@ def test_graphs_of_every_precision_are_parsed_and_supported(
         pytest.skip("not run: ENGINEFARM_GPU_GRAPHS names no folder of graphs")
     network = builder.create_network(tensorrt.network_flags(trt))
     parser = create("the parser", trt.OnnxParser, network, logger, messages=messages)
-    builder_api.parse_onnx(parser, network, onnx, messages, "tensorrt")
+    parsing.parse_onnx(parser, network, onnx, messages, "tensorrt")
     print(onnx.stem, network.num_layers, "layers")
     assert network.num_layers > 0
     # The bindings do not keep the network alive for its parser.

@@ -20,7 +20,7 @@ from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.trt import Messages, make_logger
-from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, tensorrt
+from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, parsing, tensorrt
 
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
@@ -60,7 +60,7 @@ class TensorRT86:
         onnx = request.onnx
         if spec.precision.name == "int8":
             onnx = lifted(onnx, request.work_dir / "lifted.onnx")
-        builder_api.parse_onnx(parser, network, onnx, messages, self.name)
+        parsing.parse_onnx(parser, network, onnx, messages, self.name)
         config = tensorrt.make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, spec.profiles)
         for flag in FLAGS[spec.precision.name]:
@@ -70,7 +70,7 @@ class TensorRT86:
         builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
-            tensors=builder_api.network_tensors(network),
+            tensors=builder_api.network_tensors(network, onnx),
             seconds=time.monotonic() - create,
             layers=tensorrt.write_layers(
                 trt, logger, plan, request.work_dir / "layers.json", messages

@@ -201,9 +201,17 @@ def _is_root(links: Links, node: NodeProto) -> bool:
 
 
 def angles(links: Links) -> Iterator[NodeProto]:
-    """Sin and Cos, and the arithmetic that makes their angle: 16 bits of 3,000 radians are off by
-    a radian. Products of matrices are left alone: there is no FP32 one on every GPU."""
-    waiting = [node for node in links.nodes if node.op_type in ("Cos", "Sin")]
+    """Sin, Cos and Mod, and the arithmetic that makes their angle: 16 bits of 3,000 radians are off
+    by a radian, and Mod jumps where an angle is whole. Products of matrices are left alone: there
+    is no FP32 one on every GPU."""
+    from onnx import TensorProto
+
+    waiting = [
+        node
+        for node in links.nodes
+        if node.op_type in ("Cos", "Mod", "Sin")
+        and links.types.get(node.output[0]) == TensorProto.FLOAT
+    ]
     seen: set[str] = set()
     while waiting:
         node = waiting.pop()
@@ -274,7 +282,7 @@ LARGE_INTEGERS = ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")
 
 RULES = (
     Rule("it is part of a normalization", normalizations),
-    Rule("it computes an angle of Sin or Cos", angles),
+    Rule("it computes an angle of Sin, Cos or Mod", angles),
     Rule("it computes with integers", integers),
     Rule("it computes a spectrum whose logarithm is taken", log_spectra),
 )

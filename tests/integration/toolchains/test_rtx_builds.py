@@ -386,3 +386,31 @@ def test_an_engine_has_the_inputs_and_outputs_of_its_graph(
     with pytest.raises(BuildError, match="other inputs and outputs than the graph") as caught:
         built_from(text, tmp_path, scale=np.float32(0.1), zero=np.uint8(0))
     assert re.search(named, caught.value.why)
+
+
+def test_attention_without_a_kernel_of_its_own_is_built_of_several(tmp_path: Path) -> None:
+    """With 5 queries of 8 numbers the builder refuses it, unless it may be decomposed."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 11, opset_import: ["" : 23]>
+        agraph (float[1, 2, 5, 8] x, float[1, 2, 5, 8] s) => (float[1, 2, 5, 8] y) {
+            y = Attention (x, s, s)
+        }"""
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    shape = ((1, 2, 5, 8),) * 3
+    spec = tiny_onnx.spec(IDENTITY, shapes={"x": shape, "s": shape})
+    output = run(tmp_path / "m.onnx", tmp_path / "w", spec=spec)
+    assert output.tensors[-1].shape == (1, 2, 5, 8)
+
+
+def test_a_refusal_without_a_name_names_the_node(tmp_path: Path) -> None:
+    """The parser says only where in the model the node is."""
+    with pytest.raises(ParseError, match=r"node 'y' \(operator ScatterElements\)"):
+        built_from(
+            """(float[1, 6] x, int64[1] s) => (float[1, 6] y, int64[1] t) {
+                y = ScatterElements <axis = 1, reduction = "add"> (x, at, by) t = Identity (s)
+            }""",
+            tmp_path,
+            at=np.int64([[1, 1]]),
+            by=np.float32([[2, 3]]),
+        )

@@ -29,15 +29,8 @@ HOLDS: dict[str, str] = {
 }
 
 FILES: dict[str, tuple[str, ...]] = {
-    "toolchains/builder_api.py": (
-        "builder",
-        "config",
-        "network",
-        "parser",
-        "made",
-        "first",
-        "error",
-    ),
+    "toolchains/builder_api.py": ("builder", "config", "network", "made"),
+    "toolchains/parsing.py": ("network", "parser", "first", "error"),
     "toolchains/tensorrt.py": ("builder", "config", "network", "parser", "cache", "inspector"),
     "toolchains/combine_caches.py": ("builder", "config", "cache"),
     "toolchains/tensorrt_rtx.py": ("builder", "config", "network", "parser"),

@@ -14,6 +14,7 @@ from tests.unit.toolchains.names_used import FILES, names_used
 ROOT = Path(enginefarm.__file__).parent
 BOTH = {
     "toolchains/builder_api.py",
+    "toolchains/parsing.py",
     "run/trt.py",
     "run/engine.py",
     "run/session.py",

@@ -151,3 +151,12 @@ def test_the_remedy_for_a_node_that_is_kept_wide_fits_its_reason(reason: str, re
     assert error is not None
     assert error.what.endswith(f"kept in FP32, because {reason}")
     assert error.fix.startswith(remedy)
+
+
+@pytest.mark.parametrize(("inputs", "buildable"), [(["x"], True), (["x", "w"], False)])
+def test_an_einsum_of_one_input_is_no_product(inputs: list[str], buildable: bool) -> None:
+    """TensorRT-RTX builds a diagonal in FP32 on 7.5."""
+    node = onnx.helper.make_node("Einsum", inputs, ["y"], "sum", equation="bii->bi")
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    found = operators.names(onnx.helper.make_model(graph))
+    assert (lacking("tensorrt-rtx", T4, "fp32", found) is None) == buildable

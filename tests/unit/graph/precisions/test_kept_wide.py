@@ -157,6 +157,23 @@ def test_the_angles_of_positions_stay_wide(tmp_path: Path) -> None:
         assert {"Mul", "Cos", "Sin"} <= kept(details)
 
 
+def test_what_mod_wraps_stays_wide(tmp_path: Path) -> None:
+    """In BF16 one number in a hundred would be on the other side of a jump."""
+    model = made("""agraph (float[n, 4] x, int64[n, 4] i) => (float[n, 4] y, int64[n, 4] j) {
+            m = Mod <fmod = 1> (x, turn)
+            y = Mul (m, m)
+            j = Mod (i, i)
+        }""", turn=np.float32(0.7))  # fmt: skip
+    feeds = {
+        "x": RANDOM.normal(size=(64, 4)).astype(np.float32),
+        "i": RANDOM.integers(1, 9, size=(64, 4)),
+    }
+    converted, details = convert(model, tmp_path, "bf16")
+    assert kept(details) == {"Mod"}
+    assert len(details["kept_wide"]) == 1, "the Mod of integers is exact in any case"
+    assert decibels(model, converted, feeds) > 38
+
+
 SPECTRUM = """agraph (float[n, 1, 512] x) => (float[n, 16, s] y) {
     padded = Pad (x, pads)
     filtered = Conv <strides = [64]> (padded, bands)
