@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import TensorSpec
@@ -27,7 +29,7 @@ PARSING_S = 120
 class OnnxFile:
     def fingerprint(self, source: OnnxSource, root: Path) -> str:
         if source.path.startswith("s3://"):
-            return import_path.digest({"s3": s3_file.version(source.path)})
+            return import_path.digest(_versions(source.path))
         file = local_file(source.path, root, field="source.path")
         folder = Path(source.path).parent
         parts: dict[str, str] = {
@@ -79,13 +81,32 @@ def original(source: OnnxSource, root: Path, work_dir: Path) -> Path:
     return local_file(source.path, root, field="source.path")
 
 
-def _download(url: str, folder: Path) -> Path:
+def _versions(url: str) -> dict[str, str]:
+    """What changes when the model in S3 does, or a file that has its weights."""
+    version = s3_file.version(url)
+    data = {name: s3_file.version(_beside(url, name)) for name in _data_files_of(url, version)}
+    return {"s3": version, **data}
+
+
+@lru_cache(64)
+def _data_files_of(url: str, version: str) -> tuple[str, ...]:
+    """Names of the data files of that version; only the model itself says them."""
+    with TemporaryDirectory(prefix="enginefarm-") as name:
+        folder = Path(name)
+        found = _data_files(s3_file.download(url, folder))
+        return tuple(one for one in found if external_data.may_hold(one, folder))
+
+
+def _beside(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+def _download(url: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    file = s3_file.download(url, folder)
-    for name in _data_files(file):
-        if Path(name).name == name:  # anything else is refused when the model is read
-            s3_file.download(f"{url.rpartition('/')[0]}/{name}", folder)
-    return file
+    for name in _data_files(s3_file.download(url, folder)):
+        if external_data.may_hold(name, folder):  # load refuses any other
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            s3_file.download(_beside(url, name), (folder / name).parent)
 
 
 class _Names(Frozen):
