@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Farms mostly wait, so more files run at once than there are cores; what a file sets up is set up once.
-PARALLEL ?= -n 4 --dist loadfile
+PARALLEL ?= -n 5 --dist loadfile
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)

@@ -52,7 +52,7 @@ FARMS = (
         ("l4",),
     ),
 )
-"""As many as `make test` has processes, and about as long. They run first, each in one process,
+"""One fewer than `make test` has processes, and about as long. They run first, each in one process,
 because they take longest and mostly wait: the others fill the time in which they do."""
 
 LONG = (

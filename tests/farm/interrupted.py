@@ -28,20 +28,35 @@ def whole(farm: Farm, recipe: str, *labels: str) -> None:
         assert farm.store.has_blob(manifest.graph.model)
 
 
-def freeze(builder: psutil.Process) -> None:
-    """Stops a builder that is at work: before that it has not yet tied its life to its run's.
+def hold(farm: Farm, *labels: str) -> list[psutil.Process]:
+    """Freezes the builder of each worker once it is at work: a build as long as a test needs.
 
-    It stands still while it is looked at, so that it cannot end in between on a busy machine.
+    Before it has loaded TensorRT-RTX it has not yet tied its life to its run's. None of them may
+    end while another one is waited for, so all are looked at in turns. Resuming them lets the
+    builds end.
     """
+    held: dict[str, psutil.Process] = {}
 
-    def at_work() -> bool:
+    def all_at_work() -> bool:
+        for label in labels:
+            if label not in held:
+                found = [one for one in farm.running(label, BUILDER) if _stopped_at_work(one)]
+                held.update((label, one) for one in found)
+        return len(held) == len(labels)
+
+    until(all_at_work, f"{', '.join(labels)} build", pause_s=0.02)
+    return [held[label] for label in labels]
+
+
+def _stopped_at_work(builder: psutil.Process) -> bool:
+    try:
         builder.suspend()
         if any("libtensorrt_rtx" in mapped.path for mapped in builder.memory_maps()):
             return True
         builder.resume()
-        return False
-
-    until(at_work, "the builder has loaded TensorRT-RTX", 30, pause_s=0.02)
+    except psutil.NoSuchProcess:
+        pass  # one that another test has left, and that ends
+    return False
 
 
 def heard(farm: Farm, run_id: UUID) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import time
 
-from tests import slow_recipe
 from tests.farm.farm_fixture import Farm, until
+from tests.farm.interrupted import hold, start
 from tests.processes import gone
 
-BUILDER = "enginefarm.building.isolate:build_here"
 LABEL = "l4"
 SAID = "takes no more runs"
 
@@ -24,11 +23,11 @@ def told_to_stop(farm: Farm) -> None:
 def test_a_worker_that_is_told_to_stop_ends_its_build_first(farm: Farm) -> None:
     worker = farm.processes[LABEL]
     try:
-        slow_recipe.write(farm.recipes / "drained", name="drained", gpus=[LABEL])
-        run_id = farm.submit("build-model/build-model", recipe="drained")
-        farm.seize(LABEL, BUILDER)
+        run_id = start(farm, "drained", LABEL)
+        (builder,) = hold(farm, LABEL)
         told_to_stop(farm)
         assert worker.poll() is None, "it stays for its build"
+        builder.resume()
         ended = farm.wait(run_id)
         assert ended.state.is_completed(), ended.state.message
         (child,) = farm.children(run_id)
@@ -42,9 +41,8 @@ def test_a_worker_that_is_told_to_stop_ends_its_build_first(farm: Farm) -> None:
 def test_told_twice_it_stops_at_once(farm: Farm) -> None:
     worker = farm.processes[LABEL]
     try:
-        slow_recipe.write(farm.recipes / "twice", name="twice", gpus=[LABEL])
-        run_id = farm.submit("build-model/build-model", recipe="twice")
-        builder = farm.seize(LABEL, BUILDER)
+        run_id = start(farm, "twice", LABEL)
+        (builder,) = hold(farm, LABEL)
         told_to_stop(farm)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0

@@ -13,15 +13,14 @@ from prefect.states import Cancelling
 from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.store import embedded
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, start, whole
+from tests.farm.interrupted import RECOGNIZED_S, RUN, hold, start, whole
 from tests.farm.webhook_receiver import Received, receiver
 from tests.processes import gone
 
 
 def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     run_id = start(farm, "flowkill", "a100")
-    builder = farm.seize("a100", BUILDER)
-    freeze(builder)
+    (builder,) = hold(farm, "a100")
     (process,) = farm.running("a100", RUN)
     process.kill()
     until(lambda: gone(builder), "the builder dies with its run", 30)
@@ -37,8 +36,7 @@ def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
 
 def test_a_killed_zygote_takes_its_run_along_and_it_is_done_again(farm: Farm) -> None:
     run_id = start(farm, "zygotekill", "t4")
-    builder = farm.seize("t4", BUILDER)
-    freeze(builder)
+    (builder,) = hold(farm, "t4")
     (leader,) = farm.running("t4", RUN)
     worker = psutil.Process(farm.processes["t4"].pid)
     (zygote,) = [
@@ -55,13 +53,15 @@ def test_a_killed_zygote_takes_its_run_along_and_it_is_done_again(farm: Farm) ->
 
 def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
     run_id = start(farm, "parentkill", "a100", "t4")
-    farm.seize("a100", BUILDER)
+    builders = hold(farm, "a100", "t4")
     before = {child.id for child in farm.children(run_id)}
     # The run of the test before may not have quite gone.
     until(lambda: len(farm.running("control", RUN)) == 1, "its run is the only one")
     (process,) = farm.running("control", RUN)
     process.kill()
     until(lambda: "AwaitingRetry" in farm.states(run_id), "the parent is sent back", RECOGNIZED_S)
+    for builder in builders:
+        builder.resume()
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     assert ended.run_count == 2
@@ -74,17 +74,7 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
 
 def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
     run_id = start(farm, "cancelled", "a100", "t4")
-    held: dict[str, psutil.Process] = {}
-
-    def both_build() -> bool:
-        for label in ("a100", "t4"):
-            if label not in held and (found := farm.running(label, BUILDER)):
-                held[label] = found[0]
-                freeze(found[0])  # else it may be done before the other has begun
-        return len(held) == 2
-
-    until(both_build, "both workers build", pause_s=0.05)
-    builders = [*held.values()]
+    builders = hold(farm, "a100", "t4")
     with farm.client() as client:
         client.set_flow_run_state(run_id, Cancelling())
     until(lambda: all(map(gone, builders)), "the builders are killed", RECOGNIZED_S)
@@ -99,10 +89,11 @@ def test_cancelling_the_parent_ends_children_and_builders(farm: Farm) -> None:
 
 def test_a_server_that_is_restarted_in_the_middle(farm: Farm) -> None:
     run_id = start(farm, "restart", "a100")
-    farm.seize("a100", BUILDER)
+    (builder,) = hold(farm, "a100")
     farm.stop("server", signal.SIGTERM)
     time.sleep(5)
     farm.start_server()
+    builder.resume()
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     whole(farm, "restart", "a100/fp16")
@@ -110,9 +101,10 @@ def test_a_server_that_is_restarted_in_the_middle(farm: Farm) -> None:
 
 def test_an_s3_server_that_is_away_for_half_a_minute(farm: Farm) -> None:
     run_id = start(farm, "s3away", "t4")
-    farm.seize("t4", BUILDER)
+    (builder,) = hold(farm, "t4")
     stopped = time.monotonic()
     embedded.stop(farm.s3_home)
+    builder.resume()
     time.sleep(30)
     restarted = embedded.start(farm.s3_home)
     away_s = time.monotonic() - stopped

@@ -17,15 +17,14 @@ from prefect.states import Crashed, Pending
 
 from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import BUILDER, RECOGNIZED_S, RUN, freeze, heard, start, whole
+from tests.farm.interrupted import RECOGNIZED_S, RUN, heard, hold, start, whole
 from tests.processes import gone
 
 
 def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Farm) -> None:
     tiny_recipe.write(farm.recipes / "quick", name="quick", gpus=["l4"], precisions=["fp16"])
     run_id = start(farm, "workerkill", "l4")
-    builder = farm.seize("l4", BUILDER)
-    freeze(builder)
+    (builder,) = hold(farm, "l4")
     (process,) = farm.running("l4", RUN)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
@@ -80,7 +79,7 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
     """
     doomed_id = never_started(farm, times=11)
     run_id = start(farm, "unheard", "l4")
-    freeze(farm.seize("l4", BUILDER))
+    hold(farm, "l4")
     (building,) = farm.children(run_id)
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)

@@ -14,6 +14,7 @@ import pytest
 
 from enginefarm.farm.worker import zygote
 from enginefarm.farm.worker.run_process import SOCKET
+from tests.farm.farm_fixture import PATIENCE_S
 
 LEADER = [sys.executable, "-m", "enginefarm.farm.worker.run_process"]
 NO_RUN = {"PREFECT__FLOW_RUN_ID": "none such"}
@@ -36,7 +37,7 @@ def lead(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         env={**environment, **NO_RUN},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -70,16 +71,22 @@ def test_outputs_are_compared_with_the_first() -> None:
     assert found[1].compute.ms_p99 == 1.5
 
 
-def test_a_slow_model_stops_at_its_limit() -> None:
+def test_a_slow_model_stops_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    quarters = (count / 4 for count in itertools.count())
+    monkeypatch.setattr(
+        "enginefarm.bench.harness.time", SimpleNamespace(perf_counter=lambda: next(quarters))
+    )
     harness = Harness(
         warmup_iterations=0,
         warmup_s=0,
+        round_iterations=3,
         min_iterations=10**9,
         min_seconds=0,
-        max_seconds=0.05,
+        max_seconds=2,
     )
     samples, _ = interleave([Scripted("a", [], 1)], harness)
-    assert 0.05 <= samples[0].seconds < 2
+    assert samples[0].seconds == 2
+    assert len(samples[0].iterations) == 8 * 3  # each turn takes a quarter of a second
 
 
 def test_pytorch_and_onnx_runtime_on_the_cpu_agree(tmp_path: Path) -> None:
