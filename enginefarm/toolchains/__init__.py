@@ -106,14 +106,13 @@ def check(spec: BuildSpec) -> None:
     if not spec.builder.refit:
         return
     row = TOOLCHAINS[name]
+    dense = (
+        "new weights need not have zeros in the same places" if spec.builder.sparse_weights else ""
+    )
     for what, why, fix in (
         (f"toolchain {name}", "" if row.refit else row.no_refit, "use toolchain `tensorrt`"),
         (precision, PRECISIONS[precision].no_refit, "build it by a recipe of its own"),
-        (
-            "sparse_weights",
-            "new weights need not have zeros in the same places" * spec.builder.sparse_weights,
-            "leave out `sparse_weights`",
-        ),
+        ("sparse_weights", dense, "leave out `sparse_weights`"),
     ):
         if why:
             raise ToolchainError(

@@ -93,11 +93,11 @@ def test_what_the_automations_did_not_hear_is_found_and_done_again(farm: Farm) -
         # As the worker leaves it that takes a run, and is killed before its process starts.
         client.set_flow_run_state(taken.id, Pending())
         client.set_flow_run_state(taken.id, Pending(name="Submitting"))
-    for child in (building, taken):
+    for child, silent_since in ((building, killed), (taken, time.monotonic())):
         until(
             lambda child=child: "AwaitingRetry" in farm.states(child.id),
             f"{child.name} is sent back",
-            RECOGNIZED_S - (time.monotonic() - killed),
+            RECOGNIZED_S - (time.monotonic() - silent_since),
             said=lambda child=child: heard(farm, child.id),
         )
     farm.start_worker("l4", "--gpu", "l4", "--cross")
