@@ -29,8 +29,10 @@ from enginefarm.bench.shapes import Point, sized
 from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.host.detect import NvmlGpu, first_gpu
+from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.artifacts import in_a_process
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
@@ -39,7 +41,7 @@ from enginefarm.run.remote import RemoteContender
 from enginefarm.store.site import Site, materialize, plugin_libraries
 from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
-from enginefarm.toolchains.ort_trt import PRECISION_OPTIONS, graph_options
+from enginefarm.toolchains.ort_trt import COLON, PRECISION_OPTIONS, graph_options, unsayable
 
 TORCH = "PyTorch eager fp32"
 CUDA = "CUDAExecutionProvider"
@@ -116,6 +118,7 @@ def _entries(
     scratch: Path,
 ) -> Iterator[Entry]:
     label, gpu = where
+    shapes = model.profiles[profile]
     on_gpu = {"gpu": label, "gpu_name": gpu.name, "driver": gpu.driver}
     if recipe.source.LOADS == "module":
         yield Entry(
@@ -133,10 +136,7 @@ def _entries(
         yield Entry(name, partial(on, runtime="onnxruntime-cuda", provider=CUDA, options={}), row)
         if precision in PRECISION_OPTIONS:
             name = f"ONNX Runtime TensorRT {precision}"
-            options = graph_options(precision, model.profiles[profile])
-            on = partial(on_provider_in_a_process, name, onnx)
-            make = partial(on, runtime="onnxruntime-tensorrt", provider=PROVIDER, options=options)
-            yield Entry(name, make, row)
+            yield Entry(name, partial(by_tensorrt_of_ort, name, onnx, precision, shapes), row)
     for manifest in engines_for(model, label):
         for graph_too in (False, True):
             yield _engine(site, manifest, profile, graph_too)
@@ -147,6 +147,22 @@ def engines_here(site: Site, recipe: Recipe) -> list[Manifest]:
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     return engines_for(built_recipe(site, recipe), row.label) if row else []
+
+
+def by_tensorrt_of_ort(
+    name: str, onnx: Path, precision: PrecisionName, shapes: ShapeProfile
+) -> RemoteContender:
+    """Raises: EngineRunError when it cannot be told the shapes, or does not take the model."""
+    if told := unsayable(shapes):
+        why = f"the input {told[0]!r} has a colon in its name: {COLON}"
+        raise EngineRunError(f"{name} did not take the model", why=why)
+    return on_provider_in_a_process(
+        name,
+        onnx,
+        runtime="onnxruntime-tensorrt",
+        provider=PROVIDER,
+        options=graph_options(precision, shapes),
+    )
 
 
 def engines_for(model: BuiltRecipe, label: str) -> list[Manifest]:

@@ -6,20 +6,18 @@ nobody can find the engine.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
 from enginefarm.building import native as native_build
 from enginefarm.building import refit
 from enginefarm.building.environment import environment
 from enginefarm.building.isolate import LOG_NAME
 from enginefarm.building.job import BuildResult, Job
+from enginefarm.building.turns import locked, turn
 from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.gpus import gpu
@@ -41,13 +39,9 @@ from enginefarm.progress import SINK, report
 from enginefarm.settings import build_limits
 from enginefarm.store import failed_builds, layout
 from enginefarm.store import quarantine as device_records
-from enginefarm.store.disk import writing
 from enginefarm.store.site import Site, materialize, recorded, whole
 from enginefarm.store.statements import signing_policy
 from enginefarm.toolchains import BuildOutput, BuildRequest
-
-# A builder keeps about one core busy: more of them at once only take more memory.
-_SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 ONE_MAY_FAIL_ALL = (BuildError, BuildCrashed)
 """How a shared plan fails when a single compute capability lacks something."""
@@ -78,7 +72,7 @@ def build(
     Raises: ParseError, BuildError and its kinds, ToolchainError.
     """
     spec = job.spec
-    with _locked(site, spec.plan_key):
+    with locked(site, spec.plan_key):
         _refuse_quarantined(site, spec)
         published = whole(site, job.recipe, spec.digest, signing_policy())
         if published is not None:
@@ -110,7 +104,7 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
         request = _request(site, job, asked, scratch)
         tried = None
         if asked.builder.refit:
-            with _SLOTS, _labeled_progress(asked.label):
+            with turn(site, asked), _labeled_progress(asked.label):
                 tried = refit.attempt(site, job, request, policy, cancel or CANCEL)
         output = (tried and tried.output) or _build(site, job, request, cancel)
         kept = {"plan": output.plan, "log": output.log, "layers": output.layers}
@@ -167,7 +161,7 @@ def _build(
     site: Site, job: Job, request: BuildRequest, cancel: threading.Event | None
 ) -> BuildOutput:
     try:
-        with _SLOTS, _labeled_progress(request.spec.label):
+        with turn(site, request.spec), _labeled_progress(request.spec.label):
             return native_build.build(
                 site.store,
                 request,
@@ -294,13 +288,3 @@ def _labeled_progress(label: str) -> Generator[None]:
         yield
     finally:
         SINK.reset(token)
-
-
-@contextmanager
-def _locked(site: Site, plan_key: str) -> Generator[None]:
-    """Holds a lock that the kernel releases when this process dies, however it dies."""
-    folder = site.cache.root / "locks"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / plan_key):
-        yield

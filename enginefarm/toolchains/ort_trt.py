@@ -31,6 +31,11 @@ PRECISION_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """The provider's networks are weakly typed: a precision of the graph must be allowed too."""
 
+COLON = (
+    "ONNX Runtime's TensorRT provider takes what stands before the first colon for the name, "
+    "so it finds no range of shapes for this input"
+)
+
 
 class OrtTensorRT:
     """Builds inside ONNX Runtime, on the GPU that the artifact is for."""
@@ -67,6 +72,12 @@ class OrtTensorRT:
                 f"profiles: toolchain {NAME} takes one, and there are {len(spec.profiles)}",
                 why="ONNX Runtime builds all of them into the engine, and runs only the first",
                 fix="make one profile that covers them, or use toolchain `tensorrt` or `trtexec`",
+            )
+        for name in (one for profile in spec.profiles for one in unsayable(profile)):
+            raise ToolchainError(
+                f"toolchain {NAME}: the input {name!r} has a colon in its name",
+                why=COLON,
+                fix="rename the input in the model, or use toolchain `tensorrt` or `trtexec`",
             )
         require_ampere(spec)
         options = spec.builder
@@ -133,13 +144,23 @@ def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:
 def graph_options(precision: str, profile: ShapeProfile) -> dict[str, str]:
     """What the provider must be told of any graph: its precision, and its shapes.
 
-    precision: one of PRECISION_OPTIONS.
+    precision: one of PRECISION_OPTIONS. profile: without `unsayable` inputs.
     """
     options = dict.fromkeys(PRECISION_OPTIONS[precision], "True")
+    named = {name: shape for name, shape in profile.shapes.items() if ":" not in name}
     for point in ("min", "opt", "max"):
-        if profile.shapes:
-            options[f"trt_profile_{point}_shapes"] = shapes_option(profile, point)
+        if named:
+            told = profile.model_copy(update={"shapes": named})
+            options[f"trt_profile_{point}_shapes"] = shapes_option(told, point)
     return options
+
+
+def unsayable(profile: ShapeProfile) -> list[str]:
+    """Inputs whose range of shapes the provider cannot be told: it reads `NAME:SHAPE` up to the
+    first colon. An input of one shape needs no range."""
+    return [
+        name for name, shape in profile.shapes.items() if ":" in name and shape.min != shape.max
+    ]
 
 
 def validity(spec: BuildSpec) -> str:

@@ -78,8 +78,10 @@ else
     pytest all tests/gpu/test_flow.py tests/gpu/test_native_build.py tests/gpu/test_refit.py $others
     pytest last tests/gpu/test_benchmark.py tests/gpu/test_device_verify.py tests/gpu/test_timing.py
     if [ -n "${ENGINEFARM_ORT_PYTHONPATH:-}" ]; then
+        without=$PYTHONPATH
         PYTHONPATH="$ENGINEFARM_ORT_PYTHONPATH:$PYTHONPATH"
         pytest ort tests/gpu/test_ort_trt.py
+        PYTHONPATH=$without  # prove.py's reference is of the farm's own ONNX Runtime
     fi
 fi
 [ -z "$prove" ] || "$python" tests/gpu/prove.py "$work" || status=$?

@@ -204,6 +204,44 @@ def test_a_model_that_tensorrt_cannot_take_whole_is_no_artifact(tmp_path: Path) 
     assert "TensorrtExecutionProvider" in caught.value.what
 
 
+def renamed(path: Path, old: str, new: str) -> Path:
+    model = onnx.load(convolutions(path))
+    model.graph.input[0].name = new
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    onnx.save(model, path)
+    return path
+
+
+def test_a_name_is_read_up_to_its_first_colon(tmp_path: Path) -> None:
+    """Why `unsayable` inputs are refused: where this fails, the provider has learned to read."""
+    model, (shape,) = renamed(tmp_path / "m.onnx", "x", "x:0"), builds.CONV.values()
+    options = {
+        f"trt_profile_{point}_shapes": "x:0:" + "x".join(map(str, getattr(shape, point)))
+        for point in ("min", "opt", "max")
+    }
+    with pytest.raises(Exception, match=r"no associated shape profiles provided: x:0"):
+        ort.on_provider(model, PROVIDER, options)
+    with pytest.raises(ToolchainError, match="has a colon"):
+        build(model, tmp_path / "w", {"x:0": shape})
+
+
+def test_a_name_with_a_colon_and_one_shape_is_built_and_run(tmp_path: Path) -> None:
+    model = onnx.load(renamed(tmp_path / "m.onnx", "x", "x:0"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "m.onnx")
+    sizes = (2, 3, 16, 16)
+    shapes = {"x:0": MinOptMax(min=sizes, opt=sizes, max=sizes)}
+    made = build(tmp_path / "m.onnx", tmp_path / "w", shapes)
+    with open_artifact(made.plan, toolchain=NAME) as artifact:
+        running = artifact.running("conv")
+        running.bind({"x:0": np.ones(sizes, np.float32)})
+        running.iterate()
+        assert running.outputs()["y"].shape == (2, 16, 16, 16)
+        running.close()
+
+
 def left_to_the_cpu(path: Path) -> Path:
     """Strings in the middle: no part of TensorRT knows them."""
     model = onnx.load(data_dependent(path))

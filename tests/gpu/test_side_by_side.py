@@ -35,7 +35,7 @@ def command(tmp_path: Path) -> Command:
                 "ENGINEFARM_CACHE": str(tmp_path / "cache"),
             },
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=200,
             check=False,
         )

@@ -146,6 +146,7 @@ def test_graphs_of_every_precision_are_parsed_and_supported(
     parsing.parse_onnx(parser, network, onnx, messages, "tensorrt")
     print(onnx.stem, network.num_layers, "layers")
     assert network.num_layers > 0
+    assert builder_api.network_tensors(network, onnx)  # as the graph declares them
     # The bindings do not keep the network alive for its parser.
     other = builder.create_network(tensorrt.network_flags(trt))
     second = create("the parser", trt.OnnxParser, other, logger, messages=messages)
@@ -172,12 +173,12 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from enginefarm.errors import EnginefarmError
-from enginefarm.run.trt import Messages, make_logger, started
+from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains import tensorrt
 try:
     trt = tensorrt.load()
     messages = Messages(echo=False)
-    started("TensorRT's builder", trt.Builder, make_logger(trt, messages), messages=messages)
+    create("TensorRT's builder", trt.Builder, make_logger(trt, messages), messages=messages)
 except EnginefarmError as error:
     print(json.dumps(error.fields()))
     sys.exit(error.exit_code)

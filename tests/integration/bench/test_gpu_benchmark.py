@@ -15,7 +15,7 @@ from tiny_plans import plan_of
 from enginefarm import cli
 from enginefarm.bench import on_gpu as gpu_benchmark
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import ToolchainId
+from enginefarm.documents.spec import MinOptMax, ShapeProfile, ToolchainId
 from enginefarm.errors import EngineRunError
 from enginefarm.host import detect as host
 from enginefarm.host.detect import NvmlGpu
@@ -106,3 +106,11 @@ def test_runtimes_side_by_side_and_what_is_missing_left_out_by_name(
     assert cli.run([*run, "--cpu"]) == 0
     on_cpu = json.loads(capsys.readouterr().out)
     assert {(row["runtime"], row["gpu"]) for row in on_cpu} == {("onnxruntime-cpu", None)}
+
+
+def test_onnx_runtime_s_tensorrt_is_left_out_of_a_model_whose_shapes_it_cannot_be_told() -> None:
+    images = MinOptMax(min=(1, 3), opt=(2, 3), max=(4, 3))
+    shapes = ShapeProfile(name="default", shapes={"audio": images, "x:0": images})
+    with pytest.raises(EngineRunError) as caught:
+        gpu_benchmark.by_tensorrt_of_ort("it", Path("model.onnx"), "fp16", shapes)
+    assert "the input 'x:0' has a colon in its name" in caught.value.why

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_onnx
 
+from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host import runtimes
 from enginefarm.run.ort_engine import PROVIDER
@@ -59,6 +60,24 @@ def test_the_profile_is_spelled_as_the_provider_reads_it() -> None:
         request(spec("ort-trt", BUILD, profiles=(TEXT,))), Path("/p")
     )
     assert options["trt_profile_min_shapes"] == "ids:1x1,mask:1x1"
+
+
+def test_a_range_of_shapes_of_a_name_with_a_colon_is_refused_by_the_input_s_name() -> None:
+    """The provider would read `x:0:1x3x224x224` as the name x (1.17.1 on an H100)."""
+    made = spec("ort-trt", BUILD, profiles=({"x:0": IMAGES["x"]},))
+    with pytest.raises(ToolchainError, match="'x:0' has a colon") as caught:
+        ort_trt.OrtTensorRT().check(made)
+    assert "rename the input" in caught.value.fix
+
+
+def test_one_shape_of_a_name_with_a_colon_needs_no_telling() -> None:
+    fixed = MinOptMax(min=(1, 3), opt=(1, 3), max=(1, 3))
+    made = spec("ort-trt", BUILD, profiles=({"x:0": fixed, **TEXT},))
+    ort_trt.OrtTensorRT().check(made)
+    options = ort_trt.provider_options(request(made), Path("/p"))
+    assert options["trt_profile_opt_shapes"] == "ids:1x64,mask:1x64"
+    alone = spec("ort-trt", BUILD, profiles=({"x:0": fixed},))
+    assert "trt_profile_min_shapes" not in ort_trt.provider_options(request(alone), Path("/p"))
 
 
 def test_several_profiles_are_refused_since_only_the_first_would_run() -> None:

@@ -1,0 +1,47 @@
+"""Two builds at once: side by side where no GPU is needed, one after the other where one is."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny_onnx
+
+from enginefarm.building import turns
+from enginefarm.documents.spec import ToolchainId
+
+
+def at_once(root: Path, toolchain: str, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether two builds hold their turns at the same time."""
+    monkeypatch.setattr(turns, "_SLOTS", threading.BoundedSemaphore(2))
+    site: Any = SimpleNamespace(cache=SimpleNamespace(root=root))
+    build = ToolchainId(name=toolchain, build="11.4.0.106", cuda="13", os="linux", arch="x86_64")
+    spec = tiny_onnx.spec(build)
+    both = threading.Barrier(2)
+
+    def one(_: int) -> bool:
+        with turns.turn(site, spec):
+            try:
+                both.wait(1)
+            except threading.BrokenBarrierError:
+                return False
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        return all(pool.map(one, range(2)))
+
+
+def test_builds_that_time_kernels_take_turns_on_their_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not at_once(tmp_path, "tensorrt", monkeypatch)
+
+
+def test_builds_that_need_no_gpu_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert at_once(tmp_path, "tensorrt-rtx", monkeypatch)
