@@ -67,7 +67,6 @@ def test_nvml_tells_clocks_power_and_temperature() -> None:
     with GpuSampler() as sampler:
         time.sleep(0.2)
     state = sampler.state()
-    assert state.samples >= 3
     assert 100 < (state.sm_clock_mhz or 0) < 4000
     assert 10 < (state.power_w or 0) < (state.power_limit_w or 0) + 50
     assert state.power_state.startswith("P")

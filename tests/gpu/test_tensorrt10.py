@@ -33,7 +33,7 @@ from enginefarm.errors import BuildError, EnginefarmError, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, create, make_logger
-from enginefarm.toolchains import BuildRequest, parsing, tensorrt
+from enginefarm.toolchains import BuildRequest, builder_api, parsing, tensorrt
 from enginefarm.toolchains.combine_caches import combine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
