@@ -20,49 +20,18 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
 from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph.operators import MOVES
 from enginefarm.graph.precisions.free_names import FreeNames, rename
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-EXACT = frozenset(
-    [
-        "Abs",
-        "Clip",
-        "Compress",
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "If",
-        "Loop",
-        "Max",
-        "MaxPool",
-        "Min",
-        "Neg",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "ReverseSequence",
-        "Scan",
-        "ScatterElements",
-        "ScatterND",
-        "Sign",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "TopK",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
+EXACT = MOVES | frozenset(
+    (
+        *("Abs", "Clip", "Compress", "Concat", "GatherElements", "GatherND", "If", "Loop", "Max"),
+        *("MaxPool", "Min", "Neg", "Pad", "Relu", "ReverseSequence", "Scan", "ScatterElements"),
+        *("ScatterND", "Sign", "TopK", "Trilu", "Where"),
+    )
 )
 """Operators that return numbers from their inputs, which rounding would not change. The bodies of
 If, Loop and Scan round their own results."""
@@ -94,7 +63,7 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
     infer_types(model)
     rewrite.graph(model.graph, {}, main=True)
     for tensor in onnx_files.tensors(model):
-        _widen(tensor)
+        widen(tensor)
     return model
 
 
@@ -102,14 +71,14 @@ def narrow(model: ModelProto) -> tuple[str, ...]:
     """The names of the 16-bit floats that the graph computes with, such as ("FLOAT16",)."""
     from onnx import TensorProto
 
-    lows = _lows()
+    narrow_types = lows()
     found = {tensor.data_type for tensor in onnx_files.tensors(model)}
     for graph in onnx_files.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             found.add(value.type.tensor_type.elem_type)
         for node in graph.node:
             found.update(a.i for a in node.attribute if a.name in DTYPE_ATTRIBUTES)
-    return tuple(sorted(TensorProto.DataType.Name(low) for low in found & lows))
+    return tuple(sorted(TensorProto.DataType.Name(low) for low in found & narrow_types))
 
 
 class _Emulation:
@@ -125,7 +94,7 @@ class _Emulation:
         from onnx import TensorProto, helper
 
         graph = model.graph
-        found = [value for value in graph.input if _dtype(value) in _lows()]
+        found = [value for value in graph.input if _dtype(value) in lows()]
         renames = {value.name: self.free.make(f"{value.name}__given") for value in found}
         rename(model, renames)
         casts: list[NodeProto] = []
@@ -142,13 +111,13 @@ class _Emulation:
         """Rewrites the graph and its bodies in place. outer: dtypes of the values around it."""
         from onnx import TensorProto
 
-        lows, types, fused = _lows(), outer | _types(graph), _fused(graph)
+        narrow_types, types, fused = lows(), outer | _types(graph), _fused(graph)
         nodes: list[NodeProto] = []
         for node in graph.node:
             for body in bodies(node):
                 self.graph(body, types)
             for attribute in node.attribute:
-                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in lows:
+                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow_types:
                     attribute.i = TensorProto.FLOAT
             nodes.append(node)
             if self.rounded and (_exact(node) or fused.issuperset(node.output)):
@@ -161,13 +130,13 @@ class _Emulation:
                         f"the dtype of {name!r} cannot be inferred ({node.op_type})",
                         fix="remove the operator, or use fp32",
                     )
-                if types.get(name) in lows:
+                if types.get(name) in narrow_types:
                     node.output[index] = self.free.make(f"{name}__exact")
                     nodes += self.round(node.output[index], name, types[name])
         replace_nodes(graph, nodes)
         del graph.value_info[:]
         for value in graph.output if main else (*graph.input, *graph.output):
-            if _dtype(value) in lows:
+            if _dtype(value) in narrow_types:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
 
     def round(self, source: str, result: str, low: int) -> Iterator[NodeProto]:
@@ -179,7 +148,8 @@ class _Emulation:
         yield helper.make_node("Cast", [middle], [result], f"widen_{result}", to=TensorProto.FLOAT)
 
 
-def _lows() -> frozenset[int]:
+def lows() -> frozenset[int]:
+    """The TensorProto types of FP16 and BF16."""
     from onnx import TensorProto
 
     return frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
@@ -212,9 +182,10 @@ def _dtype(value: Any) -> int:
     return value.type.tensor_type.elem_type
 
 
-def _widen(tensor: TensorProto) -> None:
+def widen(tensor: TensorProto) -> None:
+    """In place: 16-bit numbers as the FP32 numbers that they are."""
     from onnx import numpy_helper
 
-    if tensor.data_type in _lows():
+    if tensor.data_type in lows():
         values = numpy_helper.to_array(tensor).astype("float32")
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

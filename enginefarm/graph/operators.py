@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, NodeProto
 
+MOVES = frozenset(
+    (
+        *("DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
+"""Operators whose results are numbers of their first input."""
 CONV_3D = "Conv3d"
 """A Conv or ConvTranspose over three dims, in `operators`."""
 FP32_INPUTS = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}

@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import bodies
+from enginefarm.graph.operators import MOVES
 from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
-
-MOVES = frozenset(
-    (
-        *("DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),
-        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-    )
-)
-"""Operators whose results are numbers of their first input."""
 
 
 def convert_first(model: ModelProto) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -13,9 +13,7 @@ from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse
 from enginefarm.documents.stage import StageOutput, StageRecord
-from enginefarm.errors import (
-    PrecisionError,
-)
+from enginefarm.errors import PrecisionError
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages
 from enginefarm.schema import Frozen
@@ -26,9 +24,6 @@ from enginefarm.store.site import (
     recorded,
     stage_key,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 class PreparedGraph(Frozen):

@@ -69,7 +69,6 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """
-    from enginefarm.graph.export import check_class_scores, export_tool
 
     def work(scratch: Path) -> StageOutput:
         order = order_of(recipe, scratch)
@@ -86,9 +85,16 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
     record, cached = recorded(
         site, "export", export_key(recipe), work, key_again=lambda: export_key(recipe)
     )
+    return _exported(recipe, record, cached=cached)
+
+
+def _exported(recipe: Recipe, record: StageRecord, *, cached: bool) -> ExportedModel:
+    """Raises: SourceError when the recipe names an output that does not exist."""
+    from enginefarm.graph.export import check_class_scores, export_tool
+
     exported = ExportedModel(
         onnx=onnx_ref_of(record),
-        outputs=tuple(record.values["outputs"]),  # type: ignore[arg-type]
+        outputs=tuple(cast("list[str]", record.values["outputs"])),
         exporter=export_tool(recipe),
         seconds=record.seconds,
         cached=cached,
@@ -98,15 +104,9 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
     return exported
 
 
-def _operators(slimmed: StageRecord) -> dict[str, str]:
-    """Operators of the slimmed graph; empty in records of earlier versions."""
-    return cast("dict[str, str]", slimmed.values.get("operators") or {})
-
-
-def _notes(*records: StageRecord) -> tuple[str, ...]:
-    """What stages changed or left out, for people; records of earlier versions have none."""
-    found = (cast("list[str]", record.values.get("notes") or []) for record in records)
-    return tuple(note for notes in found for note in notes)
+def _notes(record: StageRecord) -> tuple[str, ...]:
+    """What a stage changed or left out, for people; records of earlier versions have none."""
+    return tuple(cast("list[str]", record.values.get("notes") or []))
 
 
 def _source_digest(recipe: Recipe) -> str:
@@ -224,40 +224,35 @@ def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
         return StageOutput(files=made.files, values={"opset": exported.onnx.opset, **made.values})
 
     record, cached = recorded(site, "slim", slim_key(exported.onnx, slimmer), work)
-    model = plan.Model(
-        onnx=onnx_ref_of(record),
+    model = _model(recipe, exported, record, slimmer)
+    return SlimmedModel(model=model, seconds=record.seconds, cached=cached)
+
+
+def _model(
+    recipe: Recipe, exported: ExportedModel, slimmed: StageRecord, slimmer: ToolUse
+) -> plan.Model:
+    operators = slimmed.values.get("operators") or {}  # records of earlier versions have none
+    return plan.Model(
+        onnx=onnx_ref_of(slimmed),
         exporter=exported.exporter,
         slimmer=slimmer,
         plugins=plugin_digests(recipe),
         outputs=exported.outputs,
-        notes=(*exported.notes, *_notes(record)),
-        operators=_operators(record),
+        notes=(*exported.notes, *_notes(slimmed)),
+        operators=cast("dict[str, str]", operators),
     )
-    return SlimmedModel(model=model, seconds=record.seconds, cached=cached)
 
 
 def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     """The model as earlier runs recorded it; None when it has to be exported first."""
-    from enginefarm.graph.export import check_class_scores, export_tool
     from enginefarm.graph.slim import slim_tool
 
-    exported = found_record(site, "export", export_key(recipe))
-    if exported is None:
+    record = found_record(site, "export", export_key(recipe))
+    if record is None:
         return None
-    check_class_scores(recipe, cast("list[str]", exported.values["outputs"]), SourceError)
-    slimmer = slim_tool()
-    slimmed = found_record(site, "slim", slim_key(onnx_ref_of(exported), slimmer))
-    if slimmed is None:
-        return None
-    return plan.Model(
-        onnx=onnx_ref_of(slimmed),
-        exporter=export_tool(recipe),
-        slimmer=slimmer,
-        plugins=plugin_digests(recipe),
-        outputs=tuple(exported.values["outputs"]),  # type: ignore[arg-type]
-        notes=_notes(exported, slimmed),
-        operators=_operators(slimmed),
-    )
+    exported, slimmer = _exported(recipe, record, cached=True), slim_tool()
+    slimmed = found_record(site, "slim", slim_key(exported.onnx, slimmer))
+    return None if slimmed is None else _model(recipe, exported, slimmed, slimmer)
 
 
 def kept_plugins(site: Site, recipe: Recipe) -> tuple[BlobRef, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph import emulate, onnx_files
 from enginefarm.graph.messages import copied, replace_nodes
 
 if TYPE_CHECKING:
@@ -118,53 +119,25 @@ def widen(model: ModelProto) -> None:
     """
     from onnx import TensorProto
 
-    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    if not _has(model, narrow):
+    if not emulate.narrow(model):
         return
+    lows = emulate.lows()
+    for tensor in onnx_files.tensors(model):
+        emulate.widen(tensor)
     for graph in onnx_files.graphs(model.graph):
-        for tensor in graph.initializer:
-            _widen_tensor(tensor, narrow)
         for node in graph.node:
             for attribute in node.attribute:
-                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow:
+                if attribute.name in emulate.DTYPE_ATTRIBUTES and attribute.i in lows:
                     attribute.i = TensorProto.FLOAT
-                if attribute.HasField("t"):
-                    _widen_tensor(attribute.t, narrow)
         del graph.value_info[:]
         if graph is not model.graph:
             for value in (*graph.input, *graph.output):
-                if value.type.tensor_type.elem_type in narrow:
+                if value.type.tensor_type.elem_type in lows:
                     value.type.tensor_type.elem_type = TensorProto.FLOAT
-    _casts_at_the_border(model, narrow)
+    _casts_at_the_border(model, lows)
 
 
-DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
-
-
-def _has(model: ModelProto, narrow: tuple[int, ...]) -> bool:
-    for graph in onnx_files.graphs(model.graph):
-        values = (*graph.input, *graph.output, *graph.value_info)
-        if any(value.type.tensor_type.elem_type in narrow for value in values):
-            return True
-        if any(tensor.data_type in narrow for tensor in graph.initializer):
-            return True
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow:
-                    return True
-                if attribute.HasField("t") and attribute.t.data_type in narrow:
-                    return True
-    return False
-
-
-def _widen_tensor(tensor: TensorProto, narrow: tuple[int, ...]) -> None:
-    from onnx import numpy_helper
-
-    if tensor.data_type in narrow:
-        tensor.CopyFrom(numpy_helper.from_array(_floats(tensor), tensor.name))
-
-
-def _casts_at_the_border(model: ModelProto, narrow: tuple[int, ...]) -> None:
+def _casts_at_the_border(model: ModelProto, narrow: Container[int]) -> None:
     from onnx import TensorProto, helper
 
     from enginefarm.graph.precisions.free_names import FreeNames, rename_inside

@@ -10,37 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
+from enginefarm.graph.operators import MOVES
 from enginefarm.graph.precisions import constants
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-PASSES = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "Expand",
-        "Gather",
-        "Identity",
-        "Max",
-        "Min",
-        "Mul",
-        "Pad",
-        "Reshape",
-        "ScatterElements",
-        "ScatterND",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
+PASSES = MOVES | frozenset(
+    (
+        *("Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Max", "Min", "Mul", "Pad"),
+        *("ScatterElements", "ScatterND", "Sub", "Trilu", "Where"),
+    )
 )
 """What a mask goes through between its constant and the Softmax."""
 SINKS = frozenset(("Softmax", "LogSoftmax", "Attention"))

@@ -238,12 +238,16 @@ def _bounded(state: _Cast, home: _Scope, name: str) -> str:
     return made
 
 
+LOWERED = ("to", "dtype", "output_dtype")
+"""Not softmax_precision: an Attention that asks for an FP32 Softmax keeps it."""
+
+
 def _lower_attributes(state: _Cast, node: NodeProto) -> None:
     from onnx import TensorProto
 
     limit = constants.MASK if node.name in state.masks.nodes else None
     for attribute in node.attribute:
-        if attribute.name in constants.DTYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT:
+        if attribute.name in LOWERED and attribute.i == TensorProto.FLOAT:
             attribute.i = state.low
         if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(

@@ -12,51 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enginefarm.graph import onnx_files
+from enginefarm.graph.operators import MOVES
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-MOVES = frozenset(
-    [
-        "Cast",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+PASSES = MOVES | {"Cast", "Concat", "Where"}
 ARITHMETIC = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Ceil",
-        "Clip",
-        "CumSum",
-        "Div",
-        "Exp",
-        "Floor",
-        "Log",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "Round",
-        "Sqrt",
-        "Sub",
-    ]
+    (
+        *("Abs", "Add", "Ceil", "Clip", "CumSum", "Div", "Exp", "Floor", "Log", "Max", "Min"),
+        *("Mod", "Mul", "Neg", "Pow", "Range", "Reciprocal", "Round", "Sqrt", "Sub"),
+    )
 )
 MEANS = frozenset(("GlobalAveragePool", "ReduceMean", "ReduceSum"))
 NORMS = MEANS | frozenset(("ReduceL2", "ReduceSumSquare"))
@@ -123,7 +89,7 @@ def _cone(links: Links, node: NodeProto, steps: int) -> list[NodeProto]:
     found = [
         inner
         for maker in links.computed(node)
-        if maker.op_type in ARITHMETIC | MOVES | NORMS
+        if maker.op_type in ARITHMETIC | PASSES | NORMS
         for inner in _cone(links, maker, steps - 1)
     ]
     return [node, *found] if found else []
@@ -157,7 +123,7 @@ def _applied(links: Links, root: NodeProto) -> Iterator[NodeProto]:
                 yield reader
                 if len(variable) == 1:  # by a constant: the root is not applied yet
                     waiting.append(reader)
-            elif reader.op_type in MOVES or (
+            elif reader.op_type in PASSES or (
                 reader.op_type in ("Add", "Clip", "Max", "Reciprocal") and len(variable) == 1
             ):
                 yield reader
@@ -171,7 +137,7 @@ def _taken_away(links: Links, mean: NodeProto, steps: int) -> Iterator[NodeProto
     for reader in (r for name in mean.output for r in links.readers[name]):
         if reader.op_type == "Sub":
             yield reader
-        elif reader.op_type in MOVES or (
+        elif reader.op_type in PASSES or (
             reader.op_type in ("Div", "Mul") and not links.constants.keys().isdisjoint(reader.input)
         ):
             yield reader
@@ -219,7 +185,7 @@ def angles(links: Links) -> Iterator[NodeProto]:
             continue
         seen.add(node.name)
         yield node
-        waiting += [n for n in links.computed(node) if n.op_type in ARITHMETIC | MOVES]
+        waiting += [n for n in links.computed(node) if n.op_type in ARITHMETIC | PASSES]
 
 
 def integers(links: Links) -> Iterator[NodeProto]:
@@ -238,7 +204,7 @@ def integers(links: Links) -> Iterator[NodeProto]:
         if node.op_type == "Cast":
             from_integers = links.types.get(node.input[0]) in large
         else:
-            computes = node.op_type in ARITHMETIC | MOVES
+            computes = node.op_type in ARITHMETIC | PASSES
             from_integers = computes and bool(floats) and exact.issuperset(floats)
             if from_integers:
                 yield node
@@ -267,7 +233,7 @@ def _linear_cone(links: Links, node: NodeProto) -> list[NodeProto]:
     waiting, seen = [node], {node.name: node}
     while waiting:
         for maker in links.computed(waiting.pop()):
-            if maker.op_type not in ARITHMETIC | MOVES | NORMS | FILTERS | SIZES:
+            if maker.op_type not in ARITHMETIC | PASSES | NORMS | FILTERS | SIZES:
                 return []
             if maker.name not in seen:
                 seen[maker.name] = maker

@@ -10,37 +10,17 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 WIDE = (
-    "CastLike",
-    "CumSum",
-    "Exp",
-    "EyeLike",
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-    "Log",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "NegativeLogLikelihoodLoss",
-    "NonMaxSuppression",
-    "Pow",
-    "RMSNormalization",
-    "Range",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceMean",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-    "Resize",
-    "SoftmaxCrossEntropyLoss",
+    *("CastLike", "CumSum", "Exp", "EyeLike", "GroupNormalization", "InstanceNormalization"),
+    *("LayerNormalization", "Log", "LpNormalization", "MeanVarianceNormalization"),
+    *("NegativeLogLikelihoodLoss", "NonMaxSuppression", "Pow", "RMSNormalization", "Range"),
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
+    *("ReduceSum", "ReduceSumSquare", "Resize", "SoftmaxCrossEntropyLoss"),
 )
 """Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
 and NonMaxSuppression count in floats; Resize has scales among its inputs; CastLike and EyeLike
 make floats of integers. Softmax subtracts its maximum and is safe; in FP32 it would break fused
 attention."""
-WIDE_IN_BF16 = ("ConvTranspose", "GRU", "HardSwish", "LpPool", "Mish")
+WIDE_IN_BF16 = ("ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpPool", "Mish")
 """TensorRT-RTX 1.7.1 refuses these in BF16; it built 73 other operators."""
 
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -164,26 +165,11 @@ def _check(value: Any, where: str, key: str = "") -> None:
         for inner in cast("list[Any]", value):
             _check(inner, where, key)
     elif isinstance(value, str) and key != "as_string":
-        _checker(key)(value, where)
+        CHECKS.get(key, partial(_name, NAME))(value, where)
 
 
-def _checker(key: str) -> Callable[[str, str], None]:
-    return {
-        "expr_str": _expression,
-        "in_spec": _tree,
-        "out_spec": _tree,
-        "target": _target,
-        "metadata": _trace,
-    }.get(key, _name)
-
-
-def _name(text: str, where: str) -> None:
-    if not NAME.fullmatch(text):
-        raise _refused(where, f"{text[:80]!r} is not a name", "it could be executed as Python")
-
-
-def _trace(text: str, where: str) -> None:
-    if not TRACE.fullmatch(text):
+def _name(allowed: re.Pattern[str], text: str, where: str) -> None:
+    if not allowed.fullmatch(text):
         raise _refused(where, f"{text[:80]!r} is not a name", "it could be executed as Python")
 
 
@@ -194,7 +180,10 @@ def _target(text: str, where: str) -> None:
 
 def _tree(text: str, where: str) -> None:
     """How inputs are nested: plain containers. Others name modules that would be imported."""
-    waiting: list[Any] = [_parsed(text, where)]
+    try:
+        waiting: list[Any] = [json.loads(text)]
+    except (ValueError, RecursionError):
+        raise _refused(where, f"{text[:80]!r} is not a nesting of inputs", "") from None
     for value in waiting:
         if isinstance(value, list):
             waiting += cast("list[Any]", value)
@@ -205,13 +194,6 @@ def _tree(text: str, where: str) -> None:
             waiting += [fields.get("children_spec")]
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _refused(where, f"{text[:80]!r} is not a nesting of inputs", "") from None
-
-
 def _expression(text: str, where: str) -> None:
     if not is_arithmetic(text):
         raise _refused(
@@ -219,6 +201,16 @@ def _expression(text: str, where: str) -> None:
             "a shape expression is not arithmetic, or without end",
             f"{text[:80]!r} would be evaluated as Python",
         )
+
+
+CHECKS: dict[str, Callable[[str, str], None]] = {
+    "expr_str": _expression,
+    "in_spec": _tree,
+    "out_spec": _tree,
+    "target": _target,
+    "metadata": partial(_name, TRACE),
+}
+"""Key in the document -> what its strings have to pass; under any other key, a name."""
 
 
 def _refused(where: str, what: str, why: str) -> UnsafeCheckpointError:
