@@ -30,15 +30,17 @@ def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for graph in graphs for node in graph.node):
         return False
     from enginefarm.graph.precisions.constants import to_initializers
-    from enginefarm.graph.precisions.graph import drop_unused
+    from enginefarm.graph.precisions.graph import drop_unused, infer_types, known_types
 
     to_initializers(model)
+    infer_types(model)
+    types = known_types(graphs)
     opset, changed = onnx_files.opset(model), False
     constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
-    for graph in graphs:
+    for graph in reversed(graphs):  # bodies first: a node that is put back is a copy
         kept: list[NodeProto] = []
         for node in graph.node:
-            lack = _lack(node, constants)
+            lack = _lack(node, constants, types)
             if lack and all(name in constants for name in node.input if name):
                 made = _computed(node, constants, opset)
                 graph.initializer.append(made)
@@ -61,23 +63,19 @@ def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
     return changed
 
 
-def _lack(node: NodeProto, constants: dict[str, TensorProto]) -> str:
-    """What TensorRT does not take of the node's type or zero point; empty where it takes all."""
+def _lack(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int]) -> str:
+    """What TensorRT does not take of the node's type or zero point; empty where it takes all.
+
+    A result that is dequantized is left to the node that makes it."""
     from onnx import TensorProto, numpy_helper
 
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return ""
-    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
-    stored = constants.get(node.input[0]) if node.op_type == DEQUANTIZE else None
-    asked = next((one.i for one in node.attribute if one.name == "output_dtype"), 0)
-    kind = TensorProto.INT8  # what is made by another node is that node's to say
-    if stored is not None or zero is not None:
-        kind = (stored or zero).data_type  # type: ignore[union-attr]
-    elif node.op_type == QUANTIZE and len(node.input) < 3:
-        kind = asked or TensorProto.UINT8
-    name = TensorProto.DataType.Name(kind)
-    if name not in TAKEN:
+    stored = node.input[0] if node.op_type == DEQUANTIZE else node.output[0]
+    name = TensorProto.DataType.Name(types.get(stored, TensorProto.UNDEFINED))
+    if name not in TAKEN and (node.op_type == QUANTIZE or stored in constants):
         return f"to {name.lower()}"
+    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
     if zero is not None and numpy_helper.to_array(zero).astype("float32").any():
         return "with a zero point that is not 0"
     return ""

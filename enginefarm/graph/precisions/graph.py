@@ -75,7 +75,7 @@ def _typed_by_schema(model: ModelProto, inferred: ModelProto) -> bool:
     from onnx import defs, helper
 
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    types = _known_types(onnx_files.graphs(inferred.graph))
+    types = known_types(onnx_files.graphs(inferred.graph))
     found = False
     for graph in onnx_files.graphs(model.graph):
         for node in graph.node:
@@ -95,7 +95,7 @@ def _typed_by_schema(model: ModelProto, inferred: ModelProto) -> bool:
     return found
 
 
-def _known_types(graphs: Iterable[GraphProto]) -> dict[str, int]:
+def known_types(graphs: Iterable[GraphProto]) -> dict[str, int]:
     """The TensorProto type of each value that has one; -1 for a value that is not a tensor."""
     types: dict[str, int] = {}
     for graph in graphs:
@@ -113,7 +113,7 @@ def dtypes(graphs: Sequence[GraphProto]) -> dict[str, int]:
 
     Raises: PrecisionError where it is not known.
     """
-    types = _known_types(graphs)
+    types = known_types(graphs)
     for graph in graphs:
         for node in graph.node:
             for name in node.output:

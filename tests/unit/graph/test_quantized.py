@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -96,6 +97,13 @@ def test_what_tensorrt_would_take_for_int8_is_refused(
     assert "int8" in caught.value.fix
 
 
+def test_a_zero_point_that_is_computed_is_looked_at_too(tmp_path: Path) -> None:
+    """OnnxSlim makes a constant of it later."""
+    nodes = [("Cast", "zi z", {"to": TensorProto.UINT8}), *QDQ, PRODUCT]
+    with pytest.raises(SourceError, match="quantizes to uint8"):
+        exported(tmp_path, model(nodes, **FLOATS, zi=np.int64(0)))
+
+
 def test_a_zero_point_that_is_not_zero_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="with a zero point that is not 0"):
         exported(tmp_path, model([*QDQ, PRODUCT], **FLOATS, z=np.int8(3)))
@@ -156,6 +164,32 @@ def test_weights_that_tensorrt_cannot_dequantize_are_floats(
     made = exported(tmp_path, model(nodes, 21, ks=scale, **weights))
     assert operators(made) == ["MatMul"]
     assert [tensor.data_type for tensor in made.graph.initializer] == [TensorProto.FLOAT]
+
+
+def test_weights_in_a_branch_are_floats_too(tmp_path: Path) -> None:
+    names = ("k", "ks", "kz", "b", "bs")
+    made = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 19]>
+        agraph (float[n, 4] x) => (float[n, 5] y) {
+            s = ReduceSum <keepdims = 0> (x)
+            c = Greater (s, zero)
+            db = DequantizeLinear (b, bs)
+            h = If (c) <
+                then_branch = one () => (float[n, 5] t) {
+                    dk = DequantizeLinear (k, ks, kz) t = MatMul (x, dk)
+                },
+                else_branch = other () => (float[n, 5] e) {
+                    dl = DequantizeLinear (k, ks, kz) m = MatMul (x, dl) e = Neg (m)
+                }>
+            y = Add (h, db)
+        }"""
+    )
+    values = (WEIGHTS.astype(np.int8), np.float32(0.01), np.int8(3), np.int32(70), np.float32(0.1))
+    pairs = [*zip(names, values, strict=True), ("zero", np.float32(0))]
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in pairs)
+    read = exported(tmp_path, made)
+    found = [node.op_type for graph in onnx_files.graphs(read.graph) for node in graph.node]
+    assert "DequantizeLinear" not in found
 
 
 def test_weights_of_int8_stay_int8(tmp_path: Path) -> None:
