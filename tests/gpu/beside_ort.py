@@ -4,7 +4,8 @@
 
 FOLDER/NAME/recipe.yaml is built by `enginefarm build` and timed by `enginefarm bench run`, which
 finds ONNX Runtime for GPUs where ENGINEFARM_ORT_PYTHONPATH says. Whatever was left out is printed
-above the table. A name is a process of its own, so that several GPUs can share the names.
+above the table. The relative L2 of ONNX Runtime is measured against the first row of its batch;
+that of an engine is what its manifest says (`graph`: of its graph on the CPU).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['latency_ms_p99']:.3f} | {row['cov_verdict']} "
             f"| {number(row['compute_ms_median'], '.3f')} "
             f"| {number(first and first / median, '.2f')} "
-            f"| {number(row['relative_l2_max'], '.2g')} |"
+            f"| {number(row['relative_l2_max'], '.2g')} {row['verified_on'] or ''} |"
         )
     return lines
 

@@ -55,6 +55,17 @@ def test_the_page_says_what_is_proven_what_failed_and_what_did_not_run(
     assert "`test_timing::test_left`: resnet50 was not built" in page
 
 
+def test_a_test_that_ran_in_its_second_environment_is_not_called_not_run(
+    prove: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "junit-all.xml").write_text(JUNIT)
+    (tmp_path / "junit-ort.xml").write_text(
+        '<testsuite><testcase classname="tests.gpu.test_timing" name="test_left"/></testsuite>'
+    )
+    tests = prove.ran(sorted(tmp_path.glob("junit-*.xml")))
+    assert (tests.passed, len(tests.failed), tests.not_run) == (2, 2, ())
+
+
 def test_where_nothing_passed_nothing_is_proven(prove: ModuleType) -> None:
     where = prove.Machine("t4", "Tesla T4", "580.1", "a host", "10.15.1", "", "abc")
     page = prove.page(where, [prove.Row("fp16", "failed on the GPU")], prove.ran([]), "today")
