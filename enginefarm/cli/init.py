@@ -40,7 +40,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Representative inputs, for int8 and fp8.",
         ),
         click.option(
-            "--name", help="The name of the engines; that of the model's file by default."
+            "--name",
+            help="The name of the engines. By default, that of the model's file; its folder's "
+            "name if the file is called model or main.",
         ),
     )
     for option in reversed(options):
