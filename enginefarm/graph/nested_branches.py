@@ -15,14 +15,12 @@ from enginefarm.graph import onnx_files
 from enginefarm.graph.functions import all_nodes, bodies, nested_ifs
 from enginefarm.graph.messages import copied, replace_nodes
 from enginefarm.graph.precisions.free_names import FreeNames, name_nodes, unique_values
+from enginefarm.graph.raising import MOST_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
-
-LARGEST_COUNT = 1 << 31
-"""Exporters write the largest int64 as the count of a `while`."""
 
 
 def take_out(model: ModelProto) -> list[str]:
@@ -56,7 +54,7 @@ def _endless(model: ModelProto) -> set[str]:
     found: set[str] = set()
     for node in (node for graph in graphs for node in graph.node if node.op_type == "Loop"):
         count = small.get(node.input[0])
-        if not node.input[0] or (count and numpy_helper.to_array(count).max() > LARGEST_COUNT):
+        if not node.input[0] or (count and numpy_helper.to_array(count).max() >= MOST_STEPS):
             found.add(node.name)
     return found
 

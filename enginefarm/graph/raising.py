@@ -7,10 +7,12 @@ Runtime's CPU provider does not have, are written with a Transpose around them.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph.functions import all_nodes, bodies
 from enginefarm.graph.messages import copied, replace_nodes
 from enginefarm.graph.precisions.free_names import FreeNames
 
@@ -23,6 +25,8 @@ OPSET = 13
 """The first opset in which Q/DQ has an axis, and the oldest one that all later stages take."""
 OLDEST_THAT_RUNS = 7
 """ONNX Runtime runs no graph of an older opset."""
+MOST_STEPS = (1 << 31) - 2
+"""The largest count of a Loop that TensorRT's parser takes for one."""
 PLACED = 11
 """The first opset in which a Resize says where its pixels are."""
 PLACE = "coordinate_transformation_mode"
@@ -65,7 +69,7 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
                 tensor.CopyFrom(kept.pop(tensor.name))
         if came < PLACED and onnx_files.opset(model) >= PLACED:
             _place_resizes(model.graph)
-    _conditions(model)
+    _bounds_of_loops(model)
     _steps_first(model)
     del model.metadata_props[:]
     if onnx_files.opset(model) != came:
@@ -149,20 +153,37 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
     return kept
 
 
-def _conditions(model: ModelProto) -> None:
-    """A Loop without a condition goes on until its count ends. TensorRT's parser wants one."""
+def _bounds_of_loops(model: ModelProto) -> None:
+    """A Loop without a condition goes on until its count ends, and one without a count until its
+    condition does. TensorRT's parser wants the first; the second too, where the body reads the
+    number of its step, and no count beyond MOST_STEPS, which it takes for none."""
     import numpy as np
     from onnx import numpy_helper
 
-    graphs = onnx_files.graphs(model.graph)
+    graphs = list(onnx_files.graphs(model.graph))
     loops = [node for graph in graphs for node in graph.node if node.op_type == "Loop"]
-    without = [node for node in loops if not node.input[1]]
-    if not without:
+    if not loops:
         return
-    always = FreeNames(model).make("go_on")
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), always))
-    for node in without:
-        node.input[1] = always
+    counts = {one.name: one for graph in graphs for one in graph.initializer if prod(one.dims) == 1}
+    free = FreeNames(model)
+    made = {MOST_STEPS: free.make("most_steps"), True: free.make("go_on")}
+    for node in loops:
+        count = counts.get(node.input[0])
+        endless = count is not None and numpy_helper.to_array(count).max() > MOST_STEPS
+        if (endless or not node.input[0]) and _reads_its_step(node):
+            node.input[0] = made[MOST_STEPS]
+        node.input[1] = node.input[1] or made[True]
+    read = {name for node in loops for name in node.input}
+    for value, name in made.items():
+        if name in read:
+            kind = np.int64 if value == MOST_STEPS else np.bool_
+            model.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
+
+
+def _reads_its_step(loop: NodeProto) -> bool:
+    body = bodies(loop)[0]
+    reads = {name for node in all_nodes(body.node) for name in node.input}
+    return body.input[0].name in reads | {output.name for output in body.output}
 
 
 def _steps_first(model: ModelProto) -> None:

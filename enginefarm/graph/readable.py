@@ -26,12 +26,14 @@ def make_readable(model: ModelProto, what: str) -> None:
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
+    opset = onnx_files.opset(model)
     for graph in onnx_files.graphs(model.graph):
         graph.name = graph.name or "graph"
         graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
         for node in graph.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
+            _drop_optional_ends(node, opset)
             for attribute in node.attribute:
                 if attribute.HasField("sparse_tensor"):
                     attribute.t.CopyFrom(dense(attribute.sparse_tensor, what))
@@ -40,6 +42,19 @@ def make_readable(model: ModelProto, what: str) -> None:
     to_initializers(model)
     _name_parts(model)
     _distinct_nodes(model)
+
+
+def _drop_optional_ends(node: NodeProto, opset: int) -> None:
+    """Optional results at the end that have no name: TensorRT counts them, and refuses the node."""
+    from onnx import defs
+
+    while len(node.output) > 1 and not node.output[-1] and not node.domain:
+        if not defs.has(node.op_type, opset, ""):
+            return
+        formal: Any = defs.get_schema(node.op_type, opset, "").outputs[len(node.output) - 1 :][:1]
+        if not formal or formal[0].option != defs.OpSchema.FormalParameterOption.Optional:
+            return
+        node.output.pop()
 
 
 def dense(sparse: SparseTensorProto, what: str) -> TensorProto:

@@ -180,6 +180,11 @@ NETWORKS: tuple[Refusal, ...] = (
         "leave this GPU out, or start from the model in FP32: `precisions` quantize it",
     ),
     Refusal(
+        _says(r"Quantized constant \((?P<name>.+?)\) is only allowed before DQ"),
+        "TensorRT takes the int8 constant {name!r} for quantized floats",
+        "compute with int32 in the model: Cast what is int8 to it, and back",
+    ),
+    Refusal(
         _says(r"Non-zero zero point is not supported"),
         "TensorRT quantizes symmetrically: every zero point has to be 0",
         "start from the model in FP32: the recipe's `precisions` quantize it; or quantize it "

@@ -153,7 +153,20 @@ def _computes_wide(state: _Cast, node: NodeProto) -> bool:
     if node.op_type == "Cast":
         return False
     schema = operands(node.op_type, node.domain, state.opset, state.low_name)
-    return not schema.takes_low or _kept_wide(state, node)
+    return not schema.takes_low or _kept_wide(state, node) or _is_float_by_default(state, node)
+
+
+def _is_float_by_default(state: _Cast, node: NodeProto) -> bool:
+    """Whether the node makes FP32 numbers of no floats, and no attribute says their type, as a
+    ConstantOfShape without a value does."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, state.low)
+    return not (
+        bodies(node)
+        or any(state.types.get(name) in floats for name in node.input)
+        or any(one.name in LOWERED or one.HasField("t") for one in node.attribute)
+    )
 
 
 def _kept_wide(state: _Cast, node: NodeProto) -> bool:

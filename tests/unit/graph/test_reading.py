@@ -15,7 +15,17 @@ from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import EnginefarmError, ExportError, ModelError, SourceError
-from enginefarm.graph import export, onnx_files, ort, raising, shape_inputs, slim, steady, verify
+from enginefarm.graph import (
+    export,
+    onnx_files,
+    ort,
+    raising,
+    readable,
+    shape_inputs,
+    slim,
+    steady,
+    verify,
+)
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import ReferenceBatch, make_reference
 
@@ -174,6 +184,54 @@ def test_a_loop_without_a_condition_gets_one(tmp_path: Path) -> None:
     assert all(node.input), "TensorRT's parser refuses a Loop without one"
     x = np.ones((1, 4), np.float32)
     assert run(report.path, {"x": x})["y"].tolist() == [[8.0] * 4]
+
+
+@pytest.mark.parametrize("count", [None, 2**63 - 1, 5])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_while_that_reads_its_step_has_a_count(
+    tmp_path: Path, count: int | None, reads: bool
+) -> None:
+    """TensorRT's parser has no number of the step without one, and takes larger ones for none."""
+    made = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[n, 4] x) => (float[n, 4] y) {{
+            y = Loop ({"" if count is None else "steps"}, yes, x) <body = one
+                (int64 i, bool go, float[p, 4] h) => (bool still, float[p, 4] next) {{
+                    still = {"Less (i, four)" if reads else "Identity (go)"}
+                    next = Add (h, h)
+                }}>
+        }}"""
+    )
+    values = {"steps": np.int64(count or 0), "yes": np.array(True), "four": np.int64(4)}
+    named = ((np.asarray(one), name) for name, one in values.items())
+    made.graph.initializer.extend(numpy_helper.from_array(*one) for one in named)
+    made = raising.raised(made, error=SourceError, what="test")
+    (loop,) = made.graph.node
+    weights = {one.name: numpy_helper.to_array(one) for one in made.graph.initializer}
+    kept = count if count == 5 or not reads else raising.MOST_STEPS
+    assert (weights[loop.input[0]] == kept) if loop.input[0] else kept is None
+    if reads:
+        path = onnx_files.write(made, tmp_path)
+        found = run(path, {"x": np.ones((1, 4), np.float32)})
+        assert found["y"].tolist() == [[32.0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("node", "kept"),
+    [
+        (helper.make_node("Dropout", ["x"], ["y", ""]), ["y"]),
+        (helper.make_node("MaxPool", ["x"], ["y", ""], kernel_shape=[1]), ["y"]),
+        (helper.make_node("LayerNormalization", ["x", "s"], ["y", "", ""]), ["y"]),
+        (helper.make_node("LayerNormalization", ["x", "s"], ["y", "", "v"]), ["y", "", "v"]),
+    ],
+)
+def test_results_without_a_name_at_the_end_are_left_out(
+    node: onnx.NodeProto, kept: list[str]
+) -> None:
+    """TensorRT's parser counts them, and refuses a Dropout with one."""
+    made = model([node], opset=17)
+    readable.make_readable(made, "test")
+    assert list(made.graph.node[0].output) == kept
 
 
 @pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])

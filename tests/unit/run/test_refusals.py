@@ -67,6 +67,12 @@ def test_unknown_words_are_passed_on() -> None:
             "leave this GPU out",
         ),
         (
+            "Error Code 4: API Usage Error (Quantized constant (k) is only allowed before DQ or "
+            "PLUGIN_V2 or kPLUGIN_V3 node.",
+            "the int8 constant 'k'",
+            "int32",
+        ),
+        (
             "MyelinCheckException: decompose_composite_ops.cpp:59: "
             "CHECK(composite_op->is_decomposable()) failed. Attention operation was not supported "
             "by a dedicated kernel.",

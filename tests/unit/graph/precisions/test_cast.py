@@ -410,3 +410,17 @@ def test_an_operator_whose_dtype_onnx_does_not_infer_has_its_inputs_by_schema(
     changed = cast(model, tmp_path, name)
     low = TensorProto.FLOAT16 if name == "fp16" else TensorProto.BFLOAT16
     assert reads(changed, "MatMul") == reads(changed, "Gelu") == {low}
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_numbers_that_are_floats_by_default_stay_floats(tmp_path: Path, name: str) -> None:
+    """A ConstantOfShape without a value makes FP32 zeros, and no attribute can be lowered."""
+    model = made("""agraph (float[n, 4] x) => (float[n, 4] y) {
+            s = Shape (x)
+            zeros = ConstantOfShape (s)
+            y = Add (x, zeros)
+        }""")  # fmt: skip
+    done = cast(model, tmp_path, name)
+    x = RANDOM.normal(size=(3, 4)).astype(np.float32)
+    assert types(done)["zeros"] == TensorProto.FLOAT
+    np.testing.assert_allclose(run(emulate(done), x=x)["y"], x, rtol=1e-2)
