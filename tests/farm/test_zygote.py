@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -77,6 +80,34 @@ def test_a_killed_zygote_is_missed_by_nobody_and_comes_again(worker: dict[str, s
     (again,) = zygotes()
     assert again.pid != killed.pid
     assert lead(worker).returncode == 1
+
+
+@pytest.mark.parametrize("whom", ["run_process", "zygote", "keeper"])
+def test_a_run_dies_with_each_process_that_leads_it(
+    whom: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # its run waits for an answer
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/api")
+        with zygote.running(dict(os.environ)):
+            deadline = time.monotonic() + 60
+            while not Path(os.environ[SOCKET]).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            environment = {**os.environ, "PREFECT__FLOW_RUN_ID": str(uuid4())}
+            leader = subprocess.Popen(LEADER, env=environment)
+            while len(led := [p for one in zygotes() for p in one.children(recursive=True)]) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            (first,) = zygotes()
+            (keeper,) = first.children()
+            (run,) = keeper.children()
+            assert set(led) == {keeper, run}
+            pid = {"run_process": leader.pid, "zygote": first.pid, "keeper": keeper.pid}[whom]
+            os.kill(pid, signal.SIGKILL)
+            assert leader.wait(10) != 0
+            psutil.wait_procs(led, timeout=10)
+            assert not [p for p in led if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_the_zygote_has_no_thread_that_a_fork_would_lose() -> None:

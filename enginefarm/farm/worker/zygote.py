@@ -4,8 +4,9 @@
 
 Importing Prefect takes over a second of CPU; a fork takes a hundredth of that. The zygote starts
 no thread, opens no connection, and imports neither torch nor CUDA. The worker sees each run as a
-`run_process`: when that process ends, its forked run is killed. When the zygote dies, its runs die
-too, and `running` starts another zygote.
+`run_process`, which a keeper answers: a fork of the zygote that forks the run, forwards signals to
+it, and kills it when the `run_process` ends. When the zygote dies, its keepers and runs die too,
+and `running` starts another zygote.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -24,7 +24,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 
 from enginefarm.child.lifeline import die_with_parent
 from enginefarm.errors import UsageError
@@ -106,160 +105,97 @@ class Request:
     """A request for a run: its environment, its folder and its standard streams."""
 
     def __init__(self, line: socket.socket) -> None:
+        """Raises: OSError, ValueError, KeyError for what is not a request."""
         line.settimeout(READ_S)
-        head, self.streams, _, _ = socket.recv_fds(line, LENGTH.size, STDIO)
-        try:
-            (size,) = LENGTH.unpack(head)
-            body = json.loads(_receive(line, size))
-            self.environment: dict[str, str] = body["environment"]
-            self.folder: str = body["folder"]
-            if len(self.streams) != STDIO:
-                raise ValueError("no standard streams")
-        except BaseException:
-            self.close()
-            raise
+        head, self._streams, _, _ = socket.recv_fds(line, LENGTH.size, STDIO)
+        (size,) = LENGTH.unpack(head)
+        with line.makefile("rb") as stream:
+            body = json.loads(stream.read(size))
+        self.environment: dict[str, str] = body["environment"]
+        self._folder: str = body["folder"]
+        if len(self._streams) != STDIO:
+            raise ValueError("it has no standard streams")
+        line.settimeout(None)
 
-    def settings(self) -> dict[str, str]:
-        return _settings(self.environment)
-
-    def close(self) -> None:
-        for descriptor in self.streams:
-            os.close(descriptor)
-
-    def become(self, zygote_pid: int) -> None:
+    def become(self) -> None:
         """Turns this process, which was just forked, into the requested run."""
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        die_with_parent(zygote_pid)
         os.setpgid(0, 0)  # signals of a terminal come by run_process, and once
-        for number, descriptor in enumerate(self.streams):
+        for number, descriptor in enumerate(self._streams):
             os.dup2(descriptor, number)
-        self.close()
+            os.close(descriptor)
         os.environ.clear()
         os.environ.update(self.environment)
-        os.chdir(self.folder)
-
-
-def _receive(line: socket.socket, size: int) -> bytes:
-    parts: list[bytes] = []
-    while size > 0:
-        part = line.recv(size)
-        if not part:
-            raise ValueError("it broke off")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        os.chdir(self._folder)
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(RUN_PREFIX)}
 
 
-class Zygote:
-    """Accepts requests, forks, forwards signals and reports exit statuses, all in one thread."""
+def _has_other_settings(request: Request) -> bool:
+    mine, theirs = _settings(os.environ), _settings(request.environment)
+    names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+    if names:
+        print(f"zygote: other settings: {', '.join(names)}", file=sys.stderr, flush=True)
+    return bool(names)
 
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._settings = _settings(os.environ)
-        self._runs: dict[socket.socket, int] = {}
-        self._selector = selectors.DefaultSelector()
-        self._ended, wakeup = socket.socketpair()
-        for end in (self._ended, wakeup):
-            end.setblocking(False)
-        self._wakeup = wakeup
-        signal.signal(signal.SIGCHLD, _ignore)
-        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-        for source in (listener, self._ended):
-            self._selector.register(source, selectors.EVENT_READ)
 
-    def serve(self) -> Request:
-        """Never returns in the zygote; in a forked process it returns the request."""
-        while True:
-            for key, _ in self._selector.select():
-                source = key.fileobj
-                assert isinstance(source, socket.socket)
-                if source is self._listener:
-                    request = self._take()
-                    if request is not None:
-                        return request
-                elif source is self._ended:
-                    self._reap()
-                elif source in self._runs:
-                    self._pass_on(source)
-
-    def _take(self) -> Request | None:
-        line, _ = self._listener.accept()
-        try:
-            request = Request(line)
-        except (OSError, ValueError, KeyError) as error:
-            print(f"zygote: this is not a request: {error}", file=sys.stderr, flush=True)
-            line.close()
-            return None
-        pid = self._forked() if self._same_settings(request) else None
-        if pid == 0:
-            line.close()
-            return request
-        request.close()
-        if pid is not None:
-            self._runs[line] = pid
-            self._selector.register(line, selectors.EVENT_READ)
-        # Should it be gone already, its end is read next, and kills the run.
-        with suppress(OSError):
-            line.sendall(REFUSED if pid is None else FORKED)
-        if pid is None:
-            line.close()
-        return None
-
-    def _same_settings(self, request: Request) -> bool:
-        mine, theirs = self._settings, request.settings()
-        names = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if names:
-            print(f"zygote: other settings: {', '.join(names)}", file=sys.stderr, flush=True)
-        return not names
-
-    def _forked(self) -> int | None:
-        """The process id; 0 in the new process; None when the system cannot fork."""
-        try:
-            pid = os.fork()
-        except OSError:
-            return None
-        if pid == 0:
-            self._selector.close()
-            for source in (self._listener, self._ended, self._wakeup, *self._runs):
-                source.close()
-        return pid
-
-    def _pass_on(self, line: socket.socket) -> None:
-        """Forwards a signal to the run, or kills the run when its `run_process` has ended."""
-        try:
-            numbers = line.recv(16)
-        except OSError:
-            numbers = b""
-        for number in numbers or [signal.SIGKILL]:
-            with suppress(ProcessLookupError):
-                os.kill(self._runs[line], number)
-        if not numbers:
-            self._selector.unregister(line)
-
-    def _reap(self) -> None:
-        with suppress(BlockingIOError):
-            self._ended.recv(4096)
-        for line, pid in list(self._runs.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended:
+def serve(listener: socket.socket) -> None:
+    """Forks a keeper for each request. It returns only in the process of a run."""
+    zygote_pid = os.getpid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how keepers end
+    while True:
+        line, _ = listener.accept()
+        with line:
+            try:
+                pid = os.fork()
+            except OSError:  # `run_process` reads the end of its line, and runs the flow itself
                 continue
-            del self._runs[line]
-            with suppress(KeyError):
-                self._selector.unregister(line)
-            with suppress(OSError):
-                line.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
-            line.close()
+            if pid == 0:
+                listener.close()
+                die_with_parent(zygote_pid)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                if _keep(line):
+                    return
+                os._exit(0)
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Does nothing: only a signal with a handler writes to the wakeup descriptor."""
+def _keep(line: socket.socket) -> bool:
+    """Forks the run, forwards its signals, and reports its exit status. Returns True in the run's
+    own process; the run dies with its keeper."""
+    try:
+        request = Request(line)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"zygote: this is not a request: {error}", file=sys.stderr, flush=True)
+        return False
+    if _has_other_settings(request):
+        line.sendall(REFUSED)
+        return False
+    keeper_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        line.close()
+        die_with_parent(keeper_pid)
+        request.become()
+        return True
+    threading.Thread(target=_forward, args=(line, pid), daemon=True).start()
+    with suppress(OSError):  # should `run_process` be gone already, `_forward` kills the run
+        line.sendall(FORKED)
+    _, status = os.waitpid(pid, 0)
+    with suppress(OSError):
+        line.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
+    return False
+
+
+def _forward(line: socket.socket, pid: int) -> None:
+    """Forwards signals to the run, and kills it when its `run_process` has ended."""
+    with suppress(ConnectionError):
+        while numbers := line.recv(16):
+            for number in numbers:
+                os.kill(pid, number)
+    os.kill(pid, signal.SIGKILL)
 
 
 def preload() -> None:
@@ -284,8 +220,7 @@ def main() -> None:
     preload()
     gc.collect()
     gc.freeze()
-    zygote_pid = os.getpid()
-    Zygote(listener).serve().become(zygote_pid)
+    serve(listener)
     engine()
 
 
