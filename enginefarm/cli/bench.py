@@ -14,11 +14,11 @@ from enginefarm.cli import completion
 from enginefarm.cli.bench_slo import slo
 from enginefarm.cli.options import (
     FiniteRange,
-    NamedPath,
     gpu_option,
     gpus_option,
     precision_option,
     precisions_filter,
+    recipe_argument,
     runtimes_filter,
 )
 from enginefarm.cli.tables import print_json, print_table
@@ -108,11 +108,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 
 
 @bench.command("run")
-@click.argument(
-    "recipe",
-    type=NamedPath(path_type=Path, dir_okay=False),
-    shell_complete=completion.recipe_files,
-)
+@recipe_argument
 @click.option(
     "--seconds",
     type=FiniteRange(0.01, 3600),

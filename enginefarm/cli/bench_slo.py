@@ -7,17 +7,12 @@ from typing import Any
 
 import click
 
-from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange, NamedPath, precision_option
+from enginefarm.cli.options import FiniteRange, precision_option, recipe_argument
 from enginefarm.cli.tables import print_json, print_table
 
 
 @click.command()
-@click.argument(
-    "recipe",
-    type=NamedPath(path_type=Path, dir_okay=False),
-    shell_complete=completion.recipe_files,
-)
+@recipe_argument
 @click.option(
     "--p99-ms",
     "slo_p99_ms",

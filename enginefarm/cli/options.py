@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,13 @@ class NamedPath(click.Path):
             self.fail("the path is empty.", param, ctx)
         return super().convert(value, param, ctx)
 
+
+recipe_argument = click.argument(
+    "recipe",
+    type=NamedPath(path_type=Path, dir_okay=False),
+    shell_complete=completion.recipe_files,
+)
+"""The file of a recipe."""
 
 MOST_WHY = 2000
 """Characters of a reason in a channel's log."""

@@ -1,16 +1,25 @@
-"""Runs a worker: checks its GPU and toolchains, registers it, then takes runs."""
+"""Runs a worker: checks its GPU and toolchains, registers it, then takes runs.
+
+It has a temporary folder of its own, and serves its Prometheus metrics, its health, and the length
+of the queues.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import platform
+import re
+import shutil
+import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 
 from filelock import FileLock, Timeout
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
@@ -19,12 +28,11 @@ from enginefarm.farm import recovery
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
 from enginefarm.farm.worker import card as workers
-from enginefarm.farm.worker import run_process, zygote
+from enginefarm.farm.worker import metrics, run_process, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker, work
-from enginefarm.farm.worker.observed import metrics_served
-from enginefarm.farm.worker.scratch import private_tmpdir
 from enginefarm.planning.plan import CROSS_POOL
+from enginefarm.settings import current
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
 
@@ -132,3 +140,87 @@ def _heartbeat_events(card: Card) -> Generator[None]:
     finally:
         stopped.set()
         emit_event("enginefarm.worker.stopped", resource=resource)
+
+
+QUEUE_STATES = {"scheduled": "SCHEDULED", "pending": "PENDING", "running": "RUNNING"}
+
+
+@contextmanager
+def metrics_served(worker: FarmWorker, card: Card) -> Generator[None]:
+    """Serves metrics and health while the block runs, if ENGINEFARM_METRICS_PORT is set.
+
+    Only the control worker reports the queues, so each farm reports them once, also for pools
+    whose workers are scaled to zero.
+    """
+    port = os.environ.get("ENGINEFARM_METRICS_PORT")
+    if not port:
+        yield
+        return
+    seconds = get_current_settings().worker.query_seconds
+    served = metrics.serve(
+        current().home / "metrics" / card.name,
+        worker=card.name,
+        gpu=card.gpu or "",
+        host=os.environ.get("ENGINEFARM_METRICS_HOST", "127.0.0.1"),
+        port=int(port),
+        queue=queue_depth if card.role == "control" else None,
+        alive=lambda: worker.is_worker_still_polling(seconds),
+    )
+    try:
+        yield
+    finally:
+        served.close()
+
+
+def queue_depth() -> Mapping[tuple[str, str], int]:
+    """Runs of each pool that are due, pending or running; `open` is all three."""
+    found: dict[tuple[str, str], int] = {}
+    with get_client(sync_client=True) as client:
+        for pool in (CONTROL_POOL, CROSS_POOL, *farm.gpu_pools(client)):
+            for state, name in QUEUE_STATES.items():
+                runs: dict[str, object] = {"state": {"type": {"any_": [name]}}}
+                if state == "scheduled":  # a schedule's later runs are no queue
+                    runs["expected_start_time"] = {"before_": datetime.now(UTC).isoformat()}
+                body = {"flow_runs": runs, "work_pools": {"name": {"any_": [pool]}}}
+                answer = client.request("POST", "/flow_runs/count", json=body)
+                found[pool, state] = int(answer.json())
+            found[pool, "open"] = sum(found[pool, state] for state in QUEUE_STATES)
+    return found
+
+
+TMP_PREFIX = "enginefarm-worker-"
+
+
+@contextmanager
+def private_tmpdir() -> Generator[Path]:
+    """Sets TMPDIR to a folder of this process, also for its children, while the block runs.
+
+    Folders that killed workers left behind are removed first.
+    """
+    before, base = os.environ.get("TMPDIR"), Path(tempfile.gettempdir())
+    for left in base.glob(f"{TMP_PREFIX}*"):
+        if _owner_is_gone(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{TMP_PREFIX}{os.getpid()}-", dir=base))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = None
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner_is_gone(folder: Path) -> bool:
+    named = re.match(rf"{TMP_PREFIX}(\d+)-", folder.name)
+    try:
+        if named is None or folder.lstat().st_uid != os.getuid():
+            return False
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.farm.worker import scratch
+from enginefarm.farm.worker import serve
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def gone() -> int:
 
 
 def test_a_worker_has_a_folder_of_its_own_and_so_have_its_children(temporary: Path) -> None:
-    with scratch.private_tmpdir() as folder:
+    with serve.private_tmpdir() as folder:
         assert Path(tempfile.mkdtemp()).parent == folder
         assert os.environ["TMPDIR"] == str(folder)
     assert list(temporary.iterdir()) == []
@@ -35,14 +35,14 @@ def test_a_worker_has_a_folder_of_its_own_and_so_have_its_children(temporary: Pa
 
 
 def test_what_a_killed_worker_left_goes_with_the_next_start(temporary: Path) -> None:
-    left = temporary / f"{scratch.PREFIX}{gone()}-abc"
+    left = temporary / f"{serve.PREFIX}{gone()}-abc"
     (left / "run").mkdir(parents=True)
     (left / "run" / "model.onnx").write_bytes(b"much")
-    alive = temporary / f"{scratch.PREFIX}{os.getppid()}-abc"
-    others = temporary / f"{scratch.PREFIX}notes"
+    alive = temporary / f"{serve.PREFIX}{os.getppid()}-abc"
+    others = temporary / f"{serve.PREFIX}notes"
     for folder in (alive, others):
         folder.mkdir()
-    with scratch.private_tmpdir():
+    with serve.private_tmpdir():
         assert not left.exists()
         assert alive.exists()
         assert others.exists()
