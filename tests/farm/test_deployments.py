@@ -136,6 +136,7 @@ def test_promoting_what_is_not_there_is_one_clear_error(farm: Farm) -> None:
     for parameters in ({}, {"source": "candidate"}):  # the form's defaults, and from a channel
         ended = farm.run("promote/promote", recipe="no-such-model", **parameters)
         assert ended.state.name == "Failed: StoreMissing"
+        assert ended.state.message.startswith("promote: ")  # and not the command of a terminal
         assert "has no recipe 'no-such-model'" in ended.state.message
         assert "Traceback" not in ended.state.message
 

@@ -35,11 +35,11 @@ def test_a_worker_has_a_folder_of_its_own_and_so_have_its_children(temporary: Pa
 
 
 def test_what_a_killed_worker_left_goes_with_the_next_start(temporary: Path) -> None:
-    left = temporary / f"{serve.PREFIX}{gone()}-abc"
+    left = temporary / f"{serve.TMP_PREFIX}{gone()}-abc"
     (left / "run").mkdir(parents=True)
     (left / "run" / "model.onnx").write_bytes(b"much")
-    alive = temporary / f"{serve.PREFIX}{os.getppid()}-abc"
-    others = temporary / f"{serve.PREFIX}notes"
+    alive = temporary / f"{serve.TMP_PREFIX}{os.getppid()}-abc"
+    others = temporary / f"{serve.TMP_PREFIX}notes"
     for folder in (alive, others):
         folder.mkdir()
     with serve.private_tmpdir():
