@@ -280,7 +280,7 @@ def test_a_benchmark_that_cannot_be_says_why_in_its_state(farm: Farm, taker: str
     )
     for run, name, said in (
         (farm.wait(unknown), "Failed: StoreMissing", "no engine of spec 000000000000"),
-        (farm.wait(here), "Failed: HostError", "no NVIDIA GPU is found"),
+        (farm.wait(here), "Failed: HostError", "this machine has no NVIDIA GPU"),
     ):
         assert run.state.name == name, run.state.message
         assert said in run.state.message

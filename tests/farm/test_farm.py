@@ -236,7 +236,7 @@ def test_workers_are_listed_with_what_they_offer(farm: Farm) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "code", "said"),
     [
-        (("worker", "--gpu", "t4"), {}, 60, "no NVIDIA GPU is found"),
+        (("worker", "--gpu", "t4"), {}, 60, "this machine has no NVIDIA GPU"),
         (("worker", "--gpu", "gtx480", "--cross"), {}, 11, "no GPU is labeled 'gtx480'"),
         (("deploy", "--gpu", "gtx480"), {}, 11, "no GPU is labeled 'gtx480'"),
         (("worker", "--gpu", "t4", "--cpu"), {}, 2, "exactly one of"),
