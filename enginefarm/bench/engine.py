@@ -70,7 +70,7 @@ def side_by_side(
     batch: int,
     harness: Harness,
 ) -> tuple[Measurement, ...]:
-    """Times the contenders in turns on the same inputs, and compares what they give.
+    """Times the contenders in turns on the same inputs, and compares their outputs.
 
     batch: samples in one pass. The first contender is the one that others are compared with.
     """

@@ -16,8 +16,6 @@ from enginefarm.toolchains import BuildOutput, BuildRequest
 
 
 class Attempt(Frozen):
-    """One attempt."""
-
     index: int
     latency_ms: float | None = None
     refused: str = ""

@@ -84,7 +84,7 @@ def merge(
     *,
     loaded: Path | None = None,
 ) -> None:
-    """Puts a build's cache into the store, merged with what is there.
+    """Puts a build's cache into the store, merged with the one that the store has.
 
     loaded: the cache that the build started from. While the store still holds that one, the
         build's own contains it, and nothing needs combining.

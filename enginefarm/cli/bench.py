@@ -21,7 +21,7 @@ from enginefarm.cli.options import (
     recipe_argument,
     runtimes_filter,
 )
-from enginefarm.cli.tables import print_json, print_table
+from enginefarm.cli.tables import figure, print_json, print_table
 from enginefarm.errors import UsageError
 from enginefarm.names import RUNTIMES
 from enginefarm.store import open_store
@@ -102,7 +102,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
     elif form == "markdown":
         click.echo(_markdown(names, rows))
     else:
-        texts = [[_text(value) for value in row] for row in rows]
+        texts = [[figure(value) for value in row] for row in rows]
         title = f"{len(rows):,} benchmark rows" if rows else "No benchmark rows"
         print_table(title, [_heading(name) for name in names], texts)
 
@@ -130,7 +130,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
 def run_(
     recipe: Path, seconds: float, cpu: bool, layers: bool, trtexec: bool, as_json: bool
 ) -> None:
-    """Time RECIPE on this machine: runtimes side by side, in turns, on the same inputs.
+    """Time RECIPE on this machine: its runtimes take turns on the same inputs.
 
     On a GPU: PyTorch, ONNX Runtime with its CUDA and its TensorRT provider, and the engines
     that the store has for that GPU; without one, or with --cpu: PyTorch and ONNX Runtime. What
@@ -177,7 +177,7 @@ def run_(
         print_json([row.model_dump(mode="json") for row in rows])
         return
     names = ("runtime", "precision", "shapes", *([] if on_cpu else ["cuda_graph"]), *MEASURED)
-    texts = [[_text(getattr(row, name)) for name in names] for row in rows]
+    texts = [[figure(getattr(row, name)) for name in names] for row in rows]
     where = rows[0].gpu_name or rows[0].host_class
     print_table(f"{rows[0].recipe} on {where}", [_heading(n) for n in names], texts)
 
@@ -230,7 +230,7 @@ def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> N
         click.echo(f"No history of {recipe}: it takes two nights")
         return
     styles = [{"slower": "red", "faster": "green"}.get(str(row["verdict"]), "") for row in found]
-    rows = [[_text(value) for value in row.values()] for row in found]
+    rows = [[figure(value) for value in row.values()] for row in found]
     header = [_heading(name) for name in found[0]]
     print_table(f"{recipe} over the last {nights} nights", header, rows, styles)
 
@@ -258,14 +258,6 @@ def _tables() -> BenchmarkTables:
     return BenchmarkTables(open_store().objects, tolerant=True)
 
 
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
-
-
 def _heading(name: str) -> str:
     return name.replace("_", " ")
 
@@ -289,6 +281,6 @@ def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _markdown(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [f"| {' | '.join(map(_heading, names))} |", f"|{'---|' * len(names)}"]
     for row in rows:
-        cells = (_text(value).replace("|", "\\|").replace("\n", " ") for value in row)
+        cells = (figure(value).replace("|", "\\|").replace("\n", " ") for value in row)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from enginefarm.cli.options import FiniteRange, precision_option, recipe_argument
-from enginefarm.cli.tables import print_json, print_table
+from enginefarm.cli.tables import figure, print_json, print_table
 
 
 @click.command()
@@ -75,16 +75,12 @@ def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load
         [
             (
                 str(row.streams),
-                _text(row.slo_rate_per_s),
-                _text(row.slo_reached_p99_ms),
-                _text(row.capacity_per_s),
+                figure(row.slo_rate_per_s),
+                figure(row.slo_reached_p99_ms),
+                figure(row.capacity_per_s),
                 row.shapes,
                 row.reason or "–",
             )
             for row in rows
         ],
     )
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

@@ -99,8 +99,8 @@ def _by_flow(
     precisions: tuple[str, ...],
     verbose: bool,
 ) -> State[Any]:
-    """The flow's final state. The model is exported while Prefect and its API start: nothing
-    that the flow does can begin before both are there."""
+    """The flow's final state. The model is exported while Prefect and its API start, because
+    the flow needs both before it can begin."""
     from enginefarm.farm.server.environment import prepare
     from enginefarm.farm.server.private import private_api
 

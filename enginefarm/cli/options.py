@@ -122,27 +122,23 @@ def gpus_option(help_line: str, name: str = "gpus") -> Callable[[Any], Any]:
     )
 
 
-def precisions_option(help_line: str) -> Callable[[Any], Any]:
+def precisions_option(
+    help_line: str, name: str = "precisions", check: Callable[..., Any] = several
+) -> Callable[[Any], Any]:
     return click.option(
         "--precision",
-        "precisions",
+        name,
         multiple=True,
         metavar="NAME,…",
-        callback=several,
+        callback=check,
         shell_complete=completion.precisions,
         help=help_line,
     )
 
 
 def precisions_filter(help_line: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--precision",
-        multiple=True,
-        metavar="NAME,…",
-        callback=one_of(PRECISION_NAMES),
-        shell_complete=completion.precisions,
-        help=help_line,
-    )
+    """Unlike the recipe's precisions, which `plan.narrowed` checks, the names are checked here."""
+    return precisions_option(help_line, "precision", one_of(PRECISION_NAMES))
 
 
 def runtimes_filter(help_line: str) -> Callable[[Any], Any]:

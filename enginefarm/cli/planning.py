@@ -104,8 +104,9 @@ def why(recipe: Path, gpu: str, precision: str | None, as_json: bool) -> None:
         )
         return
     label = planned.target.label
-    if planned.cached:
-        click.echo(f"{label} is already built, as spec {_short(planned.spec)}: nothing has changed")
+    if planned.cached and planned.spec:
+        spec = planned.spec.digest[:12]
+        click.echo(f"{label} is already built, as spec {spec}: nothing has changed")
     elif planned.spec is None:
         click.echo(f"{label} would be built: {planned.reason}")
     elif before is None:
@@ -135,8 +136,3 @@ def _state(planned: PlannedBuild) -> str:
         "cannot be built": planned.impossible,
     }
     return next((state for state, holds in states.items() if holds), "to build")
-
-
-def _short(spec: object) -> str:
-    digest: str = getattr(spec, "digest", "")
-    return digest[:12]

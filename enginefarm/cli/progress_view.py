@@ -82,10 +82,8 @@ def watched(*, enabled: bool = True) -> Generator[None]:
 
 
 class Lines:
-    """A progress sink for a log: each step is one line, when it ends for the first time.
-
-    What an ended step is asked for again, for another GPU, is there already: no second line.
-    """
+    """A progress sink for a log: each step is one line, when it ends for the first time. A step
+    that is asked for again, for another GPU, prints no second line."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()

@@ -20,6 +20,13 @@ STYLES = {
 }
 
 
+def figure(value: Any) -> str:
+    """A cell of a table; a dash for what is not known."""
+    if value is None or value == "":
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def print_json(value: Any) -> None:
     from enginefarm.cli.screen import plain_json
 

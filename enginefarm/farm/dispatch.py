@@ -282,7 +282,6 @@ def queue_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
 
 
 def _restart_benchmark(left: FlowRun) -> None:
-    """Reschedules a benchmark that failed or was cancelled."""
     state = left.state
     if state is None or not state.is_final() or state.is_completed():
         return

@@ -104,7 +104,6 @@ def _newest_spec(store: EngineStore, manifest: Manifest) -> str:
 
 
 def _remove_cards(store: EngineStore, now: datetime) -> int:
-    """Removes the cards of workers that have been silent for CARD_DAYS."""
     old = [
         row
         for row in workers.list_workers(store, now=now)

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from enginefarm.errors import EnginefarmError
 
 BACKOFF_S = [2, 8, 30, 60]
-"""A store that is killed on a busy machine is there again within a minute and a half."""
+"""A store that is killed on a busy machine is back within a minute and a half."""
 
 
 def only_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:

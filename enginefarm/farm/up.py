@@ -34,8 +34,6 @@ def logs() -> Path:
 
 
 class Part:
-    """A running command of the farm."""
-
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name
         logs().mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,6 @@ class Part:
             self._process.send_signal(signal.SIGTERM)
 
     def wait_or_kill(self, patience_s: float) -> None:
-        """Waits for its end, and kills it after `patience_s` seconds."""
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:

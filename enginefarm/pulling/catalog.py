@@ -76,8 +76,6 @@ def require_trusted(catalog: Catalog, recipe: str, manifest: Manifest, trust: Tr
 
 
 class StoreCatalog:
-    """The manifests in the store."""
-
     def __init__(self, store: EngineStore, seen: SeenRevisions | None = None) -> None:
         self._store = store
         self._seen = seen

@@ -233,7 +233,7 @@ COMMENTS = {
     "calibration": "representative inputs for int8 and fp8",
 }
 VERIFICATION = (
-    "# verification:            # without data of yours, engines are compared on seeded random\n"
+    "# verification:            # without your own data, engines are compared on seeded random\n"
     "#   data: { path: held_out.npz } # inputs, and every table says so\n"
 )
 

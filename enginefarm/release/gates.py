@@ -231,7 +231,6 @@ def _compare(
     known: dict[tuple[str, str], speeds.Speeds],
     least: float,
 ) -> tuple[bool, Verdict, str]:
-    """Whether it enters, what the gate says, and why."""
     if not wider:
         return True, "passed", "this GPU has no engine with more bits to compare with"
 

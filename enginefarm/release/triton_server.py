@@ -117,7 +117,6 @@ class TritonServer:
             }
 
     def model(self, model: str, version: int) -> Model:
-        """Its inputs and outputs."""
         with self._parsing(f"what it says of {model}"):
             answer = self._json("GET", f"/models/{quote(model)}/versions/{version}")
             inputs, outputs = (

@@ -71,7 +71,7 @@ def _serving(server: TritonServer, place: Place, model: str) -> int:
             f"triton: {server.name} serves no version of {model}",
             why="a rollout replaces a version that is served, and compares with it",
             fix="write the first one with `enginefarm triton-repo`, and start the server with "
-            f"--model-control-mode=explicit --load-model={model}; --as gives another name",
+            f"--model-control-mode=explicit --load-model={model}; --as sets another name",
         )
     if place.read(_config(model)) is None:
         raise TritonError(

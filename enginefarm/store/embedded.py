@@ -49,8 +49,6 @@ class _PortTaken(StoreUnavailable):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server."""
-
     home: Path
     pid: int
     port: int

@@ -30,7 +30,6 @@ def signed_digest(manifest: Manifest) -> str:
 
 
 def statement(manifest: Manifest) -> dict[str, Any]:
-    """The statement about one manifest, as JSON values."""
     spec = manifest.spec
     return {
         "_type": STATEMENT_TYPE,

@@ -198,7 +198,6 @@ class ObjectStore:
                     yield item["Prefix"].removeprefix(self.full(prefix)).rstrip("/")
 
     def delete(self, key: str) -> None:
-        """Deletes an object if it exists."""
         with self._mapped(key):
             self.client.delete_object(Bucket=self.bucket, Key=self.full(key))
 
@@ -258,7 +257,6 @@ class ObjectStore:
             )
 
     def create_bucket(self) -> None:
-        """Creates the bucket if it does not exist."""
         with self._mapped():
             try:
                 self.client.create_bucket(Bucket=self.bucket)

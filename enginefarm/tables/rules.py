@@ -1,4 +1,4 @@
-"""Each recipe's rule for "slower", on the store: whoever judges rows does not have the recipe.
+"""Each recipe's rule for "slower", in the store: what judges rows does not have the recipe.
 
 benchmarks/rules/<recipe>.json
 

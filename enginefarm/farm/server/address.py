@@ -23,7 +23,6 @@ DEFAULT_URL = "http://127.0.0.1:4200/api"
 
 
 def folder() -> Path:
-    """The farm's folder in ENGINEFARM_HOME."""
     return current().home / "farm"
 
 
@@ -67,7 +66,7 @@ def ensure_password() -> str:
         raise FarmError(
             f"farm: cannot write the password to {folder()}",
             why=error.strerror or "",
-            fix="set ENGINEFARM_HOME to a folder of yours",
+            fix="set ENGINEFARM_HOME to a folder that you may write",
         ) from error
     made = saved_password()
     if made is None:
@@ -76,7 +75,6 @@ def ensure_password() -> str:
 
 
 def save_url(url: str) -> None:
-    """Saves the API's URL for the other commands on this machine."""
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(folder() / "url", f"{url}\n".encode())
 

@@ -40,8 +40,8 @@ TEMPLATE: dict[str, Any] = {
     },
     "variables": {"type": "object", "properties": {}},
 }
-"""What a run is started as. There are no variables: neither who starts a run nor a deployment
-can have a worker run anything else, with other variables, or in another folder."""
+"""How a run is started. There are no variables: neither the person who starts a run nor a
+deployment can make a worker run anything else, with other variables, or in another folder."""
 
 
 @contextmanager

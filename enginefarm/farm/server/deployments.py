@@ -148,7 +148,7 @@ def apply(
 
 
 def ensure_applied(client: SyncPrefectClient, flow: str, pool: str) -> None:
-    """Registers what engines of a pool need, unless it is there. Creates the pool, too."""
+    """Creates the pool, and registers what its engines need, unless the server has it."""
     farm.ensure_pool(client, pool)
     try:
         client.read_deployment_by_name(f"{flow}/{pool}")

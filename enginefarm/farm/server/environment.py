@@ -59,7 +59,7 @@ SHORT = 16
 
 
 def prepare(*, verbose: bool = False) -> None:
-    """For `build`, which brings an API of its own (private.py): nothing of a farm's is used."""
+    """For `build`, which has a private API (private.py) and uses nothing of a farm."""
     _set_defaults(COMMON)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if verbose else "CRITICAL")
 

@@ -103,7 +103,7 @@ class PrivateApi:
 def private_api() -> Generator[PrivateApi]:
     """Starts the server and points this process at it. Enter it before Prefect is imported.
 
-    Raises: FarmError when there is no room for its folder.
+    Raises: FarmError when its folder cannot be created.
     """
     try:
         folder = tempfile.mkdtemp(prefix="enginefarm-api-")

@@ -109,7 +109,7 @@ def check_device(label: str, *, cross: bool) -> tuple[str | None, str | None]:
 def check_toolchains(role: Role) -> tuple[ToolchainId, ...]:
     """The toolchains installed here that a worker of that role can build with.
 
-    Raises: ToolchainError when a worker that is there to build has none.
+    Raises: ToolchainError when a worker that builds has none.
     """
     if role == "control":
         return ()

@@ -16,7 +16,6 @@ TIMEOUT_S = 3
 
 
 def healthy(url: str) -> bool:
-    """Whether a GET of `url` answers 200."""
     try:
         with urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - the caller's own URL
             return bool(answer.status == 200)

@@ -175,8 +175,6 @@ def _counting(watcher: Progress) -> Progress:
 
 
 class MetricsServer(NamedTuple):
-    """A running metrics server."""
-
     port: int
     close: Callable[[], None]
 

@@ -179,7 +179,7 @@ def queue_depth() -> Mapping[tuple[str, str], int]:
         for pool in (CONTROL_POOL, CROSS_POOL, *farm.gpu_pools(client)):
             for state, name in QUEUE_STATES.items():
                 runs: dict[str, object] = {"state": {"type": {"any_": [name]}}}
-                if state == "scheduled":  # a schedule's later runs are no queue
+                if state == "scheduled":  # later runs of a schedule do not wait
                     runs["expected_start_time"] = {"before_": datetime.now(UTC).isoformat()}
                 body = {"flow_runs": runs, "work_pools": {"name": {"any_": [pool]}}}
                 answer = client.request("POST", "/flow_runs/count", json=body)
