@@ -102,7 +102,9 @@ class Recipe(Frozen):
     name: Name = Field(description="The name that engines are pulled by.")
     source: Source = Field(description="Where the model is. Each kind has its own table below.")
     inputs: tuple[TensorSpec, ...] = Field(
-        min_length=1, description="In the order in which the module's forward takes them."
+        min_length=1,
+        description="In the order in which the module's forward takes them, or named as its "
+        "arguments.",
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
         default=(),

@@ -91,7 +91,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 6,
+            "normal_form": 7,
         },
     )
 

@@ -53,6 +53,15 @@ def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> 
     return made
 
 
+def other(batch: Mapping[str, Any], recipe: Recipe) -> Arrays:
+    """Inputs that differ from the batch: its floats halved, at the smallest sizes of a profile."""
+    smallest = sized(batch, recipe, at(recipe.profiles[0], "min"))
+    return {
+        name: (array * 0.5).astype(array.dtype) if array.dtype.kind == "f" else array
+        for name, array in smallest.items()
+    }
+
+
 def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
     """The min, opt and max of each profile: a label for people, and the size of each dim."""
     seen: list[dict[str, int]] = []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
-from enginefarm.errors import ExportError
+from enginefarm.errors import ExportError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,16 +36,24 @@ def arguments(arrays: Iterable[Array], recipe: Recipe) -> tuple[Tensor, ...]:
 def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
     """The module, callable with one tensor for each of these inputs, in their order.
 
+    Inputs that are all named as parameters of forward are given to these, in whichever order they
+    are listed.
+
     Raises: ExportError when forward takes them in no way that is known.
     """
     signature = inspect.signature(module.forward)
+    parameters, refused = signature.parameters, ""
     try:
-        signature.bind(*inputs)
+        bound = signature.bind(*inputs).arguments
     except TypeError as error:
         refused = str(error)
     else:
-        return module
-    parameters = signature.parameters
+        if _takes_a_dict(parameters) and len(inputs) == 1:
+            return _wrapped(
+                module, lambda tensors: ((dict(zip(inputs, tensors, strict=True)),), {})
+            )
+        if not _misplaced(module, bound, inputs):
+            return module
     try:
         signature.bind(**dict.fromkeys(inputs))
         return _wrapped(module, lambda tensors: ((), dict(zip(inputs, tensors, strict=True))))
@@ -56,6 +65,37 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         f"inputs: {type(module).__name__}.forward does not take these {len(inputs)} inputs",
         why=refused,
         fix="list one input for each argument of forward, in its order",
+    )
+
+
+def _takes_a_dict(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether the annotation of the first parameter says so."""
+    kind: object = next(iter(parameters.values())).annotation
+    kind = get_origin(kind) or kind
+    if isinstance(kind, str):
+        return re.match(r"(typing\.)?(dict|Dict|Mapping)\b", kind) is not None
+    return isinstance(kind, type) and issubclass(kind, Mapping)
+
+
+def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[str]) -> bool:
+    """Whether inputs are named as forward's parameters and listed in another order.
+
+    Raises: ExportError where only some are, so that neither names nor places say what is meant.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    wrong = [
+        (given, name) for name, given in bound.items() if given != name and given in parameters
+    ]
+    if not wrong:
+        return False
+    if all(name in parameters for name in inputs):
+        return True
+    given, name = wrong[0]
+    raise ExportError(
+        f"inputs: {given!r} is in the place of {name!r}, and {type(module).__name__}.forward has "
+        f"an argument {given!r} too",
+        why=f"forward takes {', '.join(parameters)}; the recipe lists {', '.join(inputs)}",
+        fix="name every input as forward's argument that it is for, or call this one otherwise",
     )
 
 
@@ -86,7 +126,7 @@ def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments
 def tensors(returned: object) -> list[Tensor]:
     """The tensors in what forward returned: in tuples, lists, dicts and dataclasses, in order.
 
-    Raises: ExportError naming another type that may hold tensors.
+    Raises: ExportError naming another type that may hold tensors, or where there are none.
     """
     import torch
 
@@ -99,7 +139,13 @@ def tensors(returned: object) -> list[Tensor]:
                 f"the model's forward returns {type(leaf).__name__}, which cannot be exported",
                 fix="return tensors, or tuples, lists, dicts or dataclasses of them",
             )
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not found:
+        raise ExportError(
+            f"the model's forward returns no tensor: it returns {one_line(repr(returned), 100)}",
+            fix="return the tensors that the engine is to compute",
+        )
+    return found
 
 
 def _register_dataclasses(value: object, pytree: Any) -> None:

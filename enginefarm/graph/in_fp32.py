@@ -8,6 +8,8 @@ returns is rounded to the type that it returns.
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,27 @@ if TYPE_CHECKING:
 def narrow(module: nn.Module) -> bool:
     """Whether it has weights or buffers of half or bfloat16."""
     return any(value.dtype in _narrow() for value in (*module.parameters(), *module.buffers()))
+
+
+@contextmanager
+def watched() -> Generator[list[Any]]:
+    """Lists the types of half and bfloat16 that a function of torch returns inside the block. A
+    module whose weights are FP32 computes in these under torch.autocast."""
+    overrides: Any = import_module("torch.overrides")  # typed in part
+    seen: list[Any] = []
+
+    class Watch(overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            kind = getattr(made, "dtype", None)
+            if kind in _narrow() and kind not in seen:
+                seen.append(kind)
+            return made
+
+    with Watch():
+        yield seen
 
 
 class InFp32:

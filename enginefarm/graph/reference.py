@@ -20,7 +20,17 @@ from enginefarm import progress
 from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError, one_line
-from enginefarm.graph import data, data_files, feeds, figures, forward, in_fp32, ort, steady
+from enginefarm.graph import (
+    data,
+    data_files,
+    feeds,
+    figures,
+    forward,
+    in_fp32,
+    onnx_files,
+    ort,
+    steady,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +78,8 @@ def make_reference(
     Raises: ModelError when the model says something else each time, or NaN; CalibrationError,
     ExportError.
     """
-    steady.refuse_random(model)
+    if isinstance(model, Path):
+        steady.refuse_random(onnx_files.read(model))
     import numpy as np
 
     run = _runner(model, outputs, recipe)
@@ -92,7 +103,8 @@ def make_reference(
             if not shapes:
                 first = inputs
                 loaded = None if again is None else (lambda: _runner(again(), outputs, recipe))
-                made = _sound(steady.require(run, inputs, model, loaded), where)
+                other = feeds.other(inputs, recipe)
+                made = _sound(steady.require(run, inputs, model, loaded, other), where)
             else:
                 made = _sound(run(inputs), where)
             shapes.append(feeds.dims_of(inputs, recipe))
@@ -249,9 +261,14 @@ def _torch_runner(model: Any, outputs: tuple[str, ...], recipe: Recipe) -> Runne
         module = in_fp32.InFp32(module)
 
     def run(inputs: Arrays) -> Arrays:
-        arrays = (inputs[name] for name in names)
+        nonlocal module
+        given = forward.arguments((inputs[name] for name in names), recipe)
         with torch.inference_mode():
-            leaves = forward.tensors(module(*forward.arguments(arrays, recipe)))
+            with in_fp32.watched() as narrow:
+                leaves = forward.tensors(module(*given))
+            if narrow and not isinstance(module, in_fp32.InFp32):
+                module = in_fp32.InFp32(module)
+                leaves = forward.tensors(module(*given))
         if len(leaves) != len(outputs):
             raise ExportError(
                 f"the model returns {len(leaves)} tensors, its graph has {len(outputs)} outputs",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import ModelError
+from enginefarm.errors import ModelError, one_line
 from enginefarm.graph import onnx_files
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
     from torch import Tensor
 
     from enginefarm.graph.sources import LoadedModel
@@ -34,11 +35,8 @@ RANDOM = frozenset(
 )
 
 
-def refuse_random(model: LoadedModel) -> None:
-    """Raises: ModelError for an ONNX file with an operator that draws random numbers."""
-    if not isinstance(model, Path):
-        return
-    made = onnx_files.read(model)
+def refuse_random(made: ModelProto) -> None:
+    """Raises: ModelError for a graph with an operator that draws random numbers."""
     for graph in onnx_files.graphs(made.graph):
         for node in graph.node:
             if node.op_type in RANDOM or _trains(graph, node):
@@ -67,12 +65,16 @@ def _trains(graph: GraphProto, node: NodeProto) -> bool:
 
 
 def require(
-    run: Runner, inputs: Arrays, model: LoadedModel, again: Callable[[], Runner] | None
+    run: Runner,
+    inputs: Arrays,
+    model: LoadedModel,
+    again: Callable[[], Runner] | None,
+    other: Arrays,
 ) -> Arrays:
-    """The outputs of the model, which is run twice, and once more as `again` loads it; all
-    three must agree.
+    """The outputs of the model, which is run twice, and once more as `again` loads it and after it
+    has run on the `other` inputs; all three must agree.
 
-    Raises: ModelError that says which of the two it is, and what in the model changes.
+    Raises: ModelError that says which of these it is, and what in the model changes.
     """
     before = _buffers(model)
     first = run(inputs)
@@ -88,14 +90,31 @@ def require(
             if changed
             else "take the random numbers out: F.dropout needs training=self.training",
         )
-    different = "" if again is None else _different(first, again()(inputs))
-    if different:
+    different = "" if again is None else _after(other, again(), first, inputs)
+    if not different or again is None:
+        return first
+    if _different(first, again()(inputs)):
         raise ModelError(
             f"the model returns different numbers each time it is loaded: {different}",
             why="its weights are drawn at random each time, so no engine could be compared with it",
             fix="give a checkpoint, or call torch.manual_seed before the layers are made",
         )
-    return first
+    raise ModelError(
+        f"the model returns different numbers after it has run on other inputs: {different}",
+        why="it keeps something from the first inputs that it sees, and an engine would keep "
+        "that of the verification data",
+        fix="compute it in __init__, or each time that forward is called",
+    )
+
+
+def _after(other: Arrays, run: Runner, first: Arrays, inputs: Arrays) -> str:
+    """How a model that has run on other inputs differs from `first`; empty when it does not."""
+    with suppress(Exception):  # of the model itself, which may not take these inputs
+        run(other)
+    try:
+        return _different(first, run(inputs))
+    except Exception as error:  # likewise: what it has kept may not fit
+        return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def _different(one: Arrays, other: Arrays) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sysconfig
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+STDLIB = sysconfig.get_path("stdlib")
 MOST_ATTEMPTS = 3
 """Sets of sizes at which a model is exported before its error counts."""
 
@@ -223,7 +225,8 @@ def _place(error: BaseException) -> str:
         trace = cause.__traceback__
         while trace is not None:
             file = trace.tb_frame.f_code.co_filename
-            if "site-packages" not in file and "enginefarm" not in Path(file).parts[-4:]:
+            own = not file.startswith((STDLIB, "<")) and "site-packages" not in file
+            if own and "enginefarm" not in Path(file).parts[-4:]:
                 last = (file, trace.tb_lineno)
             trace = trace.tb_next
         cause = cause.__cause__

@@ -77,15 +77,20 @@ def export(request: str) -> str:
 
     A reference that cannot be made is left out: its own stage says why.
     """
+    from enginefarm.graph import faithful
     from enginefarm.graph.export import export_onnx
 
     order = Order.model_validate_json(request)
     done = export_onnx(order.placed, order.folder)
     files = onnx_files_of(done.path)
     try:
-        files["reference"] = _reference(order.placed, done.model, order.folder, done.outputs)
+        npz = _reference(order.placed, done.model, order.folder, done.outputs)
     except EnginefarmError as error:
         print(f"the reference: {error}", flush=True)
+    else:
+        files["reference"] = npz
+        if not isinstance(done.model, Path):
+            faithful.require(done.path, npz, order.placed, done.model)
     values: dict[str, JsonValue] = {
         "opset": done.opset,
         "outputs": list(done.outputs),

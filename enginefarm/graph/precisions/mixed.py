@@ -177,6 +177,9 @@ def _kept_wide(state: _Cast, node: NodeProto) -> bool:
         return True
     if bodies(node) and node.op_type != "Scan":
         return True
+    # What a sequence or an optional holds keeps its dtype.
+    if any(state.types.get(name) == -1 for name in (*node.input, *node.output)):
+        return True
     if state.low != TensorProto.FLOAT16:
         return False
     held = [state.constants[name] for name in node.input if name in state.constants]

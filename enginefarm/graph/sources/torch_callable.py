@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from enginefarm.documents.recipe import TensorSpec
+
+
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+"""Where the modules are that torch.ao.quantization puts in place of float ones."""
 
 
 class TorchCallable(Local):
@@ -38,24 +42,73 @@ class TorchCallable(Local):
     def load(
         self, source: TorchSource, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
     ) -> nn.Module:
+        import torch
         from torch import nn
 
+        # An earlier load in this process may have set them.
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
         make = import_path.load(source.callable, root, field="source.callable")
+        if isinstance(make, nn.Module):
+            raise SourceError(
+                f"source.callable: {source.callable!r} is an nn.Module itself",
+                fix="name a function that makes and returns it",
+            )
         try:
             module = make(**source.arguments)
         except Exception as error:
             raise SourceError(
                 f"source.callable: {source.callable!r} raised {type(error).__name__}",
                 why=str(error)[:600],
-                fix="it must return an nn.Module when called with source.arguments",
+                fix=_fix(error),
             ) from error
         if not isinstance(module, nn.Module):
             raise SourceError(
                 f"source.callable: {source.callable!r} returned {type(module).__name__}",
                 fix="it must return an nn.Module",
             )
+        _refuse_unexportable(module, source.callable)
         if source.checkpoint is not None:
             file = local_file(source.checkpoint, root, field="source.checkpoint")
             weights = state_dict.read(file, field="source.checkpoint", key=source.checkpoint_key)
             state_dict.fill(module, weights, file, field="source.checkpoint")
         return module.eval()
+
+
+def _fix(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and not Path(str(error.filename or "/")).is_absolute():
+        return (
+            "it runs in a folder of its own: give the file's path as one of source.arguments, or "
+            f"open Path(__file__).with_name({Path(error.filename).name!r}) and list the file in "
+            "source.depends, so that a change of it builds again"
+        )
+    return "it must return an nn.Module when called with source.arguments"
+
+
+def _kind(part: object) -> type[object]:
+    return type(part)
+
+
+def _refuse_unexportable(module: nn.Module, callable_: str) -> None:
+    """Raises: SourceError for modules of which torch.export says only where inside it fails."""
+    import torch
+
+    named: Any = module  # whose functions are typed in part
+    for name, part in named.named_modules():
+        what = f"source.callable: {callable_!r} returned " + (
+            f"a module whose {name}" if name else "a module that"
+        )
+        kind = _kind(part)
+        if isinstance(part, torch.jit.ScriptModule):
+            raise SourceError(
+                f"{what} is TorchScript ({kind.__name__})",
+                why="PyTorch exports Python modules, and no TorchScript",
+                fix="return the nn.Module from before torch.jit.script or torch.jit.trace; "
+                "TorchScript's weights are its state_dict()",
+            )
+        if kind.__module__.startswith(QUANTIZED):
+            raise SourceError(
+                f"{what} is quantized ({kind.__module__}.{kind.__name__})",
+                why="its weights are packed for a CPU, and torch.onnx has no such operators",
+                fix="return the float model, and let `precisions: [int8]` quantize it",
+            )

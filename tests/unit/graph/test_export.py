@@ -15,8 +15,14 @@ import torch
 from tiny_models import CODE, images, recipe
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import CalibrationError, ExportError, SourceError, ToolchainError
-from enginefarm.graph import export, ort, reference
+from enginefarm.errors import (
+    CalibrationError,
+    ExportError,
+    ModelError,
+    SourceError,
+    ToolchainError,
+)
+from enginefarm.graph import export, ort, reference, work
 from enginefarm.recipes.file import parse
 
 
@@ -89,13 +95,54 @@ def test_code_that_cannot_be_exported_is_one_error(tmp_path: Path) -> None:
         ("raise RuntimeError('no weights here')", "raised RuntimeError"),
         ("return 3", "returned int"),
         ("return undefined", "raised NameError"),
+        (
+            "return torch.jit.script(nn.Linear(2, 2))",
+            r"returned a module that is TorchScript \(RecursiveScriptModule\)",
+        ),
+        (
+            "return nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(2, 2))",
+            "returned a module whose 0 is quantized",
+        ),
     ],
 )
-def test_a_callable_that_gives_no_module(tmp_path: Path, body: str, match: str) -> None:
+def test_what_is_not_a_model_that_can_be_exported(tmp_path: Path, body: str, match: str) -> None:
     code = CODE + f"\ndef bad():\n    {body}\n"
     made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:bad"})
     with pytest.raises(SourceError, match=rf"source\.callable: 'code\.py:bad' {match}"):
         exported(made, tmp_path / "out")
+
+
+def test_an_instance_is_not_called(tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path,
+        code=CODE + "\nmodel = Small()\n",
+        source={"kind": "torch", "callable": "code.py:model"},
+    )
+    with pytest.raises(SourceError, match=r"is an nn\.Module itself"):
+        exported(made, tmp_path / "out")
+
+
+def test_a_relative_file_of_the_code_says_where_it_is_looked_for(tmp_path: Path) -> None:
+    code = CODE + "\ndef weights():\n    return torch.load('w.pt')\n"
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:weights"})
+    (tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(SourceError, match="raised FileNotFoundError") as caught:
+        exported(made, tmp_path / "out")
+    assert "Path(__file__).with_name('w.pt')" in caught.value.fix
+
+
+def test_a_default_dtype_does_not_reach_the_next_load(tmp_path: Path) -> None:
+    code = CODE + (
+        "\ndef half():\n    made = Small()\n    torch.set_default_dtype(torch.float16)\n"
+        "    return made\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:half"})
+    try:
+        for _ in range(2):
+            loaded = export.load(made, tmp_path / "out")
+            assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +334,23 @@ class Windows(Base):
         return F.scaled_dot_product_attention(q, q, q).flatten(1)
 
 
+class Ordered(Base):
+    def forward(self, scale, x=None, offset=None):
+        y = self.layer(x) * scale
+        return y if offset is None else y + offset
+
+
+class Misplaced(Base):
+    def forward(self, images, offset=None, scale=None):
+        y = self.layer(images)
+        return y if scale is None else y * scale
+
+
+class Nothing(Base):
+    def forward(self, x, scale):
+        return {"loss": None}
+
+
 class Opaque(Base):
     def forward(self, x, scale):
         class Result:
@@ -311,7 +375,10 @@ def form(tmp_path: Path, name: str, **changes: object) -> Recipe:
 
 @pytest.mark.parametrize(
     "name",
-    ["Keywords", "OneDict", "AnyNumber", "FirstAndRest", "InPlace", "Dataclass", "Windows"],
+    [
+        *("Keywords", "OneDict", "AnyNumber", "FirstAndRest", "InPlace", "Dataclass", "Windows"),
+        "Ordered",
+    ],
 )
 def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: str) -> None:
     made = form(tmp_path, name)
@@ -326,6 +393,88 @@ def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: 
         assert batch.inputs["scale"].shape == (), "a scalar stays one"
         for output, array in run(report.path, batch.inputs).items():
             np.testing.assert_allclose(array, batch.outputs[output], rtol=1e-4, atol=1e-5)
+
+
+def test_a_name_that_belongs_to_another_argument_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="'scale' is in the place of 'offset'") as caught:
+        exported(form(tmp_path, "Misplaced"), tmp_path / "out")
+    assert "forward takes images, offset, scale" in caught.value.why
+
+
+def test_a_forward_that_returns_no_tensor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"returns no tensor: it returns \{'loss': None\}"):
+        exported(form(tmp_path, "Nothing"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("annotation", ["dict", "dict[str, torch.Tensor]", "'Dict[str, int]'"])
+def test_one_input_in_a_dict(tmp_path: Path, annotation: str) -> None:
+    code = CODE + (
+        "\nclass Named(Small):\n"
+        f"    def forward(self, features: {annotation}):\n"
+        "        return super().forward(features['x'])\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:Named"})
+    assert exported(made, tmp_path / "out").outputs == ("scores",)
+
+
+WRONGLY_EXPORTED = (
+    CODE
+    + """
+class Pooled(Small):
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+
+
+class Seeded(Small):
+    def forward(self, x):
+        torch.manual_seed(0)
+        return super().forward(x + torch.randn(x.shape))
+
+
+class Training(Small):
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.train()
+        return self
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "where", "why"),
+    [
+        ("Pooled", "height", "between its corners (height=15)", "holds for some sizes"),
+        ("Training", 8, "the sizes of the verification data", "norm (BatchNorm2d) is in training"),
+    ],
+)
+def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
+    tmp_path: Path, name: str, dim: str | int, where: str, why: str
+) -> None:
+    made = recipe(
+        tmp_path,
+        code=WRONGLY_EXPORTED,
+        source={"kind": "torch", "callable": f"code.py:{name}"},
+        inputs=[{"name": "x", "shape": [4, 3, dim, 8]}],
+        profiles=[{"dims": {dim: [8, 8, 20]} if isinstance(dim, str) else {}}],
+        verification={"batches": 1, "batch_size": 4},
+    )
+    order = work.Order(recipe=made, root=made.root, folder=tmp_path / "out")
+    with pytest.raises(ExportError, match="exporter wrote computes other numbers") as caught:
+        work.export(order.model_dump_json())
+    assert where in caught.value.why
+    assert why in caught.value.why
+
+
+def test_a_forward_that_seeds_its_own_random_numbers_is_refused(tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path,
+        code=WRONGLY_EXPORTED,
+        source={"kind": "torch", "callable": "code.py:Seeded"},
+        verification={"batches": 1},
+    )
+    order = work.Order(recipe=made, root=made.root, folder=tmp_path / "out")
+    with pytest.raises(ModelError, match=r"random numbers: node .* \(RandomNormal"):
+        work.export(order.model_dump_json())
 
 
 def test_what_forward_returns_is_named_when_it_cannot_be_exported(tmp_path: Path) -> None:

@@ -123,6 +123,28 @@ def test_the_reference_of_a_16_bit_model_is_computed_in_fp32(tmp_path: Path, dty
     np.testing.assert_array_equal(low.astype("f"), exact.to(kind).float().numpy())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_autocast_computes_in_16_bits_is_computed_in_fp32(tmp_path: Path, dtype: str) -> None:
+    code = CODE + (
+        "\ndef mixed():\n"
+        "    class Mixed(Small):\n"
+        "        def forward(self, x):\n"
+        f"            with torch.autocast('cpu', dtype=torch.{dtype}):\n"
+        "                y = super().forward(x)\n"
+        "            return y, y.float() * 3\n"
+        "    return Mixed()\n"
+    )
+    source_of = {"kind": "torch", "callable": "code.py:mixed"}
+    made = recipe(tmp_path, code=code, source=source_of, verification={})
+    module = load(made, tmp_path)
+    path = make_reference(made, module, tmp_path / "r.npz", outputs=("low", "wide"))
+    batch = next(read_reference(path))
+    exact = type(module).__mro__[1].forward(module, torch.from_numpy(batch.inputs["x"])).detach()
+    np.testing.assert_allclose(batch.outputs["wide"], 3 * exact.numpy(), rtol=1e-6, atol=1e-6)
+    low = exact.to(getattr(torch, dtype)).float().numpy()
+    np.testing.assert_array_equal(batch.outputs["low"].astype("f"), low)
+
+
 def test_a_scalar_output_stays_a_scalar(tmp_path: Path) -> None:
     code = CODE + (
         "\ndef one():\n"

@@ -39,6 +39,14 @@ def unseeded():
 def seeded():
     torch.manual_seed(3)
     return unseeded()
+def keeps():
+    made = wrap(lambda m, x: m.kept(x))
+    def kept(x):
+        if not hasattr(made, "first"):
+            made.first = x.mean()
+        return x.mean((1, 2, 3)) - made.first
+    made.kept = kept
+    return made
 def nan():
     return wrap(lambda m, x: torch.where(x == x.max(), torch.nan, x))
 def minus_infinity():
@@ -80,6 +88,11 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
             "unseeded",
             "different numbers each time it is loaded",
             "its weights are drawn at random each time",
+        ),
+        (
+            "keeps",
+            "different numbers after it has run on other inputs: output 'y' differs",
+            "keeps something from the first inputs",
         ),
         ("nan", "the model itself returns NaN in FP32: output 'y', batch 0", "first at index"),
     ],

@@ -119,6 +119,24 @@ def test_bodies_are_cast_too(tmp_path: Path, name: str, text: str, feeds: dict[s
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_what_goes_through_a_sequence_keeps_its_type(tmp_path: Path, name: str) -> None:
+    """torch writes EmbeddingBag so."""
+    text = """
+    agraph (float[4, 4] x) => (float[4, 4] y) {
+        h = MatMul (x, w)
+        empty = SequenceEmpty ()
+        full = SequenceInsert (empty, h)
+        back = ConcatFromSequence <axis = 0> (full)
+        y = MatMul (back, w)
+    }"""
+    x = RANDOM.normal(size=(4, 4)).astype(np.float32)
+    converted = cast(made(text, w=WEIGHT), tmp_path, name)
+    if name == "fp16":
+        wanted = run(made(text, w=WEIGHT), x=x)["y"]
+        np.testing.assert_allclose(run(converted, x=x)["y"], wanted, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
 def test_no_cast_stands_at_the_border_of_a_scans_body(tmp_path: Path, name: str) -> None:
     """TensorRT-RTX refuses one there."""
     text = """
