@@ -14,6 +14,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import PrecisionError
+from enginefarm.graph.precisions.kept_wide import BY_NAME
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages
 from enginefarm.schema import Frozen
@@ -122,10 +123,13 @@ def prepare(
 def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
     """Raises: PrecisionError for a 16-bit graph in which nothing computes in 16 bits."""
     if precision in ("fp16", "bf16") and details.get("low_nodes") == 0:
+        kept = cast("list[dict[str, JsonValue]]", details.get("kept_wide") or [])
+        named = any(one["reason"] == BY_NAME for one in kept)
         raise PrecisionError(
             f"{precision}: nothing in the graph computes in {precision}",
             why="every operator stays in FP32: it would be an FP32 engine with another name",
-            fix=f"take {precision} out of the recipe's precisions, or keep fewer nodes wide",
+            fix=f"take {precision} out of the recipe's precisions"
+            + (", or nodes out of its `keep_wide`" if named else ""),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from enginefarm.errors import PrecisionError
+from enginefarm.graph.precisions.kept_wide import BY_NAME
 from enginefarm.planning import graphs
 
 
@@ -14,6 +15,14 @@ def test_a_graph_with_nothing_in_16_bits_is_refused(precision: str) -> None:
         graphs.refuse_unchanged(precision, {"low_nodes": 0, "wide_nodes": {"MatMul": 3}})
     graphs.refuse_unchanged(precision, {"low_nodes": 1})
     graphs.refuse_unchanged("fp32", {})
+
+
+@pytest.mark.parametrize(("reason", "named"), [(BY_NAME, True), ("a rule says so", False)])
+def test_the_remedy_names_keep_wide_where_the_recipe_has_it(reason: str, named: bool) -> None:
+    kept = {"node": "mm", "op_type": "MatMul", "reason": reason, "gain_db": None}
+    with pytest.raises(PrecisionError) as caught:
+        graphs.refuse_unchanged("fp16", {"low_nodes": 0, "kept_wide": [kept]})
+    assert ("keep_wide" in caught.value.fix) == named
 
 
 def test_how_much_of_the_graph_is_in_the_precision_is_said() -> None:
