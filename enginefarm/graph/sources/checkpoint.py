@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import SourceError, UnsafeCheckpointError
+from enginefarm.graph.sources import foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RUNS_CODE = ("GLOBAL", "Unsupported class", "allowed global")
 """Words of torch's errors for a pickle that names code."""
+
+ADVICE = re.compile(r"Weights only load failed\..*?WeightsUnpickler error: ", re.DOTALL)
+"""What torch says before the cause: to load it so that it could run code."""
 
 ENCRYPTED = 0x1
 """The bit of a zip member's flags."""
@@ -30,6 +34,7 @@ def read(file: Path, *, field: str) -> Any:
     Raises: UnsafeCheckpointError when it asks for more than that, SourceError when it
     cannot be read.
     """
+    foreign.refuse(file, field=field)
     if file.suffix == ".safetensors" or _looks_like_safetensors(file):
         return _safetensors(file, field)
     _refuse_archive(file, field)
@@ -126,7 +131,7 @@ def _unsafe(file: Path, field: str, reason: str) -> UnsafeCheckpointError:
 def _unreadable(file: Path, field: str, reason: str) -> SourceError:
     return SourceError(
         f"{field}: {file.name} is not a checkpoint that torch can read",
-        why=reason.partition("  Check the documentation")[0][:300],
+        why=re.sub(ADVICE, "", reason).partition("  Check the documentation")[0][:300],
         fix="the file may be cut short or of another format: copy it again, or save it again with "
         "torch.save(model.state_dict(), …) or as .safetensors",
     )

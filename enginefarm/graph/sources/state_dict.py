@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -73,9 +74,13 @@ def _candidates(value: object, path: str, depth: int = 0) -> Iterator[tuple[str,
 
 
 def _all_tensors(named: dict[str, object]) -> bool:
+    return all(map(_is_tensor, named.values()))
+
+
+def _is_tensor(value: object) -> bool:
     import torch
 
-    return all(isinstance(item, torch.Tensor) for item in named.values())
+    return isinstance(value, torch.Tensor)
 
 
 def _contents(found: object, offered: dict[str, Weights]) -> str:
@@ -83,6 +88,10 @@ def _contents(found: object, offered: dict[str, Weights]) -> str:
         return f"weights are under {', '.join(sorted(key or 'the file itself' for key in offered))}"
     if isinstance(found, dict):
         held = cast("dict[object, object]", found)
+        named = [key for key, item in held.items() if _is_tensor(item)]
+        odd = [f"{key} ({type(item).__name__})" for key, item in held.items() if key not in named]
+        if named and odd:
+            return f"beside {len(named)} tensors it holds {', '.join(odd[:20])}"
         shown = [f"{key} ({type(item).__name__})" for key, item in list(held.items())[:20]]
         return f"its keys are {', '.join(shown) or 'none'}; none of them holds named tensors"
     return f"it holds {type(found).__name__}, where a dict from name to tensor is needed"
@@ -109,7 +118,10 @@ def fill(module: nn.Module, weights: Weights, file: Path, *, field: str) -> None
         raise SourceError(
             f"{field}: {file.name}: the weights do not fit {type(module).__name__}",
             why="; ".join(wrong)[:600],
-            fix="give the checkpoint of this model, or build it with the arguments that the "
+            fix="this is one file of several: load them all in source.callable, or save them as "
+            "one file"
+            if re.search(r"-\d{5}-of-\d{5}\.", file.name)
+            else "give the checkpoint of this model, or build it with the arguments that the "
             "checkpoint was trained with (source.arguments)",
         )
 
@@ -146,11 +158,26 @@ def _conflicts(own: dict[str, Any], weights: Weights) -> Iterator[str]:
     for name, tensor in weights.items():
         if name not in own:
             continue
-        if kind(tensor) != kind(own[name]):
+        if tensor.is_meta or tensor.layout != torch.strided:
+            what = "has no numbers (device meta)" if tensor.is_meta else "is sparse"
+            yield f"{name} {what} in the file"
+        elif kind(tensor) != kind(own[name]):
             yield f"{name} is {tensor.dtype} in the file and {own[name].dtype} in the model"
-        other = first.setdefault(id(own[name]), name)
-        if not torch.equal(tensor, weights[other]):
+        elif (other := first.setdefault(id(own[name]), name)) != name and not _same(
+            tensor, weights[other]
+        ):
             yield f"{name} and {other} are one tensor in the model and differ in the file"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether they hold the same numbers. FP8, which torch does not compare, as FP32; NaN too."""
+    import torch
+
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return bool(torch.isclose(one.float(), other.float(), rtol=0, atol=0, equal_nan=True).all())
 
 
 def _kind(tensor: Tensor) -> str:

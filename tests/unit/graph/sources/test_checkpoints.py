@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import pickle
 import zipfile
@@ -300,8 +301,16 @@ def encrypted(path: Path) -> None:
             "Git LFS pointer",
         ),
         (lambda w, p: p.write_text("../blobs/0a1b2c"), "the text of a link to"),
-        (lambda w, p: p.write_bytes(b"\x89HDF\r\n" + bytes(2000)), "not a checkpoint that torch"),
-        (lambda w, p: p.write_text("<html>" + "no such page " * 200), "not a checkpoint that torc"),
+        (lambda w, p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000)), "this is an HDF5 file"),
+        (lambda w, p: p.write_bytes(b"GGUF" + bytes(2000)), "this is a GGUF file"),
+        (lambda w, p: p.write_bytes(gzip.compress(bytes(9999))), "this is a gzip archive"),
+        (lambda w, p: p.write_text("<html>" + "no such page " * 200), "this is a web page"),
+        (lambda w, p: p.write_text('{"lr": 0.1}'), "this is a JSON file"),
+        (
+            lambda w, p: p.write_text('{"weight_map": {"a": "1.bin", "b": "2.bin", "c": "2.bin"}}'),
+            "this is the index of a checkpoint in 2 files",
+        ),
+        (lambda w, p: p.write_bytes(bytes(range(1, 200)) * 20), "not a checkpoint that torch"),
         (lambda w, p: (torch.save(w, p), encrypted(p)), "the archive is encrypted"),
         (lambda w, p: (torch.save(w, p), packed(p)), "the archive is compressed"),
         (lambda w, p: np.savez(p.open("wb"), **w), "this archive is not a checkpoint"),
@@ -321,6 +330,58 @@ def test_a_stand_in_is_called_what_it_is(
     assert not isinstance(caught.value, UnsafeCheckpointError), "no false alarm of code"
     if name == "w.pt":
         assert says in caught.value.what
+
+
+def test_an_unreadable_file_does_not_advise_to_run_its_code(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a checkpoint that torch") as caught:
+        filled(tmp_path, lambda w, p: p.write_bytes(bytes(range(1, 200)) * 20))
+    assert "weights_only" not in str(caught.value)
+    assert caught.value.why
+
+
+def test_one_file_of_several_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="do not fit Small") as caught:
+        filled(
+            tmp_path,
+            lambda w, p: save_file(dict(list(w.items())[:2]), p),
+            "model-00001-of-00002.safetensors",
+        )
+    assert "one file of several" in caught.value.fix
+
+
+def test_what_is_not_a_tensor_among_tensors_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a state dict") as caught:
+        filled(tmp_path, lambda w, p: torch.save({**w, "note": None}, p))
+    assert caught.value.why.endswith("tensors it holds note (NoneType)")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.to_sparse(), "head.weight is sparse"),
+        (lambda t: t.to("meta"), "head.weight has no numbers"),
+    ],
+)
+def test_tensors_without_numbers_of_their_own_are_refused_by_name(
+    tmp_path: Path, change: Callable, says: str
+) -> None:
+    def write(weights: dict[str, Any], path: Path) -> None:
+        torch.save({**weights, "head.weight": change(weights["head.weight"])}, path)
+
+    with pytest.raises(SourceError, match="do not fit Small") as caught:
+        filled(tmp_path, write)
+    assert says in caught.value.why
+
+
+def test_fp8_weights_are_numbers_like_others_and_nan_is_no_conflict(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    (tmp_path / "tied.py").write_text(TIED)
+    made = TorchSource(callable="tied.py:Tied", checkpoint="w.safetensors")
+    for weight in (torch.ones(5, 4).to(torch.float8_e4m3fn), torch.full((5, 4), torch.nan)):
+        both = {"embedding.weight": weight, "head.weight": weight.clone()}
+        save_file(both, tmp_path / "w.safetensors")
+        module = source("torch").load(made, tmp_path, tmp_path)
+        assert torch.equal(module.head.weight.nan_to_num(), weight.float().nan_to_num())
 
 
 def test_hyperparameters_may_be_a_namespace(tmp_path: Path) -> None:
