@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from enginefarm.digest import sha256_file, sha256_files
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
-from enginefarm.errors import CalibrationError
+from enginefarm.errors import CalibrationError, one_line
 from enginefarm.graph import data_files
 from enginefarm.recipes import import_path
 
@@ -120,11 +120,16 @@ def _random(data: Data, inputs: Sequence[TensorSpec], seed: int) -> Iterator[Bat
 def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterator[Any]:
     assert data.callable is not None
     make = import_path.load(data.callable, root, field="data.callable", error=CalibrationError)
+    if not callable(make):
+        raise CalibrationError(
+            f"data.callable: {data.callable!r} is not a function ({type(make).__name__})",
+            fix="it must return an iterator of dicts from input name to numpy array when called",
+        )
     offered = {"seed": seed, "batch_size": batch_size}
     taken = inspect.signature(make).parameters
     arguments = {name: value for name, value in offered.items() if name in taken}
     try:
-        yield from make(**{**arguments, **data.arguments})
+        yield from cast("Iterator[Any]", make(**{**arguments, **data.arguments}))
     except Exception as error:
         raise CalibrationError(
             f"data.callable: {data.callable!r} raised {type(error).__name__}",
@@ -164,7 +169,8 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
-        named, array = f"{where}: {tensor.name}", np.asarray(given[tensor.name])
+        named = f"{where}: {tensor.name}"
+        array = _as_array(given[tensor.name], named)
         _check_array(array, tensor, named, sizes)
         if not data.not_finite and array.dtype.kind == "f" and (bad := np.isnan(array)).any():
             place = [int(index[0]) for index in np.nonzero(np.atleast_1d(bad))]
@@ -177,8 +183,23 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
     rounded = {tensor.name for tensor in inputs if tensor.dtype == "bfloat16"}
     return {
         str(name): _of_bfloat16(array) if name in rounded else np.asarray(array, order="C")
-        for name, array in given.items()
+        for name, array in ((name, _as_array(value, where)) for name, value in given.items())
     }
+
+
+def _as_array(value: object, where: str) -> Array:
+    """Raises: CalibrationError for lists of different lengths, and tensors that need a gradient or
+    are on a GPU."""
+    import numpy as np
+
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise CalibrationError(
+            f"{where} is a {type(value).__name__} that is not an array",
+            why=f"{type(error).__name__}: {one_line(error, 300)}",
+            fix="yield numpy arrays; of a tensor: tensor.detach().cpu().numpy()",
+        ) from error
 
 
 def _of_bfloat16(array: Array) -> Array:

@@ -45,7 +45,9 @@ def files(data: Data, root: Path) -> list[Path]:
         raise CalibrationError(
             f"data.path: {data.path} is neither an .npz file nor a folder",
             why=f"looked for {path}",
-            fix="the path is relative to the recipe's folder",
+            fix="write it with numpy.savez(FILE, NAME=array), an array for each of the inputs"
+            if path.is_file()
+            else "the path is relative to the recipe's folder",
         )
     return [path]
 
@@ -106,20 +108,30 @@ class _Samples:
         shape, fortran, self._dtype = read(stream)
         if self._dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if not shape or (fortran and len(shape) > 1):
-            raise ValueError(f"{name} has no first axis to cut (scalar, or Fortran order)")
+        if not shape:
+            raise ValueError(f"{name} has no first axis to cut: it is a scalar")
         self.count, *self._shape = (int(size) for size in shape)
+        self._whole: Array | None = None
+        if fortran and len(shape) > 1:  # its samples do not follow one another in the file
+            axes = range(len(shape))[::-1]
+            backwards = self._read(math.prod(shape)).reshape(shape[::-1])
+            self._whole = np.ascontiguousarray(backwards.transpose(axes))
 
     def take(self, samples: int) -> Array:
+        samples = min(samples, self.count)
+        self.count -= samples
+        if self._whole is not None:
+            taken, self._whole = self._whole[:samples], self._whole[samples:]
+            return taken
+        return self._read(samples * math.prod(self._shape)).reshape(samples, *self._shape)
+
+    def _read(self, numbers: int) -> Array:
         import numpy as np
 
-        samples = min(samples, self.count)
-        size_bytes = samples * math.prod(self._shape) * self._dtype.itemsize
-        data = self._stream.read(size_bytes)
-        if len(data) < size_bytes:
+        data = self._stream.read(numbers * self._dtype.itemsize)
+        if len(data) < numbers * self._dtype.itemsize:
             raise EOFError("the file ends early")
-        self.count -= samples
-        return np.frombuffer(data, self._dtype).reshape(samples, *self._shape)
+        return np.frombuffer(data, self._dtype)
 
 
 def _unreadable(file: Path, error: BaseException) -> CalibrationError:

@@ -38,6 +38,46 @@ def test_an_npz_is_cut_along_its_first_axis(tmp_path: Path) -> None:
     assert len(read(Data(path="d.npz"), tmp_path, batches=2)) == 2
 
 
+def test_an_array_in_fortran_order_is_cut_too(tmp_path: Path) -> None:
+    x = np.arange(30, dtype=np.float32).reshape(10, 3)
+    np.savez(tmp_path / "d.npz", x=np.asfortranarray(x))
+    found = read(Data(path="d.npz"), tmp_path)
+    assert [batch["x"].shape[0] for batch in found] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in found]), x)
+
+
+@pytest.mark.parametrize(
+    ("body", "what", "fix"),
+    [
+        ("data = 3", "is not a function (int)", "it must return"),
+        (
+            "import torch\ndef data():\n    yield {'x': torch.ones(2, 3, requires_grad=True)}",
+            "batch 0: x is a Tensor that is not an array",
+            "tensor.detach().cpu().numpy()",
+        ),
+        (
+            "def data():\n    yield {'x': [[1.0, 2.0], [3.0]]}",
+            "batch 0: x is a list that is not an array",
+            "yield numpy arrays",
+        ),
+    ],
+)
+def test_what_is_no_function_and_no_array_is_one_error(
+    tmp_path: Path, body: str, what: str, fix: str
+) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        read(code(tmp_path, body), tmp_path)
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+
+
+def test_one_npy_file_says_how_it_is_written(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.ones((2, 3), np.float32))
+    with pytest.raises(CalibrationError, match=r"neither an \.npz") as caught:
+        read(Data(path="d.npy"), tmp_path)
+    assert "numpy.savez" in caught.value.fix
+
+
 def test_a_large_npz_is_not_read_whole(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((4_000_000, 3), np.float32))
     tracemalloc.start()
