@@ -64,6 +64,14 @@ def test_a_run_ends_with_its_own_status_and_output_and_imports_nothing_anew(
     assert min(seconds(worker) for _ in range(3)) < seconds(alone) / 2
 
 
+def test_runs_that_end_leave_no_process_behind(worker: dict[str, str]) -> None:
+    for _ in range(5):
+        assert lead(worker).returncode == 1
+    (first,) = zygotes()
+    psutil.wait_procs(first.children(recursive=True), timeout=5)
+    assert first.children(recursive=True) == []
+
+
 def test_other_settings_than_the_workers_are_imported_anew(worker: dict[str, str]) -> None:
     other = {**worker, "PREFECT_LOGGING_LEVEL": "DEBUG"}
     assert min(seconds(other) for _ in range(2)) > 2 * min(seconds(worker) for _ in range(3))

@@ -180,9 +180,15 @@ def _keep(line: socket.socket) -> bool:
         die_with_parent(keeper_pid)
         request.become()
         return True
-    threading.Thread(target=_forward, args=(line, pid), daemon=True).start()
+    forwarding = threading.Thread(target=_forward, args=(line, pid), daemon=True)
+    forwarding.start()
     with suppress(OSError):  # should `run_process` be gone already, `_forward` kills the run
         line.sendall(FORKED)
+    # The run keeps its process id until nobody sends signals to it any more.
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RD)
+    forwarding.join()
     _, status = os.waitpid(pid, 0)
     with suppress(OSError):
         line.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
