@@ -232,9 +232,8 @@ def run(
     *,
     error: type[EnginefarmError],
     what: str,
-    likely: str = "",
 ) -> Arrays:
-    """Outputs by name. likely: what is at fault where a run fails, if it is not the memory.
+    """Outputs by name.
 
     Raises: `error` when the run fails.
     """
@@ -250,8 +249,7 @@ def run(
                 fix="the node named above asks for that size: make it smaller, or use a machine "
                 "with more memory",
             ) from cause
-        where = ": ".join(filter(None, (what, likely)))
-        raise error(f"{where}: ONNX Runtime cannot run the graph", why=why) from cause
+        raise error(f"{what}: ONNX Runtime cannot run the graph", why=why) from cause
     return dict(zip(names, values, strict=True))
 
 

@@ -465,6 +465,23 @@ def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
     assert why in caught.value.why
 
 
+def test_a_graph_that_runs_at_no_size_is_not_called_a_matter_of_sizes(tmp_path: Path) -> None:
+    """The exporter writes an LSTM with a projection as one without."""
+    code = CODE + (
+        "\nclass Projected(Small):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.lstm = nn.LSTM(8, 8, proj_size=4, batch_first=True)\n"
+        "    def forward(self, x):\n"
+        "        return self.lstm(x[:, 0])[0]\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:Projected"})
+    with pytest.raises(ExportError, match="runs at none of the recipe's sizes") as caught:
+        exported(made, tmp_path / "out")
+    assert "LSTM" in caught.value.why
+    assert "other operators" in caught.value.fix
+
+
 def test_a_forward_that_seeds_its_own_random_numbers_is_refused(tmp_path: Path) -> None:
     made = recipe(
         tmp_path,
