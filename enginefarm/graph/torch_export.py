@@ -41,10 +41,26 @@ def export(
     if isinstance(model, ExportedProgram):
         graph, written_out = _converted(model, recipe, lambda: model, model)
     else:
+        _compute_parametrized_weights(model)
         called = forward.positional(model, [tensor.name for tensor in recipe.inputs])
         graph, written_out = _traced(called, model, recipe, sample)
     _name_values(graph, recipe)
     return graph, written_out
+
+
+def _compute_parametrized_weights(model: nn.Module) -> None:
+    """Replaces each parametrized weight by its value, which is a constant of a model in eval mode.
+
+    How it is computed need not have an ONNX operator: an orthogonal weight is a matrix exponential.
+    """
+    from torch.nn import ModuleDict
+    from torch.nn.utils import parametrize
+
+    for part in list(model.modules()):
+        parametrized = getattr(part, "parametrizations", None)
+        if parametrize.is_parametrized(part) and isinstance(parametrized, ModuleDict):
+            for name in list(parametrized):
+                parametrize.remove_parametrizations(part, name)
 
 
 def _traced(

@@ -47,6 +47,32 @@ def test_the_graph_computes_what_the_module_does_at_other_sizes(tmp_path: Path) 
     np.testing.assert_allclose(run(report.path, feeds)["scores"], wanted, rtol=1e-5, atol=1e-6)
 
 
+PARAMETRIZED = """
+
+def parametrized(kind):
+    from torch.nn.utils import parametrizations
+
+    model = Small()
+    for part in (model.conv, model.head):
+        getattr(parametrizations, kind)(part)
+    return model
+"""
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "spectral_norm", "weight_norm"])
+def test_weights_that_are_computed_from_others_are_constants(tmp_path: Path, kind: str) -> None:
+    """An orthogonal weight is a matrix exponential, which ONNX has no operator for."""
+    source = {"kind": "torch", "callable": "code.py:parametrized", "arguments": {"kind": kind}}
+    report = exported(recipe(tmp_path, CODE + PARAMETRIZED, source=source), tmp_path / "out")
+    feeds = images(3)
+    scope: dict = {}
+    exec(CODE + PARAMETRIZED, scope)
+    with torch.no_grad():
+        wanted = scope["parametrized"](kind).eval()(torch.from_numpy(feeds["x"])).numpy()
+    np.testing.assert_allclose(run(report.path, feeds)["scores"], wanted, rtol=1e-4, atol=1e-5)
+    assert "Conv" in {node.op_type for node in onnx.load(report.path).graph.node}
+
+
 def test_a_dim_that_the_model_fixes_is_named(tmp_path: Path) -> None:
     made = recipe(tmp_path, source={"kind": "torch", "callable": "code.py:fixed_batch"})
     with pytest.raises(ExportError, match="dim 'batch' of 'x' is not dynamic") as caught:
