@@ -118,7 +118,7 @@ def _stage(precision: str) -> str:
 
 
 def _found(site: Site, precision: str, key: str, policy: SigningPolicy | None) -> Skeleton | None:
-    """None where there is no such plan, or its records are damaged or not to be trusted."""
+    """None if the store has no such plan, or if its records are damaged or untrusted."""
     record = found_record(site, _stage(precision), key)
     if record is None:
         return None

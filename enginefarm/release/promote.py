@@ -149,9 +149,7 @@ def rollback(
         None,
     )
     if target is None:
-        wanted = (
-            f"there is no revision {to}" if to is not None else "there is nothing to go back to"
-        )
+        wanted = f"it has no revision {to}" if to is not None else "it has no earlier revision"
         raise StoreMissing(
             f"rollback {recipe}@{channel}: {wanted}",
             fix=f"enginefarm channel {recipe} {channel} lists its revisions",

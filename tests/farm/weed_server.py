@@ -11,18 +11,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from enginefarm.store.weed import free_ports
+from enginefarm.store.weed import PORTS, free_ports
 
 WEED = Path(sysconfig.get_path("scripts")) / "weed"
-OTHER_PORTS = (
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "s3.port.grpc",
-)
+OTHER_PORTS = [name for name in PORTS if not name.startswith("admin.")]
+"""`weed server` has no admin interface."""
 
 
 @contextmanager

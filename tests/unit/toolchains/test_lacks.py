@@ -113,7 +113,7 @@ def recurrent(operator: str, **inputs: str) -> dict[str, str]:
 def test_no_precision_is_advised_where_none_can_be_built(
     operator: str, inputs: dict[str, str]
 ) -> None:
-    """TensorRT-RTX takes these inputs in FP32 only: FP16 is no way out on 7.5."""
+    """TensorRT-RTX takes these inputs only in FP32, so building in FP16 does not help on 7.5."""
     found = recurrent(operator, **inputs)
     for precision in ("fp32", "fp16"):
         error = lacking("tensorrt-rtx", T4, precision, found)
