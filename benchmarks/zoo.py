@@ -10,6 +10,9 @@ with every optimization off, the others node by node (benchmarks/steps.py says w
 and what not), against the model as it came.
 
 Results are a file of JSON for each model: what is in it is not run again (--again: it is).
+
+A machine that has neither a network nor PyTorch takes the models as ONNX files instead, which
+`python -m benchmarks.zoo_export FOLDER` writes elsewhere: --parts FOLDER.
 """
 
 from __future__ import annotations
@@ -41,6 +44,14 @@ Row = dict[str, Any]
 
 def models() -> dict[str, Row]:
     return tomllib.loads((HERE / "models.toml").read_text("utf-8"))
+
+
+def as_file(name: str, row: Row, parts: Path | None) -> Row:
+    """The row of a PyTorch model as one of an ONNX file, where `parts` holds what was exported."""
+    if "model" not in row or parts is None or not (parts / name / "model.onnx").exists():
+        return row
+    kept = {key: value for key, value in row.items() if key not in ("model", "needs")}
+    return {**kept, "files": {"model.onnx": ""}}
 
 
 def recipe(name: str, row: Row) -> Row:
@@ -114,13 +125,19 @@ def wheel(requirement: str, folder: Path) -> Path:
     return there()[0]
 
 
-def build(folder: Path, scratch: Path, gpus: list[str], precisions: list[str]) -> list[Row]:
+def build(
+    folder: Path,
+    scratch: Path,
+    gpus: list[str],
+    precisions: list[str],
+    recipe: str = "recipe.yaml",
+) -> list[Row]:
     """`enginefarm build`: its outcomes, or one for each engine with the error in it."""
-    command = [Path(sys.executable).with_name("enginefarm"), "build", folder / "recipe.yaml"]
+    command = [sys.executable, "-m", "enginefarm", "build", folder / recipe]
     command += [part for one in gpus for part in ("--gpu", one)]
     command += [part for one in precisions for part in ("--precision", one)]
     made = subprocess.run(
-        [*map(str, command), "--json"], cwd=folder, env=_environment(scratch), capture_output=True
+        [*map(str, command), "--json"], cwd=folder, env=environment(scratch), capture_output=True
     )
     try:
         return json.loads(made.stdout)
@@ -131,7 +148,7 @@ def build(folder: Path, scratch: Path, gpus: list[str], precisions: list[str]) -
         return [{"gpu": g, "precision": p, **reason} for g in gpus for p in precisions]
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key != "ENGINEFARM_STORE"}
     home, cache = scratch / "home", scratch / "cache"
     return {**kept, "ENGINEFARM_HOME": str(home), "ENGINEFARM_CACHE": str(cache)}
@@ -139,7 +156,8 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 def work(name: str, asked: argparse.Namespace) -> None:
     """One model, in a process of its own: its engines, then a second opinion on each graph."""
-    row, file = models()[name], asked.scratch / "results" / f"{name}.json"
+    asked_of, file = models()[name], asked.scratch / "results" / f"{name}.json"
+    row = as_file(name, asked_of, asked.parts)
     known: Row = json.loads(file.read_text()) if file.exists() else {"engines": {}, "graphs": {}}
     missing = row.get("needs")
     if missing and find_spec(missing) is None:
@@ -147,6 +165,7 @@ def work(name: str, asked: argparse.Namespace) -> None:
         return _keep(file, known)
     for old in ("not_run", "broken"):
         known.pop(old, None)
+    known["exported"] = row is not asked_of
     folder = placed(name, row, asked.scratch, asked.parts)
     os.chdir(folder)
     precisions = [p for p in asked.precisions if p in row.get("precisions", PRECISIONS)]
@@ -166,7 +185,7 @@ def work(name: str, asked: argparse.Namespace) -> None:
     for graph, found in list(known["graphs"].items()):
         if asked.again or (asked.mended and "not_judged" in found):
             del known["graphs"][graph]
-    os.environ.update(_environment(asked.scratch))
+    os.environ.update(environment(asked.scratch))
     from benchmarks import zoo_check
 
     for graph, engine in zoo_check.published(known["engines"]):
@@ -174,7 +193,7 @@ def work(name: str, asked: argparse.Namespace) -> None:
             known["graphs"][graph] = zoo_check.checked(folder, row, engine)
             _keep(file, known)
     _keep(file, known)  # which graph each engine is made of
-    for label in asked.gpus if "model" not in row and not asked.no_bare else ():
+    for label in asked.gpus if "model" not in asked_of and not asked.no_bare else ():
         if label not in known.setdefault("bare", {}):
             known["bare"][label] = "CRASH of the process"
             _keep(file, known)
@@ -196,6 +215,8 @@ def _keep(file: Path, known: Row) -> None:
 
 
 def _commit() -> str:
+    if named := os.environ.get("ENGINEFARM_COMMIT"):  # a copy without its history
+        return named
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
 

@@ -57,12 +57,12 @@ def checked(folder: Path, row: Row, engine: Row) -> Row:
         manifest = site.store.manifest(engine["spec_digest"])
         assert manifest is not None, "the build says that it is published"
         path = materialize(site, manifest.graph, Path(name) / "graph")
-        reference = _reference(recipe, folder, Path(name))
+        reference = as_it_came(recipe, folder, Path(name))
         graph = _graph(path, precision)
         figures = Figures(row.get("class_scores", ()), row.get("found", ""))
         names = [output.name for output in onnx.load(path, load_external_data=False).graph.output]
         try:
-            for where, inputs in _inputs(recipe):
+            for where, inputs in unseen(recipe):
                 wanted, made = reference(inputs), graph(inputs)
                 for output, one, other in zip(names, wanted, made, strict=True):
                     figures.add(output, one, other, where)
@@ -81,7 +81,7 @@ def bare(folder: Path, label: str) -> str:
         return nodes.built(folder / "model.onnx", recipe, Path(name) / "bare", label)
 
 
-def _inputs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+def unseen(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
     """Unseen data at its own sizes; the first seed's at min, opt and max of each profile too."""
     use = recipe.verification
     for seed in UNSEEN:
@@ -100,7 +100,7 @@ def _inputs(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"seed {seed}, {where}", feeds.sized(batch, recipe, dims)
 
 
-def _reference(recipe: Recipe, folder: Path, work: Path) -> Runner:
+def as_it_came(recipe: Recipe, folder: Path, work: Path) -> Runner:
     """The model as it came: a PyTorch module, or an ONNX file computed in FP32."""
     if recipe.source.kind == "onnx":
         return _graph(folder / "model.onnx", "fp32")

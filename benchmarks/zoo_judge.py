@@ -48,9 +48,9 @@ class Figures:
         if bad.any():
             self.faults.append(f"{name} {where}: {int(bad.sum())} values are not finite")
             return
-        sums = self.sums.setdefault(name, [0.0, 0.0])
-        sums[0] += float(np.sum((x - y) ** 2))
-        sums[1] += float(np.sum(x**2))
+        sums = self.sums.setdefault(name, [0.0, 0.0, 0.0])
+        for index, square in enumerate(((x - y) ** 2, x**2, y**2)):
+            sums[index] += float(np.sum(square))
         # A sample counts against a tenth of the batch's size at least: see enginefarm/graph.
         size = float(np.sqrt(np.mean(x**2))) if x.size else 0.0
         for a, b in zip(x, y, strict=True) if x.ndim > 1 else ():
@@ -67,7 +67,13 @@ class Figures:
     @property
     def relative(self) -> float:
         """Relative L2 of the worst output."""
-        return max((_ratio(*sums) for sums in self.sums.values()), default=math.inf)
+        return max((_ratio(*sums[:2]) for sums in self.sums.values()), default=math.inf)
+
+    @property
+    def cosine(self) -> float:
+        """Of the worst output, over everything that was added."""
+        found = [_cosine(*sums) for sums in self.sums.values()]
+        return min(found, default=0.0)
 
     def verdict(self, budget: Budget) -> list[str]:
         """Why the graph disagrees with FP32; nothing where it agrees."""
@@ -89,6 +95,7 @@ class Figures:
     def shown(self) -> dict[str, Any]:
         """For the result file and the table."""
         made: dict[str, Any] = {"db": decibel(self.relative), "worst_db": decibel(self.worst)}
+        made["cosine"] = self.cosine
         if self.rows:
             made["top1"] = self.agree / self.rows
         if self.theirs:
@@ -105,6 +112,12 @@ def decibel(relative: float) -> float | None:
 
 def _ratio(error: float, signal: float) -> float:
     return math.sqrt(error / signal) if signal > 1e-18 else math.sqrt(error)
+
+
+def _cosine(error: float, signal: float, made: float) -> float:
+    """Of two vectors, from the squares of their difference and of both; 1 if both are zeros."""
+    both = math.sqrt(signal * made)
+    return (signal + made - error) / (2 * both) if both else float(signal == made)
 
 
 def detections(output: Array) -> list[tuple[Array, int]]:

@@ -78,7 +78,16 @@ def _summary(results: dict[str, Row], models: dict[str, Row]) -> list[str]:
     judged = [g for name, g in graphs if "db" in results[name]["graphs"].get(g, {})]
     ran = [name for name in models if results.get(name, {}).get("engines")]
     asked_for = sum(len(found["engines"]) for found in results.values())
+    files = sum(bool(found.get("exported")) for found in results.values())
     lines = [
+        *(
+            [
+                f"{files} PyTorch models were exported to ONNX on another machine, and are judged "
+                "against that file.\n"
+            ]
+            if files
+            else []
+        ),
         f"{len(ran)} of {len(models)} models were run: {asked_for} engines were asked for, of "
         f"{len(models) * len(GPUS) * len(PRECISIONS)} in the matrix. {len(there)} engines "
         f"are published, from {len(graphs)} graphs. "

@@ -1,12 +1,14 @@
 #!/bin/sh
 # Packs what tests/gpu needs on a machine with a GPU and no network:
-#   pack.sh FOLDER [--ort] [--tensorrt10 LIBRARIES] [--trtexec FOLDER86]
+#   pack.sh FOLDER [--ort] [--tensorrt10 LIBRARIES] [--trtexec FOLDER86] [--zoo MODELS]
 #
 #   base             Python 3.11, the farm's packages, TensorRT 8.6
 #   --ort            also ONNX Runtime 1.17.1 for GPUs with cuBLAS and cuDNN of CUDA 11
 #   --tensorrt10     also the bindings 10.15.1.29 over LIBRARIES, a folder of libnvinfer.so.10 …
 #                    (README.md says where from)
 #   --trtexec        also a trtexec of 8.6 with what lies beside it (README.md)
+#   --zoo            also MODELS (benchmarks.zoo_export) in /opt/zoo, what makes their data, and
+#                    TensorRT-RTX
 #
 # Run `make install` first: the farm's own packages are taken from .venv, built for the Python
 # of ~/.pyenv/versions/3.11.7. FOLDER/parts/SET.part.?? are then carried there, and unpack.sh
@@ -15,12 +17,13 @@
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-ort="" tensorrt10="" trtexec=""
+ort="" tensorrt10="" trtexec="" zoo=""
 while [ $# -gt 0 ]; do
     case $1 in
         --ort) ort=yes ;;
         --tensorrt10) tensorrt10=$(cd "$2" && pwd) && shift ;;
         --trtexec) trtexec=$(cd "$2" && pwd) && shift ;;
+        --zoo) zoo=$(cd "$2" && pwd) && shift ;;
         *) echo "pack.sh: no option $1" >&2 && exit 2 ;;
     esac
     shift
@@ -184,8 +187,22 @@ if [ -n "$tensorrt10" ]; then
     tar cf - -C "$folder/root10" opt | zstd -q -f -o "$folder/tensorrt10/root.zst"
 fi
 
+# zoo: the models in /opt/zoo; the other packages beside the farm's.
+if [ -n "$zoo" ]; then
+    mkdir -p "$folder/zoo"
+    rm -rf "$folder/root-zoo"
+    into=$folder/root-zoo$home/lib/python3.11/site-packages
+    mkdir -p "$into" "$folder/root-zoo/opt/zoo"
+    (cd "$packages" && tar cf - --exclude=tests --exclude=__pycache__ --exclude='*.pyi' \
+        tensorrt_rtx* scipy scipy.libs scipy-* sklearn scikit_learn* skimage scikit_image* PIL \
+        pillow* imageio imageio-* networkx networkx-*) | tar xf - -C "$into"
+    cp -RL "$zoo"/. "$folder/root-zoo/opt/zoo/"
+    tar cf - -C "$folder/root-zoo" root opt |
+        zstd "-${LEVEL:-12}" --long=30 -T0 -q -f -o "$folder/zoo/root.zst"
+fi
+
 rm -f "$folder"/parts/*
-for set_ in base ${ort:+ort} ${tensorrt10:+tensorrt10}; do
+for set_ in base ${ort:+ort} ${tensorrt10:+tensorrt10} ${zoo:+zoo}; do
     tar cf - -C "$folder/$set_" . | split -b "${PART:-50M}" -d - "$folder/parts/$set_.part."
 done
 du -cm "$folder"/parts/*

@@ -2,14 +2,14 @@
 # Undoes pack.sh on a machine with a GPU and no network: unpack.sh PARTS SCRATCH
 #   PARTS/SET.part.??   the parts of the packed tars, carried in as many calls as it takes
 # Python 3.11 and the farm go to where they were built; /opt/ort, /opt/trt10, /opt/trtexec86,
-# /opt/site312 and /opt/cuda11 beside them. Prints the Python that runs tests/gpu.
+# /opt/site312, /opt/zoo and /opt/cuda11 beside them. Prints the Python that runs tests/gpu.
 set -eu
 parts=$1 scratch=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 home=/root/.pyenv/versions/3.11.7
 site=$home/lib/python3.11/site-packages
 mkdir -p "$scratch" /opt/cuda11 /opt/trt10/lib
-for set_ in base ort tensorrt10; do
+for set_ in base ort tensorrt10 zoo; do
     ls "$parts/$set_".part.* >/dev/null 2>&1 || continue
     mkdir -p "$scratch/$set_"
     cat "$parts/$set_".part.* | tar xf - -C "$scratch/$set_"

@@ -249,3 +249,27 @@ def test_what_has_results_is_not_run_again(tmp_path: Path, monkeypatch: Any) -> 
     assert asked == [["fp16"], ["fp16"], ["bf16"]]
     kept = json.loads((tmp_path / "results" / "range-int-cast.json").read_text())
     assert set(kept["engines"]) == {"l4/fp16", "l4/bf16"}
+
+
+def test_the_cosine_is_that_of_the_worst_output_over_everything_that_was_added() -> None:
+    figures = Figures()
+    wanted, made = np.array([[1.0, 0, 0]]), np.array([[1.0, 1, 0]])
+    figures.add("good", wanted, wanted, "batch 0")
+    figures.add("bad", wanted, made, "batch 0")
+    figures.add("bad", made, made, "batch 1")
+    whole = float(np.vdot([[wanted], [made]], [[made], [made]]))
+    assert figures.cosine == pytest.approx(whole / (3**0.5 * 4**0.5))
+
+
+def test_a_pytorch_model_that_was_exported_elsewhere_is_a_recipe_of_its_file(
+    tmp_path: Path,
+) -> None:
+    row = zoo.models()["hf-bert"]
+    assert zoo.as_file("hf-bert", row, tmp_path) is row
+    (tmp_path / "hf-bert").mkdir()
+    (tmp_path / "hf-bert" / "model.onnx").write_bytes(b"graph")
+    found = zoo.as_file("hf-bert", row, tmp_path)
+    assert "needs" not in found
+    assert zoo.recipe("hf-bert", found)["source"] == {"kind": "onnx", "path": "model.onnx"}
+    folder = zoo.placed("hf-bert", found, tmp_path / "scratch", tmp_path)
+    assert (folder / "model.onnx").read_bytes() == b"graph"
