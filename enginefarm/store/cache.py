@@ -15,8 +15,9 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from enginefarm.digest import sha256_file
@@ -116,6 +117,10 @@ class BlobCache:
     def add(self, path: Path) -> BlobRef:
         """Adds a copy of a file (a reflink where the file system can). The copy is hashed, not the
         file: a process that still has the file open cannot change the cache."""
+        return self.add_written(partial(clone, path))
+
+    def add_written(self, write: Callable[[Path], object]) -> BlobRef:
+        """Adds what `write` puts into a new file of the cache."""
         scratch = self.root / "blobs" / "sha256"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,7 @@ class BlobCache:
             os.close(fd)
         new = Path(name)
         try:
-            clone(path, new)
+            write(new)
             ref = BlobRef(digest=sha256_file(new), size_bytes=new.stat().st_size)
             # If two processes add the same bytes, the first keeps its file: it may be uploading it.
             with self._locked(ref):

@@ -15,7 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from enginefarm.store import planted
+
 SEEN = ".seen"
+SOURCES = "sources"
+"""Folder of notes: which blob is which version of a user's file in S3."""
 RECENT_S = 3600.0
 ABANDONED_S = 24 * 3600.0
 """A partial download, scratch folder or lock that is older than this is abandoned."""
@@ -74,7 +78,8 @@ def keep_within(root: Path, limit_bytes: int, *, spare: Path | None = None) -> P
 
 
 def clean(root: Path) -> int:
-    """Removes what dead processes left behind and links to removed engines; returns how many."""
+    """Removes what dead processes left behind, links to removed engines and notes of removed
+    sources; returns how many."""
     before = time.time() - ABANDONED_S
     removed = 0
     for path in (root / "blobs" / "sha256").rglob("*"):
@@ -89,6 +94,11 @@ def clean(root: Path) -> int:
     for name in (root / "engines").glob("*"):
         if name.is_symlink() and not name.exists():
             name.unlink(missing_ok=True)
+            removed += 1
+    blobs = {one.path.name for one in blobs_of(root)}
+    for note in (root / SOURCES).glob("*"):
+        if (planted.read(note) or b"").decode("ascii", "replace").partition(" ")[0] not in blobs:
+            note.unlink(missing_ok=True)
             removed += 1
     return removed
 

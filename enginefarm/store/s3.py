@@ -14,9 +14,10 @@ from botocore.exceptions import ClientError
 
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.store.client import Credentials, new_client, parse_url
+from enginefarm.store.disk import writing
 from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
 from enginefarm.store.object_info import MOST_READ_BYTES, ObjectInfo
-from enginefarm.store.transfers import Watcher, transfers
+from enginefarm.store.transfers import Watcher, download, transfers
 
 LISTING_PAGE = 1000
 PIECE_BYTES = 1 << 20
@@ -236,6 +237,11 @@ class ObjectStore:
                 extra_args={"Metadata": metadata, "ChecksumAlgorithm": "SHA256"},
                 subscribers=[Watcher(on_bytes)] if on_bytes else None,
             ).result()
+
+    def download_file(self, key: str, path: Path) -> None:
+        """An object of any size, as a file. Raises: also DiskFull."""
+        with self._mapped(key), writing(path):
+            download(self.client, self.bucket, self.full(key), path)
 
     def range(self, key: str, start: int, end: int) -> tuple[Any, int]:
         """A stream over bytes [start, end), and the size of the whole object (-1: unknown).

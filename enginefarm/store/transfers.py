@@ -1,10 +1,13 @@
-"""Multipart uploads and copies with s3transfer, boto3's own library for them."""
+"""Multipart uploads, downloads and copies with s3transfer, boto3's own library for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from enginefarm.errors import StoreConflict
 
 PART_BYTES = 16 << 20
 
@@ -20,7 +23,7 @@ class Watcher:
 
 
 def transfers(client: Any) -> Any:
-    """A transfer manager, imported only for uploads because a pull does not need it."""
+    """A transfer manager, imported only where it is used because a pull does not need it."""
     manager: Any = import_module("s3transfer.manager")
     config = manager.TransferConfig(
         multipart_threshold=PART_BYTES,
@@ -28,3 +31,18 @@ def transfers(client: Any) -> Any:
         max_request_concurrency=4,
     )
     return manager.TransferManager(client, config)
+
+
+def download(client: Any, bucket: str, key: str, path: Path) -> None:
+    """Downloads an object in parts to a file. A part that is interrupted is asked for again.
+
+    Raises: StoreConflict where the object is replaced meanwhile; errors of botocore and urllib3.
+    """
+    failures: Any = import_module("s3transfer.exceptions")
+    with transfers(client) as manager:
+        try:
+            manager.download(bucket, key, str(path)).result()
+        except failures.RetriesExceededError as error:
+            raise error.last_exception from error
+        except failures.S3DownloadFailedError as error:
+            raise StoreConflict(f"store: somebody else replaced {key}") from error

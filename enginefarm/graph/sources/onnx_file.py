@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import TensorSpec
@@ -91,10 +90,8 @@ def _versions(url: str) -> dict[str, str]:
 @lru_cache(64)
 def _data_files_of(url: str, version: str) -> tuple[str, ...]:
     """Names of the data files of that version; only the model itself says them."""
-    with TemporaryDirectory(prefix="enginefarm-") as name:
-        folder = Path(name)
-        found = _data_files(s3_file.download(url, folder))
-        return tuple(one for one in found if external_data.may_hold(one, folder))
+    file, _ = s3_file.cached(url)
+    return tuple(one for one in _data_files(file) if external_data.may_hold(one, file.parent))
 
 
 def _beside(url: str, name: str) -> str:

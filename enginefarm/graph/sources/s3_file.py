@@ -1,16 +1,18 @@
-"""A user's file in S3: its version, and a streamed download. Not the engine store."""
+"""A user's file in S3: its version, and one copy of it in the cache. Not the engine store."""
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
-from enginefarm.errors import SourceError, StoreMissing
-from enginefarm.store.disk import writing
-from enginefarm.store.failures import mapped
+from enginefarm.documents.spec import BlobRef
+from enginefarm.errors import SourceError, StoreConflict, StoreMissing
+from enginefarm.store import planted
+from enginefarm.store.cache import BlobCache
+from enginefarm.store.disk import clone_checked, write_atomically
+from enginefarm.store.prune import SOURCES
 from enginefarm.store.s3 import ObjectStore, connect
-
-CHUNK_BYTES = 1 << 20
 
 
 def version(url: str) -> str:
@@ -25,23 +27,47 @@ def version(url: str) -> str:
     return info.sha256_base64 or info.etag
 
 
-def download(url: str, folder: Path) -> Path:
-    """The object as a file in the folder.
+def cached(url: str) -> tuple[Path, BlobRef]:
+    """The object as a blob of the cache. Each version of it is downloaded once.
 
-    Raises: SourceError when the object does not exist; StoreError; DiskFull.
+    A note in the cache says which blob a version is. It counts only if nobody but this user and
+    root can have written it.
+    Raises: SourceError when the object does not exist, or is replaced meanwhile; StoreError;
+    DiskFull.
     """
+    cache, now = BlobCache(), version(url)
+    note = cache.root / SOURCES / sha256(f"{url}\0{now}".encode()).hexdigest()
+    if (ref := _noted(note)) is not None and (path := cache.intact(ref)) is not None:
+        return path, ref
     objects, key = _open(url)
-    file = folder / key
     try:
-        with mapped(objects.bucket, objects.where, objects.full(key)), writing(file):
-            answer = objects.client.get_object(Bucket=objects.bucket, Key=objects.full(key))
-            with file.open("wb") as stream:
-                shutil.copyfileobj(answer["Body"], stream, CHUNK_BYTES)
-    except StoreMissing as error:
+        ref = cache.add_written(lambda file: objects.download_file(key, file))
+        if version(url) != now:
+            raise StoreConflict(f"store: somebody else replaced {url}")
+    except (StoreMissing, StoreConflict) as error:
         raise SourceError(
-            f"source.path: {url}: the object does not exist", why=error.what
+            f"source.path: {url} was replaced while it was downloaded",
+            why=error.what,
+            fix="run the same command again",
         ) from error
+    write_atomically(note, f"{ref.digest} {ref.size_bytes}".encode())
+    return cache.path(ref), ref
+
+
+def download(url: str, folder: Path) -> Path:
+    """A copy of the cached object in the folder, under its own name. Raises: as `cached`."""
+    path, ref = cached(url)
+    file = folder / url.rpartition("/")[2]
+    clone_checked(path, file, ref)
     return file
+
+
+def _noted(note: Path) -> BlobRef | None:
+    with suppress(OSError, ValueError):
+        if planted.is_ours(note.lstat()):
+            digest, size = (planted.read(note) or b"").decode().split()
+            return BlobRef(digest=digest, size_bytes=int(size))
+    return None
 
 
 def _open(url: str) -> tuple[ObjectStore, str]:
