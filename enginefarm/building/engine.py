@@ -235,9 +235,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
         reference=job.prepared.reference,
         tensors=built.tensors,
         verification=job.prepared.verification,
-        device_verification=DeviceVerification(
-            status="pending", reason="not yet run on a GPU of that label"
-        ),
+        device_verification=DeviceVerification(status="pending"),
         build=BuildRecord(
             seconds=built.seconds,
             peak_memory_bytes=built.peak_memory_bytes,

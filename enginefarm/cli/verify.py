@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,8 @@ def _hash(store: EngineStore, manifest: Manifest) -> None:
 @click.option(
     "--vouch",
     is_flag=True,
-    help="Also sign engines without a trusted builder's record; you vouch for them.",
+    help="Also sign engines without a trusted builder's record, and unsigned results of GPUs; you "
+    "vouch for them.",
 )
 def sign(name: str, vouch: bool) -> None:
     """Sign the engines of a recipe or channel that were published without a key.
@@ -83,7 +85,12 @@ def sign(name: str, vouch: bool) -> None:
     from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import signing
     from enginefarm.store.channels import split
-    from enginefarm.store.statements import name_it, signing_policy
+    from enginefarm.store.statements import (
+        name_it,
+        sign_device_result,
+        signing_policy,
+        trusted_on_device,
+    )
 
     policy = signing_policy()
     if policy is None:
@@ -94,6 +101,10 @@ def sign(name: str, vouch: bool) -> None:
     store = open_store()
     recipe, channel = split(name)
     for manifest in StoreCatalog(store).manifests(recipe, channel):
+        if vouch and trusted_on_device(manifest, policy.trust) is not manifest:
+            sign_result = partial(sign_device_result, signer=policy.signer)
+            store.rewrite(manifest.spec_digest, sign_result)
+            click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} its GPU's result signed")
         if policy.signed(store, manifest):
             name_it(store, recipe, manifest, policy.signer)
             click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} is already signed")

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from enginefarm.documents.builder import DType
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
+from enginefarm.documents.signed import Signature
 from enginefarm.documents.spec import BlobRef, BuildSpec, OnnxRef
 from enginefarm.names import PrecisionName
 from enginefarm.schema import Digest, Frozen, Moment, Name
@@ -74,6 +75,10 @@ class DeviceVerification(Frozen):
     driver: str | None = None
     outputs: tuple[OutputComparison, ...] = ()
     reason: str = ""
+    signatures: tuple[Signature, ...] = Field(
+        default=(),
+        description="Of the worker that ran it, over the rest of this and over the manifest.",
+    )
 
 
 class Environment(Frozen):

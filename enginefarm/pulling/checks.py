@@ -156,7 +156,8 @@ def _verified(manifest: Manifest, host: Host) -> str | None:
     if manifest.device_verification.status == "failed":
         return f"failed verification on the device: {manifest.device_verification.reason}"
     if manifest.device_verification.status == "pending":
-        return _Unknown("not yet verified on a GPU")
+        why = manifest.device_verification.reason
+        return _Unknown(f"not yet verified on a GPU{': ' + why if why else ''}")
     return None
 
 

@@ -29,6 +29,7 @@ from enginefarm.store.disk import appearing, clone_checked, one_at_a_time, write
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import trust
+from enginefarm.store.statements import trusted_on_device
 from enginefarm.tables.speeds import PREFIX as SPEEDS
 from enginefarm.tables.speeds import Speed
 
@@ -105,13 +106,15 @@ def choose(
     """The best engine that fits. A host with trust keys also checks its signature.
 
     On such a host an engine is skipped if no trusted key signed it, or if no signed statement says
-    that the name stands for it. The chosen engine's caveats list the skipped ones.
+    that the name stands for it. The chosen engine's caveats list the skipped ones. That an engine
+    passed on its GPU counts only if a trusted key signed that.
     Raises: as pull().
     """
     trusted = trust()
     host = detect(gpu)
     recipe, channel = split(name)
-    manifests = catalog.manifests(recipe, channel, trusted)
+    found = catalog.manifests(recipe, channel, trusted)
+    manifests = tuple(trusted_on_device(manifest, trusted) for manifest in found)
     speeds: Mapping[str, tuple[Speed, ...]] = {}
     if wish:
         speeds = _speeds(catalog, manifests, host)

@@ -21,6 +21,7 @@ from enginefarm.store.budgets import Budgets
 from enginefarm.store.channels import GateResult, Verdict
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.signing import Trust
+from enginefarm.store.statements import UNSIGNED_RESULT, trusted_on_device
 from enginefarm.tables import speeds
 
 
@@ -43,6 +44,13 @@ class GateContext:
     left_out: frozenset[tuple[str, str]] = frozenset()
 
 
+RUN_IT = {
+    "pending": "run it there",
+    "passed": "run benchmark-engine again on a worker that has the signing key, sign it with "
+    "`enginefarm sign --vouch`",
+}
+"""What to do about an engine that cannot be promoted yet, by what its manifest says."""
+
 Gate = Callable[[Manifest, GateContext], tuple[Verdict, str]]
 SetGate = Callable[[tuple[Manifest, ...], GateContext], tuple[Verdict, str]]
 
@@ -55,12 +63,14 @@ def bytes_exist(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]
 
 def verified_on_device(manifest: Manifest, context: GateContext) -> tuple[Verdict, str]:
     status = manifest.device_verification.status
-    if status == "passed":
+    believed = trusted_on_device(manifest, context.trust).device_verification.status
+    if believed == "passed":
         return "passed", f"verified on {manifest.device_verification.gpu or manifest.gpu}"
-    if status == "pending" and context.allow_pending:
-        return "waived", "not yet run on the GPU; --allow-pending"
-    if status == "pending":
-        return "refused", "not yet run on the GPU: run it there, or pass --allow-pending"
+    why = "not yet run on the GPU" if status == "pending" else UNSIGNED_RESULT
+    if believed == "pending" and context.allow_pending:
+        return "waived", f"{why}; --allow-pending"
+    if believed == "pending":
+        return "refused", f"{why}: {RUN_IT[status]}, or pass --allow-pending"
     return "refused", f"failed on the GPU: {manifest.device_verification.reason}"
 
 

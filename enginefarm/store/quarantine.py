@@ -13,7 +13,7 @@ from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, StoreMissing
 from enginefarm.schema import Digest, Frozen, Moment
-from enginefarm.store import layout
+from enginefarm.store import layout, signing, statements
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import read
 
@@ -37,11 +37,15 @@ def record(
 ) -> Manifest:
     """Writes the outcome of a verification on the device; returns the new manifest.
 
+    A process with a signing key signs the outcome: hosts with trust keys believe no other that
+    says "passed".
     Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
     """
+    key = signing.signer()
 
     def judged(one: Manifest) -> Manifest:
-        return one.model_copy(update={"device_verification": verification})
+        said = one.model_copy(update={"device_verification": verification})
+        return said if key is None else statements.sign_device_result(said, key)
 
     written = store.rewrite(manifest.spec_digest, judged)
     if verification.status == "failed":

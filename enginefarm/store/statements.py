@@ -1,26 +1,29 @@
 """Signed statements other than those about manifests: what a builder recorded, which engine a name
-stands for, and where a channel points.
+stands for, where a channel points, and what became of an engine on its GPU.
 
 An engine's own signature says what was built. It does not say that the engine may be served under
-another recipe's name, nor that a channel points at it. Anybody who can write to the store could
-claim that, so such statements are signed too.
+another recipe's name, that a channel points at it, or that it was right on its GPU. Anybody who
+can write to the store could claim that, so such statements are signed too.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from typing import TypeVar
 
-from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.signed import Signature, SignedDocument
 from enginefarm.errors import SignatureRejected
-from enginefarm.schema import Digest, Name
+from enginefarm.schema import Digest, Name, canonical_json
 from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.provenance import signed_digest
 from enginefarm.store.reading import parsed
 from enginefarm.store.signing import Signer, Trust
+
+UNSIGNED_RESULT = "no trusted key signed that it passed on its GPU"
 
 Document = TypeVar("Document", bound=SignedDocument)
 
@@ -32,6 +35,18 @@ class Alias(SignedDocument):
     recipe: Name
     spec_digest: Digest
     manifest: Digest
+
+
+class DeviceResult(SignedDocument):
+    """States what became of an engine on its GPU.
+
+    manifest: the engine's, with the budget and the reference that it was judged by. result: digest
+    of its DeviceVerification without signatures, which the manifest carries.
+    """
+
+    schema_version: int = 1
+    manifest: Digest
+    result: Digest
 
 
 def sign(document: Document, signer: Signer) -> Document:
@@ -117,6 +132,38 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
         raise SignatureRejected(
             f"signature: {name} is refused", why="the statement is about another engine or name"
         )
+
+
+def device_result(manifest: Manifest) -> DeviceResult:
+    """What the manifest says of its engine on its GPU, with the signatures that it says it with."""
+    verification = manifest.device_verification
+    # Only fields that its JSON has: one that a later version adds breaks no earlier signature.
+    said = verification.model_dump(mode="json", exclude={"signatures"}, exclude_unset=True)
+    return DeviceResult(
+        manifest=signed_digest(manifest),
+        result=hashlib.sha256(canonical_json(said)).hexdigest(),
+        signatures=verification.signatures,
+    )
+
+
+def sign_device_result(manifest: Manifest, signer: Signer) -> Manifest:
+    """The manifest, whose result on the GPU this process stands for."""
+    signatures = sign(device_result(Manifest.read(manifest.canonical_json())), signer).signatures
+    signed = manifest.device_verification.model_copy(update={"signatures": signatures})
+    return manifest.model_copy(update={"device_verification": signed})
+
+
+def trusted_on_device(manifest: Manifest, trust: Trust | None) -> Manifest:
+    """The manifest as a host may believe it: if it says that the engine passed on its GPU and no
+    trusted key signed that, the engine has not been verified there.
+
+    A failure needs no signature: it never makes an engine eligible.
+    """
+    passed = manifest.device_verification.status == "passed"
+    if trust is None or not passed or signed_by(device_result(manifest), trust):
+        return manifest
+    pending = DeviceVerification(status="pending", reason=UNSIGNED_RESULT)
+    return manifest.model_copy(update={"device_verification": pending})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from enginefarm.farm import night as nightly
 from enginefarm.planning.survey import local_offers
 from enginefarm.release import promote as release
 from enginefarm.report.nightly import page
-from enginefarm.store import budgets, channels, layout, reverified, signing
+from enginefarm.store import budgets, channels, layout, reverified, signing, statements
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site
@@ -39,7 +39,9 @@ def publish(store: EngineStore) -> Publish:
         assert isinstance(graph, bytes)
         store.put_bytes(engine)
         store.put_bytes(graph)
-        store.publish(manifest, signing.signer())
+        signer = signing.signer()
+        manifest = manifest if signer is None else statements.sign_device_result(manifest, signer)
+        store.publish(manifest, signer)
         return manifest
 
     return put

@@ -13,7 +13,14 @@ from enginefarm import cli
 from enginefarm.building import engine as engines
 from enginefarm.building.engine import BuildResult, Job
 from enginefarm.documents.manifest import DeviceVerification, Manifest
-from enginefarm.errors import EnginefarmError, PlanDamaged, SignatureRejected
+from enginefarm.documents.signed import Signature
+from enginefarm.errors import (
+    EnginefarmError,
+    GateError,
+    NoEngineFits,
+    PlanDamaged,
+    SignatureRejected,
+)
 from enginefarm.release import promote as release
 from enginefarm.store import channels, layout, quarantine, signing, statements
 from enginefarm.store.cache import BlobCache
@@ -24,6 +31,7 @@ from tests.fake_builds import made
 pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
 EVIL = b"plan of an attacker"
+UNVERIFIED = "not yet verified on a GPU: no trusted key signed that it passed on its GPU"
 
 
 @pytest.fixture
@@ -212,25 +220,88 @@ def test_a_host_notices_that_newer_revisions_were_deleted(
     assert pulled("model@production", fresh), "who has not seen the newer one cannot know"
 
 
+def passed_on_gpu(site: Site, manifest: Manifest, folder: Path) -> Manifest:
+    """What a worker on a T4 writes about an engine that is right there."""
+    (folder / "log").write_text("")
+    passed = DeviceVerification(status="passed", gpu="Tesla T4")
+    return quarantine.record(site.store, manifest, passed, folder / "log")
+
+
+@pytest.mark.usefixtures("signing_farm")
+def test_what_a_gpu_says_counts_if_a_trusted_key_signed_it(
+    site: Site, job: Job, builds: list[bytes], tmp_path: Path
+) -> None:
+    passed_on_gpu(site, made(site, job), tmp_path)
+    found = enginefarm.pull("model", gpu="t4")
+    assert found.manifest.device_verification.status == "passed"
+    assert UNVERIFIED not in found.candidate.caveats
+    trusted = signing.trust()
+    moved = release.promote(site.store, "model", "production", trust=trusted, why="it is right")
+    gates = {gate.gate: gate for gate in moved.gates}
+    assert (gates["device"].verdict, gates["device"].detail) == ("passed", "verified on Tesla T4")
+
+
+@pytest.mark.usefixtures("signing_farm")
+@pytest.mark.parametrize("forgery", ["nobody signed it", "of another engine", "of a failure"])
+def test_a_forged_result_of_a_gpu_is_neither_believed_nor_promoted(
+    site: Site,
+    job: Job,
+    builds: list[bytes],
+    unsigned: Callable[[Callable[[], object]], object],
+    forgery: str,
+) -> None:
+    manifest = made(site, job)
+    passed = DeviceVerification(status="passed", gpu="Tesla T4")
+
+    def signatures() -> tuple[Signature, ...]:
+        if forgery == "nobody signed it":
+            return ()
+        key = signing.signer()
+        assert key is not None
+        change = {
+            "of another engine": {"device_verification": passed, "notes": ("another engine",)},
+            "of a failure": {"device_verification": DeviceVerification(status="failed")},
+        }
+        other = manifest.model_copy(update=change[forgery])
+        return statements.sign_device_result(other, key).device_verification.signatures
+
+    forged = passed.model_copy(update={"signatures": signatures()})
+    body = manifest.model_copy(update={"device_verification": forged}).canonical_json()
+    unsigned(lambda: site.store.objects.put(layout.manifest(manifest.spec_digest), body))
+    found = enginefarm.pull("model", gpu="t4")
+    assert found.manifest.device_verification.status == "pending"
+    assert UNVERIFIED in found.candidate.caveats
+    with pytest.raises(GateError, match="worker that has the signing key"):
+        release.promote(site.store, "model", "production", trust=signing.trust())
+    assert cli.run(["sign", "model"]) == 0
+    assert enginefarm.pull("model", gpu="t4").manifest.device_verification.status == "pending"
+    assert cli.run(["sign", "model", "--vouch"]) == 0
+    assert enginefarm.pull("model", gpu="t4").manifest.device_verification.status == "passed"
+
+
 @pytest.mark.usefixtures("signing_farm")
 def test_what_somebody_who_writes_the_store_can_still_do(
     site: Site, job: Job, builds: list[bytes], tmp_path: Path
 ) -> None:
-    """docs/security.md says so: withhold a newer revision, delete an engine and a GPU's verdict."""
+    """docs/security.md says so: withhold a newer revision, delete an engine and a GPU's result, or
+    withdraw an engine."""
     manifest = made(site, job)
-    verdict = DeviceVerification(status="passed", gpu="Tesla T4")
-    (tmp_path / "log").write_text("")
-    judged = quarantine.record(site.store, manifest, verdict, tmp_path / "log")
-    assert judged.device_verification == verdict
+    passed_on_gpu(site, manifest, tmp_path)
     site.store.objects.put(layout.manifest(manifest.spec_digest), manifest.canonical_json())
     found = enginefarm.pull("model", gpu="t4", cache=BlobCache(tmp_path / "one"))
     assert found.manifest.device_verification.status == "pending"
     promote(site)
     site.store.objects.delete(promote(site).key)
     assert pulled("model@production", BlobCache(tmp_path / "two")) == b"plan 0"
+    failed = manifest.model_copy(
+        update={"device_verification": DeviceVerification(status="failed", reason="a lie")}
+    )
+    site.store.objects.put(layout.manifest(manifest.spec_digest), failed.canonical_json())
+    with pytest.raises(NoEngineFits, match="a lie"):
+        pulled("model", BlobCache(tmp_path / "three"))
     site.store.objects.delete(layout.manifest(manifest.spec_digest))
     with pytest.raises(EnginefarmError):
-        pulled("model", BlobCache(tmp_path / "three"))
+        pulled("model", BlobCache(tmp_path / "four"))
 
 
 @pytest.mark.usefixtures("signing_farm")

@@ -223,6 +223,12 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{AUDIT}::test_a_service_out_of_reach_is_no_pass",
         f"{AUDIT}::test_a_service_that_knows_nothing_is_no_pass",
     ),
+    "The GPU worker signs its result": (
+        f"{TRUST}::test_what_a_gpu_says_counts_if_a_trusted_key_signed_it",
+    ),
+    "Hosts and gates with trust keys treat": (
+        f"{TRUST}::test_a_forged_result_of_a_gpu_is_neither_believed_nor_promoted",
+    ),
     "`constraints.txt` pins versions": (
         f"{HERE}::test_the_lock_has_versions_and_no_hashes_as_the_page_says",
     ),
