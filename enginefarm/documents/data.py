@@ -28,7 +28,8 @@ class Data(Frozen):
         default_factory=dict, description="Keyword arguments of the callable."
     )
     depends: tuple[str, ...] = Field(
-        default=(), description="More files that the data depends on, relative to the recipe."
+        default=(),
+        description="More files and folders that the data depends on, relative to the recipe.",
     )
     random: bool = Field(
         default=False,

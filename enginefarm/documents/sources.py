@@ -31,15 +31,17 @@ class TorchSource(Frozen):
     )
     checkpoint: str | None = Field(
         default=None,
-        description="safetensors, or a .pt/.pth/.bin state dict read with weights_only.",
+        description="safetensors, or a .pt/.pth/.bin state dict read with weights_only; the "
+        "`….index.json` of such files, or a folder of Hugging Face.",
     )
     checkpoint_key: str | None = Field(
         default=None,
         description="Where the weights are in a checkpoint that holds several, such as "
-        "`params_ema`.",
+        "`params_ema`: a key of the file, or what the names begin with.",
     )
     depends: tuple[str, ...] = Field(
-        default=(), description="More files whose change must rebuild, relative to the recipe."
+        default=(),
+        description="More files and folders whose change must rebuild, relative to the recipe.",
     )
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from enginefarm.digest import sha256_file, sha256_files
+from enginefarm.digest import sha256_files
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError, one_line
 from enginefarm.graph import data_files
+from enginefarm.graph.sources.local_file import depends_digests, named_files
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def data_digest(data: Data, root: Path) -> str:
         parts["code"] = import_path.fingerprint(data.callable, root, field="data.callable")
         parts["name"] = data.callable.partition(":")[2]
         parts["arguments"] = dict(data.arguments)
-    parts["depends"] = [sha256_file(_local(path, root, "data.depends")) for path in data.depends]
+        if named := named_files(data.arguments, root):
+            parts["named_files"] = named
+    parts["depends"] = depends_digests(
+        data.depends, root, field="data.depends", error=CalibrationError
+    )
     return import_path.digest(parts)
 
 
@@ -136,14 +141,6 @@ def _from_callable(data: Data, root: Path, batch_size: int, seed: int) -> Iterat
             why=str(error)[:600],
             fix="it must return an iterator of dicts from input name to numpy array",
         ) from error
-
-
-def _local(path: str, root: Path, field: str) -> Path:
-    if not (root / path).is_file():
-        raise CalibrationError(
-            f"{field}: {path}: the file does not exist", why=f"looked for {root / path}"
-        )
-    return root / path
 
 
 def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str) -> Batch:

@@ -28,7 +28,7 @@ from enginefarm.graph import (
     torch_export,
     unsigned,
 )
-from enginefarm.graph.sources import source
+from enginefarm.graph.sources import Loaded, source
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -54,14 +54,17 @@ class ExportReport:
     notes: tuple[str, ...] = ()
 
 
-def load(recipe: Recipe, work_dir: Path) -> LoadedModel:
-    """Loads the recipe's source. An ONNX graph gets the recipe's dims and output names.
+def load(recipe: Recipe, work_dir: Path) -> Loaded:
+    """Loads the recipe's source, with notes on how it was read. An ONNX graph gets the recipe's
+    dims and output names.
 
     Raises: SourceError.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    model = source(recipe.source.kind).load(recipe.source, recipe.root, work_dir, recipe.inputs)
-    return fitting.fit_file(model, recipe, work_dir) if isinstance(model, Path) else model
+    made = source(recipe.source.kind).load(recipe.source, recipe.root, work_dir, recipe.inputs)
+    if not isinstance(made.model, Path):
+        return made
+    return made._replace(model=fitting.fit_file(made.model, recipe, work_dir))
 
 
 def export_tool(recipe: Recipe) -> ToolUse:
@@ -107,7 +110,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     started = time.monotonic()
     dest_dir.mkdir(parents=True, exist_ok=True)
     progress.report("export", 0, 4, "load the model")
-    model = load(recipe, dest_dir)
+    model, loading = load(recipe, dest_dir)
     sample = feeds.sample(recipe)
     progress.report("export", 1, 4, "write ONNX")
     error = SourceError if isinstance(model, Path) else ExportError
@@ -141,7 +144,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         onnx_files.write(graph, path.parent)
     # With its float64: what that is worth is for the verification to say.
     raised = model if double and isinstance(model, Path) else path
-    notes = (*file_notes.notes(recipe, raised, dest_dir, sample), *decided)
+    notes = (*loading, *file_notes.notes(recipe, raised, dest_dir, sample), *decided)
     if double:
         notes = (*notes, "float64 inside the graph is computed in float32")
     if written_out:

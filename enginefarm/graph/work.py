@@ -163,4 +163,4 @@ def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...
 def _load(recipe: Recipe, folder: Path) -> Any:
     from enginefarm.graph.export import load
 
-    return load(recipe, folder)
+    return load(recipe, folder).model

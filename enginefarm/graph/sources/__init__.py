@@ -6,7 +6,7 @@ Importing this package imports neither torch nor onnx; `fingerprint` never does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from enginefarm.documents.sources import SOURCES
 from enginefarm.names import loaded
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
     LoadedModel = nn.Module | ExportedProgram | Path
     """A module in eval mode, an exported program, or the path of an ONNX file."""
+
+
+class Loaded(NamedTuple):
+    """notes: what a person has to know of how it was read, such as weights that it does not use."""
+
+    model: LoadedModel
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -51,8 +58,9 @@ class Source(Protocol):
 
     def load(
         self, source: Any, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
-    ) -> LoadedModel:
-        """The model itself. `work_dir` has what `fetch` brought, and takes what `load` writes.
+    ) -> Loaded:
+        """The model itself, and notes on it. `work_dir` has what `fetch` brought, and takes what
+        `load` writes.
 
         inputs: the recipe's, for a file that does not say what its own inputs are.
         It runs the recipe's code and opens its files: call it in a child process.

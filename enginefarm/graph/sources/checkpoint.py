@@ -43,7 +43,9 @@ def read(file: Path, *, field: str) -> Any:
     serialization: Any = torch.serialization  # it is typed in part
     try:
         with serialization.safe_globals(_harmless()):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # Of files in torch's own archive, the pages are mapped rather than copied.
+            mapped = zipfile.is_zipfile(file)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")
         if any(sign in reason for sign in RUNS_CODE) or _is_pickle(file):

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.sources import ExportedProgramSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import Local, pt2
+from enginefarm.graph.sources import Loaded, Local, pt2
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch.export import ExportedProgram
 
     from enginefarm.documents.recipe import TensorSpec
 
@@ -29,13 +27,13 @@ class ExportedProgramFile(Local):
         root: Path,
         work_dir: Path,
         inputs: Sequence[TensorSpec] = (),
-    ) -> ExportedProgram:
+    ) -> Loaded:
         import torch
 
         file = local_file(source.path, root, field="source.path")
         program = pt2.checked_copy(file, work_dir / "program.pt2")
         try:
-            return torch.export.load(program)
+            return Loaded(torch.export.load(program))
         except Exception as error:
             raise SourceError(
                 f"source.path: {source.path} is not a program that torch.export can load",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from enginefarm.errors import SourceError
 
 AS_STATE_DICT = "load it in the framework that wrote it, and save it as a PyTorch state dict"
-LONGEST_INDEX = 64 << 20
-"""Bytes of the largest index of shards that is read."""
+LONGEST_TEXT = 64 << 20
+"""Bytes of the largest file that is read to see whether it is JSON."""
 
 
 class Format(NamedTuple):
@@ -39,7 +39,7 @@ PAGE = (b"<!doctype", b"<html", b"<?xml")
 
 
 def refuse(file: Path, *, field: str) -> None:
-    """Raises: SourceError for a format of the table, a web page, or an index of shards."""
+    """Raises: SourceError for a format of the table, a web page, or JSON."""
     with file.open("rb") as stream:
         head = stream.read(64)
     found = next((row for row in FORMATS if head.startswith(row.magic)), None)
@@ -56,23 +56,13 @@ def refuse(file: Path, *, field: str) -> None:
 
 
 def _refuse_json(file: Path, field: str) -> None:
-    if file.stat().st_size > LONGEST_INDEX:
+    if file.stat().st_size > LONGEST_TEXT:
         return
     try:
-        text: object = json.loads(file.read_bytes())
+        json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         return
-    shards: object = text.get("weight_map") if isinstance(text, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if not isinstance(shards, dict):
-        raise SourceError(
-            f"{field}: {file.name}: this is a JSON file, not a checkpoint",
-            fix="name the file that holds the weights",
-        )
-    names = sorted({str(name) for name in cast("dict[str, object]", shards).values()})
     raise SourceError(
-        f"{field}: {file.name}: this is the index of a checkpoint in {len(names)} files",
-        why=f"it has no weights itself; they are in {', '.join(names[:3])}"
-        + (", …" if len(names) > 3 else ""),
-        fix="load them in source.callable (transformers' from_pretrained does) and list them in "
-        "source.depends, or save them as one .safetensors file",
+        f"{field}: {file.name}: this is a JSON file, not a checkpoint",
+        fix="name the file that holds the weights",
     )

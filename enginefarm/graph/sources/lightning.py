@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.documents.sources import LightningSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import Local, checkpoint, state_dict
+from enginefarm.graph.sources import Loaded, Local, checkpoint, state_dict
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 
@@ -36,7 +36,7 @@ class Lightning(Local):
 
     def load(
         self, source: LightningSource, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
-    ) -> nn.Module:
+    ) -> Loaded:
         from torch import nn
 
         file = local_file(source.checkpoint, root, field="source.checkpoint")
@@ -55,8 +55,8 @@ class Lightning(Local):
                 fix="name the class whose checkpoint this is",
             )
         module = _make(kind, _plain(parts.get("hyper_parameters")), source.module)
-        state_dict.fill(module, parts["state_dict"], file, field="source.checkpoint")
-        return module.eval()
+        notes = state_dict.fill(module, parts["state_dict"], file, field="source.checkpoint")
+        return Loaded(module.eval(), notes)
 
 
 def _plain(hyper_parameters: object) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from enginefarm.digest import sha256_file
+from enginefarm.digest import sha256_file, sha256_files
 from enginefarm.errors import EnginefarmError, SourceError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -75,10 +76,38 @@ def file_digest(path: str, root: Path, *, field: str) -> str:
     return sha256_file(local_file(path, root, field=field))
 
 
+def depends_digests(
+    paths: Iterable[str], root: Path, *, field: str, error: type[EnginefarmError] = SourceError
+) -> list[str]:
+    """sha256 of each file, or of each folder's files, that a recipe depends on.
+
+    Raises: as `local_file`.
+    """
+    return [
+        folder_digest(root / path)
+        if path and (root / path).is_dir()
+        else sha256_file(local_file(path, root, field=field, error=error))
+        for path in paths
+    ]
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 of all files below the folder, with their names; hidden ones and bytecode do not
+    count."""
+
+    def counts(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return "__pycache__" not in parts and not any(part.startswith(".") for part in parts)
+
+    found = (path for path in folder.rglob("*") if counts(path) and path.is_file())
+    return sha256_files((str(path.relative_to(folder)), path) for path in found)
+
+
 def named_files(value: object, root: Path) -> dict[str, str]:
-    """sha256 of each file that a text in the value names, relative to the recipe's folder.
+    """sha256 of each file or folder that a text in the value names, relative to the recipe.
 
     A callable that loads its own weights is told where they are: new weights are a new model.
+    A folder that the recipe itself is in does not count.
     """
     if isinstance(value, dict):
         value = list(cast("dict[str, object]", value).values())
@@ -89,8 +118,12 @@ def named_files(value: object, root: Path) -> dict[str, str]:
         return found
     if not isinstance(value, str) or not value or len(value) > LONGEST_STAND_IN or "\0" in value:
         return {}
+    path = root / value
     try:
-        regular = (root / value).is_file()
+        if path.is_file():
+            return {value: sha256_file(path)}
+        if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
+            return {value: folder_digest(path)}
     except OSError:  # too long for a name
-        return {}
-    return {value: sha256_file(root / value)} if regular else {}
+        pass
+    return {}

@@ -15,7 +15,7 @@ from enginefarm.graph import external_data, onnx_files, onnx_shapes
 from enginefarm.graph.fitting import known_outputs, typed_inputs
 from enginefarm.graph.raising import raised
 from enginefarm.graph.readable import make_readable
-from enginefarm.graph.sources import s3_file
+from enginefarm.graph.sources import Loaded, s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
 from enginefarm.schema import Frozen
@@ -56,7 +56,7 @@ class OnnxFile:
         root: Path,
         work_dir: Path,
         inputs: Sequence[TensorSpec] = (),
-    ) -> Path:
+    ) -> Loaded:
         """The model raised to an opset of today and in normal form, in work_dir."""
         file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
@@ -70,7 +70,7 @@ class OnnxFile:
         path = onnx_files.write(model, work_dir)
         del model
         onnx_files.check(path, error=SourceError, what=what)
-        return path
+        return Loaded(path)
 
 
 def original(source: OnnxSource, root: Path, work_dir: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources import checkpoint
+from enginefarm.graph.sources.checkpoint_files import CheckpointFiles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,23 +19,25 @@ if TYPE_CHECKING:
 USUAL = ("state_dict", "model", "model_state_dict", "module")
 """Where training scripts put the weights, the first of them first."""
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What wrappers put before each name: DataParallel, torch.compile, a training module."""
-
 DEEPEST = 3
 
 
-def read(file: Path, *, field: str, key: str | None = None) -> Weights:
-    """The weights in the file, wherever it holds them.
+def read(files: CheckpointFiles, *, field: str, key: str | None = None) -> Weights:
+    """The weights in the checkpoint, wherever it holds them.
 
-    key: the recipe's `checkpoint_key`, for a file that holds several models' weights.
+    key: the recipe's `checkpoint_key`, for a checkpoint that holds several models' weights: where
+    they are, or what their names begin with.
     Raises: as `checkpoint.read`; SourceError that lists the keys when there is not one choice.
     """
-    found: Any = checkpoint.read(file, field=field)
+    file = files.file
+    found: Any = _shards(files, field) if files.shards else checkpoint.read(file, field=field)
     offered = dict(_candidates(found, ""))
     if key is not None:
         if key in offered:
             return offered[key]
+        under = [_under(f"{key}.", weights) for weights in offered.values()]
+        if sum(map(bool, under)) == 1:
+            return next(filter(None, under))
         raise SourceError(
             f"source.checkpoint_key: {file.name} holds no weights under {key!r}",
             why=_contents(found, offered),
@@ -97,45 +100,120 @@ def _contents(found: object, offered: dict[str, Weights]) -> str:
     return f"it holds {type(found).__name__}, where a dict from name to tensor is needed"
 
 
-def fill(module: nn.Module, weights: Weights, file: Path, *, field: str) -> None:
-    """Loads the weights, every one of them, under the names that the module has.
+def _shards(files: CheckpointFiles, field: str) -> Weights:
+    """The tensors of all shards; the pages of their files, rather than copies, where they allow it.
 
-    Names that a wrapper prefixed are taken without the prefix. A tensor that the module shares
-    under two names may be in the file once.
+    Raises: SourceError for a shard that holds other tensors than its index says.
+    """
+    found: Weights = {}
+    for shard, named in files.shards.items():
+        held: Any = checkpoint.read(shard, field=field)
+        if not (isinstance(held, dict) and _all_tensors(cast("dict[str, object]", held))):
+            raise SourceError(
+                f"{field}: {shard.name} is not a shard of a checkpoint",
+                why=_contents(cast("object", held), {}),
+                fix=f"copy the file that {files.file.name} names again",
+            )
+        weights = cast("Weights", held)
+        if wrong := sorted(named ^ weights.keys()):
+            raise SourceError(
+                f"{field}: {shard.name}: it holds other tensors than {files.file.name} says",
+                why=f"{len(wrong)} differ: {', '.join(wrong[:5])}",
+                fix="the index and its shards are of two models: copy all of them again",
+            )
+        found |= weights
+    return found
 
-    Raises: SourceError that lists missing, unexpected and misshapen entries.
+
+def fill(module: nn.Module, weights: Weights, file: Path, *, field: str) -> tuple[str, ...]:
+    """Loads the weights under the names that the module has, and returns notes on the others.
+
+    Names that a wrapper prefixed are taken without the prefix, where everything under one prefix
+    is exactly what the module has. Names beside it belong to something else, such as the loss, and
+    are in the notes. A tensor that the module shares under two names may be in the file once.
+
+    Raises: SourceError that lists missing, unexpected and misshapen entries, or the prefixes where
+    several would do.
     """
     own: dict[str, Any] = module.state_dict(keep_vars=True)
-    fitted = min(_renamed(weights), key=lambda named: len(own.keys() ^ named.keys()))
-    fitted = _with_shared(own, fitted)
-    wrong = [*_conflicts(own, fitted)]
-    if not wrong:
-        try:
-            module.load_state_dict(fitted, strict=True)
-        except RuntimeError as error:
-            wrong = [line.strip() for line in str(error).splitlines()[1:]]
-    if wrong:
+    closest = _closest(own, weights)
+    wrong = {prefix: _load(module, own, part) for prefix, part in closest.items()}
+    fits = [prefix for prefix, reasons in wrong.items() if not reasons]
+    name = type(module).__name__
+    if len(fits) > 1:
         raise SourceError(
-            f"{field}: {file.name}: the weights do not fit {type(module).__name__}",
-            why="; ".join(wrong)[:600],
-            fix="this is one file of several: load them all in source.callable, or save them as "
-            "one file"
+            f"{field}: {file.name}: it holds the weights of several models that fit {name}",
+            why=f"they are under {', '.join(fits)}",
+            fix=f"name one of them: source.checkpoint_key: {fits[0].rstrip('.')}",
+        )
+    if not fits:
+        prefix, reasons = next(iter(wrong.items()))
+        under = f"of what is under {prefix}: " if prefix else ""
+        raise SourceError(
+            f"{field}: {file.name}: the weights do not fit {name}",
+            why=(under + "; ".join(reasons))[:600],
+            fix="this is one file of several: name its index (….index.json) or its folder instead"
             if re.search(r"-\d{5}-of-\d{5}\.", file.name)
             else "give the checkpoint of this model, or build it with the arguments that the "
             "checkpoint was trained with (source.arguments)",
         )
+    if len(closest) > 1:  # the last one that was tried may have been copied in part
+        _load(module, own, closest[fits[0]])
+    return _left_over(fits[0], weights, file)
 
 
-def _renamed(weights: Weights) -> Iterator[Weights]:
-    """The weights as they are, then without each prefix that all of them have."""
-    yield weights
-    uncompiled = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
-    for start in (weights, uncompiled):
-        named = start
-        yield named
-        while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in named)), None):
-            named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-            yield named
+def _load(module: nn.Module, own: dict[str, Any], weights: Weights) -> list[str]:
+    """Copies the weights into the module; returns why they do not fit, if they do not."""
+    whole = _with_shared(own, weights)
+    wrong = [*_conflicts(own, whole)]
+    if not wrong:
+        try:
+            module.load_state_dict(whole, strict=True)
+        except RuntimeError as error:
+            wrong = [line.strip() for line in str(error).splitlines()[1:]]
+    return wrong
+
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of the module that it wraps, at any depth."""
+
+
+def _closest(own: dict[str, Any], weights: Weights) -> dict[str, Weights]:
+    """The parts of the weights whose names differ least from the module's, by their prefix."""
+    found: dict[str, Weights] = {}
+    if any(COMPILED in name for name in weights) and not any(COMPILED in name for name in own):
+        weights = {name.replace(COMPILED, ""): tensor for name, tensor in weights.items()}
+    for name in weights:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            prefix = "".join(f"{part}." for part in parts[:depth])
+            if prefix not in found and name[len(prefix) :] in own:
+                part = _under(prefix, weights)
+                # One of a list of layers is not the model, unless it is all that there is.
+                if len(part) == len(weights) or not any(map(str.isdigit, parts[:depth])):
+                    found[prefix] = part
+    found = found or {"": weights}
+    missed = {prefix: len(own.keys() ^ part.keys()) for prefix, part in found.items()}
+    return {prefix: found[prefix] for prefix in found if missed[prefix] == min(missed.values())}
+
+
+def _under(prefix: str, weights: Weights) -> Weights:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def _left_over(prefix: str, weights: Weights, file: Path) -> tuple[str, ...]:
+    names = [name for name in weights if not name.replace(COMPILED, "").startswith(prefix)]
+    if not names:
+        return ()
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return (
+        f"the weights are what {file.name} has under {prefix}; {len(names)} others in it are not "
+        f"used: {shown}",
+    )
 
 
 def _with_shared(own: dict[str, Any], weights: Weights) -> Weights:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
-from enginefarm.graph.sources import Local, state_dict
-from enginefarm.graph.sources.local_file import file_digest, local_file, named_files
+from enginefarm.graph.sources import Loaded, Local, checkpoint_files, state_dict
+from enginefarm.graph.sources.local_file import depends_digests, named_files
 from enginefarm.recipes import import_path
 
 if TYPE_CHECKING:
@@ -29,19 +29,21 @@ class TorchCallable(Local):
             "code": import_path.fingerprint(source.callable, root, field="source.callable"),
             "name": source.callable.partition(":")[2],
             "arguments": dict(source.arguments),
-            "depends": [file_digest(path, root, field="source.depends") for path in source.depends],
+            "depends": depends_digests(source.depends, root, field="source.depends"),
         }
         if named := named_files(source.arguments, root):
             parts["named_files"] = named
         if source.checkpoint_key is not None:
             parts["checkpoint_key"] = source.checkpoint_key
         if source.checkpoint is not None:
-            parts["checkpoint"] = file_digest(source.checkpoint, root, field="source.checkpoint")
+            parts["checkpoint"] = checkpoint_files.digests(
+                source.checkpoint, root, field="source.checkpoint"
+            )
         return import_path.digest(parts)
 
     def load(
         self, source: TorchSource, root: Path, work_dir: Path, inputs: Sequence[TensorSpec] = ()
-    ) -> nn.Module:
+    ) -> Loaded:
         import torch
         from torch import nn
 
@@ -68,11 +70,12 @@ class TorchCallable(Local):
                 fix="it must return an nn.Module",
             )
         _refuse_unexportable(module, source.callable)
+        notes: tuple[str, ...] = ()
         if source.checkpoint is not None:
-            file = local_file(source.checkpoint, root, field="source.checkpoint")
-            weights = state_dict.read(file, field="source.checkpoint", key=source.checkpoint_key)
-            state_dict.fill(module, weights, file, field="source.checkpoint")
-        return module.eval()
+            files = checkpoint_files.find(source.checkpoint, root, field="source.checkpoint")
+            weights = state_dict.read(files, field="source.checkpoint", key=source.checkpoint_key)
+            notes = state_dict.fill(module, weights, files.file, field="source.checkpoint")
+        return Loaded(module.eval(), notes)
 
 
 def _fix(error: Exception) -> str:

@@ -298,7 +298,7 @@ def test_an_onnx_model_in_s3_is_a_source(store_environment: EngineStore, tmp_pat
     made = OnnxSource(kind="onnx", path=url)
     first = source("onnx").fingerprint(made, tmp_path)
     source("onnx").fetch(made, tmp_path / "work")
-    loaded = source("onnx").load(made, tmp_path, tmp_path / "work")
+    loaded = source("onnx").load(made, tmp_path, tmp_path / "work").model
     assert isinstance(loaded, Path)
     feeds = {"image": random.random((2, 3, 64, 80), np.float32)}
     outputs = [

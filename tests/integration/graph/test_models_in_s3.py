@@ -62,7 +62,7 @@ def test_new_weights_are_a_new_model(
         upload(objects, tmp_path / str(weight))
         work = tmp_path / f"work{weight}"
         OnnxFile().fetch(source, work)
-        made = onnx_files.read(OnnxFile().load(source, tmp_path, work))
+        made = onnx_files.read(OnnxFile().load(source, tmp_path, work).model)
         (tensor,) = made.graph.initializer
         assert (numpy_helper.to_array(tensor) == weight).all()
         found.append(OnnxFile().fingerprint(source, tmp_path))

@@ -37,14 +37,23 @@ def run(path: Path, feeds: dict) -> dict:
 
 
 def test_the_graph_computes_what_the_module_does_at_other_sizes(tmp_path: Path) -> None:
-    made = recipe(tmp_path)
-    report = exported(made, tmp_path / "out")
+    weights = {f"model.{k}": v + 1 for k, v in recipe_weights().items()}
+    torch.save({"loss.weight": torch.ones(2), **weights}, tmp_path / "w.pt")
+    source = {"kind": "torch", "callable": "code.py:small", "checkpoint": "w.pt"}
+    report = exported(recipe(tmp_path, source=source), tmp_path / "out")
     assert report.path == tmp_path / "out" / "model.onnx"
+    assert report.notes[0].endswith("1 others in it are not used: loss.weight")
     assert (report.opset, report.outputs, report.data) == (20, ("scores",), None)
     feeds = images(7)
     with torch.no_grad():
         wanted = report.model(torch.from_numpy(feeds["x"])).numpy()
     np.testing.assert_allclose(run(report.path, feeds)["scores"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def recipe_weights() -> dict[str, torch.Tensor]:
+    scope: dict = {}
+    exec(CODE, scope)
+    return scope["small"]().state_dict()
 
 
 PARAMETRIZED = """
@@ -165,7 +174,7 @@ def test_a_default_dtype_does_not_reach_the_next_load(tmp_path: Path) -> None:
     made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:half"})
     try:
         for _ in range(2):
-            loaded = export.load(made, tmp_path / "out")
+            loaded = export.load(made, tmp_path / "out").model
             assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     finally:
         torch.set_default_dtype(torch.float32)

@@ -38,7 +38,7 @@ def save(path: Path, made: onnx.ModelProto | None = None) -> Path:
 
 
 def load(path: Path, work: Path) -> Path:
-    found = source("onnx").load(OnnxSource(kind="onnx", path=path.name), path.parent, work)
+    found = source("onnx").load(OnnxSource(kind="onnx", path=path.name), path.parent, work).model
     assert isinstance(found, Path)
     return found
 

@@ -28,7 +28,7 @@ def model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
 
 def read(folder: Path, made: onnx.ModelProto) -> Path:
     onnx.save(made, folder / "m.onnx")
-    return OnnxFile().load(OnnxSource(kind="onnx", path="m.onnx"), folder, folder / "read")
+    return OnnxFile().load(OnnxSource(kind="onnx", path="m.onnx"), folder, folder / "read").model
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:

@@ -483,7 +483,7 @@ def test_outputs_get_the_recipes_names_and_class_scores_must_be_there(tmp_path: 
     x = -np.ones((2, 4), np.float32)
     assert list(run(report.path, {"x": x})) == ["scores"]
     loaded = export.load(recipe(tmp_path, relu(), outputs=["scores"]), tmp_path / "reference")
-    assert list(run(loaded, {"x": x})) == ["scores"], "the reference has the same names"
+    assert list(run(loaded.model, {"x": x})) == ["scores"], "the reference has the same names"
     with pytest.raises(SourceError, match="the graph has 1 outputs, the recipe names 2"):
         exported(tmp_path, relu(), outputs=["scores", "boxes"])
     verification = {"data": {"callable": "data.py:data"}, "class_scores": ["scores"]}

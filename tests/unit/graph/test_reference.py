@@ -23,7 +23,7 @@ LABELLED = CODE + (
 
 
 def load(made: Recipe, folder: Path) -> torch.nn.Module:
-    module = source("torch").load(made.source, made.root, folder)
+    module = source("torch").load(made.source, made.root, folder).model
     assert isinstance(module, torch.nn.Module)
     return module
 

@@ -69,7 +69,7 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
     )
 
     def load():
-        return source("torch").load(made.source, made.root, tmp_path)
+        return source("torch").load(made.source, made.root, tmp_path).model
 
     path = make_reference(made, load(), tmp_path / "r.npz", outputs=("y",), again=load)
     return made, path

@@ -11,6 +11,7 @@ from tiny_models import recipe
 
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
 from enginefarm.graph import data
 from enginefarm.graph.sources import source
@@ -120,3 +121,25 @@ def test_data_changes_its_digest_and_its_name_does_not(tmp_path: Path) -> None:
     made = data.data_digest(Data(callable="code.py:data"), tmp_path)
     changed = Data(callable="code.py:data", arguments={"size": 3})
     assert data.data_digest(changed, tmp_path) != made
+
+
+def test_folders_that_arguments_or_depends_name_are_in_the_digest(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("def data(seed): ...")
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    file = tmp_path / "images" / "more" / "a.npy"
+    kinds = (
+        Data(callable="code.py:data", arguments={"folder": "images"}),
+        Data(callable="code.py:data", arguments={"files": ["images/more/a.npy"]}),
+        Data(callable="code.py:data", depends=("images",)),
+    )
+    seen: list[list[str]] = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        seen.append([data.data_digest(one, tmp_path) for one in kinds])
+        weights = TorchSource(callable="code.py:data", arguments={"weights": "images"})
+        seen[-1].append(source("torch").fingerprint(weights, tmp_path))
+        depends = TorchSource(callable="code.py:data", depends=("images",))
+        seen[-1].append(source("torch").fingerprint(depends, tmp_path))
+    assert all(before != after for before, after in zip(*seen, strict=True))
+    around = Data(callable="code.py:data", arguments={"folder": ".."})
+    assert data.data_digest(around, tmp_path), "not every file around the recipe is read"

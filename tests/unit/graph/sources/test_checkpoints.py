@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import pickle
 import zipfile
@@ -53,7 +54,7 @@ class Touch:
 
 
 def load(made: Recipe, tmp_path: Path) -> Any:
-    return source(made.source.kind).load(made.source, made.root, tmp_path)
+    return source(made.source.kind).load(made.source, made.root, tmp_path).model
 
 
 def state(tmp_path: Path, **arguments: Any) -> dict[str, torch.Tensor]:
@@ -160,7 +161,7 @@ def test_a_real_lightning_checkpoint_loads_without_lightning(tmp_path: Path) -> 
     (tmp_path / "tiny.py").write_text(MODULE)
     (tmp_path / "model.ckpt").write_bytes(LIGHTNING.read_bytes())
     made = LightningSource(kind="lightning", module="tiny.py:Tiny", checkpoint="model.ckpt")
-    module = source("lightning").load(made, tmp_path, tmp_path)
+    module = source("lightning").load(made, tmp_path, tmp_path).model
     # What data/make_lightning.py printed
     wanted = [[0.3861411213874817, -1.1196085214614868]]
     np.testing.assert_allclose(module(torch.ones(1, 6)).detach().numpy(), wanted, rtol=1e-6)
@@ -259,7 +260,7 @@ def test_shared_tensors_may_be_in_the_file_once_and_must_agree(tmp_path: Path) -
     made = TorchSource(callable="tied.py:Tied", checkpoint="w.safetensors")
     weight = torch.ones(5, 4)
     save_file({"embedding.weight": weight}, tmp_path / "w.safetensors")
-    module = source("torch").load(made, tmp_path, tmp_path)
+    module = source("torch").load(made, tmp_path, tmp_path).model
     assert torch.equal(module.head.weight, weight)
     both = {"embedding.weight": weight, "head.weight": weight + 1}
     save_file(both, tmp_path / "w.safetensors")
@@ -308,15 +309,16 @@ def encrypted(path: Path) -> None:
         (lambda w, p: p.write_text('{"lr": 0.1}'), "this is a JSON file"),
         (
             lambda w, p: p.write_text('{"weight_map": {"a": "1.bin", "b": "2.bin", "c": "2.bin"}}'),
-            "this is the index of a checkpoint in 2 files",
+            "1.bin, 2.bin do not exist",
         ),
+        (lambda w, p: p.write_text('{"weight_map": {"a": "../1.bin"}}'), "has '../1.bin' for a"),
         (lambda w, p: p.write_bytes(bytes(range(1, 200)) * 20), "not a checkpoint that torch"),
         (lambda w, p: (torch.save(w, p), encrypted(p)), "the archive is encrypted"),
         (lambda w, p: (torch.save(w, p), packed(p)), "the archive is compressed"),
         (lambda w, p: np.savez(p.open("wb"), **w), "this archive is not a checkpoint"),
         (lambda w, p: torch.jit.script(torch.nn.ReLU()).save(str(p)), "a TorchScript program"),
         (lambda w, p: os.mkfifo(p), "a pipe or a device"),
-        (lambda w, p: p.mkdir(), "it is a folder"),
+        (lambda w, p: p.mkdir(), "a folder without a checkpoint that Hugging Face would write"),
         (lambda w, p: p.symlink_to("nowhere"), "the link leads to no file"),
     ],
 )
@@ -346,7 +348,127 @@ def test_one_file_of_several_is_called_so(tmp_path: Path) -> None:
             lambda w, p: save_file(dict(list(w.items())[:2]), p),
             "model-00001-of-00002.safetensors",
         )
-    assert "one file of several" in caught.value.fix
+    assert "name its index (….index.json) or its folder" in caught.value.fix
+
+
+def sharded(weights: dict[str, Any], index: Path, suffix: str = ".safetensors") -> list[Path]:
+    """Two shards and their index, as save_pretrained writes them."""
+    names = list(weights)
+    shards: list[Path] = []
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[:2], names[2:]), 1):
+        shard = index.with_name(f"model-{number:05}-of-00002{suffix}")
+        write = save_file if suffix == ".safetensors" else torch.save
+        write({name: weights[name] for name in part}, shard)
+        weight_map |= dict.fromkeys(part, shard.name)
+        shards.append(shard)
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return shards
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("model.safetensors.index.json", ".safetensors"), ("pytorch_model.bin.index.json", ".bin")],
+)
+def test_shards_are_read_by_their_index_or_their_folder(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    filled(tmp_path, lambda w, p: sharded(w, p, suffix), name)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    filled(tmp_path, lambda w, p: sharded(w, p / name, suffix), "saved")
+    (folder / name.removesuffix(".index.json")).write_bytes(b"x")
+    with pytest.raises(SourceError, match="the folder has") as caught:
+        filled(tmp_path, lambda w, p: None, "saved")
+    assert f"saved/{name.removesuffix('.index.json')}" in caught.value.fix
+
+
+def test_a_shard_that_is_missing_or_of_another_model_is_named(tmp_path: Path) -> None:
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    index = "model.safetensors.index.json"
+    with pytest.raises(SourceError, match=f"{second} does not exist"):
+        filled(tmp_path, lambda w, p: sharded(w, p)[1].unlink(), index)
+    with pytest.raises(SourceError, match=f"{first}: it holds other tensors than {index}"):
+        filled(tmp_path, lambda w, p: save_file({"a": w["head.bias"]}, sharded(w, p)[0]), index)
+    with pytest.raises(SourceError, match=f"{index}: {second}: the file is empty"):
+        filled(tmp_path, lambda w, p: sharded(w, p)[1].write_bytes(b""), index)
+
+
+def test_each_shard_is_in_the_key(tmp_path: Path) -> None:
+    weights = state(tmp_path)
+    shards = sharded(weights, tmp_path / "model.safetensors.index.json")
+    made = TorchSource(callable="code.py:small", checkpoint="model.safetensors.index.json")
+    before = source("torch").fingerprint(made, tmp_path)
+    changed = {name: weights[name] + 1 for name in list(weights)[2:]}
+    save_file(changed, shards[1])
+    assert source("torch").fingerprint(made, tmp_path) != before
+
+
+def beside(prefix: str, *others: str) -> Callable:
+    """The model's weights under the prefix, and other weights beside it."""
+
+    def write(weights: dict[str, Any], path: Path) -> None:
+        mine = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+        torch.save({"state_dict": {**dict.fromkeys(others, torch.ones(3)), **mine}}, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        beside("model.", "loss.weight", "criterion.pos_weight"),
+        beside("network._orig_mod.", "mean", "std"),
+        beside("model.backbone.", "model.head.weight"),
+        beside("model.net.module."),
+        beside("1."),
+    ],
+)
+def test_what_one_prefix_has_is_the_model_where_it_is_exactly_that(
+    tmp_path: Path, write: Callable
+) -> None:
+    filled(tmp_path, write)
+
+
+def notes(tmp_path: Path, write: Callable, **more: Any) -> tuple[str, ...]:
+    write(state(tmp_path), tmp_path / "w.pt")
+    given = TorchSource(callable="code.py:small", checkpoint="w.pt", **more)
+    return source("torch").load(given, tmp_path, tmp_path).notes
+
+
+def test_weights_that_are_not_used_are_named(tmp_path: Path) -> None:
+    (note,) = notes(tmp_path, beside("model._orig_mod.", "loss.weight", "mean"))
+    assert "w.pt has under model.; 2 others in it are not used: loss.weight, mean" in note
+    assert notes(tmp_path, beside("model.")) == ()
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [(("blocks.1.weight",), "blocks.1.weight"), (("model.fc.weight",), "fc.weight")],
+)
+def test_a_part_of_a_deeper_model_is_not_taken_for_it(
+    tmp_path: Path, others: tuple[str, ...], says: str
+) -> None:
+    prefix = "model." if others[0].startswith("model.") else ""
+    with pytest.raises(SourceError, match="do not fit Small") as caught:
+        filled(tmp_path, beside(prefix, *others))
+    assert says in caught.value.why
+    with pytest.raises(SourceError, match="do not fit Small"):
+        filled(tmp_path, beside("blocks.0.", "head.weight"))
+
+
+def test_two_models_under_two_prefixes_are_the_users_choice(tmp_path: Path) -> None:
+    def write(weights: dict[str, Any], path: Path) -> None:
+        student = {f"student.{name}": tensor + 1 for name, tensor in weights.items()}
+        teacher = {f"teacher.{name}": tensor for name, tensor in weights.items()}
+        torch.save({"state_dict": {**student, **teacher}, "epoch": 3}, path)
+
+    with pytest.raises(SourceError, match="several models that fit Small") as caught:
+        filled(tmp_path, write)
+    assert caught.value.why == "they are under student., teacher."
+    filled(tmp_path, write, checkpoint_key="teacher")
+    with pytest.raises(SourceError, match="holds no weights under 'teach'"):
+        filled(tmp_path, write, checkpoint_key="teach")
 
 
 def test_what_is_not_a_tensor_among_tensors_is_named(tmp_path: Path) -> None:
@@ -380,7 +502,7 @@ def test_fp8_weights_are_numbers_like_others_and_nan_is_no_conflict(tmp_path: Pa
     for weight in (torch.ones(5, 4).to(torch.float8_e4m3fn), torch.full((5, 4), torch.nan)):
         both = {"embedding.weight": weight, "head.weight": weight.clone()}
         save_file(both, tmp_path / "w.safetensors")
-        module = source("torch").load(made, tmp_path, tmp_path)
+        module = source("torch").load(made, tmp_path, tmp_path).model
         assert torch.equal(module.head.weight.nan_to_num(), weight.float().nan_to_num())
 
 
@@ -391,7 +513,7 @@ def test_hyperparameters_may_be_a_namespace(tmp_path: Path) -> None:
     kept = {"state_dict": weights, "hyper_parameters": argparse.Namespace(channels=2, lr=0.1)}
     torch.save(kept, tmp_path / "last.ckpt")
     made = LightningSource(kind="lightning", module="tiny.py:Tiny", checkpoint="last.ckpt")
-    module = source("lightning").load(made, tmp_path, tmp_path)
+    module = source("lightning").load(made, tmp_path, tmp_path).model
     assert module.layer.weight.shape == (3, 2)
 
 

@@ -60,7 +60,7 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes], extra: dict[str, 
 
 
 def load(tmp_path: Path) -> Any:
-    return source("exported_program").load(SOURCE, tmp_path, tmp_path)
+    return source("exported_program").load(SOURCE, tmp_path, tmp_path).model
 
 
 def test_a_program_with_dynamic_shapes_loads(program: Path, tmp_path: Path) -> None:
