@@ -17,7 +17,7 @@ from enginefarm.errors import BuildCancelled, BuildError
 from enginefarm.progress import SINK, report
 from enginefarm.run.refusals import not_built
 from enginefarm.run.trt import DTYPES, Messages
-from enginefarm.toolchains.onnx_io import onnx_tensors
+from enginefarm.toolchains.onnx_io import require_graphs
 
 
 def make_monitor(trt: Any, step: str = "build") -> Any:
@@ -94,13 +94,7 @@ def add_profiles(
                     why=f"its inputs are {', '.join(inputs)}",
                 )
             if inputs[name].is_shape_tensor:
-                raise BuildError(
-                    f"inputs: the values of {name!r} decide a shape in the model",
-                    why="the engine would need a range of these values, and profiles have only "
-                    "ranges of dims",
-                    fix=f"make {name!r} a constant of the model, or use an input whose dim has "
-                    "that size",
-                )
+                raise values_are_sizes(name)
             try:
                 made.set_shape(name, shapes.min, shapes.opt, shapes.max)
             except (RuntimeError, ValueError, TypeError) as error:
@@ -123,28 +117,26 @@ def add_profiles(
             )
 
 
+def values_are_sizes(name: str) -> BuildError:
+    """The error for an input whose values a network or an engine takes as sizes."""
+    return BuildError(
+        f"inputs: the values of {name!r} decide a shape in the model",
+        why="the engine would need a range of these values, and profiles have only ranges of dims",
+        fix=f"make {name!r} a constant of the model, or use an input whose dim has that size",
+    )
+
+
 def network_tensors(network: Any, onnx: Path) -> tuple[TensorInfo, ...]:
     """Inputs and outputs, as the parsed network declares them.
 
-    Raises: BuildError where the graph at `onnx` has others, or of another type: parsers take uint8
-    for int8, and leave an output out that is listed twice.
+    Raises: BuildError where the graph at `onnx` has others.
     """
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     found = (
         *(_tensor(tensor, "input") for tensor in _inputs(network)),
         *(_tensor(tensor, "output") for tensor in outputs),
     )
-    made, declared = (
-        {(t.role, t.name, t.dtype) for t in all_} for all_ in (found, onnx_tensors(onnx))
-    )
-    if made != declared:
-        others = sorted(f"{role} {name!r} ({dtype})" for role, name, dtype in made ^ declared)
-        raise BuildError(
-            "the engine would have other inputs and outputs than the graph",
-            why=f"only one of the two has {', '.join(others)}",
-            fix="change the model so that each of these has a name of its own and a type that "
-            "TensorRT keeps",
-        )
+    require_graphs(found, onnx)
     return found
 
 

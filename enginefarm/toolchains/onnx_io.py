@@ -23,6 +23,38 @@ def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
     )
 
 
+def require_graphs(found: tuple[TensorInfo, ...], onnx: Path) -> None:
+    """`found`: inputs and outputs of a network or an engine that was made of the graph at `onnx`.
+
+    Raises: BuildError where the graph has others, or of another type or shape: parsers take uint8
+    for int8, and leave an output out that is listed twice.
+    """
+    declared = onnx_tensors(onnx)
+    made, wanted = ({(t.role, t.name, t.dtype): t for t in all_} for all_ in (found, declared))
+    if made.keys() != wanted.keys():
+        others = [f"{role} {name!r} ({dtype})" for role, name, dtype in made.keys() ^ wanted.keys()]
+        raise BuildError(
+            "the engine would have other inputs and outputs than the graph",
+            why=f"only one of the two has {', '.join(sorted(others))}",
+            fix="change the model so that each of these has a name of its own and a type that "
+            "TensorRT keeps",
+        )
+    for key, tensor in made.items():
+        if not _may_be(tensor.shape, wanted[key].shape):
+            raise BuildError(
+                f"the engine would have another shape of {tensor.name!r} than the graph",
+                why=f"it would be {tensor.shape}, and is {wanted[key].shape} in the graph",
+                fix="export the model again: its shapes contradict its operators",
+            )
+
+
+def _may_be(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a tensor can have both shapes; -1: not known."""
+    return len(one) == len(other) and all(
+        a == b or -1 in (a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
 def with_dims(tensors: tuple[TensorInfo, ...], path: Path) -> tuple[TensorInfo, ...]:
     """The same, with the names that the graph has for their dynamic dims."""
     if not any(-1 in tensor.shape for tensor in tensors):

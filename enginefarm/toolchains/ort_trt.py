@@ -12,14 +12,22 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError, one_line
 from enginefarm.graph import ort
+from enginefarm.graph.onnx_files import graph_only
 from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER
-from enginefarm.toolchains import BuildOutput, BuildRequest, built_here, shapes_option
-from enginefarm.toolchains.onnx_io import onnx_tensors
+from enginefarm.toolchains import (
+    BuildOutput,
+    BuildRequest,
+    built_here,
+    built_plan,
+    shapes_option,
+)
+from enginefarm.toolchains.onnx_io import onnx_tensors, require_graphs
 from enginefarm.toolchains.tensorrt import require_ampere, require_gpu
 
 NAME = "ort-trt"
@@ -95,6 +103,7 @@ class OrtTensorRT:
     def build(self, request: BuildRequest) -> BuildOutput:
         self.check(request.spec)
         require_gpu(request.spec)
+        built_plan.require_bindings(NAME)
         started = time.monotonic()
         plan = request.work_dir / "engine.plan"
         options = provider_options(request, plan)
@@ -110,12 +119,52 @@ class OrtTensorRT:
                 why="it wrote no context model",
                 fix="see build.log for the operators that it leaves to the CPU",
             )
+        tensors = require_whole(plan, request)
         return BuildOutput(
             plan=plan,
-            tensors=onnx_tensors(request.onnx),
+            tensors=tensors,
             seconds=time.monotonic() - started,
             details={"provider_options": dict(options), "valid_for": validity(request.spec)},
         )
+
+
+def require_whole(artifact: Path, request: BuildRequest) -> tuple[TensorInfo, ...]:
+    """Inputs and outputs of an artifact, which is the request's whole graph in one engine.
+
+    Types are those of the artifact's ONNX graph: the provider itself converts some for TensorRT.
+    Raises: BuildError where it is another graph, or its engine has other names or profiles.
+    """
+    graph = graph_only(artifact).graph
+    kinds = [node.op_type for node in graph.node]
+    engines = [
+        attribute.s
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.name == "ep_cache_context"
+    ]
+    if kinds != ["EPContext"] or not all(engines):
+        raise BuildError(
+            f"{PROVIDER} did not take the whole model",
+            why=f"its context model has the nodes {', '.join(kinds) or 'none'}, in place of one "
+            "EPContext that holds the engine",
+            fix="see build.log for the operators that it leaves to the CPU",
+        )
+    tensors = onnx_tensors(artifact)
+    require_graphs(tensors, request.onnx)
+    plan = request.work_dir / "embedded.plan"
+    plan.write_bytes(engines[0])
+    found = built_plan.contents(plan, request)
+    plan.unlink()
+    made = {(t.role, t.name) for t in found.tensors}
+    if made != {(t.role, t.name) for t in tensors}:
+        names = ", ".join(sorted(f"{role} {name!r}" for role, name in made))
+        raise BuildError(
+            "the engine has other inputs and outputs than the context model around it",
+            why=f"the engine has {names}",
+            fix="use toolchain `tensorrt` or `trtexec`",
+        )
+    built_plan.require_profiles(found, request.spec)
+    return tensors
 
 
 def provider_options(request: BuildRequest, plan: Path) -> dict[str, JsonValue]:

@@ -18,8 +18,14 @@ from enginefarm.errors import EnginefarmError, ParseError, ToolchainError
 from enginefarm.names import PrecisionName
 from enginefarm.run.refusals import not_built
 from enginefarm.schema import Frozen
-from enginefarm.toolchains import BuildOutput, BuildRequest, built_here, shapes_option
-from enginefarm.toolchains.onnx_io import onnx_tensors
+from enginefarm.toolchains import (
+    BuildOutput,
+    BuildRequest,
+    built_here,
+    built_plan,
+    shapes_option,
+)
+from enginefarm.toolchains.onnx_io import require_graphs
 from enginefarm.toolchains.tensorrt import TACTIC_SOURCES, TensorRT, major, require_gpu
 
 NAME = "trtexec"
@@ -56,6 +62,7 @@ class Trtexec:
     def build(self, request: BuildRequest) -> BuildOutput:
         self.check(request.spec)
         require_gpu(request.spec)
+        built_plan.require_bindings(NAME)
         arguments = command(request)
         started = time.monotonic()
         log = request.work_dir / "trtexec.log"
@@ -76,10 +83,13 @@ class Trtexec:
         plan = request.work_dir / "engine.plan"
         if code != 0 or not report.passed or not plan.is_file():
             raise failure(report, code)
+        found = built_plan.contents(plan, request)
+        require_graphs(found.tensors, request.onnx)
+        built_plan.require_profiles(found, request.spec)
         layers, cache = request.work_dir / "layers.json", request.work_dir / "timing.cache"
         return BuildOutput(
             plan=plan,
-            tensors=onnx_tensors(request.onnx),
+            tensors=found.tensors,
             seconds=report.build_seconds or time.monotonic() - started,
             layers=layers if layers.is_file() else None,
             timing_cache=cache if cache.is_file() else None,

@@ -71,6 +71,9 @@ class ICudaEngine:
         reshaped = {node.input[1] for node in self._model.graph.node if node.op_type == "Reshape"}
         return TensorLocation.HOST if name in reshaped else TensorLocation.DEVICE
 
+    def is_shape_inference_io(self, name: str) -> bool:
+        return self.get_tensor_location(name) is TensorLocation.HOST
+
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self._plan["profiles"][profile][name]]
 

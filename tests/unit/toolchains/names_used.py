@@ -30,6 +30,7 @@ HOLDS: dict[str, str] = {
 
 FILES: dict[str, tuple[str, ...]] = {
     "toolchains/builder_api.py": ("builder", "config", "network", "made"),
+    "toolchains/built_plan.py": ("runtime", "engine"),
     "toolchains/parsing.py": ("network", "parser", "first", "error"),
     "toolchains/tensorrt.py": ("builder", "config", "network", "parser", "cache", "inspector"),
     "toolchains/combine_caches.py": ("builder", "config", "cache"),

@@ -15,7 +15,7 @@ from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import BuildError, HostError, ToolchainError
 from enginefarm.host import runtimes
 from enginefarm.run.ort_engine import PROVIDER
-from enginefarm.toolchains import BuildRequest, ort_trt
+from enginefarm.toolchains import BuildRequest, built_plan, ort_trt
 from tests.unit.toolchains.published_options import recorded
 from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
@@ -156,19 +156,13 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", made)  # type: ignore[arg-type]
     monkeypatch.setattr(ort_trt, "require_gpu", lambda spec: None)
+    monkeypatch.setattr(built_plan, "require_bindings", lambda toolchain: None)
     return made
 
 
 def asked(tmp_path: Path) -> BuildRequest:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
     return BuildRequest(spec=spec("ort-trt", BUILD), onnx=onnx, work_dir=tmp_path)
-
-
-def test_the_artifact_comes_back(tmp_path: Path, runtime: SimpleNamespace) -> None:
-    output = ort_trt.OrtTensorRT().build(asked(tmp_path))
-    assert output.plan.read_bytes() == b"an artifact"
-    assert BUILD in str(output.details["valid_for"])
-    assert [tensor.name for tensor in output.tensors] == ["x", "y"]
 
 
 def test_a_model_that_is_left_to_the_cpu_is_no_artifact(

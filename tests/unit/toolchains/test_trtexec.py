@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tiny_onnx
 import trtexec_log
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +15,7 @@ from enginefarm.errors import (
     ParseError,
     ToolchainError,
 )
-from enginefarm.toolchains import BuildRequest, trtexec
+from enginefarm.toolchains import trtexec
 from tests.unit.toolchains.published_options import recorded
 from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
@@ -150,76 +147,6 @@ def test_a_damaged_log_is_a_report(data: st.DataObject) -> None:
     junk = data.draw(st.text(max_size=50))
     trtexec.parse_log(whole[:cut] + junk + whole[cut:])
     trtexec.parse_log(whole[:cut])
-
-
-SCRIPT = """#!/bin/sh
-[ "$1" = --help ] && { echo '&&&& RUNNING TensorRT.trtexec [TensorRT v101600] [b72]'; exit 0; }
-for word in "$@"; do
-  case "$word" in
-    --saveEngine=*) engine=${word#*=} ;;
-    --timingCacheFile=*) echo conv2 >>"${word#*=}" ;;
-  esac
-done
-cat LOG
-[ -n "$REFUSES" ] && exit 1
-echo a plan >"$engine"
-"""
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A `trtexec` on PATH that prints a recorded log, and does to files what the real one does."""
-
-    def put(log: str, refuses: str = "") -> None:
-        made = tmp_path / "bin" / "trtexec"
-        made.parent.mkdir(exist_ok=True)
-        made.write_text(SCRIPT.replace("LOG", str(DATA / log)))
-        made.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{made.parent}:/usr/bin:/bin")
-        monkeypatch.setenv("REFUSES", refuses)
-
-    monkeypatch.setattr(trtexec, "require_gpu", lambda spec: None)
-    return put
-
-
-def asked(tmp_path: Path, **more: Any) -> BuildRequest:
-    work_dir = tmp_path / "w"
-    work_dir.mkdir()
-    onnx = tiny_onnx.convolutions(tmp_path / "model.onnx")
-    made = spec("trtexec", BUILDS["10"])
-    return BuildRequest(spec=made, onnx=onnx, work_dir=work_dir, **more)
-
-
-def test_a_build_by_the_program(tmp_path: Path, program: Callable[..., None]) -> None:
-    program("trtexec_10_inference.log")
-    assert trtexec.Trtexec().identity().build == "10.16.0.72"
-    output = trtexec.Trtexec().build(asked(tmp_path))
-    assert output.plan.read_text() == "a plan\n"
-    assert output.seconds == 33.4821
-    assert "--saveEngine=" in (output.command or "")
-    assert [(t.name, t.role, t.dtype, t.shape) for t in output.tensors] == [
-        ("x", "input", "float16", (-1, 3, 16, 16)),
-        ("y", "output", "float16", (-1, 8, 16, 16)),
-    ]
-
-
-def test_it_adds_to_the_timings_that_are_there(
-    tmp_path: Path, program: Callable[..., None]
-) -> None:
-    program("trtexec_10_inference.log")
-    (tmp_path / "stored").write_text("conv1\n")
-    output = trtexec.Trtexec().build(asked(tmp_path, timing_cache=tmp_path / "stored"))
-    assert output.timing_cache is not None
-    assert output.timing_cache.read_text() == "conv1\nconv2\n"
-    assert (tmp_path / "stored").read_text() == "conv1\n"
-
-
-def test_a_program_that_fails_gives_its_own_cause(
-    tmp_path: Path, program: Callable[..., None]
-) -> None:
-    program("trtexec_10_failed.log", "yes")
-    with pytest.raises(ParseError, match="cannot parse"):
-        trtexec.Trtexec().build(asked(tmp_path))
 
 
 def test_without_a_binary_the_error_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
