@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from sample_manifest import make_manifest
 
 from enginefarm.documents.manifest import Manifest
+from enginefarm.graph import work
 from enginefarm.host import detect as host
 from enginefarm.store import embedded, s3, signing
 from enginefarm.store.embedded import Server
@@ -69,6 +70,9 @@ LONG = (
 )
 """What comes next: a long file that is begun last is waited for by processes with nothing to do."""
 
+
+# Before any test imports torch: its threads shall not spin while other tests need the cores.
+os.environ.update(work.PATIENT)
 
 # A machine that runs farms beside them makes examples slowly; that says nothing of the code.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

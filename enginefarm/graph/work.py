@@ -24,6 +24,10 @@ from enginefarm.store.site import onnx_files_of
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
 
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP's threads, PyTorch's among them, sleep while they wait. By default they spin, and take the
+cores from what runs beside them (docs/decisions/0290)."""
+
 
 class Order(Frozen):
     """What a stage is to work on. folder: where its files go. onnx: the graph it starts from.
@@ -62,6 +66,7 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
         fix="correct the code or the file that this recipe names; it has no credentials, and "
         "must return instead of ending its process",
         environment={"XDG_CACHE_HOME": downloads}
+        | PATIENT
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )
     made = child.ask(f"{__name__}:{function}", order, StageOutput)

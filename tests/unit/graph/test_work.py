@@ -217,6 +217,14 @@ def test_code_sees_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         slim(made(tmp_path, script), tmp_path)
 
 
+def test_threads_of_a_stage_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages side by side would take the cores from each other."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # of this test process
+    script = "raise RuntimeError('waiting is ' + os.environ['OMP_WAIT_POLICY'])"
+    with pytest.raises(CalibrationError, match="waiting is PASSIVE"):
+        slim(made(tmp_path, script), tmp_path)
+
+
 def test_a_hostile_graph_is_opened_in_a_child_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
