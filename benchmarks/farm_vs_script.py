@@ -31,7 +31,7 @@ from enginefarm.store import embedded
 SCRIPT = """
 import sys, tempfile, time
 from pathlib import Path
-from enginefarm.graph import feeds, work
+from enginefarm.graph import data, feeds
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages, survey
 from enginefarm.planning.graphs import precision_use
@@ -56,7 +56,7 @@ slimmed = slim_onnx(exported.path, root / "slim", corners)
 graphs = {}
 for name in recipe.precisions:
     found = precision(name)
-    batches = work.calibration_batches(recipe) if PRECISIONS[name].calibrated else ()
+    batches = data.calibration_batches(recipe) if PRECISIONS[name].calibrated else ()
     graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
     comparing = recipe.verification.comparing
     result = verify_graph(graphs[name], reference, recipe.budget(name), comparing)

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import export, feeds, onnx_files, slim, verify, work
+from enginefarm.graph import data, export, feeds, onnx_files, slim, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.reference import make_reference
@@ -91,7 +91,7 @@ def _one(recipe: Recipe, folder: Path, python: Path) -> Figure:
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
     source = slim.slim_onnx(exported.path, folder / "slim", corners).path
-    batches = list(work.calibration_batches(recipe))
+    batches = list(data.calibration_batches(recipe))
     _keep(batches, folder / "batches.npz")
     best = -math.inf
     for method in METHODS:

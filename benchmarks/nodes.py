@@ -40,9 +40,9 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolUse
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph import export, feeds, onnx_shapes, slim, verify
+from enginefarm.graph.data import calibration_batches
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
-from enginefarm.graph.work import calibration_batches
 from enginefarm.planning.plan import shape_profiles
 from enginefarm.toolchains import BuildRequest, toolchain
 

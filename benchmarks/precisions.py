@@ -23,11 +23,12 @@ from benchmarks import machine
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
 from enginefarm.graph import calibration, export, feeds, slim, verify
+from enginefarm.graph.data import calibration_batches
+from enginefarm.graph.onnx_shapes import infer_types
 from enginefarm.graph.precisions import eight_bits, precision, prepare, qdq, targets
-from enginefarm.graph.precisions.graph import finish, infer_types
+from enginefarm.graph.precisions.finish import finish
 from enginefarm.graph.precisions.mixed import cast
 from enginefarm.graph.reference import make_reference
-from enginefarm.graph.work import calibration_batches
 from enginefarm.names import PrecisionName
 from enginefarm.recipes import file as recipe_file
 
@@ -113,7 +114,8 @@ def all_ranges(
     for method, extra in methods:
         chosen = options.model_copy(update={"method": method, **extra})
         started = time.monotonic()
-        ranges = calibration.ranges(model, names, calibration_batches(recipe), chosen)
+        seen = calibration.histograms(model, names, calibration_batches(recipe), chosen)
+        ranges = calibration.chosen(seen, chosen)
         label = f"{method} {extra['percentile']}" if extra else method
         yield label, ranges, time.monotonic() - started
     if with_ort:

@@ -35,9 +35,9 @@ three times as much as the recipe's do (docs/decisions/0273)."""
 PRECISIONS: dict[str, PrecisionRow] = {
     "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4, rounding=4.0),
     # Rounding the weights alone costs MobileNetV2 a relative L2 of 0.013.
-    "fp16": PrecisionRow("enginefarm.graph.precisions.fp16:FP16", 10, 0.999, 0.02),
+    "fp16": PrecisionRow("enginefarm.graph.precisions.sixteen_bits:FP16", 10, 0.999, 0.02),
     "bf16": PrecisionRow(
-        *("enginefarm.graph.precisions.bf16:BF16", 20, 0.99, 0.05),
+        *("enginefarm.graph.precisions.sixteen_bits:BF16", 20, 0.99, 0.05),
         no_refit="TensorRT takes weights from numpy, which has no bfloat16",
     ),
     "int8": PrecisionRow("enginefarm.graph.precisions.eight_bits:Int8", 40, *EIGHT_BITS),

@@ -41,9 +41,7 @@ from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 class Measurement(Frozen):

@@ -13,9 +13,7 @@ from enginefarm.schema import Frozen
 from enginefarm.store.site import Site, plugin_libraries
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 class Point(NamedTuple):

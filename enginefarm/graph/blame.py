@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files, ort
 from enginefarm.graph.emulate import emulate
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 def first_node(path: Path, inputs: Arrays) -> str:
@@ -36,7 +35,7 @@ def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool
     import numpy as np
     from onnx import TensorProto, helper
 
-    from enginefarm.graph.precisions.graph import infer_types
+    from enginefarm.graph.onnx_shapes import infer_types
 
     model = onnx_files.read(path, error=PrecisionError)
     infer_types(model)

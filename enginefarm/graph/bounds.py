@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.graph.functions import bodies
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import NodeProto
 
-    Array = np.ndarray[Any, Any]
+    from enginefarm.arrays import Array
+
 
 LARGEST = 1 << 31
 """No size is larger. Larger sums and products of sizes are clipped to this."""
@@ -102,7 +102,7 @@ def of_node(node: NodeProto, inputs: Sequence[Bounds | None], opset: int) -> Bou
     if len(node.output) != 1 or bodies(node):
         return None
     if all(value.exact for value in known):
-        made = _computed(node, [value.low for value in known], opset)
+        made = computed(node, [value.low for value in known], opset)
         return None if made is None else of_array(made)
     if node.op_type == "Equal":
         return _equal(*known)
@@ -132,7 +132,7 @@ def _monotone(node: NodeProto, known: Sequence[Bounds], opset: int) -> Bounds | 
         return None
     low = [v.high if sign == "-" else v.low for sign, v in zip(given, known, strict=True)]
     high = [v.low if sign == "-" else v.high for sign, v in zip(given, known, strict=True)]
-    least, most = _computed(node, low, opset), _computed(node, high, opset)
+    least, most = computed(node, low, opset), computed(node, high, opset)
     if least is None or most is None:
         return None
     if most.dtype.kind in "iuf":
@@ -144,8 +144,10 @@ def _wide(value: Bounds) -> bool:
     return value.low.dtype.kind in "iuf"
 
 
-def _computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | None:
-    """The node's result from `onnx.reference`; None if it cannot compute it."""
+def computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | None:
+    """The node's result from `onnx.reference`; None if it cannot compute it.
+
+    inputs: without those that the node omits."""
     reference: Any = import_module("onnx.reference")
     names = [name for name in node.input if name]
     feeds = dict(zip(names, inputs, strict=True))

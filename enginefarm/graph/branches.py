@@ -3,16 +3,14 @@ verified."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import walk
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 class BranchProbe:
@@ -28,16 +26,13 @@ class BranchProbe:
         graph = model.graph
         self._seen: dict[str, set[bool]] = {}
         self._nodes = [
-            (node.name or node.output[0], node.input[0])
-            for node in graph.node
-            if node.op_type == "If"
+            (walk.label(node), node.input[0]) for node in graph.node if node.op_type == "If"
         ]
         self._inner = [
-            node.name or node.output[0]
+            walk.label(node)
             for outer in graph.node
-            for body in bodies(outer)
-            for inner in onnx_files.graphs(body)
-            for node in inner.node
+            for body in walk.bodies(outer)
+            for node in walk.nodes(body)
             if node.op_type == "If"
         ]
         have = {output.name for output in graph.output}

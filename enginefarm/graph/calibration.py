@@ -8,7 +8,7 @@ calibrators are not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm import progress
 from enginefarm.documents.data import Calibration
@@ -17,10 +17,10 @@ from enginefarm.graph import ort
 from enginefarm.graph.precisions.exposed import exposed
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
-    Array = np.ndarray[Any, Any]
+    from enginefarm.arrays import Array
+
 
 BINS = 2048
 LEVELS = 128
@@ -132,19 +132,6 @@ METHODS: dict[str, Callable[[AbsHistogram, Calibration], float]] = {
     "minmax": minmax,
     "percentile": percentile,
 }
-
-
-def ranges(
-    model: ModelProto,
-    names: Sequence[str],
-    batches: Iterable[Mapping[str, Array]],
-    options: Calibration,
-) -> dict[str, float]:
-    """The largest |x| to represent for each named tensor, by `options.method`, which is not `auto`.
-
-    Raises: CalibrationError, naming the tensor, when there is no data, or the model returns NaN.
-    """
-    return chosen(histograms(model, names, batches, options), options)
 
 
 def chosen(found: Mapping[str, AbsHistogram], options: Calibration) -> dict[str, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Array
 
-    Array = np.ndarray[Any, Any]
 
 ROUNDING = 1e-4
 """The difference that FP32 rounding in another order may cause, relative to an output's largest

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, ExportError, SourceError
 from enginefarm.graph import feeds, ort
 
+if TYPE_CHECKING:
+    from enginefarm.arrays import Arrays
+
 
 def run_corners(
     path: Path,
     recipe: Recipe,
-    sample: feeds.Arrays,
+    sample: Arrays,
     error: type[ExportError] | type[SourceError],
 ) -> dict[str, int]:
     """Each output -> its number of dims. Raises: `error` when the graph fails at a corner."""

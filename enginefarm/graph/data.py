@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from enginefarm.digest import sha256_files
-from enginefarm.documents.data import Data
-from enginefarm.documents.recipe import TensorSpec
+from enginefarm.documents.data import Calibration, Data, Verification
+from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import CalibrationError, one_line
 from enginefarm.graph import data_files
 from enginefarm.graph.sources.local_file import depends_digests, named_files
@@ -47,6 +47,29 @@ def batches(
             f"{_name(data)}: it has no samples",
             fix="representative samples are needed: a few hundred of them for calibration",
         )
+
+
+def verification_batches(recipe: Recipe) -> Iterator[Batch]:
+    """The batches that the recipe verifies on, as `batches` reads them."""
+    return _batches_of(recipe, recipe.verification_data, recipe.verification)
+
+
+def calibration_batches(recipe: Recipe) -> Iterator[Batch]:
+    """The batches that the recipe calibrates on, as `batches` reads them."""
+    if recipe.calibration is None:
+        raise CalibrationError("calibration: the recipe has none", fix="add `calibration`")
+    return _batches_of(recipe, recipe.calibration.data, recipe.calibration)
+
+
+def _batches_of(recipe: Recipe, data: Data, use: Calibration | Verification) -> Iterator[Batch]:
+    return batches(
+        data,
+        root=recipe.root,
+        inputs=recipe.inputs,
+        batches=use.batches,
+        batch_size=use.batch_size,
+        seed=use.seed,
+    )
 
 
 def data_digest(data: Data, root: Path) -> str:
@@ -97,7 +120,7 @@ def _raw(
     files = data_files.files(data, root)
     assert data.path is not None
     if (root / data.path).is_file():
-        return data_files.from_file(files[0], inputs, batch_size)
+        return data_files.from_npz(files[0], batch_size)
     return data_files.from_folder(files, inputs)
 
 
@@ -152,8 +175,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
 
     if not isinstance(batch, Mapping):
         raise CalibrationError(
-            f"{where} is a {type(batch).__name__}, not a dict from input name to array",
-            fix=f"yield dict({_savez(tensor.name for tensor in inputs)})",
+            f"{where} is a {type(batch).__name__}, not a dict from input name to array"
         )
     given = cast("Mapping[str, Any]", batch)
     wanted = {tensor.name for tensor in inputs}
@@ -163,8 +185,7 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         raise CalibrationError(
             f"{where}: it has {', '.join(sorted(map(str, given))) or 'nothing'}",
             why=f"the recipe's inputs (and labels) are {', '.join(sorted(wanted))}",
-            fix=f"provide exactly one array for each: numpy.savez(FILE, {_savez(wanted)}); where "
-            "one of them holds the true classes, name it as `labels`",
+            fix="provide exactly one array for each",
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
@@ -184,10 +205,6 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         str(name): _of_bfloat16(array) if name in rounded else np.asarray(array, order="C")
         for name, array in ((name, _as_array(value, where)) for name, value in given.items())
     }
-
-
-def _savez(names: Iterable[str]) -> str:
-    return ", ".join(f"{name}=array" for name in sorted(names))
 
 
 def _as_array(value: object, where: str) -> Array:

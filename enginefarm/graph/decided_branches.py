@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, SourceError
-from enginefarm.graph import feeds, fitting, known_branches, nested_branches, onnx_files
+from enginefarm.graph import fitting, known_branches, nested_branches, onnx_files, walk
 from enginefarm.graph.corner_runs import run_corners
+
+if TYPE_CHECKING:
+    from enginefarm.arrays import Arrays
 
 
 def decide(
-    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path
+    path: Path, recipe: Recipe, sample: Arrays, folder: Path
 ) -> tuple[Path, tuple[str, ...]]:
     """Writes the graph with one branch in place of each If that the recipe's sizes decide, and
     without an If inside another one.
@@ -20,7 +24,7 @@ def decide(
     the sizes contradict a remaining branch.
     """
     graph = onnx_files.graph_only(path)
-    if not any(node.op_type == "If" for one in onnx_files.graphs(graph.graph) for node in one.node):
+    if not any(node.op_type == "If" for node in walk.nodes(graph.graph)):
         return path, ()
     graph = onnx_files.read(path, error=ExportError)
     lines = known_branches.leave_out(graph, recipe, sample)
@@ -36,7 +40,7 @@ def decide(
 
 
 def _take_out(
-    path: Path, recipe: Recipe, sample: feeds.Arrays, folder: Path, lines: tuple[str, ...]
+    path: Path, recipe: Recipe, sample: Arrays, folder: Path, lines: tuple[str, ...]
 ) -> tuple[Path, tuple[str, ...]]:
     graph = onnx_files.read(path, error=ExportError)
     moved = nested_branches.take_out(graph)

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
-from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph import edit, onnx_shapes, walk
+from enginefarm.graph.edit import replace_nodes
+from enginefarm.graph.free_names import FreeNames, rename
 from enginefarm.graph.operators import MOVES
-from enginefarm.graph.precisions.free_names import FreeNames, rename
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -38,7 +38,6 @@ If, Loop and Scan round their own results."""
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 """Operators that engines fuse with the DequantizeLinear nodes before them: the numbers in
 between are never stored in 16 bits."""
-DTYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "softmax_precision"))
 
 
 def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = True) -> ModelProto:
@@ -51,8 +50,6 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
 
     Raises: PrecisionError if a dtype in the graph cannot be inferred.
     """
-    from enginefarm.graph.precisions.graph import infer_types
-
     if model.functions:
         import onnx.inliner
 
@@ -60,9 +57,9 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
     results = {output.name for output in model.graph.output} if outputs_rounded else set[str]()
     rewrite = _Emulation(rounded, results, FreeNames(model))
     rewrite.inputs(model)
-    infer_types(model)
+    onnx_shapes.infer_types(model)
     rewrite.graph(model.graph, {}, main=True)
-    for tensor in onnx_files.tensors(model):
+    for tensor in walk.tensors(model):
         widen(tensor)
     return model
 
@@ -72,12 +69,12 @@ def narrow(model: ModelProto) -> tuple[str, ...]:
     from onnx import TensorProto
 
     narrow_types = lows()
-    found = {tensor.data_type for tensor in onnx_files.tensors(model)}
-    for graph in onnx_files.graphs(model.graph):
+    found = {tensor.data_type for tensor in walk.tensors(model)}
+    for graph in walk.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             found.add(value.type.tensor_type.elem_type)
         for node in graph.node:
-            found.update(a.i for a in node.attribute if a.name in DTYPE_ATTRIBUTES)
+            found.update(a.i for a in node.attribute if a.name in edit.TYPE_ATTRIBUTES)
     return tuple(sorted(TensorProto.DataType.Name(low) for low in found & narrow_types))
 
 
@@ -111,14 +108,13 @@ class _Emulation:
         """Rewrites the graph and its bodies in place. outer: dtypes of the values around it."""
         from onnx import TensorProto
 
-        narrow_types, types, fused = lows(), outer | _types(graph), _fused(graph)
+        types, fused = outer | onnx_shapes.known_types([graph]), _fused(graph)
+        border = graph.output if main else (*graph.input, *graph.output)
+        edit.retype(graph, border, lows(), TensorProto.FLOAT)
         nodes: list[NodeProto] = []
         for node in graph.node:
             for body in bodies(node):
                 self.graph(body, types)
-            for attribute in node.attribute:
-                if attribute.name in DTYPE_ATTRIBUTES and attribute.i in narrow_types:
-                    attribute.i = TensorProto.FLOAT
             nodes.append(node)
             if self.rounded and (_exact(node) or fused.issuperset(node.output)):
                 continue
@@ -130,14 +126,11 @@ class _Emulation:
                         f"the dtype of {name!r} cannot be inferred ({node.op_type})",
                         fix="remove the operator, or use fp32",
                     )
-                if types.get(name) in narrow_types:
+                if types.get(name) in lows():
                     node.output[index] = self.free.make(f"{name}__exact")
                     nodes += self.round(node.output[index], name, types[name])
         replace_nodes(graph, nodes)
         del graph.value_info[:]
-        for value in graph.output if main else (*graph.input, *graph.output):
-            if _dtype(value) in narrow_types:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
 
     def round(self, source: str, result: str, low: int) -> Iterator[NodeProto]:
         """Two Casts: to nearest even, to infinity above the range; subnormals stay."""
@@ -164,18 +157,11 @@ def _fused(graph: GraphProto) -> set[str]:
     """Results of DequantizeLinear that only products read."""
     made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     others = {output.name for output in graph.output}
-    for inner in onnx_files.graphs(graph):
+    for inner in walk.graphs(graph):
         for node in inner.node:
             if inner is not graph or node.op_type not in PRODUCTS:
                 others.update(node.input)
     return made - others
-
-
-def _types(graph: GraphProto) -> dict[str, int]:
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        types[value.name] = _dtype(value)
-    return types
 
 
 def _dtype(value: Any) -> int:

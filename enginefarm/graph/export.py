@@ -27,6 +27,7 @@ from enginefarm.graph import (
     shape_inputs,
     torch_export,
     unsigned,
+    walk,
 )
 from enginefarm.graph.sources import Loaded, source
 
@@ -45,7 +46,6 @@ class ExportReport:
     """
 
     path: Path
-    data: Path | None
     opset: int
     tool: ToolUse
     outputs: tuple[str, ...]
@@ -77,7 +77,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
                 "opset": raising.OPSET,
                 "outputs": list(recipe.outputs),
                 "normal_form": 1,
-                "reading": 9,
+                "reading": 8,
             },
         )
     try:
@@ -153,11 +153,9 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
             f"decomposed into operators that can be exported: {', '.join(written_out)}",
         )
     progress.report("export", 4, 4)
-    files = onnx_files.files(path)
     return ExportReport(
         path=path,
-        data=files[1] if len(files) > 1 else None,
-        opset=onnx_files.opset(graph),
+        opset=walk.opset(graph),
         tool=export_tool(recipe),
         outputs=outputs,
         seconds=time.monotonic() - started,

@@ -16,7 +16,7 @@ from enginefarm.graph.verify import compare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enginefarm.graph.reference import Arrays
+    from enginefarm.arrays import Arrays
 
     Again = Callable[[ReferenceBatch], Arrays] | None
 
@@ -69,7 +69,7 @@ def require(graph: Path, reference: Path, recipe: Recipe, model: Any) -> None:
 
 
 def _rounded(graph: Path) -> Again:
-    return rounding.otherwise(onnx_files.read(graph, error=ExportError))
+    return rounding.second_run(onnx_files.read(graph, error=ExportError))
 
 
 def _cause(model: Any, right: list[str]) -> str:

@@ -11,9 +11,8 @@ from enginefarm.documents.recipe import DimRange, Profile, Recipe
 from enginefarm.graph import data
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Arrays
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
 
 Point = Literal["min", "opt", "max"]
 
@@ -24,19 +23,8 @@ def sample(recipe: Recipe) -> Arrays:
     Real values matter: random token numbers or all-zero masks would take other paths.
     Raises: CalibrationError.
     """
-    source = recipe.verification_data
-    use = recipe.verification
-    found = next(
-        data.batches(
-            source,
-            root=recipe.root,
-            inputs=recipe.inputs,
-            batches=1,
-            batch_size=use.batch_size,
-            seed=use.seed,
-        )
-    )
-    return data.split(found, source)[0]
+    found = next(data.verification_batches(recipe))
+    return data.split(found, recipe.verification_data)[0]
 
 
 def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> Arrays:

@@ -15,11 +15,9 @@ from enginefarm.errors import CalibrationError
 from enginefarm.graph.sums import Sums, Values
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from enginefarm.arrays import Array
     from enginefarm.graph.reference import ReferenceBatch
 
-    Array = np.ndarray[Any, Any]
 
 SAMPLE_FLOOR = 0.1
 """The error of a sample or corner is relative to at least a tenth of the whole output's size.
@@ -127,8 +125,7 @@ class Output:
         self.agree += int((ours == theirs)[use].sum())
         if labels is None:
             return
-        labels = fit_labels(self.name, wanted.shape, labels, self.how)
-        use = use & (labels >= 0)
+        fit_labels(self.name, wanted.shape, labels, self.how)
         self.labeled += int(use.sum())
         self.right += int((ours == labels)[use].sum())
         self.reference_right += int((theirs == labels)[use].sum())
@@ -198,17 +195,8 @@ class Output:
         return list(dict.fromkeys([*worst, most] if most.rounding else worst))
 
 
-IGNORED = 255
-"""The class of places that do not count in data sets of segmentation, as negative ones are."""
-
-
-def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> Array:
-    """The labels, with a negative number wherever none counts.
-
-    Raises: CalibrationError unless labels are one class for each place of the output.
-    """
-    import numpy as np
-
+def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> None:
+    """Raises: CalibrationError unless labels are one class for each place of the output."""
     axis = how.axis_of_classes(len(shape))
     places = (*shape[:axis], *shape[axis + 1 :])
     if labels.shape != places:
@@ -217,24 +205,6 @@ def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: Comparison
             why=f"its shape is {shape}, with the classes along axis {axis}",
             fix=f"provide labels of shape {places}, or write `verification.class_axis`",
         )
-    if labels.dtype.kind not in "iub" and not (
-        labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))
-    ):
-        raise CalibrationError(
-            f"data.labels: labels are of the type {labels.dtype}, and not numbers of classes",
-            fix="provide the index of each class along the class axis of the output, from 0",
-        )
-    classes = shape[axis] if shape else 0
-    unused = (labels == IGNORED) if classes <= IGNORED else np.zeros(labels.shape, bool)
-    outside = labels[(labels >= classes) & ~unused]
-    if outside.size:
-        raise CalibrationError(
-            f"data.labels: {outside[0]} is not one of the {classes} classes of output {name!r}",
-            why=f"its shape is {shape}, with the classes along axis {axis}",
-            fix="classes count from 0; places that do not count have a negative label, or "
-            f"{IGNORED}",
-        )
-    return np.where(unused, -1, labels.astype(np.int64)) if unused.any() else labels
 
 
 def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import EnginefarmError, SourceError
-from enginefarm.graph import closeness, feeds, onnx_files, onnx_shapes, ort
+from enginefarm.graph import closeness, feeds, onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.fitting import SIZES_LEFT_OUT
 from enginefarm.graph.raising import came_as
 from enginefarm.graph.readable import nameless_parts
@@ -18,8 +19,11 @@ SIZES = (
     "branch that is never taken"
 )
 
+if TYPE_CHECKING:
+    from enginefarm.arrays import Arrays
 
-def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> tuple[str, ...]:
+
+def notes(recipe: Recipe, path: Path, work_dir: Path, sample: Arrays) -> tuple[str, ...]:
     """What was changed in the file when it was read, in words; empty for other sources.
 
     path: the graph with the recipe's dims and the raised opset.
@@ -36,7 +40,7 @@ def notes(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> t
         return sizes
     found: list[str] = []
     if opset is not None:
-        found.append(f"the file has opset {opset}, which was raised to {onnx_files.opset(model)}")
+        found.append(f"the file has opset {opset}, which was raised to {walk.opset(model)}")
     if double:
         found.append("float64 in the file is computed in float32")
     checked = _compare(recipe, path, work_dir, sample)
@@ -48,7 +52,7 @@ def _doubles(file: Path) -> bool:
     return any(dtype == "float64" for dtype, _ in signature.values())
 
 
-def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: feeds.Arrays) -> str:
+def _compare(recipe: Recipe, path: Path, work_dir: Path, sample: Arrays) -> str:
     assert isinstance(recipe.source, OnnxSource)
     file = original(recipe.source, recipe.root, work_dir)
     inputs = feeds.sized(sample, recipe, feeds.at(recipe.profiles[0], "opt"))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import SourceError
-from enginefarm.graph import float64, onnx_files, onnx_shapes, ort
-from enginefarm.graph.messages import copied
-from enginefarm.graph.precisions.free_names import FreeNames, rename
+from enginefarm.graph import float64, onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph.edit import copied
+from enginefarm.graph.free_names import FreeNames, rename
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def typed_inputs(model: ModelProto, what: str, asked: Sequence[TensorSpec] = ())
     says them. Their sizes are for `fit`.
 
     Returns: the names of these inputs.
-    Raises: SourceError for an input that is not a tensor, or of which neither says anything.
+    Raises: SourceError for an input that is not a tensor, or that neither of them describes.
     """
     from onnx import TensorProto
 
@@ -77,13 +77,13 @@ def typed_inputs(model: ModelProto, what: str, asked: Sequence[TensorSpec] = ())
 
 
 def known_outputs(model: ModelProto) -> None:
-    """Dims that are unknown (-1, 0) are written as such everywhere, and what outputs lack of their
-    types and shapes as it follows from the operators.
+    """In place: writes unknown dims (-1, 0) as unknown, and infers the types and shapes that
+    outputs lack.
 
-    An output whose number of dims follows from nothing has none until `export` has run the graph:
-    onnx's checker takes no graph without them.
+    An output whose number of dims cannot be inferred gets none here, and its own once `export` has
+    run the graph.
     """
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in _shape(value):
                 if dim.HasField("dim_value") and onnx_shapes.known_dim(dim) is None:
@@ -108,14 +108,13 @@ def _lacking(value: Any) -> str:
 
 
 def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
-    """Operators of ONNX Runtime's own and others'. With plugins, one may be theirs."""
+    """Raises: SourceError for operators that are not ONNX's, unless the recipe has plugins."""
     if recipe.plugins:
         return
     functions = {(function.domain, function.name) for function in model.functions}
     found = [
         node
-        for graph in onnx_files.graphs(model.graph)
-        for node in graph.node
+        for node in walk.nodes(model.graph)
         if node.domain not in ONNX_DOMAINS and (node.domain, node.op_type) not in functions
     ]
     if found:
@@ -154,14 +153,11 @@ def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
 
 
 def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
-    fix = {
-        (
-            "input",
-            "float64",
-        ): "write `dtype: float32` for the inputs that are float64: the graph is "
-        "then computed in FP32",
-        ("output", "float64"): f"end the model with a Cast of {name!r} to float32",
-    }.get((role, dtype), f"change the model so that {name!r} has one of these types")
+    fix = f"change the model so that {name!r} has one of these types"
+    if dtype == "float64":
+        fix = f"end the model with a Cast of {name!r} to float32"
+        if role == "input":
+            fix = "write `dtype: float32` for this input: the graph is then computed in FP32"
     return SourceError(
         f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not have",
         why=f"TensorRT has {', '.join(get_args(DType))}",
@@ -225,12 +221,9 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
     declared = [
         [onnx_shapes.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
     ]
-    for graph in onnx_files.graphs(model.graph):
-        # A weight is listed here too, and its shape is known: without it, onnx takes the axes of a
-        # Slice to be left out, and infers wrong sizes.
-        weights = {tensor.name for tensor in graph.initializer}
+    for graph in walk.graphs(model.graph):
         for value in graph.value_info:
-            if value.type.HasField("tensor_type") and value.name not in weights:
+            if value.type.HasField("tensor_type"):
                 value.type.tensor_type.ClearField("shape")
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph import edit, walk
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -19,20 +19,13 @@ def to_float32(model: ModelProto) -> bool:
     np: Any = import_module("numpy")  # its functions are typed in part
     double, single = TensorProto.DOUBLE, TensorProto.FLOAT
     largest, found = float(np.finfo(np.float32).max), False
-    for tensor in onnx_files.tensors(model):
+    for tensor in walk.tensors(model):
         if tensor.data_type == double:
             values: Any = numpy_helper.to_array(tensor)
             held: Any = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
             tensor.CopyFrom(numpy_helper.from_array(held.astype(np.float32), tensor.name))
             found = True
-    for graph in onnx_files.graphs(model.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == double:
-                value.type.tensor_type.elem_type = single
-                found = True
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in ("to", "dtype") and attribute.i == double:
-                    attribute.i = single
-                    found = True
+    for graph in walk.graphs(model.graph):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        found |= edit.retype(graph, values, (double,), single)
     return found

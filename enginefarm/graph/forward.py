@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any, get_origin
 from enginefarm.errors import ExportError, one_line
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
+    from enginefarm.arrays import Array
     from enginefarm.documents.recipe import Recipe
-
-    Array = np.ndarray[Any, Any]
 
 
 def arguments(arrays: Iterable[Array], recipe: Recipe) -> tuple[Tensor, ...]:
@@ -95,7 +93,7 @@ def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[
         f"inputs: {given!r} is in the place of {name!r}, and {type(module).__name__}.forward has "
         f"an argument {given!r} too",
         why=f"forward takes {', '.join(parameters)}; the recipe lists {', '.join(inputs)}",
-        fix="name every input as forward's argument that it is for, or call this one otherwise",
+        fix="name every input after the argument of forward that it is for, or rename this one",
     )
 
 

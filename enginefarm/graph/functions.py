@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from enginefarm.errors import EnginefarmError
+from enginefarm.graph.walk import nested
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+    from onnx import FunctionProto, ModelProto, NodeProto
 
 LIMIT_BYTES = 1 << 31
 """Protobuf's own: a larger graph cannot be one message."""
@@ -75,7 +76,7 @@ class _Sizes:
 
     def require_room(self, model: ModelProto, limit_nodes: int) -> None:
         total, worst, worst_nodes = self._of(model.graph.node, ()), "", -1
-        for node in all_nodes(model.graph.node):
+        for node in nested(model.graph.node):
             key = _key_of(node)
             if key in self._functions and self._known[key].nodes > worst_nodes:
                 worst, worst_nodes = node.op_type, self._known[key].nodes
@@ -98,7 +99,7 @@ class _Sizes:
     def _of(self, nodes: Iterable[NodeProto], callers: tuple[Key, ...]) -> Size:
         """What these nodes stand for. depth: of functions inside functions."""
         count = size_bytes = depth = 0
-        for node in all_nodes(nodes):
+        for node in nested(nodes):
             key = _key_of(node)
             if key not in self._functions:
                 count += 1
@@ -130,34 +131,6 @@ class _Sizes:
             own_bytes = sum(node.ByteSize() for node in nodes)
             self._known[key] = inside._replace(size_bytes=inside.size_bytes + own_bytes)
         return self._known[key]
-
-
-def bodies(node: NodeProto) -> list[GraphProto]:
-    """The graphs inside a node: branches of an If, the body of a Loop or a Scan."""
-    found: list[GraphProto] = []
-    for attribute in node.attribute:
-        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    return found
-
-
-def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of their bodies."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from all_nodes(body.node)
-
-
-def nested_ifs(graph: GraphProto) -> list[NodeProto]:
-    """Ifs at any depth inside the branches of the graph's own Ifs."""
-    return [
-        inner
-        for node in graph.node
-        if node.op_type == "If"
-        for body in bodies(node)
-        for inner in all_nodes(body.node)
-        if inner.op_type == "If"
-    ]
 
 
 def _key_of(node: NodeProto) -> Key:

@@ -19,12 +19,12 @@ from enginefarm.graph import data, ort
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.reference import ReferenceBatch, write_batch
 from enginefarm.graph.verify import Request, passes
-from enginefarm.graph.work import Order, calibration_batches
+from enginefarm.graph.work import Order
 from enginefarm.names import PRECISIONS
 
 MARGIN = 2 / 3
 """The part of a recipe's own budget within which an 8-bit graph is made once its operators are
-searched for by the data that it is judged on (docs/decisions/0262, 0273)."""
+searched for by the data that it is judged on (docs/decisions/0273)."""
 SAMPLES = 64
 """The most samples of the calibration data that are looked at: each graph that is tried runs on
 them."""
@@ -79,7 +79,7 @@ def calibration_reference(graph: Path, recipe: Recipe, dest: Path) -> None:
     session = ort.session(graph, error=CalibrationError, what=what, plain=True)
     count = 0
     with zipfile.ZipFile(dest, "w") as archive:
-        for index, batch in enumerate(calibration_batches(recipe)):
+        for index, batch in enumerate(data.calibration_batches(recipe)):
             inputs, labels = data.split(batch, recipe.calibration.data)
             found = ort.run(session, inputs, error=CalibrationError, what=what)
             made = ReferenceBatch(inputs, found, labels)

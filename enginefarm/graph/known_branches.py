@@ -8,20 +8,21 @@ Ifs, at every corner: a branch that was taken wrongly shows there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph import feeds, onnx_files, onnx_shapes, ort
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import feeds, onnx_shapes, ort, walk
+from enginefarm.graph.edit import copied, replace_nodes
+from enginefarm.graph.free_names import name_nodes, unique_values
 from enginefarm.graph.known_sizes import KnownSizes
-from enginefarm.graph.messages import copied, replace_nodes
 from enginefarm.graph.precisions import to_budget
-from enginefarm.graph.precisions.free_names import name_nodes, unique_values
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
+    from enginefarm.arrays import Arrays
     from enginefarm.documents.recipe import Recipe
 
 OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
@@ -30,19 +31,19 @@ OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
 def fold(model: ModelProto, recipe: Recipe) -> list[str]:
     """In place; returns the names of the Ifs that are gone, in order. Nested ones too, and those
     in bodies of Ifs, Loops and Scans that stay."""
-    if not any(node.op_type == "If" for graph in _graphs(model) for node in graph.node):
+    if not any(node.op_type == "If" for node in walk.nodes(model.graph)):
         return []
     unique_values(model)
     name_nodes(model)
     folded: list[str] = []
     while taken := KnownSizes(model, recipe).taken:
         _put(model.graph, taken, folded)
-        for graph in _graphs(model):
+        for graph in walk.graphs(model.graph):
             del graph.value_info[:]
     return folded
 
 
-def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[str]:
+def leave_out(model: ModelProto, recipe: Recipe, sample: Arrays) -> list[str]:
     """In place, before `fold`: the other branch in place of each If of the main graph that has
     one which the model itself cannot run, at no corner of the recipe's profiles.
 
@@ -53,7 +54,9 @@ def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[s
     """
     if not to_budget.is_small(model):
         return []  # each branch would be in memory once more
-    names = [node.name for node in _named_ifs(model)]
+    unique_values(model)
+    name_nodes(model)
+    names = [node.name for node in model.graph.node if node.op_type == "If"]
     decided = KnownSizes(model, recipe).taken if names else {}
     lines: list[str] = []
     for name in names:
@@ -69,16 +72,8 @@ def leave_out(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> list[s
     return lines
 
 
-def _named_ifs(model: ModelProto) -> list[NodeProto]:
-    """Ifs of the main graph; where there are any, all names of nodes and values are unique."""
-    if any(node.op_type == "If" for node in model.graph.node):
-        unique_values(model)
-        name_nodes(model)
-    return [node for node in model.graph.node if node.op_type == "If"]
-
-
 def _impossible(
-    model: ModelProto, name: str, recipe: Recipe, sample: feeds.Arrays
+    model: ModelProto, name: str, recipe: Recipe, sample: Arrays
 ) -> tuple[str, str] | None:
     """The branch that cannot run, and why; None where both can, or neither."""
     why = {branch: _contradiction(_alone(model, name, branch), recipe) for branch in OTHER}
@@ -108,7 +103,7 @@ def _contradiction(model: ModelProto, recipe: Recipe) -> str:
     return ""
 
 
-def _runs(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> bool:
+def _runs(model: ModelProto, recipe: Recipe, sample: Arrays) -> bool:
     """Whether ONNX Runtime runs the graph at any corner, or cannot say."""
     for value in model.graph.input:
         known = value.type.tensor_type.shape
@@ -127,10 +122,6 @@ def _runs(model: ModelProto, recipe: Recipe, sample: feeds.Arrays) -> bool:
             continue
         return True
     return False
-
-
-def _graphs(model: ModelProto) -> Iterator[GraphProto]:
-    return onnx_files.graphs(model.graph)
 
 
 def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.graph import bounds, onnx_files, onnx_shapes
+from enginefarm.graph import bounds, onnx_shapes, walk
 from enginefarm.graph.bounds import Bounds
-from enginefarm.graph.functions import bodies
 from enginefarm.graph.steady import RANDOM
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -23,7 +23,7 @@ class KnownSizes:
 
     def __init__(self, model: ModelProto, recipe: Recipe) -> None:
         self._named = _named(recipe)
-        self._opset = onnx_files.opset(model)
+        self._opset = walk.opset(model)
         self.light = _light(model, recipe)
         self._shapes: dict[str, bounds.Dims] = {}
         self._constant: dict[str, Any] = {}
@@ -92,12 +92,9 @@ def _light(model: ModelProto, recipe: Recipe) -> ModelProto:
     What the file itself says of values inside is left out: it may be wrong. So is what it says
     of the inputs of bodies, whose sizes may change from one step of a Loop to the next.
     """
-    import onnx
-
-    light = onnx.ModelProto()
-    light.CopyFrom(onnx_shapes.without_weights(model))
+    light = onnx_shapes.without_weights(model)
     wanted = {tensor.name: tensor.shape for tensor in recipe.inputs}
-    for graph in onnx_files.graphs(light.graph):
+    for graph in walk.graphs(light.graph):
         del graph.value_info[:]
         main = graph is light.graph
         for value in (*graph.output, *(() if main else graph.input)):
@@ -118,7 +115,7 @@ def _inferred(light: ModelProto) -> dict[str, bounds.Dims]:
     except Exception:  # it crashes on what it does not know; the shapes stay unknown
         return {}
     found: dict[str, bounds.Dims] = {}
-    for graph in onnx_files.graphs(inferred.graph):
+    for graph in walk.graphs(inferred.graph):
         for tensor in graph.initializer:
             found[tensor.name] = tuple(tensor.dims)
         for value in (*graph.input, *graph.value_info):
@@ -132,7 +129,7 @@ def _written(light: ModelProto, constant: Mapping[str, Any]) -> None:
     """A Constant in place of each node whose result is known."""
     from onnx import helper, numpy_helper
 
-    for graph in onnx_files.graphs(light.graph):
+    for graph in walk.graphs(light.graph):
         for node in graph.node:
             name = node.output[0] if node.output else ""
             if name in constant and node.op_type != "Constant":

@@ -8,19 +8,16 @@ inside is moved as a whole.
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import all_nodes, bodies, nested_ifs
-from enginefarm.graph.messages import copied, replace_nodes
-from enginefarm.graph.precisions.free_names import FreeNames, name_nodes, unique_values
+from enginefarm.graph import walk
+from enginefarm.graph.edit import copied, replace_nodes
+from enginefarm.graph.free_names import FreeNames, name_nodes, unique_values
 from enginefarm.graph.raising import MOST_STEPS
+from enginefarm.graph.walk import bodies, nested, nested_ifs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 
 def take_out(model: ModelProto) -> list[str]:
@@ -35,7 +32,7 @@ def take_out(model: ModelProto) -> list[str]:
     name_nodes(model)
     before = [node.name for node in nested_ifs(model.graph)]
     _take_out(model.graph, FreeNames(model), _endless(model))
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         del graph.value_info[:]
     left = {node.name for node in nested_ifs(model.graph)}
     return [name for name in before if name not in left]
@@ -45,16 +42,12 @@ def _endless(model: ModelProto) -> set[str]:
     """Loops that only their condition ends: without a count, or with one that stands for none."""
     from onnx import numpy_helper
 
-    graphs = list(onnx_files.graphs(model.graph))
-    small = {one.name: one for graph in graphs for one in graph.initializer if prod(one.dims) == 1}
-    for graph in graphs:
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-                small[node.output[0]] = node.attribute[0].t
+    constants = dict(walk.constants(model.graph))
     found: set[str] = set()
-    for node in (node for graph in graphs for node in graph.node if node.op_type == "Loop"):
-        count = small.get(node.input[0])
-        if not node.input[0] or (count and numpy_helper.to_array(count).max() >= MOST_STEPS):
+    for node in (node for node in walk.nodes(model.graph) if node.op_type == "Loop"):
+        count = constants.get(node.input[0])
+        steps = numpy_helper.to_array(count).max(initial=0) if count else 0
+        if not node.input[0] or steps >= MOST_STEPS:
             found.add(node.name)
     return found
 
@@ -80,12 +73,11 @@ def _moved(
     moved: list[NodeProto] = []
     kept: list[NodeProto] = []
     for node in reversed(body.node):
-        inside = [*all_nodes([node])]
+        inside = [*nested([node])]
         if any(one.op_type == "If" for one in inside) or not needed.isdisjoint(node.output):
             if any(one.name in endless for one in inside):
                 return []
-            needed.update(name for one in inside for name in one.input)
-            needed.update(output.name for output in _outputs(node))
+            needed |= walk.reads_of(node)
             moved.insert(0, copied(node))
         else:
             kept.insert(0, node)
@@ -104,10 +96,3 @@ def _moved(
             output.name = name
     replace_nodes(body, kept)
     return moved
-
-
-def _outputs(node: NodeProto) -> Iterator[ValueInfoProto]:
-    """The outputs of every body inside a node. An output may be a value of the graph around it."""
-    for body in bodies(node):
-        for graph in onnx_files.graphs(body):
-            yield from graph.output

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, SourceError, one_line
-from enginefarm.graph import external_data
-from enginefarm.graph.functions import bodies, inlined
+from enginefarm.graph import external_data, walk
+from enginefarm.graph.functions import inlined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto
 
 MODEL_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
@@ -45,7 +45,7 @@ def read(path: Path, *, error: type[EnginefarmError] = SourceError, field: str =
     model = _parsed(path, name, error)
     model = inlined(model, name, limit_nodes=LIMIT_NODES, error=error)
     _limits(model, name, error)
-    for tensor in tensors(model):
+    for tensor in walk.tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             external_data.read(tensor, path.parent, name, error)
     return model
@@ -94,8 +94,8 @@ def write(model: ModelProto, dest_dir: Path) -> Path:
     path, data = dest_dir / MODEL_NAME, dest_dir / DATA_NAME
     data.unlink(missing_ok=True)  # it may be another name of a file in the cache
     normalize(model)
-    if sum(len(tensor.raw_data) for tensor in tensors(model)) > EXTERNAL_ABOVE_BYTES:
-        external_data.write(tensors(model), data, above_bytes=EXTERNAL_FROM_BYTES)
+    if sum(len(tensor.raw_data) for tensor in walk.tensors(model)) > EXTERNAL_ABOVE_BYTES:
+        external_data.write(walk.tensors(model), data, above_bytes=EXTERNAL_FROM_BYTES)
     partial = path.with_suffix(".partial")
     partial.write_bytes(model.SerializeToString(deterministic=True))
     partial.replace(path)
@@ -116,21 +116,14 @@ def normalize(model: ModelProto) -> None:
     del model.metadata_props[:]
     for key, value in ours:
         model.metadata_props.add(key=key, value=value)
-    for graph in graphs(model.graph):
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        for item in (*graph.node, *graph.value_info, *graph.input, *graph.output):
-            item.doc_string = ""
-            del item.metadata_props[:]
-        for tensor in graph.initializer:
-            tensor.doc_string = ""
-            del tensor.metadata_props[:]
-    for function in model.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        for node in function.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
+    owners: list[Any] = [*walk.graphs(model.graph), *model.functions]
+    for owner in owners:
+        parts = [owner, *owner.node, *owner.value_info]
+        if hasattr(owner, "initializer"):  # the inputs and outputs of a function are names
+            parts += [*owner.input, *owner.output, *owner.initializer]
+        for part in parts:
+            part.doc_string = ""
+            del part.metadata_props[:]
 
 
 def check(path: Path, *, error: type[EnginefarmError], what: str) -> None:
@@ -171,41 +164,6 @@ def _of_a_definition(cause: Exception) -> bool:
     return bool(schema.has_function)
 
 
-def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and every subgraph in it."""
-    yield graph
-    for node in graph.node:
-        for body in bodies(node):
-            yield from graphs(body)
-
-
-def tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor with values: initializers and constants, subgraphs included, and constants of
-    functions that `read` left."""
-    for graph in graphs(model.graph):
-        yield from graph.initializer
-        yield from _constants(graph.node)
-    for function in model.functions:
-        yield from _constants(function.node)
-        for node in function.node:
-            for graph in (inner for body in bodies(node) for inner in graphs(body)):
-                yield from graph.initializer
-                yield from _constants(graph.node)
-
-
-def _constants(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-
-
-def opset(model: ModelProto) -> int:
-    """The version of the default operator set; 0 where the model imports none."""
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-
-
 def broken_tensor(model: ModelProto) -> str | None:
     """What is wrong with the first tensor that cannot be used: NaN, infinities of both signs, or
     a size that is not its shape's. None when all are sound.
@@ -217,7 +175,7 @@ def broken_tensor(model: ModelProto) -> str | None:
     from onnx import TensorProto, numpy_helper
 
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    for tensor in tensors(model):
+    for tensor in walk.tensors(model):
         if tensor.data_type not in floats:
             continue
         try:
@@ -242,7 +200,7 @@ def refuse_empty(model: ModelProto, name: str, error: type[EnginefarmError]) -> 
 
 
 def _names(model: ModelProto) -> Iterator[object]:
-    for graph in graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         yield graph.name
         for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
             yield value.name
@@ -260,10 +218,10 @@ def _limits(model: ModelProto, name: str, error: type[EnginefarmError]) -> None:
             why=f"a name in it is not UTF-8: {damaged!r:.200}",
             fix="copy or export it again",
         )
-    nodes = sum(len(graph.node) for graph in graphs(model.graph))
+    nodes = sum(1 for _ in walk.nodes(model.graph))
     if nodes > LIMIT_NODES:
         raise error(f"{name}: {nodes} nodes is over the limit of {LIMIT_NODES}")
-    for tensor in tensors(model):
+    for tensor in walk.tensors(model):
         for dim in tensor.dims:
             if not 0 <= dim <= LIMIT_DIM:
                 raise error(f"{name}: tensor {tensor.name!r} has a dim of {dim}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import nested_ifs
+from enginefarm.graph import walk
+from enginefarm.graph.walk import nested_ifs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,14 +37,12 @@ NESTED_IF = "If inside an If"
 
 def names(model: ModelProto) -> dict[str, str]:
     """Each operator of the graph and its subgraphs -> the name of its first node."""
-    ranks = {tensor.name: len(tensor.dims) for tensor in onnx_files.tensors(model)}
+    ranks = {name: len(tensor.dims) for name, tensor in walk.constants(model.graph)}
     found: dict[str, str] = {}
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            name = node.name or next(iter(node.output), "")
-            found.setdefault(name_of(node, ranks), name)
+    for node in walk.nodes(model.graph):
+        found.setdefault(name_of(node, ranks), walk.label(node))
     for node in nested_ifs(model.graph):
-        found.setdefault(NESTED_IF, node.name or next(iter(node.output), ""))
+        found.setdefault(NESTED_IF, walk.label(node))
     return found
 
 

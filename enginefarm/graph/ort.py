@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import EnginefarmError, HostError, one_line
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, walk
 from enginefarm.host.runtimes import ORT_PACKAGE, build_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from onnx import ModelProto
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Array, Arrays
+
     InferenceSession = Any  # onnxruntime has no type stubs
 
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization", "ReluQuantRewrite", "ClipQuantRewrite"]
@@ -123,19 +123,18 @@ def _before_types(path: Path, folder: Path, error: type[EnginefarmError]) -> Pat
     from onnx import defs
 
     model = onnx_files.graph_only(path)
-    opset = onnx_files.opset(model)
+    opset = walk.opset(model)
     if opset < TYPES_ONLY:
         return None
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            if node.domain not in ("", "ai.onnx"):
-                continue
-            try:
-                since = defs.get_schema(node.op_type, opset, "").since_version
-            except defs.SchemaError:
-                return None
-            if since > TYPES_ONLY:
-                return None
+    for node in walk.nodes(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            since = defs.get_schema(node.op_type, opset, "").since_version
+        except defs.SchemaError:
+            return None
+        if since > TYPES_ONLY:
+            return None
     model = onnx_files.read(path, error=error)
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
@@ -228,7 +227,7 @@ def session_of(
 
 def run(
     session: InferenceSession,
-    feeds: Mapping[str, np.ndarray[Any, Any]],
+    feeds: Mapping[str, Array],
     *,
     error: type[EnginefarmError],
     what: str,

@@ -1,17 +1,16 @@
-"""QuantizeLinear and DequantizeLinear of a model as it came.
+"""QuantizeLinear and DequantizeLinear nodes that a model has from the start.
 
-TensorRT quantizes symmetrically, to int8 and a few smaller types. Its parser takes uint8 for int8
-without a word: numbers above 127 steps would be cut off in the engine, and those below 0 would not.
+TensorRT quantizes symmetrically, to int8 and a few smaller types. Its parser silently reads uint8
+as int8: the engine would cut off numbers above 127 steps, and would not cut off those below 0.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph import bounds, walk
+from enginefarm.graph.edit import replace_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -21,33 +20,34 @@ TAKEN = ("FLOAT4E2M1", "FLOAT8E4M3FN", "INT4", "INT8")
 
 
 def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
-    """In place: what is made of constants in a way that TensorRT lacks (from an int32 bias, from
-    weights with a zero point) becomes a constant. Returns whether there was anything.
+    """In place: replaces each of them that TensorRT lacks by its result where that is a constant,
+    as for an int32 bias or weights with a zero point. Returns whether it replaced any.
 
-    Raises: `error` for an activation that is quantized so.
+    Raises: `error` for an activation that is quantized in such a way.
     """
-    graphs = list(onnx_files.graphs(model.graph))
-    if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for graph in graphs for node in graph.node):
+    graphs = list(walk.graphs(model.graph))
+    if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in walk.nodes(model.graph)):
         return False
+    from enginefarm.graph.edit import drop_unused
+    from enginefarm.graph.onnx_shapes import infer_types, known_types
     from enginefarm.graph.precisions.constants import to_initializers
-    from enginefarm.graph.precisions.graph import drop_unused, infer_types, known_types
 
     to_initializers(model)
     infer_types(model)
     types = known_types(graphs)
-    opset, changed = onnx_files.opset(model), False
-    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    opset, changed = walk.opset(model), False
+    constants = dict(walk.constants(model.graph))
     for graph in reversed(graphs):  # bodies first: a node that is put back is a copy
         kept: list[NodeProto] = []
         for node in graph.node:
             lack = _lack(node, constants, types)
-            if lack and all(name in constants for name in node.input if name):
-                made = _computed(node, constants, opset)
+            made = _computed(node, constants, opset) if lack else None
+            if made is not None:
                 graph.initializer.append(made)
                 constants[made.name] = made
             elif lack and node.op_type == QUANTIZE:
                 raise error(
-                    f"source: node {node.name or node.output[0]!r} ({QUANTIZE}) quantizes {lack}",
+                    f"source: node {walk.label(node)!r} ({QUANTIZE}) quantizes {lack}",
                     why="TensorRT quantizes symmetrically, to int8, int4, float8e4m3fn or "
                     "float4e2m1 with zero points of 0, and would compute other numbers",
                     fix="start from the model in FP32: the recipe's `precisions` quantize it; or "
@@ -81,11 +81,12 @@ def _lack(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, i
     return ""
 
 
-def _computed(node: NodeProto, constants: dict[str, TensorProto], opset: int) -> TensorProto:
-    """The node's result from ONNX's own reference."""
+def _computed(node: NodeProto, constants: dict[str, TensorProto], opset: int) -> TensorProto | None:
+    """The node's result; None if it does not follow from constants."""
     from onnx import numpy_helper
 
-    reference: Any = import_module("onnx.reference")
-    feeds = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
-    made = reference.ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
-    return numpy_helper.from_array(made[0], node.output[0])
+    names = [name for name in node.input if name]
+    if not constants.keys() >= set(names):
+        return None
+    made = bounds.computed(node, [numpy_helper.to_array(constants[n]) for n in names], opset)
+    return None if made is None else numpy_helper.from_array(made, node.output[0])

@@ -7,14 +7,13 @@ Runtime's CPU provider does not have, are written with a Transpose around them.
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError, one_line
-from enginefarm.graph import onnx_files, onnx_shapes
-from enginefarm.graph.functions import all_nodes, bodies
-from enginefarm.graph.messages import copied, replace_nodes
-from enginefarm.graph.precisions.free_names import FreeNames
+from enginefarm.graph import onnx_files, onnx_shapes, walk
+from enginefarm.graph.edit import copied, replace_nodes
+from enginefarm.graph.free_names import FreeNames
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -50,7 +49,7 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
     """
     if not model.opset_import:  # IR 1 and 2 had no such field: it was opset 1
         model.opset_import.add(domain="", version=1)
-    came = onnx_files.opset(model)
+    came = walk.opset(model)
     weights_out_of_inputs(model.graph)
     model.ir_version = max(model.ir_version, IR)
     if 0 < came < OPSET:
@@ -67,12 +66,12 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
         for tensor in model.graph.initializer:
             if tensor.name in kept:
                 tensor.CopyFrom(kept.pop(tensor.name))
-        if came < PLACED and onnx_files.opset(model) >= PLACED:
+        if came < PLACED and walk.opset(model) >= PLACED:
             _place_resizes(model.graph)
     _bounds_of_loops(model)
     _steps_first(model)
     del model.metadata_props[:]
-    if onnx_files.opset(model) != came:
+    if walk.opset(model) != came:
         model.metadata_props.add(key=CAME_AS, value=str(came))
     return model
 
@@ -110,12 +109,11 @@ def _place_resizes(graph: GraphProto) -> None:
     onnx.version_converter leaves that out, and the default is another since opset 11."""
     from onnx import helper
 
-    for inner in onnx_files.graphs(graph):
-        for node in inner.node:
-            given = {attribute.name: attribute.s for attribute in node.attribute}
-            interpolates = given.get("mode", b"nearest") != b"nearest"
-            if node.op_type == "Resize" and interpolates and PLACE not in given:
-                node.attribute.append(helper.make_attribute(PLACE, "asymmetric"))
+    for node in walk.nodes(graph):
+        given = walk.attributes(node)
+        interpolates = "mode" in given and given["mode"].s != b"nearest"
+        if node.op_type == "Resize" and interpolates and PLACE not in given:
+            node.attribute.append(helper.make_attribute(PLACE, "asymmetric"))
 
 
 def came_as(model: ModelProto) -> int | None:
@@ -160,17 +158,16 @@ def _bounds_of_loops(model: ModelProto) -> None:
     import numpy as np
     from onnx import numpy_helper
 
-    graphs = list(onnx_files.graphs(model.graph))
-    loops = [node for graph in graphs for node in graph.node if node.op_type == "Loop"]
+    loops = [node for node in walk.nodes(model.graph) if node.op_type == "Loop"]
     if not loops:
         return
-    counts = {one.name: one for graph in graphs for one in graph.initializer if prod(one.dims) == 1}
+    constants = dict(walk.constants(model.graph))
     free = FreeNames(model)
     made = {MOST_STEPS: free.make("most_steps"), True: free.make("go_on")}
     for node in loops:
-        count = counts.get(node.input[0])
-        endless = count is not None and numpy_helper.to_array(count).max() > MOST_STEPS
-        if (endless or not node.input[0]) and _reads_its_step(node):
+        count, (body,) = constants.get(node.input[0]), bodies(node)
+        steps = numpy_helper.to_array(count).max(initial=0) if count else 0
+        if (not node.input[0] or steps > MOST_STEPS) and body.input[0].name in walk.reads(body):
             node.input[0] = made[MOST_STEPS]
         node.input[1] = node.input[1] or made[True]
     read = {name for node in loops for name in node.input}
@@ -180,19 +177,13 @@ def _bounds_of_loops(model: ModelProto) -> None:
             model.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
 
 
-def _reads_its_step(loop: NodeProto) -> bool:
-    body = bodies(loop)[0]
-    reads = {name for node in all_nodes(body.node) for name in node.input}
-    return body.input[0].name in reads | {output.name for output in body.output}
-
-
 def _steps_first(model: ModelProto) -> None:
     """`layout: 1` of GRU, LSTM and RNN as `layout: 0` between Transposes: the same numbers."""
     free: FreeNames | None = None
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         made: list[NodeProto] = []
         for node in graph.node:
-            layout = next((one for one in node.attribute if one.name == "layout"), None)
+            layout = walk.attributes(node).get("layout")
             if node.op_type not in RECURRENT or layout is None or layout.i != 1:
                 made.append(node)
                 continue

@@ -7,9 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import SourceError, one_line
-from enginefarm.graph import onnx_files
+from enginefarm.graph import walk
+from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.precisions.constants import to_initializers
-from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
@@ -26,8 +26,8 @@ def make_readable(model: ModelProto, what: str) -> None:
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
-    opset = onnx_files.opset(model)
-    for graph in onnx_files.graphs(model.graph):
+    opset = walk.opset(model)
+    for graph in walk.graphs(model.graph):
         graph.name = graph.name or "graph"
         graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
@@ -100,14 +100,13 @@ def _name_parts(model: ModelProto) -> None:
 
 def nameless_parts(model: ModelProto) -> list[NodeProto]:
     """Splits with a part that has no name."""
-    graphs = onnx_files.graphs(model.graph)
-    splits = (node for graph in graphs for node in graph.node if node.op_type == "Split")
+    splits = (node for node in walk.nodes(model.graph) if node.op_type == "Split")
     return [node for node in splits if not all(node.output)]
 
 
 def _distinct_nodes(model: ModelProto) -> None:
     free: FreeNames | None = None
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         seen: set[str] = set()
         for node in graph.node:
             if node.name and node.name in seen:

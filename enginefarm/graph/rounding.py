@@ -1,4 +1,4 @@
-"""What FP32 rounding alone costs a graph: the same function in FP32, computed otherwise.
+"""What FP32 rounding alone costs a graph: the same function in FP32, computed in another way.
 
 Every FP32 engine adds in an order of its own, so none returns the reference's numbers to the
 last bit. How far apart two sound ones are is a property of the model: 1e-7 for most of them,
@@ -11,27 +11,23 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files, ort
-from enginefarm.graph.messages import copied
+from enginefarm.graph import ort, walk
+from enginefarm.graph.edit import copied
 from enginefarm.graph.precisions import to_budget
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
+    from enginefarm.arrays import Array, Arrays
     from enginefarm.graph.reference import ReferenceBatch
 
-    Array = np.ndarray[Any, Any]
-    Arrays = dict[str, Array]
 
-PRODUCTS = frozenset(
-    ("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN", "Attention")
-)
+PRODUCTS = to_budget.MATRIX_PRODUCTS | {"Conv", "ConvTranspose"}
 SEED = 20
 
 
-def otherwise(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
-    """What runs the graph with ONNX Runtime's optimizations, whose sums are in another order,
+def second_run(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
+    """A function that runs the graph with ONNX Runtime's optimizations, which sum in another order,
     and with the weights of products and the inputs moved to a neighboring FP32 number.
 
     None for graphs that are too large to be in memory once more (`to_budget.is_small`). There, and
@@ -60,13 +56,9 @@ def _moved(model: ModelProto) -> ModelProto:
 
     made: ModelProto = copied(model)
     read = {
-        name
-        for graph in onnx_files.graphs(made.graph)
-        for node in graph.node
-        if node.op_type in PRODUCTS
-        for name in node.input
+        name for node in walk.nodes(made.graph) if node.op_type in PRODUCTS for name in node.input
     }
-    for graph in onnx_files.graphs(made.graph):
+    for graph in walk.graphs(made.graph):
         for tensor in graph.initializer:
             if tensor.name in read and tensor.data_type == TensorProto.FLOAT:
                 values = neighbors(numpy_helper.to_array(tensor))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import walk
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -65,8 +65,8 @@ def _find(graph: GraphProto, carried: dict[str, str]) -> Use | None:
     for node in graph.node:
         for operand in SIZES.get(node.op_type, ()):
             if operand < len(node.input) and node.input[operand] in carried:
-                return Use(carried[node.input[operand]], node.name or node.output[0], node.op_type)
-        for body in bodies(node):
+                return Use(carried[node.input[operand]], walk.label(node), node.op_type)
+        for body in walk.bodies(node):
             if (found := _find(body, dict(carried))) is not None:
                 return found
         operands = node.input[:1] if node.op_type in TAKE else node.input

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.digest import sha256_bytes
 from enginefarm.errors import BuildError
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, walk
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _free(model: ModelProto) -> dict[str, TensorProto]:
 
     main = model.graph
     used: Counter[str] = Counter()
-    for graph in onnx_files.graphs(main):
+    for graph in walk.graphs(main):
         used.update(name for node in graph.node for name in node.input)
         used.update(value.name for value in (*graph.input, *graph.output))
     kept = Counter(

@@ -7,7 +7,7 @@ changes what the graph computes, the graph as it came goes on, and the report sa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -23,10 +23,10 @@ from enginefarm.schema import Frozen
 from enginefarm.settings import build_limits
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
-    Arrays = Mapping[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
+
 
 MAX_RELATIVE = closeness.ROUNDING
 """Relative to an output's largest value. 24 graphs had 0; a folded BatchNormalization 1e-6."""
@@ -40,7 +40,6 @@ class SlimReport:
     """refused: why the graph at `path` is the one that came; empty where it is slimmed."""
 
     path: Path
-    data: Path | None
     tool: ToolUse
     nodes_before: int
     nodes_after: int
@@ -95,10 +94,8 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
         refused = one_line(f"{error.what}: {error.why}" if error.why else error.what)
         path = onnx_files.write(onnx_files.read(src, error=SlimError), dest_dir)
     progress.report("slim", 2, 2)
-    files = onnx_files.files(path)
     return SlimReport(
         path=path,
-        data=files[1] if len(files) > 1 else None,
         tool=slim_tool(),
         nodes_before=len(onnx_files.graph_only(src).graph.node),
         nodes_after=len(onnx_files.graph_only(path).graph.node),

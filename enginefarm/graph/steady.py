@@ -1,23 +1,22 @@
-"""Whether a model says the same thing twice: before any precision of it is judged."""
+"""Whether a model returns the same numbers each time, which judging a precision needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import ModelError, one_line
-from enginefarm.graph import onnx_files
+from enginefarm.graph import closeness, walk
 
 if TYPE_CHECKING:
-    import numpy as np
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto
     from torch import Tensor
 
+    from enginefarm.arrays import Arrays
     from enginefarm.graph.sources import LoadedModel
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
     Runner = Callable[[Arrays], Arrays]
 
 TOLERANCE = 1e-5
@@ -37,30 +36,24 @@ RANDOM = frozenset(
 
 def refuse_random(made: ModelProto) -> None:
     """Raises: ModelError for a graph with an operator that draws random numbers."""
-    for graph in onnx_files.graphs(made.graph):
-        for node in graph.node:
-            if node.op_type in RANDOM or _trains(graph, node):
-                name = node.name or node.output[0]
-                raise ModelError(
-                    f"the model draws random numbers: node {name!r} ({node.op_type})",
-                    why="no engine could be compared with it"
-                    if node.op_type in RANDOM
-                    else "its training_mode is on, or an input",
-                    fix="give the numbers as an input, or export the model in eval mode",
-                )
+    for node in walk.nodes(made.graph):
+        if node.op_type in RANDOM or _trains(made, node):
+            raise ModelError(
+                f"the model draws random numbers: node {walk.label(node)!r} ({node.op_type})",
+                why="no engine could be compared with it"
+                if node.op_type in RANDOM
+                else "its training_mode is on, or an input",
+                fix="give the numbers as an input, or export the model in eval mode",
+            )
 
 
-def _trains(graph: GraphProto, node: NodeProto) -> bool:
+def _trains(made: ModelProto, node: NodeProto) -> bool:
     """Whether it is a Dropout whose third input is the constant true, or no constant at all."""
     from onnx import numpy_helper
 
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
         return False
-    name = node.input[2]
-    values = [tensor for tensor in graph.initializer if tensor.name == name]
-    for other in graph.node:
-        if name in other.output and other.op_type == "Constant":
-            values += [attribute.t for attribute in other.attribute if attribute.HasField("t")]
+    values = [tensor for name, tensor in walk.constants(made.graph) if name == node.input[2]]
     return not values or any(bool(numpy_helper.to_array(value).any()) for value in values)
 
 
@@ -119,20 +112,13 @@ def _after(other: Arrays, run: Runner, first: Arrays, inputs: Arrays) -> str:
 
 def _different(one: Arrays, other: Arrays) -> str:
     """Which output differs and by how much; empty when none does."""
-    import numpy as np
-
     for name, wanted in one.items():
         found = other[name]
         if wanted.shape != found.shape:
             return f"output {name!r} has shape {wanted.shape}, then {found.shape}"
-        if np.array_equal(wanted, found, equal_nan=wanted.dtype.kind == "f"):
-            continue
-        x, y = wanted.astype(np.float64), found.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            difference = np.where(x == y, 0, np.abs(x - y))
-        largest = float(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0))
-        if wanted.dtype.kind != "f" or not float(difference.max()) <= TOLERANCE * largest:
-            return f"output {name!r} differs by {float(difference.max()):.3g}"
+        difference = closeness.relative(wanted, found)
+        if difference > TOLERANCE:
+            return f"output {name!r} differs by {difference:.3g} of its largest value"
     return ""
 
 

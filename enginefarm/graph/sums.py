@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from enginefarm.documents.comparing import UNUSABLE
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+    from enginefarm.arrays import Array
 
 
 class Values(NamedTuple):

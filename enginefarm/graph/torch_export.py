@@ -17,12 +17,14 @@ from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
 from enginefarm.graph import feeds, fitting, forward, trace_sizes
-from enginefarm.graph.precisions.free_names import rename
+from enginefarm.graph.free_names import rename
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
     from torch.export import ExportedProgram
+
+    from enginefarm.arrays import Arrays
 
 STDLIB = sysconfig.get_path("stdlib")
 MOST_ATTEMPTS = 3
@@ -30,7 +32,7 @@ MOST_ATTEMPTS = 3
 
 
 def export(
-    model: nn.Module | ExportedProgram, recipe: Recipe, sample: feeds.Arrays
+    model: nn.Module | ExportedProgram, recipe: Recipe, sample: Arrays
 ) -> tuple[ModelProto, tuple[str, ...]]:
     """The graph with the recipe's names, and the operators that were written out for it.
 
@@ -64,7 +66,7 @@ def _compute_parametrized_weights(model: nn.Module) -> None:
 
 
 def _traced(
-    called: nn.Module, model: nn.Module, recipe: Recipe, sample: feeds.Arrays
+    called: nn.Module, model: nn.Module, recipe: Recipe, sample: Arrays
 ) -> tuple[ModelProto, tuple[str, ...]]:
     """Exports at the first sizes that do, among those at which the model runs at all."""
     torch: Any = import_module("torch")  # its functions are typed in part

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import walk
+from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.operators import MOVES
-from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto
 
 
 def convert_first(model: ModelProto) -> bool:
@@ -54,16 +53,6 @@ def _moved(graph: GraphProto, name: str) -> set[str]:
         if node.op_type in MOVES and node.input[0] in reads and reads.isdisjoint(node.input[1:]):
             moved.update(node.output)
             reads.update(node.output)
-        elif node.op_type != "Cast" and not reads.isdisjoint(_all_reads(node)):
+        elif node.op_type != "Cast" and not reads.isdisjoint(walk.reads_of(node)):
             return set()
     return set() if any(output.name in reads for output in graph.output) else moved
-
-
-def _all_reads(node: NodeProto) -> set[str]:
-    """Names that the node reads, in its bodies too."""
-    found = set(node.input)
-    for body in bodies(node):
-        for graph in onnx_files.graphs(body):
-            found.update(name for inner in graph.node for name in inner.input)
-            found.update(output.name for output in graph.output)
-    return found

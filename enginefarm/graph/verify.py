@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm import progress
 from enginefarm.child.call import Child
@@ -20,13 +20,12 @@ from enginefarm.graph.reference import ReferenceBatch, read_reference, sizes_not
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Arrays
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
 
 CRASH = (
-    "a valid graph that crashes ONNX Runtime is a defect of it; leave this precision out, or "
-    "try another version"
+    "a valid graph must not crash ONNX Runtime: this is its defect. Leave this precision out, or "
+    "try another version of ONNX Runtime"
 )
 METHOD = 7
 """How graphs are verified: raise it when the same graph may get other figures."""
@@ -76,7 +75,18 @@ def verify_graph(
 
 def verify_here(request_json: str) -> str:
     """The child's part: a Request in, a GraphVerification out, both as JSON."""
-    request = Request.model_validate_json(request_json)
+    return _verified(Request.model_validate_json(request_json)).model_dump_json()
+
+
+def passes(request: Request) -> bool:
+    """Whether the graph is within its budget, verified in this process.
+
+    Raises: as `verify_graph` does.
+    """
+    return _verified(request).passed
+
+
+def _verified(request: Request) -> GraphVerification:
     model = onnx_files.read(request.onnx, error=PrecisionError)
     runtime = f"{ort.version()} CPU"
     low = emulation.narrow(model)
@@ -84,7 +94,7 @@ def verify_here(request_json: str) -> str:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
         model = emulation.emulate(model)
     taken = branches.BranchProbe(model)
-    again = None if low else rounding.otherwise(model)
+    again = None if low else rounding.second_run(model)
     # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
     # fusions cost is not a property of the graph.
     what = "the graph that is verified"
@@ -110,15 +120,7 @@ def verify_here(request_json: str) -> str:
         corners=result.corners,
         not_checked=(*taken.not_run(), *sizes_not_checked(request.reference)),
         over_budget=judge(outputs, request.budget),
-    ).model_dump_json()
-
-
-def passes(request: Request) -> bool:
-    """Whether the graph is within its budget, verified in this process.
-
-    Raises: as `verify_graph` does.
-    """
-    return GraphVerification.model_validate_json(verify_here(request.model_dump_json())).passed
+    )
 
 
 def _blamed(
@@ -145,8 +147,8 @@ def compare(
 ) -> Comparison:
     """Figures over all batches, one batch in memory at a time. Also for outputs of a GPU.
 
-    run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same in
-    FP32 otherwise, from which the figures say what rounding costs. measured: figures of the graph
+    run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same
+    in FP32 in another way, which shows what rounding costs. measured: figures of the graph
     that say so, where `run` cannot run again.
     Raises: CalibrationError where labels do not fit their output.
     """

@@ -7,7 +7,7 @@ process that has credentials (docs/decisions/0151).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
-from enginefarm.errors import CalibrationError, EnginefarmError
+from enginefarm.errors import EnginefarmError
 from enginefarm.names import PRECISIONS
 from enginefarm.schema import Frozen
 from enginefarm.store.site import onnx_files_of
@@ -127,34 +127,17 @@ def slim(request: str) -> str:
 
 
 def convert(request: str) -> str:
-    from enginefarm.graph import judging
+    from enginefarm.graph import data, judging
     from enginefarm.graph.precisions import precision
 
     order = Order.model_validate_json(request)
     recipe, found = order.placed, precision(order.precision)
     batches: Iterable[Any] = (
-        calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
+        data.calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
     )
     with judging.evidence(order) as evidence:
         done = found.convert(order.graph, order.folder / "out", recipe, batches, evidence)
     return StageOutput(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
-
-
-def calibration_batches(recipe: Recipe) -> Iterator[Any]:
-    """The batches that the recipe calibrates on, one in memory at a time."""
-    from enginefarm.graph import data
-
-    calibration = recipe.calibration
-    if calibration is None:
-        raise CalibrationError("calibration: the recipe has none", fix="add `calibration`")
-    return data.batches(
-        calibration.data,
-        root=recipe.root,
-        inputs=recipe.inputs,
-        batches=calibration.batches,
-        batch_size=calibration.batch_size,
-        seed=calibration.seed,
-    )
 
 
 def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...]) -> Path:

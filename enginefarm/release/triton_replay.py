@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
@@ -21,9 +21,8 @@ from enginefarm.release.triton_server import TritonServer
 from enginefarm.run.buffers import as_dtype
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Arrays
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
 
 WARM_UP = 10
 MOST_BATCHES = 16

@@ -20,9 +20,8 @@ from enginefarm.documents.builder import DTYPES
 from enginefarm.errors import TritonError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Array, Arrays
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
 
 LENGTH = "Inference-Header-Content-Length"
 CONNECT_S = 5.0
@@ -136,9 +135,7 @@ class TritonServer:
         """No error for a model that is not loaded."""
         self._json("POST", f"/repository/models/{quote(model)}/unload", {}, timeout_s=LOAD_S)
 
-    def infer(
-        self, model: str, inputs: Mapping[str, np.ndarray[Any, Any]], version: int | None = None
-    ) -> Answer:
+    def infer(self, model: str, inputs: Mapping[str, Array], version: int | None = None) -> Answer:
         """One request. version None: as clients ask, the server picks.
 
         inputs: arrays of the model's own types, with every dim that Triton counts.
@@ -237,7 +234,7 @@ class TritonServer:
             ) from error
 
 
-def _datatype(array: np.ndarray[Any, Any]) -> str:
+def _datatype(array: Array) -> str:
     name = array.dtype.name
     return next((known for known, plain in DATATYPES.items() if plain == name), BF16)
 
@@ -265,7 +262,7 @@ def _answer(answer: Any, rest: bytes, what: str) -> Answer:
         raise TritonError(f"{what}: its answer cannot be read", why=_readable(error)) from error
 
 
-def _flat(data: bytes, datatype: str) -> np.ndarray[Any, Any]:
+def _flat(data: bytes, datatype: str) -> Array:
     """BF16 comes as the FP32 of the same value."""
     import numpy as np
 

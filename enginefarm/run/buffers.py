@@ -10,9 +10,8 @@ from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import DeviceOutOfMemory, EngineRunError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Array
 
-    Array = np.ndarray[Any, Any]
 
 ALIGNMENT = 256
 

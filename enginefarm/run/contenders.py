@@ -21,9 +21,7 @@ from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Iteration
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 class EngineContender:

@@ -33,10 +33,7 @@ from enginefarm.run.trt import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
-    Arrays = dict[str, Array]
+    from enginefarm.arrays import Array, Arrays
 
 
 def load_bindings(toolchain: str) -> Any:

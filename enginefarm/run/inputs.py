@@ -16,9 +16,7 @@ from enginefarm.run.once import NPY
 from enginefarm.store.disk import appearing, writing
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 def read_feeds(given: Sequence[str], manifest: Manifest) -> Arrays:
@@ -115,14 +113,6 @@ def random_feeds(manifest: Manifest, *, profile: str | None, seed: int) -> Array
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """An `.npz` that numpy.load reads, whatever the tensors are called. Raises: DiskFull."""
-    import numpy as np
-
-    with (
-        writing(path),
-        appearing(path) as part,
-        zipfile.ZipFile(part, "w") as archive,
-    ):
+    with writing(path), appearing(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}{NPY}"), "w", force_zip64=True) as stream:
-                plain = np.asarray(array, order="C")
-                np.lib.format.write_array(stream, plain, allow_pickle=False)
+            data_files.add_array(archive, name, array)

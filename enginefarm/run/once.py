@@ -20,9 +20,8 @@ from enginefarm.run.verify import profile_for
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
-    import numpy as np
+    from enginefarm.arrays import Arrays
 
-    Arrays = dict[str, np.ndarray[Any, Any]]
 
 NPY = ".npy"
 

@@ -30,9 +30,7 @@ from enginefarm.run.running import Contender, Iteration
 from enginefarm.settings import build_limits
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 CLOSES_S = 30

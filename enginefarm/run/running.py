@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from enginefarm.names import RuntimeName
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 class Iteration(NamedTuple):

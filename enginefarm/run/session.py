@@ -14,10 +14,7 @@ from enginefarm.run import buffers as cuda_buffers
 from enginefarm.run.closeable import Closeable
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
-    Arrays = dict[str, Array]
+    from enginefarm.arrays import Array, Arrays
 
 
 class LoadedEngine(Protocol):

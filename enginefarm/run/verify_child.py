@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.errors import EngineRunError
@@ -14,9 +14,7 @@ from enginefarm.run.artifacts import RunningArtifact, open_artifact
 from enginefarm.run.verify import DeviceRequest, profile_for
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Arrays = dict[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
 
 def verify(request_json: str) -> str:

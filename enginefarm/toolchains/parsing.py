@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.errors import ParseError
-from enginefarm.graph.functions import all_nodes
 from enginefarm.graph.onnx_files import graph_only
+from enginefarm.graph.walk import nested
 from enginefarm.run.refusals import refusal_of
 from enginefarm.run.trt import Messages, tidy
 
@@ -83,7 +83,7 @@ def _node_of(error: Any, onnx: Path) -> tuple[str, str]:
     if not wanted:
         return "", ""
     nodes: list[Any] = [*graph_only(onnx).graph.node]
-    same: list[Any] = [node for node in all_nodes(nodes) if node.op_type == wanted]
+    same: list[Any] = [node for node in nested(nodes) if node.op_type == wanted]
     if 0 <= error.node() < len(nodes) and nodes[error.node()].op_type == wanted:
         same.insert(0, nodes[error.node()])
     return (same[0].name or str(same[0].output[0]), wanted) if same else ("", operator)

@@ -28,7 +28,6 @@ class ConversionReport:
     """The rewritten graph, and figures worth keeping in the manifest."""
 
     path: Path
-    data: Path | None
     details: dict[str, JsonValue] = field(default_factory=dict[str, Any])
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from enginefarm.graph import emulate, onnx_files
-from enginefarm.graph.messages import copied, replace_nodes
+from enginefarm.graph import edit, emulate, walk
+from enginefarm.graph.edit import copied, replace_nodes
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
-    Array = np.ndarray[Any, Any]
+    from enginefarm.arrays import Array
+
 
 MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
 MIN_NORMAL_FP16 = 2.0**-14
@@ -25,7 +25,7 @@ a score beside one is below FP16's step there, as it is beside -1e9 in FP32."""
 def to_initializers(model: ModelProto) -> None:
     """Every Constant node of every graph becomes an initializer, so that a wide operator reads
     the FP32 number, and a low one a number rounded once."""
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         kept: list[NodeProto] = []
         for node in graph.node:
             tensor = _value(node) if node.op_type == "Constant" else None
@@ -122,25 +122,19 @@ def widen(model: ModelProto) -> None:
     if not emulate.narrow(model):
         return
     lows = emulate.lows()
-    for tensor in onnx_files.tensors(model):
+    for tensor in walk.tensors(model):
         emulate.widen(tensor)
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in emulate.DTYPE_ATTRIBUTES and attribute.i in lows:
-                    attribute.i = TensorProto.FLOAT
+    for graph in walk.graphs(model.graph):
+        border = () if graph is model.graph else (*graph.input, *graph.output)
+        edit.retype(graph, border, lows, TensorProto.FLOAT)
         del graph.value_info[:]
-        if graph is not model.graph:
-            for value in (*graph.input, *graph.output):
-                if value.type.tensor_type.elem_type in lows:
-                    value.type.tensor_type.elem_type = TensorProto.FLOAT
     _casts_at_the_border(model, lows)
 
 
 def _casts_at_the_border(model: ModelProto, narrow: Container[int]) -> None:
     from onnx import TensorProto, helper
 
-    from enginefarm.graph.precisions.free_names import FreeNames, rename_inside
+    from enginefarm.graph.free_names import FreeNames, rename_inside
 
     free, graph = FreeNames(model), model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -173,5 +167,5 @@ def _casts_at_the_border(model: ModelProto, narrow: Container[int]) -> None:
                     "Cast", [source], [value.name], free.make(f"{value.name}_cast"), to=kind
                 )
             )
-    rename_inside(graph, inside)
+    rename_inside(graph.node, inside)
     replace_nodes(graph, [*first, *graph.node, *last])

@@ -22,7 +22,7 @@ from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import calibration
 from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.graph import finish, wide_nodes
+from enginefarm.graph.precisions.finish import finish, wide_nodes
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class _Work:
     ) -> tuple[ModelProto, qdq.Counts]:
         from onnx import TensorProto
 
-        from enginefarm.graph.messages import copied
+        from enginefarm.graph.edit import copied
         from enginefarm.graph.precisions.mixed import cast
 
         model = copied(self.model)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from enginefarm.graph.data import Batch
     from enginefarm.graph.reference import ReferenceBatch
 
 
@@ -43,7 +42,3 @@ class Evidence:
         from enginefarm.graph.reference import read_reference
 
         yield from read_reference(self.reference)
-
-    def inputs(self) -> Iterator[Batch]:
-        for batch in self.batches():
-            yield batch.inputs

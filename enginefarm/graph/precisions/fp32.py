@@ -12,7 +12,7 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph import onnx_files
 from enginefarm.graph.emulate import narrow
 from enginefarm.graph.precisions import ConversionReport, prepare
-from enginefarm.graph.precisions.graph import finish
+from enginefarm.graph.precisions.finish import finish
 
 if TYPE_CHECKING:
     from enginefarm.graph.data import Batch

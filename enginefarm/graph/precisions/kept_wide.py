@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from enginefarm.errors import RecipeError, did_you_mean
-from enginefarm.graph import onnx_files
+from enginefarm.graph import walk
+from enginefarm.graph.onnx_shapes import infer_types
 from enginefarm.graph.precisions import ranges, rules
-from enginefarm.graph.precisions.graph import infer_types
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -49,7 +49,8 @@ def find(
     for name, reason in rules.find(model).items():
         found.setdefault(name, WideNode(reason))
     if evidence is not None and low == TensorProto.FLOAT16:  # BF16 has the range of FP32
-        for name, reason in ranges.find(model, evidence.inputs()).items():
+        inputs = (batch.inputs for batch in evidence.batches())
+        for name, reason in ranges.find(model, inputs).items():
             found.setdefault(name, WideNode(reason))
     return found
 
@@ -60,7 +61,7 @@ def named(model: ModelProto, names: Sequence[str]) -> list[str]:
 
     Raises: RecipeError for an entry that means no node.
     """
-    nodes = [(n.name, n.op_type) for g in onnx_files.graphs(model.graph) for n in g.node]
+    nodes = [(node.name, node.op_type) for node in walk.nodes(model.graph)]
     found: list[str] = []
     for index, wanted in enumerate(names):
         meant = [n for n, op in nodes if wanted in (n, op) or fnmatchcase(n, wanted)]
@@ -88,7 +89,6 @@ def listed(model: ModelProto, kept: dict[str, WideNode]) -> list[JsonValue]:
             "reason": kept[node.name].reason,
             "gain_db": kept[node.name].gain_db,
         }
-        for graph in onnx_files.graphs(model.graph)
-        for node in graph.node
+        for node in walk.nodes(model.graph)
         if node.name in kept
     ]

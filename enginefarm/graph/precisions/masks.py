@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph import walk
 from enginefarm.graph.operators import MOVES
 from enginefarm.graph.precisions import constants
 
@@ -40,10 +40,10 @@ class Masks:
 
 def find(model: ModelProto) -> Masks:
     """Looks through the FP32 graph, whose values and nodes all have names of their own."""
-    graphs = list(onnx_files.graphs(model.graph))
-    nodes = [node for graph in graphs for node in graph.node]
-    tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
-    ends_well = _only_feed_softmax(nodes, {out.name for graph in graphs for out in graph.output})
+    results = {output.name for graph in walk.graphs(model.graph) for output in graph.output}
+    nodes = list(walk.nodes(model.graph))
+    tensors = dict(walk.constants(model.graph))
+    ends_well = _only_feed_softmax(nodes, results)
     starts = {
         name for name, tensor in tensors.items() if _large_negative(tensor) and ends_well.get(name)
     }

@@ -10,14 +10,14 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
-from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph import walk
+from enginefarm.graph.edit import drop_unused, replace_nodes
+from enginefarm.graph.free_names import FreeNames, rename_inside
+from enginefarm.graph.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.precisions import constants, masks, movers
-from enginefarm.graph.precisions.free_names import FreeNames
-from enginefarm.graph.precisions.graph import drop_unused, dtypes, infer_types
 from enginefarm.graph.precisions.operands import operands
 from enginefarm.graph.precisions.wide import stays_wide
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -67,23 +67,23 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
     Raises: PrecisionError.
     """
     infer_types(model)
-    graphs = list(onnx_files.graphs(model.graph))
+    graphs = list(walk.graphs(model.graph))
     scopes = {id(graph): _Scope(graph) for graph in graphs}
     types = dtypes(graphs)
     state = _Cast(
         low=low,
-        opset=onnx_files.opset(model),
+        opset=walk.opset(model),
         keep_wide=keep_wide,
         types=types,
         declared=dict(types),
-        constants={tensor.name: tensor for graph in graphs for tensor in graph.initializer},
+        constants=dict(walk.constants(model.graph)),
         homes={name: scopes[id(graph)] for graph in graphs for name in _defined(graph)},
         free=FreeNames(model),
         masks=masks.find(model),
     )
     state.movers = movers.between(model, lambda node: _computes_wide(state, node), types)
     _graph(state, model.graph, scopes)
-    for graph in onnx_files.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
+    for graph in walk.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
         del graph.value_info[:]
     drop_unused(model)
     infer_types(model)
@@ -293,18 +293,9 @@ def _restore_outputs(state: _Cast, scope: _Scope) -> None:
             continue
         renames[name] = state.free.make(f"{name}_low")
         state.types[renames[name]] = state.types[name]
-    for node in scope.nodes:
-        _rename_reads(node, renames)
-        node.output[:] = [renames.get(name, name) for name in node.output]
+    rename_inside(scope.nodes, renames)
     for name, inner in renames.items():
         cast_name = state.free.make(f"{name}_cast")
         scope.nodes.append(
             helper.make_node("Cast", [inner], [name], cast_name, to=state.declared[name])
         )
-
-
-def _rename_reads(node: NodeProto, renames: dict[str, str]) -> None:
-    node.input[:] = [renames.get(name, name) for name in node.input]
-    for body in bodies(node):
-        for inner in body.node:
-            _rename_reads(inner, renames)

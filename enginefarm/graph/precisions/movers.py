@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from enginefarm.graph.emulate import EXACT
-from enginefarm.graph.functions import bodies
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.precisions import batch_norm, constants, outer
-from enginefarm.graph.precisions.free_names import name_nodes, unique_values
-from enginefarm.graph.precisions.graph import at_opset
+from enginefarm.errors import PrecisionError, one_line
+from enginefarm.graph import onnx_files, onnx_shapes, walk
+from enginefarm.graph.free_names import FreeNames, name_nodes, unique_values
+from enginefarm.graph.precisions import constants
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 LEAST_OPSET = 13
 """Older ones keep axes and bounds in attributes, and their Max takes no broadcast."""
+EPSILON = 1e-5
+"""BatchNormalization's own default."""
 
 
 def fp32(src: Path, name: str, opset: int = LEAST_OPSET) -> ModelProto:
@@ -25,11 +26,95 @@ def fp32(src: Path, name: str, opset: int = LEAST_OPSET) -> ModelProto:
     Raises: PrecisionError.
     """
     model = onnx_files.read(src, error=PrecisionError)
-    model = at_opset(model, opset, name)
+    model = _at_opset(model, opset, name)
     constants.to_initializers(model)
     unique_values(model)
     name_nodes(model)
     constants.widen(model)
-    batch_norm.fold(model)
-    outer.as_mul(model)
+    _fold_batch_norms(model)
+    _outer_products_as_mul(model)
     return model
+
+
+def _at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
+    """The model at that opset at least: older ones lack what the precision writes.
+
+    What is said of an output a second time, in value_info, is dropped: OnnxSlim's own inference
+    has another rank there for some operators, and the converter would believe it.
+    Raises: PrecisionError when onnx.version_converter cannot do it.
+    """
+    from onnx import version_converter
+
+    if walk.opset(model) >= opset:
+        return model
+    onnx_shapes.forget(model.graph, {output.name for output in model.graph.output})
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise PrecisionError(
+            f"{name} needs opset {opset}, and the graph, of opset {walk.opset(model)}, "
+            "cannot be converted to it",
+            why=one_line(error),
+            fix=f"export the model at opset {opset}",
+        ) from error
+
+
+def _fold_batch_norms(model: ModelProto) -> None:
+    """In place: each BatchNormalization whose constants are initializers gets mean 0, variance 1,
+    epsilon 0, and the scale and shift, in FP64, that make it compute the same.
+
+    A running variance may be any number: 4.97e5 in CREPE, which FP16 does not hold. The scale and
+    the shift are usually close to one.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    tensors, free = dict(walk.constants(model.graph)), FreeNames(model)
+    for graph in walk.graphs(model.graph):
+        for node in graph.node:
+            given = walk.attributes(node)
+            training = "training_mode" in given and given["training_mode"].i
+            if node.op_type != "BatchNormalization" or training:
+                continue
+            found = [tensors.get(name) for name in node.input[1:]]
+            if any(t is None or t.data_type != TensorProto.FLOAT for t in found):
+                continue
+            gamma, beta, mean, variance = (
+                numpy_helper.to_array(tensor).astype(np.float64) for tensor in found if tensor
+            )
+            epsilon = given["epsilon"].f if "epsilon" in given else EPSILON
+            scale = gamma / np.sqrt(variance + epsilon)
+            parts = (scale, beta - mean * scale, np.zeros_like(mean), np.ones_like(mean))
+            for index, (part, what) in enumerate(
+                zip(parts, ("scale", "shift", "mean", "variance"), strict=True), start=1
+            ):
+                name = free.make(f"{node.name}_{what}")
+                graph.initializer.append(numpy_helper.from_array(part.astype(np.float32), name))
+                node.input[index] = name
+            if "epsilon" in given:
+                node.attribute.remove(given["epsilon"])
+            node.attribute.append(helper.make_attribute("epsilon", 0.0))
+
+
+def _outer_products_as_mul(model: ModelProto) -> None:
+    """In place: each MatMul whose sum has one term becomes a Mul, which broadcasts the same way.
+
+    Positions times frequencies are written so in most text models (`position_ids @ inv_freq`). As a
+    Mul it can stay in FP32 on every GPU; TensorRT-RTX has no FP32 MatMul on compute capability 7.5.
+
+    Raises: PrecisionError where shapes cannot be inferred.
+    """
+    products = [node for node in walk.nodes(model.graph) if node.op_type == "MatMul"]
+    if not products:
+        return
+    onnx_shapes.infer_types(model)
+    shapes: dict[str, list[int | str | None]] = {
+        value.name: [onnx_shapes.known_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        for graph in walk.graphs(model.graph)
+        for value in (*graph.value_info, *graph.input)
+    }
+    shapes |= {name: list(tensor.dims) for name, tensor in walk.constants(model.graph)}
+    for node in products:
+        left, right = (shapes.get(name, []) for name in node.input)
+        if len(left) > 1 and len(right) > 1 and 1 in (left[-1], right[-2]):
+            node.op_type = "Mul"

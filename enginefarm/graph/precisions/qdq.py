@@ -11,19 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
-from enginefarm.graph.messages import replace_nodes
+from enginefarm.graph import walk
+from enginefarm.graph.edit import drop_unused, replace_nodes
+from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.precisions import targets
-from enginefarm.graph.precisions.free_names import FreeNames
-from enginefarm.graph.precisions.graph import keep_initializers
 from enginefarm.graph.precisions.targets import Target
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-    Array = np.ndarray[Any, Any]
+    from enginefarm.arrays import Array
+
 
 MIN_SCALE = 2.0**-20
 """FP16 holds smaller numbers, down to 2**-24, with too few bits to scale by."""
@@ -53,12 +52,12 @@ def candidates(model: ModelProto) -> list[Target]:
 
     Raises: PrecisionError when the graph is quantized already, or has nothing to quantize.
     """
-    for graph in onnx_files.graphs(model.graph):
-        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
-            raise PrecisionError(
-                "the graph has Q/DQ nodes already",
-                fix="start from the FP32 model, or ask for fp16, which keeps the Q/DQ it has",
-            )
+    kinds = {node.op_type for node in walk.nodes(model.graph)}
+    if not kinds.isdisjoint(("QuantizeLinear", "DequantizeLinear")):
+        raise PrecisionError(
+            "the graph has Q/DQ nodes already",
+            fix="start from the FP32 model, or ask for fp16, which keeps the Q/DQ it has",
+        )
     found = targets.find(model)
     if not any(target.group == targets.WEIGHTS for target in found):
         raise PrecisionError(
@@ -70,7 +69,7 @@ def candidates(model: ModelProto) -> list[Target]:
 
 def activations(model: ModelProto, chosen: Sequence[Target]) -> tuple[str, ...]:
     """Names of the values that need a range, each once."""
-    nodes = {node.name: node for g in onnx_files.graphs(model.graph) for node in g.node}
+    nodes = {node.name: node for node in walk.nodes(model.graph)}
     names = [nodes[t.node].input[index] for t in chosen for index in t.activations]
     return tuple(dict.fromkeys(names))
 
@@ -95,7 +94,7 @@ def insert(
 
     Scales are rounded to FP16 first, so that an FP16 base computes the same.
     """
-    graphs = list(onnx_files.graphs(model.graph))
+    graphs = list(walk.graphs(model.graph))
     state = _Insertion(
         storage=storage,
         ranges=ranges,
@@ -104,10 +103,7 @@ def insert(
         free=FreeNames(model),
     )
     _graph(state, model.graph, model.graph)
-    read = {name for g in onnx_files.graphs(model.graph) for node in g.node for name in node.input}
-    read |= {output.name for g in onnx_files.graphs(model.graph) for output in g.output}
-    for graph in onnx_files.graphs(model.graph):
-        keep_initializers(graph, read)
+    drop_unused(model)
     return Counts(state.quantize, state.dequantize, state.nodes)
 
 
@@ -116,7 +112,7 @@ def require(model: ModelProto, counts: Counts, name: str) -> None:
 
     Raises: PrecisionError where the graph has other nodes than `counts` says.
     """
-    found = [node.op_type for graph in onnx_files.graphs(model.graph) for node in graph.node]
+    found = [node.op_type for node in walk.nodes(model.graph)]
     quantize, dequantize = found.count("QuantizeLinear"), found.count("DequantizeLinear")
     if not counts.nodes or (quantize, dequantize) != (counts.quantize, counts.dequantize):
         raise PrecisionError(

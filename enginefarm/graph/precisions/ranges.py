@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files, ort
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import ort, walk
+from enginefarm.graph.edit import copied
+from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.precisions import constants, masks
-from enginefarm.graph.precisions.free_names import FreeNames
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
-    Arrays = Mapping[str, np.ndarray[Any, Any]]
+    from enginefarm.arrays import Arrays
 
+
+PROBES = ("line", "flat", "abs", "max")
 MARGIN = 2.0
 """What a node reads may go this much further on other data than on the reference's."""
 
@@ -50,8 +51,7 @@ def find(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, str]:
         for name in (*node.output, *node.input):
             if name not in odd:
                 continue
-            inner = (n for body in bodies(node) for g in onnx_files.graphs(body) for n in g.node)
-            for meant in (node, *inner):
+            for meant in walk.nested([node]):
                 found.setdefault(meant.name, odd[name])
     return found
 
@@ -60,36 +60,31 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
     """The largest |x| of each float value of the main graph, over the batches; values that are
     not finite, or have no elements, are left out.
 
-    Largest and smallest are computed inside the graph, so that no value is kept.
+    It is computed inside the graph, so that no value is kept.
     """
-    from onnx import ModelProto as Proto
     from onnx import TensorProto, helper
 
-    probed = Proto()
-    probed.CopyFrom(model)
+    probed: ModelProto = copied(model)
     graph, free = probed.graph, FreeNames(probed)
     floats = [
         value.name
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
-    probes: dict[str, tuple[str, str]] = {}
+    probes: dict[str, str] = {}
     del graph.output[:]
     shape, zero = free.make("one_axis"), free.make("one_zero")
     graph.initializer.append(helper.make_tensor(shape, TensorProto.INT64, [1], [-1]))
     graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [1], [0.0]))
     for name in dict.fromkeys(floats):
         # Flattened and with a zero, a scalar has an axis to reduce, and an empty value a number.
-        line, flat = free.make(f"{name}_line"), free.make(f"{name}_flat")
-        pair: list[str] = []
+        line, flat, size, largest = (free.make(f"{name}_{x}") for x in PROBES)
         graph.node.append(helper.make_node("Reshape", [name, shape], [line]))
         graph.node.append(helper.make_node("Concat", [line, zero], [flat], axis=0))
-        for operator in ("ReduceMax", "ReduceMin"):
-            probe = free.make(f"{name}_{operator}")
-            graph.node.append(helper.make_node(operator, [flat], [probe], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []))
-            pair.append(probe)
-        probes[name] = (pair[0], pair[1])
+        graph.node.append(helper.make_node("Abs", [flat], [size]))
+        graph.node.append(helper.make_node("ReduceMax", [size], [largest], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
+        probes[name] = largest
     if not probes:
         return {}
     session = ort.session_of(probed, error=PrecisionError, what="the graph whose ranges are seen")
@@ -97,7 +92,7 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
 
 
 def _largest(
-    session: Any, probes: Mapping[str, tuple[str, str]], batches: Iterable[Arrays]
+    session: Any, probes: Mapping[str, str], batches: Iterable[Arrays]
 ) -> dict[str, float]:
     import math
 
@@ -106,8 +101,8 @@ def _largest(
     for batch in batches:
         inputs = {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
         seen = ort.run(session, inputs, error=PrecisionError, what="the ranges of the reference")
-        for name, pair in probes.items():
-            value = max(abs(float(seen[probe])) for probe in pair)
+        for name, probe in probes.items():
+            value = float(seen[probe])
             if math.isfinite(value):
                 largest[name] = max(largest.get(name, 0.0), value)
             else:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph import walk
 from enginefarm.graph.operators import MOVES
 
 if TYPE_CHECKING:
@@ -35,16 +35,14 @@ class Links:
     whose dtypes have been inferred."""
 
     def __init__(self, model: ModelProto) -> None:
-        graphs = list(onnx_files.graphs(model.graph))
+        graphs = list(walk.graphs(model.graph))
         self.types: dict[str, int] = {
             value.name: value.type.tensor_type.elem_type
             for graph in graphs
             for value in (*graph.value_info, *graph.input, *graph.output)
         }
-        self.nodes: list[NodeProto] = [node for graph in graphs for node in graph.node]
-        self.constants: dict[str, TensorProto] = {
-            tensor.name: tensor for graph in graphs for tensor in graph.initializer
-        }
+        self.nodes: list[NodeProto] = list(walk.nodes(model.graph))
+        self.constants: dict[str, TensorProto] = dict(walk.constants(model.graph))
         self.maker: dict[str, NodeProto] = {}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:

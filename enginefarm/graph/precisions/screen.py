@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import ort
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
+    from enginefarm.arrays import Array
     from enginefarm.graph.reference import ReferenceBatch
-
-    Array = np.ndarray[Any, Any]
 
 
 BATCHES = 2

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
-from enginefarm.graph import onnx_files
+from enginefarm.graph import walk
 from enginefarm.graph.precisions import ConversionReport, use
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.graph import finish, wide_nodes
+from enginefarm.graph.precisions.finish import finish, wide_nodes
+from enginefarm.graph.precisions.prepare import LEAST_OPSET
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ class SixteenBits:
 
     name: PrecisionName
     element: str
-    opset: int
+    opset = LEAST_OPSET
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
@@ -75,7 +79,7 @@ class SixteenBits:
 def _searched(
     model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
 ) -> dict[str, kept_wide.WideNode]:
-    from enginefarm.graph.messages import copied
+    from enginefarm.graph.edit import copied
     from enginefarm.graph.precisions import kept_wide, to_budget
     from enginefarm.graph.precisions.mixed import cast
 
@@ -98,9 +102,28 @@ def _low_nodes(model: ModelProto, low: int) -> dict[str, str]:
     from enginefarm.graph.emulate import EXACT
 
     found: dict[str, str] = {}
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         lows = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == low}
         for node in graph.node:
             if node.op_type != "Cast" and node.op_type not in EXACT and lows & set(node.output):
                 found[node.name] = node.op_type
     return found
+
+
+class FP16(SixteenBits):
+    name: PrecisionName = "fp16"
+    element = "FLOAT16"
+
+
+class BF16(SixteenBits):
+    """As FP16, with BF16's range and 8 bits of mantissa."""
+
+    name: PrecisionName = "bf16"
+    element = "BFLOAT16"
+    opset = 22  # the first in which Conv and pooling take BF16
+
+    def converters(self) -> tuple[ToolUse, ...]:
+        arguments: dict[str, JsonValue] = {"opset": self.opset}
+        return (
+            ToolUse(name="onnx.version_converter", version=version("onnx"), arguments=arguments),
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph import onnx_files, walk
 from enginefarm.graph.precisions import screen
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.search import Search, SearchResult
@@ -63,4 +63,4 @@ def accepted(model: ModelProto, evidence: Evidence) -> bool:
 
 def is_small(model: ModelProto) -> bool:
     """Whether the graph may be in memory once more."""
-    return sum(tensor.ByteSize() for tensor in onnx_files.tensors(model)) <= LARGEST_BYTES
+    return sum(tensor.ByteSize() for tensor in walk.tensors(model)) <= LARGEST_BYTES

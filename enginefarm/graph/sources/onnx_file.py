@@ -11,7 +11,7 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import external_data, onnx_files, onnx_shapes
+from enginefarm.graph import external_data, onnx_files, onnx_shapes, walk
 from enginefarm.graph.fitting import known_outputs, typed_inputs
 from enginefarm.graph.raising import raised
 from enginefarm.graph.readable import make_readable
@@ -144,7 +144,7 @@ def data_files_here(request: str) -> str:
         model.ParseFromString(Path(_Names.model_validate_json(request).names[0]).read_bytes())
     except DecodeError:
         return _Names(names=()).model_dump_json()  # load says so, and why
-    used = (tensor for tensor in onnx_files.tensors(model) if uses_external_data(tensor))
+    used = (tensor for tensor in walk.tensors(model) if uses_external_data(tensor))
     names = sorted({ExternalDataInfo(tensor).location for tensor in used})
     return _Names(names=tuple(names)).model_dump_json()
 

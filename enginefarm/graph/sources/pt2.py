@@ -44,7 +44,9 @@ def checked_copy(file: Path, dest: Path) -> Path:
             for member, path in _members(archive, file.name):
                 copying = next((how for pattern, how in MEMBERS if pattern.fullmatch(path)), None)
                 if copying is None:
-                    raise _refused(file.name, f"it holds {path!r}", "torch.export writes no such")
+                    raise _refused(
+                        file.name, f"it holds {path!r}", "torch.export writes no such file"
+                    )
                 with (
                     archive.open(member) as source,
                     copy.open(zipfile.ZipInfo(f"program/{path}"), "w", force_zip64=True) as target,
@@ -67,7 +69,7 @@ def _members(archive: zipfile.ZipFile, file: str) -> Iterator[tuple[zipfile.ZipI
         top, _, path = member.filename.partition("/")
         tops.add(top)
         if len(tops) > 1 or path in paths:
-            raise _refused(file, f"{member.filename!r} is there twice, or in another folder", "")
+            raise _refused(file, f"{member.filename!r} occurs twice, or is in another folder", "")
         paths.add(path)
         if member.flag_bits & 1:
             raise SourceError(
@@ -198,7 +200,7 @@ def _expression(text: str, where: str) -> None:
     if not is_arithmetic(text):
         raise _refused(
             where,
-            "a shape expression is not arithmetic, or without end",
+            "a shape expression is not plain arithmetic, or is too large",
             f"{text[:80]!r} would be evaluated as Python",
         )
 

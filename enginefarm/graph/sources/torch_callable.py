@@ -93,7 +93,7 @@ def _kind(part: object) -> type[object]:
 
 
 def _refuse_unexportable(module: nn.Module, callable_: str) -> None:
-    """Raises: SourceError for modules of which torch.export says only where inside it fails."""
+    """Raises: SourceError for modules that torch.export refuses without saying why."""
     import torch
 
     named: Any = module  # whose functions are typed in part
@@ -105,7 +105,7 @@ def _refuse_unexportable(module: nn.Module, callable_: str) -> None:
         if isinstance(part, torch.jit.ScriptModule):
             raise SourceError(
                 f"{what} is TorchScript ({kind.__name__})",
-                why="PyTorch exports Python modules, and no TorchScript",
+                why="PyTorch exports Python modules, not TorchScript",
                 fix="return the nn.Module from before torch.jit.script or torch.jit.trace; "
                 "TorchScript's weights are its state_dict()",
             )

@@ -111,7 +111,8 @@ def batches(count: int, rows: int = 512, width: int = 256) -> Iterator[dict[str,
 
 def test_inputs_inner_tensors_and_outputs_get_a_range() -> None:
     options = OPTIONS.model_copy(update={"method": "minmax"})
-    found = calibration.ranges(network(), ("x", "h", "y"), batches(3), options)
+    seen = calibration.histograms(network(), ("x", "h", "y"), batches(3), options)
+    found = calibration.chosen(seen, options)
     x = np.concatenate([batch["x"] for batch in batches(3)])
     assert found["x"] == np.abs(x).max()
     assert found["h"] >= found["y"] > found["x"]
@@ -122,7 +123,7 @@ def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     peaks = []
     for count in (2, 40):
         tracemalloc.start()
-        calibration.ranges(network(), ("x", "h", "y"), batches(count), OPTIONS)
+        calibration.histograms(network(), ("x", "h", "y"), batches(count), OPTIONS)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.2, f"{peaks} bytes for 2 and 40 batches"
@@ -132,11 +133,11 @@ def test_nan_inside_the_network_names_the_tensor_and_the_batch() -> None:
     bad = list(batches(2))
     bad[1]["x"][:] = 3e38
     with pytest.raises(CalibrationError, match="batch 1: tensor 'h' holds NaN or infinity"):
-        calibration.ranges(network(), ("x", "h"), bad, OPTIONS)
+        calibration.histograms(network(), ("x", "h"), bad, OPTIONS)
 
 
 def test_no_batch_and_a_batch_of_another_shape() -> None:
     with pytest.raises(CalibrationError, match="has no batch"):
-        calibration.ranges(network(), ("h",), [], OPTIONS)
+        calibration.histograms(network(), ("h",), [], OPTIONS)
     with pytest.raises(CalibrationError, match="calibration batch 0"):
-        calibration.ranges(network(), ("h",), batches(1, width=8), OPTIONS)
+        calibration.histograms(network(), ("h",), batches(1, width=8), OPTIONS)

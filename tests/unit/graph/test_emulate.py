@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from toy_graphs import run
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.graph import onnx_files
 from enginefarm.graph.emulate import emulate, narrow
 from enginefarm.graph.precisions import mixed
 
@@ -30,11 +31,6 @@ def value(name: str, dtype: int = F32, shape: list | None = None) -> onnx.ValueI
 def model(nodes: list, inputs: list, outputs: list, weights: tuple = ()) -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-
-
-def run(made: onnx.ModelProto, **feeds: np.ndarray) -> dict[str, np.ndarray]:
-    session = ort.session_of(made, error=PrecisionError, what="test")
-    return ort.run(session, feeds, error=PrecisionError, what="test")
 
 
 def rounded(values: np.ndarray, low: int) -> np.ndarray:

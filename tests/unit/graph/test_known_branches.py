@@ -12,9 +12,9 @@ import onnx.parser
 import pytest
 from onnx import helper
 from tiny_models import recipe
+from toy_graphs import result
 
-from enginefarm.errors import ExportError
-from enginefarm.graph import bounds, export, known_branches, onnx_files, ort
+from enginefarm.graph import bounds, export, known_branches, walk
 from enginefarm.graph.precisions import to_budget
 
 DATA = """
@@ -55,12 +55,7 @@ def exported(folder: Path, made: onnx.ModelProto, **sizes: Any) -> export.Export
 
 def ifs(path: Path) -> list[str]:
     graph = onnx.load(path).graph
-    return [n.name for one in onnx_files.graphs(graph) for n in one.node if n.op_type == "If"]
-
-
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = ort.session(path, error=ExportError, what="test", plain=True)
-    return next(iter(ort.run(session, {"x": x}, error=ExportError, what="test").values()))
+    return [n.name for one in walk.graphs(graph) for n in one.node if n.op_type == "If"]
 
 
 RANK = f"""s = Shape (x) r = Size (s) rank = Constant <value = int64 {{2}}> ()
@@ -91,7 +86,7 @@ def test_an_if_that_the_sizes_decide_is_gone(tmp_path: Path, body: str, factor: 
     assert ifs(Path(str(report.model))) != [], "the reference is computed with the model's own Ifs"
     assert any("decided by the recipe's sizes" in note for note in report.notes)
     x = np.random.default_rng(0).normal(size=(3, 6)).astype("f")
-    assert (run(report.path, x) == factor * x).all()
+    assert (result(report.path, x) == factor * x).all()
 
 
 @pytest.mark.parametrize(
@@ -122,8 +117,8 @@ def test_one_inside_an_if_that_stays_and_one_after_a_pad_to_computed_sizes(tmp_p
     report = exported(tmp_path, model(body))
     assert len(ifs(report.path)) == 1
     x = np.abs(np.random.default_rng(0).normal(size=(3, 6))).astype("f")
-    assert (run(report.path, x) == 2 * x).all()
-    assert (run(report.path, -x) == x).all()
+    assert (result(report.path, x) == 2 * x).all()
+    assert (result(report.path, -x) == x).all()
 
 
 def test_what_the_file_says_of_values_inside_is_not_believed(tmp_path: Path) -> None:
@@ -137,7 +132,7 @@ def test_what_the_file_says_of_values_inside_is_not_believed(tmp_path: Path) -> 
     onnx.save(made, tmp_path / "made.onnx")
     x = np.ones((2, 6), np.float32)
     del made.graph.value_info[:]
-    assert (run(tmp_path / "made.onnx", x) == x).all()
+    assert (result(tmp_path / "made.onnx", x) == x).all()
 
 
 def test_a_size_that_grows_in_a_loop_is_not_known(tmp_path: Path) -> None:
@@ -167,7 +162,7 @@ def test_a_branch_that_the_model_cannot_run_is_left_out_and_named(tmp_path: Path
     assert ifs(report.path) == []
     assert any("always takes its then branch" in note for note in report.notes), report.notes
     x = np.ones((3, 6), np.float32)
-    assert (run(report.path, x) == -x).all()
+    assert (result(report.path, x) == -x).all()
 
 
 def test_branches_of_a_large_model_are_not_tried(

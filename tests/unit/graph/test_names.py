@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
+from toy_graphs import exported, run
 
-from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError
-from enginefarm.graph import export, onnx_files, ort
-from enginefarm.graph.precisions.free_names import rename
+from enginefarm.graph import onnx_files
+from enginefarm.graph.free_names import rename
 
 X = np.array([[-1, 0, 1, 2]], np.float32)
 IF = """<ir_version: 8, opset_import: ["" : 17]>
@@ -23,24 +23,6 @@ IF = """<ir_version: 8, opset_import: ["" : 17]>
             then_branch = one () => (float[n, 4] t) { inner = Relu (h) t = Abs (inner) },
             else_branch = other () => (float[n, 4] e) { e = Exp (h) }>
     }"""
-
-
-def run(path: Path, **feeds: Any) -> dict[str, np.ndarray]:
-    session = ort.session(path, error=ExportError, what="test", plain=True)
-    return ort.run(session, feeds, error=ExportError, what="test")
-
-
-def exported(folder: Path, made: onnx.ModelProto, outputs: list[str]) -> export.ExportReport:
-    onnx.save(made, folder / "m.onnx")
-    fields = {
-        "name": "m",
-        "source": {"kind": "onnx", "path": "m.onnx"},
-        "inputs": [{"name": "x", "shape": ["batch", 4]}],
-        "outputs": outputs,
-        "profiles": [{"dims": {"batch": [1, 2, 3]}}],
-        "gpus": ["l4"],
-    }
-    return export.export_onnx(Recipe.model_validate(fields).at(folder), folder / "out")
 
 
 def relu(outputs: list[str], **more: Any) -> onnx.ModelProto:
@@ -90,7 +72,7 @@ def test_an_output_that_is_listed_twice_is_two_tensors(
     tmp_path: Path, names: list[str], wanted: list[str]
 ) -> None:
     """TensorRT would make one of them, and the engine would lack the others."""
-    report = exported(tmp_path, relu(["y", "y", "z", "y"]), names)
+    report = exported(tmp_path, relu(["y", "y", "z", "y"]), outputs=names)
     assert list(report.outputs) == wanted
     found = run(report.path, x=X)
     for name, sign in zip(wanted, (1, 1, 0, 1), strict=True):
@@ -99,14 +81,14 @@ def test_an_output_that_is_listed_twice_is_two_tensors(
 
 def test_a_graph_without_a_name_is_read(tmp_path: Path) -> None:
     """ONNX Runtime runs it; onnx's checker wants a name."""
-    report = exported(tmp_path, relu(["y"], name=""), [])
+    report = exported(tmp_path, relu(["y"], name=""))
     np.testing.assert_array_equal(run(report.path, x=X)["y"], np.maximum(X, 0))
 
 
 def test_the_long_name_of_onnxs_domain_is_the_short_one(tmp_path: Path) -> None:
     made = relu(["y"])
     made.graph.node[0].domain = "ai.onnx"
-    report = exported(tmp_path, made, [])
+    report = exported(tmp_path, made)
     np.testing.assert_array_equal(run(report.path, x=X)["y"], np.maximum(X, 0))
 
 
@@ -118,7 +100,7 @@ def test_constants_written_as_numbers_do_not_stop_onnxslim(tmp_path: Path) -> No
             y = Mul (x, c)
         }"""
     )
-    report = exported(tmp_path, made, [])
+    report = exported(tmp_path, made)
     kept = onnx_files.read(report.path)
     assert [node.op_type for node in kept.graph.node] == ["Mul"]
     (weight,) = kept.graph.initializer

@@ -9,10 +9,10 @@ import onnx
 import onnx.parser
 import pytest
 from tiny_models import recipe
+from toy_graphs import result
 
 from enginefarm.documents.spec import GpuTarget
-from enginefarm.errors import ExportError
-from enginefarm.graph import export, functions, onnx_files, operators, ort
+from enginefarm.graph import export, onnx_files, operators, walk
 from enginefarm.toolchains.lacks import lacking
 
 DATA = """
@@ -91,21 +91,16 @@ def exported(folder: Path, made: onnx.ModelProto) -> export.ExportReport:
     return export.export_onnx(asked, folder / "out")
 
 
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = ort.session(path, error=ExportError, what="test", plain=True)
-    return ort.run(session, {"x": x}, error=ExportError, what="test")["y"]
-
-
 @pytest.mark.parametrize("where", BODIES)
 def test_an_if_inside_an_if_is_taken_out(tmp_path: Path, where: str) -> None:
     report = exported(tmp_path, model(BODIES[where]))
     graph = onnx.load(report.path)
-    assert functions.nested_ifs(graph.graph) == []
+    assert walk.nested_ifs(graph.graph) == []
     assert any("computed before the outer If" in note for note in report.notes), report.notes
     assert lacking("tensorrt-rtx", L4, "fp16", operators.names(graph)) is None
     for level in (-1.0, 0.1, 1.0):  # neither condition, the first, both
         x = np.linspace(level - 0.5, level + 0.5, 18, dtype=np.float32).reshape(3, 6)
-        np.testing.assert_array_equal(run(report.path, x), run(tmp_path / "model.onnx", x))
+        np.testing.assert_array_equal(result(report.path, x), result(tmp_path / "model.onnx", x))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +136,7 @@ def test_one_that_cannot_be_taken_out_is_refused_by_name_before_the_build(
     assert "(If inside an If) cannot be built for l4" in error.what
     assert error.fix
     x = np.ones((3, 6), np.float32)
-    np.testing.assert_array_equal(run(report.path, x), -x)
+    np.testing.assert_array_equal(result(report.path, x), -x)
 
 
 def test_ifs_of_loops_and_beside_each_other_stay_as_they_are(tmp_path: Path) -> None:

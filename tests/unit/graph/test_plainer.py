@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from toy_graphs import result
 
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import ort
 from enginefarm.graph.sources.onnx_file import OnnxFile
 
 DENSE = np.array([[-1, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 0], [0, 0, 0, 5]], np.float32)
@@ -29,11 +29,6 @@ def model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
 def read(folder: Path, made: onnx.ModelProto) -> Path:
     onnx.save(made, folder / "m.onnx")
     return OnnxFile().load(OnnxSource(kind="onnx", path="m.onnx"), folder, folder / "read").model
-
-
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = ort.session(path, error=SourceError, what="test", plain=True)
-    return ort.run(session, {"x": x}, error=SourceError, what="test")["y"]
 
 
 def sparse(indices: np.ndarray, name: str = "w", dims: tuple[int, ...] = (4, 4)) -> Any:
@@ -61,7 +56,7 @@ def test_sparse_tensors_are_written_out(
 ) -> None:
     path = read(tmp_path, of(sparse(PLACES[kind])))
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
-    np.testing.assert_allclose(run(path, x), x @ DENSE)
+    np.testing.assert_allclose(result(path, x), x @ DENSE)
     graph = onnx.load(path).graph
     assert not graph.sparse_initializer
     assert not [a for node in graph.node for a in node.attribute if a.name == "sparse_value"]
@@ -92,4 +87,4 @@ def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert found[0] == "node"
     assert len(set(found)) == 3
     x = np.array([[-1, 0, 1, 2]], np.float32)
-    np.testing.assert_allclose(run(path, x), np.exp(-np.maximum(x, 0)), rtol=1e-6)
+    np.testing.assert_allclose(result(path, x), np.exp(-np.maximum(x, 0)), rtol=1e-6)

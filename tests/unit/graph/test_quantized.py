@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import toy_graphs
 from onnx import TensorProto, helper, numpy_helper
+from toy_graphs import run
 
-from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import ExportError, SourceError
-from enginefarm.graph import export, onnx_files, ort
+from enginefarm.errors import SourceError
+from enginefarm.graph import onnx_files, walk
 
 RANDOM = np.random.default_rng(3)
 INT8, FP8, UINT8 = np.int8(0), "FLOAT8E4M3FN", np.uint8(0)
@@ -45,19 +46,8 @@ def model(nodes: list[Any], opset: int = 19, output: int = 1, **weights: Any) ->
 
 
 def exported(folder: Path, made: onnx.ModelProto) -> onnx.ModelProto:
-    onnx.save(made, folder / "m.onnx")
-    fields = {
-        "name": "m",
-        "source": {"kind": "onnx", "path": "m.onnx"},
-        "inputs": [{"name": "x", "shape": ["batch", 4]}],
-        "profiles": [{"dims": {"batch": [1, 2, 3]}}],
-        "gpus": ["l4"],
-    }
-    report = export.export_onnx(Recipe.model_validate(fields).at(folder), folder / "out")
-    session = ort.session(report.path, error=ExportError, what="test", plain=True)
-    found = ort.run(session, {"x": X}, error=ExportError, what="test")
-    came = ort.session(folder / "m.onnx", error=ExportError, what="test", plain=True)
-    wanted = ort.run(came, {"x": X}, error=ExportError, what="test")
+    report = toy_graphs.exported(folder, made)
+    found, wanted = (run(path, x=X, plain=True) for path in (report.path, folder / "m.onnx"))
     np.testing.assert_allclose(found["y"], wanted["y"], rtol=1e-6)
     return onnx_files.read(report.path)
 
@@ -188,7 +178,7 @@ def test_weights_in_a_branch_are_floats_too(tmp_path: Path) -> None:
     pairs = [*zip(names, values, strict=True), ("zero", np.float32(0))]
     made.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in pairs)
     read = exported(tmp_path, made)
-    found = [node.op_type for graph in onnx_files.graphs(read.graph) for node in graph.node]
+    found = [node.op_type for graph in walk.graphs(read.graph) for node in graph.node]
     assert "DequantizeLinear" not in found
 
 

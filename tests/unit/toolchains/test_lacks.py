@@ -9,8 +9,8 @@ import pytest
 import tiny_onnx
 
 from enginefarm.documents.spec import GpuTarget
-from enginefarm.graph import onnx_files, operators
-from enginefarm.graph.precisions import graph as precisions
+from enginefarm.graph import onnx_files, onnx_shapes, operators
+from enginefarm.graph.precisions import finish
 from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
 from enginefarm.toolchains.lacks import lacking
 
@@ -64,8 +64,8 @@ def test_a_product_that_a_16_bit_graph_keeps_wide_is_named_on_7_5(
     given, out = (tiny_onnx.value(name, [4, 4]) for name in "xy")
     graph = onnx.helper.make_graph(nodes, "g", [given], [out], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
-    precisions.infer_types(model)
-    details = precisions.wide_nodes(model)
+    onnx_shapes.infer_types(model)
+    details = finish.wide_nodes(model)
     assert details["wide_operators"] == wide
     named = operators.names(model)
     error = lacking("tensorrt-rtx", T4, "fp16", named, details)

@@ -8,27 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+from onnx import TensorProto, numpy_helper
 from tiny_models import document
+from toy_graphs import made, run
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.graph import onnx_files, walk
 from enginefarm.graph.emulate import emulate
 from enginefarm.graph.precisions import mixed, precision, prepare
 
 RECIPE = Recipe.model_validate(document())
 RANDOM = np.random.default_rng(0)
-HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
-
-
-def made(text: str, head: str = HEAD, **weights: Any) -> onnx.ModelProto:
-    """The model that ONNX's text form describes, with these initializers."""
-    model = parser.parse_model(f"{head} {text}")
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
-    )
-    return model
 
 
 def cast(model: onnx.ModelProto, tmp_path: Path, name: str = "fp16") -> onnx.ModelProto:
@@ -40,7 +30,7 @@ def cast(model: onnx.ModelProto, tmp_path: Path, name: str = "fp16") -> onnx.Mod
 def types(model: onnx.ModelProto) -> dict[str, int]:
     """dtype of every value of every graph, by the name that it has there."""
     found: dict[str, int] = {}
-    for graph in onnx_files.graphs(model.graph):
+    for graph in walk.graphs(model.graph):
         for value in (*graph.value_info, *graph.input, *graph.output):
             found[value.name] = value.type.tensor_type.elem_type
         found.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
@@ -48,20 +38,12 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def node_of(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
-    return next(
-        n for graph in onnx_files.graphs(model.graph) for n in graph.node if n.op_type == op
-    )
+    return next(n for graph in walk.graphs(model.graph) for n in graph.node if n.op_type == op)
 
 
 def reads(model: onnx.ModelProto, op: str) -> set[int]:
     known = types(model)
     return {known[name] for name in node_of(model, op).input if name}
-
-
-def run(model: onnx.ModelProto, **feeds: Any) -> dict[str, np.ndarray]:
-    session = ort.session_of(model, error=PrecisionError, what="test")
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    return ort.run(session, arrays, error=PrecisionError, what="test")
 
 
 WEIGHT = RANDOM.normal(size=(4, 4)).astype(np.float32)
@@ -106,7 +88,7 @@ def test_bodies_are_cast_too(tmp_path: Path, name: str, text: str, feeds: dict[s
     converted = cast(made(text, w=WEIGHT), tmp_path, name)
     products = [
         node
-        for graph in onnx_files.graphs(converted.graph)
+        for graph in walk.graphs(converted.graph)
         for node in graph.node
         if node.op_type == "MatMul"
     ]
@@ -150,7 +132,7 @@ def test_no_cast_stands_at_the_border_of_a_scans_body(tmp_path: Path, name: str)
     }"""
     feeds = {"first": np.zeros(2, "f"), "x": RANDOM.normal(size=(3, 2)).astype("f")}
     converted = cast(made(text), tmp_path, name)
-    (body,) = (graph for graph in onnx_files.graphs(converted.graph) if graph.name == "step")
+    (body,) = (graph for graph in walk.graphs(converted.graph) if graph.name == "step")
     low = TensorProto.FLOAT16 if name == "fp16" else TensorProto.BFLOAT16
     assert {v.type.tensor_type.elem_type for v in (*body.input, *body.output)} == {low}
     makers = {out: node for node in body.node for out in node.output}
@@ -405,7 +387,7 @@ def test_a_rank_that_the_slimmer_got_wrong_is_not_believed(tmp_path: Path) -> No
 def test_bodies_whose_outputs_have_no_type_are_inferred_again(tmp_path: Path) -> None:
     """ONNX's own affine_grid, written out: its If had a dtype at the first inference only."""
     model = made(IF.replace("y = If", "i = If").replace("}>", "}> y = Tanh (i)"), w=WEIGHT)
-    for graph in list(onnx_files.graphs(model.graph))[1:]:
+    for graph in list(walk.graphs(model.graph))[1:]:
         for output in graph.output:
             output.ClearField("type")
     changed = cast(model, tmp_path)

@@ -9,46 +9,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+from onnx import TensorProto, numpy_helper
 from tiny_models import document
+from toy_graphs import evidence, made, run
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.graph import onnx_files, walk
 from enginefarm.graph.emulate import emulate
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
 
 RECIPE = Recipe.model_validate(document())
 RANDOM = np.random.default_rng(0)
-HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
 WEIGHT = RANDOM.normal(0, 0.2, size=(8, 8, 3, 3)).astype(np.float32)
 SQUARE = RANDOM.normal(0, 0.3, size=(8, 8)).astype(np.float32)
-
-
-def made(text: str, **weights: Any) -> onnx.ModelProto:
-    model = parser.parse_model(f"{HEAD} {text}")
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
-    )
-    return model
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, np.ndarray]:
-    session = ort.session_of(model, error=PrecisionError, what="test")
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    return ort.run(session, arrays, error=PrecisionError, what="test")
-
-
-def evidence(
-    model: onnx.ModelProto, tmp_path: Path, feeds: dict[str, Any], **more: Any
-) -> Evidence:
-    path = tmp_path / "reference.npz"
-    arrays = {f"0000/input/{name}": np.asarray(value) for name, value in feeds.items()}
-    arrays |= {f"0000/output/{name}": value for name, value in run(model, feeds).items()}
-    np.savez(path, **arrays)
-    return Evidence(path, **more)
 
 
 def convert(
@@ -134,10 +110,10 @@ ATTENTION = """agraph (float[n, 4, 8] x) => (float[n, 4, 8] y) {
 
 
 def quantized(model: onnx.ModelProto) -> Counter[str]:
-    made_by = {n.output[0]: n.op_type for g in onnx_files.graphs(model.graph) for n in g.node}
+    made_by = {n.output[0]: n.op_type for g in walk.graphs(model.graph) for n in g.node}
     return Counter(
         node.op_type
-        for graph in onnx_files.graphs(model.graph)
+        for graph in walk.graphs(model.graph)
         for node in graph.node
         if node.op_type != "QuantizeLinear"
         and made_by.get(node.input[0] if node.input else "") == "DequantizeLinear"

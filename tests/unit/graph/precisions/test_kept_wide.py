@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper, parser
+from onnx import TensorProto
 from tiny_models import document
+from toy_graphs import evidence, made, run
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import PrecisionError, RecipeError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.errors import RecipeError
+from enginefarm.graph import onnx_files
 from enginefarm.graph.emulate import emulate
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
@@ -21,31 +22,6 @@ from enginefarm.graph.precisions.search import Search
 
 RECIPE = Recipe.model_validate(document())
 RANDOM = np.random.default_rng(0)
-HEAD = '<ir_version: 10, opset_import: ["" : 20]>'
-
-
-def made(text: str, **weights: Any) -> onnx.ModelProto:
-    model = parser.parse_model(f"{HEAD} {text}")
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
-    )
-    return model
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, np.ndarray]:
-    session = ort.session_of(model, error=PrecisionError, what="test")
-    return ort.run(session, feeds, error=PrecisionError, what="test")
-
-
-def evidence(
-    model: onnx.ModelProto, tmp_path: Path, feeds: dict[str, Any], **more: Any
-) -> Evidence:
-    """A reference of one batch, as the FP32 graph computes it."""
-    path = tmp_path / "reference.npz"
-    arrays = {f"0000/input/{name}": value for name, value in feeds.items()}
-    arrays |= {f"0000/output/{name}": value for name, value in run(model, feeds).items()}
-    np.savez(path, **arrays)
-    return Evidence(path, **more)
 
 
 def convert(

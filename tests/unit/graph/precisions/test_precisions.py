@@ -16,7 +16,7 @@ from tiny_models import document
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import onnx_files, ort
+from enginefarm.graph import onnx_files, ort, walk
 from enginefarm.graph.emulate import emulate
 from enginefarm.graph.precisions import PRECISIONS, constants, precision, qdq
 
@@ -283,7 +283,7 @@ def test_an_older_onnx_is_brought_to_the_opset_that_is_needed(tmp_path: Path) ->
     wanted = run(onnx_files.read(source))
     for name, limit in (("int8", 0.03), ("fp16", 2e-3)):
         assert relative(wanted, run(convert(name, source, tmp_path))) < limit
-    assert onnx_files.opset(convert("bf16", source, tmp_path)) == 22
+    assert walk.opset(convert("bf16", source, tmp_path)) == 22
 
 
 def test_a_graph_with_nothing_to_quantize_is_refused(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
-from enginefarm.graph.functions import bodies
+from enginefarm.graph import walk
+from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 
 class FreeNames:
@@ -22,7 +22,7 @@ class FreeNames:
 
     def __init__(self, model: ModelProto) -> None:
         self._taken: set[str] = set()
-        for graph in onnx_files.graphs(model.graph):
+        for graph in walk.graphs(model.graph):
             for value in (*graph.input, *graph.output, *graph.initializer):
                 self._taken.add(value.name)
             for sparse in graph.sparse_initializer:
@@ -54,19 +54,18 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
     for name in names.values():
         free.take(name)
     changes = {**names, **{name: free.make(name) for name in sorted(in_the_way)}}
-    rename_inside(model.graph, changes)
+    rename_inside(model.graph.node, changes)
     _rename_border(model.graph, changes)
 
 
-def rename_inside(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Renames values where nodes make or read them, bodies included; inputs, outputs and
-    initializers of the graph itself keep theirs."""
-    for inner in onnx_files.graphs(graph):
-        for node in inner.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            node.output[:] = [names.get(name, name) for name in node.output]
-        if inner is not graph:
-            _rename_border(inner, names)
+def rename_inside(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Renames values where these nodes make or read them, bodies included."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for body in bodies(node):
+            rename_inside(body.node, names)
+            _rename_border(body, names)
 
 
 def _rename_border(graph: GraphProto, names: Mapping[str, str]) -> None:
@@ -81,12 +80,11 @@ def name_nodes(model: ModelProto) -> None:
     """
     free = FreeNames(model)
     seen: set[str] = set()
-    for graph in onnx_files.graphs(model.graph):
-        for node in graph.node:
-            if not node.name or node.name in seen:
-                output = next((name for name in node.output if name), "")
-                node.name = free.make(f"{node.op_type}_{output}" if output else node.op_type)
-            seen.add(node.name)
+    for node in walk.nodes(model.graph):
+        if not node.name or node.name in seen:
+            output = next((name for name in node.output if name), "")
+            node.name = free.make(f"{node.op_type}_{output}" if output else node.op_type)
+        seen.add(node.name)
 
 
 def unique_values(model: ModelProto) -> None:
