@@ -18,7 +18,7 @@ from enginefarm.cli.tables import figure, print_json, print_table
     "slo_p99_ms",
     type=FiniteRange(0.001, 3_600_000),
     required=True,
-    help="The limit that p99 has to keep.",
+    help="The limit for p99.",
 )
 @click.option(
     "--streams",

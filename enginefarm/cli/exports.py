@@ -25,7 +25,7 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     """Write a model package: an engine for each execution provider, and a graph for the CPU.
 
     FOLDER is NAME.ortpackage by default. ONNX Runtime 1.32 opens it with its ModelPackageContext,
-    and needs nothing of enginefarm. The package is opened and its CPU variant is run on the
+    without enginefarm. The package is opened and its CPU variant is run on the
     reference inputs before the folder appears. Signatures are checked where a trust key is
     configured.
     """
@@ -155,9 +155,9 @@ def triton_repo(
 def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None) -> None:
     """Print a CycloneDX bill of materials of an engine: graph, data, toolchain, packages.
 
-    ENGINE is a spec digest (8 digits are enough), NAME/GPU/PRECISION, or a recipe's newest. It says
-    what the engine's manifest says, by digest and version. Licenses are not in a manifest, and the
-    document calls itself incomplete.
+    SPEC is a spec digest (8 digits are enough). NAME is a recipe, whose newest engine is taken, or
+    NAME/GPU/PRECISION. The document lists what the engine's manifest lists, by digest and version.
+    It calls itself incomplete, because manifests have no licenses.
     """
     from enginefarm.cli.listing import find
     from enginefarm.release.bom import bom as document
@@ -179,7 +179,7 @@ def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None
 @click.argument("engine", metavar="SPEC|NAME/GPU/PRECISION", shell_complete=completion.engines)
 @click.argument("folder", type=NamedPath(path_type=Path, file_okay=False))
 def reproduce(engine: str, folder: Path) -> None:
-    """Write a FOLDER that rebuilds ENGINE with only TensorRT's bindings and numpy.
+    """Write a FOLDER that rebuilds an engine with only TensorRT's bindings and numpy.
 
     It holds the graph as the builder got it, the scales of its quantized tensors, reference
     inputs and outputs, a script through the Builder API, and a trtexec line.

@@ -162,7 +162,7 @@ def workers(as_json: bool) -> None:
 def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None) -> None:
     """Put deployments and automations on the Prefect server. Safe to repeat.
 
-    GPU pools that workers created get theirs as well. With ENGINEFARM_WEBHOOK_URL set,
+    Pools that workers created get their deployments as well. With ENGINEFARM_WEBHOOK_URL set,
     failures and silent workers are posted there.
     """
     from enginefarm.farm.server.environment import prepare_client

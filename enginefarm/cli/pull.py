@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="Keep running: look this often, and keep the folder --dest at the engine that fits.",
 )
 @click.option(
-    "--explain", is_flag=True, help="Show every engine, its rank, and what speaks against it."
+    "--explain", is_flag=True, help="Show every engine, its rank, and why it was not chosen."
 )
 @click.option("--offline", is_flag=True, help="Use only what this host pulled before.")
 @click.option(

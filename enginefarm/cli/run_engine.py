@@ -60,8 +60,8 @@ def run_(
 ) -> None:
     """Run an engine once on this machine's GPU, and show what comes out.
 
-    ENGINE is the name of a recipe, whose fitting engine is pulled, or the file of a plan that was
-    pulled before. Outputs are shown with their shape, range and sha256.
+    NAME is a recipe, whose fitting engine is pulled; PLAN is the file of a plan that was pulled
+    before. Outputs are shown with their shape, range and sha256.
     """
     if inputs and (profile is not None or seed is not None):
         raise UsageError(

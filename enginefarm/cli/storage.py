@@ -24,7 +24,7 @@ def store(action: str, as_json: bool) -> None:
     """Show the store; start or stop the embedded one (its data stays); check a server.
 
     `check` tries every call that the farm needs on objects of its own, which it deletes, and
-    says which of them the server does not do. The exit code is then 40.
+    names those that the server does not support. The exit code is then 40.
     """
     if action == "check":
         _check(as_json=as_json)

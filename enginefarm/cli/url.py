@@ -20,7 +20,7 @@ from enginefarm.cli.tables import print_json
     type=click.IntRange(1, 7 * 24 * 3600),
     default=3600,
     show_default=True,
-    help="Seconds that the URL works.",
+    help="How many seconds the URL works.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:

@@ -80,7 +80,7 @@ def sign(name: str, vouch: bool) -> None:
 
     Their bytes are downloaded and hashed first. Without --vouch an engine is signed only when
     a builder with a trusted key recorded that it built it: anybody who can write to the store can
-    publish, and a signature says that you stand for it.
+    publish, and with your signature you vouch for the engine.
     """
     from enginefarm.pulling.catalog import StoreCatalog
     from enginefarm.store import signing

@@ -19,9 +19,7 @@ class Data(Frozen):
     """
 
     path: str | None = Field(
-        default=None,
-        description="An `.npz` file (or `.npy` for one input), or a folder of such files, "
-        "a batch each.",
+        default=None, description="An `.npz` file, or a folder of `.npz` or `.npy` batches."
     )
     callable: ImportPath | None = Field(
         default=None, description="A function that returns an iterator of batches."
