@@ -24,9 +24,9 @@ from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
-from enginefarm.graph.skeleton import WeightsOrder, Written
+from enginefarm.graph.skeleton import WeightNames, WeightsOrder
 from enginefarm.progress import report
-from enginefarm.pulling.refit import LOG_NAME, RefitOrder, Refitted, refit
+from enginefarm.pulling.refit import LOG_NAME, RefitOrder, RefitResult, refit
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store.disk import clone_checked
 from enginefarm.store.site import Site, found_record, healed, materialize, onnx_ref_of, stage_key
@@ -184,18 +184,18 @@ def _refitted(
 
 def _set(
     request: BuildRequest, order: RefitOrder, before: Path, folder: Path, cancel: threading.Event
-) -> tuple[tuple[str, ...], Refitted]:
+) -> tuple[tuple[str, ...], RefitResult]:
     """Writes the weights that differ, and refits. Returns their names.
 
     TensorRT may have merged a weight that changes with one that does not: that one is set too.
     """
 
-    def once(others: tuple[str, ...]) -> tuple[tuple[str, ...], Refitted]:
+    def once(others: tuple[str, ...]) -> tuple[tuple[str, ...], RefitResult]:
         wanted = WeightsOrder(
             before=before, after=request.onnx.absolute(), dest=order.weights, others=others
         )
         child = _child(request, cancel)
-        written = child.ask("enginefarm.graph.skeleton:write_weights", wanted, Written)
+        written = child.ask("enginefarm.graph.skeleton:write_weights", wanted, WeightNames)
         return written.names, refit(order, folder, request.spec.label, cancel)
 
     names, made = once(())

@@ -14,7 +14,7 @@ from enginefarm import progress
 from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import ort
-from enginefarm.graph.precisions.exposed import exposed
+from enginefarm.graph.precisions.inner_values import exposed
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -26,7 +26,7 @@ from enginefarm.graph import (
     raising,
     shape_inputs,
     torch_export,
-    unsigned,
+    uint8_inputs,
     walk,
 )
 from enginefarm.graph.sources import Loaded, source
@@ -121,11 +121,11 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     _refuse_broken(graph, recipe, error)
     _check_inputs(graph, recipe, error)
     outputs = tuple(output.name for output in graph.graph.output)
-    changed = unsigned.convert_first(graph)
+    changed = uint8_inputs.convert_first(graph)
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
-    # Written beside the model, not over it: the reference is computed from the model as it came.
+    # Written beside the model, not over it: the reference is computed from the original model.
     double = float64.to_float32(graph)
     if quantized.prepare(graph, error) or double:
         path = onnx_files.write(graph, dest_dir / "fp32")

@@ -98,7 +98,7 @@ def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[
 
 
 def as_bound(module: nn.Module, values: Iterable[Any]) -> tuple[Any, ...]:
-    """One value for each tensor, in the form in which torch.export wants them: one for each
+    """One value for each tensor, in the form that torch.export expects: one for each
     parameter of forward, those of `*args` together in a tuple."""
     return tuple(inspect.signature(module.forward).bind(*values).arguments.values())
 

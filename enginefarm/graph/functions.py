@@ -56,7 +56,7 @@ def inlined(
         version in model.opset_import for one in model.functions for version in one.opset_import
     ):
         return onnx.inliner.inline_local_functions(model)
-    try:  # the conversion wants every type
+    try:  # the conversion needs every type
         typed = onnx.shape_inference.infer_shapes(model)
         return onnx.inliner.inline_local_functions(typed, convert_version=True)
     except Exception:  # it does not convert every operator

@@ -2,7 +2,7 @@
 
 Exporters write `x.squeeze(0)`, or an RNN that takes inputs with and without a batch, as an If
 around the rank or a size of a tensor. TensorRT needs to know the rank of each value when it
-builds, and refuses most of these. The reference is computed from the model as it came, with its
+builds, and refuses most of these. The reference is computed from the original model, with its
 Ifs, at every corner: a branch that was taken wrongly shows there.
 """
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def take_out(model: ModelProto) -> list[str]:
-    """In place; returns the names of the Ifs that were inside a branch and are no more.
+    """In place; returns the names of the Ifs that were inside a branch, and now are not.
 
     One that needs a Loop without a limit stays: such a Loop may never end where the outer If does
     not take its branch.

@@ -123,7 +123,8 @@ def infer_types(model: ModelProto) -> None:
 
     skeleton = without_weights(model)
     for graph in walk.graphs(skeleton.graph):
-        # onnx's inference of the node around a body then takes an output's own word, and has none.
+        # onnx infers the node around a body from the declared types of the body's outputs. Without
+        # the entries here it would find none.
         untyped = (output for output in graph.output if output.type.WhichOneof("value") is None)
         forget(graph, {output.name for output in untyped})
     try:

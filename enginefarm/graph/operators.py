@@ -1,4 +1,5 @@
-"""Operators of a graph, as they are called where toolchains differ in what they build."""
+"""Operators of a graph: what they are called where toolchains differ in what they build, and which
+of them stay in FP32 when the rest is cast to 16 bits."""
 
 from __future__ import annotations
 
@@ -34,6 +35,20 @@ NO_PRODUCT = "Einsum of one input"
 NESTED_IF = "If inside an If"
 """An If in a branch of another one, in `operators`."""
 
+WIDE = (
+    *("CastLike", "CumSum", "Exp", "EyeLike", "GroupNormalization", "InstanceNormalization"),
+    *("LayerNormalization", "Log", "LpNormalization", "MeanVarianceNormalization"),
+    *("NegativeLogLikelihoodLoss", "NonMaxSuppression", "Pow", "RMSNormalization", "Range"),
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd"),
+    *("ReduceSum", "ReduceSumSquare", "Resize", "SoftmaxCrossEntropyLoss"),
+)
+"""Operators that stay in FP32. Their sums and powers leave FP16's range of 65504 first; Range
+and NonMaxSuppression count in floats; Resize has scales among its inputs; CastLike and EyeLike
+make floats of integers. Softmax subtracts its maximum and is safe; in FP32 it would break fused
+attention."""
+WIDE_IN_BF16 = ("ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpPool", "Mish")
+"""TensorRT-RTX 1.7.1 refuses these in BF16; it built 73 other operators."""
+
 
 def names(model: ModelProto) -> dict[str, str]:
     """Each operator of the graph and its subgraphs -> the name of its first node."""
@@ -62,3 +77,15 @@ def has_fp32_operands(node: NodeProto) -> bool:
         len(node.input) > index and bool(node.input[index])
         for index in FP32_INPUTS.get(node.op_type, ())
     )
+
+
+def wide_operators(low: int) -> tuple[str, ...]:
+    """Operators that stay in FP32 when the rest becomes `low`."""
+    from onnx import TensorProto
+
+    return (*WIDE, *WIDE_IN_BF16) if low == TensorProto.BFLOAT16 else WIDE
+
+
+def stays_wide(node: NodeProto, low: int) -> bool:
+    """Whether the operator, used as it is here, stays in FP32."""
+    return node.op_type in wide_operators(low) or has_fp32_operands(node)

@@ -33,7 +33,8 @@ CAME_AS = "enginefarm.came_as"
 """Key in the model's metadata: the opset that the file came with."""
 
 SIZES = (7, 11, 13, 17, 19, 23)
-"""Stand for dynamic dims where the converter wants sizes: unlike each other and any weight's."""
+"""Sizes of dynamic dims where the converter needs some. They differ from each other, and hardly
+occur in weights."""
 RECURRENT = ("GRU", "LSTM", "RNN")
 ALL_STEPS = (2, 0, 1, 3)
 """[steps, directions, batch, hidden] -> [batch, steps, directions, hidden]."""
@@ -152,9 +153,11 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
 
 
 def _bounds_of_loops(model: ModelProto) -> None:
-    """A Loop without a condition goes on until its count ends, and one without a count until its
-    condition does. TensorRT's parser wants the first; the second too, where the body reads the
-    number of its step, and no count beyond MOST_STEPS, which it takes for none."""
+    """In place: writes the conditions and counts that TensorRT's parser needs.
+
+    A Loop without a condition ends with its count, and one without a count with its condition. The
+    parser needs the condition always, and the count where the body reads the number of its step. It
+    takes a count above MOST_STEPS for none."""
     import numpy as np
     from onnx import numpy_helper
 

@@ -44,7 +44,7 @@ class WeightsOrder(Frozen):
     others: tuple[str, ...] = ()
 
 
-class Written(Frozen):
+class WeightNames(Frozen):
     names: tuple[str, ...]
 
 
@@ -60,7 +60,7 @@ def digest(path: str) -> str:
 
 
 def write_weights(request: str) -> str:
-    """A WeightsOrder in, Written out, both as JSON; the weights are left in `dest`.
+    """A WeightsOrder in, WeightNames out, both as JSON; the weights are left in `dest`.
 
     Raises: BuildError for other weights that the graph does not have.
     """
@@ -82,7 +82,7 @@ def write_weights(request: str) -> str:
     if not names:
         raise BuildError("refit: no weight differs from those of the plan that exists")
     save_file({name: after[name] for name in names}, order.dest)
-    return Written(names=tuple(names)).model_dump_json()
+    return WeightNames(names=tuple(names)).model_dump_json()
 
 
 def _arrays(model: ModelProto) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """OnnxSlim: the same function in fewer nodes, proven by running both.
 
 It is an optimization, and never decides alone that a model cannot be built: where it fails or
-changes what the graph computes, the graph as it came goes on, and the report says why.
+changes what the graph computes, the original graph is used, and the report says why.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def slim_tool() -> ToolUse:
 
 
 def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
-    """Writes the slimmed graph to `dest_dir/model.onnx`; the graph as it came where OnnxSlim
-    fails, or its graph is not valid, or computes different numbers.
+    """Writes the slimmed graph to `dest_dir/model.onnx`, or the original graph if OnnxSlim fails,
+    or its graph is not valid or computes different numbers.
 
     OnnxSlim runs in a child process: its crash, and its memory, are not this one's.
     feeds: inputs to compare both graphs on; best one for each corner of the profiles.

@@ -14,7 +14,7 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison, ju
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import blame, branches, figures, onnx_files, ort, rounding
+from enginefarm.graph import blame, branch_coverage, figures, onnx_files, ort, rounding
 from enginefarm.graph import emulate as emulation
 from enginefarm.graph.reference import ReferenceBatch, read_reference, sizes_not_checked
 from enginefarm.schema import Frozen
@@ -93,7 +93,7 @@ def _verified(request: Request) -> GraphVerification:
     if low:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
         model = emulation.emulate(model)
-    taken = branches.BranchProbe(model)
+    taken = branch_coverage.BranchProbe(model)
     again = None if low else rounding.second_run(model)
     # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
     # fusions cost is not a property of the graph.

@@ -44,7 +44,7 @@ class PlannedBuild(Frozen):
         default=False, description="The toolchain lacks an operator for this GPU and precision."
     )
     over_budget: bool = Field(
-        default=False, description="The engine is there, and over the recipe's budget of today."
+        default=False, description="The engine is built, but over the recipe's current budget."
     )
 
 
@@ -95,8 +95,8 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
 
 
 def check_source(recipe: Recipe) -> None:
-    """Finds in a second what the export would find later: a file that is no model, and inputs that
-    the model does not have.
+    """Finds in a second what the export would find later: a file that is not a model, and inputs
+    that the model does not have.
 
     Raises: SourceError.
     """

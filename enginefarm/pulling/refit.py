@@ -38,14 +38,16 @@ class RefitOrder(Frozen):
     plugins: tuple[Path, ...] = ()
 
 
-class Refitted(Frozen):
+class RefitResult(Frozen):
     """missing: weights that must be set too; then no plan was written."""
 
     seconds: float
     missing: tuple[str, ...] = ()
 
 
-def refit(order: RefitOrder, folder: Path, what: str, cancel: threading.Event = CANCEL) -> Refitted:
+def refit(
+    order: RefitOrder, folder: Path, what: str, cancel: threading.Event = CANCEL
+) -> RefitResult:
     """One refit in a child process, within the limits of a build.
 
     Raises: BuildError for a plan that does not take these weights; HostError.
@@ -58,7 +60,7 @@ def refit(order: RefitOrder, folder: Path, what: str, cancel: threading.Event = 
         fixed_addresses=True,
         cancel=cancel,
     )
-    return child.ask(TOOLCHAINS[order.toolchain].refit, order, Refitted)
+    return child.ask(TOOLCHAINS[order.toolchain].refit, order, RefitResult)
 
 
 def deliver(store: EngineStore, cache: BlobCache, manifest: Manifest, named: Refit) -> str:

@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from enginefarm.errors import BuildError, HostError
-from enginefarm.pulling.refit import RefitOrder, Refitted
+from enginefarm.pulling.refit import RefitOrder, RefitResult
 from enginefarm.run.engine import load_bindings
 from enginefarm.run.trt import Messages, create, initialized_plugins, load_plugins, make_logger
 
 
 def by_names(request: str) -> str:
-    """A RefitOrder in, Refitted out, both as JSON.
+    """A RefitOrder in, RefitResult out, both as JSON.
 
     Raises: HostError where the runtime cannot refit; BuildError for a plan that does not take these
     weights.
@@ -49,4 +49,4 @@ def by_names(request: str) -> str:
             raise BuildError("refit: TensorRT refuses the new weights", why=messages.cause())
         with order.dest.open("wb") as stream:
             stream.write(memoryview(engine.serialize()))
-    return Refitted(seconds=time.monotonic() - began, missing=missing).model_dump_json()
+    return RefitResult(seconds=time.monotonic() - began, missing=missing).model_dump_json()

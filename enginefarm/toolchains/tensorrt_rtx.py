@@ -120,7 +120,7 @@ def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
         (
             "builder.compatibility",
             spec.builder.compatibility != "none",
-            "the setting is there and without effect; a plan already runs on every GPU of "
+            "the setting has no effect here; a plan already runs on every GPU of "
             "its compute capability",
         ),
         ("builder.tactic_sources", spec.builder.tactic_sources is not None, "no tactics are timed"),

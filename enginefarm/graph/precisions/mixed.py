@@ -14,9 +14,9 @@ from enginefarm.graph import walk
 from enginefarm.graph.edit import drop_unused, replace_nodes
 from enginefarm.graph.free_names import FreeNames, rename_inside
 from enginefarm.graph.onnx_shapes import dtypes, infer_types
+from enginefarm.graph.operators import stays_wide
 from enginefarm.graph.precisions import constants, masks, movers
 from enginefarm.graph.precisions.operands import operands
-from enginefarm.graph.precisions.wide import stays_wide
 from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:

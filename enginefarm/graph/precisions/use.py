@@ -7,8 +7,8 @@ from pydantic import JsonValue
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.documents.thresholds import Budget
+from enginefarm.graph.operators import WIDE, WIDE_IN_BF16
 from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
-from enginefarm.graph.precisions.wide import WIDE, WIDE_IN_BF16
 from enginefarm.names import PrecisionName
 
 CAST_VERSION = "5"

@@ -57,7 +57,7 @@ class OnnxFile:
         work_dir: Path,
         inputs: Sequence[TensorSpec] = (),
     ) -> Loaded:
-        """The model raised to an opset of today and in normal form, in work_dir."""
+        """The model at opset 13 or later and in normal form, in work_dir."""
         file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
         what = f"source.path: {source.path}"
@@ -74,7 +74,7 @@ class OnnxFile:
 
 
 def original(source: OnnxSource, root: Path, work_dir: Path) -> Path:
-    """The file as it came. One in S3 is in work_dir already: `fetch` brought it."""
+    """The original file. One in S3 is in work_dir already: `fetch` brought it."""
     if source.path.startswith("s3://"):
         return work_dir / DOWNLOADED / source.path.rpartition("/")[2]
     return local_file(source.path, root, field="source.path")

@@ -4,7 +4,7 @@ torch.export.load unpickles weights, constants and objects, evaluates shape expr
 guards as Python, and writes names of values into source that it executes. So only members of
 known paths pass, JSON is parsed and written again, each string in it must look like what
 torch writes there, and pickles must load with `weights_only`. What torch reads is the copy:
-it may read a zip file otherwise than Python does.
+it may read a zip file in another way than Python does.
 """
 
 from __future__ import annotations

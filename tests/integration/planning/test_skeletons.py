@@ -38,7 +38,9 @@ def test_after_export_slimming_and_precision(
     assert first.read_bytes() != second.read_bytes()
     assert skeleton.digest(str(first)) == skeleton.digest(str(second))
     order = skeleton.WeightsOrder(before=first, after=second, dest=tmp_path / "weights")
-    written = skeleton.Written.model_validate_json(skeleton.write_weights(order.model_dump_json()))
+    written = skeleton.WeightNames.model_validate_json(
+        skeleton.write_weights(order.model_dump_json())
+    )
     assert len(written.names) == 3, "the kernel, the matrix and its bias"
 
 

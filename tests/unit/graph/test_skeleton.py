@@ -122,7 +122,9 @@ def written(tmp_path: Path, **others: Any) -> tuple[tuple[str, ...], dict[str, A
     after = tmp_path / "after.onnx"
     onnx.save(model, after)
     order = skeleton.WeightsOrder(before=before, after=after, dest=tmp_path / "w", **others)
-    names = skeleton.Written.model_validate_json(skeleton.write_weights(order.model_dump_json()))
+    names = skeleton.WeightNames.model_validate_json(
+        skeleton.write_weights(order.model_dump_json())
+    )
     found: dict[str, Any] = load_file(order.dest)
     np.testing.assert_array_equal(found["w1"], changed)
     assert found["w1"].dtype == np.float16

@@ -13,7 +13,7 @@ from tiny_models import recipe
 from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import branches, onnx_files, verify
+from enginefarm.graph import branch_coverage, onnx_files, verify
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reference import make_reference
 
@@ -166,7 +166,7 @@ def if_model() -> onnx.ModelProto:
 
 
 def test_branches_that_no_data_took_are_named() -> None:
-    taken = branches.BranchProbe(if_model())
+    taken = branch_coverage.BranchProbe(if_model())
     y = np.zeros((1, 4), np.float32)
     assert list(taken.note({"y": y, "b": np.array(True)})) == ["y"]
     assert taken.not_run() == [

@@ -45,8 +45,8 @@ def convert_first(model: ModelProto) -> bool:
 
 
 def _moved(graph: GraphProto, name: str) -> set[str]:
-    """What is made of the input by moving it; empty where it is cast at once, or where something
-    else reads it or what is made of it."""
+    """The values that the input becomes by being moved; empty if it is cast at once, or if anything
+    else reads it or one of these values."""
     moved: set[str] = set()
     reads = {name}
     for node in graph.node:
