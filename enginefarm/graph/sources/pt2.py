@@ -200,7 +200,7 @@ def _expression(text: str, where: str) -> None:
     if not is_arithmetic(text):
         raise _refused(
             where,
-            "a shape expression is not plain arithmetic, or is too large",
+            "a shape expression is not arithmetic, or is too large",
             f"{text[:80]!r} would be evaluated as Python",
         )
 

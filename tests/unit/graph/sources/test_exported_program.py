@@ -182,7 +182,7 @@ def test_arithmetic_without_end_is_refused_at_once(
 ) -> None:
     edited(program, "model.json", lambda d: first_shape(d).update(expr_str=expression))
     started = time.monotonic()
-    with pytest.raises(UnsafeCheckpointError, match="not plain arithmetic, or is too large"):
+    with pytest.raises(UnsafeCheckpointError, match="not arithmetic, or is too large"):
         load(tmp_path)
     assert time.monotonic() - started < 5
 
@@ -244,7 +244,7 @@ def test_a_member_that_is_there_twice_is_refused(program: Path, tmp_path: Path) 
     with zipfile.ZipFile(program, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr(archive.namelist()[0], b"another")
-    with pytest.raises(UnsafeCheckpointError, match="there twice"):
+    with pytest.raises(UnsafeCheckpointError, match="occurs twice"):
         load(tmp_path)
 
 
