@@ -98,14 +98,17 @@ def _describe(card: Card) -> str:
 
 @contextmanager
 def _exclusive_gpu(role: Role) -> Generator[None]:
-    """Allows one worker for each GPU. The kernel releases the lock when this process ends."""
+    """Allows one worker for each GPU. The kernel releases the lock when this process ends.
+
+    It is not the lock of `building.turns`, which the builds of this worker hold in turn.
+    """
     if role != "gpu":
         yield
         return
     folder = BlobCache().root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    lock = FileLock(folder / f"gpu-{visible}")
+    lock = FileLock(folder / f"worker-gpu-{visible}")
     try:
         held = lock.acquire(blocking=False)
     except Timeout:

@@ -13,6 +13,8 @@ import tiny_onnx
 
 from enginefarm.building import turns
 from enginefarm.documents.spec import ToolchainId
+from enginefarm.errors import FarmError
+from enginefarm.farm.worker import serve
 
 
 def at_once(root: Path, toolchain: str, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -39,6 +41,24 @@ def test_builds_that_time_kernels_take_turns_on_their_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not at_once(tmp_path, "tensorrt", monkeypatch)
+
+
+@pytest.mark.timeout(30)
+def test_the_worker_of_a_gpu_builds_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own lock once had the name of the builds' lock, so that each build waited for it."""
+    monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
+    with serve._exclusive_gpu("gpu"):
+        assert not at_once(tmp_path, "tensorrt", monkeypatch)
+
+
+def test_a_gpu_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
+    with (
+        serve._exclusive_gpu("gpu"),
+        pytest.raises(FarmError, match="GPU 0 of this machine has a worker already"),
+        serve._exclusive_gpu("gpu"),
+    ):
+        pass
 
 
 def test_builds_that_need_no_gpu_run_at_once(
