@@ -75,14 +75,24 @@ class Figures:
         found = [_cosine(*sums) for sums in self.sums.values()]
         return min(found, default=0.0)
 
-    def verdict(self, budget: Budget) -> list[str]:
-        """Why the graph disagrees with FP32; nothing where it agrees."""
+    def verdict(
+        self, budget: Budget, rounding: float = 0.0, sample_rounding: float = 0.0
+    ) -> list[str]:
+        """Why the graph disagrees with FP32; nothing where it agrees.
+
+        rounding, sample_rounding: relative L2 that FP32 in another order may cost this model, as a
+        whole and in its worst sample.
+        """
         why = list(self.faults[:3])
         if not self.sums and not why:
             return ["nothing was compared"]
         for what, value, limit in (
-            ("relative L2", self.relative, SLACK * budget.max_relative_l2),
-            ("relative L2 of the worst sample", self.worst, SLACK * budget.part_relative_l2),
+            ("relative L2", self.relative, SLACK * max(budget.max_relative_l2, rounding)),
+            (
+                "relative L2 of the worst sample",
+                self.worst,
+                SLACK * max(budget.part_relative_l2, sample_rounding),
+            ),
         ):
             if self.sums and not value <= limit:
                 why.append(f"{what} {value:.3g}, above {limit:.3g}")

@@ -222,8 +222,11 @@ def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:
         [onnx_shapes.known_dim(dim) for dim in _shape(value)] for value in model.graph.output
     ]
     for graph in walk.graphs(model.graph):
+        # A weight is listed here too, and its shape is known: without it, onnx takes the axes of a
+        # Slice to be left out, and infers wrong sizes.
+        weights = {tensor.name for tensor in graph.initializer}
         for value in graph.value_info:
-            if value.type.HasField("tensor_type"):
+            if value.type.HasField("tensor_type") and value.name not in weights:
                 value.type.tensor_type.ClearField("shape")
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -109,7 +109,7 @@ def judged(folder: Path, row: Row, recipe: Recipe, spec_digest: str) -> Row:
     sizes = 0
     with tempfile.TemporaryDirectory(prefix="zoo-") as work:
         graph = materialize(site, manifest.graph, Path(work))
-        outputs = [one.name for one in onnx.load(graph, load_external_data=False).graph.output]
+        names = [one.name for one in onnx.load(graph, load_external_data=False).graph.output]
         reference = zoo_check.as_it_came(recipe, folder, Path(work) / "source")
         plan = site.cache.ensure(site.store, manifest.engine)
         with open_artifact(plan, toolchain=manifest.spec.toolchain.name) as artifact:
@@ -119,12 +119,17 @@ def judged(folder: Path, row: Row, recipe: Recipe, spec_digest: str) -> Row:
                     running.bind(inputs)
                     running.iterate()
                     made = running.outputs()
-                    for name, one in zip(outputs, wanted, strict=True):
+                    for name, one in zip(names, wanted, strict=True):
                         figures.add(name, one, made[name], where)
                     sizes += 1
             finally:
                 running.close()
-    why = figures.verdict(recipe.budget(manifest.precision))
+    budget, outputs = recipe.budget(manifest.precision), manifest.verification.outputs
+    why = figures.verdict(
+        budget,
+        budget.rounding * max((one.rounding for one in outputs), default=0.0),
+        budget.rounding * max((one.rounding for o in outputs for one in o.parts), default=0.0),
+    )
     return {**figures.shown(), "passes": sizes, "disagrees": why}
 
 

@@ -193,9 +193,9 @@ if [ -n "$zoo" ]; then
     rm -rf "$folder/root-zoo"
     into=$folder/root-zoo$home/lib/python3.11/site-packages
     mkdir -p "$into" "$folder/root-zoo/opt/zoo"
-    (cd "$packages" && tar cf - --exclude=tests --exclude=__pycache__ --exclude='*.pyi' \
+    (cd "$packages" && tar cf - --exclude=tests --exclude=__pycache__ \
         tensorrt_rtx* scipy scipy.libs scipy-* sklearn scikit_learn* skimage scikit_image* PIL \
-        pillow* imageio imageio-* networkx networkx-*) | tar xf - -C "$into"
+        pillow* imageio imageio-* networkx networkx-* tifffile tifffile-*) | tar xf - -C "$into"
     cp -RL "$zoo"/. "$folder/root-zoo/opt/zoo/"
     tar cf - -C "$folder/root-zoo" root opt |
         zstd "-${LEVEL:-12}" --long=30 -T0 -q -f -o "$folder/zoo/root.zst"

@@ -2,9 +2,10 @@
 
 The machine with a GPU has no full TensorRT 10 or 11 (docs/decisions/0033). This one stands in
 their place with the same Protocol and the parts of toolchains/tensorrt.py that 8.6 can serve:
-profiles, options and their read-back, timing cache, inspector, plan. What it
-lacks is strong typing (the graph's precision is allowed by flags instead; trt86_graph.py) and
-the progress monitor. tests/gpu/site/sitecustomize.py enters it in the table TOOLCHAINS.
+profiles, options and their read-back, timing cache, inspector, plan. What it lacks is strong
+typing (the graph's precision is allowed by flags instead, and what the graph computes in FP32 is
+asked for; trt86_graph.py) and the progress monitor. tests/gpu/site/sitecustomize.py enters it in
+the table TOOLCHAINS.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from trt86_graph import lifted
+from trt86_graph import lifted, lowered
 
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
@@ -23,6 +24,50 @@ from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, parsing, tensorrt
 
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
+
+
+def keep_wide(trt: Any, network: Any, config: Any) -> int:
+    """Layers that the graph computes in FP32 stay there, as in a strongly typed network: 8.6 else
+    takes FP16 wherever it is faster. Returns how many."""
+    config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+    free = {trt.LayerType.SHAPE, trt.LayerType.CONSTANT, trt.LayerType.CAST}
+    count = 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kinds = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
+        if kinds == {trt.DataType.FLOAT} and layer.type not in free:
+            layer.precision = trt.DataType.FLOAT
+            count += 1
+    return count
+
+
+class ParserError:
+    """An error of 8.6's parser, which does not say which operator its node has."""
+
+    def __init__(self, error: Any) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._error, name)
+
+    def node_operator(self) -> str:
+        return ""
+
+    def node_name(self) -> str:
+        return ""
+
+
+class Parser:
+    """8.6's parser with errors that can be asked what TensorRT 10's can."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def get_error(self, index: int) -> ParserError:
+        return ParserError(self._parser.get_error(index))
 
 
 class TensorRT86:
@@ -56,8 +101,8 @@ class TensorRT86:
         trt.init_libnvinfer_plugins(logger, "")
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
-        parser = trt.OnnxParser(network, logger)
-        onnx = request.onnx
+        parser: Any = Parser(trt.OnnxParser(network, logger))
+        onnx = lowered(request.onnx, request.work_dir / "lowered.onnx")
         if spec.precision.name == "int8":
             onnx = lifted(onnx, request.work_dir / "lifted.onnx")
         parsing.parse_onnx(parser, network, onnx, messages, self.name)
@@ -65,6 +110,7 @@ class TensorRT86:
         builder_api.add_profiles(builder, config, network, spec.profiles)
         for flag in FLAGS[spec.precision.name]:
             builder_api.set_flag(trt, config, flag, spec.precision.name)
+        wide = keep_wide(trt, network, config) if spec.precision.name == "fp16" else 0
         cache_used = tensorrt.use_timing_cache(config, request.timing_cache, messages)
         plan = request.work_dir / "engine.plan"
         builder_api.write_plan(builder, network, config, plan, messages)
@@ -76,5 +122,9 @@ class TensorRT86:
                 trt, logger, plan, request.work_dir / "layers.json", messages
             ),
             timing_cache=tensorrt.save_timing_cache(config, request.work_dir / "timing.cache"),
-            details={"layers": network.num_layers, "timing_cache_used": cache_used},
+            details={
+                "layers": network.num_layers,
+                "kept_in_fp32": wide,
+                "timing_cache_used": cache_used,
+            },
         )

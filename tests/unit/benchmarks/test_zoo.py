@@ -273,3 +273,13 @@ def test_a_pytorch_model_that_was_exported_elsewhere_is_a_recipe_of_its_file(
     assert zoo.recipe("hf-bert", found)["source"] == {"kind": "onnx", "path": "model.onnx"}
     folder = zoo.placed("hf-bert", found, tmp_path / "scratch", tmp_path)
     assert (folder / "model.onnx").read_bytes() == b"graph"
+
+
+def test_what_fp32_in_another_order_costs_a_model_is_no_disagreement() -> None:
+    figures = Figures()
+    wanted = np.ones((1, 4))
+    figures.add("y", wanted, wanted + 1e-3, "batch 0")
+    exact = Budget(min_cosine=0.999999, max_relative_l2=1e-4)
+    assert figures.verdict(exact)
+    assert figures.verdict(exact, 1e-3, 1e-3) == []
+    assert figures.verdict(exact, 1e-4, 1e-4)

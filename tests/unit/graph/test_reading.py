@@ -340,6 +340,24 @@ def test_dims_that_the_recipe_fixes_reach_the_operators_behind(tmp_path: Path) -
     assert [dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim] == [4]
 
 
+def test_a_weight_that_the_file_lists_with_its_shape_keeps_it(tmp_path: Path) -> None:
+    """PyTorch's exporter lists them. Without the shape of its axes, onnx takes a Slice for one of
+    the first axis, and the sum below for one of 4 and 2 columns."""
+    limits = {"from": 0, "to": 2, "axis": 1}
+    nodes = [
+        helper.make_node("Slice", ["x", *limits], ["part"]),
+        helper.make_node("Add", ["part", "bias"], ["y"]),
+    ]
+    weights = {name: np.array([limit]) for name, limit in limits.items()}
+    weights |= {"bias": np.ones(2, np.float32)}
+    made = model(nodes, outputs=[value("y", ["n", 2])], weights=weights)
+    made.graph.value_info.extend(value(name, [1], TensorProto.INT64) for name in limits)
+    onnx.checker.check_model(made, full_check=True)
+    output = onnx.load(exported(tmp_path, made).path).graph.output[0]
+    dims = output.type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 2]
+
+
 def test_a_dim_that_the_graph_fixes_to_another_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"dim 1 of 'x' is fixed to 5 in the graph"):
         exported(tmp_path, relu(inputs=[value("x", ["n", 5])], outputs=[value("y", ["n", 5])]))
