@@ -19,7 +19,9 @@ class Data(Frozen):
     """
 
     path: str | None = Field(
-        default=None, description="An `.npz` file, or a folder of `.npz` or `.npy` batches."
+        default=None,
+        description="An `.npz` file (or `.npy` for one input), or a folder of such files, "
+        "a batch each.",
     )
     callable: ImportPath | None = Field(
         default=None, description="A function that returns an iterator of batches."

@@ -249,6 +249,18 @@ class Recipe(Frozen):
                     f"profiles[{index}] ({profile.name}): no input has a dim {dim!r}; "
                     f"dims in use: {', '.join(sorted(wanted)) or 'none'}"
                 )
+        scored = self.verification.class_scores
+        labeled = scored and self.verification_data.labels is not None
+        for precision, budget in self.accuracy.items():
+            for field, measured, needs in (
+                ("min_top1_agreement", scored, "outputs in `verification.class_scores`"),
+                ("max_top1_drop_points", labeled, "`class_scores` and `data.labels` there, too"),
+            ):
+                if getattr(budget, field) is not None and not measured:
+                    raise ValueError(
+                        f"accuracy.{precision}.{field}: nothing is measured that it could limit; "
+                        f"name {needs}"
+                    )
         if set(CALIBRATED) & set(self.precisions) and self.calibration is None:
             raise ValueError(
                 f"precisions: {' and '.join(CALIBRATED)} need `calibration` with representative "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,7 +120,7 @@ def _raw(
     files = data_files.files(data, root)
     assert data.path is not None
     if (root / data.path).is_file():
-        return data_files.from_npz(files[0], batch_size)
+        return data_files.from_file(files[0], inputs, batch_size)
     return data_files.from_folder(files, inputs)
 
 
@@ -175,7 +175,8 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
 
     if not isinstance(batch, Mapping):
         raise CalibrationError(
-            f"{where} is a {type(batch).__name__}, not a dict from input name to array"
+            f"{where} is a {type(batch).__name__}, not a dict from input name to array",
+            fix=f"yield dict({_savez(tensor.name for tensor in inputs)})",
         )
     given = cast("Mapping[str, Any]", batch)
     wanted = {tensor.name for tensor in inputs}
@@ -185,7 +186,8 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         raise CalibrationError(
             f"{where}: it has {', '.join(sorted(map(str, given))) or 'nothing'}",
             why=f"the recipe's inputs (and labels) are {', '.join(sorted(wanted))}",
-            fix="provide exactly one array for each",
+            fix=f"provide exactly one array for each: numpy.savez(FILE, {_savez(wanted)}); where "
+            "one of them holds the true classes, name it as `labels`",
         )
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
@@ -205,6 +207,10 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
         str(name): _of_bfloat16(array) if name in rounded else np.asarray(array, order="C")
         for name, array in ((name, _as_array(value, where)) for name, value in given.items())
     }
+
+
+def _savez(names: Iterable[str]) -> str:
+    return ", ".join(f"{name}=array" for name in sorted(names))
 
 
 def _as_array(value: object, where: str) -> Array:

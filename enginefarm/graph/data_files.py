@@ -6,12 +6,14 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError
+from enginefarm.graph.sources.local_file import local_file
 
 if TYPE_CHECKING:
     from enginefarm.arrays import Array
@@ -28,7 +30,10 @@ UNREADABLE = (
 
 
 def files(data: Data, root: Path) -> list[Path]:
-    """The .npz file, or the files of the folder in order of name. Raises: CalibrationError."""
+    """The .npz or .npy file, or the files of the folder in order of name.
+
+    Raises: CalibrationError.
+    """
     assert data.path is not None
     path = root / data.path
     if path.is_dir():
@@ -38,15 +43,22 @@ def files(data: Data, root: Path) -> list[Path]:
             return found
         raise CalibrationError(
             f"data.path: the folder {data.path} has no .npz or .npy file",
-            fix="write one file for each batch with numpy.savez",
+            fix="write one file for each batch with numpy.savez, or read its files in a callable: "
+            "`data: { callable: data.py:batches }`",
         )
-    if not path.is_file() or path.suffix != ".npz":
+    if "://" in data.path:
         raise CalibrationError(
-            f"data.path: {data.path} is neither an .npz file nor a folder",
-            why=f"looked for {path}",
-            fix="write it with numpy.savez(FILE, NAME=array), an array for each of the inputs"
-            if path.is_file()
-            else "the path is relative to the recipe's folder",
+            f"data.path: {data.path} is not a file",
+            why="data is read from the recipe's folder",
+            fix="download it there, or read it in a callable: "
+            "`data: { callable: data.py:batches }`",
+        )
+    local_file(data.path, root, field="data.path", error=CalibrationError)
+    if path.suffix not in (".npz", ".npy"):
+        raise CalibrationError(
+            f"data.path: {data.path} is neither an .npz or .npy file nor a folder of them",
+            fix="write it with numpy.savez(FILE, NAME=array), an array for each of the inputs, or "
+            "read it in a callable: `data: { callable: data.py:batches }`",
         )
     return [path]
 
@@ -61,25 +73,37 @@ def from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator
             if file.suffix == ".npz":
                 with found:
                     yield dict(found)
-            elif len(inputs) == 1:
-                yield {inputs[0].name: found}
             else:
-                raise CalibrationError(
-                    f"data.path: {file.name} has one array for {len(inputs)} inputs",
-                    fix="write .npz files, with a key for each input",
-                )
+                yield {_only_input(file, inputs): found}
         except UNREADABLE as error:
             raise _unreadable(file, error) from error
 
 
-def from_npz(file: Path, batch_size: int) -> Iterator[Batch]:
-    """Cuts every array of the archive along its first axis, reading as it goes."""
+def _only_input(file: Path, inputs: Sequence[TensorSpec]) -> str:
+    if len(inputs) == 1:
+        return inputs[0].name
+    raise CalibrationError(
+        f"data.path: {file.name} has one array for {len(inputs)} inputs",
+        fix="write .npz files, with a key for each input",
+    )
+
+
+def from_file(file: Path, inputs: Sequence[TensorSpec], batch_size: int) -> Iterator[Batch]:
+    """Cuts every array of the file along its first axis, reading as it goes.
+
+    Raises: CalibrationError.
+    """
     try:
-        with zipfile.ZipFile(file) as archive:
-            streams = {
-                name.removesuffix(".npy"): _Samples(archive.open(name), name)
-                for name in archive.namelist()
-            }
+        with ExitStack() as opened:
+            if file.suffix == ".npy":
+                name = _only_input(file, inputs)
+                streams = {name: _Samples(opened.enter_context(file.open("rb")), file.name)}
+            else:
+                archive = opened.enter_context(zipfile.ZipFile(file))
+                streams = {
+                    name.removesuffix(".npy"): _Samples(archive.open(name), name)
+                    for name in archive.namelist()
+                }
             counts = {name: stream.count for name, stream in streams.items()}
             if len(set(counts.values())) > 1:
                 raise CalibrationError(
@@ -104,7 +128,7 @@ def add_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 class _Samples:
-    """One array of an .npz, read a few samples at a time."""
+    """One array of a file, read a few samples at a time."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         import numpy as np

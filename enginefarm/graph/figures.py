@@ -125,7 +125,8 @@ class Output:
         self.agree += int((ours == theirs)[use].sum())
         if labels is None:
             return
-        fit_labels(self.name, wanted.shape, labels, self.how)
+        labels = fit_labels(self.name, wanted.shape, labels, self.how)
+        use = use & (labels >= 0)
         self.labeled += int(use.sum())
         self.right += int((ours == labels)[use].sum())
         self.reference_right += int((theirs == labels)[use].sum())
@@ -195,8 +196,17 @@ class Output:
         return list(dict.fromkeys([*worst, most] if most.rounding else worst))
 
 
-def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> None:
-    """Raises: CalibrationError unless labels are one class for each place of the output."""
+IGNORED = 255
+"""The class of places that do not count in data sets of segmentation, as negative ones are."""
+
+
+def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: ComparisonRules) -> Array:
+    """The labels, with a negative number wherever none counts.
+
+    Raises: CalibrationError unless labels are one class for each place of the output.
+    """
+    import numpy as np
+
     axis = how.axis_of_classes(len(shape))
     places = (*shape[:axis], *shape[axis + 1 :])
     if labels.shape != places:
@@ -205,6 +215,24 @@ def fit_labels(name: str, shape: tuple[int, ...], labels: Array, how: Comparison
             why=f"its shape is {shape}, with the classes along axis {axis}",
             fix=f"provide labels of shape {places}, or write `verification.class_axis`",
         )
+    if labels.dtype.kind not in "iub" and not (
+        labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))
+    ):
+        raise CalibrationError(
+            f"data.labels: labels are of the type {labels.dtype}, and not numbers of classes",
+            fix="provide the index of each class along the class axis of the output, from 0",
+        )
+    classes = shape[axis] if shape else 0
+    unused = (labels == IGNORED) if classes <= IGNORED else np.zeros(labels.shape, bool)
+    outside = labels[(labels >= classes) & ~unused]
+    if outside.size:
+        raise CalibrationError(
+            f"data.labels: {outside[0]} is not one of the {classes} classes of output {name!r}",
+            why=f"its shape is {shape}, with the classes along axis {axis}",
+            fix="classes count from 0; places that do not count have a negative label, or "
+            f"{IGNORED}",
+        )
+    return np.where(unused, -1, labels.astype(np.int64)) if unused.any() else labels
 
 
 def _moved(found: Array, again: Array | None, ignored: Array) -> Array | None:

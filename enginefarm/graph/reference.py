@@ -84,6 +84,7 @@ def make_reference(
     found = data.verification_batches(recipe)
     shapes: list[dict[str, int]] = []
     first: Arrays = {}
+    right = 0
     with zipfile.ZipFile(dest, "w") as archive:
         count = 0
         for count, batch in enumerate(found, 1):
@@ -98,9 +99,18 @@ def make_reference(
             else:
                 made = _sound(run(inputs), where)
             shapes.append(feeds.dims_of(inputs, recipe))
-            _fits_labels(made, labels, use)
+            labels, found_right = _fits_labels(made, labels, use)
+            right += found_right
             write_batch(archive, count - 1, ReferenceBatch(inputs, made, labels))
             progress.report("reference", count, use.batches)
+        if source.labels is not None and use.class_scores and not right:
+            raise CalibrationError(
+                "verification.data: the model itself gets none of the labels right",
+                why=f"top-1 of {', '.join(use.class_scores)} never equals {source.labels!r} in "
+                f"{count} batches, so that no precision could get worse",
+                fix="the labels have to be the indices of the model's own classes, in the order "
+                "of the samples",
+            )
         skipped: list[str] = []
         for options in (*((corner,) for corner in feeds.corners(recipe)), *feeds.inside(recipe)):
             for label, dims in options:
@@ -135,7 +145,11 @@ def write_batch(archive: zipfile.ZipFile, index: int, batch: ReferenceBatch) -> 
         data_files.add_array(archive, f"{index:04d}/corner", np.array(batch.corner))
 
 
-def _fits_labels(outputs: Arrays, labels: Array | None, how: ComparisonRules) -> None:
+def _fits_labels(
+    outputs: Arrays, labels: Array | None, how: ComparisonRules
+) -> tuple[Array | None, int]:
+    """The labels, negative where none counts, and how many of them the model's classes equal."""
+    right = 0
     for name in (*how.class_scores, *how.slices):
         if name not in outputs:
             raise RecipeError(
@@ -144,7 +158,10 @@ def _fits_labels(outputs: Arrays, labels: Array | None, how: ComparisonRules) ->
             )
     if labels is not None:
         for name in how.class_scores:
-            figures.fit_labels(name, outputs[name].shape, labels, how)
+            labels = figures.fit_labels(name, outputs[name].shape, labels, how)
+            classes = outputs[name].argmax(how.axis_of_classes(outputs[name].ndim))
+            right += int((classes == labels).sum())
+    return labels, right
 
 
 def _sound(outputs: Arrays, where: str) -> Arrays:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import RecipeError
+from enginefarm.errors import RecipeError, did_you_mean
 from enginefarm.recipes import document
 from enginefarm.recipes.document import Document
 
@@ -166,7 +166,8 @@ def _mistake(detail: ErrorDetails) -> tuple[str, str]:
     if kind == "missing":
         return path, "missing; add it"
     if kind == "extra_forbidden":
-        return path, "no such field; remove it or correct its name"
+        meant = did_you_mean(str(detail["loc"][-1]), _fields_at(detail["loc"][:-1]))
+        return path, f"no such field; {meant or 'remove it or correct its name'}"
     if kind == "literal_error":
         return path, f"{given!r} is not known; use one of: {context['expected']}"
     if kind == "union_tag_invalid":
@@ -183,6 +184,27 @@ def _mistake(detail: ErrorDetails) -> tuple[str, str]:
         return path, "should have at least one entry"
     message = _WORDS.get(kind, detail["msg"].removeprefix("Input "))
     return path, f"{message}; it is {_short(given)}{_remedy(kind, given)}"
+
+
+def _fields_at(location: Iterable[int | str]) -> set[str]:
+    """The fields that a recipe may have there."""
+    kinds: set[type[BaseModel]] = {Recipe}
+    for part in location:
+        inner = {
+            model
+            for kind in kinds
+            if (field := kind.model_fields.get(str(part))) is not None
+            for model in _models(field.annotation)
+        }
+        kinds = inner or kinds  # an index, the key of a mapping, or a branch of a union
+    return {name for kind in kinds for name in kind.model_fields}
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def _remedy(kind: str, given: object) -> str:

@@ -71,11 +71,40 @@ def test_what_is_no_function_and_no_array_is_one_error(
     assert fix in caught.value.fix
 
 
-def test_one_npy_file_says_how_it_is_written(tmp_path: Path) -> None:
-    np.save(tmp_path / "d.npy", np.ones((2, 3), np.float32))
-    with pytest.raises(CalibrationError, match=r"neither an \.npz") as caught:
-        read(Data(path="d.npy"), tmp_path)
-    assert "numpy.savez" in caught.value.fix
+def test_an_npy_file_is_the_data_of_a_model_with_one_input(tmp_path: Path) -> None:
+    array = np.arange(15, dtype=np.float32).reshape(5, 3)
+    np.save(tmp_path / "d.npy", array)
+    source, how = Data(path="d.npy"), {"batches": 2, "batch_size": 4, "seed": 0}
+    x, y = (TensorSpec(name=name, shape=("batch", 3)) for name in "xy")
+    found = [one["x"] for one in data.batches(source, root=tmp_path, inputs=(x,), **how)]
+    np.testing.assert_array_equal(np.concatenate(found), array)
+    assert [len(one) for one in found] == [4, 1]
+    with pytest.raises(CalibrationError, match="one array for 2 inputs"):
+        list(data.batches(source, root=tmp_path, inputs=(x, y), **how))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says", "fix"),
+    [
+        ("d.csv", b"1,2", "neither an .npz or .npy file nor", "callable: data.py:batches"),
+        ("d.npz", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs"),
+        ("d.npz", b"", "the file is empty", "copy it again"),
+    ],
+)
+def test_what_stands_in_place_of_arrays_is_called_what_it_is(
+    tmp_path: Path, name: str, content: bytes, says: str, fix: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError) as caught:
+        read(Data(path=name), tmp_path)
+    assert says in caught.value.what
+    assert fix in caught.value.fix
+
+
+def test_a_url_is_not_taken_for_a_path(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"s3://bucket/d\.npz is not a file") as caught:
+        read(Data(path="s3://bucket/d.npz"), tmp_path)
+    assert "download it" in caught.value.fix
 
 
 def test_a_large_npz_is_not_read_whole(tmp_path: Path) -> None:
@@ -170,7 +199,7 @@ def test_one_dim_has_one_size_in_a_batch(tmp_path: Path) -> None:
         read(Data(path="folder"), tmp_path, inputs=(X, Y))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"not a zip", b"PK\x03\x04"])
 def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"data\.path: d\.npz cannot be read"):
@@ -196,7 +225,7 @@ def test_no_data_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CalibrationError, match=r"no \.npz or \.npy file"):
         read(Data(path="empty"), tmp_path)
-    with pytest.raises(CalibrationError, match=r"neither an \.npz file nor a folder"):
+    with pytest.raises(CalibrationError, match="missing: the file does not exist"):
         read(Data(path="missing"), tmp_path)
     with pytest.raises(CalibrationError, match="the file does not exist"):
         read(Data(callable="missing.py:data"), tmp_path)

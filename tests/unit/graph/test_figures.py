@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -223,6 +225,34 @@ def test_labels_that_do_not_fit_are_an_error_of_the_data() -> None:
     how = ComparisonRules(class_scores=("y",))
     with pytest.raises(CalibrationError, match=r"labels of shape \(2, 5, 6\) do not fit"):
         compare(wanted, wanted, Budget(), how, labels=np.zeros((2, 5, 6), int))
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.array(["cat", "dog"]), "labels are of the type <U3"),
+        (np.array([0.5, 1]), "labels are of the type float64"),
+        (np.array([1, 5]), "5 is not one of the 5 classes of output 'y'"),
+    ],
+)
+def test_labels_that_are_not_classes_are_an_error_of_the_data(labels: Any, says: str) -> None:
+    wanted = RNG.normal(size=(2, 5)).astype(np.float32)
+    with pytest.raises(CalibrationError, match=says):
+        compare(wanted, wanted, Budget(), ComparisonRules(class_scores=("y",)), labels=labels)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_places_without_a_class_do_not_count(ignored: int) -> None:
+    """Among four pixels of which two count, one that changes is half of them."""
+    wanted = RNG.normal(size=(1, 3, 4)).astype(np.float32)
+    found = wanted.copy()
+    found[0, :, 0] = found[0, ::-1, 0] * 9
+    labels = wanted.argmax(1)
+    assert found.argmax(1)[0, 0] != labels[0, 0]
+    labels[0, 2:] = ignored
+    how = ComparisonRules(class_scores=("y",))
+    output = compare(wanted, found, Budget(), how, labels=labels).outputs[0]
+    assert (output.reference_top1_accuracy, output.top1_accuracy) == (1, 0.5)
 
 
 def test_a_budget_says_which_figures_it_lacks() -> None:

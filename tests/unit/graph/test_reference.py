@@ -46,6 +46,20 @@ def test_batches_outputs_and_labels_come_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(batch.outputs["scores"], wanted)
 
 
+def test_labels_of_which_the_model_gets_none_right_are_refused(tmp_path: Path) -> None:
+    """A budget of top-1 accuracy could not be missed then."""
+    data = {"callable": "code.py:labeled", "labels": "digit"}
+    verification = {"data": data, "class_scores": ["scores"], "batches": 9}
+    module = load(recipe(tmp_path), tmp_path)
+    images = torch.stack([torch.full((3, 8, 8), float(size)) for size in (3, 5)])
+    other = next(iter(set(range(5)) - set(module(images).argmax(1).tolist())))
+    wrong = LABELLED.replace("np.arange(size)", f"np.full(size, {other})")
+    made = recipe(tmp_path, code=wrong, verification=verification)
+    with pytest.raises(CalibrationError, match="gets none of the labels right") as caught:
+        make_reference(made, module, tmp_path / "r.npz", outputs=("scores",))
+    assert "indices of the model's own classes" in caught.value.fix
+
+
 def test_the_same_numbers_are_the_same_bytes(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     module = load(made, tmp_path)

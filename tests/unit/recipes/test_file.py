@@ -64,6 +64,19 @@ def test_every_example_is_a_recipe(path: Path) -> None:
             "give the output another one",
         ),
         ({"accuracy": {"int8": {"min_cosin": 1}}}, "accuracy.int8.min_cosin: no such field"),
+        ({"acuracy": {}}, "acuracy: no such field; did you mean accuracy?"),
+        (
+            {"source": {"kind": "torch", "callable": "a.py:b", "chekpoint": "w.pt"}},
+            "source.chekpoint: no such field; did you mean checkpoint?",
+        ),
+        (
+            {"accuracy": {"fp16": {"max_top1_drop_points": 1}}},
+            "accuracy.fp16.max_top1_drop_points: nothing is measured that it could limit",
+        ),
+        (
+            {"accuracy": {"fp16": {"min_top1_agreement": 1}}, "verification": {}},
+            "accuracy.fp16.min_top1_agreement: nothing is measured that it could limit",
+        ),
         ({"verification": {"class_scores": ["y"]}}, "no output is called y; outputs are scores"),
         ({"name": "../up"}, "name: '../up' is not allowed"),
     ],
