@@ -56,9 +56,10 @@ def build(
     Prefect API. To use the workers of a farm, run `enginefarm submit`. When every engine is
     already built, no flow runs.
     """
-    from enginefarm.recipes import infer
+    from enginefarm.recipes import model_paths
 
-    if not infer.is_model(recipe):
+    model_paths.refuse_other(recipe)
+    if not model_paths.is_model(recipe):
         if save or any(model.values()):
             raise UsageError(
                 "--input, --dim, --calibration, --name and --save go with a model",

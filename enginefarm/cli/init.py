@@ -102,14 +102,14 @@ def wishes(
 @contextmanager
 def recipe_of(model: str, wanted: Wishes, save: Path | None) -> Generator[Path]:
     """A recipe file for the model while the block runs, or for good where it is saved."""
-    from enginefarm.recipes import infer
+    from enginefarm.recipes import infer, model_paths
 
     if save is not None:
         text = infer.infer(model, wanted, save.resolve().parent)
         click.echo(text, err=True)
         yield infer.save_new(text, save)
         return
-    if model.endswith(infer.MODEL_SUFFIXES):
+    if model_paths.kind_of(model) is not None:
         # Its paths are whole, so it can be anywhere.
         with tempfile.TemporaryDirectory(prefix="enginefarm-recipe-") as folder:
             text = infer.infer(model, wanted, Path(folder))

@@ -20,6 +20,7 @@ from enginefarm.graph import (
     file_notes,
     fitting,
     float64,
+    in_fp32,
     onnx_files,
     onnx_shapes,
     quantized,
@@ -134,7 +135,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     if decided:
         graph = onnx_files.graph_only(path)
     progress.report("export", 2, 4, "check")
-    onnx_files.check(path, error=error, what="the exported graph")
+    _check(path, model, error)
     progress.report("export", 3, 4, "run at every corner")
     ranks = corner_runs.run_corners(path, recipe, sample, error)
     if isinstance(model, Path) and _wrong_ranks(graph, ranks):
@@ -162,6 +163,20 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         model=model,
         notes=notes,
     )
+
+
+def _check(path: Path, model: LoadedModel, error: type[ExportError] | type[SourceError]) -> None:
+    """Raises: `error` when onnx.checker refuses the graph."""
+    try:
+        onnx_files.check(path, error=error, what="the exported graph")
+    except error as refused:
+        if not isinstance(model, Path) and in_fp32.narrow(model):
+            raise error(
+                refused.what,
+                why=f"{refused.why}; the model has weights of half or bfloat16",
+                fix="return it in FP32 (model.float()): `precisions` says what engines compute in",
+            ) from refused
+        raise
 
 
 def _refuse_broken(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import symtable
 from collections.abc import Iterator
 from importlib.util import decode_source
@@ -36,6 +37,17 @@ def require(file: Path, attribute: str, *, what: str) -> None:
         why=f"it defines {', '.join(public)}" if public else "it defines no names",
         fix=did_you_mean(name, names) or f"use a name that {file.name} defines",
     )
+
+
+def defined(file: Path) -> tuple[str, ...]:
+    """The public functions and classes of a file, in its order; none where it cannot be parsed."""
+    try:
+        tree = ast.parse(decode_source(file.read_bytes()))
+    except (SyntaxError, ValueError):
+        return ()
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    named = [node.name for node in tree.body if isinstance(node, kinds)]
+    return tuple(dict.fromkeys(name for name in named if not name.startswith("_")))
 
 
 def _bound(table: symtable.SymbolTable, *, module: bool) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import RecipeError, did_you_mean
-from enginefarm.recipes import document
+from enginefarm.recipes import document, model_paths
 from enginefarm.recipes.document import Document
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ def load(path: Path) -> Recipe:
     Raises: RecipeError that lists the mistakes as `line N: field.path: what; remedy`.
     """
     path = Path(path)
+    model_paths.refuse_other(str(path))
+    if model_paths.is_model(str(path)) and not path.is_dir():
+        raise RecipeError(
+            f"{path} is a model, where a recipe is needed",
+            fix=f"enginefarm init {path} --gpu GPU --save recipe.yaml writes a recipe for it",
+        )
     file = path / FILE_NAME if path.is_dir() else path
     return parse(_text(file), name=str(file)).at(file.resolve().parent)
 
@@ -93,7 +99,8 @@ def _text(file: Path) -> str:
         raise RecipeError(
             f"{file} cannot be read",
             why=str(getattr(error, "strerror", None) or error),
-            fix="give the path of a recipe.yaml, or of the folder it is in",
+            fix="give the path of a recipe.yaml, or of the folder it is in; "
+            "`enginefarm init MODEL` writes one",
         ) from error
     _refuse_link_text(text.strip(), file)
     return text

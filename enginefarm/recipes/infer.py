@@ -1,7 +1,7 @@
 """Infers a recipe for a model: from the model itself, from flags, and from defaults.
 
-Only an ONNX file says what its inputs are. For a `.pt2` program and a `file.py:callable` the
-inputs are given by hand.
+An ONNX file and a `.pt2` program say what their inputs are. For a `file.py:callable` they are given
+by hand.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.recipe import CALIBRATED
 from enginefarm.errors import RecipeError, UsageError
 from enginefarm.recipes import file as recipe_file
+from enginefarm.recipes import pt2_inputs
+from enginefarm.recipes.model_paths import CALLABLE, kind_of, refuse
+from enginefarm.recipes.pt2_inputs import ProgramInputs
 
-MODEL_SUFFIXES = (".onnx", ".pt2")
-CALLABLE = re.compile(r"^(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)$")
 BATCH = (1, 8, 32)
 """min, opt and max of a dynamic first dim that no flag bounds."""
 SCHEMA_LINE = "# yaml-language-server: $schema=recipe.schema.json (enginefarm schema > that file)\n"
-KINDS = {".onnx": "onnx", ".pt2": "exported_program"}
 
 
 class Wishes(NamedTuple):
@@ -35,11 +35,6 @@ class Wishes(NamedTuple):
     dims: tuple[str, ...] = ()
     calibration: str | None = None
     name: str | None = None
-
-
-def is_model(given: str) -> bool:
-    """Whether this names a model rather than a recipe."""
-    return given.endswith(MODEL_SUFFIXES) or CALLABLE.match(given) is not None
 
 
 def folder_of(given: str) -> Path:
@@ -60,16 +55,17 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
     if found:
         source: dict[str, Any] = {"kind": "torch", "callable": _callable(found, at)}
     else:
-        if not path.is_file():
-            raise RecipeError(f"{given}: the file does not exist", fix="give the path of the model")
-        source = {"kind": KINDS[path.suffix], "path": _from(at, path)}
-    inputs = [_parse_input(text) for text in wishes.inputs]
-    if not inputs and path.suffix == ".onnx":
-        inputs = _onnx_inputs(path)
+        kind = kind_of(given)
+        if kind is None or not path.is_file():
+            refuse(given)
+        source = {"kind": kind, "path": _from(at, path)}
+    inputs, limits = [_parse_input(text) for text in wishes.inputs], {}
+    if not inputs and not found:
+        inputs, limits = READERS[source["kind"]](path)
     if not inputs:
         raise UsageError(
             f"{given}: its inputs are not known",
-            why="only an ONNX file says what its inputs are",
+            why="only a file of a graph says what its inputs are, and code does not",
             fix="name each input, in order: --input images:float32:batch,3,224,224",
         )
     fields: dict[str, Any] = {
@@ -77,7 +73,7 @@ def infer(given: str, wishes: Wishes, at: Path) -> str:
         "source": source,
         "inputs": inputs,
     }
-    ranges = _ranges(inputs, wishes.dims)
+    ranges = _ranges(inputs, wishes.dims, limits)
     if ranges:
         fields["profiles"] = [{"dims": ranges}]
     fields |= {"precisions": [*wishes.precisions], "gpus": [*wishes.gpus]}
@@ -146,7 +142,11 @@ def _parse_input(text: str) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": shape}
 
 
-def _onnx_inputs(path: Path) -> list[dict[str, Any]]:
+def _program_inputs(path: Path) -> ProgramInputs:
+    return pt2_inputs.read(path, lambda tensor, axis: _dim("", tensor, axis))
+
+
+def _onnx_inputs(path: Path) -> ProgramInputs:
     """Its inputs, each dynamic dim with a name that a recipe takes."""
     onnx: Any = import_module("onnx")  # its functions are typed in part
     from_onnx = {
@@ -187,7 +187,11 @@ def _onnx_inputs(path: Path) -> list[dict[str, Any]]:
             for axis, dim in enumerate(tensor.shape.dim)
         ]
         found.append({"name": value.name, "dtype": from_onnx[tensor.elem_type], "shape": shape})
-    return found
+    return ProgramInputs(found, {})
+
+
+READERS = {"onnx": _onnx_inputs, "exported_program": _program_inputs}
+"""Kind of source -> what reads its inputs."""
 
 
 def _dim(given: str, tensor: str, axis: int) -> str:
@@ -199,8 +203,13 @@ def _dim(given: str, tensor: str, axis: int) -> str:
     return "batch" if axis == 0 else f"dim_{own[:40]}_{axis}"
 
 
-def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[str, list[int]]:
-    """min, opt and max of each dynamic dim: a flag's, or BATCH for a first dim."""
+def _ranges(
+    inputs: Sequence[Mapping[str, Any]],
+    flags: Sequence[str],
+    limits: Mapping[str, tuple[int, int | None]],
+) -> dict[str, list[int]]:
+    """min, opt and max of each dynamic dim: a flag's, or BATCH for a first dim, within the limits
+    that the model has."""
     first = {str(tensor["shape"][0]) for tensor in inputs if tensor["shape"]}
     wanted = {dim: None for tensor in inputs for dim in tensor["shape"] if isinstance(dim, str)}
     given_ranges: dict[str, list[int]] = {}
@@ -222,7 +231,11 @@ def _ranges(inputs: Sequence[Mapping[str, Any]], flags: Sequence[str]) -> dict[s
             f"({', '.join(map(str, BATCH))})",
             fix=" ".join(f"--dim {dim}=MIN,OPT,MAX" for dim in lacking),
         )
-    return {dim: given_ranges.get(dim, [*BATCH]) for dim in wanted}
+    by_default = {
+        dim: [min(max(size, least), most or size) for size in BATCH]
+        for dim, (least, most) in {dim: limits.get(dim, (1, None)) for dim in wanted}.items()
+    }
+    return {dim: given_ranges.get(dim, by_default[dim]) for dim in wanted}
 
 
 COMMENTS = {

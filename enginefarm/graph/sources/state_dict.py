@@ -167,8 +167,15 @@ def _load(module: nn.Module, own: dict[str, Any], weights: Weights) -> list[str]
     whole = _with_shared(own, weights)
     wrong = [*_conflicts(own, whole)]
     if not wrong:
+        # A tensor on the device meta has no numbers to copy into.
+        assign = any(value.is_meta for value in own.values())
+        if assign:
+            whole = {
+                name: value.to(own[name].dtype) if name in own else value
+                for name, value in whole.items()
+            }
         try:
-            module.load_state_dict(whole, strict=True)
+            module.load_state_dict(whole, strict=True, assign=assign)
         except RuntimeError as error:
             wrong = [line.strip() for line in str(error).splitlines()[1:]]
     return wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from enginefarm.documents.recipe import TensorSpec
 
 
-QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-"""Where the modules are that torch.ao.quantization puts in place of float ones."""
+QUANTIZED = (
+    *("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"),
+    *("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.ao.quantization.fake_quantize"),
+)
+"""Where the modules are that torch.ao.quantization puts in place of float ones, or in them."""
 
 
 class TorchCallable(Local):
@@ -70,12 +74,28 @@ class TorchCallable(Local):
                 fix="it must return an nn.Module",
             )
         _refuse_unexportable(module, source.callable)
+        if "torch._dynamo" in sys.modules:  # something may be compiled, which takes minutes
+            torch.compiler.set_stance("force_eager")
         notes: tuple[str, ...] = ()
         if source.checkpoint is not None:
             files = checkpoint_files.find(source.checkpoint, root, field="source.checkpoint")
             weights = state_dict.read(files, field="source.checkpoint", key=source.checkpoint_key)
             notes = state_dict.fill(module, weights, files.file, field="source.checkpoint")
+        _refuse_meta(module, source.callable)
         return Loaded(module.eval(), notes)
+
+
+def _refuse_meta(module: nn.Module, callable_: str) -> None:
+    """Raises: SourceError for weights that have a shape and no numbers."""
+    named: Any = module.state_dict(keep_vars=True) | dict(module.named_buffers())
+    empty = [name for name, value in named.items() if value.is_meta]
+    if empty:
+        raise SourceError(
+            f"source.callable: {callable_!r} returned a module without numbers",
+            why=f"on the device meta are {', '.join(empty[:5])}" + (", …" if empty[5:] else ""),
+            fix="make the module on the CPU, or name its weights as source.checkpoint; buffers "
+            "that are not in the checkpoint have to be made on the CPU",
+        )
 
 
 def _fix(error: Exception) -> str:
@@ -112,6 +132,7 @@ def _refuse_unexportable(module: nn.Module, callable_: str) -> None:
         if kind.__module__.startswith(QUANTIZED):
             raise SourceError(
                 f"{what} is quantized ({kind.__module__}.{kind.__name__})",
-                why="its weights are packed for a CPU, and torch.onnx has no such operators",
+                why="its weights are packed or rounded for a CPU, and torch.onnx has no such "
+                "operators",
                 fix="return the float model, and let `precisions: [int8]` quantize it",
             )

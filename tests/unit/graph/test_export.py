@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -133,6 +134,14 @@ def test_code_that_cannot_be_exported_is_one_error(tmp_path: Path) -> None:
             "return nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(2, 2))",
             "returned a module whose 0 is quantized",
         ),
+        (
+            "return nn.Sequential(torch.ao.quantization.FakeQuantize())",
+            "returned a module whose 0 is quantized",
+        ),
+        (
+            "return nn.Linear(2, 2, device='meta')",
+            "returned a module without numbers",
+        ),
     ],
 )
 def test_what_is_not_a_model_that_can_be_exported(tmp_path: Path, body: str, match: str) -> None:
@@ -173,6 +182,28 @@ def test_a_default_dtype_does_not_reach_the_next_load(tmp_path: Path) -> None:
             assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_compiled_model_runs_as_it_is_written(tmp_path: Path) -> None:
+    """Inductor would compile it for each size, in minutes, and needs a compiler of C++."""
+    code = CODE + "\ndef compiled():\n    return torch.compile(Small(), backend=refuses)\n"
+    code += "\ndef refuses(graph, inputs):\n    raise RuntimeError('it was compiled')\n"
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:compiled"})
+    loaded: Any = export.load(made, tmp_path / "out").model
+    assert loaded(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_a_bfloat16_model_that_has_no_valid_graph_is_to_be_returned_in_fp32(tmp_path: Path) -> None:
+    """Conv takes bfloat16 from opset 22 on only."""
+    code = CODE + (
+        "\nclass Low(Small):\n    def forward(self, x):\n"
+        "        return super().forward(x.bfloat16()).float()\n"
+        "\ndef low():\n    return Low().bfloat16()\n"
+    )
+    made = recipe(tmp_path, code=code, source={"kind": "torch", "callable": "code.py:low"})
+    with pytest.raises(ExportError, match="not a valid ONNX model") as caught:
+        exported(made, tmp_path / "out")
+    assert "model.float()" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -117,6 +120,120 @@ def test_a_callable_needs_its_inputs_by_hand(tmp_path: Path) -> None:
     assert recipe.inputs[1].shape == ("batch", 16)
     with pytest.raises(UsageError, match="cannot name code"):
         infer.infer(given, told, tmp_path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says", "fix"),
+    [
+        ("net.py", "class Net: ...\ndef build(): ...", "which function of it", "net.py:NAME"),
+        ("one.py", "import os\ndef build(): ...\n_x = 1", "which function of it", "one.py:build"),
+        ("w.safetensors", "x", "weights of a model, without its code", "checkpoint: w.safetensors"),
+        ("w.PT", "x", "weights of a model, without its code", "checkpoint: w.PT"),
+    ],
+)
+def test_code_and_weights_alone_are_no_model_and_no_recipe(
+    tmp_path: Path, name: str, content: str, says: str, fix: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    for ask in (lambda: infer.infer(str(path), WISHES, tmp_path), lambda: recipe_file.load(path)):
+        with pytest.raises(RecipeError, match=says) as refused:
+            ask()
+        assert fix in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("a.h5", "is not a model that"), (".", "it is a folder"), ("s3://b/m.onnx", "is not a file")],
+)
+def test_what_is_no_model_is_called_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.h5").write_text("x")
+    with pytest.raises(RecipeError, match=says):
+        infer.infer(given, WISHES, tmp_path)
+
+
+def test_a_model_in_place_of_a_recipe_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(): ...")
+    for given in (model(tmp_path / "m.onnx", 1, 8), tmp_path / "net.py:build"):
+        with pytest.raises(RecipeError, match="is a model, where a recipe") as refused:
+            recipe_file.load(given)
+        assert "enginefarm init" in refused.value.fix
+
+
+def test_a_suffix_may_have_capitals(tmp_path: Path) -> None:
+    path = model(tmp_path / "NET.ONNX", "n", 8)
+    assert recipe_file.parse(infer.infer(str(path), WISHES, tmp_path)).source.kind == "onnx"
+
+
+def program(path: Path, inputs: list[dict[str, Any]], **ranges: Any) -> Path:
+    """The part of a .pt2 archive that says what its inputs are; s0 is 2 to 16."""
+    specs = [{"user_input": {"arg": {"as_tensor": {"name": f"x{i}"}}}} for i in range(len(inputs))]
+    specs.insert(0, {"parameter": {"arg": {"name": "p_w"}, "parameter_name": "w"}})
+    values = {f"x{i}": value for i, value in enumerate(inputs)}
+    graph = {"graph": {"tensor_values": values}, "signature": {"input_specs": specs}}
+    limits = {"s0": {"min_val": 2, "max_val": 16}, **ranges}
+    text = json.dumps({"graph_module": graph, "range_constraints": limits})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/models/model.json", text)
+    return path
+
+
+def size(symbol: str) -> dict[str, Any]:
+    return {"as_expr": {"expr_str": f"Symbol('{symbol}', positive=True, integer=True)"}}
+
+
+def test_a_program_says_what_its_inputs_are(tmp_path: Path) -> None:
+    """As torch.export.save wrote it; the ranges of its dims bound the defaults."""
+    from torch import nn, ones, zeros
+    from torch.export import Dim, export, save
+
+    class Net(nn.Module):
+        def forward(self, x, ids):  # type: ignore[no-untyped-def]
+            return x * ids.sum(1, keepdim=True)
+
+    batch = Dim("batch", min=2, max=16)
+    axes = {"x": {0: batch}, "ids": {0: batch, 1: Dim("seq", min=1, max=9)}}
+    given = (ones(3, 4), zeros(3, 7).long())
+    path = tmp_path / "net.pt2"
+    save(export(Net(), given, dynamic_shapes=axes), path)
+    with pytest.raises(UsageError, match="the size of dim_ids_1 is not known"):
+        infer.infer(str(path), WISHES, tmp_path)
+    told = WISHES._replace(dims=("dim_ids_1=4",))
+    recipe = recipe_file.parse(infer.infer(str(path), told, tmp_path))
+    assert [(one.name, one.dtype, one.shape) for one in recipe.inputs] == [
+        ("x", "float32", ("batch", 4)),
+        ("ids", "int64", ("batch", "dim_ids_1")),
+    ]
+    assert recipe.profiles[0].dims["batch"].model_dump() == {"min": 2, "opt": 8, "max": 16}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"dtype": 8, "sizes": []}, "input 'x0'"),
+        ({"dtype": 7, "sizes": [{"as_expr": {"expr_str": "2*s0"}}]}, "a dim is 2\\*s0"),
+        ({"dtype": 7}, "not a program of torch.export"),
+    ],
+)
+def test_a_program_without_a_place_in_a_recipe_is_refused(
+    tmp_path: Path, value: dict[str, Any], says: str
+) -> None:
+    path = program(tmp_path / "m.pt2", [value])
+    with pytest.raises(RecipeError, match=says):
+        infer.infer(str(path), WISHES, tmp_path)
+
+
+def test_two_dims_of_a_program_have_two_names(tmp_path: Path) -> None:
+    inputs = [{"dtype": 7, "sizes": [size(one), size("s0")]} for one in ("s0", "s1")]
+    path = program(tmp_path / "m.pt2", inputs)
+    recipe = recipe_file.parse(infer.infer(str(path), WISHES, tmp_path))
+    assert [one.shape for one in recipe.inputs] == [("batch", "batch"), ("batch_1", "batch")]
+    (tmp_path / "m.pt2").write_text("text")
+    with pytest.raises(RecipeError, match=r"not a program of torch\.export"):
+        infer.infer(str(path), WISHES, tmp_path)
 
 
 def test_a_kept_recipe_is_never_written_over(tmp_path: Path) -> None:

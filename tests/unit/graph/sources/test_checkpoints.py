@@ -525,3 +525,15 @@ def test_a_file_that_an_argument_names_is_in_the_key(tmp_path: Path) -> None:
     before = source("torch").fingerprint(made, tmp_path)
     (tmp_path / "mine.pt").write_bytes(b"two")
     assert source("torch").fingerprint(made, tmp_path) != before
+
+
+def test_a_checkpoint_fills_a_module_that_has_no_numbers_yet(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    code = MODULE + "\ndef empty():\n    with torch.device('meta'):\n        return Tiny()\n"
+    (tmp_path / "empty.py").write_text(code)
+    weights = {"layer.weight": torch.ones(3, 4).half(), "layer.bias": torch.ones(3)}
+    torch.save(weights, tmp_path / "w.pt")
+    made = TorchSource(callable="empty.py:empty", checkpoint="w.pt")
+    module = source("torch").load(made, tmp_path, tmp_path).model
+    assert torch.equal(module.layer.weight, torch.ones(3, 4))
+    assert module.layer.weight.dtype == torch.float32, "the model's type, as where it is copied"
