@@ -217,7 +217,7 @@ def _after(now: Revision | None) -> int:
     if now.revision == LAST_REVISION:
         raise StoreConflict(
             f"channel {now.recipe}@{now.channel}: no revision can follow {LAST_REVISION:,}",
-            why="nobody moves a channel that often: somebody has written that one to the store",
+            why="nobody moves a channel that often: somebody wrote that revision to the store",
             fix=f"delete the object {now.key}",
         )
     return now.revision + 1

@@ -228,7 +228,7 @@ class TritonServer:
             return json.loads(data[:split]), data[split:]
         except (ValueError, RecursionError) as error:
             raise TritonError(
-                f"{what} was answered by something else than Triton",
+                f"{what} was answered by something other than Triton",
                 why="the answer is not JSON",
                 fix="name the HTTP port of Triton, 8000 by default",
             ) from error

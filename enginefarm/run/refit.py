@@ -38,7 +38,7 @@ def by_names(request: str) -> str:
     if unknown:
         raise BuildError(
             f"refit: the plan has no weight called {unknown[0]!r}",
-            why=f"TensorRT took {len(unknown)} of the {len(weights)} weights into others",
+            why=f"TensorRT merged {len(unknown)} of the {len(weights)} weights into others",
         )
     for name, values in weights.items():
         if not refitter.set_named_weights(name, trt.Weights(values)):

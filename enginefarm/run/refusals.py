@@ -225,7 +225,7 @@ def refused(plan: Path, what: str, device_name: str, said: str) -> EnginefarmErr
         return EngineRunError(
             f"{plan.name} {what} on {device_name}",
             why=said,
-            fix="pull the engine again; if it stays so, rebuild it",
+            fix="pull the engine again; if that does not help, rebuild it",
         )
     return found.running(
         f"{plan.name} {what} on {device_name}",

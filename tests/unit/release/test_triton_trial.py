@@ -378,7 +378,7 @@ PACKED = gzip.compress(b"[" + b" " * 10_000_000 + b"]")
 def test_a_server_that_is_something_else_is_said(
     answering: Answering, body: bytes, headers: dict[str, str]
 ) -> None:
-    with pytest.raises(TritonError, match="something else than Triton"):
+    with pytest.raises(TritonError, match="something other than Triton"):
         answering(body, **headers).versions("m")
 
 
