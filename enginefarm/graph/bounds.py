@@ -126,7 +126,8 @@ def _monotone(node: NodeProto, known: Sequence[Bounds], opset: int) -> Bounds | 
         return None
     if node.op_type in FROM_ZERO and any((value.low < 0).any() for value in known):
         return None
-    if any(value.exact and (abs(value.low) > LARGEST).any() for value in known if _wide(value)):
+    numbers = [value for value in known if value.low.dtype.kind in "iuf"]
+    if any(value.exact and (abs(value.low) > LARGEST).any() for value in numbers):
         return None
     if node.op_type == "Div" and (known[1].low <= 0).any():
         return None
@@ -138,10 +139,6 @@ def _monotone(node: NodeProto, known: Sequence[Bounds], opset: int) -> Bounds | 
     if most.dtype.kind in "iuf":
         least, most = np.clip(least, -LARGEST, LARGEST), np.clip(most, -LARGEST, LARGEST)
     return Bounds(least, most)
-
-
-def _wide(value: Bounds) -> bool:
-    return value.low.dtype.kind in "iuf"
 
 
 def computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | None:

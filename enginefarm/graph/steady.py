@@ -71,7 +71,8 @@ def require(
     """
     before = _buffers(model)
     first = run(inputs)
-    changed = _changed(before, _buffers(model))
+    after = _buffers(model)
+    changed = [name for name, value in after.items() if not value.equal(before.get(name, value))]
     different = _different(first, run(inputs))
     if different:
         raise ModelError(
@@ -128,7 +129,3 @@ def _buffers(model: LoadedModel) -> dict[str, Tensor]:
     if isinstance(model, Path) or named is None:
         return {}
     return {name: value.detach().clone() for name, value in named()}
-
-
-def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    return [name for name, value in after.items() if not value.equal(before.get(name, value))]

@@ -102,7 +102,7 @@ def add_profiles(
                     f"profile {profile.name!r}: input {name!r} refuses min {shapes.min}, "
                     f"opt {shapes.opt}, max {shapes.max}",
                     why=str(error),
-                    fix="min ≤ opt ≤ max must hold in each dim; the number of dims must be the input's",
+                    fix="min ≤ opt ≤ max must hold in each dim; use as many dims as the input has",
                 ) from None
         # set_shape returns None even where min > max; only this call says so.
         added = config.add_optimization_profile(made)

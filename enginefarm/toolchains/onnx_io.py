@@ -8,6 +8,7 @@ from typing import Any, Literal
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import BuildError
+from enginefarm.graph import onnx_files, onnx_shapes
 
 
 def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
@@ -15,11 +16,10 @@ def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:
 
     Raises: BuildError for a type that engines do not have.
     """
-    graph = _graph(path)
-    weights = {weight.name for weight in graph.initializer}
+    model = onnx_files.graph_only(path)
     return (
-        *(_tensor(value, "input") for value in graph.input if value.name not in weights),
-        *(_tensor(value, "output") for value in graph.output),
+        *(_tensor(value, "input") for value in onnx_shapes.real_inputs(model)),
+        *(_tensor(value, "output") for value in model.graph.output),
     )
 
 
@@ -59,7 +59,7 @@ def with_dims(tensors: tuple[TensorInfo, ...], path: Path) -> tuple[TensorInfo, 
     """The same, with the names that the graph has for their dynamic dims."""
     if not any(-1 in tensor.shape for tensor in tensors):
         return tensors
-    graph = _graph(path)
+    graph = onnx_files.graph_only(path).graph
     names = {value.name: _dims(value) for value in (*graph.input, *graph.output)}
     return tuple(
         tensor.model_copy(update={"dims": names[tensor.name]})
@@ -67,13 +67,6 @@ def with_dims(tensors: tuple[TensorInfo, ...], path: Path) -> tuple[TensorInfo, 
         else tensor
         for tensor in tensors
     )
-
-
-def _graph(path: Path) -> Any:
-    import onnx
-
-    model: Any = onnx.load(str(path), load_external_data=False)  # pyright: ignore[reportUnknownMemberType]
-    return model.graph
 
 
 def _dims(value: Any) -> tuple[str | None, ...]:

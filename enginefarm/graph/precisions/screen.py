@@ -25,8 +25,10 @@ def noise(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
 
     Raises: PrecisionError when the graph cannot be run.
     """
-    found = _powers(model, batches)
-    return max((float(lost.sum() / _least(signal.sum())) for signal, lost in found), default=0.0)
+    ratios = [
+        float(lost.sum() / max(signal.sum(), 1e-60)) for signal, lost in _powers(model, batches)
+    ]
+    return max(ratios, default=0.0)
 
 
 def noise_of_slices(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
@@ -81,7 +83,3 @@ def _powers(
                 signal, lost = signal + known[0], lost + known[1]
             sums[name] = signal, lost
     return list(sums.values())
-
-
-def _least(signal: float) -> float:
-    return max(signal, 1e-60)
