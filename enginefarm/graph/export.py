@@ -16,11 +16,11 @@ from enginefarm.errors import ExportError, SourceError, ToolchainError
 from enginefarm.graph import (
     corner_runs,
     decided_branches,
+    emulate,
     feeds,
     file_notes,
     fitting,
     float64,
-    in_fp32,
     onnx_files,
     onnx_shapes,
     quantized,
@@ -170,13 +170,15 @@ def _check(path: Path, model: LoadedModel, error: type[ExportError] | type[Sourc
     try:
         onnx_files.check(path, error=error, what="the exported graph")
     except error as refused:
-        if not isinstance(model, Path) and in_fp32.narrow(model):
-            raise error(
-                refused.what,
-                why=f"{refused.why}; the model has weights of half or bfloat16",
-                fix="return it in FP32 (model.float()): `precisions` says what engines compute in",
-            ) from refused
-        raise
+        low = () if isinstance(model, Path) else emulate.narrow(onnx_files.graph_only(path))
+        if not low:
+            raise
+        raise error(
+            refused.what,
+            why=f"{refused.why}; the model computes in {' and '.join(low)}",
+            fix="return it in FP32 (model.float(), and no torch.autocast in forward): `precisions` "
+            "says what engines compute in",
+        ) from refused
 
 
 def _refuse_broken(

@@ -46,7 +46,7 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
     except TypeError as error:
         refused = str(error)
     else:
-        if _takes_a_dict(parameters) and len(inputs) == 1:
+        if _takes(parameters, Mapping, r"(typing\.)?(dict|Dict|Mapping)\b") and len(inputs) == 1:
             return _wrapped(
                 module, lambda tensors: ((dict(zip(inputs, tensors, strict=True)),), {})
             )
@@ -58,7 +58,11 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
     except TypeError:
         pass
     if sum(p.default is inspect.Parameter.empty for p in parameters.values()) == 1:
-        return _wrapped(module, lambda tensors: ((dict(zip(inputs, tensors, strict=True)),), {}))
+        if _takes(parameters, Sequence, r"(typing\.)?(list|List|tuple|Tuple|Sequence)\b"):
+            return _wrapped(module, lambda tensors: (([*tensors],), {}))
+        return _wrapped(
+            module, lambda tensors: ((dict(zip(inputs, tensors, strict=True)),), {}), guess=True
+        )
     raise ExportError(
         f"inputs: {type(module).__name__}.forward does not take these {len(inputs)} inputs",
         why=refused,
@@ -66,13 +70,13 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
     )
 
 
-def _takes_a_dict(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether the annotation of the first parameter says so."""
+def _takes(parameters: Mapping[str, inspect.Parameter], wanted: type, words: str) -> bool:
+    """Whether the annotation of the first parameter says so: a type, or text with these words."""
     kind: object = next(iter(parameters.values())).annotation
     kind = get_origin(kind) or kind
     if isinstance(kind, str):
-        return re.match(r"(typing\.)?(dict|Dict|Mapping)\b", kind) is not None
-    return isinstance(kind, type) and issubclass(kind, Mapping)
+        return re.match(words, kind) is not None
+    return isinstance(kind, type) and issubclass(kind, wanted) and kind is not str
 
 
 def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[str]) -> bool:
@@ -97,6 +101,13 @@ def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[
     )
 
 
+def on_a_cpu(error: Exception) -> str:
+    """A line for `fix`, where code asked for a GPU; else empty."""
+    if not re.search(r"NVIDIA|CUDA", str(error)):
+        return ""
+    return "models are made and exported on a CPU: take `.cuda()` and device names out of the code"
+
+
 def as_bound(module: nn.Module, values: Iterable[Any]) -> tuple[Any, ...]:
     """One value for each tensor, in the form that torch.export expects: one for each
     parameter of forward, those of `*args` together in a tuple."""
@@ -106,19 +117,45 @@ def as_bound(module: nn.Module, values: Iterable[Any]) -> tuple[Any, ...]:
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _wrapped(module: nn.Module, arguments: Callable[[tuple[Any, ...]], Arguments]) -> nn.Module:
+def _wrapped(
+    module: nn.Module,
+    arguments: Callable[[tuple[Any, ...]], Arguments],
+    results: Callable[[Any], Any] = lambda returned: returned,
+    *,
+    guess: bool = False,
+) -> nn.Module:
     from torch import nn
 
     class PositionalModule(nn.Module):
+        guessed = guess
+        """Whether nothing but the number of its arguments says how the module is called."""
+
         def __init__(self) -> None:
             super().__init__()
             self.module = module
 
         def forward(self, *tensors: Tensor) -> Any:
             given, named = arguments(tensors)
-            return self.module(*given, **named)
+            return results(self.module(*given, **named))
 
     return PositionalModule().eval()
+
+
+def returning_tensors(module: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
+    """The module, if it returns tensors only for these arguments; else one that leaves out the
+    numbers and texts beside them, which torch.onnx takes for tensors.
+
+    Raises: as `tensors`, and whatever the module raises.
+    """
+    import torch
+
+    pytree: Any = import_module("torch.utils._pytree")
+    returned = module(*given)
+    tensors(returned)
+    leaves: list[Any] = pytree.tree_leaves(returned)
+    if all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in leaves):
+        return module
+    return _wrapped(module, lambda given: (given, {}), tensors)
 
 
 def tensors(returned: object) -> list[Tensor]:

@@ -17,10 +17,9 @@ from enginefarm.graph import forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.export import ExportedProgram
 
 
-def narrow(module: nn.Module | ExportedProgram) -> bool:
+def narrow(module: nn.Module) -> bool:
     """Whether it has weights or buffers of half or bfloat16."""
     return any(value.dtype in _narrow() for value in (*module.parameters(), *module.buffers()))
 

@@ -272,6 +272,7 @@ def _torch_runner(model: Any, outputs: tuple[str, ...], recipe: Recipe) -> Runne
                 f"the model returns {len(leaves)} tensors, its graph has {len(outputs)} outputs",
                 fix="return tensors only, each one once",
             )
-        return {name: leaf.numpy() for name, leaf in zip(outputs, leaves, strict=True)}
+        # A parameter that the model returns as it is has a gradient even here.
+        return {name: leaf.detach().numpy() for name, leaf in zip(outputs, leaves, strict=True)}
 
     return run

@@ -82,7 +82,8 @@ def require(
             else "it draws random numbers (dropout outside eval mode, torch.rand), or keeps state",
             fix="make the state an input and an output of forward"
             if changed
-            else "take the random numbers out: F.dropout needs training=self.training",
+            else "take the random numbers out: F.dropout needs training=self.training; make state "
+            "an input and an output of forward",
         )
     different = "" if again is None else _after(other, again(), first, inputs)
     if not different or again is None:

@@ -80,16 +80,18 @@ def _traced(
         arrays = feeds.sized(sample, recipe, sizes).values()
         try:
             with _quiet(), torch.no_grad():
-                forward.tensors(called(*forward.arguments(arrays, recipe)))
-        except ExportError:
-            raise
+                called = forward.returning_tensors(called, forward.arguments(arrays, recipe))
         except Exception as error:
+            if isinstance(error, ExportError) and not getattr(called, "guessed", False):
+                raise
             stopped = stopped or error
             continue
         arguments = forward.arguments(arrays, recipe)
         dynamic = forward.as_bound(called, shapes) if any(shapes) else None
 
-        def program(arguments: Any = arguments, dynamic: Any = dynamic) -> ExportedProgram:
+        def program(
+            called: Any = called, arguments: Any = arguments, dynamic: Any = dynamic
+        ) -> ExportedProgram:
             each = [dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes]
             axes = dynamic and forward.as_bound(called, each)
             return torch.export.export(called, arguments, dynamic_shapes=axes, strict=False)
@@ -109,13 +111,15 @@ def _traced(
             f"{len(recipe.inputs)} inputs",
             why=f"called with one dict or with keywords, it raised {type(stopped).__name__}: "
             f"{one_line(stopped, 200)}{_place(stopped)}",
-            fix="list one input for each argument of forward, in its order",
+            fix="list one input for each argument of forward, in its order; where one argument "
+            "is a list of all of them, write so in forward: `features: list[Tensor]`",
         ) from stopped
     raise ExportError(
         f"source: {type(model).__name__} cannot be run at any size of profile "
         f"{recipe.profiles[0].name}",
         why=f"{type(stopped).__name__}: {one_line(stopped, 300)}{_place(stopped)}",
-        fix="correct the model, the recipe's inputs, or the sizes in `profiles`",
+        fix=forward.on_a_cpu(stopped)
+        or "correct the model, the recipe's inputs, or the sizes in `profiles`",
     ) from stopped
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
+from enginefarm.graph import forward
 from enginefarm.graph.sources import Loaded, Local, checkpoint_files, state_dict
 from enginefarm.graph.sources.local_file import depends_digests, named_files
 from enginefarm.recipes import import_path
@@ -105,7 +106,9 @@ def _fix(error: Exception) -> str:
             f"open Path(__file__).with_name({Path(error.filename).name!r}) and list the file in "
             "source.depends, so that a change of it builds again"
         )
-    return "it must return an nn.Module when called with source.arguments"
+    return forward.on_a_cpu(error) or (
+        "it must return an nn.Module when called with source.arguments"
+    )
 
 
 def _kind(part: object) -> type[object]:

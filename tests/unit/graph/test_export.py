@@ -366,6 +366,28 @@ class OneDict(Base):
         return {"y": self.layer(features["x"]) * features["scale"]}
 
 
+class OneList(Base):
+    def forward(self, features: "list[torch.Tensor]"):
+        x, scale = features
+        return self.layer(x) * scale
+
+
+class OneTuple(Base):
+    def forward(self, features):
+        x, scale = features
+        return x + scale
+
+
+class OnAGpu(Base):
+    def forward(self, x, scale):
+        raise RuntimeError("Torch not compiled with CUDA enabled")
+
+
+class WithNumbers(Base):
+    def forward(self, x, scale):
+        return [{"y": self.layer(x) * scale, "classes": 4, "name": "scores", "loss": None}]
+
+
 class AnyNumber(Base):
     def forward(self, *given):
         return self.layer(given[0]) * given[1]
@@ -438,7 +460,7 @@ def form(tmp_path: Path, name: str, **changes: object) -> Recipe:
     "name",
     [
         *("Keywords", "OneDict", "AnyNumber", "FirstAndRest", "InPlace", "Dataclass", "Windows"),
-        "Ordered",
+        *("Ordered", "OneList", "WithNumbers"),
     ],
 )
 def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: str) -> None:
@@ -460,6 +482,18 @@ def test_a_name_that_belongs_to_another_argument_is_refused(tmp_path: Path) -> N
     with pytest.raises(ExportError, match="'scale' is in the place of 'offset'") as caught:
         exported(form(tmp_path, "Misplaced"), tmp_path / "out")
     assert "forward takes images, offset, scale" in caught.value.why
+
+
+def test_one_argument_for_several_inputs_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not take these 2 inputs") as caught:
+        exported(form(tmp_path, "OneTuple"), tmp_path / "out")
+    assert "`features: list[Tensor]`" in caught.value.fix
+
+
+def test_a_model_that_asks_for_a_gpu_is_told_that_it_runs_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be run at any size") as caught:
+        exported(form(tmp_path, "OnAGpu"), tmp_path / "out")
+    assert "exported on a CPU" in caught.value.fix
 
 
 def test_a_forward_that_returns_no_tensor_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,26 @@ def test_outputs_in_a_dict_or_tuple_are_counted(tmp_path: Path) -> None:
         make_reference(made, module, tmp_path / "r.npz", outputs=("first",))
 
 
+def test_a_parameter_may_be_an_output(tmp_path: Path) -> None:
+    code = CODE + (
+        "\nclass Scaled(Small):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x), self.head.bias\n"
+    )
+    made = recipe(
+        tmp_path,
+        code=code,
+        source={"kind": "torch", "callable": "code.py:Scaled"},
+        outputs=["a", "b"],
+        verification={},
+    )
+    module = load(made, tmp_path)
+    path = make_reference(made, module, tmp_path / "r.npz", outputs=("a", "b"))
+    np.testing.assert_array_equal(
+        next(read_reference(path)).outputs["b"], module.state_dict()["head.bias"].numpy()
+    )
+
+
 def test_data_outside_every_profile_is_refused_with_the_dim(tmp_path: Path) -> None:
     made = recipe(tmp_path, verification={"batches": 1, "batch_size": 64})
     with pytest.raises(CalibrationError, match="fits no optimization profile") as caught:
