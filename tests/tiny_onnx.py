@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import specs
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.documents.builder import BuilderOptions
-from enginefarm.documents.spec import (
-    BuildSpec,
-    GpuTarget,
-    MinOptMax,
-    PrecisionUse,
-    ShapeProfile,
-    ToolchainId,
-    ToolUse,
-)
+from enginefarm.documents.spec import BuildSpec, MinOptMax, ShapeProfile, ToolchainId
 
 OPSET = 17
 """What every TensorRT since 8.6 parses; nothing here needs more."""
@@ -121,22 +113,12 @@ def spec(
 ) -> BuildSpec:
     """A spec with one profile; shapes are (min, opt, max) of each input."""
     wanted = shapes or {"x": ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))}
-    none = ToolUse(name="none", version="0")
-    return BuildSpec(
-        onnx_digest="0" * 64,
-        exporter=none,
-        slimmer=none,
-        precision=PrecisionUse(name="fp16", tools=()),
-        profiles=(
-            ShapeProfile(
-                name="default",
-                shapes={
-                    name: MinOptMax(min=low, opt=opt, max=high)
-                    for name, (low, opt, high) in wanted.items()
-                },
-            ),
-        ),
-        gpu=GpuTarget(label=gpu, compute_capability=CAPABILITIES[gpu]),
-        toolchain=toolchain,
-        builder=BuilderOptions(**builder),
+    profile = {
+        name: MinOptMax(min=low, opt=opt, max=high) for name, (low, opt, high) in wanted.items()
+    }
+    return specs.spec(
+        toolchain,
+        gpu=(gpu, CAPABILITIES[gpu]),
+        profiles=(ShapeProfile(name="default", shapes=profile),),
+        **builder,
     )

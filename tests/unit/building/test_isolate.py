@@ -10,26 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from specs import spec
 
 from enginefarm import errors
 from enginefarm.building import isolate
 from enginefarm.child import process as child_process
 from enginefarm.child.inside import ProgressPipe
-from enginefarm.documents.builder import BuilderOptions
-from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolchainId, ToolUse
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
-TOOL = ToolUse(name="none", version="0")
-SPEC = BuildSpec(
-    onnx_digest="0" * 64,
-    exporter=TOOL,
-    slimmer=TOOL,
-    precision=PrecisionUse(name="fp16", tools=()),
-    profiles=(),
-    gpu=GpuTarget(label="t4", compute_capability="7.5"),
-    toolchain=ToolchainId(name="tensorrt-rtx", build="1", cuda="13", os="linux", arch="x86_64"),
-    builder=BuilderOptions(),
-)
+SPEC = spec("tensorrt-rtx", "1", gpu=("t4", "7.5"), profiles=())
 
 
 class Plays:

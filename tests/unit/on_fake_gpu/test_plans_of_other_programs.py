@@ -15,13 +15,13 @@ import onnx
 import pytest
 import tiny_onnx
 from onnx import TensorProto, helper
+from specs import spec
 from tiny_plans import SMALL, doubling, plan_of
 
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import BuildError, ParseError, ToolchainError
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildOutput, BuildRequest, ort_trt, trtexec
-from tests.unit.toolchains.specs import spec
 
 DATA = Path(__file__).parents[1] / "toolchains" / "data"
 BUILD = "10.16.1.11"

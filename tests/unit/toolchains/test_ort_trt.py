@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_onnx
+from specs import IMAGES, TEXT, request, spec
 
 from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import BuildError, HostError, ToolchainError
@@ -17,7 +18,6 @@ from enginefarm.host import runtimes
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.toolchains import BuildRequest, built_plan, ort_trt
 from tests.unit.toolchains.published_options import recorded
-from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
 Installed = Callable[..., None]
 KNOWN = recorded("ort_trt_options.txt")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+from specs import request, spec
 
 from enginefarm.errors import HostError, ToolchainError
 from enginefarm.toolchains import tensorrt_rtx
 from enginefarm.toolchains.ort_trt import OrtTensorRT
 from enginefarm.toolchains.tensorrt import TensorRT, require_gpu
 from enginefarm.toolchains.trtexec import Trtexec
-from tests.unit.toolchains.specs import request, spec
 
 
 def test_tactic_sources_of_10_that_11_lacks() -> None:

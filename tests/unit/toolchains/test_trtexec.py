@@ -8,6 +8,7 @@ import pytest
 import trtexec_log
 from hypothesis import given
 from hypothesis import strategies as st
+from specs import IMAGES, TEXT, request, spec
 
 from enginefarm.errors import (
     BuildOutOfMemory,
@@ -17,7 +18,6 @@ from enginefarm.errors import (
 )
 from enginefarm.toolchains import trtexec
 from tests.unit.toolchains.published_options import recorded
-from tests.unit.toolchains.specs import IMAGES, TEXT, request, spec
 
 DATA = Path(__file__).parent / "data"
 EVERYTHING = {

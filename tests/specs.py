@@ -1,4 +1,4 @@
-"""Specs and requests of native toolchains, for tests that run no toolchain."""
+"""Specs and requests of builds, for tests that need one of no model in particular."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ TEXT = {
 
 
 def spec(
-    toolchain: str = "tensorrt",
+    toolchain: str | ToolchainId = "tensorrt",
     build: str = "10.16.1.11",
     *,
     precision: str = "fp16",
     gpu: tuple[str, str] = ("a100", "8.0"),
-    profiles: tuple[dict[str, MinOptMax], ...] = (IMAGES,),
+    profiles: tuple[dict[str, MinOptMax] | ShapeProfile, ...] = (IMAGES,),
     **builder: Any,
 ) -> BuildSpec:
+    """toolchain: a name, or the whole identity. gpu: its label and compute capability."""
+    if isinstance(toolchain, str):
+        toolchain = ToolchainId.model_validate(
+            {"name": toolchain, "build": build, "cuda": "13", "os": "linux", "arch": "x86_64"}
+        )
     none = ToolUse(name="none", version="0")
     return BuildSpec.model_validate(
         {
@@ -41,13 +46,13 @@ def spec(
             "slimmer": none,
             "precision": PrecisionUse.model_validate({"name": precision, "tools": ()}),
             "profiles": tuple(
-                ShapeProfile(name=f"p{index}", shapes=shapes)
+                shapes
+                if isinstance(shapes, ShapeProfile)
+                else ShapeProfile(name=f"p{index}", shapes=shapes)
                 for index, shapes in enumerate(profiles)
             ),
             "gpu": GpuTarget(label=gpu[0], compute_capability=gpu[1]),
-            "toolchain": ToolchainId.model_validate(
-                {"name": toolchain, "build": build, "cuda": "13", "os": "linux", "arch": "x86_64"}
-            ),
+            "toolchain": toolchain,
             "builder": BuilderOptions(**builder),
         }
     )
