@@ -244,13 +244,13 @@ def _check_array(
     dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
     if str(array.dtype) != dtype:
         raise CalibrationError(
-            f"{where} has the dtype {array.dtype}, and {dtype} in the recipe",
+            f"{where} has the dtype {array.dtype}, but the recipe says {dtype}",
             fix=f"convert it: array.astype(np.{dtype})",
         )
     shape = f"({', '.join(map(str, tensor.shape))})"
     if array.ndim != len(tensor.shape):
         raise CalibrationError(
-            f"{where} has the shape {array.shape}, and {shape} in the recipe",
+            f"{where} has the shape {array.shape}, but the recipe says {shape}",
             fix="the number of dims, including the batch, must be the same",
         )
     for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
@@ -260,7 +260,7 @@ def _check_array(
             )
         if isinstance(dim, int) and size != dim:
             raise CalibrationError(
-                f"{where} has the shape {array.shape}, and {shape} in the recipe",
+                f"{where} has the shape {array.shape}, but the recipe says {shape}",
                 why=f"axis {axis} is {size}, not {dim}",
                 fix=f"set `batch_size: {dim}` where the recipe names the data"
                 if axis == 0

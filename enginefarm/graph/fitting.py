@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.recipe import Recipe, TensorSpec
-from enginefarm.errors import SourceError
+from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph import float64, onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.edit import copied
 from enginefarm.graph.free_names import FreeNames, rename
@@ -36,7 +36,7 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
     _refuse_foreign(model, recipe)
     _refuse_types(model, recipe)
     separate_outputs(model, recipe)
-    _name_outputs(model, recipe)
+    rename(model, names_of_outputs(model, recipe, SourceError))
     _write_dims(model, recipe, fixed)
 
 
@@ -166,10 +166,10 @@ def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
 
 
 def separate_outputs(model: ModelProto, recipe: Recipe) -> None:
-    """An output that is an input itself, or that is listed twice, becomes a copy of its own: an
-    engine has one tensor of each name.
+    """Makes an output that is an input itself, or is listed twice, a copy: an engine has one tensor
+    of each name.
 
-    Raises: SourceError where an input would need another name, and the recipe names no outputs.
+    Raises: SourceError if it is an input and the recipe names no outputs.
     """
     from onnx import helper
 
@@ -189,18 +189,22 @@ def separate_outputs(model: ModelProto, recipe: Recipe) -> None:
         seen.add(output.name)
 
 
-def _name_outputs(model: ModelProto, recipe: Recipe) -> None:
-    """Raises: SourceError where the recipe names another number of outputs."""
+def names_of_outputs(
+    model: ModelProto, recipe: Recipe, error: type[EnginefarmError]
+) -> dict[str, str]:
+    """Name of each output in the graph -> its name in the recipe.
+
+    Raises: `error` where the recipe names another number of outputs.
+    """
     found = [value.name for value in model.graph.output]
-    if not recipe.outputs or found == list(recipe.outputs):
-        return
-    if len(found) != len(recipe.outputs):
-        raise SourceError(
-            f"outputs: the graph has {len(found)} outputs, the recipe names {len(recipe.outputs)}",
+    wanted = recipe.outputs or found
+    if len(found) != len(wanted):
+        raise error(
+            f"outputs: the graph has {len(found)} outputs, the recipe names {len(wanted)}",
             why=f"the graph's are {', '.join(found)}",
             fix="name every output of the graph, in its order, or leave `outputs` out",
         )
-    rename(model, dict(zip(found, recipe.outputs, strict=True)))
+    return dict(zip(found, wanted, strict=True))
 
 
 def _write_dims(model: ModelProto, recipe: Recipe, fixed: bool) -> None:

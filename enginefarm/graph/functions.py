@@ -82,16 +82,16 @@ class _Sizes:
                 worst, worst_nodes = node.op_type, self._known[key].nodes
         if total.nodes > limit_nodes:
             raise self._error(
-                f"{self._name}: {_counted(total.nodes)} nodes, its functions written out, is over "
-                f"the limit of {limit_nodes}",
+                f"{self._name}: {_counted(total.nodes)} nodes with its functions written out is "
+                f"over the limit of {limit_nodes}",
                 why=f"one call of the function {worst!r} stands for {_counted(worst_nodes)} nodes",
                 fix="export the model with fewer calls of functions inside functions",
             )
         size_bytes = model.ByteSize() + total.size_bytes
         if size_bytes > LIMIT_BYTES:
             raise self._error(
-                f"{self._name}: {_counted(size_bytes)} bytes, its functions written out, is over "
-                f"the limit of {LIMIT_BYTES}",
+                f"{self._name}: {_counted(size_bytes)} bytes with its functions written out is "
+                f"over the limit of {LIMIT_BYTES}",
                 why="constants inside a function are repeated at each call",
                 fix="export the model with its weights as initializers of the main graph",
             )

@@ -196,7 +196,7 @@ def _fits(inputs: Arrays, recipe: Recipe, index: int) -> None:
         raise CalibrationError(
             f"verification data: batch {index} fits no optimization profile",
             why=why,
-            fix="give data within the profiles, or widen a profile",
+            fix="use data within the profiles, or widen a profile",
         )
 
 

@@ -188,17 +188,7 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
         )
     fitting.separate_outputs(graph, recipe)
     names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
-    outputs = [value.name for value in graph.graph.output]
-    if recipe.outputs:
-        if len(outputs) != len(recipe.outputs):
-            raise ExportError(
-                f"outputs: the graph has {len(outputs)} outputs, the recipe names "
-                f"{len(recipe.outputs)}",
-                why=f"the graph's are {', '.join(outputs)}",
-                fix="name every tensor that the model returns, in order",
-            )
-        names |= dict(zip(outputs, recipe.outputs, strict=True))
-    rename(graph, names)
+    rename(graph, names | fitting.names_of_outputs(graph, recipe, ExportError))
 
 
 def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:

@@ -52,8 +52,8 @@ def _at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
         return version_converter.convert_version(model, opset)
     except Exception as error:
         raise PrecisionError(
-            f"{name} needs opset {opset}, and the graph, of opset {walk.opset(model)}, "
-            "cannot be converted to it",
+            f"{name} needs opset {opset}, and the graph cannot be converted to it from opset "
+            f"{walk.opset(model)}",
             why=one_line(error),
             fix=f"export the model at opset {opset}",
         ) from error

@@ -125,7 +125,7 @@ def test_constants_that_calls_repeat_are_counted_in_bytes(
     ]
     calls = [call("F", "x" if i == 0 else f"t{i}", f"t{i + 1}") for i in range(9)]
     path = save(tmp_path / "m.onnx", [*calls, call("F", "t9", "y")], [function("F", nodes)])
-    with pytest.raises(SourceError, match="bytes, its functions written out, is over the limit"):
+    with pytest.raises(SourceError, match="bytes with its functions written out is over the limit"):
         onnx_files.read(path)
 
 
