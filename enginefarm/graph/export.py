@@ -29,6 +29,7 @@ from enginefarm.graph import (
     torch_export,
     uint8_inputs,
     walk,
+    written_out,
 )
 from enginefarm.graph.sources import Loaded, source
 
@@ -95,7 +96,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
             "opset": recipe.export.opset,
             "onnxscript": version("onnxscript"),
             "outputs": list(recipe.outputs),
-            "normal_form": 7,
+            "normal_form": 8,
         },
     )
 
@@ -116,9 +117,9 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     progress.report("export", 1, 4, "write ONNX")
     error = SourceError if isinstance(model, Path) else ExportError
     if isinstance(model, Path):
-        graph, written_out = onnx_files.read(model, error=error), ()
+        graph, decomposed = onnx_files.read(model, error=error), ()
     else:
-        graph, written_out = torch_export.export(model, recipe, sample)
+        graph, decomposed = torch_export.export(model, recipe, sample)
     _refuse_broken(graph, recipe, error)
     _check_inputs(graph, recipe, error)
     outputs = tuple(output.name for output in graph.graph.output)
@@ -128,7 +129,8 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         onnx_files.write(graph, path.parent)
     # Written beside the model, not over it: the reference is computed from the original model.
     double = float64.to_float32(graph)
-    if quantized.prepare(graph, error) or double:
+    defined = written_out.write_out(graph)
+    if quantized.prepare(graph, error) or double or defined:
         path = onnx_files.write(graph, dest_dir / "fp32")
     graph = onnx_files.graph_only(path)  # ONNX Runtime is about to hold the weights too
     path, decided = decided_branches.decide(path, recipe, sample, dest_dir / "decided")
@@ -148,11 +150,12 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
     notes = (*loading, *file_notes.notes(recipe, raised, dest_dir, sample), *decided)
     if double:
         notes = (*notes, "float64 inside the graph is computed in float32")
-    if written_out:
-        notes = (
-            *notes,
-            f"decomposed into operators that can be exported: {', '.join(written_out)}",
-        )
+    for what, names in (
+        ("decomposed into operators that can be exported", decomposed),
+        ("written out as ONNX defines them", defined),
+    ):
+        if names:
+            notes = (*notes, f"{what}: {', '.join(names)}")
     progress.report("export", 4, 4)
     return ExportReport(
         path=path,

@@ -3,7 +3,7 @@ of them stay in FP32 when the rest is cast to 16 bits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enginefarm.graph import walk
 from enginefarm.graph.walk import nested_ifs
@@ -32,6 +32,54 @@ FP32_OPERANDS = {
 """What an operator that has one of these is called in `operators`."""
 NO_PRODUCT = "Einsum of one input"
 """A diagonal, a sum or a transposition, in `operators`."""
+
+
+class Form(NamedTuple):
+    """A form of an operator that has a name of its own, in `operators`: given by an attribute, or
+    by more results than the first."""
+
+    operators: tuple[str, ...]
+    name: str
+    attribute: str = ""
+    usual: tuple[Any, ...] = ()
+
+    def fits(self, node: NodeProto) -> bool:
+        from onnx import helper
+
+        if node.op_type not in self.operators:
+            return False
+        if not self.attribute:
+            return any(list(node.output)[1:])
+        found = walk.attributes(node).get(self.attribute)
+        value: Any = helper.get_attribute_value(found) if found else self.usual[0]
+        values: list[Any] = [*value] if isinstance(value, list) else [value]
+        return not {one.decode() if isinstance(one, bytes) else one for one in values} <= {
+            *self.usual
+        }
+
+
+PLACES = (
+    *("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_half_pixel_for_nn"),
+)
+FORMS = (
+    Form(("MaxPool",), "MaxPool with indices"),
+    Form(("AveragePool", "MaxPool"), "pooling with dilations", "dilations", (1,)),
+    Form(("LpPool", "LpNormalization"), "a norm other than L1 and L2", "p", (2, 1)),
+    # Its parser multiplies an average by the whole window, also where the window leaves the input.
+    Form(("LpPool",), "LpPool with ceil_mode", "ceil_mode", (0,)),
+    Form(("Resize",), "Resize with antialias", "antialias", (0,)),
+    Form(
+        ("Resize",),
+        "Resize that keeps the aspect ratio",
+        "keep_aspect_ratio_policy",
+        ("stretch",),
+    ),
+    Form(("Resize",), "Resize in a rare mode", "coordinate_transformation_mode", PLACES),
+    Form(("BatchNormalization",), "BatchNormalization in training mode", "training_mode", (0,)),
+    Form(("ScatterElements", "ScatterND"), "Scatter with a reduction", "reduction", ("none",)),
+    Form(("LSTM",), "LSTM with input_forget", "input_forget", (0,)),
+)
+"""The first that fits names the node."""
 NESTED_IF = "If inside an If"
 """An If in a branch of another one, in `operators`."""
 
@@ -68,6 +116,8 @@ def name_of(node: NodeProto, ranks: Mapping[str, int]) -> str:
         return NO_PRODUCT
     if has_fp32_operands(node):
         return FP32_OPERANDS[node.op_type]
+    if form := next((one.name for one in FORMS if one.fits(node)), ""):
+        return form
     return CONV_3D if deep else node.op_type
 
 

@@ -26,14 +26,14 @@ def make_readable(model: ModelProto, what: str) -> None:
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
-    opset = walk.opset(model)
+    opset, read = walk.opset(model), walk.reads(model.graph)
     for graph in walk.graphs(model.graph):
         graph.name = graph.name or "graph"
         graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
         for node in graph.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
-            _drop_optional_ends(node, opset)
+            _drop_optional_results(node, opset, read)
             for attribute in node.attribute:
                 if attribute.HasField("sparse_tensor"):
                     attribute.t.CopyFrom(dense(attribute.sparse_tensor, what))
@@ -44,15 +44,20 @@ def make_readable(model: ModelProto, what: str) -> None:
     _distinct_nodes(model)
 
 
-def _drop_optional_ends(node: NodeProto, opset: int) -> None:
-    """Optional results at the end that have no name: TensorRT counts them, and refuses the node."""
+def _drop_optional_results(node: NodeProto, opset: int, read: set[str]) -> None:
+    """Optional results that nobody reads, such as the mean of a LayerNormalization: TensorRT counts
+    the names, and refuses the node."""
     from onnx import defs
 
-    while len(node.output) > 1 and not node.output[-1] and not node.domain:
-        if not defs.has(node.op_type, opset, ""):
-            return
-        formal: Any = defs.get_schema(node.op_type, opset, "").outputs[len(node.output) - 1 :][:1]
-        if not formal or formal[0].option != defs.OpSchema.FormalParameterOption.Optional:
+    if len(node.output) < 2 or node.domain or not defs.has(node.op_type, opset, ""):
+        return
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    formal: list[Any] = [*defs.get_schema(node.op_type, opset, "").outputs]
+    for index in range(1, min(len(node.output), len(formal))):
+        if formal[index].option == optional and node.output[index] not in read:
+            node.output[index] = ""
+    while len(node.output) > 1 and not node.output[-1] and len(node.output) <= len(formal):
+        if formal[len(node.output) - 1].option != optional:
             return
         node.output.pop()
 

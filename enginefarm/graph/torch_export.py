@@ -8,7 +8,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph import feeds, fitting, forward, trace_sizes
+from enginefarm.graph import adaptive_pool, feeds, fitting, forward, recurrent, trace_sizes
 from enginefarm.graph.free_names import rename
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def export(
         graph, written_out = _converted(model, recipe, lambda: model, model)
     else:
         _compute_parametrized_weights(model)
+        recurrent.refuse_projections(model)
         called = forward.positional(model, [tensor.name for tensor in recipe.inputs])
         graph, written_out = _traced(called, model, recipe, sample)
     _name_values(graph, recipe)
@@ -76,6 +77,7 @@ def _traced(
     )
     failures: list[ExportError] = []
     stopped: Exception | None = None
+    _fill_caches(called, recipe, sample)
     for sizes in trace_sizes.sizes(recipe):
         arrays = feeds.sized(sample, recipe, sizes).values()
         try:
@@ -123,6 +125,21 @@ def _traced(
     ) from stopped
 
 
+def _fill_caches(called: nn.Module, recipe: Recipe, sample: feeds.Arrays) -> None:
+    """Runs the model at its largest sizes first: a table that it keeps for the longest sequence
+    that it has seen, such as one of angles, is then long enough for every other."""
+    torch: Any = import_module("torch")
+    if not recipe.dynamic_dims:
+        return
+    largest = {
+        dim: max(profile.dims[dim].max for profile in recipe.profiles)
+        for dim in recipe.dynamic_dims
+    }
+    arrays = feeds.sized(sample, recipe, largest).values()
+    with suppress(Exception), _quiet(), torch.no_grad():  # sizes of two profiles need not fit
+        called(*forward.arguments(arrays, recipe))
+
+
 def _converted(
     model: Any,
     recipe: Recipe,
@@ -135,14 +152,16 @@ def _converted(
     torch: Any = import_module("torch")
 
     def convert(model: Any, arguments: tuple[Any, ...], shapes: Any) -> ModelProto:
-        made = torch.onnx.export(
-            model,
-            arguments,
-            dynamo=True,
-            opset_version=recipe.export.opset,
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+        with recurrent.kept() as translations, adaptive_pool.of_dynamic_sizes():
+            made = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                opset_version=recipe.export.opset,
+                dynamic_shapes=shapes,
+                verbose=False,
+                custom_translation_table=translations,
+            )
         return made.model_proto
 
     try:
@@ -152,7 +171,7 @@ def _converted(
         refused = error
     progress.report("export", 1, 4, "write operators out")
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), recurrent.kept(), adaptive_pool.of_dynamic_sizes():
             whole: Any = program()
             before = _operators(whole)
             with _plain_attention():

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ToolchainError
-from enginefarm.graph.operators import CONV_3D, FP32_OPERANDS, NESTED_IF
+from enginefarm.graph.operators import CONV_3D, FORMS, FP32_OPERANDS, NESTED_IF
 from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
 from enginefarm.names import PrecisionName
 
@@ -34,20 +34,33 @@ class Lack(NamedTuple):
 
 ELSEWHERE = "use toolchain `tensorrt` on a worker that has the GPU"
 
+NOWHERE = frozenset(
+    (
+        *("AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot"),
+        *("BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence"),
+        *("ConvInteger", "CumProd", "DFT", "DeformConv", "Det", "DynamicQuantizeLinear"),
+        *("ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix"),
+        *("Multinomial", "NegativeLogLikelihoodLoss", "NonMaxSuppression", "NonZero", "Optional"),
+        *("OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul"),
+        *("RegexFullMatch", "RoiAlign", "SequenceAt", "SequenceConstruct", "SequenceEmpty"),
+        *("SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap"),
+        *("SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer"),
+        *("StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique"),
+    )
+)
+"""Operators that TensorRT-RTX's parser does not have, or refuses in every form."""
+
 LACKS: dict[str, tuple[Lack, ...]] = {
     "tensorrt-rtx": (
         Lack(
-            frozenset(
-                (
-                    *("NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Det", "DFT"),
-                    *("ConvInteger", "QLinearMatMul", "DynamicQuantizeLinear", "StringNormalizer"),
-                    *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceInsert"),
-                    *("SplitToSequence", "ConcatFromSequence", "NegativeLogLikelihoodLoss"),
-                    *("MatMulInteger", "Optional", "OptionalGetElement", "OptionalHasElement"),
-                )
-            ),
+            NOWHERE,
             "TensorRT-RTX does not have this operator, in any precision",
             "take it out of the model (the steps after the network can run outside the engine)",
+        ),
+        Lack(
+            frozenset(form.name for form in FORMS),
+            "TensorRT-RTX has the operator, but not this form of it, in any precision",
+            "write it with other operators, or " + ELSEWHERE,
         ),
         Lack(
             frozenset((NESTED_IF,)),

@@ -24,7 +24,7 @@ from enginefarm.errors import (
     SourceError,
     ToolchainError,
 )
-from enginefarm.graph import export, reference, work
+from enginefarm.graph import export, recurrent, reference, work
 from enginefarm.recipes.file import parse
 
 
@@ -560,8 +560,11 @@ def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
     assert why in caught.value.why
 
 
-def test_a_graph_that_runs_at_no_size_is_not_called_a_matter_of_sizes(tmp_path: Path) -> None:
-    """The exporter writes an LSTM with a projection as one without."""
+def test_a_graph_that_runs_at_no_size_is_not_called_a_matter_of_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter writes an LSTM with a projection as one without, unless it is refused before."""
+    monkeypatch.setattr(recurrent, "refuse_projections", lambda model: None)
     code = CODE + (
         "\nclass Projected(Small):\n"
         "    def __init__(self):\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx.parser
 import pytest
 import tiny_onnx
 
@@ -12,7 +15,9 @@ from enginefarm.documents.spec import GpuTarget
 from enginefarm.graph import onnx_files, onnx_shapes, operators
 from enginefarm.graph.precisions import finish
 from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
-from enginefarm.toolchains.lacks import lacking
+from enginefarm.toolchains.lacks import NOWHERE, lacking
+
+trt: Any = import_module("tensorrt_rtx_bindings")
 
 LOW = onnx.TensorProto.FLOAT16
 T4 = GpuTarget(label="t4", compute_capability="7.5")
@@ -160,3 +165,95 @@ def test_an_einsum_of_one_input_is_no_product(inputs: list[str], buildable: bool
     graph = onnx.helper.make_graph([node], "g", [], [])
     found = operators.names(onnx.helper.make_model(graph))
     assert (lacking("tensorrt-rtx", T4, "fp32", found) is None) == buildable
+
+
+def parser() -> Any:
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    network = trt.Builder(logger).create_network(0)
+    return trt.OnnxParser(network, logger), network, logger
+
+
+def test_every_operator_that_the_parser_does_not_have_is_in_the_table() -> None:
+    asked, *_ = parser()
+    every: set[str] = {one.name for one in onnx.defs.get_all_schemas() if not one.domain}
+    missing = {name for name in every if not asked.supports_operator(name)}
+    assert missing <= NOWHERE
+    # It has these by name, and refuses each of them: docs/measurements/onnx-nodes.md.
+    assert {*NOWHERE} - missing == {"NonMaxSuppression", "NonZero", "RoiAlign"}
+
+
+IMAGE = "float[1, 2, 8, 8] x"
+
+
+@pytest.mark.parametrize(
+    ("node", "called"),
+    [
+        ("y, i = MaxPool <kernel_shape = [2, 2]> (x)", "MaxPool with indices"),
+        ("y = MaxPool <kernel_shape=[2, 2], dilations=[1, 2]> (x)", "pooling with dilations"),
+        ("y = AveragePool <kernel_shape=[2, 2], dilations=[2, 2]> (x)", "pooling with dilations"),
+        ("y = LpPool <kernel_shape = [2, 2], p = 3> (x)", "a norm other than L1 and L2"),
+        ("y = LpNormalization <p = 0> (x)", "a norm other than L1 and L2"),
+        ('y = Resize <antialias = 1, mode = "linear"> (x, , scales)', "Resize with antialias"),
+        (
+            'y = Resize <keep_aspect_ratio_policy = "not_larger"> (x, , , sizes)',
+            "Resize that keeps the aspect ratio",
+        ),
+        (
+            'y = Resize <coordinate_transformation_mode = "half_pixel_symmetric"> (x, , scales)',
+            "Resize in a rare mode",
+        ),
+        (
+            "y, m, v = BatchNormalization <training_mode = 1> (x, two, two, two, two)",
+            "BatchNormalization in training mode",
+        ),
+        (
+            'y = ScatterElements <reduction = "add"> (x, places, x)',
+            "Scatter with a reduction",
+        ),
+        ("y = LSTM <hidden_size = 1, input_forget = 1> (z, w, r)", "LSTM with input_forget"),
+    ],
+)
+def test_a_form_of_an_operator_that_the_parser_refuses_has_a_name(node: str, called: str) -> None:
+    outputs = "float[a, b, c, d] y" + (", int64[a, b, c, d] i" if "i = " in node else "")
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 20]> g ({IMAGE}, float[2, 1, 3] z, int64[1, 2, 8, 8] '
+        f"places) => ({outputs}) <float[4] scales = {{1, 1, 0.5, 0.5}}, int64[4] sizes = "
+        "{1, 2, 4, 4}, float[2] two = {1, 2}, float[1, 4, 3] w = {1,1,1,1,1,1,1,1,1,1,1,1}, "
+        f"float[1, 4, 1] r = {{1, 1, 1, 1}}> {{ {node} }}"
+    )
+    assert operators.names(made) == {called: "y"}
+    asked, _network, _logger = parser()
+    assert not asked.parse(made.SerializeToString()), "the parser takes it now"
+    error = lacking("tensorrt-rtx", L4, "fp16", operators.names(made))
+    assert error is not None
+    assert f"node 'y' ({called}) cannot be built for l4" in error.what
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = MaxPool <kernel_shape = [2, 2], dilations = [1, 1]> (x)",
+        "y = LpPool <kernel_shape = [2, 2], p = 1> (x)",
+        'y = Resize <coordinate_transformation_mode = "asymmetric"> (x, , scales)',
+        "y = BatchNormalization (x, two, two, two, two)",
+    ],
+)
+def test_the_usual_forms_are_called_what_they_are(node: str) -> None:
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 20]> g ({IMAGE}) => (float[a, b, c, d] y)'
+        f" <float[4] scales = {{1, 1, 0.5, 0.5}}, float[2] two = {{1, 2}}> {{ {node} }}"
+    )
+    (name,) = operators.names(made)
+    assert name == made.graph.node[0].op_type
+    asked, _network, _logger = parser()
+    assert asked.parse(made.SerializeToString())
+
+
+def test_a_norm_over_windows_that_leave_the_input_is_refused_though_the_parser_takes_it() -> None:
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 20]> g ({IMAGE}) => (float[a, b, c, d] y)'
+        "{ y = LpPool <kernel_shape = [3, 3], strides = [3, 3], ceil_mode = 1> (x) }"
+    )
+    error = lacking("tensorrt-rtx", L4, "fp16", operators.names(made))
+    assert error is not None
+    assert "LpPool with ceil_mode" in error.what
