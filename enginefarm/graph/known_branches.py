@@ -29,8 +29,10 @@ OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
 
 
 def fold(model: ModelProto, recipe: Recipe) -> list[str]:
-    """In place; returns the names of the Ifs that are gone, in order. Nested ones too, and those
-    in bodies of Ifs, Loops and Scans that stay."""
+    """In place: replaces each If whose condition the recipe's sizes decide, in bodies too.
+
+    Returns: the names of these Ifs, in order.
+    """
     if not any(node.op_type == "If" for node in walk.nodes(model.graph)):
         return []
     unique_values(model)
@@ -44,13 +46,13 @@ def fold(model: ModelProto, recipe: Recipe) -> list[str]:
 
 
 def leave_out(model: ModelProto, recipe: Recipe, sample: Arrays) -> list[str]:
-    """In place, before `fold`: the other branch in place of each If of the main graph that has
-    one which the model itself cannot run, at no corner of the recipe's profiles.
+    """In place, before `fold`: replaces an If of the main graph by one branch if the model cannot
+    run the other one at any corner of the recipe's profiles.
 
-    Both have to say so: ONNX's shape inference with the recipe's sizes, and ONNX Runtime, which
-    fails on that branch at each corner. sample: real inputs, to be cut to sizes.
-    Models of more than 1 GiB of weights are left as they are.
-    Returns: a line for each, with why the branch cannot run.
+    A branch cannot run if ONNX's shape inference refuses it with the recipe's sizes and ONNX
+    Runtime fails on it at each corner. Models of more than 1 GiB of weights stay as they are.
+    sample: real inputs, which are cut to the sizes.
+    Returns: a line for each such If, which says why the branch cannot run.
     """
     if not to_budget.is_small(model):
         return []  # each branch would be in memory once more
@@ -90,8 +92,7 @@ def _alone(model: ModelProto, name: str, branch: str) -> ModelProto:
 
 
 def _contradiction(model: ModelProto, recipe: Recipe) -> str:
-    """Why the graph cannot have the recipe's sizes; empty where nothing is against it. It is
-    folded."""
+    """Why the graph cannot have the recipe's sizes; empty if it can. The graph is folded."""
     import onnx
 
     fold(model, recipe)
@@ -125,8 +126,8 @@ def _runs(model: ModelProto, recipe: Recipe, sample: Arrays) -> bool:
 
 
 def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None:
-    """The branch that is taken in place of each If, its results under the If's names; in the
-    graph and in the bodies that stay."""
+    """Puts the branch that is taken in place of each If, with its results under the If's names, in
+    the graph and in the bodies that stay."""
     nodes: list[NodeProto] = []
 
     def add(found: Iterable[NodeProto]) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class KnownSizes:
-    """Shapes by inference, and from these the bounds of values; values that turn out to be
-    constant tell the inference more, until there is nothing new."""
+    """Infers shapes, and from these the bounds of values. Values that turn out to be constant go
+    back into the inference, until it finds nothing new."""
 
     def __init__(self, model: ModelProto, recipe: Recipe) -> None:
         self._named = _named(recipe)
@@ -79,7 +79,7 @@ class KnownSizes:
 
 
 def _elements(dims: Iterable[Any]) -> int:
-    """The product of the dims; more than any limit where one is not known."""
+    """The product of the dims; more than any limit if one of them is not known."""
     count = 1
     for dim in dims:
         count *= dim if isinstance(dim, int) else bounds.LARGEST
@@ -89,8 +89,8 @@ def _elements(dims: Iterable[Any]) -> int:
 def _light(model: ModelProto, recipe: Recipe) -> ModelProto:
     """A copy for inference, without large weights, and with the recipe's sizes and names of dims.
 
-    What the file itself says of values inside is left out: it may be wrong. So is what it says
-    of the inputs of bodies, whose sizes may change from one step of a Loop to the next.
+    It leaves out the shapes that the file declares for inner values, which may be wrong, and for
+    the inputs of bodies, which may change from one step of a Loop to the next.
     """
     light = onnx_shapes.without_weights(model)
     wanted = {tensor.name: tensor.shape for tensor in recipe.inputs}
@@ -126,7 +126,7 @@ def _inferred(light: ModelProto) -> dict[str, bounds.Dims]:
 
 
 def _written(light: ModelProto, constant: Mapping[str, Any]) -> None:
-    """A Constant in place of each node whose result is known."""
+    """Puts a Constant in place of each node whose result is known."""
     from onnx import helper, numpy_helper
 
     for graph in walk.graphs(light.graph):

@@ -39,7 +39,7 @@ def take_out(model: ModelProto) -> list[str]:
 
 
 def _endless(model: ModelProto) -> set[str]:
-    """Loops that only their condition ends: without a count, or with one that stands for none."""
+    """Names of the Loops that only their condition ends."""
     from onnx import numpy_helper
 
     constants = dict(walk.constants(model.graph))
@@ -66,7 +66,10 @@ def _take_out(graph: GraphProto, free: FreeNames, endless: set[str]) -> None:
 def _moved(
     body: GraphProto, graph: GraphProto, free: FreeNames, endless: set[str]
 ) -> list[NodeProto]:
-    """Nodes of the body with an If inside, or that one needs; they and their weights leave it."""
+    """Takes the nodes with an If inside out of the body, with the nodes and weights that they need.
+
+    Returns: these nodes.
+    """
     from onnx import helper
 
     needed: set[str] = set()

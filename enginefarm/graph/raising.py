@@ -78,8 +78,8 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
 
 
 def _converted(model: ModelProto) -> ModelProto:
-    """Tried again with a size for every dynamic dim: some of the converter's steps (an Add of
-    opset 6 that broadcasts) look at sizes, and write none of them down."""
+    """Converts the model. If that fails, it tries again with a size for every dynamic dim: some of
+    the converter's steps (an Add of opset 6 that broadcasts) read sizes, and write none."""
     from onnx import version_converter
 
     try:
@@ -106,8 +106,10 @@ def _converted(model: ModelProto) -> ModelProto:
 
 
 def _place_resizes(graph: GraphProto) -> None:
-    """Until opset 10 an Upsample or Resize began to count at the corner of the first pixel.
-    onnx.version_converter leaves that out, and the default is another since opset 11."""
+    """In place: says that pixels count from a corner, as in Upsample and Resize until opset 10.
+
+    onnx.version_converter does not write it, and opset 11 has another default.
+    """
     from onnx import helper
 
     for node in walk.nodes(graph):

@@ -51,7 +51,7 @@ def second_run(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
 
 
 def _moved(model: ModelProto) -> ModelProto:
-    """A copy, each weight of a product moved to one of its neighbors."""
+    """A copy in which each weight of a product is moved to one of its neighbors."""
     from onnx import TensorProto, numpy_helper
 
     made: ModelProto = copied(model)

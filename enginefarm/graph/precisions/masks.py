@@ -63,7 +63,7 @@ def find(model: ModelProto) -> Masks:
 
 
 def _only_feed_softmax(nodes: list[NodeProto], results: set[str]) -> dict[str, bool]:
-    """Value -> whether it is used, and every way from it ends in a Softmax or is a bound."""
+    """Value -> whether something reads it, and every path from it ends in a Softmax or a bound."""
     ends_well = dict.fromkeys(results, False)
     for node in reversed(nodes):
         passes = node.op_type in PASSES and all(ends_well.get(name) for name in node.output)

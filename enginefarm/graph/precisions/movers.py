@@ -25,8 +25,8 @@ def between(
     """Names of nodes that move FP32 numbers, some of which an FP32 node reads.
 
     is_wide: whether a node computes in FP32. types: dtype of each value in the FP32 graph, which
-    has one name for each value. All float inputs that are no constants must be inputs of the
-    model or results in FP32; what reads the result in 16 bits gets a Cast behind it.
+    has one name for each value. All float inputs except constants must be inputs of the model or
+    results in FP32. Nodes that read the result in 16 bits read it through a Cast.
     """
     from onnx import TensorProto
 

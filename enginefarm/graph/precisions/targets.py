@@ -33,8 +33,8 @@ class Target:
 
 
 def find(model: ModelProto) -> list[Target]:
-    """In the graph's order, with those in the branches of an If: values in the body of a Loop or
-    a Scan are not seen from outside, and stay as they are.
+    """In the graph's order, those in the branches of an If included. Operators in the body of a
+    Loop or a Scan stay as they are, because their values cannot be observed from outside.
 
     model: of `prepare.fp32`, with the dtypes and shapes of its values.
     """
