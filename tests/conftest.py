@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sample_manifest import make_manifest
 
+from enginefarm.child import inside
 from enginefarm.documents.manifest import Manifest
 from enginefarm.graph import work
 from enginefarm.host import detect as host
@@ -71,8 +73,10 @@ LONG = (
 """What comes next: a long file that is begun last is waited for by processes with nothing to do."""
 
 
-# Before any test imports torch: its threads shall not spin while other tests need the cores.
+# As in a child of ours, where this code runs, and before any test imports torch: its threads do not
+# spin while other tests need the cores, and garbage is seldom looked for.
 os.environ.update(work.PATIENT)
+gc.set_threshold(*inside.COLLECT)
 
 # A machine that runs farms beside them makes examples slowly; that says nothing of the code.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

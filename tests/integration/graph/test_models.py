@@ -241,20 +241,18 @@ def test_two_processes_export_the_same_bytes_without_paths(tmp_path: Path) -> No
         "from enginefarm.graph import export;"
         "export.export_onnx(recipe_file.load(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
-    texts = []
-    for name in ("a", "b"):
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path), str(tmp_path / name)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        texts.append(done.stdout + done.stderr)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout + done.stderr == "", "the exporter's notes stay off the console"
+    export.export_onnx(recipe_file.load(tmp_path), tmp_path / "b")  # the other is this process
     found = (tmp_path / "a" / "model.onnx").read_bytes()
     assert found == (tmp_path / "b" / "model.onnx").read_bytes()
     assert str(tmp_path).encode() not in found
     assert b"code.py" not in found
-    assert texts == ["", ""], "the exporter's notes stay off the console"
 
 
 def test_the_whole_road_with_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,16 @@ def test_the_answer_comes_back() -> None:
     assert answer.text == "é {}"
 
 
+def test_what_lives_on_is_not_searched_for_garbage_again_and_again() -> None:
+    script = (
+        "import gc\n"
+        "before = gc.get_stats()[0]['collections']\n"
+        "kept = [[] for _ in range(50_000)]\n"
+        "answer = gc.get_stats()[0]['collections'] - before"
+    )
+    assert int(run(script)) <= 1
+
+
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [
