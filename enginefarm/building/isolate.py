@@ -52,8 +52,11 @@ def build(
     child = Child(
         what=f"build {label}",
         error=KINDS,
-        fix=f"run `onnx.checker.check_model` with full_check on {request.onnx.name} and read "
-        f"{work_dir / LOG_NAME}; a valid model that crashes the builder is a bug of the toolchain",
+        # The work folder is gone by the time that anybody reads this; the store keeps its log.
+        fix=f"run `onnx.checker.check_model` with full_check on {request.onnx.name} and read what "
+        f"the builder printed: `enginefarm log RECIPE --gpu {request.spec.gpu.label} --precision "
+        f"{request.spec.precision.name} --failed`; a valid model that crashes the builder is a bug "
+        "of the toolchain",
         limits=Limits(request.timeout_s, request.memory_limit_bytes),
         folder=work_dir,
         log_name=LOG_NAME,

@@ -164,11 +164,18 @@ def table(folder: Path) -> str:
         rows.append(f"| {title} | {' | '.join(cells)} |")
     machines = sorted({one["machine"] for one in found.values()})
     commits = sorted({f"{one['commit']} at level {one['level']}" for one in found.values()})
+    passes = sum(
+        engine["judged"]["passes"]
+        for one in found.values()
+        for engine in one["engines"].values()
+        if "judged" in engine
+    )
     lines = [
         *(f"{one}." for one in machines),
         f"Commits: {', '.join(commits)}.",
         "",
-        ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) + ".",
+        ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
+        + f"; {passes} passes were compared.",
         "",
         f"| model | {' | '.join(PRECISIONS)} |",
         f"|{'---|' * (len(PRECISIONS) + 1)}",

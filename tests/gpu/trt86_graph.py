@@ -32,6 +32,8 @@ ADDED_SINCE = {
 }
 """Attributes that 8.6 does not know, by operator; our graphs use none of them but to say what is
 so without them."""
+GRID_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
+"""GridSample's modes as opset 20 names them, and as opset 16 does."""
 
 
 def lowered(src: Path, dest: Path) -> Path:
@@ -53,6 +55,8 @@ def _lower(graph: onnx.GraphProto, outer: dict[str, TensorProto], types: dict[st
     nodes = []
     for node in graph.node:
         for attribute in node.attribute:
+            if node.op_type == "GridSample" and attribute.name == "mode":
+                attribute.s = GRID_MODES.get(attribute.s, attribute.s)
             if attribute.type == onnx.AttributeProto.GRAPH:
                 _lower(attribute.g, constants, types)
         for name in ADDED_SINCE.get(node.op_type, ()):

@@ -93,6 +93,14 @@ def test_every_way_to_fail_is_one_error_and_leaves_no_plan(
     assert not (tmp_path / "w" / "engine.plan").exists()
 
 
+def test_a_crash_names_the_log_that_is_kept_and_not_one_that_is_gone(tmp_path: Path) -> None:
+    """The work folder is removed when a build has failed."""
+    with pytest.raises(errors.BuildCrashed) as caught:
+        build(tmp_path, "import os; os.kill(os.getpid(), 11)")
+    assert "`enginefarm log RECIPE --gpu " in caught.value.fix
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_the_childs_environment_is_a_short_list(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "ENGINEFARM_STORE", "PREFECT_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
