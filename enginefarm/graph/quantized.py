@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph import bounds, walk
-from enginefarm.graph.edit import replace_nodes
+from enginefarm.graph.edit import drop_unused, replace_nodes
+from enginefarm.graph.onnx_shapes import infer_types, known_types
+from enginefarm.graph.precisions.constants import to_initializers
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -28,10 +30,6 @@ def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
     graphs = list(walk.graphs(model.graph))
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in walk.nodes(model.graph)):
         return False
-    from enginefarm.graph.edit import drop_unused
-    from enginefarm.graph.onnx_shapes import infer_types, known_types
-    from enginefarm.graph.precisions.constants import to_initializers
-
     to_initializers(model)
     infer_types(model)
     types = known_types(graphs)
@@ -41,13 +39,14 @@ def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
         kept: list[NodeProto] = []
         for node in graph.node:
             lack = _lack(node, constants, types)
-            made = _computed(node, constants, opset) if lack else None
+            constant = constants.keys() >= {name for name in node.input if name}
+            made = _computed(node, constants, opset) if lack and constant else None
             if made is not None:
                 graph.initializer.append(made)
                 constants[made.name] = made
-            elif lack and node.op_type == QUANTIZE:
+            elif lack and (constant or node.op_type == QUANTIZE):
                 raise error(
-                    f"source: node {walk.label(node)!r} ({QUANTIZE}) quantizes {lack}",
+                    f"source: node {walk.label(node)!r} ({node.op_type}) quantizes {lack}",
                     why="TensorRT quantizes symmetrically, to int8, int4, float8e4m3fn or "
                     "float4e2m1 with zero points of 0, and would compute other numbers",
                     fix="start from the model in FP32: the recipe's `precisions` quantize it; or "
@@ -82,11 +81,9 @@ def _lack(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, i
 
 
 def _computed(node: NodeProto, constants: dict[str, TensorProto], opset: int) -> TensorProto | None:
-    """The node's result; None if it does not follow from constants."""
+    """The node's result from constants; None if ONNX's reference cannot compute it."""
     from onnx import numpy_helper
 
-    names = [name for name in node.input if name]
-    if not constants.keys() >= set(names):
-        return None
-    made = bounds.computed(node, [numpy_helper.to_array(constants[n]) for n in names], opset)
+    arrays = [numpy_helper.to_array(constants[name]) for name in node.input if name]
+    made = bounds.computed(node, arrays, opset)
     return None if made is None else numpy_helper.from_array(made, node.output[0])

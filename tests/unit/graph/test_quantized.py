@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toy_graphs import run
 
 from enginefarm.errors import SourceError
-from enginefarm.graph import onnx_files, walk
+from enginefarm.graph import bounds, onnx_files, walk
 
 RANDOM = np.random.default_rng(3)
 INT8, FP8, UINT8 = np.int8(0), "FLOAT8E4M3FN", np.uint8(0)
@@ -154,6 +154,17 @@ def test_weights_that_tensorrt_cannot_dequantize_are_floats(
     made = exported(tmp_path, model(nodes, 21, ks=scale, **weights))
     assert operators(made) == ["MatMul"]
     assert [tensor.data_type for tensor in made.graph.initializer] == [TensorProto.FLOAT]
+
+
+def test_weights_that_onnx_cannot_dequantize_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A type that its reference lacks; TensorRT would compute with other numbers."""
+    monkeypatch.setattr(bounds, "computed", lambda *_: None)
+    nodes = [("DequantizeLinear", "k ks dk"), ("MatMul", "x dk y")]
+    made = model(nodes, 21, k=WEIGHTS.astype(np.uint8), ks=np.float32(0.01))
+    with pytest.raises(SourceError, match=r"'make_dk' \(DequantizeLinear\) quantizes to uint8"):
+        exported(tmp_path, made)
 
 
 def test_weights_in_a_branch_are_floats_too(tmp_path: Path) -> None:
