@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import affine_grid, onnx_shapes, walk
-from enginefarm.graph.edit import replace_nodes
+from enginefarm.graph.edit import copied, replace_nodes
 from enginefarm.graph.free_names import FreeNames
 
 if TYPE_CHECKING:
@@ -29,13 +29,38 @@ def _more_results(node: NodeProto) -> bool:
     return any(list(node.output)[1:])
 
 
-def _caps_or_keeps(node: NodeProto) -> bool:
-    """An Attention that limits its scores, or with more results than the first."""
-    return _more_results(node) or any(one.name == "softcap" and one.f for one in node.attribute)
+def _unusual(node: NodeProto) -> bool:
+    """An Attention with more results than the first, or with something that the parser refuses (a
+    past, a cap, a precision of its Softmax, a mask beside `is_causal`) or ignores: the number of
+    keys that are no padding. One that is causal is looked at again: see `_of_one_length`."""
+    given = walk.attributes(node)
+    asked = any(name in given and given[name].f for name in ("softcap",)) or any(
+        name in given and given[name].i for name in ("is_causal", "softmax_precision")
+    )
+    return _more_results(node) or asked or any(list(node.input)[PAST:])
+
+
+PAST = 4
+"""Index of the first input of an Attention behind its mask."""
+
+
+def _of_one_length(node: NodeProto, shapes: dict[str, list[Any]]) -> bool:
+    """Whether it is an Attention that is asked about only because it is causal, and has as many
+    queries as keys: the parser does not say which of them belong together otherwise."""
+    given = walk.attributes(node)
+    if node.op_type != "Attention" or not ("is_causal" in given and given["is_causal"].i):
+        return False
+    alone = copied(node)
+    alone.attribute.remove(walk.attributes(alone)["is_causal"])
+    if _unusual(alone) or any(list(node.input)[3:]):
+        return False
+    queries, keys = (shapes.get(name, []) for name in node.input[:2])
+    lengths = [shape[-2] for shape in (queries, keys) if len(shape) in (3, 4)]
+    return len(lengths) == 2 and lengths[0] is not None and lengths[0] == lengths[1]
 
 
 DEFINED: dict[str, Callable[[NodeProto], bool]] = {
-    "Attention": _caps_or_keeps,
+    "Attention": _unusual,
     "CenterCropPad": _always,
     "LayerNormalization": _more_results,
     "LogSoftmax": _always,
@@ -78,10 +103,17 @@ def _defined(model: ModelProto) -> list[str]:
     with suppress(PrecisionError):  # a definition that needs no types is found all the same
         onnx_shapes.infer_types(light)
     types = onnx_shapes.known_types(list(walk.graphs(light.graph)))
+    shapes = {
+        value.name: [onnx_shapes.known_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        for graph in walk.graphs(light.graph)
+        for value in (*graph.value_info, *graph.input)
+    }
     named, opset = set[str](), walk.opset(light)
     for graph in walk.graphs(light.graph):
         for node in graph.node:
-            definition = _definition(node, opset, types) if _asks(node) else None
+            if not _asks(node) or _of_one_length(node, shapes):
+                continue
+            definition = _definition(node, opset, types)
             if definition is not None:
                 named.add(node.op_type)
                 definition.domain, definition.name = MADE, f"{node.op_type}_{len(light.functions)}"

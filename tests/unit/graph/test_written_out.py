@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from enginefarm.graph import walk
 from enginefarm.graph.written_out import write_out
@@ -164,6 +165,50 @@ def test_an_attention_with_a_cache_or_a_cap_is_written_out_and_another_stays() -
     for have, want in zip(run(made, feeds), wanted, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
     assert "ATTENTION_INPUT" in layers(made)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "call", "stays"),
+    [
+        ("", "<is_causal = 1>", "q, k, v", True),
+        ("", "<scale = 0.5>", "q, k, v", True),
+        (", float[6, 6] m", "", "q, k, v, m", True),
+        (", float[6, 6] m", "<is_causal = 1>", "q, k, v, m", False),
+        ("", "<is_causal = 1>", "q, l, l", False),
+        (", float[2, 2, 3, 8] a", "<is_causal = 1>", "q, k, v, , a, a", False),
+        ("", "<softmax_precision = 1>", "q, k, v", False),
+        (", int64[2] c", "", "q, k, v, , , , c", False),
+    ],
+)
+def test_an_attention_that_the_parser_does_not_take_as_it_is_meant_is_written_out(
+    inputs: str, attributes: str, call: str, stays: bool
+) -> None:
+    """The parser ignores the count of keys that are no padding (`c`), which comes with opset 24."""
+    heads = "float[2, 2, n, 8]"
+    made = model(
+        f"g ({heads} q, {heads} k, {heads} v, float[2, 2, 9, 8] l{inputs}) => ({heads} y)"
+        f"{{ y = Attention {attributes} ({call}) }}",
+        24 if " c" in inputs else 23,
+    )
+    assert bool(write_out(made)) is not stays
+    assert ("Attention" in {node.op_type for node in made.graph.node}) == stays
+    onnx.checker.check_model(made, full_check=True)
+    assert layers(made)
+    if not stays and " c" not in inputs:
+        shapes = {"q": 6, "k": 6, "v": 6, "l": 9, "a": 3}
+        feeds = {
+            value.name: normal(2, 2, shapes[value.name], 8)
+            for value in made.graph.input
+            if value.name in shapes
+        }
+        feeds |= {"m": normal(6, 6)} if " m" in inputs else {}
+        original = model(
+            f"g ({heads} q, {heads} k, {heads} v, float[2, 2, 9, 8] l{inputs}) => ({heads} y)"
+            f"{{ y = Attention {attributes} ({call}) }}",
+            23,
+        )
+        (wanted,) = ReferenceEvaluator(original).run(None, feeds)
+        np.testing.assert_allclose(run(made, feeds)[0], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_other_graphs_stay_as_they_are() -> None:
