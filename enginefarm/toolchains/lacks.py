@@ -50,8 +50,18 @@ NOWHERE = frozenset(
 )
 """Operators that TensorRT-RTX's parser does not have, or refuses in every form."""
 
+IN_PLACE = Lack(
+    frozenset(("TensorScatter",)),
+    "TensorRT updates such a cache in place: its output has to be bound to the memory of its "
+    "input, and what runs engines here binds each tensor to memory of its own",
+    "write the new keys and values behind the old ones with Concat",
+)
+
 LACKS: dict[str, tuple[Lack, ...]] = {
+    "tensorrt": (IN_PLACE,),
+    "trtexec": (IN_PLACE,),
     "tensorrt-rtx": (
+        IN_PLACE,
         Lack(
             NOWHERE,
             "TensorRT-RTX does not have this operator, in any precision",

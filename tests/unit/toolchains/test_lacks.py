@@ -257,3 +257,20 @@ def test_a_norm_over_windows_that_leave_the_input_is_refused_though_the_parser_t
     error = lacking("tensorrt-rtx", L4, "fp16", operators.names(made))
     assert error is not None
     assert "LpPool with ceil_mode" in error.what
+
+
+@pytest.mark.parametrize("toolchain", ["tensorrt", "trtexec", "tensorrt-rtx"])
+def test_a_cache_that_is_updated_in_place_is_refused(toolchain: str) -> None:
+    """TensorRT's parser takes it, and its engine wants one memory for two tensors."""
+    cache = "float[2, 2, 6, 8]"
+    made = onnx.parser.parse_model(
+        '<ir_version: 12, opset_import: ["": 24]>'
+        f"g ({cache} x, float[2, 2, 1, 8] u, int64[2] w) => ({cache} y)"
+        "{ y = TensorScatter (x, u, w) }"
+    )
+    asked, _network, _logger = parser()
+    assert asked.parse(made.SerializeToString())
+    error = lacking(toolchain, L4, "fp16", operators.names(made))
+    assert error is not None
+    assert "node 'y' (TensorScatter) cannot be built for l4" in error.what
+    assert "in place" in error.why
