@@ -17,6 +17,7 @@ from enginefarm.errors import ExportError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
     from enginefarm.arrays import Array
     from enginefarm.documents.recipe import Recipe
@@ -68,6 +69,31 @@ def positional(module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         why=refused,
         fix="list one input for each argument of forward, in its order",
     )
+
+
+def refuse_exchanged(program: ExportedProgram, inputs: Sequence[str]) -> None:
+    """Raises: ExportError for an input with the name of another place of the program."""
+    own = program.graph_signature.user_inputs
+    for given, name in zip(inputs, own, strict=False):
+        if given != name and given in own:
+            raise ExportError(
+                f"inputs: {given!r} is in the place of {name!r}, and the program has an input "
+                f"{given!r} too",
+                why=f"its inputs are {', '.join(map(str, own))}",
+                fix="list them in this order",
+            )
+
+
+def of_program(program: ExportedProgram) -> nn.Module:
+    """The module of a program, callable with one tensor for each of its inputs, also where they
+    were keywords or in a dict or list when it was exported."""
+    pytree: Any = import_module("torch.utils._pytree")
+    made: Any = program.module()
+    nesting: Any = program.call_spec.in_spec
+    given, named = nesting.children()
+    if not named.num_leaves and all(child.is_leaf() for child in given.children()):
+        return made
+    return _wrapped(made, lambda tensors: pytree.tree_unflatten([*tensors], nesting))
 
 
 def _takes(parameters: Mapping[str, inspect.Parameter], wanted: type, words: str) -> bool:
@@ -133,12 +159,13 @@ def _wrapped(
         def __init__(self) -> None:
             super().__init__()
             self.module = module
+            self.training = False  # the module is in eval mode, and that of a program has no modes
 
         def forward(self, *tensors: Tensor) -> Any:
             given, named = arguments(tensors)
             return results(self.module(*given, **named))
 
-    return PositionalModule().eval()
+    return PositionalModule()
 
 
 def returning_tensors(module: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:

@@ -120,6 +120,13 @@ def make_reference(
                 try:
                     made = _sound(run(inputs), label)
                 except Exception as error:  # of the model itself, whatever it is
+                    if not isinstance(model, Path) and _is_program(model) and len(options) == 1:
+                        raise ExportError(
+                            f"{label}: the program does not accept these sizes",
+                            why=one_line(error, 300),
+                            fix="export it with a range of sizes that has them (torch.export.Dim), "
+                            "or narrow the profile",
+                        ) from error
                     skipped.append(f"{label}: {one_line(error, 200)}")
                     continue
                 shapes.append(dims)
@@ -240,6 +247,12 @@ def _part(archive: Any, names: set[str], prefix: str) -> Arrays:
     }
 
 
+def _is_program(model: LoadedModel) -> bool:
+    from torch.export import ExportedProgram
+
+    return isinstance(model, ExportedProgram)
+
+
 def _runner(model: LoadedModel, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
     if isinstance(model, Path):
         session = ort.session(model, error=ExportError, what="the reference", plain=True)
@@ -248,12 +261,10 @@ def _runner(model: LoadedModel, outputs: tuple[str, ...], recipe: Recipe) -> Run
 
 
 def _torch_runner(model: Any, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
-    from torch.export import ExportedProgram
-
     torch: Any = import_module("torch")  # its functions are typed in part
     names = tuple(tensor.name for tensor in recipe.inputs)
-    exported = isinstance(model, ExportedProgram)
-    module = model.module() if exported else forward.positional(model, names)
+    exported = _is_program(model)
+    module = forward.of_program(model) if exported else forward.positional(model, names)
     narrow = any(tensor.dtype in ("float16", "bfloat16") for tensor in recipe.inputs)
     if narrow or in_fp32.narrow(module):
         module = in_fp32.InFp32(module)

@@ -80,7 +80,9 @@ def require(
             why=f"running it changes its buffer {', '.join(changed)}"
             if changed
             else "it draws random numbers (dropout outside eval mode, torch.rand), or keeps state",
-            fix="make the state an input and an output of forward"
+            fix="call model.eval() before it is exported, and leave normalization so"
+            if any(name.endswith("running_mean") for name in changed)
+            else "make the state an input and an output of forward"
             if changed
             else "take the random numbers out: F.dropout needs training=self.training; make state "
             "an input and an output of forward",

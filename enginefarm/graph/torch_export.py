@@ -41,6 +41,7 @@ def export(
     from torch.export import ExportedProgram
 
     if isinstance(model, ExportedProgram):
+        forward.refuse_exchanged(model, [tensor.name for tensor in recipe.inputs])
         graph, written_out = _converted(model, recipe, lambda: model, model)
     else:
         _compute_parametrized_weights(model)

@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import recipe
 
+from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import ExportedProgramSource
-from enginefarm.errors import SourceError, UnsafeCheckpointError
+from enginefarm.errors import ExportError, SourceError, UnsafeCheckpointError
+from enginefarm.graph import feeds, forward, torch_export
+from enginefarm.graph.reference import make_reference
 from enginefarm.graph.sources import source
 
 SOURCE = ExportedProgramSource(kind="exported_program", path="model.pt2")
@@ -313,3 +317,50 @@ def test_a_file_that_is_no_program(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.pt2").write_bytes(data)
     with pytest.raises(SourceError, match=r"source\.path: model\.pt2 is not a \.pt2 file"):
         load(tmp_path)
+
+
+class Nested(torch.nn.Module):
+    def forward(self, pair: dict[str, torch.Tensor], *, scale: torch.Tensor) -> torch.Tensor:
+        return (pair["a"] - pair["b"]) * scale
+
+
+def nested(tmp_path: Path, *names: str) -> Recipe:
+    """A program that was exported with a dict and a keyword; its inputs are b, a and scale."""
+    batch = {0: torch.export.Dim("batch", min=2, max=16)}
+    b, a, scale = (torch.full((2, 3), float(value)) for value in (1, 2, 3))
+    program = torch.export.export(
+        Nested(),
+        ({"b": b, "a": a},),
+        {"scale": scale},
+        dynamic_shapes={"pair": {"b": batch, "a": batch}, "scale": batch},
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    inputs = [{"name": name, "shape": ["batch", 3]} for name in names]
+    return recipe(
+        tmp_path,
+        source={"kind": "exported_program", "path": "model.pt2"},
+        inputs=inputs,
+        outputs=["y"],
+        profiles=[{"dims": {"batch": [2, 4, 17]}}],
+        precisions=["fp32"],
+        verification={"data": {"random": True}},
+        calibration=None,
+    )
+
+
+def test_a_program_is_called_as_it_was_exported_and_at_its_own_sizes(tmp_path: Path) -> None:
+    made = nested(tmp_path, "b", "a", "scale")
+    program = source("exported_program").load(made.source, tmp_path, tmp_path).model
+    b, a, scale = (torch.full((2, 3), float(value)) for value in (1, 2, 3))
+    assert torch.equal(forward.of_program(program)(b, a, scale), torch.full((2, 3), 3.0))
+    with pytest.raises(ExportError, match=r"at max \(batch=17\): the program does not") as caught:
+        make_reference(made, program, tmp_path / "r.npz", outputs=("y",))
+    assert "torch.export.Dim" in caught.value.fix
+
+
+def test_inputs_with_the_names_of_other_inputs_are_refused(tmp_path: Path) -> None:
+    made = nested(tmp_path, "pair_a", "pair_b", "scale")
+    program = source("exported_program").load(made.source, tmp_path, tmp_path).model
+    with pytest.raises(ExportError, match="'pair_a' is in the place of 'pair_b'") as caught:
+        torch_export.export(program, made, feeds.sample(made))
+    assert caught.value.why == "its inputs are pair_b, pair_a, scale"
