@@ -25,6 +25,12 @@ LIMIT = DEFAULT_BUDGETS["fp16"]
 their own rounding is another function."""
 
 
+RANDOM = (
+    "; among equal values, which random inputs have, an argmax may choose otherwise: give your own "
+    "`verification.data`"
+)
+
+
 def require(graph: Path, reference: Path, recipe: Recipe, model: Any) -> None:
     """Runs the graph on the first batch of the reference and at each size of the profiles.
 
@@ -64,6 +70,7 @@ def require(graph: Path, reference: Path, recipe: Recipe, model: Any) -> None:
         why=f"at {where}, in FP32; {_cause(model, right)}",
         fix="write that part of forward with other operators"
         + (", or fix the sizes in the recipe" if right else "")
+        + (RANDOM if recipe.verification_data.random else "")
         + "; if it is rounding that the model makes large, allow more in `accuracy: { fp16: … }`",
     )
 

@@ -197,9 +197,11 @@ def tensors(returned: object) -> list[Tensor]:
     leaves: list[Any] = pytree.tree_leaves(returned)
     for leaf in leaves:
         if not isinstance(leaf, torch.Tensor | int | float | str | bool | type(None)):
+            kind = type(leaf).__name__
             raise ExportError(
-                f"the model's forward returns {type(leaf).__name__}, which cannot be exported",
-                fix="return tensors, or tuples, lists, dicts or dataclasses of them",
+                f"the model's forward returns {kind}, which cannot be exported",
+                fix="return tensors, or tuples, lists, dicts or dataclasses of them"
+                + ("; of transformers: model.config.use_cache = False" * ("Cache" in kind)),
             )
     found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if not found:

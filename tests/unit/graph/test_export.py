@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from tiny_models import CODE, images, recipe
@@ -24,7 +26,7 @@ from enginefarm.errors import (
     SourceError,
     ToolchainError,
 )
-from enginefarm.graph import export, recurrent, reference, work
+from enginefarm.graph import export, faithful, recurrent, reference, work
 from enginefarm.recipes.file import parse
 
 
@@ -436,9 +438,9 @@ class Nothing(Base):
 
 class Opaque(Base):
     def forward(self, x, scale):
-        class Result:
+        class DynamicCache:
             y = x
-        return Result()
+        return DynamicCache()
 
 
 def data(seed, batch_size=4):
@@ -476,6 +478,25 @@ def test_each_form_of_forward_exports_and_has_a_reference(tmp_path: Path, name: 
         assert batch.inputs["scale"].shape == (), "a scalar stays one"
         for output, array in run(report.path, batch.inputs).items():
             np.testing.assert_allclose(array, batch.outputs[output], rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_differs_on_random_inputs_may_choose_among_equal_values(
+    tmp_path: Path,
+) -> None:
+    made = recipe(
+        tmp_path, verification={"data": {"random": True}}, calibration=None, precisions=["fp16"]
+    )
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[n, 3, 8, 8] x) => (float[n, 3, 8, 8] y) '
+        "{ y = Neg (x) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    batch = reference.ReferenceBatch(images(), {"y": images()["x"]}, None)
+    with zipfile.ZipFile(tmp_path / "r.npz", "w") as archive:
+        reference.write_batch(archive, 0, batch)
+    with pytest.raises(ExportError, match="computes other numbers than the model") as caught:
+        faithful.require(tmp_path / "m.onnx", tmp_path / "r.npz", made, None)
+    assert "give your own `verification.data`" in caught.value.fix
 
 
 def test_a_name_that_belongs_to_another_argument_is_refused(tmp_path: Path) -> None:
@@ -593,8 +614,9 @@ def test_a_forward_that_seeds_its_own_random_numbers_is_refused(tmp_path: Path) 
 
 
 def test_what_forward_returns_is_named_when_it_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="forward returns Result, which cannot be exported"):
+    with pytest.raises(ExportError, match="forward returns DynamicCache, which cannot") as caught:
         exported(form(tmp_path, "Opaque"), tmp_path / "out")
+    assert "use_cache = False" in caught.value.fix
 
 
 CACHE = """
