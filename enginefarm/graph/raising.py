@@ -24,6 +24,8 @@ OPSET = 13
 """The first opset in which Q/DQ has an axis, and the oldest one that all later stages take."""
 OLDEST_THAT_RUNS = 7
 """ONNX Runtime runs no graph of an older opset."""
+RESHAPES = 5
+"""The first opset in which Reshape takes its shape as an input."""
 MOST_STEPS = (1 << 31) - 2
 """The largest count of a Loop that TensorRT's parser takes for one."""
 PLACED = 11
@@ -54,6 +56,8 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
     weights_out_of_inputs(model.graph)
     model.ir_version = max(model.ir_version, IR)
     if 0 < came < OPSET:
+        if came >= RESHAPES:
+            _flatten_hardmax(model)
         kept = _emptied(model) if _large(model) else {}
         try:
             model = _converted(model)
@@ -152,6 +156,33 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="not-needed")
     return kept
+
+
+def _flatten_hardmax(model: ModelProto) -> None:
+    """Until opset 12 a Hardmax is over all axes from its own on, as if they were one.
+    onnx.version_converter knows that of Softmax alone."""
+    from onnx import helper
+
+    free = FreeNames(model)
+    for graph in walk.graphs(model.graph):
+        made: list[NodeProto] = []
+        for node in graph.node:
+            made.append(node)
+            if node.op_type != "Hardmax":
+                continue
+            given = walk.attributes(node)
+            axis = given["axis"].i if "axis" in given else 1
+            source, result = node.input[0], node.output[0]
+            names = [free.make(f"{result}_{what}") for what in ("shape", "flat", "hard")]
+            shape, flat, hard = names
+            made[-1:] = [
+                helper.make_node("Shape", [source], [shape], shape),
+                helper.make_node("Flatten", [source], [flat], flat, axis=axis),
+                helper.make_node("Hardmax", [flat], [hard], node.name, axis=1),
+                helper.make_node("Reshape", [hard, shape], [result], free.make(f"{result}_back")),
+            ]
+        if len(made) > len(graph.node):
+            replace_nodes(graph, made)
 
 
 def _bounds_of_loops(model: ModelProto) -> None:

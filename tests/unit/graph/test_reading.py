@@ -246,6 +246,21 @@ def test_an_old_resize_keeps_its_pixels_where_they_were(
     assert "the numbers equal the file's" in report.notes[0]
 
 
+@pytest.mark.parametrize("attributes", [{}, {"axis": 1}, {"axis": 2}])
+def test_an_old_hardmax_is_over_all_axes_behind_its_own(
+    tmp_path: Path, attributes: dict[str, int]
+) -> None:
+    shape = [2, 3, 4]
+    node = helper.make_node("Hardmax", ["x"], ["y"], **attributes)
+    made = model([node], inputs=[value("x", shape)], outputs=[value("y", shape)], opset=11)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    wanted = run(onnx_files.write(made, tmp_path / "old"), {"x": x})["y"]
+    made = raising.raised(made, error=SourceError, what="test")
+    assert walk.opset(made) == raising.OPSET
+    found = run(onnx_files.write(made, tmp_path / "new"), {"x": x})["y"]
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_raising_that_changes_numbers_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
