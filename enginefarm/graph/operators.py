@@ -76,6 +76,7 @@ FORMS = (
     ),
     Form(("Resize",), "Resize in a rare mode", "coordinate_transformation_mode", PLACES),
     Form(("BatchNormalization",), "BatchNormalization in training mode", "training_mode", (0,)),
+    Form(("BatchNormalization",), "BatchNormalization in training mode"),  # until opset 13
     Form(("ScatterElements", "ScatterND"), "Scatter with a reduction", "reduction", ("none",)),
     Form(("LSTM",), "LSTM with input_forget", "input_forget", (0,)),
 )

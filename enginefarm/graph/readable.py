@@ -14,6 +14,9 @@ from enginefarm.graph.precisions.constants import to_initializers
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
+MODE_OF_ITS_OWN = 14
+"""The first opset in which an attribute says that a BatchNormalization trains. Before, it is that
+it has more results than one."""
 LARGEST = 1 << 28
 """The most elements of a sparse tensor that is written out: 1 GiB in FP32."""
 
@@ -50,6 +53,8 @@ def _drop_optional_results(node: NodeProto, opset: int, read: set[str]) -> None:
     from onnx import defs
 
     if len(node.output) < 2 or node.domain or not defs.has(node.op_type, opset, ""):
+        return
+    if node.op_type == "BatchNormalization" and opset < MODE_OF_ITS_OWN:
         return
     optional = defs.OpSchema.FormalParameterOption.Optional
     formal: list[Any] = [*defs.get_schema(node.op_type, opset, "").outputs]

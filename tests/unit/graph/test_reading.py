@@ -227,6 +227,13 @@ def test_optional_results_that_nobody_reads_are_left_out(
     assert list(made.graph.node[0].output) == kept
 
 
+def test_the_results_of_an_old_batch_normalization_say_that_it_trains() -> None:
+    outputs = ["y", "m", "v", "saved_m", "saved_v"]
+    made = model([helper.make_node("BatchNormalization", [*"xsbmv"], outputs)], opset=9)
+    readable.make_readable(made, "test")
+    assert list(made.graph.node[0].output) == outputs
+
+
 @pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
 def test_an_old_resize_keeps_its_pixels_where_they_were(
     tmp_path: Path, operator: str, opset: int

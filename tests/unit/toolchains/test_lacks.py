@@ -274,3 +274,13 @@ def test_a_cache_that_is_updated_in_place_is_refused(toolchain: str) -> None:
     assert error is not None
     assert "node 'y' (TensorScatter) cannot be built for l4" in error.what
     assert "in place" in error.why
+
+
+def test_an_old_batch_normalization_trains_if_it_has_more_results() -> None:
+    made = onnx.parser.parse_model(
+        f'<ir_version: 7, opset_import: ["": 13]> g ({IMAGE}, float[2] s) => (float[a, b, c, d] y)'
+        "{ y, m, v, sm, sv = BatchNormalization (x, s, s, s, s) }"
+    )
+    assert operators.names(made) == {"BatchNormalization in training mode": "y"}
+    asked, _network, _logger = parser()
+    assert not asked.parse(made.SerializeToString())
