@@ -217,10 +217,8 @@ def _left_over(prefix: str, weights: Weights, file: Path) -> tuple[str, ...]:
     if not names:
         return ()
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return (
-        f"the weights are what {file.name} has under {prefix}; {len(names)} others in it are not "
-        f"used: {shown}",
-    )
+    others = "1 other in it is" if len(names) == 1 else f"{len(names)} others in it are"
+    return (f"the weights are what {file.name} has under {prefix}; {others} not used: {shown}",)
 
 
 def _with_shared(own: dict[str, Any], weights: Weights) -> Weights:

@@ -40,7 +40,7 @@ def test_the_graph_computes_what_the_module_does_at_other_sizes(tmp_path: Path) 
     source = {"kind": "torch", "callable": "code.py:small", "checkpoint": "w.pt"}
     report = exported(recipe(tmp_path, source=source), tmp_path / "out")
     assert report.path == tmp_path / "out" / "model.onnx"
-    assert report.notes[0].endswith("1 others in it are not used: loss.weight")
+    assert report.notes[0].endswith("1 other in it is not used: loss.weight")
     assert (report.opset, report.outputs) == (20, ("scores",))
     feeds = images(7)
     with torch.no_grad():
