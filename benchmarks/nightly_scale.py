@@ -2,7 +2,7 @@
 
     python -m benchmarks.nightly_scale --recipes 100 300 1000
 
-Plans are not built: the store is given the records and index entries that real builds leave,
+Plans are not built: the store is given the records and manifests that real builds leave,
 and then asked what the nightly asks. Prints seconds and S3 requests, counted on the wire.
 """
 
@@ -31,11 +31,11 @@ from enginefarm.planning.plan import Offer
 from enginefarm.planning.stages import Site
 from enginefarm.planning.survey import local_offers, survey
 from enginefarm.recipes import file as recipe_file
-from enginefarm.store import embedded, layout, s3
+from enginefarm.store import embedded, s3
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.layout import IndexEntry
 from tests import tiny_recipe
+from tests.sample_manifest import make_manifest
 
 GPUS = ["t4", "a100", "l4", "a10g", "l40s", "rtx5090"]
 
@@ -117,7 +117,7 @@ def write_recipe(folder: Path, index: int) -> Path:
 
 
 def as_if_built(site: Site, path: Path, offers: tuple[Offer, ...]) -> None:
-    """What the stages and the builds of a recipe leave in the store, bytes aside."""
+    """What the stages and the builds of a recipe leave in the store; all engines are one blob."""
     recipe = recipe_file.load(path)
     blob = BlobRef(digest=stages.stage_key(recipe=recipe.name), size_bytes=1)
     onnx = OnnxRef(model=blob, opset=20)
@@ -133,11 +133,23 @@ def as_if_built(site: Site, path: Path, offers: tuple[Offer, ...]) -> None:
                 created_at=datetime.now(UTC),
             )
         )
+    sample = make_manifest()
+    asked = stages.figures_key(recipe, ("scores",))
+    verification = sample.verification.model_copy(update={"asked": asked})
+    for data in (b"engine", b"graph"):
+        site.store.put_bytes(data)
     for planned in survey(site, recipe, offers).builds:
         assert planned.spec is not None
-        target = planned.target
-        entry = IndexEntry(recipe.name, target.gpu, target.precision, planned.spec.digest)
-        site.store.objects.put(layout.index(entry), b"")
+        site.store.publish(
+            sample.model_copy(
+                update={
+                    "recipe": recipe.name,
+                    "spec": planned.spec,
+                    "spec_digest": planned.spec.digest,
+                    "verification": verification,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":
