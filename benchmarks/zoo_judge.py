@@ -71,7 +71,7 @@ class Figures:
 
     @property
     def cosine(self) -> float:
-        """Of the worst output, over everything that was added."""
+        """The lowest cosine of an output. Each output's cosine covers all comparisons so far."""
         found = [_cosine(*sums) for sums in self.sums.values()]
         return min(found, default=0.0)
 

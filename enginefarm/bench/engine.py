@@ -41,7 +41,7 @@ from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 class Measurement(Frozen):

@@ -77,7 +77,8 @@ class DeviceVerification(Frozen):
     reason: str = ""
     signatures: tuple[Signature, ...] = Field(
         default=(),
-        description="Of the worker that ran it, over the rest of this and over the manifest.",
+        description="Made by the worker that ran the engine. They cover the other fields here and "
+        "the manifest.",
     )
 
 

@@ -40,17 +40,12 @@ def _rows(model: ModelProto) -> dict[str, int]:
         light = onnx.shape_inference.infer_shapes(onnx_shapes.without_weights(model))
     except Exception:  # it crashes on what it does not know
         return {}
-    weights = {one.name: list(one.dims) for one in light.graph.initializer}
+    shapes = onnx_shapes.known_shapes(walk.graphs(light.graph))
     found: dict[str, int] = {}
-    for graph in walk.graphs(light.graph):
-        shapes = weights | {
-            value.name: [onnx_shapes.known_dim(dim) for dim in value.type.tensor_type.shape.dim]
-            for value in (*graph.value_info, *graph.input)
-        }
-        for node in graph.node:
-            shape = shapes.get(node.input[0], []) if node.op_type == OPERATOR else []
-            if len(shape) == 3 and shape[1] in (2, 3):
-                found[node.input[0]] = int(str(shape[1]))
+    for node in walk.nodes(light.graph):
+        shape = shapes.get(node.input[0], []) if node.op_type == OPERATOR else []
+        if len(shape) == 3 and shape[1] in (2, 3):
+            found[node.input[0]] = int(str(shape[1]))
     return found
 
 
@@ -62,7 +57,8 @@ class _Written:
         self.nodes: list[NodeProto] = []
         self._base, self._free = node.name or node.output[0], free
         theta, size = node.input[:2]
-        aligned = any(one.name == "align_corners" and one.i for one in node.attribute)
+        given = walk.attributes(node)
+        aligned = "align_corners" in given and given["align_corners"].i == 1
         total = self._axes(self._column(theta, rows), [2 + one for one in range(rows - 1)])
         for axis in range(rows):
             places = self._places(size, 1 + rows - axis, aligned)

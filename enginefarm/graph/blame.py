@@ -12,7 +12,7 @@ from enginefarm.graph.emulate import emulate
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def first_node(path: Path, inputs: Arrays) -> str:

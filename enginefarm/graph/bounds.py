@@ -17,7 +17,7 @@ from enginefarm.graph.walk import bodies
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 LARGEST = 1 << 31

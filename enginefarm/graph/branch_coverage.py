@@ -10,7 +10,7 @@ from enginefarm.graph import walk
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 class BranchProbe:

@@ -19,7 +19,7 @@ from enginefarm.graph.precisions.inner_values import exposed
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 BINS = 2048

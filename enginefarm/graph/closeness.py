@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 ROUNDING = 1e-4

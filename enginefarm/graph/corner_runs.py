@@ -10,7 +10,7 @@ from enginefarm.errors import EnginefarmError, ExportError, SourceError
 from enginefarm.graph import feeds, ort
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def run_corners(

@@ -16,7 +16,7 @@ from enginefarm.errors import CalibrationError
 from enginefarm.graph.sources.local_file import local_file
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
     Batch = dict[str, Array]
 

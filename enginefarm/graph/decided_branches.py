@@ -11,7 +11,7 @@ from enginefarm.graph import fitting, known_branches, nested_branches, onnx_file
 from enginefarm.graph.corner_runs import run_corners
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def decide(

@@ -16,7 +16,7 @@ from enginefarm.graph.verify import compare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
     Again = Callable[[ReferenceBatch], Arrays] | None
 

@@ -11,7 +11,7 @@ from enginefarm.documents.recipe import DimRange, Profile, Recipe
 from enginefarm.graph import data
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 Point = Literal["min", "opt", "max"]

@@ -15,7 +15,7 @@ from enginefarm.errors import CalibrationError
 from enginefarm.graph.sums import Sums, Values
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
     from enginefarm.graph.reference import ReferenceBatch
 
 

@@ -20,7 +20,7 @@ SIZES = (
 )
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def notes(recipe: Recipe, path: Path, work_dir: Path, sample: Arrays) -> tuple[str, ...]:

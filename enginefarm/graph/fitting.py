@@ -7,12 +7,12 @@ dims. Toolchains take shapes from the graph, so the recipe's go in.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from enginefarm.documents.builder import DTYPES, DType
+from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import EnginefarmError, SourceError
-from enginefarm.graph import float64, onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph import onnx_files, onnx_shapes, ort, refused, walk
 from enginefarm.graph.edit import copied
 from enginefarm.graph.free_names import FreeNames, rename
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SIZES_LEFT_OUT = "enginefarm.sizes_left_out"
 """Key in the model's metadata: the recipe's sizes are not in it, only its names of dims."""
-ONNX_DOMAINS = ("", "ai.onnx")
 
 
 def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
@@ -33,8 +32,8 @@ def fit(model: ModelProto, recipe: Recipe, *, fixed: bool = True) -> None:
     to name.
     Raises: SourceError for operators and types that no toolchain has.
     """
-    _refuse_foreign(model, recipe)
-    _refuse_types(model, recipe)
+    refused.operators(model, recipe)
+    refused.types(model, recipe)
     separate_outputs(model, recipe)
     rename(model, names_of_outputs(model, recipe, SourceError))
     _write_dims(model, recipe, fixed)
@@ -105,64 +104,6 @@ def _lacking(value: Any) -> str:
     if not value.type.tensor_type.HasField("shape"):
         return "shape, not even a number of dims,"
     return "" if value.type.tensor_type.elem_type else "type"
-
-
-def _refuse_foreign(model: ModelProto, recipe: Recipe) -> None:
-    """Raises: SourceError for operators that are not ONNX's, unless the recipe has plugins."""
-    if recipe.plugins:
-        return
-    functions = {(function.domain, function.name) for function in model.functions}
-    found = [
-        node
-        for node in walk.nodes(model.graph)
-        if node.domain not in ONNX_DOMAINS and (node.domain, node.op_type) not in functions
-    ]
-    if found:
-        first = found[0]
-        others = sorted({node.op_type for node in found} - {first.op_type})
-        count = f"{len(found)} such nodes" if len(found) > 1 else "one such node"
-        raise SourceError(
-            f"source: node {first.name or first.output[0]!r} is operator {first.op_type} of domain "
-            f"{first.domain}, which is not an operator of ONNX",
-            why="TensorRT's parser does not have it, or it cannot be verified without a GPU; the "
-            f"graph has {count}" + (f"; also {', '.join(others)}" if others else ""),
-            fix="export the model without runtime-specific optimization or quantization, in FP32: "
-            "the recipe's `precisions` quantize it; or name a plugin library in `plugins`",
-        )
-
-
-def _refuse_types(model: ModelProto, recipe: Recipe) -> None:
-    signature = onnx_shapes.input_signature(model)
-    asked = {tensor.name: tensor.dtype for tensor in recipe.inputs}
-    if any(
-        dtype == "float64" and asked.get(name) == "float32"
-        for name, (dtype, _) in signature.items()
-    ):
-        float64.to_float32(model)
-        signature = onnx_shapes.input_signature(model)
-    for name, (dtype, _) in signature.items():
-        if dtype not in get_args(DType):
-            raise _no_such_type("input", name, dtype)
-    for value in model.graph.output:
-        kind = value.type.WhichOneof("value")
-        if kind not in (None, "tensor_type"):
-            raise _no_such_type("output", value.name, str(kind).removesuffix("_type"))
-        dtype = onnx_shapes.dtype_of(value.type.tensor_type.elem_type)
-        if dtype not in (*get_args(DType), "undefined"):
-            raise _no_such_type("output", value.name, dtype)
-
-
-def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
-    fix = f"change the model so that {name!r} has one of these types"
-    if dtype == "float64":
-        fix = f"end the model with a Cast of {name!r} to float32"
-        if role == "input":
-            fix = "write `dtype: float32` for this input: the graph is then computed in FP32"
-    return SourceError(
-        f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not have",
-        why=f"TensorRT has {', '.join(get_args(DType))}",
-        fix=fix,
-    )
 
 
 def separate_outputs(model: ModelProto, recipe: Recipe) -> None:

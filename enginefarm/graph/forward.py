@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-    from enginefarm.arrays import Array
     from enginefarm.documents.recipe import Recipe
+    from enginefarm.graph.arrays import Array
 
 
 def arguments(arrays: Iterable[Array], recipe: Recipe) -> tuple[Tensor, ...]:

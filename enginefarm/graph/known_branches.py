@@ -22,8 +22,8 @@ from enginefarm.graph.walk import bodies
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-    from enginefarm.arrays import Arrays
     from enginefarm.documents.recipe import Recipe
+    from enginefarm.graph.arrays import Arrays
 
 OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
 

@@ -180,6 +180,16 @@ def known_types(graphs: Iterable[GraphProto]) -> dict[str, int]:
     return {name: dtype for name, dtype in types.items() if dtype}
 
 
+def known_shapes(graphs: Iterable[GraphProto]) -> dict[str, list[int | str | None]]:
+    """The dims of each value, as `known_dim` has them; none for a value of unknown rank."""
+    shapes: dict[str, list[int | str | None]] = {}
+    for graph in graphs:
+        for value in (*graph.value_info, *graph.input):
+            shapes[value.name] = [known_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        shapes.update((tensor.name, list(tensor.dims)) for tensor in graph.initializer)
+    return shapes
+
+
 def dtypes(graphs: Sequence[GraphProto]) -> dict[str, int]:
     """The dtype of each value, after `infer_types`; -1 for what is not a tensor.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from enginefarm.arrays import Array, Arrays
+    from enginefarm.graph.arrays import Array, Arrays
 
     InferenceSession = Any  # onnxruntime has no type stubs
 

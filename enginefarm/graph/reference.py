@@ -33,7 +33,7 @@ from enginefarm.graph import (
 )
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Array, Arrays
+    from enginefarm.graph.arrays import Array, Arrays
     from enginefarm.graph.sources import LoadedModel
 
     Runner = Callable[[Arrays], Arrays]

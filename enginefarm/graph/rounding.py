@@ -18,7 +18,7 @@ from enginefarm.graph.precisions import to_budget
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Array, Arrays
+    from enginefarm.graph.arrays import Array, Arrays
     from enginefarm.graph.reference import ReferenceBatch
 
 

@@ -25,7 +25,7 @@ from enginefarm.settings import build_limits
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 MAX_RELATIVE = closeness.ROUNDING

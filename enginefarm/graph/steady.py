@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
     from torch import Tensor
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
     from enginefarm.graph.sources import LoadedModel
 
     Runner = Callable[[Arrays], Arrays]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from enginefarm.documents.comparing import UNUSABLE
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 class Values(NamedTuple):

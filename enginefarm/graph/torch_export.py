@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 STDLIB = sysconfig.get_path("stdlib")
 MOST_ATTEMPTS = 3

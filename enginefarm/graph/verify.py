@@ -20,7 +20,7 @@ from enginefarm.graph.reference import ReferenceBatch, read_reference, sizes_not
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 CRASH = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph import affine_grid, onnx_shapes, walk
-from enginefarm.graph.edit import copied, replace_nodes
+from enginefarm.graph.edit import replace_nodes
 from enginefarm.graph.free_names import FreeNames
 
 if TYPE_CHECKING:
@@ -20,46 +20,47 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto, NodeProto
 
 
-def _always(node: NodeProto) -> bool:
+Shapes = dict[str, list[int | str | None]]
+"""Dims by the name of a value; empty until they are needed."""
+
+
+def _always(node: NodeProto, shapes: Shapes) -> bool:
     return True
 
 
-def _more_results(node: NodeProto) -> bool:
+def _more_results(node: NodeProto, shapes: Shapes) -> bool:
     """A LayerNormalization that returns its mean, or an Attention that returns its cache."""
     return any(list(node.output)[1:])
 
 
-def _unusual(node: NodeProto) -> bool:
+MASK, PAST = 3, 4
+"""Indices of an Attention's mask, and of the first input behind it."""
+
+
+def _unusual(node: NodeProto, shapes: Shapes) -> bool:
     """An Attention with more results than the first, or with something that the parser refuses (a
     past, a cap, a precision of its Softmax, a mask beside `is_causal`) or ignores: the number of
-    keys that are no padding. One that is causal is looked at again: see `_of_one_length`."""
+    keys that are no padding.
+
+    A causal one is usual where it has as many queries as keys: the parser does not say which of
+    them belong together otherwise.
+    """
     given = walk.attributes(node)
-    asked = any(name in given and given[name].f for name in ("softcap",)) or any(
-        name in given and given[name].i for name in ("is_causal", "softmax_precision")
-    )
-    return _more_results(node) or asked or any(list(node.input)[PAST:])
-
-
-PAST = 4
-"""Index of the first input of an Attention behind its mask."""
-
-
-def _of_one_length(node: NodeProto, shapes: dict[str, list[Any]]) -> bool:
-    """Whether it is an Attention that is asked about only because it is causal, and has as many
-    queries as keys: the parser does not say which of them belong together otherwise."""
-    given = walk.attributes(node)
-    if node.op_type != "Attention" or not ("is_causal" in given and given["is_causal"].i):
-        return False
-    alone = copied(node)
-    alone.attribute.remove(walk.attributes(alone)["is_causal"])
-    if _unusual(alone) or any(list(node.input)[3:]):
+    if _more_results(node, shapes) or any(list(node.input)[PAST:]):
+        return True
+    if "softcap" in given and given["softcap"].f:
+        return True
+    if "softmax_precision" in given and given["softmax_precision"].i:
+        return True
+    if "is_causal" not in given or not given["is_causal"].i:
         return False
     queries, keys = (shapes.get(name, []) for name in node.input[:2])
     lengths = [shape[-2] for shape in (queries, keys) if len(shape) in (3, 4)]
-    return len(lengths) == 2 and lengths[0] is not None and lengths[0] == lengths[1]
+    alike = len(lengths) == 2 and lengths[0] is not None and lengths[0] == lengths[1]
+    return not alike or any(list(node.input)[MASK:])
 
 
-DEFINED: dict[str, Callable[[NodeProto], bool]] = {
+DEFINED: dict[str, Callable[[NodeProto, Shapes], bool]] = {
     "Attention": _unusual,
     "CenterCropPad": _always,
     "LayerNormalization": _more_results,
@@ -93,8 +94,7 @@ def _defined(model: ModelProto) -> list[str]:
 
     A definition depends on the types of what the node reads. A node for which ONNX has none stays.
     """
-    graphs = walk.graphs(model.graph)
-    if not any(_asks(node) for graph in graphs for node in graph.node):
+    if not any(_asks(node, {}) for node in walk.nodes(model.graph)):
         return []
     import onnx
     import onnx.inliner
@@ -103,26 +103,20 @@ def _defined(model: ModelProto) -> list[str]:
     with suppress(PrecisionError):  # a definition that needs no types is found all the same
         onnx_shapes.infer_types(light)
     types = onnx_shapes.known_types(list(walk.graphs(light.graph)))
-    shapes = {
-        value.name: [onnx_shapes.known_dim(dim) for dim in value.type.tensor_type.shape.dim]
-        for graph in walk.graphs(light.graph)
-        for value in (*graph.value_info, *graph.input)
-    }
+    shapes = onnx_shapes.known_shapes(walk.graphs(light.graph))
     named, opset = set[str](), walk.opset(light)
-    for graph in walk.graphs(light.graph):
-        for node in graph.node:
-            if not _asks(node) or _of_one_length(node, shapes):
-                continue
-            definition = _definition(node, opset, types)
-            if definition is not None:
-                named.add(node.op_type)
-                definition.domain, definition.name = MADE, f"{node.op_type}_{len(light.functions)}"
-                node.domain, node.op_type = definition.domain, definition.name
-                # Operators of a definition mean the same at the graph's opset, or ONNX would have
-                # another one for it; onnx's inliner wants the number to be equal.
-                for version in definition.opset_import:
-                    version.version = opset
-                light.functions.append(definition)
+    for node in walk.nodes(light.graph):
+        definition = _definition(node, opset, types) if _asks(node, shapes) else None
+        if definition is None:
+            continue
+        named.add(node.op_type)
+        definition.domain, definition.name = MADE, f"{node.op_type}_{len(light.functions)}"
+        node.domain, node.op_type = definition.domain, definition.name
+        # Operators of a definition mean the same at the graph's opset, or ONNX would have another
+        # one for it; onnx's inliner wants the number to be equal.
+        for version in definition.opset_import:
+            version.version = opset
+        light.functions.append(definition)
     if not named:
         return []
     light.opset_import.add(domain=MADE, version=1)
@@ -131,8 +125,8 @@ def _defined(model: ModelProto) -> list[str]:
     return sorted(named)
 
 
-def _asks(node: NodeProto) -> bool:
-    return not node.domain and node.op_type in DEFINED and DEFINED[node.op_type](node)
+def _asks(node: NodeProto, shapes: Shapes) -> bool:
+    return not node.domain and node.op_type in DEFINED and DEFINED[node.op_type](node, shapes)
 
 
 def _definition(node: NodeProto, opset: int, types: dict[str, int]) -> FunctionProto | None:
@@ -174,7 +168,8 @@ def _absolute_before_pooling(model: ModelProto) -> bool:
     for graph in walk.graphs(model.graph):
         made: list[NodeProto] = []
         for node in graph.node:
-            power = next((one.i for one in node.attribute if one.name == "p"), 2)
+            given = walk.attributes(node)
+            power = given["p"].i if "p" in given else 2
             if node.op_type == "GlobalLpPool" and power % 2:
                 name = free.make(f"{node.input[0]}_absolute")
                 made.append(helper.make_node("Abs", [node.input[0]], [name], name))

@@ -28,7 +28,7 @@ def kind_of(given: str) -> str | None:
 
 
 def refuse_other(given: str) -> None:
-    """Raises: RecipeError for code without a callable and for weights, which are no model yet."""
+    """Raises: RecipeError for code without a callable, and for weights without their code."""
     path = Path(given)
     if path.suffix == ".py" and path.is_file():
         names = bound_names.defined(path)
@@ -46,7 +46,7 @@ def refuse_other(given: str) -> None:
 
 
 def refuse(given: str) -> NoReturn:
-    """Raises: RecipeError that says why this is no model."""
+    """Raises: RecipeError, always: it says why this path does not name a model."""
     refuse_other(given)
     if "://" in given:
         raise RecipeError(

@@ -21,7 +21,7 @@ from enginefarm.release.triton_server import TritonServer
 from enginefarm.run.buffers import as_dtype
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 WARM_UP = 10

@@ -21,7 +21,7 @@ from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Iteration
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 class EngineContender:

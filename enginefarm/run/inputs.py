@@ -16,7 +16,7 @@ from enginefarm.run.once import NPY
 from enginefarm.store.disk import appearing, writing
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def read_feeds(given: Sequence[str], manifest: Manifest) -> Arrays:

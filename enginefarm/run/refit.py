@@ -8,7 +8,7 @@ from typing import Any
 from enginefarm.errors import BuildError, HostError
 from enginefarm.pulling.refit import RefitOrder, RefitResult
 from enginefarm.run.engine import load_bindings
-from enginefarm.run.trt import Messages, create, initialized_plugins, load_plugins, make_logger
+from enginefarm.run.trt import Messages, create, started
 
 
 def by_names(request: str) -> str:
@@ -25,10 +25,7 @@ def by_names(request: str) -> str:
     if not hasattr(trt, "Refitter"):
         raise HostError(f"refit: {trt.__name__} is a runtime that cannot refit")
     messages = Messages()
-    logger = make_logger(trt, messages)
-    runtime = create("TensorRT's runtime", trt.Runtime, logger, messages=messages)
-    initialized_plugins(trt, logger, messages)
-    load_plugins(runtime.get_plugin_registry(), order.plugins, messages)
+    logger, runtime = started(trt, "TensorRT's runtime", trt.Runtime, order.plugins, messages)
     engine = runtime.deserialize_cuda_engine(order.plan.read_bytes())
     if engine is None:
         raise BuildError("refit: the plan cannot be loaded here", why=messages.cause())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from enginefarm.names import RuntimeName
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 class Iteration(NamedTuple):

@@ -125,6 +125,20 @@ def load_plugins(registry: Any, libraries: Iterable[Path], messages: Messages) -
             )
 
 
+def started(
+    trt: Any, what: str, factory: Any, plugins: Iterable[Path], messages: Messages
+) -> tuple[Any, Any]:
+    """TensorRT's logger, and its builder or runtime, with TensorRT's own plugins and these.
+
+    what: as `create`'s. Raises: HostError, PluginMissing.
+    """
+    logger = make_logger(trt, messages)
+    initialized_plugins(trt, logger, messages)
+    made = create(what, factory, logger, messages=messages)
+    load_plugins(made.get_plugin_registry(), plugins, messages)
+    return logger, made
+
+
 def _creators(registry: Any) -> int:
     # 10 and later list the newer kinds of creators too, under another name.
     for name in ("all_creators", "plugin_creator_list"):

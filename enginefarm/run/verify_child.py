@@ -14,7 +14,7 @@ from enginefarm.run.artifacts import RunningArtifact, open_artifact
 from enginefarm.run.verify import DeviceRequest, profile_for
 
 if TYPE_CHECKING:
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 def verify(request_json: str) -> str:

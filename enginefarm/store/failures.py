@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
@@ -101,7 +102,7 @@ def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> En
     if code in CONFLICT or status == 412:
         return StoreConflict(f"store: {place} was written by somebody else first")
     denied = code in DENIED or status in (401, 403)
-    said = _clock_of(error)
+    said = clock_of(error.response)
     if code == SKEWED or (denied and said and abs(datetime.now(UTC) - said) > MOST_SKEW):
         return StoreDenied(
             f"store {place}: {where} refuses what this machine asks, because its clock is wrong",
@@ -120,9 +121,10 @@ def _of_code(error: boto.ClientError, bucket: str, place: str, where: str) -> En
     return StoreError(f"store {place}: {where} answered {status} {code}")
 
 
-def _clock_of(error: boto.ClientError) -> datetime | None:
-    """The server's time when it answered. HEAD has no other sign of a wrong clock than 403."""
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+def clock_of(answer: Any) -> datetime | None:
+    """The server's time when it answered, with an error too; None if it did not say. HEAD has no
+    other sign of a wrong clock than 403."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     try:
         return parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
     except ValueError:

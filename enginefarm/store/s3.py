@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ from botocore.exceptions import ClientError
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.store.client import Credentials, new_client, parse_url
 from enginefarm.store.disk import writing
-from enginefarm.store.failures import TRANSPORT, code_of, is_missing_key, mapped, translate
+from enginefarm.store.failures import (
+    TRANSPORT,
+    clock_of,
+    code_of,
+    is_missing_key,
+    mapped,
+    translate,
+)
 from enginefarm.store.object_info import MOST_READ_BYTES, ObjectInfo
 from enginefarm.store.transfers import Watcher, download, transfers
 
@@ -98,7 +104,7 @@ class ObjectStore:
                     return None
                 raise
         return ObjectInfo(
-            age=_clock_of(answer) - answer["LastModified"],
+            age=(clock_of(answer) or datetime.now(UTC)) - answer["LastModified"],
             key=key,
             size_bytes=answer["ContentLength"],
             etag=answer["ETag"],
@@ -180,7 +186,7 @@ class ObjectStore:
 
         prefix: what the key of this process may list.
         """
-        return _clock_of(self._one_listed(prefix))
+        return clock_of(self._one_listed(prefix)) or datetime.now(UTC)
 
     def _one_listed(self, prefix: str) -> Any:
         with self._mapped(prefix):
@@ -269,15 +275,6 @@ class ObjectStore:
             except ClientError as error:
                 if code_of(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
-
-
-def _clock_of(answer: Any) -> datetime:
-    """The Date of an answer, or this machine's time if the answer has none."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-    try:
-        return parsedate_to_datetime(date).astimezone(UTC)
-    except ValueError:
-        return datetime.now(UTC)
 
 
 def connect(

@@ -13,14 +13,7 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, MinOptMax
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.run.trt import (
-    DTYPES,
-    Messages,
-    create,
-    initialized_plugins,
-    load_plugins,
-    make_logger,
-)
+from enginefarm.run.trt import DTYPES, Messages, started
 from enginefarm.schema import Frozen
 from enginefarm.toolchains import BuildRequest, tensorrt
 from enginefarm.toolchains.builder_api import values_are_sizes
@@ -94,10 +87,7 @@ def read_here(request: str) -> str:
     asked = Asked.model_validate_json(request)
     trt = tensorrt.load()
     messages = Messages()
-    logger = make_logger(trt, messages)
-    initialized_plugins(trt, logger, messages)
-    runtime = create("TensorRT's runtime", trt.Runtime, logger, messages=messages)
-    load_plugins(runtime.get_plugin_registry(), asked.plugins, messages)
+    _, runtime = started(trt, "TensorRT's runtime", trt.Runtime, asked.plugins, messages)
     engine = runtime.deserialize_cuda_engine(asked.plan.read_bytes())
     if engine is None:
         raise BuildError(

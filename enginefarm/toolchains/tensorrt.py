@@ -18,13 +18,7 @@ from enginefarm.host.detect import first_gpu
 from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.refusals import cause_of
-from enginefarm.run.trt import (
-    Messages,
-    create,
-    initialized_plugins,
-    load_plugins,
-    make_logger,
-)
+from enginefarm.run.trt import Messages, create, started
 from enginefarm.toolchains import (
     BuildOutput,
     BuildRequest,
@@ -106,10 +100,7 @@ class TensorRT:
         trt = load()
         began = time.monotonic()
         messages = Messages()
-        logger = make_logger(trt, messages)
-        initialized_plugins(trt, logger, messages)
-        builder = create("TensorRT's builder", trt.Builder, logger, messages=messages)
-        load_plugins(builder.get_plugin_registry(), request.plugins, messages)
+        logger, builder = started(trt, "TensorRT's builder", trt.Builder, request.plugins, messages)
         flags = network_flags(trt)
         network = create("TensorRT's builder", builder.create_network, flags, messages=messages)
         parser = create(

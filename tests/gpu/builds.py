@@ -8,20 +8,12 @@ from typing import Any
 
 from trt86_toolchain import TensorRT86
 
-from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.gpus import gpu
-from enginefarm.documents.spec import (
-    BuildSpec,
-    GpuTarget,
-    MinOptMax,
-    PrecisionUse,
-    ShapeProfile,
-    ToolUse,
-)
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.toolchains import BuildRequest
+from tests.specs import spec
 
 LABEL = os.environ.get("ENGINEFARM_GPU_LABEL", "h100")
-NONE = ToolUse(name="none", version="0")
 # cuBLAS and cuDNN of CUDA 12 are not on the machine; TensorRT's own kernels are enough.
 TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 PICTURES = {"images": MinOptMax(min=(1, 3, 224, 224), opt=(8, 3, 224, 224), max=(32, 3, 224, 224))}
@@ -40,15 +32,12 @@ def request(
     **options: Any,
 ) -> BuildRequest:
     row = gpu(label)
-    made = BuildSpec(
-        onnx_digest="0" * 64,
-        exporter=NONE,
-        slimmer=NONE,
-        precision=PrecisionUse(name=precision, tools=()),
+    made = spec(
+        TensorRT86().identity(),
+        precision=precision,
+        gpu=(row.label, row.compute_capability),
         profiles=(ShapeProfile(name="default", shapes=shapes),),
-        gpu=GpuTarget(label=row.label, compute_capability=row.compute_capability),
-        toolchain=TensorRT86().identity(),
-        builder=BuilderOptions(**{"tactic_sources": TACTIC_SOURCES, **options}),
+        **{"tactic_sources": TACTIC_SOURCES, **options},
     )
     return BuildRequest(
         spec=made,

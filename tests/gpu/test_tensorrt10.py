@@ -18,27 +18,18 @@ import numpy as np
 import pytest
 from small_models import convolutions
 
-from enginefarm.documents.builder import BuilderOptions
 from enginefarm.documents.gpus import by_nvml_name
-from enginefarm.documents.spec import (
-    BuildSpec,
-    GpuTarget,
-    MinOptMax,
-    PrecisionUse,
-    ShapeProfile,
-    ToolchainId,
-    ToolUse,
-)
+from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import BuildError, EnginefarmError, HostError
 from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains import BuildRequest, builder_api, parsing, tensorrt
 from enginefarm.toolchains.combine_caches import combine
+from tests.specs import spec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
 
-NONE = ToolUse(name="none", version="0")
 CONV = {"x": MinOptMax(min=(1, 3, 16, 16), opt=(2, 3, 16, 16), max=(8, 3, 16, 16))}
 EDGE, JIT = "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -90,15 +81,12 @@ def request(
     gpu = first_gpu()
     row = by_nvml_name(gpu.name) if gpu else None
     assert row is not None
-    made = BuildSpec(
-        onnx_digest="0" * 64,
-        exporter=NONE,
-        slimmer=NONE,
-        precision=PrecisionUse.model_validate({"name": precision, "tools": ()}),
+    made = spec(
+        build=version,
+        precision=precision,
+        gpu=(row.label, row.compute_capability),
         profiles=(ShapeProfile(name="default", shapes=CONV),),
-        gpu=GpuTarget(label=row.label, compute_capability=row.compute_capability),
-        toolchain=ToolchainId(name="tensorrt", build=version, cuda="13", os="linux", arch="x86_64"),
-        builder=BuilderOptions(**options),
+        **options,
     )
     onnx = onnx or convolutions(folder / "conv.onnx", layers=3)
     return BuildRequest(spec=made, onnx=onnx, work_dir=folder)

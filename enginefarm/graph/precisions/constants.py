@@ -11,7 +11,7 @@ from enginefarm.graph.edit import copied, replace_nodes
 if TYPE_CHECKING:
     from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24

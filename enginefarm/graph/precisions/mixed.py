@@ -17,7 +17,6 @@ from enginefarm.graph.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.operators import stays_wide
 from enginefarm.graph.precisions import constants, masks, movers
 from enginefarm.graph.precisions.operands import operands
-from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -99,7 +98,7 @@ def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
     scope = scopes[id(graph)]
     for node in graph.node:
         _lower_scan(state, node)
-        for body in bodies(node):
+        for body in walk.bodies(node):
             _graph(state, body, scopes)
         _rewrite(state, scope, node)
     _restore_outputs(state, scope)
@@ -113,7 +112,7 @@ def _lower_scan(state: _Cast, node: NodeProto) -> None:
 
     if node.op_type != "Scan" or _kept_wide(state, node):
         return
-    for body in bodies(node):
+    for body in walk.bodies(node):
         for value in (*body.input, *body.output):
             if value.type.tensor_type.elem_type == TensorProto.FLOAT:
                 value.type.tensor_type.elem_type = state.low
@@ -163,7 +162,7 @@ def _is_float_by_default(state: _Cast, node: NodeProto) -> bool:
 
     floats = (TensorProto.FLOAT, state.low)
     return not (
-        bodies(node)
+        walk.bodies(node)
         or any(state.types.get(name) in floats for name in node.input)
         or any(one.name in LOWERED or one.HasField("t") for one in node.attribute)
     )
@@ -175,7 +174,7 @@ def _kept_wide(state: _Cast, node: NodeProto) -> bool:
 
     if node.name in state.keep_wide or stays_wide(node, state.low):
         return True
-    if bodies(node) and node.op_type != "Scan":
+    if walk.bodies(node) and node.op_type != "Scan":
         return True
     # What a sequence or an optional holds keeps its dtype.
     if any(state.types.get(name) == -1 for name in (*node.input, *node.output)):

@@ -108,12 +108,7 @@ def _outer_products_as_mul(model: ModelProto) -> None:
     if not products:
         return
     onnx_shapes.infer_types(model)
-    shapes: dict[str, list[int | str | None]] = {
-        value.name: [onnx_shapes.known_dim(dim) for dim in value.type.tensor_type.shape.dim]
-        for graph in walk.graphs(model.graph)
-        for value in (*graph.value_info, *graph.input)
-    }
-    shapes |= {name: list(tensor.dims) for name, tensor in walk.constants(model.graph)}
+    shapes = onnx_shapes.known_shapes(walk.graphs(model.graph))
     for node in products:
         left, right = (shapes.get(name, []) for name in node.input)
         if len(left) > 1 and len(right) > 1 and 1 in (left[-1], right[-2]):

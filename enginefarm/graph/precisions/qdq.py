@@ -21,7 +21,7 @@ from enginefarm.graph.walk import bodies
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
 
 
 MIN_SCALE = 2.0**-20

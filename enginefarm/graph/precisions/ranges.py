@@ -14,7 +14,7 @@ from enginefarm.graph.precisions import constants, masks
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Arrays
+    from enginefarm.graph.arrays import Arrays
 
 
 PROBES = ("line", "flat", "abs", "max")

@@ -11,7 +11,7 @@ from enginefarm.graph import ort
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.arrays import Array
+    from enginefarm.graph.arrays import Array
     from enginefarm.graph.reference import ReferenceBatch
 
 
