@@ -94,7 +94,9 @@ def report(text: str) -> ReportData:
     return replace(
         data,
         layers={line.engines: diff(layers, other) for line in lines},
-        fleet=(poisoned(HostStatus(state=state, verdict="lags", words="w"), text[:16]),),
+        fleet=(
+            poisoned(HostStatus(state=state, heard=NOON, verdict="lags", words="w"), text[:16]),
+        ),
         manifests={manifest.spec_digest: manifest},
         engine_layers={manifest.spec_digest: layers, "ab" * 32: text},
     )

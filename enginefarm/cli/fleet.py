@@ -21,11 +21,14 @@ from enginefarm.store.missing import no_engine
     metavar="CHANNEL|newest",
     help="What each host of NAME@CHANNEL would switch to, if it were promoted from there.",
 )
+@click.option(
+    "--forget", metavar="HOST", help="Remove a host of NAME@CHANNEL that is gone from the list."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def fleet(name: str | None, source: str | None, as_json: bool) -> None:
+def fleet(name: str | None, source: str | None, forget: str | None, as_json: bool) -> None:
     """Show which host runs which revision of a channel, and what a promotion would reach.
 
-    Hosts report it themselves: `pull NAME@CHANNEL --watch` writes it at each switch.
+    Hosts report it themselves: `pull NAME@CHANNEL --watch` writes it at each switch and once a day.
     """
     from enginefarm.pulling import fleet as hosts
     from enginefarm.release.promote import candidates
@@ -33,13 +36,15 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
     from enginefarm.store.signing import trust
 
     recipe, channel = channels.split(name) if name is not None else (None, None)
-    if source is not None and (recipe is None or channel is None):
-        raise UsageError("fleet --promote: name the channel", fix="fleet NAME@CHANNEL --promote …")
+    option = "--promote" if source is not None else "--forget" if forget is not None else ""
+    if option and (recipe is None or channel is None):
+        raise UsageError(f"fleet {option}: name the channel", fix=f"fleet NAME@CHANNEL {option} …")
     store = open_store()
-    said = list(hosts.states(store, recipe))
-    if recipe is not None and not said and recipe not in store.recipes():
+    if forget is not None and recipe is not None and channel is not None:
+        hosts.forget(store, recipe, channel, forget)
+    found = hosts.statuses(store, recipe, channel)
+    if recipe is not None and not found and recipe not in store.recipes():
         raise no_engine("fleet", store, recipe)
-    found = hosts.compared(store, [one for one in said if channel in (None, one.channel)])
     if source is not None and recipe is not None:
         origin = None if source == "newest" else source
         found = hosts.reached(found, candidates(store, recipe, origin, trust()))
@@ -49,7 +54,7 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
     lagging = sum(one.verdict == "lags" for one in found)
     print_table(
         f"{len(found)} hosts, {lagging} lagging" if found else "No host has reported what it runs",
-        ("channel", "host", "GPU", "runs", "revision", "since", "would get", "standing"),
+        ("channel", "host", "GPU", "runs", "revision", "last report", "would get", "standing"),
         [
             (
                 f"{one.state.recipe}@{one.state.channel}",
@@ -57,7 +62,7 @@ def fleet(name: str | None, source: str | None, as_json: bool) -> None:
                 one.state.host.gpu or one.state.host.gpu_name or "–",
                 f"{one.state.runs} {one.state.spec[:12]}",
                 str(one.state.revision or "–"),
-                f"{one.state.since:%Y-%m-%d %H:%M}",
+                f"{one.heard:%Y-%m-%d %H:%M}",
                 ("stays" if one.gets is None else one.gets) if source else "–",
                 f"{one.verdict}: {one.words}",
             )

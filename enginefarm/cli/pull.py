@@ -18,6 +18,7 @@ from enginefarm.cli.options import FiniteRange, NamedPath, gpu_option, precision
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
     from enginefarm.host.detect import Host
+    from enginefarm.pulling.fleet import Reporter
     from enginefarm.pulling.pull import PulledEngine
     from enginefarm.pulling.select import Candidate, Selection, Wish
 
@@ -95,7 +96,7 @@ def pull(
             raise UsageError(
                 "pull --watch: name the folder to keep up to date", fix="add --dest FOLDER"
             )
-        _watch(asked, dest, every_s, fleet_reporter(name, gpu, precision, offline=offline))
+        _watch(asked, dest, every_s, _reporter(name, gpu, precision, offline=offline))
         return
     rankings: list[str] = []
 
@@ -223,34 +224,17 @@ def watched_if_any(*, enabled: bool) -> Generator[None]:
         SINK.reset(token)
 
 
-def fleet_reporter(
-    name: str, gpu: str, precision: Any, *, offline: bool
-) -> Callable[[Manifest], object] | None:
-    """Reports to the fleet what this host runs; None if it does not follow a channel of a store."""
+def _reporter(name: str, gpu: str, precision: Any, *, offline: bool) -> Reporter | None:
+    """None: a host that follows no channel of a store does not report."""
+    from enginefarm.pulling.fleet import Reporter
     from enginefarm.store.channels import split
 
     recipe, channel = split(name)
-    if channel is None or offline:
-        return None
-
-    def report(manifest: Manifest) -> object:
-        import platform
-
-        from enginefarm.host.detect import detect
-        from enginefarm.pulling import fleet
-        from enginefarm.store import open_store
-
-        host, machine = detect(gpu), platform.node()
-        return fleet.report(open_store(), recipe, channel, manifest, host, machine, precision)
-
-    return report
+    return None if channel is None or offline else Reporter(recipe, channel, gpu, precision)
 
 
 def _watch(
-    pull: Callable[[], PulledEngine],
-    folder: Path,
-    every_s: float,
-    report: Callable[[Manifest], object] | None,
+    pull: Callable[[], PulledEngine], folder: Path, every_s: float, report: Reporter | None
 ) -> None:
     """Runs until interrupted. Prints each swap to standard output, and errors to standard error."""
     import threading
@@ -264,21 +248,29 @@ def _watch(
             click.echo(f"note: {pulled.delivery}", err=True)
         return pulled
 
-    def swapped(manifest: Manifest) -> None:
-        click.echo(f"{folder / 'current'} -> {manifest.spec.label} {manifest.engine.digest[:12]}")
+    noted = ""
+
+    def looked(manifest: Manifest, swapped: bool) -> None:
+        nonlocal noted
+        if swapped:
+            label, digest = manifest.spec.label, manifest.engine.digest[:12]
+            click.echo(f"{folder / 'current'} -> {label} {digest}")
         if report is None:
             return
         try:
             report(manifest)
         except EnginefarmError as error:  # the host serves the engine anyway
-            click.echo(f"note: `enginefarm fleet` does not show this host: {error.what}", err=True)
+            note = f"note: `enginefarm fleet` does not show this host: {error.what}"
+            if note != noted:
+                click.echo(note, err=True)
+            noted = note
 
     watch(
         told,
         folder,
         every_s=every_s,
         stop=threading.Event(),
-        on_swap=swapped,
+        on_look=looked,
         on_error=lambda error: click.echo(f"error: {error}", err=True),
     )
 

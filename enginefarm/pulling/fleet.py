@@ -1,6 +1,6 @@
 """The fleet: which host runs which engine of which channel, as the hosts themselves report.
 
-fleet/<recipe>/<channel>/<host>.json    HostState, written by `pull --watch` at each switch
+fleet/<recipe>/<channel>/<host>.json    HostState, written by `pull --watch`
 
 A host lags when the channel does not name the engine that it runs. States contain only the first
 digits of a spec digest, because gc keeps every engine whose whole digest a document contains.
@@ -9,27 +9,32 @@ docs/decisions/0194.
 
 from __future__ import annotations
 
+import platform
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, NewerVersion, UsageError
-from enginefarm.host.detect import Host
+from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
+from enginefarm.host.detect import Host, detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Moment, Name
-from enginefarm.store import channels
+from enginefarm.store import channels, open_store
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import or_left_out, read
 
 PREFIX = "fleet/"
 KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
 SHORT = 16
-REPAIR = "enginefarm fsck --repair removes it; its host writes it again at its next switch"
+REPORTED_EVERY_S = 24 * 3600
+"""A host that is gone shows by the date of its last report."""
+REPAIR = "enginefarm fsck --repair removes it; its host writes it again within a day"
 
 
 class HostState(Frozen):
@@ -39,27 +44,32 @@ class HostState(Frozen):
     name: Name
     recipe: Name
     channel: Name
-    revision: int | None = Field(default=None, description="The channel's revision at the switch.")
+    revision: int | None = Field(default=None, description="The channel's revision at the report.")
     runs: str = Field(description="t4/fp16")
     spec: str = Field(max_length=SHORT)
     host: Host
     precision: PrecisionName | None = None
-    since: Moment
+    since: Moment = Field(description="When it was written, by the host's clock.")
 
     @property
     def key(self) -> str:
         return f"{PREFIX}{self.recipe}/{self.channel}/{self.name}.json"
 
 
+Verdict = Literal["current", "lags", "left", "unknown"]
+
+
 class HostStatus(Frozen):
-    """A host compared with its channel. gets: what it would switch to; None: it would not switch.
+    """A host compared with its channel. heard: its last report, by the store's clock. gets: what it
+    would switch to; None: it would not switch.
 
     The verdict is "left" if nothing is promoted to the channel, and "unknown" if the channel cannot
     be read.
     """
 
     state: HostState
-    verdict: Literal["current", "lags", "left", "unknown"]
+    heard: Moment
+    verdict: Verdict
     words: str
     gets: str | None = None
 
@@ -94,21 +104,70 @@ def report(
     return state
 
 
+class Reporter:
+    """Reports what this host runs: at first, when that has changed, and once a day."""
+
+    def __init__(self, name: str, channel: str, gpu: str, precision: PrecisionName | None) -> None:
+        self.follows = name, channel
+        self.gpu = gpu
+        self.precision: PrecisionName | None = precision
+        self.reported = "", 0.0
+
+    def __call__(self, manifest: Manifest) -> None:
+        """Call it at each look. Raises: what the store raises; the next call tries again."""
+        spec, at = self.reported
+        if spec == manifest.spec_digest and time.monotonic() < at + REPORTED_EVERY_S:
+            return
+        host = detect(self.gpu)
+        report(open_store(), *self.follows, manifest, host, platform.node(), self.precision)
+        self.reported = manifest.spec_digest, time.monotonic()
+
+
 def host_name(machine: str) -> str:
     """The name of a machine as one segment of a key."""
     kept = re.sub(r"[^a-z0-9._-]", "-", machine.lower()).strip("-._")[:64].strip("-._")
     return kept or "unknown"
 
 
-def states(store: EngineStore, recipe: str | None = None) -> tuple[HostState, ...]:
-    """The last state of every host, by recipe, channel and host. A state that this version cannot
-    read is left out with a note in the log."""
-    prefix = PREFIX if recipe is None else f"{PREFIX}{recipe}/"
-    keys = [info.key for info in store.objects.list(prefix) if KEY.fullmatch(info.key)]
-    read = (
-        or_left_out(lambda key=key: state_of(store, key), CorruptBlob, NewerVersion) for key in keys
-    )
-    return tuple(found for found in read if found is not None)
+def statuses(
+    store: EngineStore, recipe: str | None = None, channel: str | None = None
+) -> tuple[HostStatus, ...]:
+    """Every host by recipe, channel and host, compared with its channel's current revision.
+
+    A state that this version cannot read is left out with a note in the log. A channel that cannot
+    be read does not hide the hosts of others.
+    """
+    revisions: dict[tuple[str, str], channels.Revision | CorruptBlob | NewerVersion | None] = {}
+    judged: list[HostStatus] = []
+    for info in store.objects.list(PREFIX if recipe is None else f"{PREFIX}{recipe}/"):
+        if not (named := KEY.fullmatch(info.key)) or channel not in (None, named[2]):
+            continue
+        state = or_left_out(partial(state_of, store, info.key), CorruptBlob, NewerVersion)
+        if state is None:
+            continue
+        key = (state.recipe, state.channel)
+        if key not in revisions:
+            try:
+                revisions[key] = channels.current(store, *key)
+            except (CorruptBlob, NewerVersion) as error:
+                revisions[key] = error
+        verdict, words = _compared(state, revisions[key])
+        judged.append(HostStatus(state=state, heard=info.modified, verdict=verdict, words=words))
+    return tuple(judged)
+
+
+def forget(store: EngineStore, recipe: str, channel: str, machine: str) -> None:
+    """Removes the state of a host that is gone. One that still runs reports again within a day.
+
+    Raises: StoreMissing if no such host has reported.
+    """
+    key = f"{PREFIX}{recipe}/{channel}/{host_name(machine)}.json"
+    if store.objects.get(key) is None:
+        raise StoreMissing(
+            f"fleet: no host {machine!r} has reported that it follows {recipe}@{channel}",
+            fix=f"`enginefarm fleet {recipe}@{channel}` lists those that have",
+        )
+    store.objects.delete(key)
 
 
 def state_of(store: EngineStore, key: str) -> HostState | None:
@@ -119,33 +178,16 @@ def state_of(store: EngineStore, key: str) -> HostState | None:
     return state
 
 
-def compared(store: EngineStore, found: Iterable[HostState]) -> tuple[HostStatus, ...]:
-    """Compares each host with its channel's current revision. A channel that cannot be read does
-    not hide the hosts of others."""
-    revisions: dict[tuple[str, str], channels.Revision | CorruptBlob | NewerVersion | None] = {}
-    judged: list[HostStatus] = []
-    for state in found:
-        key = (state.recipe, state.channel)
-        if key not in revisions:
-            try:
-                revisions[key] = channels.current(store, *key)
-            except (CorruptBlob, NewerVersion) as error:
-                revisions[key] = error
-        judged.append(_compared(state, revisions[key]))
-    return tuple(judged)
-
-
 def _compared(
     state: HostState, now: channels.Revision | CorruptBlob | NewerVersion | None
-) -> HostStatus:
+) -> tuple[Verdict, str]:
     if isinstance(now, CorruptBlob | NewerVersion):
-        return HostStatus(state=state, verdict="unknown", words=now.what)
+        return "unknown", now.what
     if now is None:
-        return HostStatus(state=state, verdict="left", words="nothing is promoted to the channel")
+        return "left", "nothing is promoted to the channel"
     if _names(now, state.spec):
-        return HostStatus(state=state, verdict="current", words=f"revision {now.revision}")
-    words = f"the channel is at revision {now.revision}, which does not name its engine"
-    return HostStatus(state=state, verdict="lags", words=words)
+        return "current", f"revision {now.revision}"
+    return "lags", f"the channel is at revision {now.revision}, which does not name its engine"
 
 
 def _names(revision: channels.Revision, spec: str) -> bool:

@@ -26,19 +26,20 @@ def watch(
     *,
     every_s: float,
     stop: threading.Event,
-    on_swap: Callable[[Manifest], None],
+    on_look: Callable[[Manifest, bool], None],
     on_error: Callable[[EnginefarmError], None],
 ) -> None:
     """Pulls every `every_s` seconds and swaps when the engine has changed, until `stop`.
 
-    on_error receives every error; the folder then keeps its engine.
+    on_look receives the engine that the folder has now, and whether that was a swap. on_error
+    receives every error; the folder then keeps its engine.
     """
     while not stop.is_set():
         try:
             with writing(folder):  # what the disk refuses now it may take the next time
                 pulled = pull()
-                if swap(pulled, folder):
-                    on_swap(pulled.manifest)
+                swapped = swap(pulled, folder)
+                on_look(pulled.manifest, swapped)
         except EnginefarmError as error:
             on_error(error)
         stop.wait(every_s)

@@ -81,7 +81,7 @@ def page(
     )
     slower = {line.engines for model in data.models for line in model.regressions}
     layers = {pair: compared(store, *pair) for pair in slower}
-    hosts = fleet.compared(store, fleet.states(store))
+    hosts = fleet.statuses(store)
     by_spec = {manifest.spec_digest: manifest for manifest in manifests}
     shown = [cell.row.spec_digest for model in data.models for cell in model.engines if cell.row]
     return render(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginefarm import cli
-from enginefarm.cli.pull import fleet_reporter
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import UsageError
+from enginefarm.errors import StoreMissing, StoreUnavailable, UsageError
 from enginefarm.host.detect import detect
 from enginefarm.pulling import fleet
 from enginefarm.release.promote import promote
@@ -72,15 +75,68 @@ def test_a_new_revision_with_its_engine_leaves_a_host_current(
     assert would["gets"] is None
 
 
-def test_watch_reports_a_host_only_if_it_follows_a_channel(
+def wait_for_verdict(store: EngineStore, wanted: str) -> None:
+    end = time.monotonic() + 60
+    while [one.verdict for one in fleet.statuses(store)] != [wanted]:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_host_reports_again_when_a_new_build_has_the_same_bytes(
+    publish: Publish, store: EngineStore, tmp_path: Path
+) -> None:
+    """Nothing is swapped then, but the channel no longer names the spec of the first report."""
+    publish(b"the same bytes")
+    promote(store, "model", "production", allow_pending=True)
+    follow = ["pull", "model@production", "--gpu", "t4", "--watch", "1", "--dest"]
+    host = subprocess.Popen([sys.executable, "-m", "enginefarm", *follow, str(tmp_path / "served")])
+    try:
+        wait_for_verdict(store, "current")
+        publish(b"the same bytes", salt="2", minutes=5)
+        promote(store, "model", "production", allow_pending=True)
+        wait_for_verdict(store, "current")
+        (one,) = fleet.statuses(store)
+        assert one.state.revision == 2
+    finally:
+        host.terminate()
+        host.wait()
+
+
+def test_a_report_that_failed_is_made_at_the_next_look(
+    first: Manifest, store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = fleet.Reporter("model", "production", "t4", None)
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        away.setenv("AWS_MAX_ATTEMPTS", "1")
+        with pytest.raises(StoreUnavailable):
+            report(first)
+    report(first)
+    assert len(fleet.statuses(store)) == 2, "gpu-1, and this machine"
+    this = next(one for one in fleet.statuses(store) if "gpu_1" not in one.state.name)
+    fleet.forget(store, "model", "production", this.state.name)
+    report(first)
+    assert len(fleet.statuses(store)) == 1, "nothing has changed since the last report"
+    monkeypatch.setattr(fleet, "REPORTED_EVERY_S", 0)
+    report(first)
+    assert len(fleet.statuses(store)) == 2, "it reports once a day"
+
+
+def test_a_host_that_is_gone_is_forgotten_by_name(first: Manifest, capsys: Out) -> None:
+    assert cli.run(["fleet", "model@production", "--forget", "nobody"]) == StoreMissing.exit_code
+    assert "no host 'nobody' has reported" in capsys.readouterr().err
+    assert cli.run(["fleet", "--forget", "GPU_1.example.org"]) == UsageError.exit_code
+    assert found(capsys, "--forget", "GPU_1.example.org") == []
+
+
+def test_the_last_report_is_told_by_the_stores_clock(
     first: Manifest, store: EngineStore, capsys: Out
 ) -> None:
-    report = fleet_reporter("model@production", "t4", None, offline=False)
-    assert report is not None
-    report(first)
-    assert len(fleet.states(store)) == 2, "gpu-1, and this machine"
-    assert fleet_reporter("model", "t4", None, offline=False) is None
-    assert fleet_reporter("model@production", "t4", None, offline=True) is None
+    (one,) = fleet.statuses(store)
+    wrong = one.state.model_copy(update={"since": datetime(2099, 1, 1, tzinfo=UTC)})
+    store.objects.put(wrong.key, wrong.canonical_json())
+    assert "2099" not in said(capsys)
+    assert "2099" not in nightly.page(store)
 
 
 def test_a_host_without_a_channel_to_follow_is_a_mistake(

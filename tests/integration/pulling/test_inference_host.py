@@ -17,7 +17,7 @@ from enginefarm import cli
 from enginefarm.building import isolate
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import NoEngineFits, SignatureRejected, StoreMissing
+from enginefarm.errors import EnginefarmError, NoEngineFits, SignatureRejected, StoreMissing
 from enginefarm.pulling.watch import watch
 from enginefarm.release import promote as release
 from enginefarm.store import layout, signing
@@ -252,14 +252,22 @@ def test_watch_swaps_in_one_step_and_outlives_a_store_that_is_away(
     swaps: list[str] = []
     errors: list[str] = []
     publish(b"v1" * 1000)
+
+    def looked(manifest: Manifest, swapped: bool) -> None:
+        if swapped:
+            swaps.append(manifest.engine.digest)
+
+    def failed(error: EnginefarmError) -> None:
+        errors.append(type(error).__name__)
+
     thread = threading.Thread(
         target=watch,
         args=(lambda: enginefarm.pull("model", gpu="t4"), folder),
         kwargs={
             "every_s": 0.05,
             "stop": stop,
-            "on_swap": lambda manifest: swaps.append(manifest.engine.digest),
-            "on_error": lambda error: errors.append(type(error).__name__),
+            "on_look": looked,
+            "on_error": failed,
         },
     )
     thread.start()

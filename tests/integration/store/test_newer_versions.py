@@ -249,7 +249,7 @@ def test_recipes_whose_documents_cannot_be_read_and_strays_stop_no_other(
     assert failed == {}
     assert set(recipe_store.names(store_environment)) == {"other", *UNREADABLE}
     assert [one.name for one in recipe_store.readable(store_environment)] == ["other"]
-    assert [one.name for one in fleet.states(store_environment)] == ["host-other"]
+    assert [one.state.name for one in fleet.statuses(store_environment)] == ["host-other"]
 
 
 def test_a_recipe_of_a_newer_version_is_called_that_and_can_be_removed(
