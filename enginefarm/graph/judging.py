@@ -16,10 +16,10 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError
 from enginefarm.graph import data, ort
+from enginefarm.graph.order import Order
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.reference import ReferenceBatch, write_batch
 from enginefarm.graph.verify import Request, passes
-from enginefarm.graph.work import Order
 from enginefarm.names import PRECISIONS
 
 MARGIN = 2 / 3

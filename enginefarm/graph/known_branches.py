@@ -16,7 +16,6 @@ from enginefarm.graph import feeds, onnx_shapes, ort, walk
 from enginefarm.graph.edit import copied, replace_nodes
 from enginefarm.graph.free_names import name_nodes, unique_values
 from enginefarm.graph.known_sizes import KnownSizes
-from enginefarm.graph.precisions import to_budget
 from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def leave_out(model: ModelProto, recipe: Recipe, sample: Arrays) -> list[str]:
     sample: real inputs, which are cut to the sizes.
     Returns: a line for each such If, which says why the branch cannot run.
     """
-    if not to_budget.is_small(model):
+    if not walk.is_small(model):
         return []  # each branch would be in memory once more
     unique_values(model)
     name_nodes(model)

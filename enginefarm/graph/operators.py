@@ -30,6 +30,9 @@ FP32_OPERANDS = {
     "RNN": "RNN with sequence_lens",
 }
 """What an operator that has one of these is called in `operators`."""
+MATRIX_PRODUCTS = frozenset(("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
+"""Kept wide only where nothing else helps: TensorRT-RTX has no FP32 kernel for them on compute
+capability 7.5, and elsewhere an FP32 one costs the most time."""
 NO_PRODUCT = "Einsum of one input"
 """A diagonal, a sum or a transposition, in `operators`."""
 

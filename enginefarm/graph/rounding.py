@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import ort, walk
+from enginefarm.graph import operators, ort, walk
 from enginefarm.graph.edit import copied
-from enginefarm.graph.precisions import to_budget
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from enginefarm.graph.reference import ReferenceBatch
 
 
-PRODUCTS = to_budget.MATRIX_PRODUCTS | {"Conv", "ConvTranspose"}
+PRODUCTS = operators.MATRIX_PRODUCTS | {"Conv", "ConvTranspose"}
 SEED = 20
 
 
@@ -30,10 +29,10 @@ def second_run(model: ModelProto) -> Callable[[ReferenceBatch], Arrays] | None:
     """A function that runs the graph with ONNX Runtime's optimizations, which sum in another order,
     and with the weights of products and the inputs moved to a neighboring FP32 number.
 
-    None for graphs that are too large to be in memory once more (`to_budget.is_small`). There, and
+    None for graphs that are too large to be in memory once more (`walk.is_small`). There, and
     where that graph does not load or run, nothing is measured, and rounding excuses nothing.
     """
-    if not to_budget.is_small(model):
+    if not walk.is_small(model):
         return None
     try:
         session = ort.session_of(_moved(model), error=PrecisionError, what="rounding")

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+LARGEST_BYTES = 1 << 30
+"""The most bytes of weights of a small model: what tries several graphs of a model holds it once
+more for each, and the memory of a stage has to stay a small multiple of the weights."""
+
 
 def bodies(node: NodeProto) -> list[GraphProto]:
     """The graphs inside a node: branches of an If, the body of a Loop or a Scan."""
@@ -74,6 +78,11 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+
+
+def is_small(model: ModelProto) -> bool:
+    """Whether the model may be in memory once more."""
+    return sum(tensor.ByteSize() for tensor in tensors(model)) <= LARGEST_BYTES
 
 
 def constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:

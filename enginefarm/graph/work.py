@@ -17,8 +17,8 @@ from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
 from enginefarm.errors import EnginefarmError
+from enginefarm.graph.order import Order
 from enginefarm.names import PRECISIONS
-from enginefarm.schema import Frozen
 from enginefarm.store.site import onnx_files_of
 
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
@@ -27,31 +27,6 @@ CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP's threads, PyTorch's among them, sleep while they wait. By default they spin, and take the
 cores from what runs beside them (docs/decisions/0290)."""
-
-
-class Order(Frozen):
-    """What a stage is to work on. folder: where its files go. onnx: the graph it starts from.
-    reference: what a precision is measured against. memory: where its search for nodes to keep
-    wide takes notes; None: no search."""
-
-    recipe: Recipe
-    root: Path
-    folder: Path
-    onnx: Path | None = None
-    precision: str = ""
-    reference: Path | None = None
-    memory: Path | None = None
-    outputs: tuple[str, ...] = ()
-
-    @property
-    def placed(self) -> Recipe:
-        """The recipe, its relative paths resolved from its own folder."""
-        return self.recipe.at(self.root)
-
-    @property
-    def graph(self) -> Path:
-        assert self.onnx is not None, "this stage starts from a graph"
-        return self.onnx
 
 
 def run(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> StageOutput:

@@ -35,7 +35,7 @@ from enginefarm.store.site import (
 )
 
 if TYPE_CHECKING:
-    from enginefarm.graph.work import Order
+    from enginefarm.graph.order import Order
 
 REFERENCE_METHOD = 3
 """How references are made: raise it when the same model and data may get another one."""
@@ -182,8 +182,8 @@ def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 
 def order_of(recipe: Recipe, scratch: Path, **more: Any) -> Order:
     """What the child is told. Files in S3 are brought here first: it has no credentials."""
+    from enginefarm.graph.order import Order
     from enginefarm.graph.sources import source
-    from enginefarm.graph.work import Order
 
     if "onnx" not in more:
         source(recipe.source.kind).fetch(recipe.source, scratch)

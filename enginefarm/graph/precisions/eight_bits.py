@@ -19,7 +19,7 @@ from enginefarm.documents.data import Calibration
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import calibration
+from enginefarm.graph import calibration, walk
 from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.finish import finish, wide_nodes
@@ -228,7 +228,7 @@ class _Work:
         from enginefarm.graph.precisions import kept_wide, to_budget
 
         evidence = self.evidence
-        if evidence is None or evidence.judge is None or not to_budget.is_small(self.model):
+        if evidence is None or evidence.judge is None or not walk.is_small(self.model):
             return {}
 
         def made(wide: frozenset[str]) -> ModelProto:

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
-from enginefarm.graph import walk
+from enginefarm.graph import operators, walk
 from enginefarm.graph.precisions import ConversionReport, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.finish import finish, wide_nodes
@@ -83,14 +83,14 @@ def _searched(
     from enginefarm.graph.precisions import kept_wide, to_budget
     from enginefarm.graph.precisions.mixed import cast
 
-    if not to_budget.is_small(model):
+    if not walk.is_small(model):
         return {}
 
     def made(wide: frozenset[str]) -> ModelProto:
         return cast(copied(model), low, kept.keys() | wide)
 
     candidates = _low_nodes(made(frozenset()), low)
-    cheap = [name for name, op in candidates.items() if op not in to_budget.MATRIX_PRODUCTS]
+    cheap = [name for name, op in candidates.items() if op not in operators.MATRIX_PRODUCTS]
     found = to_budget.search(made, [cheap, list(candidates)], evidence)
     searched = kept_wide.of_search(found)
     # With every node wide nothing would be left in 16 bits: the budget is missed.

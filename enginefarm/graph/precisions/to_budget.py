@@ -8,20 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files, walk
+from enginefarm.graph import onnx_files
 from enginefarm.graph.precisions import screen
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.search import Search, SearchResult
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-LARGEST_BYTES = 1 << 30
-"""The most bytes of weights. Each try holds the graph once in FP32 and once more; larger graphs
-are not searched, so that the memory of a stage stays a small multiple of the weights."""
-MATRIX_PRODUCTS = frozenset(("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
-"""Kept wide only where nothing else helps: TensorRT-RTX has no FP32 kernel for them on compute
-capability 7.5, and elsewhere an FP32 one costs the most time."""
 
 
 def search(
@@ -59,8 +52,3 @@ def accepted(model: ModelProto, evidence: Evidence) -> bool:
         return True
     with TemporaryDirectory(prefix="enginefarm-") as folder:
         return evidence.judge(onnx_files.write(model, Path(folder)))
-
-
-def is_small(model: ModelProto) -> bool:
-    """Whether the graph may be in memory once more."""
-    return sum(tensor.ByteSize() for tensor in walk.tensors(model)) <= LARGEST_BYTES

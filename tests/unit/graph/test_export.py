@@ -27,6 +27,7 @@ from enginefarm.errors import (
     ToolchainError,
 )
 from enginefarm.graph import export, faithful, recurrent, reference, work
+from enginefarm.graph.order import Order
 from enginefarm.recipes.file import parse
 
 
@@ -574,7 +575,7 @@ def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
         profiles=[{"dims": {dim: [8, 8, 20]} if isinstance(dim, str) else {}}],
         verification={"batches": 1, "batch_size": 4},
     )
-    order = work.Order(recipe=made, root=made.root, folder=tmp_path / "out")
+    order = Order(recipe=made, root=made.root, folder=tmp_path / "out")
     with pytest.raises(ExportError, match="exporter wrote computes other numbers") as caught:
         work.export(order.model_dump_json())
     assert where in caught.value.why
@@ -608,7 +609,7 @@ def test_a_forward_that_seeds_its_own_random_numbers_is_refused(tmp_path: Path) 
         source={"kind": "torch", "callable": "code.py:Seeded"},
         verification={"batches": 1},
     )
-    order = work.Order(recipe=made, root=made.root, folder=tmp_path / "out")
+    order = Order(recipe=made, root=made.root, folder=tmp_path / "out")
     with pytest.raises(ModelError, match=r"random numbers: node .* \(RandomNormal"):
         work.export(order.model_dump_json())
 

@@ -11,7 +11,8 @@ from onnx import numpy_helper, parser
 from tiny_models import document
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import judging, work
+from enginefarm.graph import judging
+from enginefarm.graph.order import Order
 from enginefarm.names import PrecisionName
 
 MODEL = """<ir_version: 10, opset_import: ["" : 20]>
@@ -27,7 +28,7 @@ def model(high: float) -> onnx.ModelProto:
     return made
 
 
-def order(folder: Path, precision: PrecisionName, **changes: object) -> work.Order:
+def order(folder: Path, precision: PrecisionName, **changes: object) -> Order:
     """Verification data between -1 and 1, and calibration data of which one sample is larger."""
     x = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype(np.float32)
     np.savez(folder / "verification.npz", x=x)
@@ -43,7 +44,7 @@ def order(folder: Path, precision: PrecisionName, **changes: object) -> work.Ord
             **changes,
         )
     )
-    return work.Order(
+    return Order(
         recipe=recipe,
         root=folder,
         folder=folder,

@@ -15,7 +15,6 @@ from tiny_models import recipe
 from toy_graphs import result
 
 from enginefarm.graph import bounds, export, known_branches, walk
-from enginefarm.graph.precisions import to_budget
 
 DATA = """
 import numpy as np
@@ -169,7 +168,7 @@ def test_branches_of_a_large_model_are_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each try would hold its weights once more."""
-    monkeypatch.setattr(to_budget, "LARGEST_BYTES", -1)
+    monkeypatch.setattr(walk, "LARGEST_BYTES", -1)
     monkeypatch.setattr(known_branches, "_impossible", None)
     body = f"""sum = ReduceSum <keepdims = 0> (x) z = Constant <value = float {{0.0}}> ()
         c = Greater (sum, z) y = If (c) {TWO}"""

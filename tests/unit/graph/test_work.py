@@ -24,6 +24,7 @@ from enginefarm.errors import (
     SlimError,
 )
 from enginefarm.graph import work
+from enginefarm.graph.order import Order
 from enginefarm.graph.sources import onnx_file, source
 from enginefarm.recipes import file as recipe_file
 from tests import tiny_recipe
@@ -50,7 +51,7 @@ def made(folder: Path, script: str, **changes: object) -> Recipe:
 
 def slim(recipe: Recipe, folder: Path) -> work.StageOutput:
     """The cheapest stage that runs a recipe's code."""
-    order = work.Order(
+    order = Order(
         recipe=recipe, root=recipe.root, folder=folder / "w", onnx=recipe.root / "model.onnx"
     )
     order.folder.mkdir(exist_ok=True)
@@ -175,7 +176,7 @@ def test_a_graph_that_asks_for_more_than_the_limits_is_ended(
     monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "700")
     if nodes is looped:
         monkeypatch.setenv("ENGINEFARM_BUILD_TIMEOUT_S", "4")
-    order = work.Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
+    order = Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
     order.folder.mkdir()
     with pytest.raises(ExportError, match="export of tiny") as caught:
         work.run("export", order, what="export", error=ExportError)
@@ -190,7 +191,7 @@ def test_code_raises_an_error_of_ours_with_its_class(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_that(tmp_path: Path) -> None:
-    order = work.Order(
+    order = Order(
         recipe=made(tmp_path, "pass"), root=tmp_path, folder=tmp_path, onnx=Path("/dev/full")
     )
     script = f"raise OSError(28, 'No space left on device', {str(tmp_path)!r})"
@@ -199,7 +200,7 @@ def test_a_full_disk_is_that(tmp_path: Path) -> None:
         work.run("slim", _with_data(order, "full.py:data"), what="slimming", error=SlimError)
 
 
-def _with_data(order: work.Order, name: str) -> work.Order:
+def _with_data(order: Order, name: str) -> Order:
     fields = order.recipe.model_dump(mode="json")
     fields["verification"]["data"]["callable"] = name
     return order.model_copy(update={"recipe": Recipe.model_validate(fields)})
@@ -239,7 +240,7 @@ def test_a_hostile_graph_is_opened_in_a_child_alone(
     monkeypatch.setattr(onnx.ModelProto, "ParseFromString", parsed, raising=False)
     folder = tmp_path / "w"
     folder.mkdir()
-    order = work.Order(
+    order = Order(
         recipe=recipe,
         root=tmp_path,
         folder=folder,
@@ -281,7 +282,7 @@ def test_a_file_outside_the_folder_is_not_taken(tmp_path: Path) -> None:
 
 def test_export_makes_the_reference_with_the_model_that_it_loaded(tmp_path: Path) -> None:
     recipe = made(tmp_path, "pass")
-    order = work.Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
+    order = Order(recipe=recipe, root=tmp_path, folder=tmp_path / "w")
     order.folder.mkdir()
     found = work.run("export", order, what="export", error=ExportError)
     with np.load(found.files["reference"]) as reference:
