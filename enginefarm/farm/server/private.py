@@ -22,17 +22,12 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from filelock import FileLock
-
 from enginefarm.errors import FarmError
-from enginefarm.farm.server import address
+from enginefarm.farm.server import address, tables
 from enginefarm.farm.server.process import collect_garbage_periodically
-from enginefarm.settings import current
 
 START_S = 300.0
 """Long, because many commands may start at once on a small machine."""
-
-NO_COPY = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",
@@ -141,8 +136,8 @@ def _points_to_a_farm(name: str) -> bool:
 def main(arguments: list[str]) -> None:
     descriptor, folder = int(arguments[0]), Path(arguments[1])
     threading.Thread(target=_exit_with_the_command, args=(folder,), daemon=True).start()
-    _create_database(folder / "prefect.db")
     collect_garbage_periodically()
+    tables.create(folder / "prefect.db")
 
     import uvicorn
 
@@ -159,57 +154,6 @@ def _exit_with_the_command(folder: Path) -> None:
     sys.stdin.buffer.read()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
-
-
-def _create_database(database: Path) -> None:
-    """Creates a database with Prefect's tables. That takes eight seconds, so an empty database is
-    kept for the next command. Commands that start at the same time wait for the first one's."""
-    import prefect
-
-    kept = current().home / "prefect" / f"empty-{prefect.__version__}.db"
-    with suppress(*NO_COPY):
-        shutil.copyfile(kept, database)
-        return
-    with _locked(kept):
-        with suppress(*NO_COPY):  # made by another command meanwhile
-            shutil.copyfile(kept, database)
-            return
-        _make_tables(database)
-        with suppress(OSError):  # a home that cannot be written costs the next command that time
-            new = kept.with_name(f"{kept.name}.{os.getpid()}")
-            shutil.copyfile(database, new)
-            new.replace(kept)
-
-
-@contextmanager
-def _locked(kept: Path) -> Generator[None]:
-    """Holds a lock beside the file. A folder that cannot be written gets no lock, because
-    nothing can be kept there either."""
-    lock = FileLock(kept.with_name(f"{kept.name}.lock"))
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make_tables(database: Path) -> None:
-    import asyncio
-    import sqlite3
-
-    from prefect.server.database import provide_database_interface
-
-    async def make() -> None:
-        interface = provide_database_interface()
-        await interface.create_db()
-        engine = await interface.engine()
-        await engine.dispose()
-
-    asyncio.run(make())
-    with sqlite3.connect(database) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 if __name__ == "__main__":
