@@ -53,6 +53,7 @@ def make_spec(
     graph: bytes = b"graph",
     salt: str = "",
     plugins: tuple[str, ...] = (),
+    profiles: tuple[str, ...] = ("default",),
     **builder: Any,
 ) -> BuildSpec:
     row = gpu(label)
@@ -62,11 +63,9 @@ def make_spec(
         exporter=ToolUse(name="torch", version="2.13.0"),
         slimmer=ToolUse(name="onnxslim", version="0.1.98"),
         precision=PrecisionUse(name=precision, tools=()),
-        profiles=(
-            ShapeProfile(
-                name="default",
-                shapes={"x": MinOptMax(min=(1, 3), opt=(8, 3), max=(32, 3))},
-            ),
+        profiles=tuple(
+            ShapeProfile(name=name, shapes={"x": MinOptMax(min=(1, 3), opt=(8, 3), max=(32, 3))})
+            for name in profiles
         ),
         gpu=GpuTarget(label=row.label, compute_capability=row.compute_capability),
         toolchain=ToolchainId(name=toolchain, build=build, cuda=cuda, os=system[0], arch=system[1]),

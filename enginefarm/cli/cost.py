@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     help="TOML: [per_hour] with a price for each GPU's label; [fleet] with how many there are.",
 )
 @click.option(
+    "--profile", metavar="NAME", help="Compare at this profile's shapes. Default: the first one."
+)
+@click.option(
     "--p99-ms", type=FiniteRange(1e-6), help="Consider only engines with a p99 of at most this."
 )
 @click.option(
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 def cost(
     name: str,
     file: Path,
+    profile: str | None,
     p99_ms: float | None,
     min_top1: float | None,
     move: str | None,
@@ -65,7 +69,7 @@ def cost(
     engines = (
         candidates(store, recipe, channel, trust()) if channel else newest_engines(store, recipe)
     )
-    limits = Limits(p99_ms=p99_ms, min_top1=min_top1)
+    limits = Limits(profile=profile, p99_ms=p99_ms, min_top1=min_top1)
     found = costs(store, engines, prices, budgets.recorded(store, recipe), limits)
     moved = what_if(found, prices, pair[0].lower(), pair[1].lower()) if pair else None
     if as_json:
@@ -81,10 +85,16 @@ def cost(
 
 
 def _print(name: str, found: Costs) -> None:
+    if found.found:
+        _print_found(name, found)
+    for gpu, why in found.refused.items():
+        click.echo(f"no figure for {gpu}: {why}")
+
+
+def _print_found(name: str, found: Costs) -> None:
     unit = found.currency or "price"
     print_table(
-        f"{name}: {unit} for a million inferences"
-        + (f", measured with {found.measured_with}" if found.found else ""),
+        f"{name}: {unit} for a million inferences, measured with {found.measured_with}",
         ("GPU", f"{unit}/million", f"{unit}/h", "engine", "batch", "p99", "samples/s", "spec"),
         [
             (
@@ -100,17 +110,13 @@ def _print(name: str, found: Costs) -> None:
             for one in found.found
         ],
     )
-    for gpu, why in found.refused.items():
-        click.echo(f"no figure for {gpu}: {why}")
-    if found.found:
-        click.echo(f"cheapest: {found.found[0].gpu}. Throughput is of one pass at a time.")
+    click.echo(f"cheapest: {found.found[0].gpu}. Throughput is of one pass at a time.")
 
 
 def _words(move: Move, currency: str) -> str:
     before, after = move.per_hour
     unit = f"{currency}/h" if currency else "an hour"
     return (
-        f"{move.gpus_before} {move.before.gpu} at {before:.4g} {unit} carry what "
-        f"{move.gpus_after} {move.after.gpu} carry at {after:.4g} {unit} "
-        f"({(after - before) / before:+.0%})"
+        f"the load of {move.gpus_before} {move.before.gpu} ({before:.4g} {unit}) needs "
+        f"{move.gpus_after} {move.after.gpu} ({after:.4g} {unit}): {(after - before) / before:+.0%}"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 
 from enginefarm.documents.gpus import table
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import StoreMissing, UsageError
-from enginefarm.schema import Frozen, Name
+from enginefarm.errors import StoreMissing, UsageError, did_you_mean
+from enginefarm.schema import Frozen
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables import speeds
@@ -34,11 +34,14 @@ class Prices(Frozen):
     """A user's file. fleet: how many GPUs of each kind serve today, for a what-if."""
 
     currency: str = Field(default="", max_length=10)
-    per_hour: dict[Name, Price | Hosts] = Field(min_length=1)
-    fleet: dict[Name, Hosts] = Field(default_factory=dict[Name, int])
+    per_hour: dict[str, Price | Hosts] = Field(min_length=1)
+    fleet: dict[str, Hosts] = Field(default_factory=dict[str, int])
 
 
 class Limits(Frozen):
+    """profile: whose shapes are compared; None: the recipe's first."""
+
+    profile: str | None = None
     p99_ms: float | None = Field(default=None, gt=0)
     min_top1: float | None = Field(default=None, ge=0, le=1)
 
@@ -67,8 +70,10 @@ class Costs(Frozen):
         for one in self.found:
             if one.gpu == gpu:
                 return one
-        why = self.refused.get(gpu, "no engine of this model was built for it")
-        raise StoreMissing(f"cost: there is no figure for {gpu}", why=why, fix=MEASURE)
+        known(gpu)
+        raise StoreMissing(
+            f"cost: there is no figure for {gpu}", why=self.refused.get(gpu, UNBUILT)
+        )
 
 
 class Move(Frozen):
@@ -87,7 +92,15 @@ class Move(Frozen):
         )
 
 
-MEASURE = "measure it there: `enginefarm bench run RECIPE`, or the nightly rebuild"
+UNBUILT = "no engine of this model was built for it: add it to the recipe's `gpus`"
+UNPRICED = "the file has no price for it: add it under [per_hour]"
+MEASURE = "measure them there with `enginefarm bench run RECIPE`, or wait for the nightly"
+WORDS = {
+    "missing": "it is missing",
+    "too_short": "it is empty",
+    "dict_type": "it is not a table",
+    "extra_forbidden": "a file of prices has no such key",
+}
 
 
 def read_prices(path: Path) -> Prices:
@@ -102,44 +115,58 @@ def read_prices(path: Path) -> Prices:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("constr"))
+        what = WORDS.get(first["type"], first["msg"].replace("Input should", "it should"))
         raise UsageError(
-            f"{path}: {field or 'the file'}: {first['msg']}",
+            f"{path}: {field or 'the file'}: {what}",
             fix="write [per_hour] with a line for each GPU, such as `l4 = 0.71`",
         ) from None
-    unknown = sorted((prices.per_hour.keys() | prices.fleet.keys()) - table().keys())
-    if unknown:
-        raise UsageError(
-            f"{path}: {', '.join(unknown)} is not the label of a GPU",
-            fix="`enginefarm gpus` lists the labels",
-        )
+    for label in (*prices.per_hour, *prices.fleet):
+        known(label, f"{path}: ")
     return prices
+
+
+def known(label: str, where: str = "cost: ") -> None:
+    """Raises: UsageError for a label that no GPU has."""
+    if label not in table():
+        raise UsageError(
+            f"{where}{label!r} is not the label of a GPU",
+            fix=did_you_mean(label, table()) or "`enginefarm gpus` lists the labels",
+        )
 
 
 def costs(
     store: EngineStore,
-    manifests: Iterable[Manifest],
+    manifests: Sequence[Manifest],
     prices: Prices,
     budgets: Budgets,
     limits: Limits | None = None,
 ) -> Costs:
     """Every GPU that has a price or an engine: its cheapest engine and batch, or why there is none.
 
-    budgets: engines over them are left out.
+    budgets: engines over them are left out. Raises: UsageError for an unknown profile.
     """
     limits = limits or Limits()
+    if limits.profile not in (None, *(profiles := _profiles(manifests))):
+        raise UsageError(
+            f"cost --profile: the engines have no profile {limits.profile!r}",
+            fix=f"their profiles are: {', '.join(profiles)}",
+        )
     by_gpu: dict[str, list[Manifest]] = {gpu: [] for gpu in prices.per_hour}
     for manifest in manifests:
         by_gpu.setdefault(manifest.gpu, []).append(manifest)
-    rows = {gpu: [*_measured(store, engines)] for gpu, engines in by_gpu.items()}
+    profile = limits.profile or _profiles(manifests)[0]
+    rows = {gpu: [*_measured(store, engines, profile)] for gpu, engines in by_gpu.items()}
     harness = _usual_harness(rows)
     found: list[Cost] = []
     refused: dict[str, str] = {}
     for gpu, engines in by_gpu.items():
         price = prices.per_hour.get(gpu)
         if price is None:
-            refused[gpu] = "the file has no price for it"
+            refused[gpu] = UNPRICED
         elif not engines:
-            refused[gpu] = "no engine of this model was built for it"
+            refused[gpu] = UNBUILT
+        elif not rows[gpu]:
+            refused[gpu] = f"its engines were not measured at profile {profile}: {MEASURE}"
         else:
             best, why = _cheapest(rows[gpu], float(price), harness, budgets, limits)
             if best is None:
@@ -151,7 +178,7 @@ def costs(
         currency=prices.currency,
         found=tuple(found),
         refused=refused,
-        measured_with=" ".join(filter(None, harness)),
+        measured_with=" ".join(filter(None, harness)) + f", profile {profile}",
     )
 
 
@@ -177,13 +204,21 @@ Harness = tuple[str, str]
 Measured = tuple[Manifest, Speed]
 
 
-def _measured(store: EngineStore, manifests: Iterable[Manifest]) -> Iterator[Measured]:
-    known: dict[str, speeds.Speeds] = {}
+def _profiles(manifests: Iterable[Manifest]) -> list[str]:
+    """Their names, in the recipe's order."""
+    return [*dict.fromkeys(one.name for manifest in manifests for one in manifest.spec.profiles)]
+
+
+def _measured(
+    store: EngineStore, manifests: Iterable[Manifest], profile: str
+) -> Iterator[Measured]:
+    """At that profile alone: a sample of another one has another size, and another cost."""
+    by_recipe: dict[str, speeds.Speeds] = {}
     for one in manifests:
-        if one.recipe not in known:
-            known[one.recipe] = speeds.read(store.objects, one.recipe, one.gpu)
-        for speed in known[one.recipe].engine(one.spec_digest):
-            if speed.samples_per_s:
+        if one.recipe not in by_recipe:
+            by_recipe[one.recipe] = speeds.read(store.objects, one.recipe, one.gpu)
+        for speed in by_recipe[one.recipe].engine(one.spec_digest):
+            if speed.samples_per_s and speed.profile == profile:
                 yield one, speed
 
 
@@ -203,8 +238,6 @@ def _usual_harness(rows: Mapping[str, list[Measured]]) -> Harness:
 def _cheapest(
     rows: list[Measured], price: float, harness: Harness, budgets: Budgets, limits: Limits
 ) -> tuple[Cost | None, str]:
-    if not rows:
-        return None, "its engines were not measured"
     alike = [(m, s) for m, s in rows if (s.harness, s.harness_flags) == harness]
     if not alike:
         return None, f"measured with {rows[0][1].harness}, and the other GPUs with {harness[0]}"
@@ -213,11 +246,13 @@ def _cheapest(
         return None, "its engines failed on the GPU, or are over the accuracy budget"
     accurate = [(m, s) for m, s in usable if _is_accurate(m, limits.min_top1)]
     if not accurate:
-        return None, f"no engine has a top-1 accuracy of {limits.min_top1:g} that was measured"
+        measured = [found for m, _ in usable if (found := _top1(m)) is not None]
+        highest = f"the highest is {max(measured):.4g}" if measured else "none was measured"
+        return None, f"no top-1 accuracy of {limits.min_top1:g} or more: {highest}"
     fast_enough = [(m, s) for m, s in accurate if _is_fast_enough(s, limits.p99_ms)]
     if not fast_enough:
-        known = [s.latency_ms_p99 for _, s in accurate if s.latency_ms_p99 is not None]
-        lowest = f"the lowest is {min(known):.3g} ms" if known else "none was measured"
+        measured = [s.latency_ms_p99 for _, s in accurate if s.latency_ms_p99 is not None]
+        lowest = f"the lowest is {min(measured):.3g} ms" if measured else "none was measured"
         return None, f"no p99 within {limits.p99_ms:g} ms: {lowest}"
     manifest, speed = max(fast_enough, key=lambda item: (_rate(item[1]), item[0].spec_digest))
     cost = Cost(
@@ -240,12 +275,14 @@ def _is_sound(manifest: Manifest, budgets: Budgets) -> bool:
 
 
 def _is_accurate(manifest: Manifest, least: float | None) -> bool:
-    """On true labels; the worst output counts. What was not measured is not enough."""
-    if least is None:
-        return True
+    """What was not measured is not enough."""
+    return least is None or ((found := _top1(manifest)) is not None and found >= least)
+
+
+def _top1(manifest: Manifest) -> float | None:
+    """On true labels; the worst output counts."""
     outputs = manifest.device_verification.outputs or manifest.verification.outputs
-    known = [one.top1_accuracy for one in outputs if one.top1_accuracy is not None]
-    return bool(known) and min(known) >= least
+    return min((found for one in outputs if (found := one.top1_accuracy) is not None), default=None)
 
 
 def _is_fast_enough(speed: Speed, most_ms: float | None) -> bool:

@@ -72,10 +72,10 @@ def test_the_cheapest_gpu_comes_first_and_unmeasured_ones_are_named(
         ("l4", pytest.approx(0.05)),
         ("t4", pytest.approx(0.1)),
     ]
-    assert costs["refused"] == {
-        "a100": "its engines were not measured",
-        "a10g": "the file has no price for it",
-    }
+    refused = costs["refused"]
+    assert [*refused] == ["a100", "a10g"]
+    assert "its engines were not measured at profile default" in refused["a100"]
+    assert "the file has no price for it" in refused["a10g"]
     assert cli.run(["cost", "model", "--prices", str(prices)]) == 0
     said = capsys.readouterr().out
     assert "no figure for a100: its engines were not measured" in said
@@ -95,7 +95,31 @@ def test_accuracy_that_was_not_measured_is_not_enough(
 ) -> None:
     engine("t4", (1, 2.0, 500.0))
     refused = found(capsys, prices, "--min-top1", "0.5")["costs"]["refused"]
-    assert "no engine has a top-1 accuracy of 0.5 that was measured" in refused["t4"]
+    assert refused["t4"] == "no top-1 accuracy of 0.5 or more: none was measured"
+
+
+def test_a_profile_of_short_texts_is_not_compared_with_one_of_long_texts(
+    engine: Any, prices: Path, capsys: Out, store: EngineStore
+) -> None:
+    t4, l4 = (engine(gpu, profiles=("long", "short")) for gpu in ("t4", "l4"))
+    for one, profile, rate in ((t4, "long", 100.0), (l4, "long", 100.0), (l4, "short", 900.0)):
+        row = make_row(
+            recipe="model",
+            gpu=one.gpu,
+            spec_digest=one.spec_digest,
+            profile=profile,
+            throughput_samples_per_s=rate,
+        )
+        BenchmarkTables(store.objects).append([row])
+    costs = found(capsys, prices)["costs"]
+    assert [one["speed"]["profile"] for one in costs["found"]] == ["long", "long"]
+    assert "profile long" in costs["measured_with"]
+    costs = found(capsys, prices, "--profile", "short")["costs"]
+    assert [one["gpu"] for one in costs["found"]] == ["l4"]
+    assert "not measured at profile short" in costs["refused"]["t4"]
+    asked = ["cost", "model", "--prices", str(prices), "--profile", "longer"]
+    assert cli.run(asked) == UsageError.exit_code
+    assert "their profiles are: long, short" in capsys.readouterr().err
 
 
 def test_a_fleet_that_moves_needs_as_many_as_carry_the_load(
@@ -107,7 +131,7 @@ def test_a_fleet_that_moves_needs_as_many_as_carry_the_load(
     assert (move["gpus_before"], move["gpus_after"]) == (9, 3), "9000 samples/s over 4000"
     assert (move["before"], move["after"]) == (pytest.approx(3.24), pytest.approx(2.16))
     assert cli.run(["cost", "model", "--prices", str(prices), "--move", "t4=l4"]) == 0
-    assert "(-33%)" in capsys.readouterr().out
+    assert "needs 3 l4 (2.16 USD/h): -33%" in capsys.readouterr().out
 
 
 def test_a_move_to_what_was_not_measured_is_refused(engine: Any, prices: Path, capsys: Out) -> None:
@@ -118,6 +142,8 @@ def test_a_move_to_what_was_not_measured_is_refused(engine: Any, prices: Path, c
     assert "no figure for a100" in capsys.readouterr().err
     assert cli.run([*asked, "l4=t4"]) == UsageError.exit_code
     assert "does not say how many l4" in capsys.readouterr().err
+    assert cli.run([*asked, "t4=h1000"]) == UsageError.exit_code
+    assert "'h1000' is not the label of a GPU" in capsys.readouterr().err
 
 
 def test_gpus_of_two_harnesses_are_not_compared(
@@ -140,12 +166,16 @@ def test_gpus_of_two_harnesses_are_not_compared(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "per_hour: Field required"),
+        ("", "per_hour: it is missing"),
         ("[per_hour]\nt4 = -1\n", "per_hour.t4"),
         ('[per_hour]\nt4 = "0.36"\n', "per_hour.t4"),
         ("[per_hour]\nt4 = nan\n", "per_hour.t4"),
         ("[per_hour]\nt4 = true\n", "per_hour.t4"),
-        ("[per_hour]\ntesla = 1\n", "tesla is not the label of a GPU"),
+        ("[per_hour]\nt4 = 0\n", "per_hour.t4: it should be greater than 0"),
+        ("[per_hour]\n", "per_hour: it is empty"),
+        ("per_hour = 3\n", "per_hour: it is not a table"),
+        ("[per_hour]\nT4 = 1\n", "did you mean t4?"),
+        ("[per_hour]\ntesla = 1\n", "'tesla' is not the label of a GPU"),
         ("[per_hour]\nt4 = 1\n[fleet]\nt4 = 1.5\n", "fleet.t4"),
         ("[per_hour\n", "the prices cannot be read"),
         ("[per_hour]\nt4 = 1\nt4 = 2\n", "the prices cannot be read"),
