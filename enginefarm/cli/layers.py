@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm.cli.screen import plain
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
 from enginefarm.store import open_store
 
 if TYPE_CHECKING:
@@ -33,24 +35,30 @@ def diff_(a: str, b: str, every: bool, as_json: bool) -> None:
     from enginefarm.tables.layer_diff import diff
 
     store: list[EngineStore] = []
-    found = diff(_layers(a, store), _layers(b, store))
+    (of_a, layers_a), (of_b, layers_b) = _layers(a, store), _layers(b, store)
+    found = diff(layers_a, layers_b)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    print_diff(found, f"A: {a}   B: {b}", every=every)
+    print_diff(found, f"A: {of_a}   B: {of_b}", every=every)
 
 
-def _layers(what: str, opened: list[EngineStore]) -> Layers:
-    """Reads a file, or an engine of the store, which is opened once and only if needed."""
+def _layers(what: str, opened: list[EngineStore]) -> tuple[str, Layers]:
+    """Reads a file, or an engine of the store, which is opened once and only if needed; with its
+    name in full."""
     from enginefarm.tables.layers import layers_of, layers_of_file
 
     if Path(what).is_file():
-        return layers_of_file(Path(what))
+        return what, layers_of_file(Path(what))
+    if what.endswith(".json"):
+        raise UsageError(f"diff: there is no file {what}", fix="give the file's path")
     from enginefarm.cli.listing import find
 
     if not opened:
         opened.append(open_store())
-    return layers_of(opened[0], find(opened[0], what, None, None, command="diff"))
+    engine = find(opened[0], what, None, None, command="diff")
+    name = f"{engine.recipe}/{engine.spec.label} {engine.spec_digest[:12]}"
+    return name, layers_of(opened[0], engine)
 
 
 def print_diff(found: LayerDiff, title: str, *, every: bool = False) -> None:
@@ -61,12 +69,12 @@ def print_diff(found: LayerDiff, title: str, *, every: bool = False) -> None:
     shown = rows if every else rows[:ROWS_SHOWN]
     a, b = found.layers
     times = pair(found.ms[0], found.ms[1], "{:.3g} ms")
-    print_table(
-        f"{title}\n{a} → {b} layers, {len(found.changed)} of {len(found.rows)} groups differ"
-        + (f", sum of layers {times}" if any(found.ms) else ""),
-        HEADER,
-        [cells(row) for row in shown],
-    )
+    title += f"\n{a} → {b} layers, {len(found.changed)} of {len(found.rows)} groups differ"
+    title += f", sum of layers {times}" if any(found.ms) else ""
+    if shown:
+        print_table(title, HEADER, [cells(row) for row in shown])
+    else:
+        click.echo(plain(title))
     if len(rows) > len(shown):
         click.echo(f"and {len(rows) - len(shown)} more: --all shows them")
     for note in found.notes:

@@ -56,20 +56,30 @@ class LayerDiff(Frozen):
 
     @property
     def changed(self) -> tuple[Difference, ...]:
-        """Rows that differ; those that cost the most time first, where both were profiled."""
+        """Rows that differ; those that cost the most time first, where both were profiled. Layers of
+        one engine alone come last."""
         found = [row for row in self.rows if row.changed or row.slower_ms]
-        return tuple(sorted(found, key=lambda row: -abs(row.slower_ms)))
+        return tuple(sorted(found, key=lambda row: (-abs(row.slower_ms), not (row.a and row.b))))
 
 
 def diff(a: Layers, b: Layers) -> LayerDiff:
-    """What differs between two engines' layers: fusion, precision, tactic, bytes, time."""
-    groups = _aligned(a.layers, b.layers)
+    """What differs between two engines' layers: fusion, precision, tactic, bytes, time.
+
+    The constants of a parsed network are weights, which an engine has inside its layers.
+    """
+    groups = _aligned(
+        *([one for one in side.layers if not _is_weight(one, side)] for side in (a, b))
+    )
     return LayerDiff(
         rows=tuple(_row(of_a, of_b) for of_a, of_b in groups),
         notes=tuple(_notes(a, b)),
         layers=(len(a.layers), len(b.layers)),
         ms=(_total(a.layers, "ms"), _total(b.layers, "ms")),
     )
+
+
+def _is_weight(layer: Layer, side: Layers) -> bool:
+    return side.network and layer.kind == "CONSTANT"
 
 
 def _aligned(
@@ -147,21 +157,28 @@ def _total(layers: Iterable[Layer], field: str) -> float | None:
 
 
 def _notes(a: Layers, b: Layers) -> Iterable[str]:
-    for name, side in (("A", a), ("B", b)):
-        if side.network:
-            yield (
-                f"{name}: these are the layers of the network before the build. TensorRT-RTX "
-                "chooses fusions and kernels on the GPU, so they are not known here"
-            )
-        elif not side.detailed:
-            yield f"{name}: only the names of its layers were kept (profiling verbosity)"
-        if any("ForeignNode[" in one.name and len(one.nodes) < 3 for one in side.layers):
-            yield (
-                f"{name}: a fused region (ForeignNode) names its first and its last node alone; "
-                "nodes between them may be listed as the other engine's own"
-            )
-        if all(layer.ms is None for layer in side.layers):
-            yield f"{name}: no profile is stored: enginefarm bench run RECIPE --layers, on its GPU"
+    of_a, of_b = ([*_notes_of(side)] for side in (a, b))
+    for note in dict.fromkeys((*of_a, *of_b)):
+        sides = [name for name, of in (("A", of_a), ("B", of_b)) if note in of]
+        yield f"{' and '.join(sides)}: {note}"
+
+
+def _notes_of(side: Layers) -> Iterable[str]:
+    if side.network:
+        yield (
+            "these are the layers of the network before the build. TensorRT-RTX chooses fusions "
+            "and kernels on the GPU, so they are not known here"
+        )
+        return
+    if not side.detailed:
+        yield "only the names of the layers were kept (profiling verbosity)"
+    if any("ForeignNode[" in one.name and len(one.nodes) < 3 for one in side.layers):
+        yield (
+            "a fused region (ForeignNode) names its first and its last node alone; nodes between "
+            "them may be listed as the other engine's own"
+        )
+    if all(layer.ms is None for layer in side.layers):
+        yield "no profile is stored: run `enginefarm bench run RECIPE --layers` on its GPU"
 
 
 # --- for people ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sample_rows import make_row
 
 from enginefarm import cli
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, StoreMissing
+from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
 from enginefarm.report import nightly
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.layers import LayerTimes, compared, remember
@@ -64,10 +64,18 @@ def said(out: Out, *arguments: str) -> str:
 
 def test_two_engines_by_digest_and_by_name(engine: Any, capsys: Out) -> None:
     first = engine(layer("conv + relu"), ms={"conv + relu": 1.0})
-    engine(layer("conv", "u"), layer("relu"), ms={"conv": 1.5, "relu": 0.5}, precision="int8")
+    second = engine(
+        layer("conv", "u"),
+        layer("relu"),
+        ms={"conv": 1.5, "relu": 0.5},
+        precision="int8",
+        minutes=5,
+    )
     table = said(capsys, "diff", first.spec_digest[:12], "model/t4/int8")
     assert "1 → 2 layers, 1 of 1 groups differ, sum of layers 1 ms → 2 ms" in table
     assert "fused" in table
+    assert f"model/t4/int8 {second.spec_digest[:12]}" in table
+    assert "model/t4/int8" in said(capsys, "diff", "model/t4/fp16", "model"), "the newest, by name"
     assert "1.0000 → 2.0000" in table
     found = json.loads(said(capsys, "diff", "model/t4/fp16", "model/t4/int8", "--json"))
     assert found["rows"][0]["nodes"] == ["conv", "relu"]
@@ -84,6 +92,8 @@ def test_a_file_needs_no_store(
     assert "0 of 1 groups differ" in said(capsys, "diff", name, name)
     assert cli.run(["diff", name, str(tmp_path / "b.json")]) == CorruptBlob.exit_code
     assert "b.json: this is not an engine inspector's JSON" in capsys.readouterr().err
+    assert cli.run(["diff", name, "c.json"]) == UsageError.exit_code
+    assert "there is no file c.json" in capsys.readouterr().err
 
 
 def test_an_engine_without_layers_says_so(publish: Any, capsys: Out) -> None:

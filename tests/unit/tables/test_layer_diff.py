@@ -71,5 +71,20 @@ def test_what_cannot_be_told_is_said() -> None:
     region = Layer(name="{ForeignNode[a...z]}", nodes=("a", "z"))
     notes = diff(Layers(layers=(region,)), Layers(layers=(layer("a"),), network=True)).notes
     assert any("ForeignNode" in note for note in notes)
-    assert any("before the build" in note for note in notes)
+    assert any(note.startswith("B: these are the layers of the network") for note in notes)
     assert any("A: no profile is stored" in note for note in notes)
+    both = compared([layer("conv")], [layer("conv")]).notes
+    assert [note.partition(":")[0] for note in both] == ["A and B"], "what is true of both, once"
+
+
+def test_the_weights_of_a_network_are_no_layers() -> None:
+    """INT8 has a constant for each weight and scale, which would hide what else differs."""
+    weight = layer("weight", kind="CONSTANT")
+    network = Layers(layers=(weight, layer("conv")), network=True)
+    assert diff(Layers(layers=(layer("conv"),), network=True), network).changed == ()
+
+
+def test_layers_of_one_engine_alone_come_last() -> None:
+    a = [layer("quantize"), layer("conv")]
+    rows = changed(a, [layer("dequantize"), layer("conv", tactic="other")])
+    assert [row.nodes for row in rows] == [("conv",), ("quantize",), ("dequantize",)]
