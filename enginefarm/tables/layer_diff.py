@@ -56,8 +56,8 @@ class LayerDiff(Frozen):
 
     @property
     def changed(self) -> tuple[Difference, ...]:
-        """Rows that differ; those that cost the most time first, where both were profiled. Layers of
-        one engine alone come last."""
+        """Rows that differ; those that cost the most time first, where both were profiled, and
+        those of one engine alone last."""
         found = [row for row in self.rows if row.changed or row.slower_ms]
         return tuple(sorted(found, key=lambda row: (-abs(row.slower_ms), not (row.a and row.b))))
 
@@ -67,19 +67,17 @@ def diff(a: Layers, b: Layers) -> LayerDiff:
 
     The constants of a parsed network are weights, which an engine has inside its layers.
     """
-    groups = _aligned(
-        *([one for one in side.layers if not _is_weight(one, side)] for side in (a, b))
-    )
+    of_a, of_b = _computing(a), _computing(b)
     return LayerDiff(
-        rows=tuple(_row(of_a, of_b) for of_a, of_b in groups),
+        rows=tuple(_row(*group) for group in _aligned(of_a, of_b)),
         notes=tuple(_notes(a, b)),
-        layers=(len(a.layers), len(b.layers)),
-        ms=(_total(a.layers, "ms"), _total(b.layers, "ms")),
+        layers=(len(of_a), len(of_b)),
+        ms=(_total(of_a, "ms"), _total(of_b, "ms")),
     )
 
 
-def _is_weight(layer: Layer, side: Layers) -> bool:
-    return side.network and layer.kind == "CONSTANT"
+def _computing(side: Layers) -> list[Layer]:
+    return [one for one in side.layers if not (side.network and one.kind == "CONSTANT")]
 
 
 def _aligned(

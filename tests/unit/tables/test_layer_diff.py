@@ -9,7 +9,7 @@ from enginefarm.tables.layer_diff import Difference, LayerDiff, cells, diff
 
 
 def layer(*nodes: str, name: str = "", **more: Any) -> Layer:
-    fields = {"precision": "fp16", "tactic": "t", "output_bytes": 8, **more}
+    fields: dict[str, Any] = {"precision": "fp16", "tactic": "t", "output_bytes": 8, **more}
     return Layer(name=name or " + ".join(nodes), nodes=nodes, **fields)
 
 
