@@ -4,15 +4,15 @@ Each node is an ONNX Runtime session of its own, in FP32 and with every optimiza
 numpy rounds each result that the graph stores in 16 bits. The product's verification rewrites
 the whole graph and lets ONNX Runtime round: nothing of that is used here.
 
-It sees what is stored between nodes: overflow, rounding, casts, shapes. It does not see what
-happens inside a node (the steps of an LSTM), nor what a builder makes of the graph: that takes
-the GPU. Both ways share ONNX Runtime's FP32 kernels.
+It sees what is stored between nodes, in the bodies of If, Loop and Scan too: overflow, rounding,
+casts, shapes. It does not see what happens inside a node (the steps of an LSTM), nor what a builder
+makes of the graph: that takes the GPU. Both ways share ONNX Runtime's FP32 kernels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,17 @@ EIGHTS: dict[int, Any] = {
     onnx.TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
     onnx.TensorProto.FLOAT8E5M2: ml_dtypes.float8_e5m2,
 }
+FOURS: dict[int, tuple[int, int]] = {
+    onnx.TensorProto.INT4: (-8, 7),
+    onnx.TensorProto.UINT4: (0, 15),
+}
+"""The least and the largest number of each."""
+SMALL = frozenset((*EIGHTS, *FOURS))
+"""What ONNX Runtime's CPU provider cannot quantize to. Kept as FP32, as LOWS are."""
 FLOAT = onnx.TensorProto.FLOAT
-BODIES = ("Loop", "Scan", "SequenceMap")
+NARROW = frozenset(
+    (*(np.dtype(one).name for one in (*LOWS.values(), *EIGHTS.values())), "int4", "uint4")
+)
 DTYPES = ("to", "dtype", "output_dtype", "softmax_precision")
 
 
@@ -81,19 +90,21 @@ class Steps:
 
     def _node(self, node: Any, values: Arrays, types: dict[str, int], where: str) -> list[Any]:
         given = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type in BODIES:
-            raise NotRun(f"{node.op_type} {node.name!r} is not run node by node")
+        if node.op_type == "SequenceMap":
+            raise NotRun(f"SequenceMap {node.name!r} is not run node by node")
         if node.op_type == "If":
             taken = bool(values[node.input[0]].reshape(-1)[0])
             branch = "then_branch" if taken else "else_branch"
-            body = given[branch].g
-            return list(self._graph(body, dict(values), dict(types), f"{where}/{branch}").values())
+            return self._body(given[branch].g, (), values, types, f"{where}/{branch}")
+        if node.op_type in ("Loop", "Scan"):
+            run = self._loop if node.op_type == "Loop" else self._scan
+            return run(node, given, values, types, where)
         if node.op_type == "Constant" and "value" in given:
             types[node.output[0]] = given["value"].t.data_type
             return [_wide(onnx.numpy_helper.to_array(given["value"].t))]
-        eight = {types.get(node.output[0]), types.get(node.input[0]) if node.input else None}
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and eight & EIGHTS.keys():
-            made = [_eight(node, values, EIGHTS.get(types.get(node.output[0], 0)))]
+        small = {types.get(node.output[0]), types.get(node.input[0]) if node.input else None}
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and small & SMALL:
+            made = [_quantization(node, given, values, types.get(node.output[0], 0))]
         else:
             made = self._session(node, values, types, where)
         for index, name in enumerate(node.output):
@@ -102,6 +113,67 @@ class Steps:
             if types.get(name) in LOWS:
                 made[index] = self._round(made[index], types[name])
         return made
+
+    def _body(
+        self, body: Any, given: Iterable[Any], values: Arrays, types: dict[str, int], where: str
+    ) -> list[Any]:
+        """Outputs of a body, which reads the values around it too."""
+        values, types = dict(values), dict(types)
+        for value, array in zip(body.input, given, strict=True):
+            values[value.name], types[value.name] = array, _type(value)
+        return list(self._graph(body, values, types, where).values())
+
+    def _loop(
+        self, node: Any, given: Any, values: Arrays, types: dict[str, int], where: str
+    ) -> list[Any]:
+        most, go_on = (values[name] if name else None for name in node.input[:2])
+        carried = [values[name] for name in node.input[2:]]
+        go_on, rows, step = np.array(True) if go_on is None else go_on, list[list[Any]](), 0
+        while bool(np.ravel(go_on)[0]) and (most is None or step < int(np.ravel(most)[0])):
+            entry = (np.array(step), go_on, *carried)
+            go_on, *made = self._body(given["body"].g, entry, values, types, f"{where}/body")
+            carried, step = made[: len(carried)], step + 1
+            rows.append(made[len(carried) :])
+        if not rows and len(node.output) > len(carried):
+            raise NotRun(f"Loop {node.name!r} has no step, so that its rows have no shape")
+        return [*carried, *(np.stack(row) for row in zip(*rows, strict=True))]
+
+    def _scan(
+        self, node: Any, given: Any, values: Arrays, types: dict[str, int], where: str
+    ) -> list[Any]:
+        def each(name: str, count: int) -> list[int]:
+            return list(given[name].ints) if name in given else [0] * count
+
+        read = given["num_scan_inputs"].i
+        states, scanned = len(node.input) - read, [values[n] for n in node.input[-read:]]
+        carried = [values[name] for name in node.input[:states]]
+        parts = [
+            np.moveaxis(array, axis, 0)[:: -1 if back else 1]
+            for array, axis, back in zip(
+                scanned,
+                each("scan_input_axes", read),
+                each("scan_input_directions", read),
+                strict=True,
+            )
+        ]
+        rows: list[list[Any]] = []
+        for step in zip(*parts, strict=True):
+            made = self._body(given["body"].g, (*carried, *step), values, types, f"{where}/body")
+            carried = made[:states]
+            rows.append(made[states:])
+        count = len(node.output) - states
+        if not rows and count:
+            raise NotRun(f"Scan {node.name!r} has no step, so that its rows have no shape")
+        made = [
+            np.moveaxis(np.stack(row)[:: -1 if back else 1], 0, axis)
+            for row, axis, back in zip(
+                zip(*rows, strict=True),
+                each("scan_output_axes", count),
+                each("scan_output_directions", count),
+                strict=True,
+            )
+        ]
+        return [*carried, *made]
 
     def _round(self, array: Any, dtype: int) -> Any:
         if not self.rounded:
@@ -142,7 +214,7 @@ class Steps:
             for name, array in feeds.items()
         ]
         outputs = [
-            value(name, FLOAT if types[name] in LOWS else types[name], None)
+            value(name, FLOAT if types[name] in SMALL | LOWS.keys() else types[name], None)
             for name in node.output
             if name and name in types
         ]
@@ -163,24 +235,30 @@ class Steps:
 
 def _wide(array: Any) -> Any:
     """FP32 for what ONNX Runtime's CPU provider computes in FP32, or numpy lacks."""
-    narrow = array.dtype == np.float16 or array.dtype.name in ("bfloat16", *_eight_names())
-    return array.astype(np.float32) if narrow else array
+    return array.astype(np.float32) if array.dtype.name in NARROW else array
 
 
-def _eight_names() -> tuple[str, ...]:
-    return tuple(np.dtype(kind).name for kind in EIGHTS.values())
+def _quantization(node: Any, given: Any, values: Arrays, result: int) -> Any:
+    """QuantizeLinear to 4 bits or FP8 (result: its type), or DequantizeLinear from it, in numpy."""
+    array = values[node.input[0]]
+    axis = given["axis"].i if "axis" in given else 1
+    block = given["block_size"].i if "block_size" in given else 0
 
+    def spread(one: Any) -> Any:
+        if block:
+            return np.repeat(one, block, axis)[tuple(slice(size) for size in array.shape)]
+        if one.ndim == 1 and one.size > 1:
+            return one.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
+        return one
 
-def _eight(node: Any, values: Arrays, kind: Any) -> Any:
-    """QuantizeLinear to FP8 (kind), or DequantizeLinear from it (None), in numpy."""
-    array, scale = (values[name] for name in node.input[:2])
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    if scale.ndim == 1 and scale.size > 1:
-        scale = scale.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
-    if kind is None:
-        return (array * scale).astype(np.float32)
-    most = float(ml_dtypes.finfo(kind).max)
-    return np.clip(array / scale, -most, most).astype(kind).astype(np.float32)
+    scale = spread(values[node.input[1]])
+    zero = spread(values[node.input[2]]) if len(node.input) > 2 and node.input[2] else 0
+    if node.op_type == "DequantizeLinear":
+        return ((array - zero) * scale).astype(np.float32)
+    if result in FOURS:
+        return np.clip(np.rint(array / scale) + zero, *FOURS[result]).astype(np.float32)
+    most = float(ml_dtypes.finfo(EIGHTS[result]).max)
+    return np.clip(array / scale, -most, most).astype(EIGHTS[result]).astype(np.float32)
 
 
 def _type(value: Any) -> int:

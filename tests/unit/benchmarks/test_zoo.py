@@ -17,6 +17,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.graph import data
 from enginefarm.recipes import file as recipe_file
+from tests import toy_graphs
 
 FP16 = Budget(min_cosine=0.999, max_relative_l2=0.02)
 
@@ -107,12 +108,70 @@ def test_fp8_is_rounded_by_numpy(tmp_path: Path) -> None:
     assert found.tolist() == [[8.0, 224.0]]
 
 
-def test_a_loop_is_not_run_and_named(tmp_path: Path) -> None:
-    node = helper.make_node("Scan", ["x"], ["y"], name="steps", num_scan_inputs=1)
-    node.attribute.append(helper.make_attribute("body", helper.make_graph([], "b", [], [])))
-    path = graph(tmp_path / "m.onnx", [node], TensorProto.FLOAT)
-    with pytest.raises(NotRun, match="Scan 'steps'"):
-        Steps(path).run({"x": np.ones((1, 2), np.float32)})
+LOOP = """m (float16[n, 2] x) => (float16[n, 2] y, float16[s, n, 2] rows) <int64 most = {5}> {
+    y, rows = Loop <body = step (int64 i, bool go, float16[n, 2] at)
+        => (bool on, float16[n, 2] next, float16[n, 2] square) {
+        square = Mul (at, at)
+        next = Add (at, x)
+        two = Constant <value_int = 2> ()
+        on = Less (i, two)
+    }> (most, , x)
+}"""
+SCAN = """m (float16[2, n] x) => (float16[2] last, float16[2, s] sums) <float16[2] start = {0, 0}> {
+    last, sums = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_input_directions = [1],
+        scan_output_axes = [1], scan_output_directions = [1],
+        body = step (float16[2] at, float16[2] column) => (float16[2] next, float16[2] sum) {
+        next = Add (at, column)
+        sum = Identity (next)
+    }> (start, x)
+}"""
+
+
+def test_each_step_of_a_loop_is_rounded(tmp_path: Path) -> None:
+    save(toy_graphs.made(LOOP), tmp_path / "m.onnx")
+    found = Steps(tmp_path / "m.onnx").run({"x": np.array([[150, 1]], np.float16)})
+    assert found["y"].tolist() == [[600, 4]], "the condition stops it after three steps of five"
+    assert found["rows"].tolist() == [[[22496, 1]], [[np.inf, 4]], [[np.inf, 9]]]
+
+
+def test_a_scan_reads_and_writes_along_its_axes_and_directions(tmp_path: Path) -> None:
+    save(toy_graphs.made(SCAN), tmp_path / "m.onnx")
+    x = np.array([[1, 2048, 3], [4, 5, 6]], np.float16)
+    found = Steps(tmp_path / "m.onnx").run({"x": x})
+    assert found["last"].tolist() == [2052, 15], "2051 is no FP16, and 2053 is none either"
+    assert found["sums"].tolist() == [[2052, 2052, 3], [15, 11, 6]]
+    plain = toy_graphs.run(tmp_path / "m.onnx", {"x": np.ones((2, 3), np.float16)})
+    same = Steps(tmp_path / "m.onnx").run({"x": np.ones((2, 3), np.float16)})
+    assert all(np.array_equal(plain[name], same[name]) for name in plain)
+
+
+def test_a_loop_without_a_step_is_not_run_and_named(tmp_path: Path) -> None:
+    save(toy_graphs.made(LOOP.replace("{5}", "{0}")), tmp_path / "m.onnx")
+    with pytest.raises(NotRun, match="has no step"):
+        Steps(tmp_path / "m.onnx").run({"x": np.ones((1, 2), np.float16)})
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_weights_of_four_bits_are_dequantized_by_numpy(tmp_path: Path, block: int) -> None:
+    weights = np.array([[-8, 7], [1, 2], [3, -4], [5, 6]], np.float32)
+    scales = np.array([[1, 2], [0.5, 0.25]] if block else [1, 0.5], np.float32)
+    node = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0 if block else 1)
+    if block:
+        node.attribute.append(helper.make_attribute("block_size", block))
+    four = helper.make_tensor("q", TensorProto.INT4, [4, 2], weights.astype(int).flatten())
+    made = helper.make_graph(
+        [node, helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [four, numpy_helper.from_array(scales, "s")],
+    )
+    path = tmp_path / "m.onnx"
+    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    wanted = x @ (weights * (np.repeat(scales, 2, 0) if block else scales))
+    assert np.array_equal(Steps(path).run({"x": x})["y"], wanted)
+    assert np.array_equal(toy_graphs.result(path, x), wanted), "as ONNX Runtime does"
 
 
 def judged(wanted: Any, made: Any, **how: Any) -> list[str]:
