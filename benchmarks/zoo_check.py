@@ -105,13 +105,13 @@ def as_it_came(recipe: Recipe, folder: Path, work: Path) -> Runner:
     if recipe.source.kind == "onnx":
         return _graph(folder / "model.onnx", "fp32")
     torch: Any = import_module("torch")
-    module: Any = load(recipe, work / "source")
+    module: Any = load(recipe, work / "source").model
     order = [tensor.name for tensor in recipe.inputs]
 
     def run(inputs: dict[str, Any]) -> list[Any]:
         with torch.no_grad():
             made = module(*(torch.from_numpy(np.array(inputs[name])) for name in order))
-        return [one.numpy() for one in (made if isinstance(made, (tuple, list)) else [made])]
+        return [one.numpy() for one in torch.utils._pytree.tree_leaves(made)]
 
     return run
 

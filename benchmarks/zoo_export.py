@@ -41,7 +41,7 @@ def written(name: str, row: zoo.Row, scratch: Path, dest: Path) -> str:
     os.chdir(folder)
     recipe = recipe_file.load(folder / "recipe.yaml")
     with tempfile.TemporaryDirectory(prefix="zoo-") as work:
-        model: Any = export.load(recipe, Path(work))
+        model: Any = export.load(recipe, Path(work)).model
         sample = feeds.sample(recipe)
         graph, _ = torch_export.export(model, recipe, sample)
         onnx.save(graph, dest)  # one file, its weights in it

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
-from benchmarks import zoo, zoo_table
+from benchmarks import zoo, zoo_check, zoo_export, zoo_table
 from benchmarks.steps import NotRun, Steps
 from benchmarks.zoo_judge import Figures, decibel
 from enginefarm.documents.recipe import Recipe
@@ -342,3 +342,15 @@ def test_what_fp32_in_another_order_costs_a_model_is_no_disagreement() -> None:
     assert figures.verdict(exact)
     assert figures.verdict(exact, 1e-3, 1e-3) == []
     assert figures.verdict(exact, 1e-4, 1e-4)
+
+
+def test_a_pytorch_model_is_written_and_is_its_own_judge(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)  # the recipe's code is found from where a build runs
+    row, dest = zoo.models()["range-int-cast"], tmp_path / "made" / "model.onnx"
+    said = zoo_export.written("range-int-cast", row, tmp_path, dest)
+    assert said.endswith(" from PyTorch")
+    recipe = recipe_file.load(tmp_path / "models" / "range-int-cast" / "recipe.yaml")
+    theirs = zoo_check.as_it_came(recipe, recipe.root, tmp_path)
+    for _, inputs in zoo_check.unseen(recipe):
+        ours = toy_graphs.run(dest, inputs)
+        assert np.allclose(theirs(inputs)[0], next(iter(ours.values())), atol=1e-5)
