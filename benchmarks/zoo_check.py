@@ -111,7 +111,7 @@ def as_it_came(recipe: Recipe, folder: Path, work: Path) -> Runner:
     def run(inputs: dict[str, Any]) -> list[Any]:
         with torch.no_grad():
             made = module(*(torch.from_numpy(np.array(inputs[name])) for name in order))
-        return [one.numpy() for one in torch.utils._pytree.tree_leaves(made)]
+        return [one.numpy() for one in torch.utils._pytree.tree_leaves(made) if one is not None]
 
     return run
 

@@ -1,18 +1,20 @@
-"""Rewrites what later tools do not read: sparse tensors, parts of a Split without a name, and names
-that two nodes share."""
+"""Rewrites what later tools do not read: nodes in another order, sparse tensors, parts of a Split
+without a name, and names that two nodes share."""
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import SourceError, one_line
 from enginefarm.graph import walk
+from enginefarm.graph.edit import replace_nodes
 from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.precisions.constants import to_initializers
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 MODE_OF_ITS_OWN = 14
 """The first opset in which an attribute says that a BatchNormalization trains. Before, it is that
@@ -23,13 +25,16 @@ LARGEST = 1 << 28
 
 def make_readable(model: ModelProto, what: str) -> None:
     """In place: sparse initializers and constants as dense ones, and every constant that is numbers
-    as an initializer: OnnxSlim makes double numbers of `value_floats`. Then a name for each graph,
-    which onnx's checker wants, for each part of a Split, and one for each node of a graph, since
-    ONNX Runtime refuses two nodes of one name. `ai.onnx` becomes the empty domain that it means.
+    as an initializer: OnnxSlim makes double numbers of `value_floats`. Nodes come after those that
+    they read. Then a name for each graph, which onnx's checker wants, for each part of a Split, and
+    one for each node of a graph, since ONNX Runtime refuses two nodes of one name. `ai.onnx`
+    becomes the empty domain that it means.
 
     Raises: SourceError for a sparse tensor that is too large or is not valid.
     """
     opset, read = walk.opset(model), walk.reads(model.graph)
+    for graph in list(walk.graphs(model.graph))[::-1]:  # bodies first: sorting copies them
+        _in_order(graph)
     for graph in walk.graphs(model.graph):
         graph.name = graph.name or "graph"
         graph.initializer.extend(dense(sparse, what) for sparse in graph.sparse_initializer)
@@ -45,6 +50,22 @@ def make_readable(model: ModelProto, what: str) -> None:
     to_initializers(model)
     _name_parts(model)
     _distinct_nodes(model)
+
+
+def _in_order(graph: GraphProto) -> None:
+    """In place: each node after those that it reads from, as ONNX asks and ONNX Runtime does not:
+    its own FP16 converter writes its Casts at the end. A circle stays."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = [
+        [makers[name] for name in sorted(walk.reads_of(node)) if name in makers]
+        for node in graph.node
+    ]
+    if any(max(before, default=-1) >= index for index, before in enumerate(needs)):
+        try:
+            order = list(TopologicalSorter(dict(enumerate(needs))).static_order())
+        except CycleError:
+            return  # the checker says so
+        replace_nodes(graph, [graph.node[index] for index in order])
 
 
 def _drop_optional_results(node: NodeProto, opset: int, read: set[str]) -> None:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 ONNX_DOMAINS = ("", "ai.onnx")
+WITHOUT_RUNTIMES = (
+    "export the model without runtime-specific optimization or quantization, in FP32: the recipe's "
+    "`precisions` quantize it; or name a plugin library in `plugins`"
+)
+FIXES = {
+    "ai.onnx.ml": "run trees, linear models and encoders of tables in ONNX Runtime; hummingbird-ml "
+    "writes many of them with tensor operators"
+}
+"""What to do about operators of a domain, where it is not WITHOUT_RUNTIMES."""
 
 
 def operators(model: ModelProto, recipe: Recipe) -> None:
@@ -31,11 +40,10 @@ def operators(model: ModelProto, recipe: Recipe) -> None:
         count = f"{len(found)} such nodes" if len(found) > 1 else "one such node"
         raise SourceError(
             f"source: node {walk.label(first)!r} is operator {first.op_type} of domain "
-            f"{first.domain}, which is not an operator of ONNX",
+            f"{first.domain}, which is not among the operators that engines have",
             why="TensorRT's parser does not have it, or it cannot be verified without a GPU; the "
             f"graph has {count}" + (f"; also {', '.join(others)}" if others else ""),
-            fix="export the model without runtime-specific optimization or quantization, in FP32: "
-            "the recipe's `precisions` quantize it; or name a plugin library in `plugins`",
+            fix=FIXES.get(first.domain, WITHOUT_RUNTIMES),
         )
 
 

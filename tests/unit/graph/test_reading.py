@@ -755,3 +755,38 @@ def test_an_output_without_elements_is_compared(tmp_path: Path) -> None:
         [batch], lambda _: {"y": empty}, DEFAULT_BUDGETS["fp32"], ComparisonRules()
     )
     assert result.over_budget == ()
+
+
+UNSORTED = """m (float[batch, 4] x) => (float[batch, 4] y) <bool yes = {1}> {
+    y = If (yes) <
+        then_branch = one () => (float[batch, 4] out) {
+            out = Add (twice, x)
+            twice = Add (low, low)
+        },
+        else_branch = two () => (float[batch, 4] out) { out = Neg (x) }
+    >
+    low = Abs (x)
+}"""
+
+
+def test_nodes_are_put_behind_those_that_they_read(tmp_path: Path) -> None:
+    """ONNX Runtime's FP16 converter writes its Casts at the end, and ONNX Runtime reads that."""
+    made = toy_graphs.exported(tmp_path, toy_graphs.made(UNSORTED))
+    x = np.array([[1, -2, 3, -4]], np.float32)
+    assert run(made.path, x=x)["y"].tolist() == [[3, 2, 9, 4]]
+
+
+def test_nodes_in_a_circle_are_refused(tmp_path: Path) -> None:
+    circle = "m (float[batch, 4] x) => (float[batch, 4] y) { a = Add (x, y)\n y = Abs (a) }"
+    with pytest.raises(SourceError, match="topologically sorted"):
+        toy_graphs.exported(tmp_path, toy_graphs.made(circle))
+
+
+def test_trees_are_not_called_a_quantization(tmp_path: Path) -> None:
+    node = helper.make_node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml")
+    graph = model([node], inputs=[value("x", ["batch", 4])], outputs=[value("y", ["batch", 4])])
+    graph.opset_import.add(domain="ai.onnx.ml", version=1)
+    with pytest.raises(SourceError, match="operator Binarizer of domain") as raised:
+        toy_graphs.exported(tmp_path, graph)
+    assert "hummingbird" in str(raised.value)
+    assert "quantization" not in str(raised.value)
