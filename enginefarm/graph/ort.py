@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
     InferenceSession = Any  # onnxruntime has no type stubs
 
-DISABLED_OPTIMIZERS = ["WeightBiasQuantization", "ReluQuantRewrite", "ClipQuantRewrite"]
-"""ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with the first. The
-others take a Relu or a Clip away before a QuantizeLinear as if its type were an integer: in FP8,
-negative numbers then pass a Relu, and some graphs do not load."""
+DISABLED_OPTIMIZERS = [
+    "WeightBiasQuantization",
+    "ReluQuantRewrite",
+    "ClipQuantRewrite",
+    "MatmulTransposeFusion",
+]
+"""ONNX Runtime 1.32's CPU provider computes Q/DQ with FP16 scales wrongly with the first. The next
+two take a Relu or a Clip away before a QuantizeLinear as if its type were an integer: in FP8,
+negative numbers then pass a Relu, and some graphs do not load. With the last it crashes on a
+MatMul in FP16 whose batch axis was moved by a Transpose."""
 
 
 NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|which exceeds the supported maximum")

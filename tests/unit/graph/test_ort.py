@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +123,27 @@ def test_a_worker_with_the_one_for_gpus_needs_no_other(installed: Installed) -> 
     installed()
     with pytest.raises(HostError, match="not installed"):
         ort.version()
+
+
+CRASHES = """
+import sys
+import onnx
+from pathlib import Path
+from enginefarm.errors import ExportError
+from enginefarm.graph import ort
+print(ort.session(Path(sys.argv[1]), error=ExportError, what="test").get_outputs()[0].shape)
+"""
+
+
+def test_fp16_whose_batch_axis_is_moved_does_not_crash(tmp_path: Path) -> None:
+    """In a process of its own: ONNX Runtime's MatmulTransposeFusion ends it with SIGSEGV."""
+    made = parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
+        agraph (float16[n, 3, 4] x) => (float16[3, n, 5] y) {
+            t = Transpose <perm = [1, 0, 2]> (x)
+            y = MatMul (t, w)
+        }""")
+    made.graph.initializer.append(numpy_helper.from_array(np.ones((4, 5), np.float16), "w"))
+    onnx.save(made, tmp_path / "m.onnx")
+    command = [sys.executable, "-c", CRASHES, str(tmp_path / "m.onnx")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "[3, 'n', 5]\n"), ended.stderr
