@@ -23,6 +23,7 @@ from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeE
 from enginefarm.graph import (
     data,
     data_files,
+    emulate,
     feeds,
     figures,
     forward,
@@ -255,7 +256,11 @@ def _is_program(model: LoadedModel) -> bool:
 
 def _runner(model: LoadedModel, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
     if isinstance(model, Path):
-        session = ort.session(model, error=ExportError, what="the reference", plain=True)
+        if emulate.narrow(onnx_files.graph_only(model)):
+            wide = emulate.emulate(onnx_files.read(model), rounded=False)
+            session = ort.session_of(wide, error=ExportError, what="the reference", plain=True)
+        else:
+            session = ort.session(model, error=ExportError, what="the reference", plain=True)
         return lambda inputs: ort.run(session, inputs, error=ExportError, what="the reference")
     return _torch_runner(model, outputs, recipe)
 

@@ -37,7 +37,7 @@ from enginefarm.store.site import (
 if TYPE_CHECKING:
     from enginefarm.graph.order import Order
 
-REFERENCE_METHOD = 3
+REFERENCE_METHOD = 4
 """How references are made: raise it when the same model and data may get another one."""
 
 __all__ = ["ExportedModel", "Reference", "Site", "SlimmedModel", "here"]

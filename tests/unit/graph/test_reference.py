@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_graphs
 from tiny_models import CODE, recipe
 
 from enginefarm.documents.recipe import Recipe
@@ -191,3 +192,20 @@ def test_a_scalar_output_stays_a_scalar(tmp_path: Path) -> None:
     made = recipe(tmp_path, code=code, source=source_of, verification={}, outputs=["y"])
     path = make_reference(made, load(made, tmp_path), tmp_path / "r.npz", outputs=("y",))
     assert {batch.outputs["y"].shape for batch in read_reference(path)} == {()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_casts_to_16_bits_in_a_file_are_not_charged_to_its_engines(
+    tmp_path: Path, dtype: str
+) -> None:
+    """As ONNX Runtime's FP16 converter writes them around what it leaves in FP32."""
+    text = f"""m (float[batch, 4] x) => (float[batch, 4] y) {{
+        low = Cast <to = {10 if dtype == "float16" else 16}> (x)
+        wide = Cast <to = 1> (low)
+        y = Sigmoid (wide)
+    }}"""
+    made = toy_graphs.recipe(tmp_path, toy_graphs.made(text))
+    path = make_reference(made, tmp_path / "m.onnx", tmp_path / "r.npz", outputs=("y",))
+    for batch in read_reference(path):
+        wanted = torch.from_numpy(batch.inputs["x"]).sigmoid().numpy()
+        np.testing.assert_allclose(batch.outputs["y"], wanted, rtol=1e-6)
