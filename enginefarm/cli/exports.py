@@ -43,7 +43,7 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     catalog = StoreCatalog(here.store, SeenRevisions(here.cache.root))
     engines = catalog.manifests(recipe, channel, trusted)
     budgets = catalog.budgets(recipe)
-    choice = choose(engines, recipe, precision=precision, gpu=gpu, budgets=budgets)
+    choice = choose(engines, name, precision=precision, gpu=gpu, budgets=budgets)
     others = cpu_engines(choice, engines)
     if trusted is not None:
         for one in (*(variant.manifest for variant in choice.variants), *others):
@@ -147,17 +147,27 @@ def triton_repo(
 @gpu_option("With NAME: this GPU's.")
 @precision_option("With NAME: this precision's.")
 @click.option(
+    "--license",
+    "license_",
+    default="",
+    metavar="SPDX",
+    help="The model's license, as an SPDX expression such as Apache-2.0.",
+)
+@click.option(
     "--output",
     "-o",
     type=NamedPath(path_type=Path, dir_okay=False),
     help="Write it here. Default: standard output.",
 )
-def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None) -> None:
+def bom(
+    engine: str, gpu: str | None, precision: str | None, license_: str, output: Path | None
+) -> None:
     """Print a CycloneDX bill of materials of an engine: graph, data, toolchain, packages.
 
     SPEC is a spec digest (8 digits are enough). NAME is a recipe, whose newest engine is taken, or
-    NAME/GPU/PRECISION. The document lists what the engine's manifest lists, by digest and version.
-    It calls itself incomplete, because manifests have no licenses.
+    NAME/GPU/PRECISION. The document lists what the engine's manifest lists: digests, versions, and
+    the licenses that the packages declare. It calls itself incomplete, because a manifest does not
+    list what those packages need.
     """
     from enginefarm.cli.listing import find
     from enginefarm.release.bom import bom as document
@@ -167,7 +177,9 @@ def bom(engine: str, gpu: str | None, precision: str | None, output: Path | None
     store = open_store()
     manifest = find(store, engine, gpu, precision, command="bom")
     signed = store.objects.get(attestation_key(manifest)) is not None
-    text = json.dumps(document(manifest, signed=signed), indent=2, ensure_ascii=False)
+    text = json.dumps(
+        document(manifest, signed=signed, license_=license_), indent=2, ensure_ascii=False
+    )
     if output is None:
         click.echo(text)
         return

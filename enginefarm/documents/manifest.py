@@ -90,6 +90,10 @@ class Environment(Frozen):
     arch: str
     python: str
     packages: dict[str, str]
+    licenses: dict[str, str] = Field(
+        default_factory=dict[str, str],
+        description="Package -> what its metadata declares, as an SPDX expression.",
+    )
     gpu_name: str | None = None
     driver: str | None = None
 

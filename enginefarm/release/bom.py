@@ -1,8 +1,8 @@
 """A CycloneDX 1.6 bill of materials of one engine: what it was made from, and with what.
 
-Everything in it comes from the manifest, which the engine's signature covers, so the same engine
-has the same document. What the manifest does not know, licenses above all, is left out, and the
-document says so in `compositions`.
+Everything in it but the model's license comes from the manifest, which the engine's signature
+covers, so the same engine has the same document. What the manifest does not know, such as the
+packages that its packages need, is left out, and the document says so in `compositions`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ SPEC_VERSION = "1.6"
 Json = dict[str, Any]
 
 
-def bom(manifest: Manifest, *, signed: bool) -> Json:
-    """The document, as JSON values. signed: whether the store has a signature of the engine."""
+def bom(manifest: Manifest, *, signed: bool, license_: str = "") -> Json:
+    """The document, as JSON values.
+
+    signed: whether the store has a signature of the engine. license_: of the model, as an SPDX
+    expression; empty: not known.
+    """
     components = [*_components(manifest)]
     return {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json",
@@ -39,7 +43,7 @@ def bom(manifest: Manifest, *, signed: bool) -> Json:
                     {"type": "application", "name": "enginefarm", "version": __version__}
                 ]
             },
-            "component": _engine(manifest, signed),
+            "component": _engine(manifest, signed) | _licenses(license_),
         },
         "components": components,
         "dependencies": [
@@ -163,16 +167,19 @@ def _components(manifest: Manifest) -> Iterator[Json]:
     if manifest.graph.data is not None:
         yield _blob("built-graph-data", f"{manifest.recipe}, weights as built", manifest.graph.data)
     toolchain = spec.toolchain
+    runtime = runtime_of(toolchain.name)[1]
+    licenses = manifest.environment.licenses
     yield {
         "type": "library",
         "bom-ref": "toolchain",
         "supplier": {"name": "NVIDIA Corporation"},
-        "name": runtime_of(toolchain.name)[1].title,
+        "name": runtime.title,
         "version": toolchain.build,
         "description": f"Toolchain {toolchain.name}: it built the engine. "
         + ("Later" if spec.builder.version_compatible else "No other")
         + " builds run it"
         + (" within its major version." if spec.builder.version_compatible else "."),
+        **_licenses(next((licenses[one] for one in runtime.packages if one in licenses), "")),
     }
     for role, tool in _tools(manifest):
         yield {
@@ -198,7 +205,12 @@ def _components(manifest: Manifest) -> Iterator[Json]:
             "version": version,
             "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{quote(version, safe='')}",
             "description": "Installed where the engine was built.",
+            **_licenses(licenses.get(name, "")),
         }
+
+
+def _licenses(expression: str) -> Json:
+    return {"licenses": [{"expression": expression}]} if expression else {}
 
 
 def _blob(reference: str, name: str, ref: BlobRef) -> Json:

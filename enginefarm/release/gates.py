@@ -256,7 +256,7 @@ def _compare(
         names = ", ".join(one.precision for one in wider)
         return True, "waived", f"never timed alike with {names} on this GPU: it may be no faster"
     precision, (ratio, where) = min(found.items(), key=lambda item: item[1][0])
-    words = f"{ratio:.3g} × as fast as {precision} at {where}; {least:g} × is asked for"
+    words = f"{ratio:.4g} × as fast as {precision} at {where}; {least:g} × is asked for"
     if ratio >= least:
         return True, "passed", words
     return False, "waived", f"left out of the channel: {words}"

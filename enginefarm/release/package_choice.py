@@ -51,7 +51,8 @@ def choose(
     Raises: ToolchainError where no engine can be packaged, with each one's reason; UsageError
     where a provider would have several.
     """
-    wanted = [one for one in manifests if gpu in (None, one.gpu)]
+    engines = [*manifests]
+    wanted = [one for one in engines if gpu in (None, one.gpu)]
     fits: list[Manifest] = []
     notes: list[tuple[PrecisionName, str]] = []
     for one in sorted(wanted, key=lambda one: (one.gpu, one.precision, one.created_at)):
@@ -65,10 +66,12 @@ def choose(
         fits = [one for one in fits if one.precision == precision]
     if not fits:
         of = f"{recipe}{f' for {gpu}' if gpu else ''}{f' in {precision}' if precision else ''}"
+        labels = ", ".join(sorted({one.spec.label for one in engines}))
         raise ToolchainError(
             f"package: {of} has no engine that ONNX Runtime can load",
-            why="\n       ".join(line for _, line in notes) or "there is no engine at all",
-            fix="build one with toolchain tensorrt, trtexec, ort-trt or tensorrt-rtx",
+            why="\n       ".join(line for _, line in notes) or f"its engines are: {labels}",
+            fix="build one with toolchain tensorrt, trtexec, ort-trt or tensorrt-rtx, or leave out "
+            "--gpu and --precision",
         )
     fits.sort(key=lambda one: (one.created_at, one.spec_digest))
     model = fits[-1].spec.onnx_digest

@@ -137,7 +137,10 @@ def _judge(
     if all(one.cov_verdict == "unstable" for one in tonight):
         state, because = "unstable", "tonight's own timings were unstable: measure again"
     elif verdict.history is None and verdict.production is None:
-        state, because = "no-baseline", f"{len(nights)} alike nights, {rule.min_nights} are needed"
+        state, because = (
+            "no-baseline",
+            f"{len(nights)} nights are comparable, {rule.min_nights} are needed",
+        )
     else:
         state, because = _conclude(verdict, now, rule)
     drivers = {one.driver for one in before[-rule.nights :]} - {row.driver}

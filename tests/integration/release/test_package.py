@@ -193,6 +193,17 @@ def test_a_stock_onnx_runtime_opens_it_and_computes_the_reference(
     assert "not run here" in capsys.readouterr().out
 
 
+def test_the_program_of_the_docs_opens_it(put: Put, tmp_path: Path) -> None:
+    put()
+    assert cli.run(["package", "tiny", str(tmp_path / "model.ortpackage")]) == 0
+    page = (Path(__file__).parents[3] / "docs" / "packages.md").read_text("utf-8")
+    program = page.partition("```python\n")[2].partition("```")[0]
+    shown = program + "print(session.get_providers())"
+    ran = [sys.executable, "-I", "-c", shown]
+    said = subprocess.run(ran, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "['CPUExecutionProvider']"
+
+
 def test_the_cpu_variant_is_fp32_even_where_the_engine_is_not(
     put: Put, tmp_path: Path, store_environment: EngineStore
 ) -> None:
@@ -291,6 +302,17 @@ def test_what_cannot_be_packaged_is_refused_with_the_reason(
     said = capsys.readouterr().err
     assert "no engine that ONNX Runtime can load" in said
     assert words in said
+
+
+def test_a_precision_that_has_no_engine_is_answered_with_those_that_have_one(
+    put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put()
+    asked = ["package", "tiny", str(tmp_path / "p"), "--gpu", "l4", "--precision", "bf16"]
+    assert cli.run(asked) == ToolchainError.exit_code
+    said = capsys.readouterr().err
+    assert "tiny for l4 in bf16 has no engine" in said
+    assert "its engines are: l4/fp16" in said
 
 
 def test_several_profiles_are_refused(put: Put) -> None:

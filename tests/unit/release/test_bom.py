@@ -39,7 +39,10 @@ def full(**spec: Any) -> Manifest:
             "reference": ref(b"reference"),
             "graph": manifest.graph.model_copy(update={"data": ref(b"weights")}),
             "environment": manifest.environment.model_copy(
-                update={"packages": {"onnx_ir": "0.1.2", "torch": "2.13.0+cpu"}}
+                update={
+                    "packages": {"onnx_ir": "0.1.2", "torch": "2.13.0+cpu"},
+                    "licenses": {"torch": "BSD-3-Clause AND MIT", "tensorrt": "LicenseRef-Other"},
+                }
             ),
             "device_verification": manifest.device_verification.model_copy(
                 update={
@@ -55,7 +58,7 @@ def full(**spec: Any) -> Manifest:
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("made", [make_manifest, full])
 def test_it_is_valid_by_the_published_schema(made: Any, signed: bool) -> None:
-    assert refused(bom(made(), signed=signed)) == ""
+    assert refused(bom(made(), signed=signed, license_="Apache-2.0 OR MIT")) == ""
 
 
 def test_the_schema_refuses_what_is_wrong() -> None:
@@ -85,6 +88,16 @@ def test_it_names_what_the_engine_was_made_from() -> None:
     assert by_name["model, weights as built"]["version"] == ref(b"weights").digest
     references = [one["bom-ref"] for one in document["components"]]
     assert len(set(references)) == len(references)
+
+
+def test_it_has_the_licenses_that_packages_declare_and_that_of_the_model() -> None:
+    document = bom(full(), signed=False, license_="CC-BY-4.0")
+    by_name = {one["name"]: one for one in document["components"]}
+    assert document["metadata"]["component"]["licenses"] == [{"expression": "CC-BY-4.0"}]
+    assert by_name["torch"]["licenses"] == [{"expression": "BSD-3-Clause AND MIT"}]
+    assert by_name["TensorRT"]["licenses"] == [{"expression": "LicenseRef-Other"}]
+    assert "licenses" not in by_name["onnx_ir"], "what is not declared is left out"
+    assert "licenses" not in bom(full(), signed=False)["metadata"]["component"]
 
 
 def test_the_same_engine_has_the_same_document() -> None:

@@ -51,7 +51,7 @@ def test_too_few_nights_give_no_verdict_and_say_how_many_are_needed() -> None:
     *earlier, tonight = nights(2.0, 2.0, 9.0)
     verdict = judge([tonight], earlier, RULE)
     assert verdict.state == "no-baseline"
-    assert "2 alike nights, 5 are needed" in verdict.because
+    assert "2 nights are comparable, 5 are needed" in verdict.because
 
 
 def test_nights_that_are_not_alike_are_left_out_with_the_reason() -> None:
