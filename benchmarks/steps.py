@@ -64,13 +64,17 @@ class Steps:
         """Of each node, by its place in the graph."""
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        """Outputs by name. Raises: NotRun."""
+        """Outputs by name, rounded to the types that they have. Raises: NotRun."""
         values = {name: _wide(np.asarray(array)) for name, array in inputs.items()}
         types = {value.name: _type(value) for value in self.model.graph.input}
         for name, dtype in types.items():
             if name in values and dtype in LOWS:
-                values[name] = self._round(values[name], dtype)
-        return self._graph(self.model.graph, values, types, "")
+                values[name] = _rounded(values[name], dtype)
+        made = self._graph(self.model.graph, values, types, "")
+        for value in self.model.graph.output:
+            if _type(value) in LOWS:
+                made[value.name] = _rounded(made[value.name], _type(value))
+        return made
 
     def _graph(self, graph: Any, values: Arrays, types: dict[str, int], where: str) -> Arrays:
         for tensor in graph.initializer:
@@ -110,8 +114,8 @@ class Steps:
         for index, name in enumerate(node.output):
             if name and name not in types:
                 raise NotRun(f"the dtype of {name!r} ({node.op_type}) cannot be inferred")
-            if types.get(name) in LOWS:
-                made[index] = self._round(made[index], types[name])
+            if self.rounded and types.get(name) in LOWS:
+                made[index] = _rounded(made[index], types[name])
         return made
 
     def _body(
@@ -175,12 +179,6 @@ class Steps:
         ]
         return [*carried, *made]
 
-    def _round(self, array: Any, dtype: int) -> Any:
-        if not self.rounded:
-            return array
-        with np.errstate(over="ignore"):
-            return array.astype(LOWS[dtype]).astype(np.float32)
-
     def _session(self, node: Any, values: Arrays, types: dict[str, int], where: str) -> list[Any]:
         feeds = {name: values[name] for name in node.input if name}
         session = self.sessions.get(where)
@@ -231,6 +229,11 @@ class Steps:
             )
         except Exception as error:
             raise NotRun(f"{node.op_type} {node.name!r}: {str(error)[:300]}") from error
+
+
+def _rounded(array: Any, dtype: int) -> Any:
+    with np.errstate(over="ignore"):
+        return array.astype(LOWS[dtype]).astype(np.float32)
 
 
 def _wide(array: Any) -> Any:

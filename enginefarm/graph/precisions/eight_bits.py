@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OPSET = 19
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
-VERSION = "7"
+VERSION = "8"
 """The version of calibration.py, qdq.py and targets.py: raise it when their graphs change."""
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},
@@ -127,7 +127,7 @@ class EightBits:
             )
         names = qdq.activations(model, possible)
         seen = calibration.histograms(model, names, batches, options)
-        possible = _reached(model, possible, seen)
+        possible = _in_range(model, _reached(model, possible, seen), seen, self.storage)
         work = _Work(model, self.storage, kept, evidence)
         method, ranges = work.choose(seen, options, possible)
         chosen = work.groups(ranges, possible)
@@ -291,3 +291,28 @@ def _reached(
             fix="give data that takes the branches with Conv, Gemm or MatMul in them",
         )
     return reached
+
+
+def _in_range(
+    model: ModelProto,
+    possible: Sequence[targets.Target],
+    seen: Mapping[str, calibration.AbsHistogram],
+    storage: qdq.Storage,
+) -> list[targets.Target]:
+    """Without operators whose weights or inputs are all too small for a scale in FP16: they stay in
+    FP16. An input that is always 0 says nothing of its range."""
+    largest = qdq.largest_weights(model, possible)
+    found = [
+        target
+        for target in possible
+        if largest.get(target.node, storage.least_range) >= storage.least_range
+        and all(seen[name].amax >= storage.least_range for name in qdq.activations(model, [target]))
+    ]
+    if not any(target.group == targets.WEIGHTS for target in found):
+        raise PrecisionError(
+            "there is nothing to quantize: weights or inputs of every Conv, Gemm and MatMul are "
+            f"below {storage.least_range:.2g}",
+            why="FP16 does not hold their scales",
+            fix="drop int8/fp8 from the recipe's precisions, or scale the model's inputs",
+        )
+    return found

@@ -15,6 +15,7 @@ from enginefarm.graph import walk
 from enginefarm.graph.edit import drop_unused, replace_nodes
 from enginefarm.graph.free_names import FreeNames
 from enginefarm.graph.precisions import targets
+from enginefarm.graph.precisions.constants import MIN_NORMAL_FP16
 from enginefarm.graph.precisions.targets import Target
 from enginefarm.graph.walk import bodies
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 
 MIN_SCALE = 2.0**-20
-"""FP16 holds smaller numbers, down to 2**-24, with too few bits to scale by."""
+"""Of a channel's weights. FP16 holds smaller numbers, down to 2**-24, with too few bits to scale
+by."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Storage:
 
     element: str
     largest: float
+
+    @property
+    def least_range(self) -> float:
+        """The least range of |x| whose scale FP16 holds with all of its bits. A smaller scale stays
+        FP32, and TensorRT-RTX takes no product of which one scale is FP32 and one FP16."""
+        return self.largest * MIN_NORMAL_FP16
 
 
 INT8 = Storage("INT8", 127.0)
@@ -72,6 +80,20 @@ def activations(model: ModelProto, chosen: Sequence[Target]) -> tuple[str, ...]:
     nodes = {node.name: node for node in walk.nodes(model.graph)}
     names = [nodes[t.node].input[index] for t in chosen for index in t.activations]
     return tuple(dict.fromkeys(names))
+
+
+def largest_weights(model: ModelProto, chosen: Sequence[Target]) -> dict[str, float]:
+    """The largest magnitude among the weights of each operator that has some, by its name."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    nodes = {node.name: node for node in walk.nodes(model.graph)}
+    tensors = dict(walk.constants(model.graph))
+    return {
+        one.node: float(np.abs(numpy_helper.to_array(tensors[nodes[one.node].input[1]])).max())
+        for one in chosen
+        if one.axis is not None
+    }
 
 
 @dataclass
@@ -153,7 +175,8 @@ def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], nam
     free = state.free
     if name not in state.scales:
         scale, zero = free.make(f"{name}_scale"), free.make(f"{name}_zero_point")
-        values = _scale(state.ranges[name], state.storage)
+        amax = max(state.ranges[name], state.storage.least_range)
+        values = _scale(amax, state.storage)
         main.initializer.append(numpy_helper.from_array(values, scale))
         element = TensorProto.DataType.Value(state.storage.element)
         main.initializer.append(helper.make_tensor(zero, element, [], bytes(1), raw=True))

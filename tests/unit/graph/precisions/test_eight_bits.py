@@ -336,3 +336,34 @@ def test_a_part_of_a_budget_is_for_errors_of_that_part() -> None:
     assert half.min_cosine == pytest.approx(0.995)
     assert half.part_relative_l2 == pytest.approx(0.3)
     assert budget.part(1.0) == budget
+
+
+TWO = """agraph (float[n, 8] x) => (float[n, 8] y) {
+    a = MatMul (x, w)
+    b = Mul (a, factor)
+    y = MatMul (b, v)
+}"""
+
+
+@pytest.mark.parametrize("what", ["weights", "inputs", "always 0"])
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_what_is_too_small_for_a_scale_in_fp16_is_not_quantized(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    """TensorRT-RTX 1.7 takes no product of which one scale is FP32 and the other FP16: a scale
+    below 6.1e-5 stays FP32, as it is not FP16's."""
+    factor = np.float32({"weights": 1, "inputs": 1e-4, "always 0": 0}[what])
+    last = SQUARE * np.float32(0.001 if what == "weights" else 1)
+    x = RANDOM.normal(size=(16, 8)).astype(np.float32)
+    model = made(TWO, w=SQUARE, v=last, factor=factor)
+    converted, details = convert(model, tmp_path, [{"x": x}], method="percentile", name=name)
+    assert details["quantized_operators"] == 1
+    scales = [n.input[1] for n in walk.nodes(converted.graph) if n.op_type == "DequantizeLinear"]
+    kinds = {t.name: t.data_type for t in converted.graph.initializer}
+    assert {kinds[one] for one in scales} == {TensorProto.FLOAT16}
+
+
+def test_a_model_whose_weights_are_all_too_small_says_so(tmp_path: Path) -> None:
+    x = RANDOM.normal(size=(16, 8)).astype(np.float32)
+    with pytest.raises(PrecisionError, match=r"are below 0\.0078"):
+        convert(made(LINEAR, w=SQUARE * np.float32(1e-4)), tmp_path, [{"x": x}])
