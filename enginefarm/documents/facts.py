@@ -62,7 +62,7 @@ def accuracy(manifest: Manifest) -> Iterator[Line]:
             yield Line("  its worst part", f"{part.where}: {text}")
     if manifest.verification.operators:
         yield Line("operators", manifest.verification.operators)
-    for node in _kept_wide(manifest):
+    for node in kept_wide(manifest):
         gain = node.get("gain_db")
         gained = f", which gains {gain:.1f} dB" if isinstance(gain, int | float) else ""
         yield Line(
@@ -70,7 +70,7 @@ def accuracy(manifest: Manifest) -> Iterator[Line]:
         )
 
 
-def _kept_wide(manifest: Manifest) -> list[dict[str, Any]]:
+def kept_wide(manifest: Manifest) -> list[dict[str, Any]]:
     """What the precision listed; nothing of manifests that are older than the list."""
     precision = manifest.build.details.get("precision")
     kept = precision.get("kept_wide") if isinstance(precision, dict) else None

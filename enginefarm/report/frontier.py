@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from enginefarm.documents import facts
+from enginefarm.documents.manifest import Manifest
 from enginefarm.report import svg
 from enginefarm.report.assemble import shape_of
 from enginefarm.report.model import ModelSection
@@ -17,27 +20,32 @@ LEAST = 1e-7
 
 @dataclass(frozen=True)
 class Place:
-    """One engine of one GPU. beaten_by: a precision that is at least as fast and as accurate."""
+    """One engine of one GPU. kept: its nodes that stay in more bits. beaten_by: a precision that is
+    at least as fast and as accurate."""
 
     gpu: str
     precision: str
     latency_ms: float
     relative_l2: float
     command: str
+    kept: int = 0
     beaten_by: str = ""
 
     @property
     def words(self) -> str:
         beaten = f"; dominated by {self.beaten_by}" if self.beaten_by else ""
         figures = f"{number(self.latency_ms)} ms, relative L2 {power(self.relative_l2)}"
-        return f"{self.gpu} {self.precision}: {figures}{beaten}"
+        mix = f", a mix with {self.kept} nodes in more bits" if self.kept else ""
+        return f"{self.gpu} {self.precision}{mix}: {figures}{beaten}"
 
 
-def frontier(model: ModelSection) -> dict[str, list[Place]]:
+def frontier(
+    model: ModelSection, manifests: Mapping[str, Manifest] | None = None
+) -> dict[str, list[Place]]:
     """GPU -> its engines that were measured alike and stably, the fastest first.
 
     Among several shapes and harnesses, the one that most engines share counts. A GPU with one
-    such engine has no frontier.
+    such engine has no frontier. manifests: by spec digest; they say which engines are mixes.
     """
     by_gpu: defaultdict[str, list[BenchmarkRow]] = defaultdict(list)
     for cell in model.engines:
@@ -48,7 +56,9 @@ def frontier(model: ModelSection) -> dict[str, list[Place]]:
     for gpu, rows in by_gpu.items():
         counts = Counter(_conditions(row) for row in rows)
         usual = max(counts, key=lambda one: (counts[one], str(one)))
-        places = [_place(model.recipe, row) for row in rows if _conditions(row) == usual]
+        places = [
+            _place(model.recipe, row, manifests or {}) for row in rows if _conditions(row) == usual
+        ]
         if len(places) > 1:
             ranked = sorted(places, key=lambda one: (one.latency_ms, one.precision))
             found[gpu] = [_with_dominance(one, ranked) for one in ranked]
@@ -64,14 +74,15 @@ def _conditions(row: BenchmarkRow) -> tuple[object, ...]:
     return (*shape_of(row), row.gpu_name, row.host_class, row.harness, row.harness_flags)
 
 
-def _place(recipe: str, row: BenchmarkRow) -> Place:
-    gpu = row.gpu or ""
+def _place(recipe: str, row: BenchmarkRow, manifests: Mapping[str, Manifest]) -> Place:
+    gpu, manifest = row.gpu or "", manifests.get(row.spec_digest or "")
     return Place(
         gpu=gpu,
         precision=row.precision,
         latency_ms=row.latency_ms_median or 0.0,
         relative_l2=row.relative_l2_max or 0.0,
         command=f"enginefarm pull {recipe} --gpu {gpu} --precision {row.precision}",
+        kept=len(facts.kept_wide(manifest)) if manifest else 0,
     )
 
 

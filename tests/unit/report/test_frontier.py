@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
+from sample_manifest import make_manifest
 from sample_rows import make_row
 
 from enginefarm.report import assemble, render
@@ -14,8 +15,12 @@ from enginefarm.tables.rows import BenchmarkRow
 
 def row(precision: str, ms: float, error: float, **more: Any) -> BenchmarkRow:
     digest = precision.encode().hex().ljust(64, "0")
-    fields = {"precision": precision, "latency_ms_median": ms, "relative_l2_max": error}
-    return make_row(engine_digest=digest, spec_digest=digest, **{**fields, **more})
+    fields: dict[str, Any] = {
+        "precision": precision,
+        "latency_ms_median": ms,
+        "relative_l2_max": error,
+    }
+    return make_row(**{"engine_digest": digest, "spec_digest": digest, **fields, **more})
 
 
 def places(*rows: BenchmarkRow) -> dict[str, list[Place]]:
@@ -33,6 +38,19 @@ def test_what_is_slower_and_less_accurate_is_dominated() -> None:
 
 def test_equal_figures_dominate_neither() -> None:
     assert beaten(row("fp16", 2.0, 0.01), row("bf16", 2.0, 0.01)) == {"fp16": "", "bf16": ""}
+
+
+def test_a_mix_that_the_search_found_is_called_one() -> None:
+    int8 = make_manifest(precision="int8")
+    kept = [{"node": f"n{index}", "op_type": "Conv", "reason": "budget"} for index in range(3)]
+    build = int8.build.model_copy(update={"details": {"precision": {"kept_wide": kept}}})
+    mix = int8.model_copy(update={"build": build})
+    rows = [row("fp16", 2.0, 0.01), row("int8", 1.0, 0.1, spec_digest=mix.spec_digest)]
+    model = assemble(rows, title="", store="").models[0]
+    (found,) = frontier(model, {mix.spec_digest: mix}).values()
+    words = {one.precision: one.words for one in found}
+    assert "t4 int8, a mix with 3 nodes in more bits: 1.00 ms" in words["int8"]
+    assert "mix" not in words["fp16"]
 
 
 def test_gpus_are_kept_apart_and_one_engine_is_no_frontier() -> None:
