@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hostile_text import TEXTS, report
 from playwright.sync_api import Browser, Page
+from sample_manifest import make_manifest
 from sample_rows import make_row
 
+from enginefarm.documents.manifest import Manifest
+from enginefarm.documents.spec import ToolUse
 from enginefarm.report import assemble, render
 from enginefarm.tables.rows import BenchmarkRow
 
@@ -193,6 +197,35 @@ def test_nothing_sticks_out_sideways(opened: Watched, width: int) -> None:
                   .filter(s => s.scrollWidth > s.clientWidth).map(s => s.innerText.slice(0, 200))"""
             )
             assert wide == []
+
+
+def test_engines_made_by_many_tools_are_compared_within_the_page(
+    shown: Callable[..., Watched],
+) -> None:
+    tools = tuple(
+        ToolUse(name="enginefarm.a-long-name-of-a-tool", version=str(n)) for n in range(5)
+    )
+    manifests: dict[str, Manifest] = {}
+    for label in ("t4", "l4"):
+        made = make_manifest(engine=label.encode(), label=label)
+        use = made.spec.precision.model_copy(update={"tools": tools[: 5 if label == "t4" else 4]})
+        spec = made.spec.model_copy(update={"precision": use})
+        manifests[made.spec_digest] = made.model_copy(update={"spec": spec})
+    timed = [
+        make_row(
+            0, gpu=one.gpu, spec_digest=spec, engine_digest=one.engine.digest, cosine_min=cosine
+        )
+        for (spec, one), cosine in zip(manifests.items(), (0.99999, 0.99998), strict=True)
+    ]
+    data = assemble(timed, title="Farm", store="s3://b")
+    page = shown(render(replace(data, manifests=manifests))).page
+    page.set_viewport_size({"width": 1240, "height": 900})
+    compared = page.locator("#compared")
+    assert "a-long-name-of-a-tool 4" in compared.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1240
+    same = compared.locator("tr", has_text="cosine")
+    assert "× 1.00" in same.inner_text()
+    assert same.locator(".worse").count() == 0, "what is shown as equal is not called worse"
 
 
 def first_engine(page: Page) -> str:

@@ -41,8 +41,9 @@ const cell = (tag, text, label, tone) => {
 const ratio = (a, b) => {
   if (!a || !b || !("value" in a.dataset) || !("value" in b.dataset) || +a.dataset.value === 0) return ["–", ""];
   const times = b.dataset.value / a.dataset.value;
-  const better = times === 1 ? null : (times < 1) === (a.dataset.lower === "true");
-  return [`× ${times.toPrecision(3)}`, better === null ? "" : better ? "better" : "worse"];
+  const shown = times.toPrecision(3);
+  const better = +shown === 1 ? null : (times < 1) === (a.dataset.lower === "true");
+  return [`× ${shown}`, better === null ? "" : better ? "better" : "worse"];
 };
 const compare = () => {
   const table = document.createElement("table");

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 from sample_manifest import make_manifest
-from sample_rows import make_row
+from sample_rows import NIGHT, make_row
 
 from enginefarm.report import assemble, render
 from enginefarm.report.frontier import Place, chart, frontier
@@ -20,7 +20,7 @@ def row(precision: str, ms: float, error: float, **more: Any) -> BenchmarkRow:
         "latency_ms_median": ms,
         "relative_l2_max": error,
     }
-    return make_row(**{"engine_digest": digest, "spec_digest": digest, **fields, **more})
+    return make_row(NIGHT, **{"engine_digest": digest, "spec_digest": digest, **fields, **more})
 
 
 def places(*rows: BenchmarkRow) -> dict[str, list[Place]]:
