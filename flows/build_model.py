@@ -183,7 +183,7 @@ def engine(
         if on_farm and error.transient:
             raise  # this step is tried again
         return engine_state(outcome.of_error(wanted.name, target.gpu, target.precision, error))
-    return engine_state(outcome.of_manifest(manifest, "cached" if cached else "built"))
+    return engine_state(outcome.of_manifest(wanted.name, manifest, "cached" if cached else "built"))
 
 
 def _gather(

@@ -23,7 +23,7 @@ def cached_outcomes(recipe: str, spec_digests: Sequence[str]) -> State[list[Outc
     """The outcomes of engines that are already built, in one task for all of them."""
     store = stages.here().store
     found = [manifest for digest in spec_digests if (manifest := store.manifest(digest))]
-    outcomes = [of_manifest(manifest, "cached") for manifest in found]
+    outcomes = [of_manifest(recipe, manifest, "cached") for manifest in found]
     metrics.cached(recipe, len(outcomes))
     return Completed(name="Cached", message=f"{len(outcomes)} of {recipe}", data=outcomes)
 

@@ -49,10 +49,11 @@ class Outcome(Frozen):
         return self.status in ("built", "cached", "skipped")
 
 
-def of_manifest(manifest: Manifest, status: Literal["built", "cached"]) -> Outcome:
+def of_manifest(recipe: str, manifest: Manifest, status: Literal["built", "cached"]) -> Outcome:
+    """recipe: the one that asked; the manifest names the one that built it."""
     toolchain = manifest.spec.toolchain
     return Outcome(
-        recipe=manifest.recipe,
+        recipe=recipe,
         gpu=manifest.gpu,
         precision=manifest.precision,
         status=status,

@@ -118,7 +118,9 @@ def cached_outcomes(site: Site, recipe: Recipe, found: Survey) -> list[Outcome]:
         for planned in found.builds
         if planned.cached and planned.spec
     ]
-    rows = [outcome.of_manifest(manifest, "cached") for manifest in manifests if manifest]
+    rows = [
+        outcome.of_manifest(recipe.name, manifest, "cached") for manifest in manifests if manifest
+    ]
     rows += [outcome.of_skip(recipe.name, skip) for skip in found.skipped]
     return outcome.in_order(recipe, rows)
 

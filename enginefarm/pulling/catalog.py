@@ -29,7 +29,7 @@ def listed(
     precision: str | None = None,
 ) -> tuple[Manifest, ...]:
     """A store's engines, sorted by recipe, GPU, precision and age, newest first."""
-    found = store.manifests(recipe, gpu, precision)
+    found = store.as_listed(recipe, gpu, precision)
     return tuple(
         sorted(found, key=lambda m: (m.recipe, m.gpu, m.precision, -m.created_at.timestamp()))
     )

@@ -55,7 +55,7 @@ def page(
         RowFilter(since=since), REPORT_COLUMNS
     )
     asked = {recipe.name for recipe, _ in recipes} | {row.recipe for row in rows}
-    manifests, abandoned = in_use(store, list(store.manifests()), asked, since)
+    manifests, abandoned = in_use(store, store.as_listed(), asked, since)
     rows = with_manifests(rows, manifests)
     rules = recorded_rules(store, (row.recipe for row in rows))
     rules |= {recipe.name: recipe.regression for recipe, _ in recipes}
@@ -136,9 +136,9 @@ def with_manifests(
 ) -> list[BenchmarkRow]:
     """Oldest first; engines that no row speaks of get one from their manifest."""
     found = list(rows)
-    in_rows = {(row.spec_digest, row.engine_digest) for row in found}
+    in_rows = {(row.recipe, row.spec_digest, row.engine_digest) for row in found}
     for manifest in manifests:
-        if (manifest.spec_digest, manifest.engine.digest) not in in_rows:
+        if (manifest.recipe, manifest.spec_digest, manifest.engine.digest) not in in_rows:
             found += rows_from_manifest(manifest)
     return sorted(found, key=lambda row: row.measured_at)
 

@@ -167,10 +167,28 @@ class EngineStore(BlobStore):
         A manifest that is damaged, or that a newer version wrote, is left out with a warning in
         the log, so that it does not hide the others.
         """
-        digests = (entry.spec_digest for entry in self.index(recipe, gpu, precision))
+        return (found for _, found in self._listed(recipe, gpu, precision))
+
+    def as_listed(
+        self, recipe: str | None = None, gpu: str | None = None, precision: str | None = None
+    ) -> Iterator[Manifest]:
+        """The same, each with the name of the recipe that lists it: a recipe with the same spec
+        shares the engine. Only to be shown: a signature covers the name of the first recipe."""
+        return (
+            found.model_copy(update={"recipe": entry.recipe})
+            for entry, found in self._listed(recipe, gpu, precision)
+        )
+
+    def _listed(
+        self, recipe: str | None, gpu: str | None, precision: str | None
+    ) -> Iterator[tuple[IndexEntry, Manifest]]:
+        entries = self.index(recipe, gpu, precision)
         with ThreadPoolExecutor(READERS) as pool:
-            while batch := list(islice(digests, BATCH)):
-                yield from (found for found in pool.map(self._manifest_or_warn, batch) if found)
+            while batch := list(islice(entries, BATCH)):
+                read = pool.map(self._manifest_or_warn, [one.spec_digest for one in batch])
+                yield from (
+                    (entry, found) for entry, found in zip(batch, read, strict=True) if found
+                )
 
     def _manifest_or_warn(self, spec_digest: str) -> Manifest | None:
         return or_left_out(lambda: self.manifest(spec_digest), CorruptBlob, NewerVersion)

@@ -78,6 +78,17 @@ def test_a_recipe_from_plan_to_why(
     assert any(line.split()[:3] == ["conv", "CONVOLUTION", "conv"] for line in layers.splitlines())
     assert "groups differ" in said(capsys, "diff", "tiny/t4/fp16", "tiny")
 
+    renamed = build(written(tmp_path / "renamed", name="renamed")).stdout
+    assert "Engines of renamed" in renamed, "it shares the engine of the other recipe"
+    assert "enginefarm pull renamed --gpu t4" in renamed
+    assert [one["recipe"] for one in json.loads(said(capsys, "list", "--json"))] == [
+        "renamed",
+        "tiny",
+    ]
+    said(capsys, "report", "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "enginefarm pull renamed --gpu t4" in page
+
     other = written(tmp_path / "other", builder={"optimization_level": 5})
     answer = json.loads(said(capsys, "why", other, "--gpu", "t4", "--json"))
     assert not answer["cached"]

@@ -256,8 +256,8 @@ def test_a_runs_outcomes_become_rows_of_the_night(store: EngineStore) -> None:
     store.publish(manifest)
     cell = {"recipe": "model", "precision": "fp16"}
     outcomes = [
-        of_manifest(manifest, "built"),
-        of_manifest(manifest, "cached"),
+        of_manifest("model", manifest, "built"),
+        of_manifest("model", manifest, "cached"),
         Outcome(gpu="l4", status="rejected", reason="accuracy: cosine 0.9 < 0.99", **cell),
         Outcome(gpu="a100", status="skipped", reason="no tensor cores", **cell),
     ]
