@@ -41,14 +41,15 @@ def evidence(order: Order) -> Generator[Evidence | None]:
         yield None
         return
     if order.memory is None:
-        yield Evidence(reference)
+        yield Evidence(reference, order.largest)
         return
     budget, comparing = recipe.budget(order.precision), recipe.verification.comparing
 
     def within(limits: Budget, graph: Path, data: Path = reference) -> bool:
         return passes(Request(onnx=graph, reference=data, budget=limits, comparing=comparing))
 
-    made = partial(Evidence, reference, tries=recipe.search_tries, memory=order.memory)
+    seen = reference, order.largest
+    made = partial(Evidence, *seen, tries=recipe.search_tries, memory=order.memory)
     if not PRECISIONS[order.precision].calibrated:
         yield made(judge=partial(within, budget.with_margin))
         return

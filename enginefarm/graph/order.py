@@ -11,7 +11,7 @@ from enginefarm.schema import Frozen
 class Order(Frozen):
     """What a stage is to work on. folder: where its files go. onnx: the graph it starts from.
     reference: what a precision is measured against. memory: where its search for nodes to keep
-    wide takes notes; None: no search."""
+    wide takes notes; None: no search. largest: `ranges.observe` of the graph; None: not known."""
 
     recipe: Recipe
     root: Path
@@ -20,6 +20,7 @@ class Order(Frozen):
     precision: str = ""
     reference: Path | None = None
     memory: Path | None = None
+    largest: dict[str, float] | None = None
     outputs: tuple[str, ...] = ()
 
     @property

@@ -28,6 +28,9 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP's threads, PyTorch's among them, sleep while they wait. By default they spin, and take the
 cores from what runs beside them (docs/decisions/0290)."""
 
+AHEAD_BYTES = 256 << 20
+"""Slimming a graph of that size takes about as much memory as importing torch."""
+
 
 def run(function: str, order: Order, *, what: str, error: type[EnginefarmError]) -> StageOutput:
     """`function` of this module in a child process, within the limits of a build.
@@ -53,30 +56,51 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
 
 
 def export(request: str) -> str:
-    """The graph, and in the same process, with torch and the model loaded, the reference.
+    """The graph, and in the same process, with torch and the model loaded, the reference; of a
+    small graph also the slimmed one, and its ranges.
 
-    A reference that cannot be made is left out: its own stage says why.
+    Of these, what cannot be made is left out: its own stage says why.
     """
     from enginefarm.graph import faithful
     from enginefarm.graph.export import export_onnx
 
     order = Order.model_validate_json(request)
-    done = export_onnx(order.placed, order.folder)
+    recipe = order.placed
+    done = export_onnx(recipe, order.folder)
     files = onnx_files_of(done.path)
+    values: dict[str, Any] = {
+        "opset": done.opset,
+        "outputs": list(done.outputs),
+        "notes": list(done.notes),
+    }
     try:
-        npz = _reference(order.placed, done.model, order.folder, done.outputs)
+        npz = _reference(recipe, done.model, order.folder, done.outputs)
     except EnginefarmError as error:
         print(f"the reference: {error}", flush=True)
     else:
         files["reference"] = npz
         if not isinstance(done.model, Path):
-            faithful.require(done.path, npz, order.placed, done.model)
-    values: dict[str, JsonValue] = {
-        "opset": done.opset,
-        "outputs": list(done.outputs),
-        "notes": list(done.notes),
-    }
+            faithful.require(done.path, npz, recipe, done.model)
+    # The model is in memory beside it: a large graph is slimmed when this process has ended.
+    if "data" not in files and done.path.stat().st_size <= AHEAD_BYTES:
+        try:
+            slimmed = _slimmed(recipe, done.path, order.folder)
+            files |= {f"slim-{name}": path for name, path in slimmed.files.items()}
+            values["slim"] = slimmed.values
+            if "reference" in files:
+                values["largest"] = _largest(recipe, files["slim-model"], files["reference"])
+        except EnginefarmError as error:
+            print(f"the slimmed graph: {error}", flush=True)
     return StageOutput(files=files, values=values).model_dump_json()
+
+
+def _largest(recipe: Recipe, graph: Path, reference: Path) -> dict[str, float] | None:
+    """`ranges.observe`, once for all precisions that ask; None where none does."""
+    from enginefarm.graph.precisions import precision, ranges
+
+    if not any(precision(name).ranged for name in recipe.precisions):
+        return None
+    return ranges.of_file(graph, reference)
 
 
 def reference(request: str) -> str:
@@ -87,18 +111,21 @@ def reference(request: str) -> str:
 
 
 def slim(request: str) -> str:
+    order = Order.model_validate_json(request)
+    return _slimmed(order.placed, order.graph, order.folder).model_dump_json()
+
+
+def _slimmed(recipe: Recipe, graph: Path, folder: Path) -> StageOutput:
     from enginefarm.graph import feeds, onnx_files, operators
     from enginefarm.graph.slim import slim_onnx
 
-    order = Order.model_validate_json(request)
-    recipe = order.placed
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
-    done = slim_onnx(order.graph, order.folder / "out", corners)
+    done = slim_onnx(graph, folder / "slim", corners)
     named = operators.names(onnx_files.graph_only(done.path))
     notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []
     values: dict[str, JsonValue] = {"notes": notes, "operators": dict(named)}
-    return StageOutput(files=onnx_files_of(done.path), values=values).model_dump_json()
+    return StageOutput(files=onnx_files_of(done.path), values=values)
 
 
 def convert(request: str) -> str:

@@ -20,6 +20,7 @@ from enginefarm.planning import plan, stages
 from enginefarm.schema import Frozen
 from enginefarm.store.site import (
     Site,
+    found_record,
     materialize,
     onnx_ref_of,
     recorded,
@@ -82,6 +83,7 @@ def convert(
             precision=name,
             reference=site.cache.ensure(site.store, ref.npz).absolute(),
             memory=_memory(site, key) if search else None,
+            largest=_largest(site, model.onnx, ref.npz),
         )
         made = stages.in_child("convert", order, what=f"{name} conversion", error=PrecisionError)
         values = {"opset": model.onnx.opset, "details": made.values}
@@ -90,6 +92,12 @@ def convert(
     stage = f"search-{name}" if search else f"precision-{name}"
     record, _ = recorded(site, stage, key, work, key_again=decides)
     return record
+
+
+def _largest(site: Site, onnx: OnnxRef, npz: BlobRef) -> dict[str, float] | None:
+    """The ranges that the export has seen; None where each precision has to look itself."""
+    record = found_record(site, "ranges", stages.ranges_key(onnx, npz))
+    return None if record is None else cast("dict[str, float]", record.values["largest"])
 
 
 def _memory(site: Site, key: str) -> Path:

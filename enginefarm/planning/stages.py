@@ -74,18 +74,48 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
         order = order_of(recipe, scratch)
         before = _reference_key(recipe, ())
         made = in_child("export", order, what="export", error=ExportError)
-        files = dict(made.files)
-        npz = files.pop("reference", None)
-        if npz is not None:
-            require_unchanged("reference", before, _reference_key(recipe, ()))
-            key = _reference_key(recipe, tuple(made.values["outputs"]))
-            recorded(site, "reference", key, lambda _: StageOutput(files={"npz": npz}))
-        return StageOutput(files=files, values=made.values)
+        require_unchanged("reference", before, _reference_key(recipe, ()))
+        _record_ahead(site, recipe, made)
+        return StageOutput(
+            files={name: made.files[name] for name in ("model", "data") if name in made.files},
+            values={name: made.values[name] for name in ("opset", "outputs", "notes")},
+        )
 
     record, cached = recorded(
         site, "export", export_key(recipe), work, key_again=lambda: export_key(recipe)
     )
     return _exported(recipe, record, cached=cached)
+
+
+def _record_ahead(site: Site, recipe: Recipe, made: StageOutput) -> None:
+    """What the export's process made for later stages, recorded as theirs."""
+    from enginefarm.graph.slim import slim_tool
+
+    def record(stage: str, key: str, output: StageOutput) -> StageRecord:
+        return recorded(site, stage, key, lambda _: output)[0]
+
+    values, files = made.values, made.files
+    reference = slimmed = None
+    if "reference" in files:
+        key = _reference_key(recipe, tuple(values["outputs"]))
+        reference = record("reference", key, StageOutput(files={"npz": files["reference"]}))
+    if "slim-model" in files:
+        graph = OnnxRef(model=site.cache.add(files["model"]), opset=values["opset"])
+        output = StageOutput(
+            files={"model": files["slim-model"]},
+            values={"opset": graph.opset, **values["slim"]},
+        )
+        slimmed = record("slim", slim_key(graph, slim_tool()), output)
+    if reference and slimmed and values.get("largest") is not None:
+        key = ranges_key(onnx_ref_of(slimmed), reference.outputs["npz"])
+        record("ranges", key, StageOutput(values={"largest": values["largest"]}))
+
+
+def ranges_key(onnx: OnnxRef, npz: BlobRef) -> str:
+    """The key of the largest value of each tensor of the slimmed graph on the reference's data."""
+    from enginefarm.graph.precisions.use import RULES_VERSION
+
+    return stage_key(method=RULES_VERSION, onnx=onnx.digest, reference=npz.digest)
 
 
 def _exported(recipe: Recipe, record: StageRecord, *, cached: bool) -> ExportedModel:

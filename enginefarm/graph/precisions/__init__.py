@@ -32,9 +32,13 @@ class ConversionReport:
 
 
 class Precision(Protocol):
-    """One precision. Its row in `names.PRECISIONS` says whether `convert` reads the batches."""
+    """One precision. Its row in `names.PRECISIONS` says whether `convert` reads the batches.
+
+    ranged: whether values that the range of FP16 does not hold decide which nodes stay in FP32.
+    """
 
     name: str
+    ranged: bool
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None

@@ -20,7 +20,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph import calibration, walk
-from enginefarm.graph.precisions import ConversionReport, qdq, targets, use
+from enginefarm.graph.precisions import ConversionReport, qdq, ranges, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.finish import finish, wide_nodes
 from enginefarm.names import PrecisionName
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from enginefarm.graph.data import Batch
     from enginefarm.graph.precisions.kept_wide import WideNode
 
-OPSET = 19
+OPSET = ranges.SAME_FROM
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "8"
 """The version of calibration.py, qdq.py and targets.py: raise it when their graphs change."""
@@ -54,6 +54,7 @@ class EightBits:
     """Either of the two; they differ by how a number is stored."""
 
     name: PrecisionName
+    ranged = True
     storage: qdq.Storage
 
     def options(self, recipe: Recipe) -> Calibration:

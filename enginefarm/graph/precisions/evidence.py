@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """reference: of `make_reference`.
+    """reference: of `make_reference`. largest: `ranges.observe` of the graph on its inputs; None:
+    not known yet.
 
     judge: whether the graph at a path passes the whole verification. With it, nodes are searched
     for that have to stay wide; None if no search is wanted.
@@ -24,6 +25,7 @@ class Evidence:
     """
 
     reference: Path
+    largest: Mapping[str, float] | None = None
     judge: Callable[[Path], bool] | None = None
     tries: int = 0
     memory: Path | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class FP32:
     name = "fp32"
+    ranged = False
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None

@@ -49,8 +49,10 @@ def find(
     for name, reason in rules.find(model).items():
         found.setdefault(name, WideNode(reason))
     if evidence is not None and low == TensorProto.FLOAT16:  # BF16 has the range of FP32
-        inputs = (batch.inputs for batch in evidence.batches())
-        for name, reason in ranges.find(model, inputs).items():
+        largest = evidence.largest
+        if largest is None:
+            largest = ranges.observe(model, (batch.inputs for batch in evidence.batches()))
+        for name, reason in ranges.find(model, largest).items():
             found.setdefault(name, WideNode(reason))
     return found
 

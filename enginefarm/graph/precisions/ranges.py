@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import ort, walk
+from enginefarm.graph import onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.edit import copied
 from enginefarm.graph.free_names import FreeNames
-from enginefarm.graph.precisions import constants, masks
+from enginefarm.graph.precisions import constants, masks, prepare
+from enginefarm.graph.reference import read_reference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -17,20 +19,34 @@ if TYPE_CHECKING:
     from enginefarm.graph.arrays import Arrays
 
 
+SAME_FROM = 19
+"""The highest opset that a precision with ranges asks for."""
 PROBES = ("line", "flat", "abs", "max")
 MARGIN = 2.0
 """What a node reads may go this much further on other data than on the reference's."""
 
 
-def find(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, str]:
+def of_file(graph: Path, reference: Path) -> dict[str, float] | None:
+    """`observe` of a slimmed graph, as every precision with ranges prepares it, on the inputs of a
+    reference; None where they prepare it in more than one way.
+
+    Raises: PrecisionError.
+    """
+    if walk.opset(onnx_files.graph_only(graph)) < SAME_FROM:
+        return None
+    model = prepare.fp32(graph, "fp16")
+    onnx_shapes.infer_types(model)
+    return observe(model, (batch.inputs for batch in read_reference(reference)))
+
+
+def find(model: ModelProto, largest: Mapping[str, float]) -> dict[str, str]:
     """Name of each node of the main graph that reads or makes a value which FP16 does not hold,
     and of those in its bodies, where the value comes from -> the reason. Masks do not count: the
     cast bounds them.
 
     model: FP32, of `prepare.fp32`, with the dtypes of its values. It is not changed.
-    Raises: PrecisionError when it cannot be run.
+    largest: of `observe`.
     """
-    largest = observe(model, batches)
     ignored = masks.find(model)
     exponentials = {node.output[0] for node in model.graph.node if node.op_type == "Exp"}
     odd: dict[str, str] = {}
@@ -61,6 +77,7 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
     not finite, or have no elements, are left out.
 
     It is computed inside the graph, so that no value is kept.
+    Raises: PrecisionError when the graph cannot be run.
     """
     from onnx import TensorProto, helper
 

@@ -30,6 +30,7 @@ class SixteenBits:
     """Either of the two; they differ by the type, and by the opset that has it."""
 
     name: PrecisionName
+    ranged: bool
     element: str
     opset = LEAST_OPSET
 
@@ -112,6 +113,7 @@ def _low_nodes(model: ModelProto, low: int) -> dict[str, str]:
 
 class FP16(SixteenBits):
     name: PrecisionName = "fp16"
+    ranged = True
     element = "FLOAT16"
 
 
@@ -119,6 +121,7 @@ class BF16(SixteenBits):
     """As FP16, with BF16's range and 8 bits of mantissa."""
 
     name: PrecisionName = "bf16"
+    ranged = False
     element = "BFLOAT16"
     opset = 22  # the first in which Conv and pooling take BF16
 

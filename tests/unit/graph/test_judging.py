@@ -13,6 +13,7 @@ from tiny_models import document
 from enginefarm.documents.recipe import Recipe
 from enginefarm.graph import judging
 from enginefarm.graph.order import Order
+from enginefarm.graph.precisions import kept_wide, ranges
 from enginefarm.names import PrecisionName
 
 MODEL = """<ir_version: 10, opset_import: ["" : 20]>
@@ -81,3 +82,17 @@ def test_sixteen_bits_have_one_judge(tmp_path: Path) -> None:
     with judging.evidence(order(tmp_path, "fp16")) as evidence:
         assert evidence is not None
         assert evidence.careful is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_ranges_that_are_known_are_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: PrecisionName
+) -> None:
+    def observe(*_: object) -> dict[str, float]:
+        raise AssertionError("they are known")
+
+    monkeypatch.setattr(ranges, "observe", observe)
+    known = order(tmp_path, precision).model_copy(update={"largest": {"y": 1e6}, "memory": None})
+    with judging.evidence(known) as evidence:
+        kept = kept_wide.find(model(10.0), onnx.TensorProto.FLOAT16, (), evidence)
+    assert [node.reason for node in kept.values()] == ["y reaches 1e+06; FP16 ends at 65504"]
