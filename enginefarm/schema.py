@@ -125,7 +125,34 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes that a Linux file system allows, less a folder in front of the path."""
+
+
+def can_be_a_file(path: str) -> bool:
+    """Whether a file could have this path. The functions of `pathlib` raise for any other."""
+    written = path.encode("utf-8", "surrogatepass")
+    return (
+        b"\0" not in written
+        and len(written) <= LONGEST_PATH
+        and max(map(len, written.split(b"/"))) <= LONGEST_NAME
+    )
+
+
+def _nameable(path: str) -> str:
+    if not can_be_a_file(path):
+        raise ValueError(
+            f"no file can have this name: a name has at most {LONGEST_NAME} bytes, none of them 0"
+        )
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_nameable)]
+"""The path of a file or folder. Whether it exists is looked at when it is read."""
+
 ImportPath = Annotated[
-    str, StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300)
+    str,
+    StringConstraints(pattern=r"^[\w.-][\w./-]*:[A-Za-z_][\w.]*$", max_length=300),
+    AfterValidator(_nameable),
 ]
 """`file.py:name`, the file relative to the recipe, or `package.module:name`."""

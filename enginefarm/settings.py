@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -90,6 +89,10 @@ def build_limits() -> BuildLimits:
     )
 
 
+LARGEST = 10**9
+"""Gigabytes, MiB or seconds that a setting may ask for: beyond it the system's own functions fail."""
+
+
 def cache_limit_bytes(root: Path) -> int:
     """What the cache may hold: ENGINEFARM_CACHE_LIMIT_GB, else half of the disk it is on.
 
@@ -151,8 +154,9 @@ def _positive(name: str, default: float | None) -> float | None:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
+    if not 0 < value <= LARGEST:
         raise UsageError(
-            f"{name}: {text!r} is not a positive number", fix=f"set {name} to a number, or unset it"
+            f"{name}: {text!r} is not a positive number of at most {LARGEST:,}",
+            fix=f"set {name} to a number, or unset it",
         )
     return value

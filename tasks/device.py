@@ -17,7 +17,9 @@ from enginefarm.farm.worker.card import check_device
 from enginefarm.planning import stages
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store import quarantine as device_records
+from enginefarm.store import signing
 from enginefarm.store.site import plugin_libraries
+from enginefarm.store.statements import require_manifest, signing_policy
 from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.tables.tables import BenchmarkTables
 
@@ -30,6 +32,10 @@ def verify_on_gpu(
     manifest = site.store.manifest(spec_digest)
     if manifest is None:
         raise StoreMissing(f"benchmark: no engine of spec {spec_digest[:12]} is in the store")
+    policy = signing_policy()
+    trusted = policy.trust if policy else signing.trust()
+    if trusted is not None:  # a plan is code, and the result is signed
+        require_manifest(site.store, manifest, trusted)
     check_device(manifest.gpu, cross=False)
     plan, reference, plugins = _files(site, manifest)
     request = DeviceRequest(

@@ -33,6 +33,7 @@ from enginefarm.errors import (
     BuildCrashed,
     BuildError,
     EngineRunError,
+    StoreConflict,
     StoreError,
 )
 from enginefarm.progress import SINK, report
@@ -259,7 +260,13 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
     if created:
         return manifest
     published = whole(site, job.recipe, job.spec.digest, policy)
-    return manifest if published is None else published
+    if published is None:
+        raise StoreConflict(
+            f"{job.recipe} {job.spec.label}: another builder published this engine first, and it "
+            "was deleted again",
+            fix="build the recipe again",
+        )
+    return published
 
 
 def _refit_note(built: BuildResult) -> tuple[str, ...]:

@@ -43,7 +43,13 @@ from enginefarm.cli.tables import figure, print_json, print_table
     show_default=True,
     help="Requests for each rate, at least.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the arrivals.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="The seed of the arrivals.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
 def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load: Any) -> None:
     """Find the highest rate of requests to RECIPE at which p99 stays within a limit.

@@ -109,7 +109,7 @@ def status(as_json: bool) -> None:
 @cache.command()
 @click.option(
     "--keep-gb",
-    type=FiniteRange(0),
+    type=FiniteRange(0, 1e9),
     help="Prune to this size. Default: the limit, ENGINEFARM_CACHE_LIMIT_GB or half of the disk.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -142,11 +142,11 @@ GARBAGE_SHOWN = 40
 
 @click.command()
 @click.option("--delete", is_flag=True, help="Really delete; without this option it is a dry run.")
-@click.option("--keep-builds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--keep-revisions", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--keep-builds", type=click.IntRange(1, 1_000_000), default=3, show_default=True)
+@click.option("--keep-revisions", type=click.IntRange(1, 1_000_000), default=3, show_default=True)
 @click.option(
     "--grace-hours",
-    type=FiniteRange(0),
+    type=FiniteRange(0, 24 * 365 * 100),
     default=7 * 24,
     show_default=True,
     help="Keep what was written or used within this time.",

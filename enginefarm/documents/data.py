@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, model_validator
 
 from enginefarm.documents.comparing import ComparisonRules
-from enginefarm.schema import Frozen, ImportPath
+from enginefarm.schema import FilePath, Frozen, ImportPath
 
 
 class Data(Frozen):
@@ -18,7 +18,7 @@ class Data(Frozen):
     them, `seed` and `batch_size`.
     """
 
-    path: str | None = Field(
+    path: FilePath | None = Field(
         default=None,
         description="An `.npz` file (or `.npy` for one input), or a folder of such files, "
         "a batch each.",
@@ -29,7 +29,7 @@ class Data(Frozen):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments of the callable."
     )
-    depends: tuple[str, ...] = Field(
+    depends: tuple[FilePath, ...] = Field(
         default=(),
         description="More files and folders that the data depends on, relative to the recipe.",
     )

@@ -23,7 +23,7 @@ from enginefarm.documents.data import Calibration, Data, Verification
 from enginefarm.documents.sources import Source
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget, Regression, completed
 from enginefarm.names import PRECISIONS, PrecisionName, ToolchainWish
-from enginefarm.schema import NAME, Frozen, Name
+from enginefarm.schema import NAME, FilePath, Frozen, Name
 
 CALIBRATED = tuple(name for name, row in PRECISIONS.items() if row.calibrated)
 """Precisions that need calibration data."""
@@ -157,7 +157,7 @@ class Recipe(Frozen):
         default=BuilderOptions(), description="Options for the builder."
     )
     export: Export = Field(default=Export(), description="How PyTorch becomes ONNX.")
-    plugins: tuple[str, ...] = Field(
+    plugins: tuple[FilePath, ...] = Field(
         default=(), description="Plugin libraries, relative to the recipe."
     )
     salt: str = Field(

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, JsonValue
 
-from enginefarm.schema import Frozen, ImportPath
+from enginefarm.schema import FilePath, Frozen, ImportPath
 
 ModelForm = Literal["module", "program", "file"]
 """A PyTorch module, an exported program, or an ONNX file."""
@@ -29,7 +29,7 @@ class TorchSource(Frozen):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Keyword arguments of the callable."
     )
-    checkpoint: str | None = Field(
+    checkpoint: FilePath | None = Field(
         default=None,
         description="safetensors, or a .pt/.pth/.bin state dict read with weights_only; the "
         "`….index.json` of such files, or a folder of Hugging Face.",
@@ -39,7 +39,7 @@ class TorchSource(Frozen):
         description="Where the weights are in a checkpoint that holds several, such as "
         "`params_ema`: a key of the file, or what the names begin with.",
     )
-    depends: tuple[str, ...] = Field(
+    depends: tuple[FilePath, ...] = Field(
         default=(),
         description="More files and folders whose change must rebuild, relative to the recipe.",
     )
@@ -53,7 +53,7 @@ class LightningSource(Frozen):
 
     kind: Literal["lightning"]
     module: ImportPath = Field(description="The module's class: `file.py:Name`.")
-    checkpoint: str = Field(description="The .ckpt file, relative to the recipe.")
+    checkpoint: FilePath = Field(description="The .ckpt file, relative to the recipe.")
 
 
 class ExportedProgramSource(Frozen):
@@ -63,7 +63,7 @@ class ExportedProgramSource(Frozen):
     LOADS: ClassVar[ModelForm] = "program"
 
     kind: Literal["exported_program"]
-    path: str = Field(description="The .pt2 file, relative to the recipe.")
+    path: FilePath = Field(description="The .pt2 file, relative to the recipe.")
 
 
 class OnnxSource(Frozen):
@@ -73,7 +73,7 @@ class OnnxSource(Frozen):
     LOADS: ClassVar[ModelForm] = "file"
 
     kind: Literal["onnx"]
-    path: str = Field(description="The .onnx file, relative to the recipe, or `s3://…`.")
+    path: FilePath = Field(description="The .onnx file, relative to the recipe, or `s3://…`.")
 
 
 Source = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
     from enginefarm.graph.arrays import Array
 
     Batch = dict[str, Array]
-
-
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, NotImplementedError),  # encrypted, or compressed by an unknown method
-)
-"""The exceptions of numpy and zipfile for a file that is damaged or of another kind."""
 
 
 def files(data: Data, root: Path) -> list[Path]:
@@ -75,7 +66,9 @@ def from_folder(files: Sequence[Path], inputs: Sequence[TensorSpec]) -> Iterator
                     yield dict(found)
             else:
                 yield {_only_input(file, inputs): found}
-        except UNREADABLE as error:
+        except CalibrationError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of numpy and zipfile
             raise _unreadable(file, error) from error
 
 
@@ -113,7 +106,9 @@ def from_file(file: Path, inputs: Sequence[TensorSpec], batch_size: int) -> Iter
                 )
             while streams and all(stream.count for stream in streams.values()):
                 yield {name: stream.take(batch_size) for name, stream in streams.items()}
-    except UNREADABLE as error:
+    except CalibrationError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of numpy and zipfile
         raise _unreadable(file, error) from error
 
 
@@ -138,12 +133,13 @@ class _Samples:
         read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
             version, np.lib.format.read_array_header_2_0
         )
-        shape, fortran, self._dtype = read(stream)
+        sizes, fortran, self._dtype = read(stream)
+        shape = [int(size) for size in sizes]
         if self._dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if not shape:
-            raise ValueError(f"{name} has no first axis to cut: it is a scalar")
-        self.count, *self._shape = (int(size) for size in shape)
+        if not shape or min(shape) < 0:
+            raise ValueError(f"{name} has the shape {sizes}: it has no first axis to cut")
+        self.count, *self._shape = shape
         self._whole: Array | None = None
         if fortran and len(shape) > 1:  # its samples do not follow one another in the file
             axes = range(len(shape))[::-1]

@@ -226,7 +226,7 @@ def read_reference(path: Path) -> Iterator[ReferenceBatch]:
                     labels=archive[f"{index}/labels"] if f"{index}/labels" in mine else None,
                     corner=str(archive[f"{index}/corner"]) if f"{index}/corner" in mine else "",
                 )
-    except data_files.UNREADABLE as error:
+    except Exception as error:  # whatever a damaged file makes of numpy and zipfile
         raise CalibrationError(
             f"{path.name} is not a reference", why=f"{type(error).__name__}: {error}"
         ) from error

@@ -4,23 +4,26 @@ Held are: the engines of every channel's last revisions; the last N builds of ea
 precision; everything that was written or used again within the grace period; and every blob that
 a held document names. Documents are deleted before the blobs that they name. Each object is
 checked again just before it is deleted, so that a running build loses nothing: a blob that it
-uses again gets a new date (store.blobs.TOUCH_AFTER). Before an engine's documents are deleted,
-channels and dates are checked again too. Dates are compared with the store's own clock, because
-those of this machine and of builders may be wrong.
+uses again gets a new date (store.blobs.TOUCH_AFTER). Dates are compared with the store's own
+clock, because those of this machine and of builders may be wrong.
+
+Who uses an engine again writes its index entry or a channel first, and looks for the manifest
+afterwards. gc deletes the manifest first, and looks at index entries and channels afterwards: in
+whatever order their requests arrive, one of the two sees the other. gc then puts the manifest back.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import groupby, islice
 
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, UsageError
+from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
 from enginefarm.progress import report
 from enginefarm.schema import Frozen
 from enginefarm.store import blobs, channels, layout
@@ -31,6 +34,8 @@ from enginefarm.tables import layers
 DIGEST_BYTES = 64
 DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
+DATES_STEP = timedelta(seconds=2)
+"""A store's dates are whole seconds."""
 DOCUMENT = ".json"
 """Objects with this ending are read and hold what they name; tables, pages and caches do not."""
 
@@ -158,11 +163,12 @@ def _documents(
     manifest: Manifest,
     keep_builds: int,
 ) -> Iterable[Garbage]:
-    """The documents of an engine; its index entry first, so that nobody finds it half deleted."""
+    """The documents of an engine, its manifest first, and then its index entries."""
     why = f"{manifest.recipe} {manifest.spec.label}: {keep_builds} newer builds, in no channel"
     digest = manifest.spec_digest
-    keys = [layout.index(entry) for entry in entries if entry.spec_digest == digest]
-    keys.append(layout.manifest(digest))
+    listed = {entry for entry in entries if entry.spec_digest == digest}
+    listed.add(layout.entry_of(manifest))
+    keys = [layout.manifest(digest), *sorted(map(layout.index, listed))]
     for there in (f"{ATTESTATIONS}{digest}/", layers.key(digest)):
         keys += [info.key for info in store.objects.list(there)]
     return (Garbage(key=key, size_bytes=0, why=why, spec_digest=digest) for key in keys)
@@ -172,23 +178,25 @@ def _stale_records(
     store: EngineStore, held: frozenset[str], limit: datetime
 ) -> list[tuple[ObjectInfo, str]]:
     """Old stage records whose outputs no kept manifest names."""
-    stale: list[tuple[ObjectInfo, str]] = []
-    for info in store.objects.list(layout.STAGES):
-        if info.modified >= limit:
-            continue
-        if not (_digests(_text(store, info.key)) & held):
-            stale.append((info, "a step of models that are gone"))
-    return stale
+    return [
+        (info, "a step of models that are gone")
+        for info in store.objects.list(layout.STAGES)
+        if info.modified < limit and not _digests(_text(store, info.key)) & held
+    ]
 
 
-def _held_by_documents(store: EngineStore, deleted_keys: set[str]) -> frozenset[str]:
+def _held_by_documents(
+    store: EngineStore, deleted_keys: Container[str] = (), since: datetime | None = None
+) -> frozenset[str]:
     """Every digest that a JSON document names, except those that go themselves.
 
     Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
+    since: documents that were written earlier are not read.
     """
     held: set[str] = set()
     for info in store.objects.list(""):
-        if info.key not in deleted_keys and info.key.endswith(DOCUMENT):
+        counts = info.key not in deleted_keys and (since is None or info.modified >= since)
+        if counts and info.key.endswith(DOCUMENT):
             held |= _digests(_text(store, info.key))
     return frozenset(held)
 
@@ -223,38 +231,77 @@ def _in_use_again(
     }
     if digest in _named_by_channels(store, policy.keep_revisions, sorted(recipes)):
         return True
-    looked_at = [
-        one.key for one in documents if one.key.startswith((layout.INDEX, layout.MANIFESTS))
-    ]
-    found = [store.objects.head(key) for key in looked_at]
+    looked_at = (layout.INDEX, layout.MANIFESTS)
+    found = [store.objects.head(one.key) for one in documents if one.key.startswith(looked_at)]
     return any(info is not None and info.modified >= limit for info in found)
 
 
 def _delete(
     store: EngineStore, garbage: list[Garbage], limit: datetime, policy: Policy
 ) -> list[Garbage]:
-    """Deletes in order, each after a second check. Returns what was deleted."""
-    named_again: frozenset[str] | None = None
-    documents: defaultdict[str, list[Garbage]] = defaultdict(list)
-    for one in garbage:
-        documents[one.spec_digest].append(one)
-    held: dict[str, bool] = {"": False}
+    """Deletes in order, each after a second look. Returns what was deleted.
+
+    Raises: StoreMissing for blobs that a document which was written meanwhile names.
+    """
     deleted: list[Garbage] = []
-    for done, one in enumerate(garbage, 1):
-        report("gc", done, len(garbage), one.key)
-        if one.spec_digest not in held:
-            mine = documents[one.spec_digest]
-            held[one.spec_digest] = _in_use_again(store, mine, limit, policy)
-        if held[one.spec_digest]:
+    for engine, group in groupby(garbage, lambda one: one.spec_digest):
+        mine = list(group)
+        if not engine:
+            deleted += _delete_old(store, mine, limit)
+        elif _delete_engine(store, mine, limit, policy):
+            deleted += mine
+        report("gc", len(deleted), len(garbage), mine[-1].key)
+    return deleted
+
+
+def _delete_engine(
+    store: EngineStore, documents: list[Garbage], limit: datetime, policy: Policy
+) -> bool:
+    """Whether the engine was deleted. documents: its manifest, its index entries, and the rest."""
+    manifest, *others = (one.key for one in documents)
+    found = store.objects.get(manifest)
+    if found is None or _in_use_again(store, documents, limit, policy):
+        return False
+    store.objects.delete(manifest)
+    if _in_use_again(store, documents, limit, policy):
+        store.objects.put_if_absent(manifest, found[0])
+        return False
+    listed = [key for key in others if key.startswith(layout.INDEX)]
+    for key in listed:
+        store.objects.delete(key)
+    if store.objects.head(manifest) is not None:  # published anew, and perhaps listed before
+        for key in listed:
+            store.objects.put(key, b"")
+        return False
+    for key in others[len(listed) :]:
+        store.objects.delete(key)
+    return True
+
+
+def _delete_old(store: EngineStore, garbage: list[Garbage], limit: datetime) -> list[Garbage]:
+    """Deletes records and blobs that were not written or used again since the first look."""
+    started = store.objects.clock() - DATES_STEP
+    named: frozenset[str] | None = None
+    deleted: dict[str, Garbage] = {}
+    for one in garbage:
+        info = store.objects.head(one.key)
+        if info is None or info.modified >= limit:
             continue
+        name = one.key.rpartition("/")[2]
         if one.key.startswith(layout.BLOBS):
-            if named_again is None:  # what was published since the first look
-                named_again = _held_by_documents(store, set())
-            info = store.objects.head(one.key)
-            if info is None or info.modified >= limit:
-                continue
-            if one.key.rpartition("/")[2] in named_again:
+            if named is None:  # by what was published since the first look, and by what stayed
+                named = _held_by_documents(store)
+            if name in named:
                 continue
         store.objects.delete(one.key)
-        deleted.append(one)
-    return deleted
+        deleted[name] = one
+        report("gc", len(deleted), len(garbage), one.key)
+    needed = _held_by_documents(store, since=started) & deleted.keys()
+    lost = sorted(name for name in needed if store.objects.head(deleted[name].key) is None)
+    if lost:
+        raise StoreMissing(
+            f"gc: {len(lost)} blobs were deleted in the moment in which something used them again",
+            why=f"a document that was written meanwhile names {', '.join(lost[:5])}",
+            fix="enginefarm fsck names the engines; building them again restores what is missing",
+        )
+    return [*deleted.values()]

@@ -72,10 +72,10 @@ def _load(path: Path) -> Any:
             return np.asarray(found)
         with found:
             return {name: np.asarray(found[name]) for name in found.files}
-    except data_files.UNREADABLE as error:
+    except Exception as error:  # whatever a damaged file makes of numpy and zipfile
         raise UsageError(
             f"run --input: {path} cannot be read",
-            why=getattr(error, "strerror", None) or str(error),
+            why=getattr(error, "strerror", None) or f"{type(error).__name__}: {error}",
             fix="write it with numpy.save or numpy.savez, without objects",
         ) from error
 

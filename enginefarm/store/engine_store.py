@@ -64,7 +64,7 @@ class EngineStore(BlobStore):
         self.objects.put(layout.index(entry), b"")
         if not created and self.objects.head(key) is None:  # gc deleted it before it was listed
             created = self.objects.put_if_absent(key, body) is not None
-        if not self.has_blob(manifest.engine):  # gc deleted it while we published
+        if created and not self.has_blob(manifest.engine):  # gc deleted it while we published
             self.objects.delete(layout.index(entry))
             self.objects.delete(key)
             raise missing(manifest.engine)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
-from enginefarm.errors import CorruptBlob, StoreMissing
+from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
 from enginefarm.schema import Digest, Frozen, Moment
 from enginefarm.store import layout, signing, statements
 from enginefarm.store.engine_store import EngineStore
@@ -37,14 +37,22 @@ def record(
 ) -> Manifest:
     """Writes the outcome of a verification on the device; returns the new manifest.
 
-    A process with a signing key signs the outcome: hosts with trust keys believe no other that
-    says "passed".
-    Raises: StoreMissing when the manifest is gone, StoreConflict when it keeps changing.
+    manifest: as it was when the engine ran. A process with a signing key signs the outcome: hosts
+    with trust keys believe no other that says "passed".
+    Raises: StoreMissing when the manifest is gone; StoreConflict when it names another engine,
+    reference or figures now, or keeps changing.
     """
     key = signing.signer()
+    outcome = {"device_verification": verification}
 
     def judged(one: Manifest) -> Manifest:
-        said = one.model_copy(update={"device_verification": verification})
+        said = one.model_copy(update=outcome)
+        if said != manifest.model_copy(update=outcome):
+            raise StoreConflict(
+                f"manifest {manifest.spec_digest[:12]} was replaced while its engine ran",
+                why="the result is about the engine, reference and figures that it named before",
+                fix="run benchmark-engine again",
+            )
         return said if key is None else statements.sign_device_result(said, key)
 
     written = store.rewrite(manifest.spec_digest, judged)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enginefarm.documents.manifest import DeviceVerification, GraphVerification, Manifest
 from enginefarm.documents.spec import BlobRef, OnnxRef
-from enginefarm.errors import SignatureRejected
 from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.statements import signing_policy
 
 
 def write(
@@ -17,14 +17,15 @@ def write(
     verification: GraphVerification,
     reference: BlobRef,
 ) -> Manifest | None:
-    """Writes the figures into the manifest and returns it, signed again if it was signed; None when
-    the store has no engine of that graph. The manifest of another recipe's engine is returned
-    unchanged: that recipe verifies it.
+    """Writes the figures into the manifest and returns it, signed again if a key that this process
+    trusts had signed it; None when the store has no engine of that graph. The manifest of another
+    recipe's engine is returned unchanged: that recipe verifies it.
 
     The verification on the GPU becomes pending, because it was judged by the old figures. Figures
     that miss the budget are written too, so that nobody pulls the engine on its old ones.
     Raises: StoreConflict when other processes keep writing the manifest.
     """
+    policy = signing_policy()
 
     def again(manifest: Manifest) -> Manifest:
         ours = (manifest.graph, manifest.recipe) == (graph, recipe)
@@ -39,31 +40,13 @@ def write(
                 ),
             }
         )
-        if _was_signed(store, manifest):
-            _sign(store, changed)  # before the manifest: hosts that check must find it signed
+        # New figures must not make an untrusted engine trusted.
+        if policy is not None and policy.signed(store, manifest):
+            signed = Manifest.read(changed.canonical_json())
+            envelope = policy.signer.attest(signed).canonical_json()
+            # before the manifest: hosts that check must find it signed
+            store.objects.put(signing.attestation_key(signed), envelope)
         return changed
 
     written = store.rewrite(spec_digest, again)
     return written if written is not None and written.graph == graph else None
-
-
-def _was_signed(store: EngineStore, manifest: Manifest) -> bool:
-    """Whether this farm trusts the engine's signature: new figures must not make an untrusted
-    engine trusted."""
-    trusted = signing.trust()
-    found = store.objects.get(signing.attestation_key(manifest))
-    if trusted is None or found is None:
-        return False
-    try:
-        trusted.require(manifest, found[0])
-    except SignatureRejected:
-        return False
-    return True
-
-
-def _sign(store: EngineStore, manifest: Manifest) -> None:
-    signer = signing.signer()
-    if signer is not None:
-        signed = Manifest.read(manifest.canonical_json())
-        envelope = signer.attest(signed).canonical_json()
-        store.objects.put(signing.attestation_key(signed), envelope)

@@ -166,6 +166,12 @@ def trusted_on_device(manifest: Manifest, trust: Trust | None) -> Manifest:
     return manifest.model_copy(update={"device_verification": pending})
 
 
+def require_manifest(store: EngineStore, manifest: Manifest, trust: Trust) -> str:
+    """The id of the trusted key that signed the manifest. Raises: SignatureRejected."""
+    found = store.objects.get(signing.attestation_key(manifest))
+    return trust.require(manifest, found[0] if found else None)
+
+
 @dataclass(frozen=True)
 class SigningPolicy:
     """How a process that signs treats what others recorded: it accepts only what a trusted builder
@@ -179,9 +185,8 @@ class SigningPolicy:
 
     def signed(self, store: EngineStore, manifest: Manifest) -> bool:
         """Whether a trusted builder signed the engine's manifest."""
-        found = store.objects.get(signing.attestation_key(manifest))
         try:
-            self.trust.require(manifest, found[0] if found else None)
+            require_manifest(store, manifest, self.trust)
         except SignatureRejected:
             return False
         return True

@@ -10,7 +10,7 @@ import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.workers.process import ProcessWorker
 
-from tests.farm.farm_fixture import Farm
+from tests.farm.farm_fixture import Farm, until
 
 CREATE = "/flow_runs/"
 
@@ -80,6 +80,38 @@ def started(farm: Farm, **job_variables: object) -> UUID:
             },
         )
     return UUID(answer.json()["id"])
+
+
+@pytest.mark.parametrize("flow", ["promote", "one of somebody's own"])
+def test_a_deployment_cannot_bring_code_of_its_own(farm: Farm, tmp_path: Path, flow: str) -> None:
+    """Whoever has the password can make one. The GPU workers have the signing key, too."""
+    mark = tmp_path / "ran"
+    code = tmp_path / "evil.py"
+    code.write_text(f"from prefect import flow\n@flow\ndef evil(**_): open({str(mark)!r}, 'w')\n")
+    with farm.client() as client:
+        ours = client.read_deployment_by_name("promote/promote")
+        own = ours.flow_id if flow == "promote" else client.create_flow_from_name("evil")
+        made = client.create_deployment(
+            own,
+            "evil",
+            entrypoint=f"{code}:evil",
+            path="/",
+            work_pool_name="control",
+            pull_steps=[
+                {"prefect.deployments.steps.run_shell_script": {"script": f"touch {mark}"}}
+            ],
+            enforce_parameter_schema=False,
+        )
+        run = client.create_flow_run_from_deployment(
+            made, parameters={"recipe": "no-such-recipe", "ask": False}
+        )
+        until(lambda: bool((state := farm.look(run.id).state) and state.is_final()), "it ends")
+        client.delete_deployment(made)
+        ended = farm.look(run.id).state
+    assert not mark.exists()
+    assert ended is not None
+    assert ended.message is not None
+    assert ("no-such-recipe" if flow == "promote" else "'evil'") in ended.message
 
 
 @pytest.mark.parametrize("template", ["ours", "one that takes any command"])

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
+from prefect import Flow
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterNextScheduledStartTime,
@@ -28,27 +29,52 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.workers import process
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.server.connection import POOL_TYPE, RUN_COMMAND
+from enginefarm.farm.worker.run_process import FLOWS
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import Flow as APIFlow
     from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
 
 ANNOUNCED_S = 15.0
 """How often a worker asks for runs although none waits. The server takes queues and deployments
 that nobody has asked for in a minute as not ready."""
 
 
-class RunConfiguration(ProcessJobConfiguration):
-    """How a run is started: always the same way, whatever the pool's template says."""
+async def _without_hooks(flow_run: FlowRun) -> Flow[..., Any]:
+    """What Prefect reads a run's hooks from, in the worker's process. Our flows have none, and
+    those that a deployment names are not loaded."""
+    return Flow(lambda: None, name=flow_run.name)
 
-    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
+
+process.load_flow_from_flow_run = _without_hooks
+
+
+class RunConfiguration(ProcessJobConfiguration):
+    """How a run is started: always the same way and with our code, whatever the pool's template and
+    the run's deployment say. Its entry point makes Prefect take no code from the deployment."""
+
+    def prepare_for_flow_run(
+        self,
+        flow_run: FlowRun,
+        deployment: DeploymentResponse | None = None,
+        flow: APIFlow | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        name = flow.name if flow else ""
+        function = name.replace("-", "_")
+        if f"flows.{function}" not in FLOWS:
+            raise FarmError(f"worker: the flow {name!r} is not one of enginefarm's")
         self.command = RUN_COMMAND
-        self.env = {}
+        self.env = {"PREFECT__FLOW_ENTRYPOINT": f"flows.{function}.{function}"}
         self.working_dir = None
-        super().prepare_for_flow_run(flow_run, *args, **kwargs)
+        super().prepare_for_flow_run(flow_run, deployment, flow, *args, **kwargs)
 
 
 class FarmWorker(ProcessWorker):

@@ -89,8 +89,11 @@ def _refuse_archive(file: Path, field: str) -> None:
     """Raises: SourceError for zip archives that torch.load cannot read, and says which."""
     if not zipfile.is_zipfile(file):
         return
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _unreadable(file, field, str(error)) from error
     if any(member.flag_bits & ENCRYPTED for member in members):
         raise SourceError(
             f"{field}: {file.name}: the archive is encrypted",

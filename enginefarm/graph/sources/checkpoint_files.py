@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 from enginefarm.digest import sha256_file
 from enginefarm.errors import SourceError
 from enginefarm.graph.sources.local_file import local_file
+from enginefarm.schema import can_be_a_file
 
 IN_A_FOLDER = (
     ("model.safetensors", "model.safetensors.index.json"),
@@ -47,7 +48,7 @@ def find(path: str, root: Path, *, field: str) -> CheckpointFiles:
         raise SourceError(
             f"{field}: {file.name}: {', '.join(missing[:5])} "
             + ("does not exist" if len(missing) == 1 else "do not exist"),
-            why=f"the index names {len(named)} files, which hold the weights",
+            why="the weights are in the files that the index names",
             fix="copy every one of them beside the index",
         )
     where = f"{field}: {file.name}"
@@ -115,7 +116,9 @@ def _weight_map(file: Path, field: str) -> dict[str, list[str]]:
         return {}
     named: dict[str, list[str]] = {}
     for tensor, shard in cast("dict[str, object]", found).items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard == file.name:
+        if not (isinstance(shard, str) and can_be_a_file(shard)) or (
+            shard != Path(shard).name or shard in ("", file.name)
+        ):
             raise SourceError(
                 f"{field}: {file.name}: its weight_map has {shard!r} for {tensor}",
                 why="the files of a checkpoint are beside its index",

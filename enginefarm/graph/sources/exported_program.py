@@ -33,7 +33,7 @@ class ExportedProgramFile(Local):
         file = local_file(source.path, root, field="source.path")
         program = pt2.checked_copy(file, work_dir / "program.pt2")
         try:
-            return Loaded(torch.export.load(program))
+            loaded = torch.export.load(program)
         except Exception as error:
             raise SourceError(
                 f"source.path: {source.path} is not a program that torch.export can load",
@@ -41,3 +41,11 @@ class ExportedProgramFile(Local):
                 fix="save it with torch.export.save, with a torch no newer than this one "
                 f"({torch.__version__})",
             ) from error
+        for place, output in enumerate(loaded.graph_signature.user_outputs):
+            if output is not None and not isinstance(output, str):  # the value, and not its name
+                raise SourceError(
+                    f"source.path: {source.path}: output {place} of the program is {output!r}",
+                    why="an engine returns tensors, and this value is the same for every input",
+                    fix="export a forward that returns tensors only",
+                )
+        return Loaded(loaded)

@@ -9,6 +9,7 @@ from typing import cast
 
 from enginefarm.digest import sha256_file, sha256_files
 from enginefarm.errors import EnginefarmError, SourceError
+from enginefarm.schema import can_be_a_file
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONGEST_STAND_IN = 1024
@@ -68,7 +69,8 @@ def _link_text(data: bytes) -> str | None:
         text = data.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None
-    return text if text and text.isprintable() and not set(text) & set(" :{}[]") else None
+    plain = text.isprintable() and not set(text) & set(" :{}[]")
+    return text if text and plain and can_be_a_file(text) else None
 
 
 def file_digest(path: str, root: Path, *, field: str) -> str:

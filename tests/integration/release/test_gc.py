@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -20,7 +21,10 @@ from enginefarm.release import gc as release_gc
 from enginefarm.release import promote as release
 from enginefarm.release.gc import Policy, collect
 from enginefarm.store import blobs, layout
+from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.s3 import ObjectStore
+from enginefarm.store.site import Site, whole
 
 LATER = datetime.now(UTC) + timedelta(days=30)
 
@@ -237,3 +241,103 @@ def test_the_command(store_environment: EngineStore, capsys: pytest.CaptureFixtu
     assert run(["gc"]) == 0
     assert "1 engines" in capsys.readouterr().out
     assert run(["gc", "--grace-hours", "0"]) == 2
+
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, key: str, action: Callable[[], object], *, after: bool = False
+) -> None:
+    """Does something once, in gc's last moment before (or after) it deletes that object."""
+    delete = ObjectStore.delete
+    waiting = [action]
+
+    def deleted(self: ObjectStore, which: str) -> None:
+        if after:
+            delete(self, which)
+        if which == key and waiting:
+            waiting.pop()()
+        if not after:
+            delete(self, which)
+
+    monkeypatch.setattr(ObjectStore, "delete", deleted)
+
+
+def here(store: EngineStore) -> Site:
+    return Site(store=store, cache=BlobCache())
+
+
+def swept(store: EngineStore) -> release_gc.Collection:
+    """gc, for which everything is old that was written more than a second ago."""
+    time.sleep(2.1)
+    second_ago = store.objects.clock() + Policy().grace - timedelta(seconds=1)
+    return collect(store, Policy(keep_builds=1), delete=True, now=second_ago)
+
+
+@pytest.mark.parametrize("again", ["found", "promoted"])
+def test_an_engine_that_is_used_between_the_last_look_and_the_deletion_comes_back(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """Who used it saw the manifest after its own write, and was told that all is well."""
+    old, _ = publish(store, 0), publish(store, 1)
+
+    def used() -> None:
+        if again == "promoted":
+            with monkeypatch.context() as patch:
+                patch.setattr(release, "newest_engines", lambda *_: (old,))
+                release.promote(store, "model", "production", allow_pending=True)
+        else:
+            assert whole(here(store), "model", old.spec_digest) == old
+
+    meanwhile(monkeypatch, layout.manifest(old.spec_digest), used)
+    found = swept(store)
+    assert found.garbage == ()
+    assert store.whole("model", [old.spec_digest]) == {old.spec_digest: old}
+
+
+def test_an_engine_that_is_built_again_while_gc_deletes_it_is_listed(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = publish(store, 0), publish(store, 1)
+    entry = layout.index(layout.entry_of(old))
+    meanwhile(monkeypatch, entry, lambda: store.publish(old))
+    swept(store)
+    assert store.whole("model", [old.spec_digest]) == {old.spec_digest: old}
+
+
+def test_a_record_that_is_written_again_after_the_first_look_stays(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signer believes only a record of the plan that it has just built."""
+    made = store.put_bytes(b"a plan")
+    stage(store, "slim", made)
+    (info,) = store.objects.list(layout.STAGES)
+    look = release_gc._delete
+
+    def again(*arguments: object) -> object:
+        found = store.objects.get(info.key)
+        assert found is not None
+        store.objects.put(info.key, found[0])
+        return look(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(release_gc, "_delete", again)
+    swept(store)
+    assert [one.key for one in store.objects.list(layout.STAGES)] == [info.key]
+    assert store.has_blob(made)
+
+
+def test_a_blob_that_an_engine_uses_in_the_moment_of_its_deletion_is_told_and_built_again(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes cannot come back by themselves: the engine is never called complete."""
+    monkeypatch.setattr(blobs, "TOUCH_AFTER", timedelta(seconds=1))
+    publish(store, 1)
+    used = make_manifest(engine=b"used again", salt="again")
+    for data in (b"used again", b"graph"):
+        store.put_bytes(data)
+    meanwhile(monkeypatch, layout.blob(used.engine), lambda: store.publish(used))
+    with pytest.raises(StoreMissing, match="1 blobs were deleted in the moment") as caught:
+        swept(store)
+    assert used.engine.digest in caught.value.why
+    assert store.whole("model", [used.spec_digest]) == {}
+    store.put_bytes(b"used again")
+    assert not store.publish(used)
+    assert store.whole("model", [used.spec_digest]) == {used.spec_digest: used}

@@ -18,6 +18,7 @@ from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import ObjectStore
 from enginefarm.store.site import Site
 from tests.fake_builds import made
+from tests.sample_manifest import make_manifest
 
 pytestmark = pytest.mark.usefixtures("no_gpu_here")
 
@@ -100,6 +101,18 @@ def test_a_build_that_gc_overtakes_publishes_its_engine_again(
     assert store.publish(first)
     assert store.manifest(first.spec_digest) == first
     assert store.complete("model") == {first.spec_digest}
+
+
+def test_a_builder_whose_bytes_are_gone_does_not_take_back_the_engine_of_another(
+    store: EngineStore, publish: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(b"one build")
+    second = make_manifest(engine=b"another build of the same spec")
+    store.put_bytes(b"another build of the same spec")
+    lost = layout.blob(second.engine)
+    monkeypatch.setattr(store, "_replaced", lambda *_: store.objects.delete(lost))
+    assert not store.publish(second)
+    assert store.whole("model", [first.spec_digest]) == {first.spec_digest: first}
 
 
 def test_when_an_engine_was_made_is_told_by_the_stores_clock(

@@ -20,6 +20,7 @@ from enginefarm.errors import (
     NoEngineFits,
     PlanDamaged,
     SignatureRejected,
+    StoreConflict,
 )
 from enginefarm.release import promote as release
 from enginefarm.store import channels, layout, quarantine, signing, statements
@@ -277,6 +278,26 @@ def test_a_forged_result_of_a_gpu_is_neither_believed_nor_promoted(
     assert enginefarm.pull("model", gpu="t4").manifest.device_verification.status == "pending"
     assert cli.run(["sign", "model", "--vouch"]) == 0
     assert enginefarm.pull("model", gpu="t4").manifest.device_verification.status == "passed"
+
+
+@pytest.mark.usefixtures("signing_farm")
+def test_a_gpus_result_counts_for_the_engine_that_ran_alone(
+    site: Site, job: Job, builds: list[bytes], tmp_path: Path
+) -> None:
+    """Of a spec there can be two engines that were signed. One that failed must not get the result
+    of the other by being put in its place while that one runs."""
+    ran = made(site, job)
+    key = signing.signer()
+    assert key is not None
+    other = ran.model_copy(update={"engine": site.store.put_bytes(b"a wrong plan")})
+    wrong = Manifest.read(other.canonical_json())
+    site.store.objects.put(signing.attestation_key(wrong), key.attest(wrong).canonical_json())
+    site.store.objects.put(layout.manifest(ran.spec_digest), wrong.canonical_json())
+    with pytest.raises(StoreConflict, match="was replaced while its engine ran"):
+        passed_on_gpu(site, ran, tmp_path)
+    assert enginefarm.pull("model", gpu="t4").manifest.device_verification.status == "pending"
+    site.store.objects.put(layout.manifest(ran.spec_digest), ran.canonical_json())
+    assert passed_on_gpu(site, ran, tmp_path).device_verification.signatures
 
 
 @pytest.mark.usefixtures("signing_farm")

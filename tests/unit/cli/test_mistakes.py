@@ -221,6 +221,21 @@ def test_numbers_that_are_none(
     assert "--seconds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gc --grace-hours 1e300",
+        f"gc --keep-revisions {10**30}",
+        f"gc --keep-builds {10**30}",
+        "cache prune --keep-gb 1e300",
+    ],
+)
+def test_numbers_that_are_too_large(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.split()
+    assert cli.run(words) == 2
+    assert words[-2] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "empty"])
 def test_a_plugin_that_is_no_library(tmp_path: Path, kind: str) -> None:
     recipe = recipe_file.load(tiny_recipe.write(tmp_path, plugins=["plugin.so"]))

@@ -15,6 +15,7 @@ from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import parse_url
 from enginefarm.store.sources import PresignedUrl
 from enginefarm.toolchains.trtexec import parse_log
+from tests.unit.fuzz import seeds
 
 Target = Callable[[bytes], object]
 
@@ -109,6 +110,48 @@ def pt2(data: bytes) -> object:
         return source("exported_program").load(kept, file.parent, file.parent)
 
 
+def checkpoint(data: bytes) -> object:
+    """A checkpoint of any format, as the child that loads weights reads it."""
+    return _weights("weights.pt", {"weights.pt": data})
+
+
+def checkpoint_index(data: bytes) -> object:
+    """An index beside the one shard that it should name."""
+    return _weights(
+        "m.safetensors.index.json", {"m.safetensors.index.json": data, **seeds.shards()}
+    )
+
+
+def _weights(named: str, files: dict[str, bytes]) -> object:
+    from enginefarm.graph.sources import checkpoint_files, state_dict
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, body in files.items():
+            (Path(folder) / name).write_bytes(body)
+        found = checkpoint_files.find(named, Path(folder), field="source.checkpoint")
+        return state_dict.read(found, field="source.checkpoint")
+
+
+def samples(data: bytes) -> object:
+    """Data for calibration: an .npz, or an .npy for what is no archive."""
+    from enginefarm.documents.data import Data
+    from enginefarm.documents.recipe import TensorSpec
+    from enginefarm.graph.data import batches
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / ("data.npz" if data[:2] == b"PK" else "data.npy")
+        file.write_bytes(data)
+        inputs = (TensorSpec(name="x", dtype="float32", shape=("n", 2)),)
+        kept = Data(path=file.name)
+        asked = {"root": file.parent, "inputs": inputs, "batches": 4, "batch_size": 2, "seed": 0}
+        return [*batches(kept, **asked)]
+
+
+def signature(data: bytes) -> object:
+    """The envelope of an engine's signature: damaged ones are refused."""
+    return seeds.trust().require(seeds.manifest(), data)
+
+
 FUZZED: dict[str, Target] = {
     "recipe": recipe,
     "onnx": onnx,
@@ -117,6 +160,10 @@ FUZZED: dict[str, Target] = {
     "plan_header": plan_header,
     "url": url,
     "index_key": index_key,
+    "checkpoint": checkpoint,
+    "checkpoint_index": checkpoint_index,
+    "samples": samples,
+    "signature": signature,
 }
 """What `make fuzz` works on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,41 @@ def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"data\.path: d\.npz cannot be read"):
         read(Data(path="d.npz"), tmp_path)
+
+
+def npy(shape: str, *, fortran: bool = False) -> bytes:
+    """An .npy of three samples whose header says another shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': {fortran}, 'shape': {shape}}}"
+    return np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little") + header.encode() + ZEROS
+
+
+ZEROS = bytes(3 * 3 * 4)
+DAMAGED = {
+    "unfinished": npy("(3, 3")[:-37],
+    "negative": npy("(-3, 3)"),
+    "beyond 64 bits": npy(f"({10**30}, 3)", fortran=True),
+    "beyond memory": npy(f"({10**12}, {10**12})"),
+    "nested": npy("-" * 9000 + "3"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("name", ["d.npy", "d.npz"])
+def test_a_header_that_says_another_array_is_one_error(
+    tmp_path: Path, damage: str, name: str
+) -> None:
+    content = DAMAGED[damage]
+    if name.endswith("npz"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("x.npy", content)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=rf"data\.path: {name} cannot be read"):
+        read(Data(path=name), tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / name).rename(tmp_path / "folder" / name)
+    with pytest.raises(CalibrationError, match=rf"data\.path: {name} cannot be read"):
+        read(Data(path="folder"), tmp_path)
 
 
 def test_pickled_objects_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -234,3 +235,20 @@ def test_a_link_that_was_copied_as_text_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("../shared/recipe.yaml")
     with pytest.raises(RecipeError, match="the text of a link to"):
         recipe_file.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ö" * 200, "a/" * 3000 + "m"])
+@pytest.mark.parametrize("field", ["source.path", "depends", "callable", "plugins"])
+def test_a_name_that_no_file_can_have_is_named_with_its_field(
+    tmp_path: Path, name: str, field: str
+) -> None:
+    changed: dict[str, Any] = {
+        "source.path": {"source": {"kind": "onnx", "path": name}},
+        "depends": {"source": {"kind": "torch", "callable": "m.py:f", "depends": [name]}},
+        "callable": {"source": {"kind": "torch", "callable": f"{name}:f"}},
+        "plugins": {"plugins": [name]},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document(**changed[field]), width=10**6))
+    with pytest.raises(RecipeError, match=field.rpartition(".")[2]):
+        recipe_file.load(path)

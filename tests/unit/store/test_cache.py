@@ -219,7 +219,7 @@ def test_prune_is_a_command(
     assert list(blobs_of(cache.root)) == []
 
 
-@pytest.mark.parametrize("text", ["much", "-1", "nan", "0"])
+@pytest.mark.parametrize("text", ["much", "-1", "nan", "0", "1e300"])
 def test_a_limit_that_is_no_number_is_refused(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

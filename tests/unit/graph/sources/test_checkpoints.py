@@ -284,6 +284,13 @@ def packed(path: Path) -> None:
             archive.writestr(name, data)
 
 
+def directory_moved(path: Path) -> None:
+    """The archive's list of members is not where its end says."""
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    path.write_bytes(data[:at] + b"NaN" + data[at:])
+
+
 def encrypted(path: Path) -> None:
     data = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -312,6 +319,10 @@ def encrypted(path: Path) -> None:
             "1.bin, 2.bin do not exist",
         ),
         (lambda w, p: p.write_text('{"weight_map": {"a": "../1.bin"}}'), "has '../1.bin' for a"),
+        (lambda w, p: p.write_text(f'{{"weight_map": {{"a": "{"1" * 300}"}}}}'), "for a"),
+        (lambda w, p: p.write_text('{"weight_map": {"a": ""}}'), "has '' for a"),
+        (lambda w, p: p.write_text("x" * 300), "not a checkpoint that torch"),
+        (lambda w, p: (torch.save(w, p), directory_moved(p)), "not a checkpoint that torch"),
         (lambda w, p: p.write_bytes(bytes(range(1, 200)) * 20), "not a checkpoint that torch"),
         (lambda w, p: (torch.save(w, p), encrypted(p)), "the archive is encrypted"),
         (lambda w, p: (torch.save(w, p), packed(p)), "the archive is compressed"),

@@ -364,3 +364,14 @@ def test_inputs_with_the_names_of_other_inputs_are_refused(tmp_path: Path) -> No
     with pytest.raises(ExportError, match="'pair_a' is in the place of 'pair_b'") as caught:
         torch_export.export(program, made, feeds.sample(made))
     assert caught.value.why == "its inputs are pair_b, pair_a, scale"
+
+
+@pytest.mark.parametrize("value", [3, 0.5, True])
+def test_a_value_among_the_outputs_is_named(tmp_path: Path, value: object) -> None:
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, object]:
+            return x + 1, value
+
+    torch.export.save(torch.export.export(Both(), (torch.ones(2),)), tmp_path / "model.pt2")
+    with pytest.raises(SourceError, match=f"output 1 of the program is {value}"):
+        source("exported_program").load(SOURCE, tmp_path, tmp_path)
