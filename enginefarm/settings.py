@@ -90,7 +90,7 @@ def build_limits() -> BuildLimits:
 
 
 LARGEST = 10**9
-"""Gigabytes, MiB or seconds that a setting may ask for: beyond it the system's own functions fail."""
+"""Gigabytes, MiB or seconds that a setting may ask for: larger ones fail in the system."""
 
 
 def cache_limit_bytes(root: Path) -> int:
