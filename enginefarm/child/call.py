@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import selectors
@@ -23,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -44,6 +45,10 @@ POLL_S = 0.05
 QUIET_S = 1.0
 """No progress for that long: shown as running, length unknown."""
 LOG = "child.log"
+
+MOST_ANSWER_BYTES, LONGEST_LINE = 64 << 20, 1 << 16
+"""A child may write as much as it likes. Its parent reads that much of an answer, or of the end of
+a log, and of a line of progress."""
 
 
 class Limits(NamedTuple):
@@ -124,13 +129,14 @@ class Child:
             watch = _Watch(self, folder / self.log_name)
             status = watch.run(function, folder)
             if (folder / ERROR).is_file():
-                raise self._child_error((folder / ERROR).read_text("utf-8", "replace"))
+                raise self._child_error(_text(folder / ERROR))
             if status == NO_ROOM:
                 raise disk_full(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
                 raise watch.exit_error(status)
-            text = (folder / RESULT).read_text("utf-8", "replace")
-            return Answer(text, watch.peak_bytes)
+            if (folder / RESULT).stat().st_size > MOST_ANSWER_BYTES:
+                raise self.kinds.failed(f"{self.what}: the answer is too large", fix=self.fix)
+            return Answer(_text(folder / RESULT), watch.peak_bytes)
 
     def ask(self, function: str, request: BaseModel, answer: type[Model]) -> Model:
         """The same between models: the function takes and returns their JSON.
@@ -214,6 +220,7 @@ class _Watch:
                     chunk = os.read(fd, 1 << 16)
                     open_ = bool(chunk)
                     *lines, pending = (pending + chunk).split(b"\n")
+                    pending = pending[:LONGEST_LINE]
                     for line in lines:
                         self._relay(line)
                         heard = time.monotonic()
@@ -227,12 +234,14 @@ class _Watch:
                     heard = now
 
     def _relay(self, line: bytes) -> None:
-        with suppress(ValueError, TypeError):  # a hostile child may write anything
+        try:
             step, done, total, note = json.loads(line)
+            numbers = float(done), None if total is None else float(total)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            return  # a hostile child may write anything
+        if all(map(math.isfinite, filter(None, numbers))):
             self._last = (str(step), str(note))
-            self._child.progress(
-                str(step), float(done), None if total is None else float(total), str(note)
-            )
+            self._child.progress(str(step), *numbers, str(note))
 
     def _enforce(self, pid: int, seconds: float) -> None:
         what, kinds = self._child.what, self._child.kinds
@@ -281,9 +290,17 @@ class _Watch:
 
     def _last_words(self) -> str:
         """The last lines of the log that say what went wrong, or its last line."""
-        lines = self._log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
+        lines = _text(self._log, 20_000).splitlines()
         useful = [line.strip() for line in lines if _FATAL.match(line)][-3:]
         return "; ".join(useful or [line.strip() for line in lines if line.strip()][-1:])[:500]
+
+
+def _text(file: Path, most: int = MOST_ANSWER_BYTES) -> str:
+    """The last `most` bytes of the file, as text."""
+    with file.open("rb") as stream:
+        size_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size_bytes - most))
+        return stream.read(min(size_bytes, most)).decode("utf-8", "replace")
 
 
 _FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\(\))")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,36 @@ def test_a_child_that_forges_its_files_is_one_error(script: str) -> None:
     child = Child("the test", error=KINDS)
     with pytest.raises(BuildError):
         child.ask("builtins:exec", Script(script), Count)
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "error.json", "child.log"], ids=["answer", "error", "log"]
+)
+def test_a_file_of_any_size_is_not_read_into_memory(name: str) -> None:
+    script = f"import os; open(name := os.path.join(os.environ['TMPDIR'], {name!r}), 'a').close()"
+    with pytest.raises(BuildError):
+        run(f"{script}; os.truncate(name, 1 << 40); os._exit(0)")
+
+
+WRITES = "import os, sys; fd = int(sys.argv[3]); os.set_blocking(fd, True); "
+
+
+@pytest.mark.parametrize("line", ["'[' * 50_000", "'[\"x\", 1' + '0' * 400 + ', null, \"\"]'"])
+def test_progress_that_says_nothing_is_passed_over(line: str) -> None:
+    seen: list[object] = []
+    said = f"os.write(fd, ({line} + chr(10)).encode()); answer = 1"
+    assert run(WRITES + said, progress=lambda *told: seen.append(told)) == "1"
+    assert seen == []
+
+
+def test_a_line_of_progress_without_end_takes_no_memory() -> None:
+    said = "[os.write(fd, b'x' * (1 << 16)) for _ in range(512)]; answer = 1"
+    tracemalloc.start()
+    try:
+        assert run(WRITES + said) == "1"
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class Script(Frozen):
