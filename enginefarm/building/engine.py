@@ -19,6 +19,7 @@ from enginefarm.building.isolate import LOG_NAME
 from enginefarm.building.job import BuildResult, Job
 from enginefarm.building.turns import locked, turn
 from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
+from enginefarm.child import left
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
@@ -115,7 +116,7 @@ def _plan(site: Site, job: Job, asked: BuildSpec, cancel: threading.Event | None
             said = {refit.NOTE: tried.said} if tried.said else {}
             values |= {"details": {**output.details, **said}, **tried.values}
         return StageOutput(
-            files={name: path for name, path in kept.items() if path and path.exists()},
+            files={name: path for name, path in kept.items() if path and path.is_file()},
             values={**values, "gpu": asked.gpu.label},
         )
 
@@ -178,7 +179,7 @@ def _build(
 
 def _keep_log(site: Site, job: Job, log: Path, error: BuildError) -> None:
     """Stores the reason and the builder's log. An unreachable store must not hide the reason."""
-    said = log.read_bytes() if log.is_file() else b"the builder left no log\n"
+    said = left.text(log, failed_builds.LOG_BYTES).encode() or b"the builder left no log\n"
     text = f"{type(error).__name__}: {error}\n\n".encode() + said[-failed_builds.LOG_BYTES // 2 :]
     spec = job.spec
     with suppress(StoreError):

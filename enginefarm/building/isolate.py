@@ -9,6 +9,7 @@ import resource
 import threading
 
 from enginefarm import errors
+from enginefarm.child import left
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.process import randomization_is_off
 from enginefarm.progress import report
@@ -68,7 +69,10 @@ def build(
     order = _Order(toolchain=toolchain, **dict(request))
     try:
         output = child.ask(f"{__name__}:build_here", order, BuildOutput)
-        if not output.plan.is_file() or output.plan.stat().st_size == 0:
+        made = (output.plan, output.layers, output.timing_cache)
+        if not all(left.is_own(path, work_dir) for path in made if path is not None) or (
+            output.plan.stat().st_size == 0
+        ):
             raise errors.BuildError(
                 f"build {label}: the builder ended without an error and left no plan"
             )

@@ -31,6 +31,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from enginefarm.child import left
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, room_in
 from enginefarm.child.process import MemoryWatch, kill_group, mib, randomization_off, start
@@ -46,9 +47,8 @@ QUIET_S = 1.0
 """No progress for that long: shown as running, length unknown."""
 LOG = "child.log"
 
-MOST_ANSWER_BYTES, LONGEST_LINE = 64 << 20, 1 << 16
-"""A child may write as much as it likes. Its parent reads that much of an answer, or of the end of
-a log, and of a line of progress."""
+LONGEST_LINE = 1 << 16
+"""Bytes of a line of progress. A child may write as much as it likes."""
 
 
 class Limits(NamedTuple):
@@ -129,14 +129,14 @@ class Child:
             watch = _Watch(self, folder / self.log_name)
             status = watch.run(function, folder)
             if (folder / ERROR).is_file():
-                raise self._child_error(_text(folder / ERROR))
+                raise self._child_error(left.text(folder / ERROR))
             if status == NO_ROOM:
                 raise disk_full(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
                 raise watch.exit_error(status)
-            if (folder / RESULT).stat().st_size > MOST_ANSWER_BYTES:
+            if (folder / RESULT).stat().st_size > left.MOST_BYTES:
                 raise self.kinds.failed(f"{self.what}: the answer is too large", fix=self.fix)
-            return Answer(_text(folder / RESULT), watch.peak_bytes)
+            return Answer(left.text(folder / RESULT), watch.peak_bytes)
 
     def ask(self, function: str, request: BaseModel, answer: type[Model]) -> Model:
         """The same between models: the function takes and returns their JSON.
@@ -290,17 +290,9 @@ class _Watch:
 
     def _last_words(self) -> str:
         """The last lines of the log that say what went wrong, or its last line."""
-        lines = _text(self._log, 20_000).splitlines()
+        lines = left.text(self._log, 20_000).splitlines()
         useful = [line.strip() for line in lines if _FATAL.match(line)][-3:]
         return "; ".join(useful or [line.strip() for line in lines if line.strip()][-1:])[:500]
-
-
-def _text(file: Path, most: int = MOST_ANSWER_BYTES) -> str:
-    """The last `most` bytes of the file, as text."""
-    with file.open("rb") as stream:
-        size_bytes = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size_bytes - most))
-        return stream.read(min(size_bytes, most)).decode("utf-8", "replace")
 
 
 _FATAL = re.compile(r"^(\[E\]|\[F\]|Fatal Python error|terminate called|\s+what\(\))")

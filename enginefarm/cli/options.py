@@ -27,11 +27,15 @@ class FiniteRange(click.FloatRange):
 
 
 class NamedPath(click.Path):
-    """A path that is not empty: `--dest "$UNSET"` would mean the working folder."""
+    """A path that is not empty (`--dest "$UNSET"` would mean the working folder), nor a pipe or a
+    device, which might be waited for without end."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path is empty.", param, ctx)
+        path = Path(value)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            self.fail(f"{value} is a pipe or a device: name a file.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from enginefarm.child import left
 from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
@@ -48,9 +49,8 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )
     made = child.ask(f"{__name__}:{function}", order, StageOutput)
-    folder = order.folder.resolve()
     for name, path in made.files.items():
-        if not (path.resolve().is_relative_to(folder) and path.is_file()):
+        if not left.is_own(path, order.folder):
             raise error(f"{what} of {order.recipe.name}: {name} is not a file in its folder")
     return made
 

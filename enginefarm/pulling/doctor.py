@@ -18,6 +18,7 @@ from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of
 from enginefarm.pulling.checks import CHECKS, fit_of, is_caveat
 from enginefarm.schema import Frozen
+from enginefarm.store import planted
 from enginefarm.store.cache import BlobCache
 
 FindingVerdict = Literal["ok", "unknown", "fails"]
@@ -46,12 +47,10 @@ def examine(
     if plan is None:
         return host, host_findings(host, cache)
     try:
-        found = Manifest.read(manifest.read_bytes()) if manifest else manifest_for(plan, cache)
+        found = _manifest(manifest) if manifest else manifest_for(plan, cache)
         return host, plan_findings(plan, found, host)
     except OSError as error:
         raise UsageError(f"{command('doctor')}: {error.filename}: {error.strerror}") from error
-    except ValidationError as error:
-        raise CorruptBlob(f"{command('doctor')}: the manifest of {plan} is not valid") from error
 
 
 def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
@@ -168,13 +167,22 @@ def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
     """The manifest of a plan: `<plan>.json` beside it, else the record of its pull."""
     beside = plan.with_name(f"{plan.name}.json")
-    if beside.exists():
-        return Manifest.read(beside.read_bytes())
+    if beside.is_file():
+        return _manifest(beside)
     digest = sha256_file(plan)
     for path in sorted((cache.root / "records").glob("*/" + "?" * 64 + ".json")):
-        data = path.read_bytes()
-        if digest.encode() in data:
-            manifest = Manifest.read(data)
+        if digest.encode() in (planted.read(path) or b""):
+            manifest = _manifest(path)
             if manifest.engine.digest == digest:
                 return manifest
     return None
+
+
+def _manifest(file: Path) -> Manifest:
+    """Raises: OSError; CorruptBlob for any other file."""
+    try:
+        return Manifest.read(file.read_bytes())
+    except ValidationError as error:
+        raise CorruptBlob(
+            f"{command('doctor')}: {file} is not a valid manifest", fix="pull the engine again"
+        ) from error

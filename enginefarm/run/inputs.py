@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ def _load(path: Path) -> Any:
     import numpy as np
 
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file")
         found = np.load(path, allow_pickle=False)
         if path.suffix == NPY:
             return np.asarray(found)

@@ -300,6 +300,13 @@ def test_a_file_of_any_size_is_not_read_into_memory(name: str) -> None:
         run(f"{script}; os.truncate(name, 1 << 40); os._exit(0)")
 
 
+@pytest.mark.parametrize("instead", ["", "; os.mkfifo(name)", "; os.symlink('/dev/zero', name)"])
+def test_a_child_whose_log_is_gone_or_is_no_file_is_one_error(instead: str) -> None:
+    script = "import os; os.remove(name := os.path.join(os.environ['TMPDIR'], 'child.log'))"
+    with pytest.raises(BuildError, match="status 3"):
+        run(f"{script}{instead}; os._exit(3)")
+
+
 WRITES = "import os, sys; fd = int(sys.argv[3]); os.set_blocking(fd, True); "
 
 

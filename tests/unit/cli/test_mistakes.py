@@ -17,7 +17,7 @@ from enginefarm import cli
 from enginefarm.cli import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
-from enginefarm.errors import CalibrationError, DiskFull, EnginefarmError, RecipeError
+from enginefarm.errors import CalibrationError, CorruptBlob, DiskFull, EnginefarmError, RecipeError
 from enginefarm.graph import data
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
@@ -219,6 +219,38 @@ def test_numbers_that_are_none(
     recipe = str(tiny_recipe.write(tmp_path))
     assert cli.run(["bench", "run", recipe, "--seconds", seconds]) == 2
     assert "--seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "doctor PIPE",
+        "doctor FILE --manifest PIPE",
+        "cost model --prices PIPE",
+        "plan PIPE",
+        "keygen PIPE",
+        "report --output PIPE",
+        "pull model --dest PIPE",
+        "pull model --dest /dev/zero",
+    ],
+)
+def test_a_pipe_or_a_device_is_not_waited_for(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (file := tmp_path / "file").write_bytes(b"x" * 100)
+    words = command.replace("PIPE", str(pipe)).replace("FILE", str(file)).split()
+    assert cli.run(words) == 2
+    assert "is a pipe or a device" in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_of_a_plan_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (plan := tmp_path / "engine.plan").write_bytes(b"x" * 100)
+    (beside := tmp_path / "engine.plan.json").write_text("{}")
+    assert cli.run(["doctor", str(plan)]) == CorruptBlob.exit_code
+    assert str(beside) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def test_a_damaged_array_is_one_error(tmp_path: Path, header: str) -> None:
     with pytest.raises(UsageError, match="cannot be read") as caught:
         read_feeds([str(file)], make_manifest())
     assert caught.value.why
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(UsageError, match="cannot be read") as caught:
+        read_feeds([str(tmp_path / "x.npy")], make_manifest())
+    assert "not a regular file" in caught.value.why
