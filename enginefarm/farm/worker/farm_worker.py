@@ -52,7 +52,7 @@ async def _without_hooks(flow_run: FlowRun) -> Flow[..., Any]:
     return Flow(lambda: None, name=flow_run.name)
 
 
-process.load_flow_from_flow_run = _without_hooks
+process.load_flow_from_flow_run = _without_hooks  # pyright: ignore[reportPrivateImportUsage]
 
 
 class RunConfiguration(ProcessJobConfiguration):
