@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Farms mostly wait, so more files run at once than there are cores; what a file sets up is set up once.
 PARALLEL ?= -n 5 --dist loadfile
+# Where it is set, each of the thousands of processes of a suite would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
 # make chaos   an hour of killing parts of a real farm, then an audit (MINUTES=5 for less)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import torchlib
 from hypothesis import HealthCheck, settings
 from sample_manifest import make_manifest
 
-from enginefarm.child import inside
+from enginefarm.child import COLLECT
 from enginefarm.documents.manifest import Manifest
 from enginefarm.graph import work
 from enginefarm.host import detect as host
@@ -59,24 +60,40 @@ FARMS = (
 because they take longest and mostly wait: the others fill the time in which they do."""
 
 LONG = (
-    "tests/farm/test_farm_database.py",
     "tests/integration/graph/test_models.py",
-    "tests/farm/test_build_model.py",
+    "tests/farm/test_farm_database.py",
     "tests/farm/test_docs_of_a_contributor.py",
-    "tests/integration/cli/test_wheel.py",
+    "tests/unit/graph/test_export.py",
+    "tests/farm/test_build_model.py",
+    "tests/integration/store/test_store.py",
+    "tests/farm/test_zygote.py",
+    "tests/unit/on_fake_gpu/test_refit.py",
     "tests/farm/test_up.py",
-    "tests/integration/bench/test_gpu_benchmark.py",
-    "tests/farm/test_compose_commands.py",
     "tests/farm/test_restore.py",
+    "tests/integration/cli/test_wheel.py",
+    "tests/farm/test_compose_commands.py",
+    "tests/integration/planning/test_commands.py",
+    "tests/farm/test_private_api.py",
+    "tests/browser/test_report_page.py",
+    "tests/integration/store/test_bad_network.py",
+    "tests/integration/bench/test_gpu_benchmark.py",
+    "tests/farm/test_newcomer.py",
+    "tests/integration/store/test_same_spec.py",
+    "tests/integration/tables/test_tables.py",
+    "tests/unit/graph/test_work.py",
+    "tests/integration/toolchains/test_rtx_builds.py",
+    "tests/unit/on_fake_gpu/test_native_build.py",
+    "tests/integration/release/test_gc.py",
     "tests/farm/test_secrets.py",
 )
-"""What comes next: a long file that is begun last is waited for by processes with nothing to do."""
+"""What comes next, about the longest first: a long file that is begun last is waited for by
+processes with nothing to do."""
 
 
 # As in a child of ours, where this code runs, and before any test imports torch: its threads do not
 # spin while other tests need the cores, and garbage is seldom looked for.
 os.environ.update(work.PATIENT)
-gc.set_threshold(*inside.COLLECT)
+gc.set_threshold(*COLLECT)
 
 # A machine that runs farms beside them makes examples slowly; that says nothing of the code.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,6 +122,10 @@ def turn(nodeid: str) -> tuple[int, int]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: turn(item.nodeid))
+
+
+def pytest_runtest_setup() -> None:
+    torchlib.read_once()
 
 
 @pytest.hookimpl(optionalhook=True)

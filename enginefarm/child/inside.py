@@ -18,15 +18,13 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from enginefarm.child import COLLECT
 from enginefarm.child.lifeline import become_child
 from enginefarm.errors import NO_SPACE, EnginefarmError, disk_full
 from enginefarm.names import loaded
 from enginefarm.progress import SINK
 
 INTERVAL_S = 0.05
-COLLECT = (100_000, 20, 20)
-"""`gc.set_threshold` of a child. Nearly all that it imports and exports lives on, and at Python's
-own thresholds a sixth of an export is spent on looking for garbage in it."""
 NO_SPACE_WORDS = os.strerror(errno.ENOSPC)
 NO_ROOM = 74
 """The status of a child that could not even write down its answer or its error."""

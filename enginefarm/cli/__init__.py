@@ -5,6 +5,7 @@ The table holds strings: what a command needs is imported when it runs.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import click
 
 from enginefarm import __version__
+from enginefarm.child import COLLECT
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.cli import interrupts
 from enginefarm.cli.screen import Screen, plain
@@ -164,6 +166,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; every deliberate error becomes its message and its exit code."""
+    gc.set_threshold(*COLLECT)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal has not
             stream.reconfigure(errors="backslashreplace")

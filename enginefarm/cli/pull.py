@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -87,8 +86,8 @@ def pull(
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
     if batch is not None and goal is None:
         raise UsageError("pull --batch: this option needs a goal", fix="add --for latency")
-    with no_collection():
-        from enginefarm.pulling.pull import pull as pull_engine
+    from enginefarm.pulling.pull import pull as pull_engine
+
     wish = _wish(goal, batch)
     asked = partial(pull_engine, name, gpu=gpu, precision=precision, offline=offline, wish=wish)
     if every_s is not None:
@@ -183,20 +182,6 @@ def _speed(candidate: Candidate) -> str:
         return ""
     rate = f", {found.samples_per_s:,.0f} samples/s" if found.samples_per_s else ""
     return f", {found.latency_ms_median:.3g} ms median at batch {found.batch}{rate}"
-
-
-@contextmanager
-def no_collection() -> Generator[None]:
-    """For imports: what they make lives on, so looking for garbage in it only costs time.
-
-    An eighth of a pull from the cache, where a server that starts waits for it.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextmanager

@@ -32,7 +32,8 @@ START_S = 300.0
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
-    "PREFECT__SERVER_EPHEMERAL": "1",
+    # None of Prefect's services: they schedule, clean up and record what nobody will look at.
+    "PREFECT__SERVER_WEBSERVER_ONLY": "1",
     "PREFECT__SERVER_FINAL": "1",
 }
 

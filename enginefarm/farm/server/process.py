@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+from enginefarm.child import COLLECT
 from enginefarm.farm.server import tables
 
 COLLECT_S = 120.0
@@ -34,6 +35,7 @@ def main() -> None:
         if url.database and url.database != ":memory:" and not url.query:
             tables.create(Path(url.database))
     else:
+        gc.set_threshold(*COLLECT)
         gc.enable()
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
+from enginefarm.child import COLLECT
 from enginefarm.child.lifeline import die_with_parent
 from enginefarm.errors import UsageError
 from enginefarm.farm.worker.run_process import (
@@ -215,6 +216,7 @@ def preload() -> None:
 
 
 def main() -> None:
+    gc.set_threshold(*COLLECT)
     die_with_parent(os.getppid())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # a worker that drains still needs its runs
