@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
-from enginefarm.graph import ort
+from enginefarm.graph import forward, ort
 from enginefarm.graph.sources import source
 from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine
@@ -182,7 +182,8 @@ def open_torch(recipe_json: str, fields_json: str) -> TorchContender:
         raise EngineRunError(f"torch {torch.__version__} sees no GPU")
     with tempfile.TemporaryDirectory(prefix="enginefarm-") as folder:
         load = source(recipe.source.kind).load
-        module: Any = load(recipe.source, Path(fields["root"]), Path(folder))
+        model: Any = load(recipe.source, Path(fields["root"]), Path(folder)).model
+    module = forward.positional(model, [tensor.name for tensor in recipe.inputs])
     return TorchContender(
         fields["name"], module, outputs=fields["outputs"], device=fields["device"]
     )
@@ -219,7 +220,7 @@ class TorchContender:
 
     def _on_cpu(self) -> Iteration:
         started = time.perf_counter()
-        self._found = self._leaves(self._module(*self._inputs))
+        self._found = forward.tensors(self._module(*self._inputs))
         return Iteration((time.perf_counter() - started) * 1000)
 
     def _on_gpu(self) -> Iteration:
@@ -229,7 +230,7 @@ class TorchContender:
         events[0].record()
         inputs = [tensor.to(self._device, non_blocking=True) for tensor in self._inputs]
         events[1].record()
-        found = self._leaves(self._module(*inputs))
+        found = forward.tensors(self._module(*inputs))
         events[2].record()
         self._found = [value.to("cpu", non_blocking=True) for value in found]
         events[3].record()
@@ -237,7 +238,3 @@ class TorchContender:
         total = (time.perf_counter() - started) * 1000
         parts = [earlier.elapsed_time(later) for earlier, later in itertools.pairwise(events)]
         return Iteration(total, *parts)
-
-    def _leaves(self, value: Any) -> list[Any]:
-        tree = import_module("torch.utils._pytree")
-        return [leaf for leaf in tree.tree_leaves(value) if hasattr(leaf, "is_floating_point")]
