@@ -17,8 +17,9 @@ from enginefarm.run.running import Contender, Iteration
 from enginefarm.schema import Frozen
 from enginefarm.tables.rows import STABLE_COV
 
-HARNESS = "enginefarm/2"
-"""Since 2: an engine's parts are those of queued passes; throughput is that of lone passes."""
+HARNESS = "enginefarm/3"
+"""Since 2, throughput is that of lone passes; since 3, an engine's compute time is
+that of passes in a queue that runs on, as trtexec has it."""
 
 HOST_CLOCK = "host, lone passes"
 
@@ -77,7 +78,7 @@ def _warm_up(contender: Contender, harness: Harness) -> None:
 
 def _turn(contender: Contender, found: Samples, harness: Harness) -> Samples:
     started = time.perf_counter()
-    passes = [contender.iterate() for _ in range(harness.round_iterations)]
+    passes = contender.turn(harness.round_iterations)
     return Samples([*found.iterations, *passes], found.seconds + time.perf_counter() - started)
 
 

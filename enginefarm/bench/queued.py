@@ -8,7 +8,6 @@ rows have no `latency_ms_*`: those are of lone passes with their copies. docs/de
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -26,6 +25,7 @@ from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph.reference import read_reference
 from enginefarm.progress import report
 from enginefarm.run.engine import Engine
+from enginefarm.run.queue import DEPTH, Queue
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
 from enginefarm.tables.from_manifest import rows_from_manifest
@@ -33,7 +33,6 @@ from enginefarm.tables.rows import BenchmarkRow
 
 QUEUED = "enginefarm-queued/1"
 QUEUED_CLOCK = "GPU, queued passes"
-DEPTH = 2
 
 
 class QueuedSettings(Frozen):
@@ -119,38 +118,18 @@ def measure(request_json: str) -> str:
         session.bind(sized(inputs, request.shapes))
         session.copy_in()
         session.stream.synchronize()
-        events = [(engine.cuda.Event(), engine.cuda.Event()) for _ in range(DEPTH)]
+        queue = Queue(engine.cuda, session)
         settings = request.settings
-        passes(session, events, settings.warmup_s, 1)
+        _passes(queue, settings.warmup_s, 1)
         with GpuSampler() as sampler:
-            taken, seconds = passes(session, events, settings.seconds, settings.min_passes)
+            taken, seconds = _passes(queue, settings.seconds, settings.min_passes)
         state = sampler.state()
     answer = QueuedAnswer(compute_ms=tuple(taken), seconds=seconds, gpu=state)
     return answer.model_dump_json()
 
 
-def passes(
-    session: Any, events: Sequence[tuple[Any, Any]], seconds: float, least: int
-) -> tuple[list[float], float]:
-    """What each pass took in ms, and what all took in s. One is in the queue while the host waits
-    for the one before, so that the GPU never waits for the host."""
-
-    def enqueue(index: int) -> None:
-        begin, end = events[index % len(events)]
-        begin.record(session.stream)
-        session.compute()
-        end.record(session.stream)
-
-    def waited(index: int) -> float:
-        begin, end = events[index % len(events)]
-        end.synchronize()  # an event without the blocking flag: the host spins
-        return float(end.time_since(begin))
-
-    taken: list[float] = []
+def _passes(queue: Queue, seconds: float, least: int) -> tuple[list[float], float]:
+    """What each pass took in ms, and what all took in s."""
     started = time.perf_counter()
-    enqueue(0)
-    while len(taken) < least or time.perf_counter() - started < seconds:
-        enqueue(len(taken) + 1)
-        taken.append(waited(len(taken)))
-    taken.append(waited(len(taken)))
+    taken = queue.passes(lambda done: done < least or time.perf_counter() - started < seconds)
     return taken, time.perf_counter() - started

@@ -9,6 +9,7 @@ import click
 
 from enginefarm.cli.options import FiniteRange, precision_option, recipe_argument
 from enginefarm.cli.tables import figure, print_json, print_table
+from enginefarm.errors import UsageError
 
 
 @click.command()
@@ -44,6 +45,10 @@ from enginefarm.cli.tables import figure, print_json, print_table
     help="Requests for each rate, at least.",
 )
 @click.option(
+    "--engine", is_flag=True, help="Run the engine for this machine's GPU instead of the graph."
+)
+@click.option("--cuda-graph", is_flag=True, help="With --engine: as one CUDA graph a pass.")
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
@@ -51,32 +56,46 @@ from enginefarm.cli.tables import figure, print_json, print_table
     help="The seed of the arrivals.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print every column as JSON.")
-def slo(recipe: Path, streams: int, precision: str | None, as_json: bool, **load: Any) -> None:
+def slo(
+    recipe: Path,
+    streams: int,
+    precision: str | None,
+    engine: bool,
+    cuda_graph: bool,
+    as_json: bool,
+    **load: Any,
+) -> None:
     """Find the highest rate of requests to RECIPE at which p99 stays within a limit.
 
     Requests arrive at random (a Poisson process) and wait in one queue for the first free stream;
     waiting is part of their latency. A request is one pass at the opt shapes of the first profile,
-    in ONNX Runtime on this machine's CPU. Engines on a GPU are not measured by this command. The
-    rows go into the tables.
+    in ONNX Runtime on this machine's CPU, or in the engine for its GPU. The rows go into the
+    tables.
     """
+    from functools import partial
+
     from enginefarm.bench.load import Load
-    from enginefarm.bench.on_cpu import load_cpu
+    from enginefarm.bench.slo import load_cpu, load_gpu
     from enginefarm.cli.progress_view import watched
     from enginefarm.recipes import file as recipe_file
     from enginefarm.store import site
     from enginefarm.tables.tables import BenchmarkTables
 
+    if cuda_graph and not engine:
+        raise UsageError("bench slo --cuda-graph: only engines have one", fix="add --engine")
+    measure = partial(load_gpu, cuda_graph=cuda_graph) if engine else load_cpu
     loaded = recipe_file.load(recipe)  # before a store is started for it
     here = site.here()
     wanted: Any = precision or "fp32"
     with watched(enabled=not as_json):
-        rows = load_cpu(here, loaded, wanted, Load(**load), range(1, streams + 1))
+        rows = measure(here, loaded, wanted, Load(**load), range(1, streams + 1))
     BenchmarkTables(here.store.objects).append(rows)
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])
         return
+    where = rows[0].gpu_name or rows[0].host_class
     print_table(
-        f"{loaded.name} {wanted} on {rows[0].host_class}: p99 within {load['slo_p99_ms']:g} ms",
+        f"{loaded.name} {wanted} on {where}: p99 within {load['slo_p99_ms']:g} ms",
         ("streams", "highest rate/s", "its p99 ms", "capacity/s", "shapes", "note"),
         [
             (

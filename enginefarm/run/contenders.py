@@ -17,15 +17,19 @@ from enginefarm.graph import forward, ort
 from enginefarm.graph.sources import source
 from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine
+from enginefarm.run.queue import Queue
 from enginefarm.run.remote import RemoteContender, this_python
-from enginefarm.run.running import Iteration
+from enginefarm.run.running import Contender, Iteration
 
 if TYPE_CHECKING:
     from enginefarm.graph.arrays import Arrays
 
+FILLING = 2
+"""Passes of a queue that are not counted: the GPU was idle before them."""
 
-class EngineContender:
-    """An engine on one profile. CUDA events time the parts of a pass, in a queue of two."""
+
+class EngineContender(Contender):
+    """An engine on one profile. CUDA events time the parts of passes in a queue of two."""
 
     def __init__(
         self, name: str, engine: Engine, *, runtime: RuntimeName, profile: int, cuda_graph: bool
@@ -33,37 +37,45 @@ class EngineContender:
         self.name = name
         self.runtime = runtime
         self._session = engine.session(profile, cuda_graph=cuda_graph)
-        self._events = [engine.cuda.Event() for _ in range(6)]
+        self._queue = Queue(engine.cuda, self._session)
+        self._events = [engine.cuda.Event() for _ in range(4)]
 
     def bind(self, feeds: Mapping[str, Any]) -> None:
         self._session.bind(feeds)
 
+    def turn(self, passes: int) -> list[Iteration]:
+        """Lone passes on the host's clock, then as many in a queue and as many copies, by the
+        GPU's (decisions 0180 and 0294)."""
+        lone = [self.iterate().total for _ in range(passes)]
+        queued = self._queue.passes(lambda done: done < passes + FILLING - 1)[FILLING:]
+        copies = [self._copies() for _ in range(passes)]
+        return [
+            Iteration(total, copy_in, compute, copy_out)
+            for total, compute, (copy_in, copy_out) in zip(lone, queued, copies, strict=True)
+        ]
+
+    def _copies(self) -> tuple[float, float]:
+        """A copy in and a copy out, each behind another one of its kind: no gap of the host's, and
+        no waking of what copies, lies between two events."""
+        session, events = self._session, self._events
+        # The copy in is timed last: before it, the GPU would be idle while Python enqueues it.
+        for begin, part in ((2, session.copy_out), (0, session.copy_in)):
+            part()
+            events[begin].record(session.stream)
+            part()
+            events[begin + 1].record(session.stream)
+        session.stream.synchronize()
+        return events[1].time_since(events[0]), events[3].time_since(events[2])
+
     def iterate(self) -> Iteration:
-        """One lone pass on the host's clock, then its parts on the GPU's (decision 0180)."""
+        """One lone pass on the host's clock."""
         session = self._session
         started = time.perf_counter()
         session.copy_in()
         session.compute()
         session.copy_out()
         session.stream.synchronize()
-        total = (time.perf_counter() - started) * 1000
-        return Iteration(total, *self._parts())
-
-    def _parts(self) -> list[float]:
-        """Copy in, compute and copy out, each behind another one of its kind in the queue: the
-        GPU comes from the same work and finds more, so no gap of the host's, and no change from
-        copying to computing, lies between two events."""
-        session, stream, events = self._session, self._session.stream, self._events
-        session.copy_in()
-        # The copy in is timed last: nothing before it but another short copy would leave the GPU
-        # idle while Python enqueues it.
-        for index, part in ((1, session.compute), (2, session.copy_out), (0, session.copy_in)):
-            part()
-            events[2 * index].record(stream)
-            part()
-            events[2 * index + 1].record(stream)
-        stream.synchronize()
-        return [events[i + 1].time_since(events[i]) for i in range(0, len(events), 2)]
+        return Iteration((time.perf_counter() - started) * 1000)
 
     def outputs(self) -> Arrays:
         return self._session.outputs()
@@ -72,7 +84,7 @@ class EngineContender:
         self._session.close()
 
 
-class OrtContender:
+class OrtContender(Contender):
     """A session of ONNX Runtime. Inputs start, and outputs end, on the CPU."""
 
     def __init__(self, name: str, session: Any, *, runtime: RuntimeName) -> None:
@@ -189,7 +201,7 @@ def open_torch(recipe_json: str, fields_json: str) -> TorchContender:
     )
 
 
-class TorchContender:
+class TorchContender(Contender):
     """PyTorch eager, on the CPU or on the GPU (with pinned memory and CUDA events)."""
 
     runtime: RuntimeName = "pytorch"

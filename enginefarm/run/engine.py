@@ -9,8 +9,8 @@ The GPU's primary context is used, so PyTorch may live in the same process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,8 +130,8 @@ class Engine(Closeable):
     def _open(self, device: int, plugins: Sequence[Path]) -> None:
         found = self.cuda.Device(device)
         self.device_name: str = found.name()
-        context = found.retain_primary_context()
-        context.push()
+        self._context = found.retain_primary_context()
+        self._context.push()
         self._stack.callback(self.cuda.Context.pop)
         self._logger = make_logger(self.trt, self.messages)
         self._runtime = create(
@@ -154,6 +154,15 @@ class Engine(Closeable):
         self.engine = None
         self._runtime = None
         self._stack.close()
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """The GPU's context in the calling thread, for sessions that another one opened."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
 
     @property
     def profiles(self) -> int:

@@ -42,7 +42,7 @@ def this_python() -> tuple[str, ...]:
     return (sys.executable, "-P")
 
 
-class RemoteContender:
+class RemoteContender(Contender):
     """A contender that `module:function` makes in a process of `python`."""
 
     def __init__(
@@ -83,6 +83,9 @@ class RemoteContender:
 
     def iterate(self) -> Iteration:
         return Iteration(*self._ask("iterate")[0])
+
+    def turn(self, passes: int) -> list[Iteration]:
+        return [Iteration(*one) for one in self._ask(f"turn {passes:d}")[0]]
 
     def outputs(self) -> Arrays:
         return self._ask("outputs")[1]
@@ -145,6 +148,8 @@ def _answer(contender: Any, verb: str, feeds: Arrays) -> bytes:
     if verb == "bind":
         contender.bind(feeds)
     passed = [*contender.iterate()] if verb == "iterate" else None
+    if verb.startswith("turn "):
+        passed = contender.turn(int(verb.removeprefix("turn ")))
     return _pack((True, passed), contender.outputs() if verb == "outputs" else {})
 
 

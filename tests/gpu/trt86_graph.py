@@ -36,6 +36,13 @@ GRID_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
 """GridSample's modes as opset 20 names them, and as opset 16 does."""
 
 
+def values_in_fp32(path: Path) -> set[str]:
+    """Names of the values that a graph computes in FP32."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    made = (*graph.value_info, *graph.output)
+    return {one.name for one in made if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
 def lowered(src: Path, dest: Path) -> Path:
     model = onnx.load(src)
     known = onnx.shape_inference.infer_shapes(model).graph

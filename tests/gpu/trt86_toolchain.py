@@ -15,7 +15,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from trt86_graph import lifted, lowered
+from trt86_graph import lifted, lowered, values_in_fp32
 
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import ToolchainError
@@ -26,16 +26,20 @@ from enginefarm.toolchains import BuildOutput, BuildRequest, builder_api, parsin
 FLAGS: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 
 
-def keep_wide(trt: Any, network: Any, config: Any) -> int:
+def keep_wide(trt: Any, network: Any, config: Any, wide: set[str]) -> int:
     """Layers that the graph computes in FP32 stay there, as in a strongly typed network: 8.6 else
-    takes FP16 wherever it is faster. Returns how many."""
+    takes FP16 wherever it is faster. Returns how many.
+
+    wide: the graph's values in FP32. Not what 8.6 says: until it builds, an output of a layer with
+    FP16 inputs is FP32 to it, too.
+    """
     config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     free = {trt.LayerType.SHAPE, trt.LayerType.CONSTANT, trt.LayerType.CAST}
     count = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        kinds = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
-        if kinds == {trt.DataType.FLOAT} and layer.type not in free:
+        names = {layer.get_output(i).name for i in range(layer.num_outputs)}
+        if names <= wide and layer.type not in free:
             layer.precision = trt.DataType.FLOAT
             count += 1
     return count
@@ -107,10 +111,13 @@ class TensorRT86:
             onnx = lifted(onnx, request.work_dir / "lifted.onnx")
         parsing.parse_onnx(parser, network, onnx, messages, self.name)
         config = tensorrt.make_config(trt, builder, request)
+        # As from 10 on: several execution contexts on one profile. Without it, 8.6 crashes.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         builder_api.add_profiles(builder, config, network, spec.profiles)
         for flag in FLAGS[spec.precision.name]:
             builder_api.set_flag(trt, config, flag, spec.precision.name)
-        wide = keep_wide(trt, network, config) if spec.precision.name == "fp16" else 0
+        fp16 = spec.precision.name == "fp16"
+        wide = keep_wide(trt, network, config, values_in_fp32(onnx)) if fp16 else 0
         cache_used = tensorrt.use_timing_cache(config, request.timing_cache, messages)
         plan = request.work_dir / "engine.plan"
         builder_api.write_plan(builder, network, config, plan, messages)

@@ -31,11 +31,12 @@ from enginefarm.errors import EngineRunError, HostError
 from enginefarm.run.contenders import TorchContender, on_provider
 from enginefarm.run.engine import load_bindings, load_cuda
 from enginefarm.run.remote import RemoteContender
+from enginefarm.run.running import Contender
 
 QUICK = Harness(warmup_iterations=1, warmup_s=0, min_iterations=12, min_seconds=0)
 
 
-class Scripted:
+class Scripted(Contender):
     """A contender that writes down when it was its turn."""
 
     runtime = "onnxruntime-cpu"

@@ -63,3 +63,18 @@ def test_a_later_operator_is_written_as_opset_17_has_it(
     lowered = trt86_graph.lowered(tmp_path / "m.onnx", tmp_path / "lowered.onnx")
     assert onnx.load(lowered).opset_import[0].version == 17
     np.testing.assert_allclose(computed(lowered), computed(tmp_path / "m.onnx"), atol=1e-6)
+
+
+def test_what_an_fp16_graph_computes_in_fp32_is_told_by_its_types(tmp_path: Path) -> None:
+    """8.6 itself calls every output FP32 until it builds."""
+    path = tmp_path / "m.onnx"
+    tensor = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], to=TensorProto.FLOAT16),
+        helper.make_node("Relu", ["low"], ["narrow"]),
+        helper.make_node("Cast", ["narrow"], ["high"], to=TensorProto.FLOAT),
+        helper.make_node("Exp", ["high"], ["y"]),
+    ]
+    x, y = (tensor(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), path)
+    assert trt86_graph.values_in_fp32(path) == {"high", "y"}

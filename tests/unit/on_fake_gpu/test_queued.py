@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,57 +19,53 @@ from enginefarm.bench.queued import (
     QueuedRequest,
     QueuedSettings,
     measure,
-    passes,
     row_columns,
 )
 from enginefarm.bench.shapes import Point
 from enginefarm.errors import EngineRunError
+from enginefarm.run.queue import Queue
 
 Make = Callable[..., Path]
 
 
-class Stream:
-    """Writes down what is put on it, and what the host waits for."""
-
-    def __init__(self) -> None:
-        self.diary: list[str] = []
-
-
 class Session:
-    def __init__(self) -> None:
-        self.stream = Stream()
+    def __init__(self, diary: list[str]) -> None:
+        self.stream = None
+        self._diary = diary
 
     def compute(self) -> None:
-        self.stream.diary.append("pass")
+        self._diary.append("pass")
 
 
 class Event:
-    def __init__(self, name: str, stream: Stream) -> None:
-        self._name, self._stream = name, stream
+    def __init__(self, name: str, diary: list[str]) -> None:
+        self.name, self._diary = name, diary
 
-    def record(self, stream: Stream) -> None:
-        stream.diary.append(self._name)
+    def record(self, _: Any) -> None:
+        self._diary.append(self.name)
 
     def synchronize(self) -> None:
-        self._stream.diary.append(f"wait {self._name}")
+        self._diary.append(f"wait {self.name}")
 
-    def time_since(self, _: Any) -> float:
-        return 0.5
+    def time_since(self, begin: Event) -> float:
+        assert (begin.name[0], self.name[0]) == ("b", "e")
+        return float(self.name[1:])
 
 
 def test_one_pass_is_in_the_queue_while_the_host_waits_for_the_one_before() -> None:
-    session = Session()
-    events = [(Event(f"b{i}", session.stream), Event(f"e{i}", session.stream)) for i in (0, 1)]
-    taken, seconds = passes(session, events, 0.0, 3)
-    assert session.stream.diary == [
+    diary: list[str] = []
+    names = (f"{kind}{index}" for index in itertools.count() for kind in "be")
+    cuda = SimpleNamespace(Event=lambda: Event(next(names), diary))
+    session: Any = Session(diary)
+    taken = Queue(cuda, session).passes(lambda done: done < 3)
+    assert diary == [
         *("b0", "pass", "e0"),
         *("b1", "pass", "e1", "wait e0"),
         *("b0", "pass", "e0", "wait e1"),
         *("b1", "pass", "e1", "wait e0"),
         "wait e1",
     ]
-    assert taken == [0.5] * 4, "every pass is counted once"
-    assert seconds > 0
+    assert taken == [0, 1, 0, 1], "every pass is counted once"
 
 
 def request(plan: Make, reference: Make) -> str:
