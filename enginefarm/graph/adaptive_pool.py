@@ -1,6 +1,7 @@
-"""Adaptive pooling over dynamic sizes, while PyTorch traces a model.
+"""Adaptive pooling, while PyTorch traces a model.
 
-Its windows depend on the size. PyTorch's exporter writes those of the example into the graph.
+Its windows depend on the size. PyTorch's exporter writes those of the example into the graph, and
+has no pooling to the largest value at all.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ LARGEST = {f"adaptive_max_pool{rank}d": rank for rank in (1, 2, 3)}
 
 @contextmanager
 def of_dynamic_sizes() -> Generator[None]:
-    """While this is open, these functions compute the windows of an axis from its size, where
+    """While this is open, these functions compute the windows of an axis from its size: means where
     the size is dynamic and more than one window is wanted. Others are PyTorch's own."""
     functional: Any = import_module("torch.nn.functional")
     own = {name: getattr(functional, name) for name in (*MEANS, *LARGEST)}
     for name, rank in MEANS.items():
-        setattr(functional, name, _replaced(own[name], rank, _means))
+        setattr(functional, name, _replaced(own[name], rank, _means, exported=True))
     for name, rank in LARGEST.items():
-        setattr(functional, name, _replaced(own[name], rank, _largest))
+        setattr(functional, name, _replaced(own[name], rank, _largest, exported=False))
     try:
         yield
     finally:
@@ -32,7 +33,9 @@ def of_dynamic_sizes() -> Generator[None]:
             setattr(functional, name, function)
 
 
-def _replaced(own: Any, rank: int, pool: Callable[[Any, int, int], Any]) -> Any:
+def _replaced(own: Any, rank: int, pool: Callable[[Any, int, int], Any], *, exported: bool) -> Any:
+    """exported: whether the exporter has `own` where no size is dynamic."""
+
     def pooled(input: Any, output_size: Any, *more: Any, **named: Any) -> Any:
         several = isinstance(output_size, list | tuple)
         sizes: list[Any] = [*output_size] if several else [output_size] * rank
@@ -41,7 +44,8 @@ def _replaced(own: Any, rank: int, pool: Callable[[Any, int, int], Any]) -> Any:
             for axis, size in enumerate(sizes)
             if size is not None and (type(input.shape[axis - rank]) is not int)
         ]
-        if not axes or all(size == 1 for _, size in axes) or any(more) or any(named.values()):
+        theirs = exported and all(size == 1 for _, size in axes)
+        if theirs or any(more) or any(named.values()):
             return own(input, output_size, *more, **named)
         for axis, size in enumerate(sizes):
             if size is not None:

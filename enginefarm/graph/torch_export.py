@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph import adaptive_pool, feeds, fitting, forward, recurrent, trace_sizes
+from enginefarm.graph import (
+    adaptive_pool,
+    decompositions,
+    feeds,
+    fitting,
+    forward,
+    recurrent,
+    trace_sizes,
+)
 from enginefarm.graph.free_names import rename
 
 if TYPE_CHECKING:
@@ -176,7 +184,7 @@ def _converted(
             whole: Any = program()
             before = _operators(whole)
             with _plain_attention():
-                written = whole.run_decompositions()
+                written = whole.run_decompositions(decompositions.table())
             graph = convert(written, (), None)
     except Exception:
         raise _failure(refused, named, recipe) from refused
