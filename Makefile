@@ -41,7 +41,7 @@ BENCHMARKS ?=
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gather $(BENCHMARKS)
 
-# ONNX's own suites through the stages, judged by their own outputs: hours on two cores, and goes
+# ONNX's own suites through the stages, judged by their own outputs: 20 minutes on two cores, and goes
 # on where it was stopped. NODES="--only lstm --jobs 2" for less.
 NODES ?= --table docs/measurements/onnx-nodes.md
 nodes: $(STAMP)

@@ -1,6 +1,6 @@
 """ONNX's own suites through the stages, judged by their own expected outputs.
 
-    make nodes                                       # fetches the wheels; hours on two cores
+    make nodes                                       # fetches the wheels; 20 minutes on two cores
     python -m benchmarks.nodes --suite FOLDER --only 'lstm|gru' --jobs 1
 
 Each model with one operator (onnx 1.16.2), and each that PyTorch wrote years ago (onnx 1.23.2),
