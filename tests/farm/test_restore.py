@@ -91,5 +91,5 @@ def test_the_store_alone_is_enough(farm: Farm) -> None:
     built_once = [name for name in counted if "builds_total" in name]
     assert ['outcome="built"' in name for name in built_once] == [True]
     assert counted[built_once[0]] == 1
-    assert counted['enginefarm_stages_total{result="ran",stage="slim"}'] == 1
+    assert counted['enginefarm_stages_total{result="ran",stage="prepare"}'] == 1
     assert counted['enginefarm_transferred_bytes_total{direction="upload"}'] > 10_000
