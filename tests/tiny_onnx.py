@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import specs
 from onnx import TensorProto, helper, numpy_helper
 
 from enginefarm.documents.spec import BuildSpec, MinOptMax, ShapeProfile, ToolchainId
+from tests import specs
 
 OPSET = 17
 """What every TensorRT since 8.6 parses; nothing here needs more."""

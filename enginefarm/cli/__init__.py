@@ -31,6 +31,7 @@ from enginefarm.errors import (
     UsageError,
     did_you_mean,
     disk_full,
+    one_line,
     running,
 )
 from enginefarm.names import loaded
@@ -202,9 +203,13 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return UsageError.exit_code
-    except Exception:
+    except Exception as error:
         if CANCEL.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
             return interrupts.report_interrupt()
+        # Prefect reads its settings when it is imported.
+        if str(getattr(error, "title", "")).endswith("Settings"):
+            why, fix = one_line(error), "correct or unset the PREFECT_* variable, or the profile"
+            return _fail(UsageError("Prefect's settings cannot be used", why=why, fix=fix))
         raise
     return result if isinstance(result, int) else 0
 

@@ -254,6 +254,23 @@ def test_a_damaged_manifest_of_a_plan_is_one_error(
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("PREFECT_API_URL", "http://[::1"), ("PREFECT_CLIENT_MAX_RETRIES", "many")],
+)
+def test_a_setting_of_prefect_that_cannot_be_used_is_one_error(name: str, value: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from enginefarm.cli import main; main(['deploy'])"],
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: Prefect's settings cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "gc --grace-hours 1e300",
