@@ -94,7 +94,7 @@ def onnx(data: bytes) -> object:
         file = Path(folder) / "model.onnx"
         file.write_bytes(data)
         kept = OnnxSource(kind="onnx", path=file.name)
-        made = source("onnx").load(kept, file.parent, file.parent / "w")
+        made = source("onnx").load(kept, file.parent, file.parent / "w").model
         model = onnx_files.read(made)
         onnx_files.broken_tensor(model)
         return onnx_shapes.input_signature(model)

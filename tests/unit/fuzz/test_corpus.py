@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,3 +37,14 @@ def test_each_input_comes_to_what_it_came_to(name: str) -> None:
         found = outcome(TARGETS[name], data)
         assert found == row["outcome"], f"{name}.jsonl:{number}: {data[:200]!r}"
         assert time.monotonic() - started < LIMIT_S, f"{name}.jsonl:{number}"
+
+
+def test_make_fuzz_begins_with_files_that_are_read() -> None:
+    """In a process of its own, as `make fuzz` starts it: pytest puts more folders on the path."""
+    script = (
+        "from tests.unit.fuzz import seeds, targets\n"
+        "for name in ('checkpoint', 'checkpoint_index', 'onnx', 'pt2', 'samples', 'signature'):\n"
+        "    for data in seeds.of(name):\n"
+        "        assert targets.outcome(targets.FUZZED[name], data) == 'accepted', name\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=CORPUS.parents[1], check=True)
