@@ -92,7 +92,7 @@ def _refuse_archive(file: Path, field: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes of zipfile
         raise _unreadable(file, field, str(error)) from error
     if any(member.flag_bits & ENCRYPTED for member in members):
         raise SourceError(

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from enginefarm.errors import SourceError, UnsafeCheckpointError
+from enginefarm.errors import NO_SPACE, SourceError, UnsafeCheckpointError
 from enginefarm.graph.sources.shape_expression import is_arithmetic
 
 FIX = "save it again with torch.export.save, from a module of plain tensors"
@@ -52,7 +52,16 @@ def checked_copy(file: Path, dest: Path) -> Path:
                     copy.open(zipfile.ZipInfo(f"program/{path}"), "w", force_zip64=True) as target,
                 ):
                     copying(source, target, f"{file.name}: {path}")
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        ArithmeticError,
+        ValueError,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
         raise SourceError(
             f"source.path: {file.name} is not a .pt2 file, or was cut short",
             why=str(error),

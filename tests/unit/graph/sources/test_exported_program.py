@@ -375,3 +375,14 @@ def test_a_value_among_the_outputs_is_named(tmp_path: Path, value: object) -> No
     torch.export.save(torch.export.export(Both(), (torch.ones(2),)), tmp_path / "model.pt2")
     with pytest.raises(SourceError, match=f"output 1 of the program is {value}"):
         source("exported_program").load(SOURCE, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("offset", [1 << 62, 1 << 63, (1 << 64) - 1])
+def test_an_archive_whose_members_are_nowhere_is_one_error(
+    program: Path, tmp_path: Path, offset: int
+) -> None:
+    with zipfile.ZipFile(program, "a") as archive:
+        archive.writestr(archive.namelist()[0].partition("/")[0] + "/extra/x", b"x")
+        archive.infolist()[0].header_offset = offset
+    with pytest.raises(SourceError, match=r"is not a \.pt2 file"):
+        source("exported_program").load(SOURCE, tmp_path, tmp_path)
