@@ -88,7 +88,7 @@ def channel(recipe: str, name: str | None, as_json: bool) -> None:
         print_json([one.model_dump(mode="json") for one in found])
         return
     print_table(
-        f"{recipe}@{name}" if name else f"Channels of {recipe}",
+        f"{recipe}@{name}" if name else f"{'Channels' if found else 'No channels'} of {recipe}",
         ("channel", "revision", "at", "by", "action", "from", "engines", "why"),
         [_row(one) for one in found],
     )

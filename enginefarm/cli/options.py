@@ -40,11 +40,9 @@ class NamedPath(click.Path):
 
 
 recipe_argument = click.argument(
-    "recipe",
-    type=NamedPath(path_type=Path, dir_okay=False),
-    shell_complete=completion.recipe_files,
+    "recipe", type=NamedPath(path_type=Path), shell_complete=completion.recipe_files
 )
-"""The file of a recipe."""
+"""The file of a recipe, or its folder."""
 
 MOST_WHY = 2000
 """Characters of a reason in a channel's log."""

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from enginefarm.cli import completion
-
 if TYPE_CHECKING:
     from enginefarm.planning.survey import PlannedBuild
 
-from enginefarm.cli.options import NamedPath, gpu_option, precision_option
+from enginefarm.cli.options import gpu_option, precision_option, recipe_argument
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import UsageError
 
 
 @click.command()
-@click.argument("recipe", type=NamedPath(path_type=Path), shell_complete=completion.recipe_files)
+@recipe_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: Path, as_json: bool) -> None:
     """Show each engine that RECIPE asks for, its toolchain, and why it would be built or not."""
@@ -64,7 +62,7 @@ def plan(recipe: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("recipe", type=NamedPath(path_type=Path), shell_complete=completion.recipe_files)
+@recipe_argument
 @gpu_option("The GPU to ask about.", required=True)
 @precision_option("The precision; the recipe's first by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

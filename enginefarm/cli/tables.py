@@ -71,7 +71,8 @@ def print_table(
     rows: Sequence[Sequence[str]],
     last_column_styles: Sequence[str] = (),
 ) -> None:
-    """One table on standard output. Piped, it is wide enough never to wrap a cell."""
+    """One table on standard output; its title alone if it has no rows. Piped, it is wide enough
+    never to wrap a cell."""
     import sys
 
     from rich.box import SIMPLE_HEAD
@@ -81,12 +82,7 @@ def print_table(
 
     from enginefarm.cli.screen import plain
 
-    table = Table(
-        title=Text(plain(title), style="table.title"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-    )
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True)
     for name in header:
         table.add_column(name, overflow="fold")
     for index, row in enumerate(rows):
@@ -94,7 +90,10 @@ def print_table(
         *cells, last = row
         table.add_row(*(Text(plain(cell)) for cell in cells), Text(plain(last), style=style))
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table)
+    console = Console(width=width)
+    console.print(Text(plain(title), style="table.title"), soft_wrap=True)
+    if rows:
+        console.print(table)
 
 
 @click.command()

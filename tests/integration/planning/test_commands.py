@@ -108,7 +108,7 @@ def test_a_recipe_from_plan_to_why(
         ("onnxruntime-cpu", precision, batch) for precision in ("fp32", "fp16") for batch in (1, 4)
     }
     assert all(one["cosine_min"] > 0.999 for one in rows), "compared with the first"
-    assert "CPUs" in said(capsys, "bench", "run", recipe, "--seconds", "0.05")
+    assert "CPUs" in said(capsys, "bench", "run", recipe.parent, "--seconds", "0.05"), "its folder"
     markdown = said(capsys, "bench", "table", "--markdown", "--columns", "recipe,runtime,batch")
     assert markdown.splitlines()[0] == "| recipe | runtime | batch |"
     assert "| tiny | onnxruntime-cpu | 4 |" in markdown

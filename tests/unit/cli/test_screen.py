@@ -99,3 +99,13 @@ def test_why_an_engine_is_refused_is_shown_as_it_is(capsys: pytest.CaptureFixtur
     assert "[/not-opened]" in said
     assert "https://evil.example" in said
     assert not [one for one in UNSAFE if one in said]
+
+
+def test_a_long_title_is_one_line_and_no_row_is_no_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    title = "a title of many words " * 6
+    print_table(title, ("a", "b"), [("1", "2")])
+    assert capsys.readouterr().out.splitlines()[0].strip() == title.strip()
+    print_table("No rows", ("header", "other"), [])
+    assert capsys.readouterr().out.strip() == "No rows"
