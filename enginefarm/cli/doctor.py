@@ -26,8 +26,8 @@ STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
 def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: bool) -> None:
     """Describe what this host has, and whether PLAN can run on it.
 
-    It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. Exit code 50
-    when it cannot run.
+    It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. The exit
+    code is 50 when it cannot run.
     """
     from enginefarm.pulling.doctor import examine, failures
 

@@ -160,7 +160,7 @@ def workers(as_json: bool) -> None:
     help="What the nightly rebuild surveys: a folder, or @store; the first recipe root by default.",
 )
 def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None) -> None:
-    """Put deployments and automations on the Prefect server. Safe to repeat.
+    """Put deployments and automations on the Prefect server. It is safe to repeat.
 
     Pools that workers created get their deployments as well. With ENGINEFARM_WEBHOOK_URL set,
     failures and silent workers are posted there.

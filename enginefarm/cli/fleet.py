@@ -22,7 +22,7 @@ from enginefarm.store.missing import no_engine
     help="What each host of NAME@CHANNEL would switch to, if it were promoted from there.",
 )
 @click.option(
-    "--forget", metavar="HOST", help="Remove a host of NAME@CHANNEL that is gone from the list."
+    "--forget", metavar="HOST", help="Remove from the list a host of NAME@CHANNEL that is gone."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fleet(name: str | None, source: str | None, forget: str | None, as_json: bool) -> None:

@@ -79,8 +79,10 @@ def row(manifest: Manifest) -> tuple[str, ...]:
 @click.option("--layers", is_flag=True, help="Show the engine's layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, or the layers, as JSON.")
 def show(what: str, gpu: str | None, precision: str | None, layers: bool, as_json: bool) -> None:
-    """Show where an engine comes from and its figures: that of a spec digest (8 digits are enough),
-    or a recipe's newest."""
+    """Show where an engine comes from, and its figures.
+
+    SPEC is a spec digest (8 digits are enough). NAME is a recipe, whose newest engine is shown.
+    """
     store = open_store()
     manifest = find(store, what, gpu, precision)
     title = f"{manifest.recipe} {manifest.spec.label} {manifest.spec_digest[:12]}"
