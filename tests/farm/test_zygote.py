@@ -82,7 +82,7 @@ def test_a_killed_zygote_is_missed_by_nobody_and_comes_again(worker: dict[str, s
     killed.kill()
     killed.wait(10)
     assert "Invalid flow run id" in lead(worker).stderr
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not zygotes() and time.monotonic() < deadline:
         time.sleep(0.1)
     (again,) = zygotes()
@@ -98,7 +98,7 @@ def test_a_run_dies_with_each_process_that_leads_it(
         monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/api")
         with zygote.running(dict(os.environ)):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE_S
             while not Path(os.environ[SOCKET]).exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
