@@ -71,26 +71,35 @@ def benchmark_gpu(site: Site, recipe: Recipe, *, harness: Harness | None = None)
     Raises: HostError without a GPU of gpus.toml; StoreMissing when nothing of the recipe is
     built yet; EngineRunError when no runtime at all could take part.
     """
-    gpu = first_gpu()
-    row = by_nvml_name(gpu.name) if gpu else None
-    if gpu is None or row is None:
-        raise HostError(
-            "bench: this machine has no GPU that gpus.toml lists",
-            why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not installed, or finds no GPU",
-            fix="time it on the CPU: --cpu",
-        )
+    label, gpu = gpu_here("time it on the CPU: --cpu")
     model = built_recipe(site, recipe)
     result = SideBySide()
     wanted = smallest_and_opt(model.profiles, [tensor.name for tensor in recipe.inputs])
     for index in range(len(model.profiles)):
         with site.scratch() as scratch, ExitStack() as stack:
-            entries = _entries(site, recipe, model, index, (row.label, gpu), scratch)
+            entries = _entries(site, recipe, model, index, (label, gpu), scratch)
             running = [*_start(entries, result, stack)]
             for point in (one for one in wanted if one.profile == index):
                 report("benchmark", wanted.index(point), len(wanted), point.text)
                 _measure(running, model, point, harness or Harness(), result)
     report("benchmark", len(wanted), len(wanted))
     return result
+
+
+def gpu_here(instead: str) -> tuple[str, NvmlGpu]:
+    """This machine's GPU and its label. instead: what to do on a machine without one.
+
+    Raises: HostError.
+    """
+    gpu = first_gpu()
+    row = by_nvml_name(gpu.name) if gpu else None
+    if gpu is None or row is None:
+        raise HostError(
+            "bench: this machine has no GPU that gpus.toml lists",
+            why=f"NVML calls it {gpu.name!r}" if gpu else "NVML is not installed, or finds no GPU",
+            fix=instead,
+        )
+    return row.label, gpu
 
 
 def profile_engines(site: Site, recipe: Recipe) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from enginefarm.bench.engine import measured_here
 from enginefarm.bench.load import LOAD, Curve, Load, Pass, highest_rate
-from enginefarm.bench.on_gpu import engines_here
+from enginefarm.bench.on_gpu import engines_for, gpu_here
 from enginefarm.bench.recipe import built_recipe, empty_row, host_class
 from enginefarm.bench.shapes import OneProfile, Point, first_profile, sized
 from enginefarm.child.call import Child, Limits
@@ -103,7 +103,8 @@ def load_gpu(
     Raises: StoreMissing when no engine in that precision is built for this GPU; EngineRunError;
     HostError.
     """
-    engines = {one.precision: one for one in engines_here(site, recipe)}
+    label, _ = gpu_here("leave out --engine")
+    engines = {one.precision: one for one in engines_for(built_recipe(site, recipe), label)}
     if precision not in engines:
         raise _none_of(recipe, "engine for this machine's GPU", precision, engines)
     manifest = engines[precision]

@@ -11,6 +11,7 @@ from sample_manifest import make_manifest
 
 from enginefarm import cli
 from enginefarm.documents.spec import MinOptMax, OnnxRef, ShapeProfile
+from enginefarm.errors import HostError
 from enginefarm.report import nightly
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.tables.filter import RowFilter
@@ -71,3 +72,16 @@ def test_the_highest_rate_of_one_and_of_two_streams(
     assert "tiny" in nightly.page(store_environment)
     assert cli.run([*slo, "--p99-ms", "5", "--precision", "int8"]) == 43
     assert "has no graph in int8" in capsys.readouterr().err
+
+
+def test_an_engine_needs_a_gpu_and_a_graph_of_cuda_an_engine(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slo = ["bench", "slo", str(recipe), *QUICK, "--p99-ms", "5"]
+    assert cli.run([*slo, "--cuda-graph"]) == 2
+    assert "add --engine" in capsys.readouterr().err
+    monkeypatch.setattr("enginefarm.bench.on_gpu.first_gpu", lambda: None)
+    assert cli.run([*slo, "--engine"]) == HostError.exit_code
+    said = capsys.readouterr().err
+    assert "no GPU that gpus.toml lists" in said
+    assert "leave out --engine" in said
