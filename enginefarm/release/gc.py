@@ -14,30 +14,26 @@ whatever order their requests arrive, one of the two sees the other. gc then put
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from itertools import groupby, islice
+from itertools import groupby
 
 from pydantic import Field
 
 from enginefarm.documents.manifest import Manifest
-from enginefarm.errors import CorruptBlob, StoreMissing, UsageError
+from enginefarm.errors import StoreDenied, StoreMissing, UsageError
 from enginefarm.progress import report
+from enginefarm.release import holders
 from enginefarm.schema import Frozen
-from enginefarm.store import blobs, channels, layout
+from enginefarm.store import blobs, layout
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.object_info import ObjectInfo
 from enginefarm.tables import layers
 
-DIGEST_BYTES = 64
-DIGEST = re.compile(rb"\b[0-9a-f]{64}\b")
 ATTESTATIONS = "attestations/"
 DATES_STEP = timedelta(seconds=2)
 """A store's dates are whole seconds."""
-DOCUMENT = ".json"
-"""Objects with this ending are read and hold what they name; tables, pages and caches do not."""
 
 
 class Policy(Frozen):
@@ -102,11 +98,11 @@ def collect(
         for manifest in to_delete.values()
         for document in _documents(store, entries, manifest, policy.keep_builds)
     ]
-    held = _digests(one.canonical_json() for one in kept)
+    held = holders.digests(one.canonical_json() for one in kept)
     stale = _stale_records(store, held, limit)
     garbage += [Garbage(key=info.key, size_bytes=info.size_bytes, why=why) for info, why in stale]
     deleted_keys = {one.key for one in garbage}
-    held |= _held_by_documents(store, deleted_keys)
+    held |= holders.by_documents(store, deleted_keys)
     garbage += [
         Garbage(key=info.key, size_bytes=info.size_bytes, why="nothing names it")
         for info in old_blobs
@@ -130,7 +126,7 @@ def _superseded(
     policy: Policy,
 ) -> list[Manifest]:
     """Manifests that no channel names, and that are beyond the last N of every recipe's."""
-    held = set(_named_by_channels(store, policy.keep_revisions))
+    held = set(holders.named_by_channels(store, policy.keep_revisions))
     groups: defaultdict[tuple[str, str, str], list[Manifest]] = defaultdict(list)
     for entry in entries:
         if entry.spec_digest in manifests:
@@ -140,21 +136,6 @@ def _superseded(
         group.sort(key=lambda one: (one.created_at, one.spec_digest), reverse=True)
         held |= {one.spec_digest for one in group[: policy.keep_builds]}
     return [one for digest, one in manifests.items() if digest not in held]
-
-
-def _named_by_channels(
-    store: EngineStore, revisions: int, recipes: Iterable[str] | None = None
-) -> frozenset[str]:
-    """Every digest in the channels' last revisions; recipes: None looks at all of them."""
-    named: set[str] = set()
-    if recipes is None:
-        recipes = store.objects.folders(channels.CHANNELS)
-    for recipe in recipes:
-        for channel in channels.names(store, recipe):
-            for key in islice(channels.keys(store, recipe, channel), revisions):
-                # Read as text: a revision of a newer version holds its engines too.
-                named |= _digests(_text(store, key))
-    return frozenset(named)
 
 
 def _documents(
@@ -181,41 +162,8 @@ def _stale_records(
     return [
         (info, "a step of models that are gone")
         for info in store.objects.list(layout.STAGES)
-        if info.modified < limit and not _digests(_text(store, info.key)) & held
+        if info.modified < limit and not holders.digests(holders.text(store, info.key)) & held
     ]
-
-
-def _held_by_documents(
-    store: EngineStore, deleted_keys: Container[str] = (), since: datetime | None = None
-) -> frozenset[str]:
-    """Every digest that a JSON document names, except those that go themselves.
-
-    Any 64 hexadecimal digits count: a document that a later version adds holds its blobs too.
-    since: documents that were written earlier are not read.
-    """
-    held: set[str] = set()
-    for info in store.objects.list(""):
-        counts = info.key not in deleted_keys and (since is None or info.modified >= since)
-        if counts and info.key.endswith(DOCUMENT):
-            held |= _digests(_text(store, info.key))
-    return frozenset(held)
-
-
-def _text(store: EngineStore, key: str) -> Iterator[bytes]:
-    """The bytes of a document. If it is too large for memory, it comes in overlapping pieces, so
-    that each digest is whole in one of them."""
-    try:
-        found = store.objects.get(key)
-        yield found[0] if found else b""
-    except CorruptBlob:
-        before = b""
-        for piece in store.objects.pieces(key):
-            yield before + piece
-            before = (before + piece)[-DIGEST_BYTES:]
-
-
-def _digests(bodies: Iterable[bytes]) -> frozenset[str]:
-    return frozenset(match.decode() for body in bodies for match in DIGEST.findall(body))
 
 
 def _in_use_again(
@@ -229,7 +177,7 @@ def _in_use_again(
     recipes = {
         entry.recipe for one in documents if (entry := layout.parse_index(one.key)) is not None
     }
-    if digest in _named_by_channels(store, policy.keep_revisions, sorted(recipes)):
+    if digest in holders.named_by_channels(store, policy.keep_revisions, sorted(recipes)):
         return True
     looked_at = (layout.INDEX, layout.MANIFESTS)
     found = [store.objects.head(one.key) for one in documents if one.key.startswith(looked_at)]
@@ -264,18 +212,30 @@ def _delete_engine(
         return False
     store.objects.delete(manifest)
     if _in_use_again(store, documents, limit, policy):
-        store.objects.put_if_absent(manifest, found[0])
+        _put_back(store, {manifest: found[0]})
         return False
     listed = [key for key in others if key.startswith(layout.INDEX)]
     for key in listed:
         store.objects.delete(key)
     if store.objects.head(manifest) is not None:  # published anew, and perhaps listed before
-        for key in listed:
-            store.objects.put(key, b"")
+        _put_back(store, dict.fromkeys(listed, b""))
         return False
     for key in others[len(listed) :]:
         store.objects.delete(key)
     return True
+
+
+def _put_back(store: EngineStore, objects: Mapping[str, bytes]) -> None:
+    """Raises: StoreMissing for a key of the store that may delete only."""
+    for key, body in objects.items():
+        try:
+            store.objects.put_if_absent(key, body)
+        except StoreDenied as error:
+            raise StoreMissing(
+                f"gc: {key} was deleted in the moment in which something used it again",
+                why="this process may delete it, and not write it back",
+                fix="build the recipe again, which restores it",
+            ) from error
 
 
 def _delete_old(store: EngineStore, garbage: list[Garbage], limit: datetime) -> list[Garbage]:
@@ -290,13 +250,13 @@ def _delete_old(store: EngineStore, garbage: list[Garbage], limit: datetime) -> 
         name = one.key.rpartition("/")[2]
         if one.key.startswith(layout.BLOBS):
             if named is None:  # by what was published since the first look, and by what stayed
-                named = _held_by_documents(store)
+                named = holders.by_documents(store)
             if name in named:
                 continue
         store.objects.delete(one.key)
         deleted[name] = one
         report("gc", len(deleted), len(garbage), one.key)
-    needed = _held_by_documents(store, since=started) & deleted.keys()
+    needed = holders.by_documents(store, since=started) & deleted.keys()
     lost = sorted(name for name in needed if store.objects.head(deleted[name].key) is None)
     if lost:
         raise StoreMissing(

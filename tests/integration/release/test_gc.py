@@ -16,7 +16,7 @@ from enginefarm.cli import run
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.documents.stage import StageRecord
-from enginefarm.errors import StoreMissing, UsageError
+from enginefarm.errors import StoreDenied, StoreMissing, UsageError
 from enginefarm.release import gc as release_gc
 from enginefarm.release import promote as release
 from enginefarm.release.gc import Policy, collect
@@ -291,6 +291,25 @@ def test_an_engine_that_is_used_between_the_last_look_and_the_deletion_comes_bac
     found = swept(store)
     assert found.garbage == ()
     assert store.whole("model", [old.spec_digest]) == {old.spec_digest: old}
+
+
+def test_a_key_that_may_only_delete_says_what_it_cannot_put_back(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `infra/s3-policies/collect.json` has it."""
+    old, _ = publish(store, 0), publish(store, 1)
+
+    def denied(*_: object) -> None:
+        raise StoreDenied("store: access denied")
+
+    def used() -> None:
+        assert whole(here(store), "model", old.spec_digest) == old
+        monkeypatch.setattr(ObjectStore, "put_if_absent", denied)
+
+    meanwhile(monkeypatch, layout.manifest(old.spec_digest), used)
+    with pytest.raises(StoreMissing, match="something used it again") as caught:
+        swept(store)
+    assert old.spec_digest in caught.value.what
 
 
 def test_an_engine_that_is_built_again_while_gc_deletes_it_is_listed(

@@ -14,6 +14,7 @@ from enginefarm.building import engine as engines
 from enginefarm.building.engine import BuildResult, Job
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.signed import Signature
+from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import (
     EnginefarmError,
     GateError,
@@ -23,7 +24,7 @@ from enginefarm.errors import (
     StoreConflict,
 )
 from enginefarm.release import promote as release
-from enginefarm.store import channels, layout, quarantine, signing, statements
+from enginefarm.store import budgets, channels, layout, quarantine, reverified, signing, statements
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site, whole
@@ -304,9 +305,23 @@ def test_a_gpus_result_counts_for_the_engine_that_ran_alone(
 def test_what_somebody_who_writes_the_store_can_still_do(
     site: Site, job: Job, builds: list[bytes], tmp_path: Path
 ) -> None:
-    """docs/security.md says so: withhold a newer revision, delete an engine and a GPU's result, or
-    withdraw an engine."""
+    """docs/security.md says so: withhold a newer revision, delete an engine and a GPU's result,
+    withdraw an engine, or loosen a budget that new figures missed."""
     manifest = made(site, job)
+    missed = manifest.verification.model_copy(
+        update={"over_budget": ("y: cosine",), "asked": "b" * 64}
+    )
+    assert manifest.reference is not None
+    written = reverified.write(
+        site.store, "model", job.spec.digest, manifest.graph, missed, manifest.reference
+    )
+    with pytest.raises(NoEngineFits, match="over the accuracy budget"):
+        pulled()
+    loose = budgets.Budgets(of={manifest.precision: Budget()})
+    site.store.objects.put("budgets/model.json", loose.canonical_json())
+    assert pulled() == b"plan 0"
+    assert written is not None
+    manifest = written
     passed_on_gpu(site, manifest, tmp_path)
     site.store.objects.put(layout.manifest(manifest.spec_digest), manifest.canonical_json())
     found = enginefarm.pull("model", gpu="t4", cache=BlobCache(tmp_path / "one"))
