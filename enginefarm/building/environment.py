@@ -41,6 +41,7 @@ def license_of(distribution: str) -> str:
     if "License-Expression" in declared:
         return declared["License-Expression"]
     kinds = [line for line in declared.get_all("Classifier", []) if line.startswith("License ::")]
-    words = kinds[-1].rpartition(":: ")[2] if kinds else (declared.get("License") or "")[:60]
+    words = declared["License"][:60] if "License" in declared else ""
+    words = kinds[-1].rpartition(":: ")[2] if kinds else words
     kept = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
     return f"LicenseRef-{kept}" if kept else ""

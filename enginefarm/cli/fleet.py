@@ -53,7 +53,9 @@ def fleet(name: str | None, source: str | None, forget: str | None, as_json: boo
         return
     lagging = sum(one.verdict == "lags" for one in found)
     print_table(
-        f"{len(found)} hosts, {lagging} lagging" if found else "No host has reported what it runs",
+        f"{len(found)} host{'s' * (len(found) > 1)}, {lagging} lagging"
+        if found
+        else "No host has reported what it runs",
         ("channel", "host", "GPU", "runs", "revision", "last report", "would get", "standing"),
         [
             (

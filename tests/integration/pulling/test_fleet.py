@@ -56,7 +56,7 @@ def test_a_host_is_current_until_the_channel_moves_on(
     (one,) = found(capsys)
     assert one["verdict"] == "lags"
     assert "revision 2, which does not name its engine" in one["words"]
-    assert "1 hosts, 1 lagging" in said(capsys)
+    assert "1 host, 1 lagging" in said(capsys)
     assert "gpu_1.example.org" in nightly.page(store)
 
 
