@@ -22,6 +22,7 @@ from enginefarm.graph import (
     feeds,
     fitting,
     forward,
+    masked_assignment,
     recurrent,
     trace_sizes,
 )
@@ -161,7 +162,7 @@ def _converted(
     torch: Any = import_module("torch")
 
     def convert(model: Any, arguments: tuple[Any, ...], shapes: Any) -> ModelProto:
-        with recurrent.kept() as translations, adaptive_pool.of_dynamic_sizes():
+        with _as_parsers_take_it() as translations:
             made = torch.onnx.export(
                 model,
                 arguments,
@@ -180,7 +181,7 @@ def _converted(
         refused = error
     progress.report("export", 1, 4, "write operators out")
     try:
-        with _quiet(), torch.no_grad(), recurrent.kept(), adaptive_pool.of_dynamic_sizes():
+        with _quiet(), torch.no_grad(), _as_parsers_take_it():
             whole: Any = program()
             before = _operators(whole)
             with _plain_attention():
@@ -189,6 +190,14 @@ def _converted(
     except Exception:
         raise _failure(refused, named, recipe) from refused
     return graph, tuple(sorted(before - _operators(written)))
+
+
+@contextmanager
+def _as_parsers_take_it() -> Generator[Any]:
+    """Translations of layers that stay one operator, and functions of torch in other words."""
+    pools, masks = adaptive_pool.of_dynamic_sizes(), masked_assignment.as_where()
+    with recurrent.kept() as translations, pools, masks:
+        yield translations
 
 
 @contextmanager
