@@ -11,6 +11,7 @@ from enginefarm.documents import gpus
 from enginefarm.farm import run_form
 from enginefarm.farm.run_form import Choices
 from enginefarm.store.engine_store import EngineStore
+from flows.benchmark_engine import benchmark_engine
 from flows.build_model import build_model
 from tests import tiny_recipe
 
@@ -60,3 +61,10 @@ def test_without_a_list_that_helps_the_path_is_typed(count: int) -> None:
     assert made["properties"]["recipe"]["type"] == "string"
     assert "anyOf" not in made["properties"]["recipe"]
     assert run_form.with_choices(made, many) == made
+
+
+def test_whoever_starts_a_benchmark_chooses_its_budget() -> None:
+    """docs/security.md says so: the form asks for it, and it is nobody's secret or signature."""
+    form = parameter_schema(benchmark_engine.fn).model_dump()
+    assert "budget" in form["properties"]
+    assert "budget" not in form["required"]

@@ -17,6 +17,10 @@ PORTS = "integration/store/test_inner_ports.py"
 POLICIES = "integration/store/test_s3_policies.py"
 STORE = "integration/store/test_store.py"
 TRUST = "integration/store/test_trust.py"
+GC_TELLS = (
+    "integration/release/test_gc.py::"
+    "test_a_blob_that_an_engine_uses_in_the_moment_of_its_deletion_is_told_and_built_again"
+)
 CACHE = "unit/store/test_cache.py"
 PLANTED = "unit/store/test_planted.py"
 MEANWHILE = "integration/store/test_meanwhile.py"
@@ -202,6 +206,15 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "A host that checks signatures notices": (
         f"{TRUST}::test_a_host_notices_that_newer_revisions_were_deleted",
     ),
+    "A recipe's accuracy budgets in the store": (
+        f"{TRUST}::test_what_somebody_who_writes_the_store_can_still_do",
+    ),
+    "Somebody who can write to the store can loosen": (
+        f"{TRUST}::test_what_somebody_who_writes_the_store_can_still_do",
+    ),
+    "The budget by which an engine is judged on its GPU": (
+        "farm/test_run_form.py::test_whoever_starts_a_benchmark_chooses_its_budget",
+    ),
     "Somebody who can write to the store can still": (
         f"{TRUST}::test_what_somebody_who_writes_the_store_can_still_do",
     ),
@@ -259,8 +272,18 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "A build publishes it again": (
         f"{MEANWHILE}::test_a_build_that_gc_overtakes_publishes_its_engine_again",
     ),
-    "gc checks an engine once more": (
+    "gc checks a blob once more": (
         "integration/release/test_gc.py::test_an_engine_that_is_used_again_after_the_first_look_stays",
+    ),
+    "A build that publishes an engine with this old blob": (GC_TELLS,),
+    "Then gc ends with an error that names the blob": (GC_TELLS,),
+    "A worker with a signing key or trust keys runs only": (
+        "farm/test_gpu_trust.py::test_a_worker_with_keys_runs_no_plan_that_none_of_them_signed",
+    ),
+    "What it leaves is read up to a limit": (
+        f"{CALL}::test_a_file_of_any_size_is_not_read_into_memory",
+        f"{CALL}::test_a_line_of_progress_without_end_takes_no_memory",
+        "unit/child/test_left.py::test_what_is_no_file_of_its_own_is_not_taken",
     ),
     "A `*` in an S3 policy": (
         f"{POLICIES}::test_what_the_star_of_a_policy_also_matches_is_no_revision",
