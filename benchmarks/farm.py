@@ -135,6 +135,8 @@ def _cpu_s(farm: Farm) -> dict[str, float]:
         """Of the runs that this worker's zygote forked, and of their children."""
         below = psutil.Process(farm.processes[name].pid).children()
         (zygote,) = [one for one in below if "enginefarm.farm.worker.zygote" in one.cmdline()]
+        # A run's state is final a little before its process has ended.
+        until(lambda: not zygote.children(), f"the last run of {name} has ended")
         times = zygote.cpu_times()
         return float(times.children_user + times.children_system)
 

@@ -40,7 +40,7 @@ class GraphVerification(Frozen):
     samples: int
     runtime: str
     outputs: tuple[OutputComparison, ...]
-    comparing: ComparisonRules = ComparisonRules()
+    comparing: ComparisonRules = Field(default_factory=ComparisonRules)
     asked: Digest | None = Field(
         default=None,
         description="Everything but the graph and the budget that decides the figures: source, "

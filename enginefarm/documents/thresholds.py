@@ -108,7 +108,8 @@ LIMITS = frozenset(("min_cosine", "max_relative_l2", "min_part_cosine", "max_par
 meets them is taken as it is, unless the recipe writes `rounding` and `margin` too."""
 
 DEFAULT_BUDGETS: dict[str, Budget] = {
-    name: Budget(
+    # Not checked: that would build a validator in every command that reads a manifest.
+    name: Budget.model_construct(
         min_cosine=row.min_cosine,
         max_relative_l2=row.max_relative_l2,
         rounding=row.rounding,

@@ -70,6 +70,9 @@ def test_runs_that_end_leave_no_process_behind(worker: dict[str, str]) -> None:
     (first,) = zygotes()
     psutil.wait_procs(first.children(recursive=True), timeout=5)
     assert first.children(recursive=True) == []
+    # What they took of the processor is known after they have ended: benchmarks/farm.py asks.
+    times = first.cpu_times()
+    assert times.children_user + times.children_system > 0
 
 
 def test_other_settings_than_the_workers_are_imported_anew(worker: dict[str, str]) -> None:
