@@ -4,6 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from prefect.flows import load_flow_from_entrypoint
+
+from enginefarm.farm.worker.run_process import FLOWS
+
 CODE = """
 from enginefarm.farm.worker.run_process import import_flows
 import_flows()
@@ -25,3 +30,11 @@ def test_prefect_finds_our_flows_in_a_folder_that_has_flows_of_its_own(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert not done.stdout.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("module", FLOWS)
+def test_a_flow_is_found_by_its_name_alone(module: str) -> None:
+    """Workers start no code that a deployment names: the name of the flow says where it is."""
+    name = module.rpartition(".")[2]
+    found = load_flow_from_entrypoint(f"{module}.{name}", use_placeholder_flow=False)
+    assert found.name == name.replace("_", "-")
