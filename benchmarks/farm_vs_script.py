@@ -37,14 +37,14 @@ from enginefarm.planning import plan, stages, survey
 from enginefarm.planning.graphs import precision_use
 from enginefarm.recipes import file as recipe_file
 from enginefarm.building.engine import Job
-from enginefarm.graph.export import export_onnx
+from enginefarm.graph.exporting.export import export_onnx
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.graph.precisions import precision
-from enginefarm.graph.reference import make_reference
-from enginefarm.graph.slim import slim_onnx, slim_tool
+from enginefarm.graph.verification.reference import make_reference
+from enginefarm.graph.exporting.slim import slim_onnx, slim_tool
 from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.toolchains import BuildRequest, toolchain
-from enginefarm.graph.verify import verify_graph
+from enginefarm.graph.verification.verify import verify_graph
 
 recipe = recipe_file.load(Path(sys.argv[1]))
 root = Path(tempfile.mkdtemp())

@@ -29,7 +29,7 @@ from enginefarm.bench.engine import Measurement, side_by_side  # noqa: E402
 from enginefarm.bench.harness import Harness  # noqa: E402
 from enginefarm.bench.shapes import sized  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
-from enginefarm.graph.reference import read_reference  # noqa: E402
+from enginefarm.graph.verification.reference import read_reference  # noqa: E402
 from enginefarm.names import RuntimeName  # noqa: E402
 from enginefarm.run.contenders import (  # noqa: E402
     EngineContender,

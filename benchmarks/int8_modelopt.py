@@ -28,10 +28,13 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import data, export, feeds, onnx_files, slim, verify
+from enginefarm.graph.exporting import export, slim
+from enginefarm.graph.model import onnx_files
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.reference import make_reference
+from enginefarm.graph.samples import data, feeds
+from enginefarm.graph.verification import verify
+from enginefarm.graph.verification.reference import make_reference
 from enginefarm.recipes import file as recipe_file
 
 METHODS = ("entropy", "max")

@@ -40,10 +40,13 @@ from enginefarm.documents.gpus import gpu
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec, GpuTarget, PrecisionUse, ToolUse
 from enginefarm.errors import EnginefarmError, one_line
-from enginefarm.graph import export, feeds, onnx_shapes, slim, verify
-from enginefarm.graph.data import calibration_batches
+from enginefarm.graph.exporting import export, slim
+from enginefarm.graph.model import onnx_shapes
 from enginefarm.graph.precisions import precision
-from enginefarm.graph.reference import make_reference
+from enginefarm.graph.samples import feeds
+from enginefarm.graph.samples.data import calibration_batches
+from enginefarm.graph.verification import verify
+from enginefarm.graph.verification.reference import make_reference
 from enginefarm.planning.plan import shape_profiles
 from enginefarm.toolchains import BuildRequest, toolchain
 

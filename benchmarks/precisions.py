@@ -22,13 +22,15 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import calibration, export, feeds, slim, verify
-from enginefarm.graph.data import calibration_batches
-from enginefarm.graph.onnx_shapes import infer_types
-from enginefarm.graph.precisions import eight_bits, precision, prepare, qdq, targets
+from enginefarm.graph.exporting import export, slim
+from enginefarm.graph.model.onnx_shapes import infer_types
+from enginefarm.graph.precisions import calibration, eight_bits, precision, prepare, qdq, targets
 from enginefarm.graph.precisions.finish import finish
 from enginefarm.graph.precisions.mixed import cast
-from enginefarm.graph.reference import make_reference
+from enginefarm.graph.samples import feeds
+from enginefarm.graph.samples.data import calibration_batches
+from enginefarm.graph.verification import verify
+from enginefarm.graph.verification.reference import make_reference
 from enginefarm.names import PrecisionName
 from enginefarm.recipes import file as recipe_file
 

@@ -15,8 +15,8 @@ from benchmarks import nodes
 from benchmarks.steps import LOWS, NotRun, Steps
 from benchmarks.zoo_judge import Figures
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import data, feeds
-from enginefarm.graph.export import load
+from enginefarm.graph.exporting.export import load
+from enginefarm.graph.samples import data, feeds
 from enginefarm.planning.stages import here
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.site import materialize

@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks import nodes, zoo
 from benchmarks.zoo_judge import Figures
 from enginefarm.errors import EnginefarmError
-from enginefarm.graph import export, feeds, torch_export
+from enginefarm.graph.exporting import export, torch_export
+from enginefarm.graph.samples import feeds
 from enginefarm.recipes import file as recipe_file
 
 

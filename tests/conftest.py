@@ -63,7 +63,7 @@ LONG = (
     "tests/integration/graph/test_models.py",
     "tests/farm/test_farm_database.py",
     "tests/farm/test_docs_of_a_contributor.py",
-    "tests/unit/graph/test_export.py",
+    "tests/unit/graph/exporting/test_export.py",
     "tests/farm/test_build_model.py",
     "tests/integration/store/test_store.py",
     "tests/farm/test_zygote.py",

@@ -12,7 +12,8 @@ from onnx import numpy_helper, parser
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError
-from enginefarm.graph import export, ort
+from enginefarm.graph.exporting import export
+from enginefarm.graph.model import ort
 from enginefarm.graph.precisions.evidence import Evidence
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>'

@@ -30,8 +30,8 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError
-from enginefarm.graph.reference import ReferenceBatch, read_reference
-from enginefarm.graph.verify import compare
+from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verification.verify import compare
 from enginefarm.names import RUNTIMES, RuntimeName
 from enginefarm.progress import report
 from enginefarm.run.artifacts import Artifact, open_artifact
@@ -41,7 +41,7 @@ from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 class Measurement(Frozen):

@@ -17,7 +17,7 @@ from enginefarm.bench.shapes import OneProfile, first_profile, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EngineRunError
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.run.engine import Engine
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site

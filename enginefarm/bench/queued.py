@@ -22,7 +22,7 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.progress import report
 from enginefarm.run.engine import Engine
 from enginefarm.run.queue import DEPTH, Queue

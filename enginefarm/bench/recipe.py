@@ -16,7 +16,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import OnnxRef, ShapeProfile
 from enginefarm.errors import StoreMissing
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.host.runtimes import build_of
 from enginefarm.names import RUNTIMES, PrecisionName, RuntimeName
 from enginefarm.planning import stages

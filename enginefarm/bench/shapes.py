@@ -13,7 +13,7 @@ from enginefarm.schema import Frozen
 from enginefarm.store.site import Site, plugin_libraries
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 class Point(NamedTuple):

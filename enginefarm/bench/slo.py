@@ -17,7 +17,7 @@ from enginefarm.bench.shapes import OneProfile, Point, first_profile, sized
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, StoreMissing
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.names import PrecisionName
 from enginefarm.run.contenders import on_provider_in_a_process
 from enginefarm.run.engine import Engine

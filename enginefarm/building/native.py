@@ -12,7 +12,7 @@ from enginefarm.bench.shapes import points, sized
 from enginefarm.building import isolate, lottery, timing_cache
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import ToolchainError
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import TOOLCHAINS
 from enginefarm.run.artifacts import in_a_process

@@ -24,7 +24,7 @@ from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
-from enginefarm.graph.skeleton import WeightNames, WeightsOrder
+from enginefarm.graph.model.skeleton import WeightNames, WeightsOrder
 from enginefarm.progress import report
 from enginefarm.pulling.refit import LOG_NAME, RefitOrder, RefitResult, refit
 from enginefarm.run.verify import DeviceRequest, verify_on_device
@@ -73,7 +73,8 @@ def attempt(
     Raises: BuildError when the graph cannot be read; BuildCancelled.
     """
     spec = request.spec
-    graph = _child(request, cancel).call("enginefarm.graph.skeleton:digest", str(request.onnx)).text
+    child = _child(request, cancel)
+    graph = child.call("enginefarm.graph.model.skeleton:digest", str(request.onnx)).text
     key = stage_key(spec=spec.model_dump(mode="json", exclude={"onnx_digest"}), graph=graph)
     to_build = Attempt(None, None, {KEY: key})
     found = _found(site, spec.precision.name, key, policy)
@@ -195,7 +196,7 @@ def _set(
             before=before, after=request.onnx.absolute(), dest=order.weights, others=others
         )
         child = _child(request, cancel)
-        written = child.ask("enginefarm.graph.skeleton:write_weights", wanted, WeightNames)
+        written = child.ask("enginefarm.graph.model.skeleton:write_weights", wanted, WeightNames)
         return written.names, refit(order, folder, request.spec.label, cancel)
 
     names, made = once(())

@@ -24,8 +24,8 @@ from enginefarm.building.vouched import SMALLER_WORKSPACE
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.model import onnx_files
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.store.disk import clone_checked, writing
 from enginefarm.store.site import Site, materialize
 from enginefarm.tables.layers import layers_of

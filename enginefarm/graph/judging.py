@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError
-from enginefarm.graph import data, ort
+from enginefarm.graph.model import ort
 from enginefarm.graph.order import Order
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.reference import ReferenceBatch, write_batch
-from enginefarm.graph.verify import Request, passes
+from enginefarm.graph.samples import data
+from enginefarm.graph.verification.reference import ReferenceBatch, write_batch
+from enginefarm.graph.verification.verify import Request, passes
 from enginefarm.names import PRECISIONS
 
 MARGIN = 2 / 3

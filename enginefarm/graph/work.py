@@ -61,8 +61,8 @@ def export(request: str) -> str:
 
     Of these, what cannot be made is left out: its own stage says why.
     """
-    from enginefarm.graph import faithful
-    from enginefarm.graph.export import export_onnx
+    from enginefarm.graph.exporting.export import export_onnx
+    from enginefarm.graph.verification import faithful
 
     order = Order.model_validate_json(request)
     recipe = order.placed
@@ -116,8 +116,9 @@ def slim(request: str) -> str:
 
 
 def _slimmed(recipe: Recipe, graph: Path, folder: Path) -> StageOutput:
-    from enginefarm.graph import feeds, onnx_files, operators
-    from enginefarm.graph.slim import slim_onnx
+    from enginefarm.graph.exporting.slim import slim_onnx
+    from enginefarm.graph.model import onnx_files, operators
+    from enginefarm.graph.samples import feeds
 
     batch = feeds.sample(recipe)
     corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
@@ -129,8 +130,9 @@ def _slimmed(recipe: Recipe, graph: Path, folder: Path) -> StageOutput:
 
 
 def convert(request: str) -> str:
-    from enginefarm.graph import data, judging
+    from enginefarm.graph import judging
     from enginefarm.graph.precisions import precision
+    from enginefarm.graph.samples import data
 
     order = Order.model_validate_json(request)
     recipe, found = order.placed, precision(order.precision)
@@ -143,7 +145,7 @@ def convert(request: str) -> str:
 
 
 def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...]) -> Path:
-    from enginefarm.graph.reference import make_reference
+    from enginefarm.graph.verification.reference import make_reference
 
     again = None if isinstance(model, Path) else lambda: _load(recipe, folder / "again")
     npz = folder / "reference.npz"
@@ -151,6 +153,6 @@ def _reference(recipe: Recipe, model: Any, folder: Path, outputs: tuple[str, ...
 
 
 def _load(recipe: Recipe, folder: Path) -> Any:
-    from enginefarm.graph.export import load
+    from enginefarm.graph.exporting.export import load
 
     return load(recipe, folder).model

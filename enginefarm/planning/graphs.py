@@ -44,8 +44,8 @@ class PreparedGraph(Frozen):
 
 def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
     """What decides that precision's graph. Cheap: reads no array, loads no library."""
-    from enginefarm.graph.data import data_digest
     from enginefarm.graph.precisions import precision
+    from enginefarm.graph.samples.data import data_digest
 
     found = precision(name)
     digest = None
@@ -163,7 +163,7 @@ def _prepared(
     *,
     search: bool,
 ) -> PreparedGraph:
-    from enginefarm.graph.verify import METHOD, verify_graph
+    from enginefarm.graph.verification.verify import METHOD, verify_graph
 
     converted = convert(site, recipe, model, ref, precision, search=search)
     details = cast("dict[str, JsonValue]", converted.values.get("details") or {})

@@ -54,7 +54,7 @@ class ExportedModel(Frozen):
 
 def export_key(recipe: Recipe) -> str:
     """Everything that decides the exported graph. Loads no torch."""
-    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.exporting.export import export_tool
 
     return stage_key(
         source=_source_digest(recipe),
@@ -89,7 +89,7 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
 
 def _record_ahead(site: Site, recipe: Recipe, made: StageOutput) -> None:
     """What the export's process made for later stages, recorded as theirs."""
-    from enginefarm.graph.slim import slim_tool
+    from enginefarm.graph.exporting.slim import slim_tool
 
     def record(stage: str, key: str, output: StageOutput) -> StageRecord:
         return recorded(site, stage, key, lambda _: output)[0]
@@ -120,7 +120,7 @@ def ranges_key(onnx: OnnxRef, npz: BlobRef) -> str:
 
 def _exported(recipe: Recipe, record: StageRecord, *, cached: bool) -> ExportedModel:
     """Raises: SourceError when the recipe names an output that does not exist."""
-    from enginefarm.graph.export import check_class_scores, export_tool
+    from enginefarm.graph.exporting.export import check_class_scores, export_tool
 
     exported = ExportedModel(
         onnx=onnx_ref_of(record),
@@ -183,8 +183,8 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
 
 def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """Everything that decides the reference: cheap, as `export_key` is."""
-    from enginefarm.graph.data import data_digest
-    from enginefarm.graph.export import export_tool
+    from enginefarm.graph.exporting.export import export_tool
+    from enginefarm.graph.samples.data import data_digest
 
     return stage_key(
         method=REFERENCE_METHOD,
@@ -201,7 +201,7 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """What decides a graph's figures beside the graph: the reference, what outputs mean, and
     how graphs are verified. A budget only judges them."""
-    from enginefarm.graph.verify import METHOD
+    from enginefarm.graph.verification.verify import METHOD
 
     return stage_key(
         method=METHOD,
@@ -243,7 +243,7 @@ def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
 
     Raises: SlimError.
     """
-    from enginefarm.graph.slim import slim_tool
+    from enginefarm.graph.exporting.slim import slim_tool
 
     slimmer = slim_tool()
 
@@ -275,7 +275,7 @@ def _model(
 
 def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     """The model as earlier runs recorded it; None when it has to be exported first."""
-    from enginefarm.graph.slim import slim_tool
+    from enginefarm.graph.exporting.slim import slim_tool
 
     record = found_record(site, "export", export_key(recipe))
     if record is None:

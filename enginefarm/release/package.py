@@ -35,7 +35,7 @@ from enginefarm.errors import (
     ToolchainError,
     UsageError,
 )
-from enginefarm.graph import ort
+from enginefarm.graph.model import ort
 from enginefarm.names import PrecisionName
 from enginefarm.release.package_check import COMPONENT, CPU, CheckResult, Request, check_package
 from enginefarm.release.package_choice import Choice, Variant

@@ -11,13 +11,13 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError, ToolchainError, one_line
-from enginefarm.graph import ort
-from enginefarm.graph.reference import ReferenceBatch, read_reference
-from enginefarm.graph.verify import CRASH, compare
+from enginefarm.graph.model import ort
+from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verification.verify import CRASH, compare
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
-    from enginefarm.graph.ort import Arrays
+    from enginefarm.graph.model.ort import Arrays
 
 COMPONENT = "model"
 CPU = "cpu"

@@ -13,15 +13,15 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError, TritonError
-from enginefarm.graph.reference import ReferenceBatch, read_reference
-from enginefarm.graph.verify import Comparison, compare
+from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verification.verify import Comparison, compare
 from enginefarm.progress import report
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.run.buffers import as_dtype
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 WARM_UP = 10

@@ -20,7 +20,7 @@ from enginefarm.documents.builder import DTYPES
 from enginefarm.errors import TritonError
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Array, Arrays
+    from enginefarm.graph.model.arrays import Array, Arrays
 
 
 LENGTH = "Inference-Header-Content-Length"

@@ -10,7 +10,7 @@ from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import DeviceOutOfMemory, EngineRunError
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Array
+    from enginefarm.graph.model.arrays import Array
 
 
 ALIGNMENT = 256

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
-from enginefarm.graph import forward, ort
-from enginefarm.graph.sources import source
+from enginefarm.graph.model import ort
+from enginefarm.graph.sources import forward, source
 from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine
 from enginefarm.run.queue import Queue
@@ -22,7 +22,7 @@ from enginefarm.run.remote import RemoteContender, this_python
 from enginefarm.run.running import Contender, Iteration
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 FILLING = 2
 """Passes of a queue that are not counted: the GPU was idle before them."""

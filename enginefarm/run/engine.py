@@ -33,7 +33,7 @@ from enginefarm.run.trt import (
 )
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Array, Arrays
+    from enginefarm.graph.model.arrays import Array, Arrays
 
 
 def load_bindings(toolchain: str) -> Any:

@@ -12,12 +12,12 @@ from enginefarm.documents.data import Data
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import UsageError
-from enginefarm.graph import data, data_files
+from enginefarm.graph.samples import data, data_files
 from enginefarm.run.once import NPY
 from enginefarm.store.disk import appearing, writing
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 def read_feeds(given: Sequence[str], manifest: Manifest) -> Arrays:

@@ -20,7 +20,7 @@ from enginefarm.run.verify import profile_for
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 NPY = ".npy"

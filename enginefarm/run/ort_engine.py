@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from enginefarm.errors import EngineRunError, HostError, one_line
-from enginefarm.graph import ort
+from enginefarm.graph.model import ort
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
 from enginefarm.run.artifacts import OpenRequest

@@ -30,7 +30,7 @@ from enginefarm.run.running import Contender, Iteration
 from enginefarm.settings import build_limits
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 CLOSES_S = 30

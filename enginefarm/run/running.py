@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from enginefarm.names import RuntimeName
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 class Iteration(NamedTuple):

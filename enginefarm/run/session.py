@@ -14,7 +14,7 @@ from enginefarm.run import buffers as cuda_buffers
 from enginefarm.run.closeable import Closeable
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Array, Arrays
+    from enginefarm.graph.model.arrays import Array, Arrays
 
 
 class LoadedEngine(Protocol):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.errors import EngineRunError
-from enginefarm.graph.reference import ReferenceBatch, read_reference
-from enginefarm.graph.verify import compare
+from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
+from enginefarm.graph.verification.verify import compare
 from enginefarm.run.artifacts import RunningArtifact, open_artifact
 from enginefarm.run.verify import DeviceRequest, profile_for
 
 if TYPE_CHECKING:
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 def verify(request_json: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import BuildError
-from enginefarm.graph import onnx_files, onnx_shapes
+from enginefarm.graph.model import onnx_files, onnx_shapes
 
 
 def onnx_tensors(path: Path) -> tuple[TensorInfo, ...]:

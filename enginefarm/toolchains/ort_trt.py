@@ -15,8 +15,8 @@ from pydantic import JsonValue
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ShapeProfile, ToolchainId
 from enginefarm.errors import BuildError, HostError, ToolchainError, one_line
-from enginefarm.graph import ort
-from enginefarm.graph.onnx_files import graph_only
+from enginefarm.graph.model import ort
+from enginefarm.graph.model.onnx_files import graph_only
 from enginefarm.host.runtimes import ORT_PACKAGE, ort_tensorrt
 from enginefarm.names import PrecisionName
 from enginefarm.run.ort_engine import PROVIDER

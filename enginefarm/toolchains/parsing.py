@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from enginefarm.errors import ParseError
-from enginefarm.graph.onnx_files import graph_only
-from enginefarm.graph.walk import nested
+from enginefarm.graph.model.onnx_files import graph_only
+from enginefarm.graph.model.walk import nested
 from enginefarm.run.refusals import refusal_of
 from enginefarm.run.trt import Messages, tidy
 

@@ -29,7 +29,7 @@ from benchmarks.zoo_judge import Figures
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
-from enginefarm.graph import feeds
+from enginefarm.graph.samples import feeds
 from enginefarm.host.detect import first_gpu
 from enginefarm.recipes import file as recipe_file
 from enginefarm.run.artifacts import open_artifact

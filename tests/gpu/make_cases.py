@@ -1,8 +1,8 @@
 """Graphs wholly in FP16, and what they give: python make_cases.py FOLDER MODEL.py[:DATA.py] …
 
 For each: NAME.onnx (every value FP16, inputs and outputs FP32, opset 17, static shapes), and
-NAME.npz with the inputs, `fp32` as FP32 computes it, and `emulated` as graph/emulate.py predicts
-for FP16. test_emulation.py compares an engine with both. Needs PyTorch; the models define
+NAME.npz with the inputs, `fp32` as FP32 computes it, and `emulated` as graph/model/emulate.py
+predicts for FP16. test_emulation.py compares an engine with both. Needs PyTorch; the models define
 build() and data(), as those of the recipes do.
 """
 
@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from enginefarm.graph.emulate import emulate
+from enginefarm.graph.model.emulate import emulate
 
 OPSET = 17
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

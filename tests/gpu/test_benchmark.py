@@ -10,7 +10,7 @@ import pytest
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.gpu_state import GpuSampler
 from enginefarm.bench.harness import Harness
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.run.contenders import EngineContender, on_provider
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender

@@ -1,4 +1,4 @@
-"""What graph/emulate.py predicts for FP16, against what an FP16 engine gives.
+"""What graph/model/emulate.py predicts for FP16, against what an FP16 engine gives.
 
 ENGINEFARM_GPU_CASES is a folder by make_cases.py: NAME.onnx, and NAME.npz with the inputs, the FP32
 outputs and the emulated ones.

@@ -30,7 +30,7 @@ from enginefarm.errors import (
     HostError,
     ToolchainError,
 )
-from enginefarm.graph import ort
+from enginefarm.graph.model import ort
 from enginefarm.release import package
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.run.contenders import on_provider

@@ -19,8 +19,8 @@ from enginefarm.errors import PrecisionError
 from enginefarm.names import PRECISIONS, loaded
 
 if TYPE_CHECKING:
-    from enginefarm.graph.data import Batch
     from enginefarm.graph.precisions.evidence import Evidence
+    from enginefarm.graph.samples.data import Batch
 
 
 @dataclass(frozen=True)

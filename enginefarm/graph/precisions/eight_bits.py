@@ -19,8 +19,8 @@ from enginefarm.documents.data import Calibration
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import calibration, walk
-from enginefarm.graph.precisions import ConversionReport, qdq, ranges, targets, use
+from enginefarm.graph.model import walk
+from enginefarm.graph.precisions import ConversionReport, calibration, qdq, ranges, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.finish import finish, wide_nodes
 from enginefarm.names import PrecisionName
@@ -28,8 +28,8 @@ from enginefarm.names import PrecisionName
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.graph.data import Batch
     from enginefarm.graph.precisions.kept_wide import WideNode
+    from enginefarm.graph.samples.data import Batch
 
 OPSET = ranges.SAME_FROM
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
@@ -163,7 +163,7 @@ class _Work:
     ) -> tuple[ModelProto, qdq.Counts]:
         from onnx import TensorProto
 
-        from enginefarm.graph.edit import copied
+        from enginefarm.graph.model.edit import copied
         from enginefarm.graph.precisions.mixed import cast
 
         model = copied(self.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from enginefarm.graph.reference import ReferenceBatch
+    from enginefarm.graph.verification.reference import ReferenceBatch
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,6 @@ class Evidence:
 
     def batches(self) -> Iterator[ReferenceBatch]:
         """Inputs and FP32 outputs, one batch in memory at a time."""
-        from enginefarm.graph.reference import read_reference
+        from enginefarm.graph.verification.reference import read_reference
 
         yield from read_reference(self.reference)

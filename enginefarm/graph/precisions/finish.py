@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import emulate, onnx_files, operators, walk
+from enginefarm.graph.model import emulate, onnx_files, operators, walk
+from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import ConversionReport
-from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.emulate import narrow
+from enginefarm.graph.model import onnx_files
+from enginefarm.graph.model.emulate import narrow
 from enginefarm.graph.precisions import ConversionReport, prepare
 from enginefarm.graph.precisions.finish import finish
 
 if TYPE_CHECKING:
-    from enginefarm.graph.data import Batch
     from enginefarm.graph.precisions.evidence import Evidence
+    from enginefarm.graph.samples.data import Batch
 
 
 class FP32:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from enginefarm.graph.edit import copied
-from enginefarm.graph.free_names import FreeNames
-from enginefarm.graph.walk import bodies
+from enginefarm.graph.model.edit import copied
+from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

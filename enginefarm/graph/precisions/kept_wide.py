@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from enginefarm.errors import RecipeError, did_you_mean
-from enginefarm.graph import walk
-from enginefarm.graph.onnx_shapes import infer_types
+from enginefarm.graph.model import walk
+from enginefarm.graph.model.onnx_shapes import infer_types
 from enginefarm.graph.precisions import ranges, rules
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import walk
-from enginefarm.graph.operators import MOVES
-from enginefarm.graph.precisions import constants
+from enginefarm.graph.model import constants, walk
+from enginefarm.graph.model.operators import MOVES
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

@@ -10,12 +10,12 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import walk
-from enginefarm.graph.edit import drop_unused, replace_nodes
-from enginefarm.graph.free_names import FreeNames, rename_inside
-from enginefarm.graph.onnx_shapes import dtypes, infer_types
-from enginefarm.graph.operators import stays_wide
-from enginefarm.graph.precisions import constants, masks, movers
+from enginefarm.graph.model import constants, walk
+from enginefarm.graph.model.edit import drop_unused, replace_nodes
+from enginefarm.graph.model.free_names import FreeNames, rename_inside
+from enginefarm.graph.model.onnx_shapes import dtypes, infer_types
+from enginefarm.graph.model.operators import stays_wide
+from enginefarm.graph.precisions import masks, movers
 from enginefarm.graph.precisions.operands import operands
 
 if TYPE_CHECKING:

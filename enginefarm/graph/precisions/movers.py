@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from enginefarm.graph.emulate import EXACT
-from enginefarm.graph.walk import bodies
+from enginefarm.graph.model.emulate import EXACT
+from enginefarm.graph.model.walk import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

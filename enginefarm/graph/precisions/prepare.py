@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError, one_line
-from enginefarm.graph import onnx_files, onnx_shapes, walk
-from enginefarm.graph.free_names import FreeNames, name_nodes, unique_values
-from enginefarm.graph.precisions import constants
+from enginefarm.graph.model import constants, onnx_files, onnx_shapes, walk
+from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_values
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import walk
-from enginefarm.graph.edit import drop_unused, replace_nodes
-from enginefarm.graph.free_names import FreeNames
+from enginefarm.graph.model import walk
+from enginefarm.graph.model.constants import MIN_NORMAL_FP16
+from enginefarm.graph.model.edit import drop_unused, replace_nodes
+from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import targets
-from enginefarm.graph.precisions.constants import MIN_NORMAL_FP16
 from enginefarm.graph.precisions.targets import Target
-from enginefarm.graph.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-    from enginefarm.graph.arrays import Array
+    from enginefarm.graph.model.arrays import Array
 
 
 MIN_SCALE = 2.0**-20

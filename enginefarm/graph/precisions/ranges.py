@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import onnx_files, onnx_shapes, ort, walk
-from enginefarm.graph.edit import copied
-from enginefarm.graph.free_names import FreeNames
-from enginefarm.graph.precisions import constants, masks, prepare
-from enginefarm.graph.reference import read_reference
+from enginefarm.graph.model import constants, onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph.model.edit import copied
+from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.precisions import masks, prepare
+from enginefarm.graph.verification.reference import read_reference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.graph.arrays import Arrays
+    from enginefarm.graph.model.arrays import Arrays
 
 
 SAME_FROM = 19

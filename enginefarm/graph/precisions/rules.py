@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import walk
-from enginefarm.graph.operators import MOVES
+from enginefarm.graph.model import walk
+from enginefarm.graph.model.operators import MOVES
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph import ort
+from enginefarm.graph.model import ort
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.graph.arrays import Array
-    from enginefarm.graph.reference import ReferenceBatch
+    from enginefarm.graph.model.arrays import Array
+    from enginefarm.graph.verification.reference import ReferenceBatch
 
 
 BATCHES = 2
@@ -56,7 +56,7 @@ def _powers(
     """
     import numpy as np
 
-    from enginefarm.graph.emulate import emulate
+    from enginefarm.graph.model.emulate import emulate
 
     session = ort.session_of(emulate(model), error=PrecisionError, what="a graph that was tried")
     sums: dict[str, tuple[Array, Array]] = {}

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
-from enginefarm.graph import operators, walk
+from enginefarm.graph.model import operators, walk
 from enginefarm.graph.precisions import ConversionReport, use
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.finish import finish, wide_nodes
@@ -22,8 +22,8 @@ from enginefarm.names import PrecisionName
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.graph.data import Batch
     from enginefarm.graph.precisions import kept_wide
+    from enginefarm.graph.samples.data import Batch
 
 
 class SixteenBits:
@@ -80,7 +80,7 @@ class SixteenBits:
 def _searched(
     model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
 ) -> dict[str, kept_wide.WideNode]:
-    from enginefarm.graph.edit import copied
+    from enginefarm.graph.model.edit import copied
     from enginefarm.graph.precisions import kept_wide, to_budget
     from enginefarm.graph.precisions.mixed import cast
 
@@ -100,7 +100,7 @@ def _searched(
 
 def _low_nodes(model: ModelProto, low: int) -> dict[str, str]:
     """Nodes that compute in 16 bits -> operator, in the graph's order."""
-    from enginefarm.graph.emulate import EXACT
+    from enginefarm.graph.model.emulate import EXACT
 
     found: dict[str, str] = {}
     for graph in walk.graphs(model.graph):

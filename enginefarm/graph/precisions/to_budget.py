@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from enginefarm.graph import onnx_files
+from enginefarm.graph.model import onnx_files
 from enginefarm.graph.precisions import screen
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.search import Search, SearchResult

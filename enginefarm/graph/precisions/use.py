@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.documents.thresholds import Budget
-from enginefarm.graph.operators import WIDE, WIDE_IN_BF16
+from enginefarm.graph.model.operators import WIDE, WIDE_IN_BF16
 from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.names import PrecisionName
 
@@ -44,7 +44,7 @@ def wide_tools(
     )
     if not recipe.search_tries:
         return (rules,)
-    from enginefarm.graph.verify import METHOD
+    from enginefarm.graph.verification.verify import METHOD
 
     search = ToolUse(
         name="enginefarm.search",

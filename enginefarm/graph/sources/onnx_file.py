@@ -11,10 +11,10 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import external_data, onnx_files, onnx_shapes, walk
-from enginefarm.graph.fitting import known_outputs, typed_inputs
-from enginefarm.graph.raising import raised
-from enginefarm.graph.readable import make_readable
+from enginefarm.graph.model import external_data, onnx_files, onnx_shapes, walk
+from enginefarm.graph.reading.fitting import known_outputs, typed_inputs
+from enginefarm.graph.reading.raising import raised
+from enginefarm.graph.reading.readable import make_readable
 from enginefarm.graph.sources import Loaded, s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path

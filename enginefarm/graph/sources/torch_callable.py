@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import forward
-from enginefarm.graph.sources import Loaded, Local, checkpoint_files, state_dict
+from enginefarm.graph.sources import Loaded, Local, checkpoint_files, forward, state_dict
 from enginefarm.graph.sources.local_file import depends_digests, named_files
 from enginefarm.recipes import import_path
 

@@ -21,10 +21,13 @@ from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import BuildError, PrecisionError, SourceError
-from enginefarm.graph import data, export, feeds, onnx_files, ort, slim, verify
+from enginefarm.graph.exporting import export, slim
+from enginefarm.graph.model import onnx_files, ort
 from enginefarm.graph.precisions import ConversionReport, precision
-from enginefarm.graph.reference import make_reference, read_reference
+from enginefarm.graph.samples import data, feeds
 from enginefarm.graph.sources import source
+from enginefarm.graph.verification import verify
+from enginefarm.graph.verification.reference import make_reference, read_reference
 from enginefarm.names import PRECISIONS
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.engine_store import EngineStore
@@ -238,7 +241,7 @@ def test_two_processes_export_the_same_bytes_without_paths(tmp_path: Path) -> No
     tiny_recipe(tmp_path)
     script = (
         "import sys; from pathlib import Path; from enginefarm.recipes import file as recipe_file;"
-        "from enginefarm.graph import export;"
+        "from enginefarm.graph.exporting import export;"
         "export.export_onnx(recipe_file.load(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     done = subprocess.run(

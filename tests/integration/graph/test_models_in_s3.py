@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import onnx_files
+from enginefarm.graph.model import onnx_files
 from enginefarm.graph.sources import onnx_file, s3_file
 from enginefarm.graph.sources.onnx_file import OnnxFile
 from enginefarm.store import prune, s3

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from enginefarm.graph import skeleton
+from enginefarm.graph.model import skeleton
 from enginefarm.planning import graphs, stages
 from enginefarm.recipes import file as recipe_file
 from enginefarm.store.cache import BlobCache

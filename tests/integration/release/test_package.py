@@ -30,7 +30,7 @@ from enginefarm.errors import (
     ToolchainError,
     UsageError,
 )
-from enginefarm.graph import ort
+from enginefarm.graph.model import ort
 from enginefarm.release import package
 from enginefarm.release.package_check import COMPONENT, CPU, open_package
 from enginefarm.release.package_choice import choose

@@ -15,7 +15,7 @@ from benchmarks.steps import NotRun, Steps
 from benchmarks.zoo_judge import Figures, decibel
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
-from enginefarm.graph import data
+from enginefarm.graph.samples import data
 from enginefarm.recipes import file as recipe_file
 from tests import toy_graphs
 

@@ -18,7 +18,7 @@ from enginefarm.cli import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError, CorruptBlob, DiskFull, EnginefarmError, RecipeError
-from enginefarm.graph import data
+from enginefarm.graph.samples import data
 from enginefarm.planning import stages
 from enginefarm.recipes import file as recipe_file
 from tests import tiny_recipe

@@ -70,9 +70,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "Its environment is a short list": (f"{ISOLATE}::test_the_childs_environment_is_a_short_list",),
     "It dies with its parent": (f"{CALL}::test_it_dies_with_its_parent",),
     "Calls of functions are counted": (
-        "unit/graph/test_functions.py::"
+        "unit/graph/model/test_functions.py::"
         "test_functions_that_stand_for_too_many_nodes_are_counted_and_refused",
-        "unit/graph/test_functions.py::test_constants_that_calls_repeat_are_counted_in_bytes",
+        "unit/graph/model/test_functions.py::test_constants_that_calls_repeat_are_counted_in_bytes",
     ),
     "Every child has a time and a memory limit": (
         f"{CALL}::test_every_child_has_the_limits_of_a_build",
@@ -92,9 +92,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "unit/report/test_report.py::test_the_page_refers_to_nothing_outside_itself",
     ),
     "The file is refused when it is read": (
-        "unit/graph/test_onnx_files.py::test_external_data_outside_the_folder_is_refused",
-        "unit/graph/test_onnx_files.py::test_external_data_through_a_link_is_refused",
-        "unit/graph/test_onnx_files.py::test_external_data_in_a_pipe_is_not_waited_for",
+        "unit/graph/model/test_onnx_files.py::test_external_data_outside_the_folder_is_refused",
+        "unit/graph/model/test_onnx_files.py::test_external_data_through_a_link_is_refused",
+        "unit/graph/model/test_onnx_files.py::test_external_data_in_a_pipe_is_not_waited_for",
     ),
     "A `Name` is one path segment": (
         "unit/fuzz/test_properties.py::test_a_name_is_one_segment_of_a_path_and_of_a_key",
@@ -289,7 +289,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         f"{POLICIES}::test_what_the_star_of_a_policy_also_matches_is_no_revision",
     ),
     "The FP32 reference is in the store": (
-        "unit/graph/test_reference.py::test_batches_outputs_and_labels_come_back",
+        "unit/graph/verification/test_reference.py::test_batches_outputs_and_labels_come_back",
     ),
     "So is every file of a recipe": (
         f"{RECIPE_STORE}::test_a_pushed_recipe_is_the_same_recipe_on_another_machine",

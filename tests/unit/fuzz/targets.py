@@ -87,7 +87,7 @@ TARGETS: dict[str, Target] = {
 
 def onnx(data: bytes) -> object:
     """As the child that exports reads it: model, limits, data, checker, inputs, a precision."""
-    from enginefarm.graph import onnx_files, onnx_shapes
+    from enginefarm.graph.model import onnx_files, onnx_shapes
     from enginefarm.graph.sources import source
 
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def samples(data: bytes) -> object:
     """Data for calibration: an .npz, or an .npy for what is no archive."""
     from enginefarm.documents.data import Data
     from enginefarm.documents.recipe import TensorSpec
-    from enginefarm.graph.data import batches
+    from enginefarm.graph.samples.data import batches
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / ("data.npz" if data[:2] == b"PK" else "data.npy")

@@ -11,7 +11,8 @@ import torch
 from tiny_models import CODE, recipe
 from toy_graphs import run
 
-from enginefarm.graph import export, walk
+from enginefarm.graph.exporting import export
+from enginefarm.graph.model import walk
 
 MASKED = """
 class Masked(nn.Module):

@@ -13,7 +13,7 @@ from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import TorchSource
 from enginefarm.errors import SourceError
-from enginefarm.graph import data
+from enginefarm.graph.samples import data
 from enginefarm.graph.sources import source
 from enginefarm.recipes import import_path
 
@@ -90,7 +90,7 @@ def test_nothing_is_imported(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from enginefarm.recipes import file as recipe_file
-from enginefarm.graph import data
+from enginefarm.graph.samples import data
 from enginefarm.graph.sources import source
 recipe = recipe_file.load(Path({str(tmp_path)!r}))
 source("torch").fingerprint(recipe.source, recipe.root)

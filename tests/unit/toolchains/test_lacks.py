@@ -12,7 +12,7 @@ import pytest
 import tiny_onnx
 
 from enginefarm.documents.spec import GpuTarget
-from enginefarm.graph import onnx_files, onnx_shapes, operators
+from enginefarm.graph.model import onnx_files, onnx_shapes, operators
 from enginefarm.graph.precisions import finish
 from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
 from enginefarm.toolchains.lacks import NOWHERE, lacking

@@ -13,8 +13,8 @@ from tiny_models import document
 from toy_graphs import made, run
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import onnx_files, walk
-from enginefarm.graph.emulate import emulate
+from enginefarm.graph.model import onnx_files, walk
+from enginefarm.graph.model.emulate import emulate
 from enginefarm.graph.precisions import mixed, precision, prepare
 
 RECIPE = Recipe.model_validate(document())

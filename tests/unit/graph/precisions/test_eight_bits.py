@@ -16,8 +16,8 @@ from toy_graphs import evidence, made, run
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import onnx_files, walk
-from enginefarm.graph.emulate import emulate
+from enginefarm.graph.model import onnx_files, walk
+from enginefarm.graph.model.emulate import emulate
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
 

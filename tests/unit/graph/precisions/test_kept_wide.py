@@ -14,8 +14,8 @@ from toy_graphs import evidence, made, run
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import RecipeError
-from enginefarm.graph import onnx_files
-from enginefarm.graph.emulate import emulate
+from enginefarm.graph.model import onnx_files
+from enginefarm.graph.model.emulate import emulate
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.search import Search
@@ -383,7 +383,7 @@ def test_names_and_the_search_are_part_of_the_key(monkeypatch: pytest.MonkeyPatc
     use = precision("fp16").use(RECIPE, None)
     for change in ({"keep_wide": ("Mul",)}, {"search_tries": 0}, {"search_tries": 5}):
         assert precision("fp16").use(RECIPE.model_copy(update=change), None) != use
-    monkeypatch.setattr("enginefarm.graph.verify.METHOD", 1000)
+    monkeypatch.setattr("enginefarm.graph.verification.verify.METHOD", 1000)
     assert precision("fp16").use(RECIPE, None) != use, "what judges the search decides the graph"
 
 

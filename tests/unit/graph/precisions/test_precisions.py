@@ -16,9 +16,9 @@ from tiny_models import document
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph import onnx_files, ort, walk
-from enginefarm.graph.emulate import emulate
-from enginefarm.graph.precisions import PRECISIONS, constants, precision, qdq
+from enginefarm.graph.model import constants, onnx_files, ort, walk
+from enginefarm.graph.model.emulate import emulate
+from enginefarm.graph.precisions import PRECISIONS, precision, qdq
 
 RECIPE = Recipe.model_validate(document())
 RANDOM = np.random.default_rng(0)

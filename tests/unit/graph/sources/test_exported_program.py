@@ -19,9 +19,10 @@ from tiny_models import recipe
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import ExportedProgramSource
 from enginefarm.errors import ExportError, SourceError, UnsafeCheckpointError
-from enginefarm.graph import feeds, forward, torch_export
-from enginefarm.graph.reference import make_reference
-from enginefarm.graph.sources import source
+from enginefarm.graph.exporting import torch_export
+from enginefarm.graph.samples import feeds
+from enginefarm.graph.sources import forward, source
+from enginefarm.graph.verification.reference import make_reference
 
 SOURCE = ExportedProgramSource(kind="exported_program", path="model.pt2")
 

@@ -1,0 +1,304 @@
+"""A PyTorch module -> ONNX: which sizes it is traced at, how, and what a failure means."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sysconfig
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginefarm import progress
+from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import ExportError, one_line
+from enginefarm.graph import decompositions, masked_assignment
+from enginefarm.graph.exporting import adaptive_pool, recurrent, trace_sizes
+from enginefarm.graph.model.free_names import rename
+from enginefarm.graph.reading import fitting
+from enginefarm.graph.samples import feeds
+from enginefarm.graph.sources import forward
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from enginefarm.graph.model.arrays import Arrays
+
+STDLIB = sysconfig.get_path("stdlib")
+MOST_ATTEMPTS = 3
+"""Sets of sizes at which a model is exported before its error counts."""
+
+
+def export(
+    model: nn.Module | ExportedProgram, recipe: Recipe, sample: Arrays
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """The graph with the recipe's names, and the operators that were written out for it.
+
+    Raises: ExportError.
+    """
+    from torch.export import ExportedProgram
+
+    if isinstance(model, ExportedProgram):
+        forward.refuse_exchanged(model, [tensor.name for tensor in recipe.inputs])
+        graph, written_out = _converted(model, recipe, lambda: model, model)
+    else:
+        _compute_parametrized_weights(model)
+        recurrent.refuse_projections(model)
+        called = forward.positional(model, [tensor.name for tensor in recipe.inputs])
+        graph, written_out = _traced(called, model, recipe, sample)
+    _name_values(graph, recipe)
+    return graph, written_out
+
+
+def _compute_parametrized_weights(model: nn.Module) -> None:
+    """Replaces each parametrized weight by its value, which is a constant of a model in eval mode.
+
+    How it is computed need not have an ONNX operator: an orthogonal weight is a matrix exponential.
+    """
+    from torch.nn import ModuleDict
+    from torch.nn.utils import parametrize
+
+    for part in list(model.modules()):
+        parametrized = getattr(part, "parametrizations", None)
+        if parametrize.is_parametrized(part) and isinstance(parametrized, ModuleDict):
+            for name in list(parametrized):
+                parametrize.remove_parametrizations(part, name)
+
+
+def _traced(
+    called: nn.Module, model: nn.Module, recipe: Recipe, sample: Arrays
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """Exports at the first sizes that do, among those at which the model runs at all."""
+    torch: Any = import_module("torch")  # its functions are typed in part
+    shapes = tuple(
+        {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+        for tensor in recipe.inputs
+    )
+    failures: list[ExportError] = []
+    stopped: Exception | None = None
+    _fill_caches(called, recipe, sample)
+    for sizes in trace_sizes.sizes(recipe):
+        arrays = feeds.sized(sample, recipe, sizes).values()
+        try:
+            with _quiet(), torch.no_grad():
+                called = forward.returning_tensors(called, forward.arguments(arrays, recipe))
+        except Exception as error:
+            if isinstance(error, ExportError) and not getattr(called, "guessed", False):
+                raise
+            stopped = stopped or error
+            continue
+        arguments = forward.arguments(arrays, recipe)
+        dynamic = forward.as_bound(called, shapes) if any(shapes) else None
+
+        def program(
+            called: Any = called, arguments: Any = arguments, dynamic: Any = dynamic
+        ) -> ExportedProgram:
+            each = [dict.fromkeys(shape, torch.export.Dim.DYNAMIC) for shape in shapes]
+            axes = dynamic and forward.as_bound(called, each)
+            return torch.export.export(called, arguments, dynamic_shapes=axes, strict=False)
+
+        try:
+            return _converted(called, recipe, program, model, arguments, dynamic)
+        except ExportError as error:
+            failures.append(error)
+        if len(failures) == MOST_ATTEMPTS:
+            break
+    if failures:
+        raise failures[0]
+    assert stopped is not None, "a profile has sizes"
+    if called is not model:
+        raise ExportError(
+            f"inputs: {type(model).__name__}.forward does not take these "
+            f"{len(recipe.inputs)} inputs",
+            why=f"called with one dict or with keywords, it raised {type(stopped).__name__}: "
+            f"{one_line(stopped, 200)}{_place(stopped)}",
+            fix="list one input for each argument of forward, in its order; where one argument "
+            "is a list of all of them, write so in forward: `features: list[Tensor]`",
+        ) from stopped
+    raise ExportError(
+        f"source: {type(model).__name__} cannot be run at any size of profile "
+        f"{recipe.profiles[0].name}",
+        why=f"{type(stopped).__name__}: {one_line(stopped, 300)}{_place(stopped)}",
+        fix=forward.on_a_cpu(stopped)
+        or "correct the model, the recipe's inputs, or the sizes in `profiles`",
+    ) from stopped
+
+
+def _fill_caches(called: nn.Module, recipe: Recipe, sample: feeds.Arrays) -> None:
+    """Runs the model at its largest sizes first: a table that it keeps for the longest sequence
+    that it has seen, such as one of angles, is then long enough for every other."""
+    torch: Any = import_module("torch")
+    if not recipe.dynamic_dims:
+        return
+    largest = {
+        dim: max(profile.dims[dim].max for profile in recipe.profiles)
+        for dim in recipe.dynamic_dims
+    }
+    arrays = feeds.sized(sample, recipe, largest).values()
+    with suppress(Exception), _quiet(), torch.no_grad():  # sizes of two profiles need not fit
+        called(*forward.arguments(arrays, recipe))
+
+
+def _converted(
+    model: Any,
+    recipe: Recipe,
+    program: Callable[[], ExportedProgram],
+    named: Any,
+    arguments: tuple[Any, ...] = (),
+    shapes: Any = None,
+) -> tuple[ModelProto, tuple[str, ...]]:
+    """Exports; where the exporter refuses an operator, once more with operators written out."""
+    torch: Any = import_module("torch")
+
+    def convert(model: Any, arguments: tuple[Any, ...], shapes: Any) -> ModelProto:
+        with _as_parsers_take_it() as translations:
+            made = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                opset_version=recipe.export.opset,
+                dynamic_shapes=shapes,
+                verbose=False,
+                custom_translation_table=translations,
+            )
+        return made.model_proto
+
+    try:
+        with _quiet(), torch.no_grad():
+            return convert(model, arguments, shapes), ()
+    except Exception as error:
+        refused = error
+    progress.report("export", 1, 4, "write operators out")
+    try:
+        with _quiet(), torch.no_grad(), _as_parsers_take_it():
+            whole: Any = program()
+            before = _operators(whole)
+            with _plain_attention():
+                written = whole.run_decompositions(decompositions.table())
+            graph = convert(written, (), None)
+    except Exception:
+        raise _failure(refused, named, recipe) from refused
+    return graph, tuple(sorted(before - _operators(written)))
+
+
+@contextmanager
+def _as_parsers_take_it() -> Generator[Any]:
+    """Translations of layers that stay one operator, and functions of torch in other words."""
+    pools, masks = adaptive_pool.of_dynamic_sizes(), masked_assignment.as_where()
+    with recurrent.kept() as translations, pools, masks:
+        yield translations
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Attention decomposes into MatMul and Softmax, and into no kernel of one device."""
+    attention: Any = import_module("torch.nn.attention")
+    with attention.sdpa_kernel([attention.SDPBackend.MATH]):
+        yield
+
+
+def _operators(program: Any) -> set[str]:
+    nodes = (node for node in program.graph.nodes if node.op == "call_function")
+    return {str(node.target).rpartition(".")[0] for node in nodes if "aten." in str(node.target)}
+
+
+def _name_values(graph: ModelProto, recipe: Recipe) -> None:
+    """Gives inputs and outputs the recipe's names. torch would take a name twice when an
+    inner value has it already."""
+    found = [value.name for value in graph.graph.input]
+    if len(found) != len(recipe.inputs):
+        raise ExportError(
+            f"inputs: the graph has {len(found)} inputs, the recipe {len(recipe.inputs)}",
+            why=f"the graph's are {', '.join(found) or 'none'}; one that is not used is dropped",
+            fix="list exactly the inputs that the model uses",
+        )
+    fitting.separate_outputs(graph, recipe)
+    names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
+    rename(graph, names | fitting.names_of_outputs(graph, recipe, ExportError))
+
+
+def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
+    """torch's error, many pages long, as one that names the dim or the first cause."""
+    text = str(error)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        text += f"\n{cause}"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    fixed = re.search(r"(?:inputs|L)\['(\w+)'\]\.(?:shape|size\(\))\[(\d+)\]", text)
+    dim = _dim_at(model, recipe, fixed[1], int(fixed[2])) if fixed else None
+    if dim is not None and re.search("static|speciali|constant", text):
+        return ExportError(
+            f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
+            why=one_line(cause, 300),
+            fix="take the fixed number out of the model's forward, or write it in the recipe "
+            f"in place of `{dim[1]}`",
+        )
+    operator = _operator(text)
+    what = f": the operator {operator}" if operator else ""
+    return ExportError(
+        f"torch.onnx.export failed for {recipe.name}{what}",
+        why=one_line(f"{type(cause).__name__}: {cause}") + _place(error),
+        fix="write that part of forward with other operators. If its sizes depend on a dynamic "
+        f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
+        "be enough",
+    )
+
+
+def _operator(text: str) -> str | None:
+    """The operator that torch's error is about, as torch calls it: `aten.grid_sampler_2d`."""
+    found = (
+        re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
+        or re.search(r"translating node .*?target=torch\.ops\.([\w.]+)\]", text, re.DOTALL)
+        or re.search(r"While executing .*?target=(?:torch\.ops\.)?([\w.]+)\]", text, re.DOTALL)
+    )
+    return found[1].removesuffix(".default") if found else None
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's own code was when torch gave up, in words to append."""
+    last: tuple[str, int] | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None:
+            file = trace.tb_frame.f_code.co_filename
+            own = not file.startswith((STDLIB, "<")) and "site-packages" not in file
+            if own and "enginefarm" not in Path(file).parts[-4:]:
+                last = (file, trace.tb_lineno)
+            trace = trace.tb_next
+        cause = cause.__cause__
+    written = re.findall(r'File "([^"]+)", line (\d+), in forward', str(error))
+    own = [(file, int(line)) for file, line in written if "site-packages" not in file]
+    last = own[-1] if own else last
+    return f"; at {Path(last[0]).name}, line {last[1]}" if last else ""
+
+
+def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, str] | None:
+    """The recipe's input and dim for an argument of forward, as torch names it."""
+    arguments = list(inspect.signature(model.forward).parameters)
+    if argument not in arguments or arguments.index(argument) >= len(recipe.inputs):
+        return None
+    tensor = recipe.inputs[arguments.index(argument)]
+    dim = tensor.shape[axis] if axis < len(tensor.shape) else None
+    return (tensor.name, dim) if isinstance(dim, str) else None
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps the exporter's notes off the console. Errors are raised all the same."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

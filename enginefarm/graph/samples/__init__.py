@@ -1,0 +1,1 @@
+"""Samples for calibration and verification, at every size that a profile allows."""
