@@ -1,0 +1,130 @@
+"""Which ranges and which operators an 8-bit graph is made with: what is tried, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from enginefarm.documents.data import Calibration
+from enginefarm.graph.model import walk
+from enginefarm.graph.precisions import calibration, qdq, targets
+from enginefarm.graph.precisions.evidence import Evidence
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from enginefarm.graph.precisions.kept_wide import WideNode
+
+AUTO: dict[str, dict[str, object]] = {
+    "minmax": {"method": "minmax"},
+    "percentile 99.999": {"method": "percentile", "percentile": 99.999},
+    "percentile": {"method": "percentile"},
+    "entropy": {"method": "entropy"},
+}
+"""What `method: auto` tries, with the recipe's own percentile and a wider one; of two that are as
+good, the first."""
+WITHOUT_REFERENCE = "minmax"
+"""What `auto` takes where nothing can be compared."""
+WORSE = 1.12
+"""A group of operators beside those with weights is quantized where the noise grows by no more
+than this (0.5 dB)."""
+
+
+@dataclass
+class Quantizing:
+    """Graphs of one model, quantized in one way or another. The model itself stays as it is."""
+
+    model: ModelProto
+    storage: qdq.Storage
+    kept: Mapping[str, WideNode]
+    evidence: Evidence | None
+
+    def made(
+        self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
+    ) -> tuple[ModelProto, qdq.Counts]:
+        from onnx import TensorProto
+
+        from enginefarm.graph.model.edit import copied
+        from enginefarm.graph.precisions.mixed import cast
+
+        model = copied(self.model)
+        counts = qdq.insert(model, ranges, self.storage, chosen)
+        return cast(model, TensorProto.FLOAT16, self.kept), counts
+
+    def choose(
+        self,
+        seen: Mapping[str, calibration.AbsHistogram],
+        options: Calibration,
+        possible: Sequence[targets.Target],
+    ) -> tuple[str, dict[str, float]]:
+        """The method and its ranges; among several methods, the one with the least noise."""
+        from enginefarm.graph.precisions import screen
+
+        method = options.method
+        if method != "auto":
+            return method, calibration.chosen(seen, options)
+        ranges = {
+            name: calibration.chosen(seen, options.model_copy(update=change))
+            for name, change in AUTO.items()
+        }
+        if self.evidence is None:
+            return WITHOUT_REFERENCE, ranges[WITHOUT_REFERENCE]
+        weights = [target for target in possible if target.group == targets.WEIGHTS]
+        noise = {
+            name: screen.noise_of_slices(
+                self.made(found, weights)[0], islice(self.evidence.batches(), screen.BATCHES)
+            )
+            for name, found in ranges.items()
+        }
+        best = min(AUTO, key=lambda name: noise[name])
+        return best, ranges[best]
+
+    def groups(
+        self, ranges: Mapping[str, float], possible: Sequence[targets.Target]
+    ) -> list[targets.Target]:
+        """Operators with weights, and each other group that costs next to nothing."""
+        from enginefarm.graph.precisions import screen
+
+        names = [targets.WEIGHTS]
+        if self.evidence is None:
+            return [target for target in possible if target.group in names]
+        batches = list(islice(self.evidence.batches(), screen.BATCHES))
+
+        def noise(names: Collection[str]) -> float:
+            chosen = [target for target in possible if target.group in names]
+            return screen.noise_of_slices(self.made(ranges, chosen)[0], batches)
+
+        there = {target.group for target in possible}
+        least = noise(names) if len(there) > 1 else 0.0
+        for group in targets.GROUPS:
+            if group in there and group not in names and noise([*names, group]) <= least * WORSE:
+                names.append(group)
+        return [target for target in possible if target.group in names]
+
+    def searched(
+        self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
+    ) -> dict[str, WideNode]:
+        """Operators that have to stay in FP16 for the budget: as many as the careful judge wants,
+        or else the other one. Empty where that would leave none in 8 bits: the precision misses its
+        budget then, and verification says by how much."""
+        from enginefarm.graph.precisions import kept_wide, to_budget
+
+        evidence = self.evidence
+        if evidence is None or evidence.judge is None or not walk.is_small(self.model):
+            return {}
+
+        def made(wide: frozenset[str]) -> ModelProto:
+            return self.made(ranges, [t for t in chosen if t.node not in wide])[0]
+
+        for judging in filter(None, (evidence.by_careful(), evidence)):
+            # Otherwise it is known that the graph is over its budget as it is.
+            if evidence.always and to_budget.accepted(made(frozenset()), judging):
+                return {}
+            found = to_budget.search(made, [[target.node for target in chosen]], judging)
+            kept = kept_wide.of_search(found)
+            left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
+            if kept and left:
+                return kept
+        return {}
