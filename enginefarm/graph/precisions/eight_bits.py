@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 OPSET = ranges.SAME_FROM
 """The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "8"
-"""The version of calibration.py, quantizing.py, qdq.py and targets.py: raise it when their graphs change."""
+"""The version of calibration.py, quantizing.py, qdq.py and targets.py: raise it when the graphs
+that they make change."""
 
 
 class EightBits:

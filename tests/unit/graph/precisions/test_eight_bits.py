@@ -25,6 +25,13 @@ RECIPE = Recipe.model_validate(document())
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.normal(0, 0.2, size=(8, 8, 3, 3)).astype(np.float32)
 SQUARE = RANDOM.normal(0, 0.3, size=(8, 8)).astype(np.float32)
+START = RANDOM.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order() -> None:
+    """A test's data does not depend on which tests ran before it."""
+    RANDOM.bit_generator.state = START
 
 
 def convert(
