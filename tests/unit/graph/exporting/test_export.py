@@ -313,7 +313,7 @@ def test_the_tool_is_known_without_torch(tmp_path: Path) -> None:
     recipe(tmp_path)
     script = (
         "import sys; from pathlib import Path; from enginefarm.recipes import file as recipe_file;"
-        "from enginefarm.graph import export, slim;"
+        "from enginefarm.graph.exporting import export, slim;"
         "made = recipe_file.load(Path(sys.argv[1]));"
         "print(export.export_tool(made).name, slim.slim_tool().name);"
         "print(sorted({'torch', 'onnx', 'onnxslim'} & set(sys.modules)))"
