@@ -19,7 +19,6 @@ import click
 
 from enginefarm import __version__
 from enginefarm.child import COLLECT
-from enginefarm.child.cancellation import CANCEL
 from enginefarm.cli import interrupts
 from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
@@ -182,7 +181,7 @@ def run(arguments: list[str] | None = None) -> int:
         _require_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="enginefarm", standalone_mode=False)
     except BuildCancelled as error:
-        return interrupts.report_interrupt() if CANCEL.is_set() else _fail(error)
+        return interrupts.report_interrupt() if interrupts.ASKED.is_set() else _fail(error)
     except EnginefarmError as error:
         return _fail(error)
     except ModuleNotFoundError as error:
@@ -204,7 +203,7 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return UsageError.exit_code
     except Exception as error:
-        if CANCEL.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
+        if interrupts.ASKED.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
             return interrupts.report_interrupt()
         # Prefect reads its settings when it is imported.
         if str(getattr(error, "title", "")).endswith("Settings"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from contextlib import suppress
 
 from enginefarm.__main__ import INTERRUPTED
@@ -13,6 +14,9 @@ from enginefarm.child.cancellation import CANCEL
 from enginefarm.cli.screen import Screen
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ASKED = threading.Event()
+"""Whether somebody ended this command. `CANCEL` is also set by a failure that stops what runs
+beside it."""
 
 
 def install() -> None:
@@ -23,6 +27,7 @@ def install() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    ASKED.set()
     CANCEL.set()
     quiet(True)  # libraries print the traceback of an interrupt that they cannot raise
     raise KeyboardInterrupt

@@ -60,6 +60,22 @@ def test_a_command_that_is_ended_removes_what_it_has_half_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_failure_that_stops_what_runs_beside_it_is_not_called_an_interrupt(
+    tmp_path: Path,
+) -> None:
+    failing = SLOW.replace("        time.sleep(30)", "        with cancel_on_error(): 1 / 0")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"from enginefarm.farm.dispatch import cancel_on_error\n{failing}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "ZeroDivisionError" in ended.stderr
+    assert "interrupted" not in ended.stderr
+
+
 def test_a_library_that_wraps_the_interrupt_shows_no_traceback(tmp_path: Path) -> None:
     """pydantic raises another error, and numpy prints it and goes on."""
     wrapping = SLOW.replace(
