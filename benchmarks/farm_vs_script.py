@@ -31,7 +31,7 @@ from enginefarm.store import embedded
 SCRIPT = """
 import sys, tempfile, time
 from pathlib import Path
-from enginefarm.graph import data, feeds
+from enginefarm.graph.samples import data, feeds
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, stages, survey
 from enginefarm.planning.graphs import precision_use

@@ -130,8 +130,7 @@ def _slimmed(recipe: Recipe, graph: Path, folder: Path) -> StageOutput:
 
 
 def convert(request: str) -> str:
-    from enginefarm.graph import judging
-    from enginefarm.graph.precisions import precision
+    from enginefarm.graph.precisions import judging, precision
     from enginefarm.graph.samples import data
 
     order = Order.model_validate_json(request)

@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph import decompositions, masked_assignment
-from enginefarm.graph.exporting import adaptive_pool, recurrent, trace_sizes
+from enginefarm.graph.exporting import (
+    adaptive_pool,
+    decompositions,
+    masked_assignment,
+    recurrent,
+    trace_sizes,
+)
 from enginefarm.graph.model.free_names import rename
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.samples import feeds

@@ -11,9 +11,8 @@ from onnx import numpy_helper, parser
 from tiny_models import document
 
 from enginefarm.documents.recipe import Recipe
-from enginefarm.graph import judging
 from enginefarm.graph.order import Order
-from enginefarm.graph.precisions import kept_wide, ranges
+from enginefarm.graph.precisions import judging, kept_wide, ranges
 from enginefarm.names import PrecisionName
 
 MODEL = """<ir_version: 10, opset_import: ["" : 20]>

@@ -11,8 +11,7 @@ import torch
 from tiny_models import CODE, recipe
 from toy_graphs import run
 
-from enginefarm.graph import decompositions
-from enginefarm.graph.exporting import export
+from enginefarm.graph.exporting import decompositions, export
 
 aten: Any = torch.ops.aten
 RANDOM = torch.Generator().manual_seed(0)
