@@ -148,9 +148,7 @@ def measure(request_json: str) -> str:
 def _pass(engine: Engine, session: Session) -> Pass:
     def one() -> None:
         with engine.current():
-            session.copy_in()
-            session.compute()
-            session.copy_out()
+            session.enqueue()
             session.stream.synchronize()
 
     return one

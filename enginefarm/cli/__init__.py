@@ -8,33 +8,26 @@ from __future__ import annotations
 import gc
 import io
 import os
-import re
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import click
 
 from enginefarm import __version__
 from enginefarm.child import COLLECT
-from enginefarm.cli import interrupts
+from enginefarm.cli import foreign_errors, interrupts
 from enginefarm.cli.screen import Screen, plain
 from enginefarm.errors import (
-    NO_SPACE,
     BuildCancelled,
-    DiskFull,
     EnginefarmError,
     ToolchainError,
     UsageError,
     did_you_mean,
-    disk_full,
-    one_line,
     running,
 )
 from enginefarm.names import loaded
-from enginefarm.settings import current
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, the line that --help shows)
@@ -185,10 +178,7 @@ def run(arguments: list[str] | None = None) -> int:
     except EnginefarmError as error:
         return _fail(error)
     except ModuleNotFoundError as error:
-        extra = extra_of(error.name or "")
-        if extra is None:
-            raise
-        return _fail(_not_installed(error.name or "", extra))
+        return _fail(foreign_errors.of_a_module(error))
     except BrokenPipeError:
         return _enough()
     except SystemExit as end:  # click's and rich's answer to a broken pipe
@@ -196,7 +186,7 @@ def run(arguments: list[str] | None = None) -> int:
             return _enough()
         raise
     except OSError as error:
-        return _fail(_of_the_disk(error))
+        return _fail(foreign_errors.of_the_disk(error))
     except (click.exceptions.Abort, KeyboardInterrupt):
         return interrupts.report_interrupt()
     except click.ClickException as error:
@@ -205,10 +195,8 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if interrupts.ASKED.is_set():  # libraries wrap KeyboardInterrupt in an error of their own
             return interrupts.report_interrupt()
-        # Prefect reads its settings when it is imported.
-        if str(getattr(error, "title", "")).endswith("Settings"):
-            why, fix = one_line(error), "correct or unset the PREFECT_* variable, or the profile"
-            return _fail(UsageError("Prefect's settings cannot be used", why=why, fix=fix))
+        if foreign_errors.is_of_prefects_settings(error):
+            return _fail(foreign_errors.of_prefects_settings(error))
         raise
     return result if isinstance(result, int) else 0
 
@@ -237,65 +225,3 @@ def _fail(error: EnginefarmError) -> int:
     text = plain(f"error: {error}")
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     return error.exit_code
-
-
-def extra_of(module: str) -> str | None:
-    """The extra that installs a module which is missing; None when none of them does."""
-    from importlib.metadata import PackageNotFoundError, requires  # slow, and rarely needed
-
-    wanted = module.partition(".")[0].lower()
-    try:
-        found = requires("enginefarm") or []
-    except PackageNotFoundError:  # run from its sources
-        found = []
-    rows = [re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in found]
-    # If two extras have it, the first counts: they are in the order of how much they do.
-    extras = {row[1].lower().replace("-", "_"): row[2] for row in reversed(rows) if row}
-    if wanted in extras:
-        return extras[wanted]
-    starts = (
-        extra for name, extra in extras.items() if name.startswith((f"{wanted}_", f"{wanted}."))
-    )
-    return next(starts, None)
-
-
-def _not_installed(module: str, extra: str) -> ToolchainError:
-    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this command")
-    return ToolchainError(
-        f"enginefarm {command} needs the {extra!r} packages",
-        why=f"{module} is not installed",
-        fix=f"pip install 'enginefarm[{extra}]'",
-    )
-
-
-def _of_the_disk(error: OSError) -> EnginefarmError:
-    """A file or folder that cannot be used, which no step has given words of its own."""
-    why = error.strerror or str(error)
-    if error.errno in NO_SPACE and error.filename:
-        return disk_full(Path(error.filename), why)
-    if error.errno in NO_SPACE:
-        where = f"a file; of the folders in use {_fullest()} has the least room"
-        return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
-    where = error.filename or "a file or folder"
-    return UsageError(f"{where} cannot be used", why=why, fix=_another(where))
-
-
-def _another(place: object) -> str:
-    """What to do about a place that cannot be used: nobody named one of enginefarm's own."""
-    settings = current()
-    for name, folder in (("ENGINEFARM_CACHE", settings.cache), ("ENGINEFARM_HOME", settings.home)):
-        if isinstance(place, str) and Path(place).is_relative_to(folder):
-            return f"set {name} to a folder that you may write"
-    return "name another file or folder"
-
-
-def _fullest() -> str:
-    """The folder with the least free space among those that commands write to. A failed write
-    does not say which file it was writing."""
-    import shutil
-    import tempfile
-
-    settings = current()
-    written = (settings.cache, settings.home, Path(tempfile.gettempdir()), Path.cwd())
-    there = [next(p for p in (one, *one.absolute().parents) if p.exists()) for one in written]
-    return str(min(there, key=lambda folder: shutil.disk_usage(folder).free))

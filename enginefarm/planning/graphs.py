@@ -16,7 +16,7 @@ from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.precisions.kept_wide import BY_NAME
 from enginefarm.names import PRECISIONS
-from enginefarm.planning import plan, stages
+from enginefarm.planning import plan, plugins, stages
 from enginefarm.schema import Frozen
 from enginefarm.store.site import (
     Site,
@@ -200,7 +200,7 @@ def _prepared(
         reference=ref.npz,
         verification=judged,
         details=details,
-        plugins=stages.kept_plugins(site, recipe),
+        plugins=plugins.kept(site, recipe),
         notes=model.notes,
         seconds=converted.seconds + verified.seconds,
         cached=cached,

@@ -9,19 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from enginefarm.digest import sha256_file
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, ToolUse
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import (
     EnginefarmError,
     ExportError,
-    RecipeError,
     SlimError,
     SourceError,
 )
-from enginefarm.graph.sources.local_file import local_file
-from enginefarm.planning import plan
+from enginefarm.planning import plan, plugins
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
     Site,
@@ -266,7 +263,7 @@ def _model(
         onnx=onnx_ref_of(slimmed),
         exporter=exported.exporter,
         slimmer=slimmer,
-        plugins=plugin_digests(recipe),
+        plugins=plugins.digests(recipe),
         outputs=exported.outputs,
         notes=(*exported.notes, *_notes(slimmed)),
         operators=cast("dict[str, str]", operators),
@@ -283,22 +280,3 @@ def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     exported, slimmer = _exported(recipe, record, cached=True), slim_tool()
     slimmed = found_record(site, "slim", slim_key(exported.onnx, slimmer))
     return None if slimmed is None else _model(recipe, exported, slimmed, slimmer)
-
-
-def kept_plugins(site: Site, recipe: Recipe) -> tuple[BlobRef, ...]:
-    """The plugin libraries in the store, where the builders find them."""
-    refs = tuple(site.cache.add(path) for path in _plugins(recipe))
-    for ref in refs:
-        site.store.put_blob(site.cache.path(ref))
-    return refs
-
-
-def plugin_digests(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(sha256_file(path) for path in _plugins(recipe))
-
-
-def _plugins(recipe: Recipe) -> list[Path]:
-    """Raises: RecipeError for a library that is not there, or not a regular file."""
-    return [
-        local_file(path, recipe.root, field="plugins", error=RecipeError) for path in recipe.plugins
-    ]

@@ -71,9 +71,7 @@ class EngineContender(Contender):
         """One lone pass on the host's clock."""
         session = self._session
         started = time.perf_counter()
-        session.copy_in()
-        session.compute()
-        session.copy_out()
+        session.enqueue()
         session.stream.synchronize()
         return Iteration((time.perf_counter() - started) * 1000)
 

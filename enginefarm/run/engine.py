@@ -219,9 +219,7 @@ class Engine(Closeable):
         """
         with self.session(profile) as session:
             session.bind(feeds)
-            session.copy_in()
-            session.compute()
-            session.copy_out()
+            session.enqueue()
             return session.outputs()
 
     def layers_json(self) -> str:

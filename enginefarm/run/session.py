@@ -170,6 +170,12 @@ class Session(Closeable):
         for buffer in self._copied["output"]:
             buffer.to_host(self.stream)
 
+    def enqueue(self) -> None:
+        """A whole pass: copies in, computes and copies out. Raises: EngineRunError."""
+        self.copy_in()
+        self.compute()
+        self.copy_out()
+
     def outputs(self) -> Arrays:
         """Waits, and returns copies of the outputs.
 

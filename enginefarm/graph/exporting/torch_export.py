@@ -1,16 +1,12 @@
-"""A PyTorch module -> ONNX: which sizes it is traced at, how, and what a failure means."""
+"""A PyTorch module -> ONNX: which sizes it is traced at, and how. Failures: torch_failures.py."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
-import sysconfig
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm import progress
@@ -21,6 +17,7 @@ from enginefarm.graph.exporting import (
     decompositions,
     masked_assignment,
     recurrent,
+    torch_failures,
     trace_sizes,
 )
 from enginefarm.graph.model.free_names import rename
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
     from enginefarm.graph.model.arrays import Arrays
 
-STDLIB = sysconfig.get_path("stdlib")
 MOST_ATTEMPTS = 3
 """Sets of sizes at which a model is exported before its error counts."""
 
@@ -122,14 +118,14 @@ def _traced(
             f"inputs: {type(model).__name__}.forward does not take these "
             f"{len(recipe.inputs)} inputs",
             why=f"called with one dict or with keywords, it raised {type(stopped).__name__}: "
-            f"{one_line(stopped, 200)}{_place(stopped)}",
+            f"{one_line(stopped, 200)}{torch_failures.place(stopped)}",
             fix="list one input for each argument of forward, in its order; where one argument "
             "is a list of all of them, write so in forward: `features: list[Tensor]`",
         ) from stopped
     raise ExportError(
         f"source: {type(model).__name__} cannot be run at any size of profile "
         f"{recipe.profiles[0].name}",
-        why=f"{type(stopped).__name__}: {one_line(stopped, 300)}{_place(stopped)}",
+        why=f"{type(stopped).__name__}: {one_line(stopped, 300)}{torch_failures.place(stopped)}",
         fix=forward.on_a_cpu(stopped)
         or "correct the model, the recipe's inputs, or the sizes in `profiles`",
     ) from stopped
@@ -188,7 +184,7 @@ def _converted(
                 written = whole.run_decompositions(decompositions.table())
             graph = convert(written, (), None)
     except Exception:
-        raise _failure(refused, named, recipe) from refused
+        raise torch_failures.of_export(refused, named, recipe) from refused
     return graph, tuple(sorted(before - _operators(written)))
 
 
@@ -226,73 +222,6 @@ def _name_values(graph: ModelProto, recipe: Recipe) -> None:
     fitting.separate_outputs(graph, recipe)
     names = dict(zip(found, (tensor.name for tensor in recipe.inputs), strict=True))
     rename(graph, names | fitting.names_of_outputs(graph, recipe, ExportError))
-
-
-def _failure(error: Exception, model: Any, recipe: Recipe) -> ExportError:
-    """torch's error, many pages long, as one that names the dim or the first cause."""
-    text = str(error)
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-        text += f"\n{cause}"
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    fixed = re.search(r"(?:inputs|L)\['(\w+)'\]\.(?:shape|size\(\))\[(\d+)\]", text)
-    dim = _dim_at(model, recipe, fixed[1], int(fixed[2])) if fixed else None
-    if dim is not None and re.search("static|speciali|constant", text):
-        return ExportError(
-            f"inputs: dim {dim[1]!r} of {dim[0]!r} is not dynamic: the model fixes it",
-            why=one_line(cause, 300),
-            fix="take the fixed number out of the model's forward, or write it in the recipe "
-            f"in place of `{dim[1]}`",
-        )
-    operator = _operator(text)
-    what = f": the operator {operator}" if operator else ""
-    return ExportError(
-        f"torch.onnx.export failed for {recipe.name}{what}",
-        why=one_line(f"{type(cause).__name__}: {cause}") + _place(error),
-        fix="write that part of forward with other operators. If its sizes depend on a dynamic "
-        f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
-        "be enough",
-    )
-
-
-def _operator(text: str) -> str | None:
-    """The operator that torch's error is about, as torch calls it: `aten.grid_sampler_2d`."""
-    found = (
-        re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
-        or re.search(r"translating node .*?target=torch\.ops\.([\w.]+)\]", text, re.DOTALL)
-        or re.search(r"While executing .*?target=(?:torch\.ops\.)?([\w.]+)\]", text, re.DOTALL)
-    )
-    return found[1].removesuffix(".default") if found else None
-
-
-def _place(error: BaseException) -> str:
-    """Where the user's own code was when torch gave up, in words to append."""
-    last: tuple[str, int] | None = None
-    cause: BaseException | None = error
-    while cause is not None:
-        trace = cause.__traceback__
-        while trace is not None:
-            file = trace.tb_frame.f_code.co_filename
-            own = not file.startswith((STDLIB, "<")) and "site-packages" not in file
-            if own and "enginefarm" not in Path(file).parts[-4:]:
-                last = (file, trace.tb_lineno)
-            trace = trace.tb_next
-        cause = cause.__cause__
-    written = re.findall(r'File "([^"]+)", line (\d+), in forward', str(error))
-    own = [(file, int(line)) for file, line in written if "site-packages" not in file]
-    last = own[-1] if own else last
-    return f"; at {Path(last[0]).name}, line {last[1]}" if last else ""
-
-
-def _dim_at(model: Any, recipe: Recipe, argument: str, axis: int) -> tuple[str, str] | None:
-    """The recipe's input and dim for an argument of forward, as torch names it."""
-    arguments = list(inspect.signature(model.forward).parameters)
-    if argument not in arguments or arguments.index(argument) >= len(recipe.inputs):
-        return None
-    tensor = recipe.inputs[arguments.index(argument)]
-    dim = tensor.shape[axis] if axis < len(tensor.shape) else None
-    return (tensor.name, dim) if isinstance(dim, str) else None
 
 
 @contextmanager

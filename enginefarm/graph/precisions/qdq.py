@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 MIN_SCALE = 2.0**-20
-"""Of a channel's weights. FP16 holds smaller numbers, down to 2**-24, with too few bits to scale
-by."""
+"""The smallest scale of a channel's weights. FP16 holds smaller numbers, down to 2**-24, but with
+too few bits for a scale."""
 
 
 @dataclass(frozen=True)

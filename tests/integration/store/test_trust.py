@@ -285,8 +285,8 @@ def test_a_forged_result_of_a_gpu_is_neither_believed_nor_promoted(
 def test_a_gpus_result_counts_for_the_engine_that_ran_alone(
     site: Site, job: Job, builds: list[bytes], tmp_path: Path
 ) -> None:
-    """Of a spec there can be two engines that were signed. One that failed must not get the result
-    of the other by being put in its place while that one runs."""
+    """Two signed engines can have the same spec. One that failed must not get the result of the
+    other by being put in its place while that one runs."""
     ran = made(site, job)
     key = signing.signer()
     assert key is not None

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from enginefarm import cli
-from enginefarm.cli import extra_of
+from enginefarm.cli.foreign_errors import extra_of
 from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import CalibrationError, CorruptBlob, DiskFull, EnginefarmError, RecipeError
 from enginefarm.graph.samples import data
-from enginefarm.planning import stages
+from enginefarm.planning import plugins
 from enginefarm.recipes import file as recipe_file
 from tests import tiny_recipe
 
@@ -296,7 +296,7 @@ def test_a_plugin_that_is_no_library(tmp_path: Path, kind: str) -> None:
     elif kind == "empty":
         plugin.touch()
     with pytest.raises(RecipeError, match=r"plugins: plugin\.so: "):
-        stages.plugin_digests(recipe)
+        plugins.digests(recipe)
 
 
 def encrypted(file: Path) -> None:

@@ -133,7 +133,7 @@ def _weights(named: str, files: dict[str, bytes]) -> object:
 
 
 def samples(data: bytes) -> object:
-    """Data for calibration: an .npz, or an .npy for what is no archive."""
+    """Calibration data: an .npz if the bytes are an archive, and an .npy otherwise."""
     from enginefarm.documents.data import Data
     from enginefarm.documents.recipe import TensorSpec
     from enginefarm.graph.samples.data import batches
