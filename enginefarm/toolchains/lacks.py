@@ -50,6 +50,11 @@ NOWHERE = frozenset(
 )
 """Operators that TensorRT-RTX's parser does not have, or refuses in every form."""
 
+OF_QUANTIZERS = frozenset(
+    ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+)
+"""Those among them that a quantizer of ONNX Runtime's writes."""
+
 IN_PLACE = Lack(
     frozenset(("TensorScatter",)),
     "TensorRT updates such a cache in place: its output has to be bound to the memory of its "
@@ -62,6 +67,11 @@ LACKS: dict[str, tuple[Lack, ...]] = {
     "trtexec": (IN_PLACE,),
     "tensorrt-rtx": (
         IN_PLACE,
+        Lack(
+            OF_QUANTIZERS,
+            "TensorRT-RTX does not have this operator, which a quantizer wrote",
+            "start from the model in FP32: the recipe's `precisions` quantize it",
+        ),
         Lack(
             NOWHERE,
             "TensorRT-RTX does not have this operator, in any precision",

@@ -76,6 +76,12 @@ def _parsed(path: Path, name: str, error: type[EnginefarmError]) -> ModelProto:
     except OSError as cause:
         raise error(f"{name} cannot be read", why=str(cause.strerror or cause)) from cause
     except DecodeError as cause:
+        with path.open("rb") as file:
+            if file.read(8).endswith(b"ORTM"):
+                raise error(
+                    f"{name} is in ONNX Runtime's own format (.ort), which nothing else reads",
+                    fix="use the ONNX file that it was made of",
+                ) from cause
         raise error(
             f"{name} is not an ONNX model, or was cut short",
             why=f"protobuf: {cause}",

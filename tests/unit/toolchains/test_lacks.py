@@ -89,6 +89,14 @@ def test_an_operator_that_is_nowhere(tmp_path: Path) -> None:
     assert "'find_nonzero' (NonZero)" in error.what
 
 
+@pytest.mark.parametrize("operator", ["ConvInteger", "DynamicQuantizeLinear", "QLinearConv"])
+def test_what_a_quantizer_wrote_is_quantized_here_instead(operator: str) -> None:
+    error = lacking("tensorrt-rtx", L4, "fp16", {operator: "quant", "NonZero": "nz"})
+    assert error is not None
+    assert f"'quant' ({operator})" in error.what
+    assert "start from the model in FP32" in error.fix
+
+
 @pytest.mark.parametrize(("dims", "name"), [([4, 3, 3, 3, 3], "Conv3d"), ([4, 3, 3, 3], "Conv")])
 def test_a_convolution_over_three_dims_has_a_name_of_its_own(dims: list[int], name: str) -> None:
     size = 1

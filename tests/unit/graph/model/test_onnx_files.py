@@ -51,8 +51,9 @@ def load(path: Path, work: Path) -> Path:
         (b"This is a text file, and quite long at that.\n" * 20, ""),
         (b"\x00" * 4096, ""),
         (b"\x89PNG\r\n\x1a\n" + b"\x00" * 400, ""),
+        (b"\x14\0\0\0ORTM" + b"\x0c\0\x10\0" * 100, "ONNX Runtime's own format"),
     ],
-    ids=["empty", "two bytes", "text", "zeros", "picture"],
+    ids=["empty", "two bytes", "text", "zeros", "picture", "ort"],
 )
 def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
