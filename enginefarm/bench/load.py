@@ -61,12 +61,16 @@ class Load(Frozen):
 
 
 class RateTrial(NamedTuple):
-    """One rate. p99_ms: None where it was given up, because too many were late already."""
+    """One rate. p99_ms: None where it was given up, because too many were late already.
+
+    woken_p99_ms: how late this machine woke a stream that waited for a request (Served.woken_ms).
+    """
 
     rate_per_s: float
     requests: int
     p99_ms: float | None
     within: bool
+    woken_p99_ms: float
 
 
 class Capacity(NamedTuple):
@@ -100,15 +104,21 @@ def arrivals(rate_per_s: float, requests: int, seed: int) -> list[float]:
 Pass = Callable[[], object]
 
 
-def offered(
-    due: Sequence[float], streams: Sequence[Pass], clock: Clock, limit_ms: float
-) -> list[float] | None:
-    """Latencies in ms, in the order in which requests came; due: when they come.
+class Served(NamedTuple):
+    """latencies_ms: in the order in which requests came; None: p99 cannot keep the limit any more.
+    woken_ms: for the requests that a free stream waited for, how late it began with them."""
+
+    latencies_ms: list[float] | None
+    woken_ms: list[float]
+
+
+def offered(due: Sequence[float], streams: Sequence[Pass], clock: Clock, limit_ms: float) -> Served:
+    """Offers requests; due: when they come.
 
     A free stream takes the next request that nobody took and waits for it: of like streams that
-    is one queue, first come first served. None as soon as p99 cannot keep the limit any more.
+    is one queue, first come first served. It ends as soon as p99 cannot keep the limit any more.
     """
-    latencies = [0.0] * len(due)
+    latencies, woken = [0.0] * len(due), list[float]()
     waiting: Iterator[tuple[int, float]] = iter(enumerate(due))
     lock, lost = threading.Lock(), threading.Event()
     allowed = len(due) // 100 + 1  # so many above the limit, and p99 is above it whatever comes
@@ -123,9 +133,12 @@ def offered(
             if request is None:
                 return
             index, when = request
+            waits = clock.now() < start + when
             clock.sleep_until(start + when, lost)
             if lost.is_set():
                 return
+            if waits:
+                woken.append((clock.now() - start - when) * 1000)
             one()
             latencies[index] = (clock.now() - start - when) * 1000
             if latencies[index] > limit_ms:
@@ -135,7 +148,7 @@ def offered(
                         lost.set()
 
     _each(serve, streams, lost)
-    return None if lost.is_set() else latencies
+    return Served(None if lost.is_set() else latencies, woken)
 
 
 def capacity(streams: Sequence[Pass], seconds: float, clock: Clock) -> Capacity:
@@ -194,8 +207,15 @@ def highest_rate(streams: Sequence[Pass], load: Load, clock: Clock | None = None
 
 def _run_trial(rate: float, streams: Sequence[Pass], load: Load, clock: Clock) -> RateTrial:
     requests = max(load.min_requests, round(rate * load.seconds))
-    found = offered(arrivals(rate, requests, load.seed), streams, clock, load.slo_p99_ms)
-    if found is None:
-        return RateTrial(rate, requests, None, False)
-    p99 = statistics.quantiles(found, n=100, method="inclusive")[98]
-    return RateTrial(rate, requests, p99, p99 <= load.slo_p99_ms)
+    due = arrivals(rate, requests, load.seed)
+    found = offered(due, streams, clock, load.slo_p99_ms)
+    p99 = None if found.latencies_ms is None else _p99(found.latencies_ms)
+    within = p99 is not None and p99 <= load.slo_p99_ms
+    return RateTrial(rate, requests, p99, within, _p99(found.woken_ms))
+
+
+def _p99(found_ms: Sequence[float]) -> float:
+    """0 where nothing was measured; of one value, that value."""
+    if len(found_ms) < 2:
+        return max(found_ms, default=0.0)
+    return statistics.quantiles(found_ms, n=100, method="inclusive")[98]

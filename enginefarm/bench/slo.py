@@ -165,8 +165,6 @@ def load_columns(point: Point, load: Load, found: TimedCurve) -> dict[str, Any]:
     """What a search puts into a row."""
     curve = found.curve
     best = curve.best
-    lowest = min((one.rate_per_s for one in curve.tried), default=0.0)
-    none = f"p99 was above the limit at every rate that was tried, down to {lowest:.4g}/s"
     return {
         "profile": point.profile_name,
         "batch": point.batch,
@@ -182,8 +180,21 @@ def load_columns(point: Point, load: Load, found: TimedCurve) -> dict[str, Any]:
         "duration_s": found.seconds,
         "slo_rate_per_s": best.rate_per_s if best else None,
         "slo_reached_p99_ms": best.p99_ms if best else None,
-        "reason": "" if best else none,
+        "reason": "" if best else _why_none(curve),
     }
+
+
+def _why_none(curve: Curve) -> str:
+    """What of it is the machine's: a thread that is woken late is no engine's fault."""
+    every = "p99 was above the limit at every rate that was tried"
+    if not curve.tried:
+        return every
+    lowest = min(curve.tried, key=lambda one: one.rate_per_s)
+    return (
+        f"{every}, down to {lowest.rate_per_s:.4g}/s. There this machine woke a waiting stream "
+        f"{lowest.woken_p99_ms:.2g} ms late (p99); at capacity a pass takes "
+        f"{curve.capacity.median_ms:.2g} ms (median)"
+    )
 
 
 def _none_of(recipe: Recipe, what: str, precision: str, has: Iterable[str]) -> StoreMissing:

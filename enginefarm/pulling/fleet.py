@@ -1,6 +1,6 @@
 """The fleet: which host runs which engine of which channel, as the hosts themselves report.
 
-fleet/<recipe>/<channel>/<host>.json    HostState, written by `pull --watch`
+fleet/<recipe>/<channel>/<host>/<gpu>-<precision>.json    HostState, written by `pull --watch`
 
 A host lags when the channel does not name the engine that it runs. States contain only the first
 digits of a spec digest, because gc keeps every engine whose whole digest a document contains.
@@ -30,7 +30,7 @@ from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import or_left_out, read
 
 PREFIX = "fleet/"
-KEY = re.compile(r"fleet/([^/]+)/([^/]+)/([^/]+)\.json")
+KEY = re.compile(r"fleet/([^/]+)/([^/]+)/[^/]+/[^/]+\.json")
 SHORT = 16
 REPORTED_EVERY_S = 24 * 3600
 """A host that is gone shows by the date of its last report."""
@@ -53,7 +53,9 @@ class HostState(Frozen):
 
     @property
     def key(self) -> str:
-        return f"{PREFIX}{self.recipe}/{self.channel}/{self.name}.json"
+        """A host that follows a channel for two GPUs, or in two precisions, has two states."""
+        follows = f"{self.host.gpu or 'unknown'}-{self.precision or 'any'}"
+        return f"{PREFIX}{self.recipe}/{self.channel}/{self.name}/{follows}.json"
 
 
 Verdict = Literal["current", "lags", "left", "unknown"]
@@ -157,17 +159,20 @@ def statuses(
 
 
 def forget(store: EngineStore, recipe: str, channel: str, machine: str) -> None:
-    """Removes the state of a host that is gone. One that still runs reports again within a day.
+    """Removes every state of a host that is gone. One that still runs reports again within a day.
 
     Raises: StoreMissing if no such host has reported.
     """
-    key = f"{PREFIX}{recipe}/{channel}/{host_name(machine)}.json"
-    if store.objects.get(key) is None:
+    keys = [
+        one.key for one in store.objects.list(f"{PREFIX}{recipe}/{channel}/{host_name(machine)}/")
+    ]
+    if not keys:
         raise StoreMissing(
             f"fleet: no host {machine!r} has reported that it follows {recipe}@{channel}",
             fix=f"`enginefarm fleet {recipe}@{channel}` lists those that have",
         )
-    store.objects.delete(key)
+    for key in keys:
+        store.objects.delete(key)
 
 
 def state_of(store: EngineStore, key: str) -> HostState | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_the_highest_rate_of_one_and_of_two_streams(
     (none,) = json.loads(capsys.readouterr().out)
     assert none["slo_rate_per_s"] is None
     assert "at every rate that was tried, down to" in none["reason"]
+    assert re.search(r"woke a waiting stream \S+ ms late \(p99\)", none["reason"])
     stored = BenchmarkTables(store_environment.objects).rows(RowFilter.of(recipe="tiny"))
     under_load = [row for row in stored if row.streams]
     assert [row.streams for row in under_load] == [1, 2, 1]

@@ -122,6 +122,25 @@ def test_a_report_that_failed_is_made_at_the_next_look(
     assert len(fleet.statuses(store)) == 2, "it reports once a day"
 
 
+def test_a_host_of_two_gpus_and_precisions_has_a_line_for_each(
+    first: Manifest, publish: Publish, store: EngineStore, capsys: Out
+) -> None:
+    """One watcher would overwrite what the other reported, and a host that lags would be hidden."""
+    machine = "GPU_1.example.org"
+    newer = publish(b"second", salt="2", minutes=5)
+    promote(store, "model", "production", allow_pending=True)
+    fleet.report(store, "model", "production", newer, detect("t4"), machine, "fp16")
+    fleet.report(store, "model", "production", newer, detect("l4"), machine)
+    lines = found(capsys)
+    assert {(one["state"]["host"]["gpu"], one["state"]["precision"]) for one in lines} == {
+        ("t4", None),
+        ("t4", "fp16"),
+        ("l4", None),
+    }
+    assert sorted(one["verdict"] for one in lines) == ["current", "current", "lags"]
+    assert found(capsys, "--forget", machine) == []
+
+
 def test_a_host_that_is_gone_is_forgotten_by_name(first: Manifest, capsys: Out) -> None:
     assert cli.run(["fleet", "model@production", "--forget", "nobody"]) == StoreMissing.exit_code
     assert "no host 'nobody' has reported" in capsys.readouterr().err

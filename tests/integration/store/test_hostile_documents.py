@@ -117,8 +117,8 @@ def test_a_host_is_hidden_neither_by_anothers_channel_nor_by_a_copy(
         fleet.report(store_environment, name, "production", manifest, HERE, f"host-{name}")
     copy(
         store_environment,
-        "fleet/good/production/host-good.json",
-        "fleet/good/production/host-twin.json",
+        "fleet/good/production/host-good/unknown-any.json",
+        "fleet/good/production/host-twin/unknown-any.json",
     )
     (newest,) = channels.keys(store_environment, "bad", "production")
     store_environment.objects.put(newest, b"damaged")
@@ -204,7 +204,7 @@ def test_fsck_takes_out_what_is_made_again_and_says_who_makes_it(
         f"{rules.RULES}model.json": "the next build",
         speeds.key("model", "t4"): "the next measurement",
         layers.key(manifest.spec_digest): "the next profile",
-        "fleet/model/production/host.json": "its host",
+        "fleet/model/production/host/t4-any.json": "its host",
     }
     for key in made:
         store_environment.objects.put(key, b"{")

@@ -141,7 +141,7 @@ STRAYS = (
     "channels/other/notes.txt",
     "channels/other/production/notes.txt",
     "failures/other/t4/notes",
-    "fleet/other/production/a/b.json",
+    "fleet/other/production/b.json",
     "fleet/x",
     "index/other/t4/fp16/notes",
     "manifests/notes.txt",

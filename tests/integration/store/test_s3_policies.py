@@ -173,7 +173,7 @@ def test_a_host_that_knows_its_digest_reads_any_blob_and_none_can_be_listed(
 def test_a_host_tells_what_it_runs_and_writes_nothing_else(
     stores: dict[str, EngineStore],
 ) -> None:
-    told = "fleet/sample/production/host.json"
+    told = "fleet/sample/production/host/t4-any.json"
     stores["fleet"].objects.put(told, b"{}")
     denied(lambda: stores["pull"].objects.put(told, b"{}"))
     denied(lambda: stores["fleet"].objects.delete(told))

@@ -77,7 +77,7 @@ def test_a_seed_stretches_one_pattern_to_every_rate() -> None:
 def test_latencies_are_those_of_a_queue(load: float) -> None:
     clock = FakeClock()
     due = arrivals(load / SERVICE_S, 2_000, seed=3)
-    found = offered(due, [clock.taking(SERVICE_S)], clock, math.inf)
+    found = offered(due, [clock.taking(SERVICE_S)], clock, math.inf).latencies_ms
     assert found == pytest.approx([(w + SERVICE_S) * 1000 for w in waited(due, SERVICE_S)])
 
 
@@ -85,7 +85,7 @@ def test_waiting_is_what_theory_says() -> None:
     """A queue of Poisson arrivals and one fixed service time: ρS / 2(1 - ρ) on average."""
     clock = FakeClock()
     due = arrivals(0.6 / SERVICE_S, 60_000, seed=5)
-    found = offered(due, [clock.taking(SERVICE_S)], clock, math.inf)
+    found = offered(due, [clock.taking(SERVICE_S)], clock, math.inf).latencies_ms
     assert found is not None
     theory = 0.6 * SERVICE_S / (2 * (1 - 0.6))
     assert statistics.fmean(found) / 1000 - SERVICE_S == pytest.approx(theory, rel=0.05)
@@ -95,7 +95,7 @@ def test_a_pause_is_felt_by_everybody_who_came_meanwhile() -> None:
     """A loop that asks only after an answer would count one slow request."""
     clock = FakeClock()
     due = [0.1 * index for index in range(20)]
-    found = offered(due, [clock.taking(1.0, 0.001)], clock, math.inf)
+    found = offered(due, [clock.taking(1.0, 0.001)], clock, math.inf).latencies_ms
     assert found is not None
     assert found[0] == pytest.approx(1000)
     assert sum(one > 50 for one in found) == 10
@@ -109,8 +109,25 @@ def test_a_rate_that_is_lost_is_given_up() -> None:
     found = offered(
         arrivals(10 / SERVICE_S, 1_000, seed=0), [lambda: (one(), made.append(1))], clock, 50
     )
-    assert found is None
+    assert found.latencies_ms is None
     assert len(made) < 50
+
+
+def test_how_late_the_machine_wakes_a_stream_is_told_apart_from_waiting() -> None:
+    """A request that waits in the queue was not woken for, however late it begins."""
+
+    class Sleepy(FakeClock):
+        def sleep_until(self, when: float, ended: threading.Event) -> None:
+            if when > self.time:
+                self.time = when + 0.002
+
+    clock = Sleepy()
+    found = offered([1.0, 1.001, 2.0], [clock.taking(SERVICE_S)], clock, math.inf)
+    assert found.woken_ms == pytest.approx([2, 2])
+    assert found.latencies_ms == pytest.approx([12, 21, 12])
+    curve = highest_rate([clock.taking(SERVICE_S)], Load(slo_p99_ms=11), clock)
+    assert curve.best is None
+    assert {round(one.woken_p99_ms, 6) for one in curve.tried} == {2}
 
 
 def found(slo_ms: float, service_s: float = SERVICE_S) -> Curve:
@@ -164,7 +181,7 @@ def test_streams_serve_at_the_same_time_and_each_request_once() -> None:
         together.wait()  # goes on only when three streams are in it
         count.append(1)
 
-    latencies = offered([0.0] * 12, [one, one, one], WallClock(), math.inf)
+    latencies = offered([0.0] * 12, [one, one, one], WallClock(), math.inf).latencies_ms
     assert latencies is not None
     assert len(count) == 12
     assert all(one > 0 for one in latencies)
