@@ -10,9 +10,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from enginefarm.errors import ExportError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OPTIONS = (
     "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, "
@@ -22,21 +23,6 @@ SCHEMAS = {
     "gru": f"(Tensor input, Tensor hx, {OPTIONS}) -> (Tensor, Tensor)",
     "lstm": f"(Tensor input, Tensor[] hx, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
 }
-
-
-def refuse_projections(model: Any) -> None:
-    """Raises: ExportError for an nn.LSTM that projects its state, which ONNX's LSTM does not."""
-    kind: Any = import_module("torch.nn").LSTM
-    for name, part in model.named_modules():
-        if isinstance(part, kind) and part.proj_size:
-            raise ExportError(
-                f"source: the nn.LSTM {name or type(model).__name__!r} has proj_size="
-                f"{part.proj_size}",
-                why="ONNX's LSTM has no projection of its state, and PyTorch's exporter leaves it "
-                "out of the graph",
-                fix="train it without proj_size, with an nn.Linear behind it; or write its steps "
-                "with nn.Linear, for a fixed number of them",
-            )
 
 
 @contextmanager
@@ -67,10 +53,60 @@ class _Called:
 
         def called(*arguments: Any) -> Any:
             # The third is the weights, or the state where the sequences are packed.
-            plain = isinstance(arguments[2], list | tuple)
-            return (self._ours[name] if plain else own)(*arguments)
+            if not isinstance(arguments[2], list | tuple):
+                return own(*arguments)
+            _, _, weights, biased, layers, _, _, both, _ = arguments
+            plain = len(weights) == layers * (2 if both else 1) * (4 if biased else 2)
+            return (
+                self._ours[name](*arguments) if plain else _projected(self._ours[name], *arguments)
+            )
 
         return called
+
+
+def _projected(
+    lstm: Any,
+    data: Tensor,
+    hx: list[Tensor],
+    params: list[Tensor],
+    biased: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    both: bool,
+    batch_first: bool,
+) -> Any:
+    """An LSTM that projects its state (proj_size), by one that does not, as ONNX's: a step sees
+    the state before it only through `recurrent @ projection`, which is one matrix.
+
+    The first state is a projected one. It comes in beside the input of the first step, which is
+    the last one of the other direction."""
+    import torch
+
+    sides, each = 2 if both else 1, len(params) // (layers * (2 if both else 1))
+    time, batch = (1, 0) if batch_first else (0, 1)
+    place = torch.arange(data.shape[time]).unsqueeze(batch).unsqueeze(-1)
+    starts = (place == 0, place == data.shape[time] - 1)
+    hidden: list[Tensor] = []
+    cells: list[Tensor] = []
+    for first in range(0, layers * sides, sides):
+        states, cell = hx[0][first : first + sides], hx[1][first : first + sides]
+        weights = [params[each * side :][:each] for side in range(first, first + sides)]
+        given: list[Tensor] = []
+        for side, (inward, recurrent, *biases, projection) in enumerate(weights):
+            beside = [recurrent * (side == other) for other in range(sides)]
+            given += [torch.cat([inward, *beside], 1), recurrent @ projection, *biases]
+        come = [states[side].unsqueeze(time) * starts[side] for side in range(sides)]
+        steps, last, cell = lstm(
+            *(torch.cat([data, *come], -1), [torch.zeros_like(cell), cell], given),
+            *(biased, 1, 0.0, train, both, batch_first),
+        )
+        projections = [one[-1].T for one in weights]
+        parts = zip(steps.chunk(sides, -1), projections, strict=True)
+        data = torch.cat([part @ projection for part, projection in parts], -1)
+        hidden += [one @ projection for one, projection in zip(last, projections, strict=True)]
+        cells.append(cell)
+    return data, torch.stack(hidden), torch.cat(cells)
 
 
 @cache

@@ -50,7 +50,6 @@ def export(
         graph, written_out = _converted(model, recipe, lambda: model, model)
     else:
         _compute_parametrized_weights(model)
-        recurrent.refuse_projections(model)
         called = forward.positional(model, [tensor.name for tensor in recipe.inputs])
         graph, written_out = _traced(called, model, recipe, sample)
     _name_values(graph, recipe)

@@ -44,13 +44,22 @@ def inlined(
     model's opset, with those that are left.
 
     name: of the model, as errors say it. The weights of the model may be outside it still.
-    Raises: `error` for functions that call themselves, and for more nodes or bytes than fit.
+    Raises: `error` for functions that call themselves, or have the name of an operator of ONNX, and
+    for more nodes or bytes than fit.
     """
     if not model.functions:
         return model
     import onnx
     import onnx.inliner
 
+    for one in model.functions:
+        domain, operator, _ = _key(one.domain, one.name, one.overload)
+        if not domain and onnx.defs.has(operator):
+            raise error(
+                f"{name}: the function {operator!r} has the name of an operator of ONNX",
+                why="runtimes differ in which of the two a node of that name is",
+                fix="give the function a name, or a domain, of its own",
+            )
     _Sizes(model.functions, name, error).require_room(model, limit_nodes)
     if all(
         version in model.opset_import for one in model.functions for version in one.opset_import

@@ -193,6 +193,8 @@ def _checked(batch: object, data: Data, inputs: Sequence[TensorSpec], where: str
     for tensor in inputs:
         named = f"{where}: {tensor.name}"
         array = _as_array(given[tensor.name], named)
+        if str(array.dtype) == tensor.dtype == "bfloat16":  # a type of ml_dtypes, not of numpy
+            array = array.astype(np.float32)
         _check_array(array, tensor, named, sizes)
         if not data.not_finite and array.dtype.kind == "f" and (bad := np.isnan(array)).any():
             place = [int(index[0]) for index in np.nonzero(np.atleast_1d(bad))]

@@ -587,8 +587,8 @@ def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
 def test_a_graph_that_runs_at_no_size_is_not_called_a_matter_of_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exporter writes an LSTM with a projection as one without, unless it is refused before."""
-    monkeypatch.setattr(recurrent, "refuse_projections", lambda model: None)
+    """The exporter writes an LSTM with a projection as one without, if it is left to it."""
+    monkeypatch.setattr(recurrent, "_projected", lambda lstm, *arguments: lstm(*arguments))
     code = CODE + (
         "\nclass Projected(Small):\n"
         "    def __init__(self):\n"

@@ -184,3 +184,13 @@ def test_bodies_too_deep_for_protobuf_say_so(tmp_path: Path) -> None:
     path.write_bytes(field(7, field(1, node)))
     with pytest.raises(SourceError, match="read to a depth of about 30"):
         onnx_files.read(path)
+
+
+def test_a_function_with_the_name_of_an_operator_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime computes Relu here, and would not be what the engine computes."""
+    negative = [helper.make_node("Neg", ["a"], ["b"])]
+    relu = helper.make_function("", "Relu", ["a"], ["b"], negative, [helper.make_opsetid("", 20)])
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [relu])
+    with pytest.raises(SourceError, match="'Relu' has the name of an operator") as caught:
+        onnx_files.read(path, error=SourceError)
+    assert "domain" in caught.value.fix

@@ -177,8 +177,9 @@ def test_infinities_are_read(tmp_path: Path) -> None:
     assert np.isneginf(batch["x"]).all()
 
 
-def test_data_of_a_bfloat16_input_is_what_the_engine_is_given(tmp_path: Path) -> None:
-    source = code(tmp_path, "def data(seed):\n  yield {'x': np.full((1, 3), 1.001, 'f')}\n")
+@pytest.mark.parametrize("dtype", ["'f'", "__import__('ml_dtypes').bfloat16"])
+def test_data_of_a_bfloat16_input_is_what_the_engine_is_given(tmp_path: Path, dtype: str) -> None:
+    source = code(tmp_path, f"def data(seed):\n  yield {{'x': np.full((1, 3), 1.001, {dtype})}}\n")
     low = [X.model_copy(update={"dtype": "bfloat16"})]
     (batch,) = data.batches(source, root=tmp_path, inputs=low, batches=1, batch_size=1, seed=0)
     assert batch["x"].dtype == np.float32, "numpy has no bfloat16"
