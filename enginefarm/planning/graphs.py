@@ -136,8 +136,8 @@ def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
         raise PrecisionError(
             f"{precision}: nothing in the graph computes in {precision}",
             why="every operator stays in FP32: it would be an FP32 engine with another name",
-            fix=f"take {precision} out of the recipe's precisions"
-            + (", or nodes out of its `keep_wide`" if named else ""),
+            fix=f"ask for fp32 instead of {precision} in the recipe's precisions"
+            + (", or take nodes out of its `keep_wide`" if named else ""),
         )
 
 

@@ -6,6 +6,7 @@ model as every other one. They take and return what the operators do, in torch's
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ def table() -> dict[Any, Callable[..., Any]]:
     made.update(
         {
             aten._cdist_forward.default: _distances,
+            aten.cummax.default: partial(_running, torch.amax),
+            aten.cummin.default: partial(_running, torch.amin),
             aten.cumprod.default: _running_product,
             aten.kthvalue.default: _smallest,
             aten.median.dim: _median,
@@ -41,6 +44,18 @@ def _running_product(data: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     one = torch.ones((), dtype=last.dtype, device=data.device)
     factors = torch.where(place[:, None] >= place, last.unsqueeze(-2), one)
     return factors.prod(-1).movedim(-1, dim)
+
+
+def _running(extreme: Callable[..., Tensor], data: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The largest or smallest number so far, and its last place: of n numbers, n for each."""
+    import torch
+
+    last = data.movedim(dim, -1)
+    place = torch.arange(last.shape[-1], device=data.device)
+    seen, each = place[:, None] >= place, last.unsqueeze(-2)
+    values = extreme(torch.where(seen, each, last[..., :1, None]), -1)
+    indices = torch.where(seen & (each == values.unsqueeze(-1)), place, -1).amax(-1)
+    return values.movedim(-1, dim), indices.movedim(-1, dim)
 
 
 def _smallest(data: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:

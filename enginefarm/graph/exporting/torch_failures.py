@@ -12,6 +12,11 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
 
 STDLIB = sysconfig.get_path("stdlib")
+FIXES = {
+    "transformers.grouped_mm_fallback": "model.set_experts_implementation('batched_mm') before the "
+    "model is returned, which computes its experts with operators that can be exported"
+}
+"""Operators for which the code that calls them has another one."""
 
 
 def of_export(error: Exception, model: Any, recipe: Recipe) -> ExportError:
@@ -36,7 +41,8 @@ def of_export(error: Exception, model: Any, recipe: Recipe) -> ExportError:
     return ExportError(
         f"torch.onnx.export failed for {recipe.name}{what}",
         why=one_line(f"{type(cause).__name__}: {cause}") + place(error),
-        fix="write that part of forward with other operators. If its sizes depend on a dynamic "
+        fix=FIXES.get(operator or "")
+        or "write that part of forward with other operators. If its sizes depend on a dynamic "
         f"dim ({', '.join(recipe.dynamic_dims) or 'none here'}), a fixed size in the recipe may "
         "be enough",
     )

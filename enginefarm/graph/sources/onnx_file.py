@@ -23,6 +23,7 @@ from enginefarm.schema import Frozen
 DOWNLOADED = "downloaded"
 LOCATION = b"location"
 PARSING_S = 120
+STALE = "the file's shapes of inner values contradict its operators, and were left out"
 
 
 class OnnxFile:
@@ -69,8 +70,28 @@ class OnnxFile:
         known_outputs(model)
         path = onnx_files.write(model, work_dir)
         del model
-        onnx_files.check(path, error=SourceError, what=what)
+        try:
+            onnx_files.check(path, error=SourceError, what=what)
+        except SourceError:
+            if not _without_inner_shapes(path):
+                raise
+            onnx_files.check(path, error=SourceError, what=what)
+            return Loaded(path, (STALE,))
         return Loaded(path)
+
+
+def _without_inner_shapes(path: Path) -> bool:
+    """In place: forgets what the file says of values between its nodes, which tools that edit a
+    graph leave as it was; whether it said anything. Runtimes infer them anew."""
+    model, forgotten = onnx_files.read(path, error=SourceError), False
+    for graph in walk.graphs(model.graph):
+        made = {name for node in graph.node for name in node.output}
+        inner = {value.name for value in graph.value_info} & made
+        onnx_shapes.forget(graph, inner)
+        forgotten = forgotten or bool(inner)
+    if forgotten:
+        onnx_files.write(model, path.parent)
+    return forgotten
 
 
 def original(source: OnnxSource, root: Path, work_dir: Path) -> Path:

@@ -378,6 +378,21 @@ def test_a_weight_that_the_file_lists_with_its_shape_keeps_it(tmp_path: Path) ->
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 2]
 
 
+@pytest.mark.parametrize("opset", [11, 20])
+@pytest.mark.parametrize("stale", [value("h", [7, 7]), value("h", ["n", 4], TensorProto.FLOAT16)])
+def test_stale_shapes_of_inner_values_are_forgotten(
+    tmp_path: Path, stale: onnx.ValueInfoProto, opset: int
+) -> None:
+    """Tools that cut or edit a graph leave them; ONNX Runtime and TensorRT infer their own."""
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])]
+    made = model(nodes, opset=opset)
+    made.graph.value_info.append(stale)
+    report = exported(tmp_path, made)
+    assert "shapes of inner values contradict" in " ".join(report.notes)
+    x = np.arange(-4, 4, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(run(report.path, {"x": x})["y"], -np.maximum(x, 0))
+
+
 def test_a_dim_that_the_graph_fixes_to_another_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"dim 1 of 'x' is fixed to 5 in the graph"):
         exported(tmp_path, relu(inputs=[value("x", ["n", 5])], outputs=[value("y", ["n", 5])]))
