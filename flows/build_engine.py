@@ -17,20 +17,21 @@ from tasks.engine import build_plan, record_manifest, upload_plan
 def build_engine(job: Job) -> State[Manifest]:
     """Build the plan, upload it, write its manifest. Ends Built, or `Failed: <kind>`."""
     try:
-        manifest = build_here(job)
+        manifest, _ = build_here(job)
     except EnginefarmError as error:
         return Failed(name=f"Failed: {type(error).__name__}", message=str(error), data=error)
     return Completed(name="Built", message=manifest.engine.digest, data=manifest)
 
 
-def build_here(job: Job) -> Manifest:
-    """The steps, in this process. Out of memory is tried once more, with half the workspace."""
+def build_here(job: Job) -> tuple[Manifest, bool]:
+    """The steps, in this process: the manifest, and whether it was already published. Out of memory
+    is tried once more, with half the workspace."""
     check_spec(job.spec)
     try:
         built = build_plan(job)
     except BuildOutOfMemory:
         built = build_plan(job, workspace_mib=smaller_workspace(job.spec))
     if isinstance(built, Manifest):
-        return built
+        return built, True
     uploaded = upload_plan(job, built)
-    return record_manifest(job, uploaded)
+    return record_manifest(job, uploaded), False

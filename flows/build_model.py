@@ -19,6 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from enginefarm.building import engine as engines
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
+from enginefarm.farm import outcome_rows
 from enginefarm.farm.dispatch import build_on_pool, cancel_on_error, online_offers, queue_benchmarks
 from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
 from enginefarm.farm.policy import STEP
@@ -134,6 +135,7 @@ def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Pending
         for target in missing
         for graph in [prepared[target.precision]]
     ]
+    outcome_rows.preload()  # while the export runs
     for stage in (exported, reference, slimmed):
         stage.result()
     return built
@@ -178,7 +180,7 @@ def engine(
         if on_farm:
             manifest, cached = build_on_pool(job, target.pool)
         else:
-            manifest, cached = build_here(job), False
+            manifest, cached = build_here(job)
     except EnginefarmError as error:
         if on_farm and error.transient:
             raise  # this step is tried again

@@ -165,7 +165,9 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)  # type: ignore[assignment]
     interrupts.install()
-    sys.exit(run(arguments))
+    status = run(arguments)
+    gc.freeze()  # else Python looks at every object once more on its way out: 0.4 s after Prefect
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:

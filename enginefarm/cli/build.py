@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +99,8 @@ def _by_flow(
     precisions: tuple[str, ...],
     verbose: bool,
 ) -> State[Any]:
-    """The flow's final state. The model is exported while Prefect and its API start, because
-    the flow needs both before it can begin."""
+    """The flow's final state. The model is exported while Prefect, its API and the flow start; the
+    flow's own export waits for that one."""
     from enginefarm.farm.server.environment import prepare
     from enginefarm.farm.server.private import private_api
 
@@ -110,7 +109,8 @@ def _by_flow(
         from flows.build_model import build_model
 
         api.wait()
-        exported.result()
+        if exported.done():
+            exported.result()  # raises what ended it: no flow begins then
         state: State[Any] = build_model(
             str(recipe.resolve()), list(gpus), list(precisions), return_state=True
         )
@@ -132,27 +132,26 @@ def _outcomes(state: State[Any] | None) -> list[Outcome]:
 
 @contextmanager
 def _exporting(wanted: Recipe) -> Generator[Future[Any]]:
-    """The export, begun in a thread; it works in a child process. The flow finds it recorded.
+    """The export, begun in a thread; it works in a child process.
 
-    Leaving the block waits for it: Ctrl-C has it ended first.
+    Leaving the block waits for it: Ctrl-C, or a flow that fails, has it ended first.
     """
     from enginefarm.planning import stages
     from enginefarm.store.check import require_conditional_writes
 
-    def export() -> stages.ExportedModel:
-        site = stages.here()
-        require_conditional_writes(site.store.objects)
-        return stages.export(site, wanted)
-
+    site = stages.here()
+    require_conditional_writes(site.store.objects)
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(copy_context().run, export)
+        yield stages.begin_export(pool, site, wanted)
 
 
 def _all_cached(wanted: Recipe) -> list[Outcome] | None:
     """The outcomes when there is nothing to do, without the seconds that an API takes."""
     from enginefarm.planning import stages
-    from enginefarm.planning.survey import cached_outcomes, local_offers, survey
 
-    site = stages.here()
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(stages.here)  # an embedded store may have to start
+        from enginefarm.planning.survey import cached_outcomes, local_offers, survey
+    site = opening.result()
     found = survey(site, wanted, local_offers())
     return cached_outcomes(site, wanted, found) if found.complete else None

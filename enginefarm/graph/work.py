@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
@@ -21,6 +23,9 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.graph.order import Order
 from enginefarm.names import PRECISIONS
 from enginefarm.store.site import onnx_files_of
+
+if TYPE_CHECKING:
+    from enginefarm.graph.model.arrays import Arrays
 
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
@@ -73,18 +78,23 @@ def export(request: str) -> str:
         "outputs": list(done.outputs),
         "notes": list(done.notes),
     }
-    try:
-        npz = _reference(recipe, done.model, order.folder, done.outputs)
-    except EnginefarmError as error:
-        print(f"the reference: {error}", flush=True)
-    else:
-        files["reference"] = npz
-        if not isinstance(done.model, Path):
-            faithful.require(done.path, npz, recipe, done.model)
     # The model is in memory beside it: a large graph is slimmed when this process has ended.
-    if "data" not in files and done.path.stat().st_size <= AHEAD_BYTES:
+    small = "data" not in files and done.path.stat().st_size <= AHEAD_BYTES
+    with ThreadPoolExecutor(1) as pool:
+        slimming = small and pool.submit(
+            copy_context().run, _slimmed, recipe, done.path, order.folder, done.sample
+        )
         try:
-            slimmed = _slimmed(recipe, done.path, order.folder)
+            npz = _reference(recipe, done.model, order.folder, done.outputs)
+        except EnginefarmError as error:
+            print(f"the reference: {error}", flush=True)
+        else:
+            files["reference"] = npz
+            if not isinstance(done.model, Path):
+                faithful.require(done.path, npz, recipe, done.model)
+    if slimming:
+        try:
+            slimmed = slimming.result()
             files |= {f"slim-{name}": path for name, path in slimmed.files.items()}
             values["slim"] = slimmed.values
             if "reference" in files:
@@ -111,17 +121,20 @@ def reference(request: str) -> str:
 
 
 def slim(request: str) -> str:
+    from enginefarm.graph.samples import feeds
+
     order = Order.model_validate_json(request)
-    return _slimmed(order.placed, order.graph, order.folder).model_dump_json()
+    sample = feeds.sample(order.placed)
+    return _slimmed(order.placed, order.graph, order.folder, sample).model_dump_json()
 
 
-def _slimmed(recipe: Recipe, graph: Path, folder: Path) -> StageOutput:
+def _slimmed(recipe: Recipe, graph: Path, folder: Path, sample: Arrays) -> StageOutput:
+    """sample: a batch of the recipe's data."""
     from enginefarm.graph.exporting.slim import slim_onnx
     from enginefarm.graph.model import onnx_files, operators
     from enginefarm.graph.samples import feeds
 
-    batch = feeds.sample(recipe)
-    corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
+    corners = [feeds.sized(sample, recipe, dims) for _, dims in feeds.corners(recipe)]
     done = slim_onnx(graph, folder / "slim", corners)
     named = operators.names(onnx_files.graph_only(done.path))
     notes: list[JsonValue] = [f"the graph is not slimmed: {done.refused}"] if done.refused else []

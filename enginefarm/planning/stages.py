@@ -6,6 +6,8 @@ stages may run on two machines.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,12 +63,28 @@ def export_key(recipe: Recipe) -> str:
     )
 
 
+_BEGUN: dict[str, Future[ExportedModel]] = {}
+"""Exports that this process has begun before anybody asked for them, by key."""
+
+
+def begin_export(pool: ThreadPoolExecutor, site: Site, recipe: Recipe) -> Future[ExportedModel]:
+    """Exports in a thread of the pool. The next `export` of this model waits for the result."""
+    key = export_key(recipe)
+    _BEGUN[key] = pool.submit(copy_context().run, _export, site, recipe, key)
+    return _BEGUN[key]
+
+
 def export(site: Site, recipe: Recipe) -> ExportedModel:
     """PyTorch (or ONNX as it came) -> ONNX, checked at every profile's min, opt and max.
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """
+    key = export_key(recipe)
+    begun = _BEGUN.pop(key, None)
+    return _export(site, recipe, key) if begun is None else begun.result()
 
+
+def _export(site: Site, recipe: Recipe, key: str) -> ExportedModel:
     def work(scratch: Path) -> StageOutput:
         order = order_of(recipe, scratch)
         before = _reference_key(recipe, ())
@@ -78,9 +96,7 @@ def export(site: Site, recipe: Recipe) -> ExportedModel:
             values={name: made.values[name] for name in ("opset", "outputs", "notes")},
         )
 
-    record, cached = recorded(
-        site, "export", export_key(recipe), work, key_again=lambda: export_key(recipe)
-    )
+    record, cached = recorded(site, "export", key, work, key_again=lambda: export_key(recipe))
     return _exported(recipe, record, cached=cached)
 
 

@@ -31,6 +31,7 @@ from enginefarm.graph.sources import Loaded, source
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
+    from enginefarm.graph.model.arrays import Arrays
     from enginefarm.graph.sources import LoadedModel
 
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 class ExportReport:
     """The files of an export, and the loaded model, from which the reference is computed.
 
+    sample: a batch of the recipe's data.
     notes: what was changed in a file when it was read, and which operators were decomposed because
     the exporter does not support them.
     """
@@ -48,6 +50,7 @@ class ExportReport:
     outputs: tuple[str, ...]
     seconds: float
     model: LoadedModel
+    sample: Arrays
     notes: tuple[str, ...] = ()
 
 
@@ -159,6 +162,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         outputs=outputs,
         seconds=time.monotonic() - started,
         model=model,
+        sample=sample,
         notes=notes,
     )
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from enginefarm import progress
 from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError
-from enginefarm.graph.model import ort
+from enginefarm.graph.model import ahead, ort
 from enginefarm.graph.precisions.inner_values import exposed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from enginefarm.graph.model.arrays import Array
+    from enginefarm.graph.model.arrays import Array, Arrays
 
 
 BINS = 2048
@@ -155,10 +155,15 @@ def histograms(
     session = ort.session_of(made, error=CalibrationError, what="the calibration graph")
     del made
     seen = {name: AbsHistogram() for name in names}
-    count = 0
-    for batch in batches:
+
+    def run(numbered: tuple[int, Mapping[str, Array]]) -> Arrays:
+        number, batch = numbered
         inputs = {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
-        found = ort.run(session, inputs, error=CalibrationError, what=f"calibration batch {count}")
+        what = f"calibration batch {number}"
+        return ort.run(session, inputs, error=CalibrationError, what=what)
+
+    count = 0
+    for (_, batch), found in ahead.each(run, enumerate(batches), ahead.at_once(model)):
         for name in names:
             try:
                 seen[name].add(found[shown[name]] if name in shown else batch[name])
@@ -167,6 +172,7 @@ def histograms(
                     f"calibration batch {count}: tensor {name!r} holds {error.what}",
                     fix="the FP32 model overflows on this data: check its preprocessing",
                 ) from None
+        found.clear()  # the next batch is in memory already
         count += 1
         progress.report("calibrate", count, options.batches)
     if count == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.model import constants, onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph.model import ahead, constants, onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.model.edit import copied
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.precisions import masks, prepare
@@ -105,19 +105,22 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
     if not probes:
         return {}
     session = ort.session_of(probed, error=PrecisionError, what="the graph whose ranges are seen")
-    return _largest(session, probes, batches)
+    return _largest(session, probes, batches, ahead.at_once(model))
 
 
 def _largest(
-    session: Any, probes: Mapping[str, str], batches: Iterable[Arrays]
+    session: Any, probes: Mapping[str, str], batches: Iterable[Arrays], at_once: int
 ) -> dict[str, float]:
     import math
 
     largest: dict[str, float] = {}
     infinite: set[str] = set()
-    for batch in batches:
+
+    def run(batch: Arrays) -> Arrays:
         inputs = {tensor.name: batch[tensor.name] for tensor in session.get_inputs()}
-        seen = ort.run(session, inputs, error=PrecisionError, what="the ranges of the reference")
+        return ort.run(session, inputs, error=PrecisionError, what="the ranges of the reference")
+
+    for _, seen in ahead.each(run, batches, at_once):
         for name, probe in probes.items():
             value = float(seen[probe])
             if math.isfinite(value):

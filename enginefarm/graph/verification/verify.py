@@ -14,8 +14,8 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison, ju
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
+from enginefarm.graph.model import ahead, onnx_files, ort
 from enginefarm.graph.model import emulate as emulation
-from enginefarm.graph.model import onnx_files, ort
 from enginefarm.graph.verification import blame, branch_coverage, figures, rounding
 from enginefarm.graph.verification.reference import (
     ReferenceBatch,
@@ -104,6 +104,7 @@ def _verified(request: Request) -> GraphVerification:
     # fusions cost is not a property of the graph.
     what = "the graph that is verified"
     session = ort.session_of(model, error=PrecisionError, what=what, plain=not low)
+    at_once = ahead.at_once(model)
     del model
 
     def run(batch: ReferenceBatch) -> Arrays:
@@ -111,7 +112,12 @@ def _verified(request: Request) -> GraphVerification:
         return taken.note(ort.run(session, batch.inputs, error=PrecisionError, what=where))
 
     result = compare(
-        read_reference(request.reference), run, request.budget, request.comparing, again
+        read_reference(request.reference),
+        run,
+        request.budget,
+        request.comparing,
+        again,
+        at_once=at_once,
     )
     outputs = result.outputs
     if result.broken is not None:
@@ -149,20 +155,21 @@ def compare(
     comparing: ComparisonRules,
     again: Callable[[ReferenceBatch], Arrays] | None = None,
     measured: Sequence[OutputComparison] = (),
+    at_once: int = 1,
 ) -> Comparison:
-    """Figures over all batches, one batch in memory at a time. Also for outputs of a GPU.
+    """Figures over all batches. Also for outputs of a GPU.
 
     run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same
     in FP32 in another way, which shows what rounding costs. measured: figures of the graph
-    that say so, where `run` cannot run again.
+    that say so, where `run` cannot run again. at_once: how many batches `run` may compute side by
+    side, and are in memory.
     Raises: CalibrationError where labels do not fit their output.
     """
     outputs: dict[str, figures.Output] = {}
     corners: list[str] = []
     samples = 0
     broken: int | None = None
-    for index, batch in enumerate(batches):
-        found = run(batch)
+    for index, (batch, found) in enumerate(ahead.each(run, batches, at_once)):
         others = {} if again is None else again(batch)
         for name in batch.outputs:
             output = outputs.setdefault(name, figures.Output(name, comparing))
