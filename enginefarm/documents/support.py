@@ -6,41 +6,50 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
+from typing import Literal, NamedTuple
 
 from enginefarm.documents.gpus import Gpu
 from enginefarm.names import PrecisionName
-from enginefarm.schema import Frozen, Name
 
 Word = Literal["proven here", "listed", "not listed", "not known"]
 
 
-class Proof(Frozen):
-    """Engines that ran on a real GPU, verified there by this repository."""
+class Proof(NamedTuple):
+    """Engines that ran on a real GPU, verified there by this repository.
 
-    gpu: Name
-    release: str = Field(description="Of the toolchain: 8.6.1.")
-    precisions: tuple[PrecisionName, ...]
-    page: str = Field(description="The page in docs/measurements that says so.")
+    release: of the toolchain, as 8.6.1. page: the page in docs/measurements that says so.
+    """
+
+    gpu: str
+    release: str
+    precisions: list[PrecisionName]
+    page: str
 
 
-class Support(Frozen):
-    """One toolchain's row."""
+class Support(NamedTuple):
+    """One toolchain's row. listed: by compute capability; None where no list could be read."""
 
     source: str
-    listed: dict[str, tuple[PrecisionName, ...]] | None = Field(
-        default=None, description="By compute capability; None where no list could be read."
-    )
+    listed: dict[str, list[PrecisionName]] | None = None
     proven: tuple[Proof, ...] = ()
 
 
 @cache
 def table() -> dict[str, Support]:
     """Every row, by the toolchain's name."""
-    text = Path(__file__).with_name("support.toml").read_text("utf-8")
-    return {name: Support.model_validate(row) for name, row in tomllib.loads(text).items()}
+    return rows(Path(__file__).with_name("support.toml").read_text("utf-8"))
+
+
+def rows(text: str) -> dict[str, Support]:
+    """The rows of a text as support.toml has it. Not checked: the table is ours, and tested."""
+    return {
+        name: Support(
+            row["source"],
+            row.get("listed"),
+            tuple(Proof(**proof) for proof in row.get("proven", ())),
+        )
+        for name, row in tomllib.loads(text).items()
+    }
 
 
 def support(gpu: Gpu, toolchain: str, precision: str) -> Word:

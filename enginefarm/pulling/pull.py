@@ -133,7 +133,7 @@ def choose(
             refused.append(error)
             continue
         skipped = tuple(f"{error.what}: {error.why}" for error in refused)
-        return candidate.model_copy(update={"caveats": candidate.caveats + skipped})
+        return candidate._replace(caveats=candidate.caveats + skipped)
     raise refused[0]
 
 

@@ -7,6 +7,7 @@ does not report it, becomes a caveat of the candidate.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -20,26 +21,29 @@ from enginefarm.tables.speeds import Goal, Speed
 from enginefarm.tables.speeds import rank as rank_speeds
 
 
-class Candidate(Frozen):
+class Candidate(NamedTuple):
+    """speed: the measurement that ranked it, if any."""
+
     manifest: Manifest
     fit: Fit
     caveats: tuple[str, ...] = ()
-    speed: Speed | None = Field(default=None, description="The measurement that ranked it, if any.")
+    speed: Speed | None = None
 
 
-class Rejection(Frozen):
+class Rejection(NamedTuple):
     manifest: Manifest
     reasons: tuple[str, ...]
 
 
-class Selection(Frozen):
-    """Candidates, best first; rejections by GPU, precision and age."""
+class Selection(NamedTuple):
+    """Candidates, best first; rejections by GPU, precision and age.
+
+    ranked_by: if a goal was given, the figures, or why there are none.
+    """
 
     candidates: tuple[Candidate, ...]
     rejections: tuple[Rejection, ...]
-    ranked_by: str = Field(
-        default="", description="If a goal was given: the figures, or why there are none."
-    )
+    ranked_by: str = ""
 
 
 class Wish(Frozen):
@@ -106,7 +110,7 @@ def select(
         )
     )
     ordered = [
-        one.model_copy(update={"speed": places[one.manifest.spec_digest][1]})
+        one._replace(speed=places[one.manifest.spec_digest][1])
         if one.manifest.spec_digest in places
         else one
         for one in sorted(candidates, key=rank)

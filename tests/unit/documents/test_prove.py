@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from enginefarm.documents.support import Support
+from enginefarm.documents import support
 
 ROOT = Path(__file__).parents[3]
 JUNIT = """<testsuites><testsuite>
@@ -79,9 +78,9 @@ def test_a_second_proof_of_a_gpu_and_release_replaces_the_first_and_no_other(
     for precisions in (["fp16"], ["fp16", "int8"]):
         text = prove.with_row(text, "tensorrt", "t4", "10.15.1", precisions, "proof-t4-10.15.1.md")
     text = prove.with_row(text, "tensorrt", "t4", "11.4.0", ["fp32"], "proof-t4-11.4.0.md")
-    rows = {name: Support.model_validate(row) for name, row in tomllib.loads(text).items()}
+    rows = support.rows(text)
     of_t4 = [(one.release, one.precisions) for one in rows["tensorrt"].proven if one.gpu == "t4"]
-    assert of_t4 == [("10.15.1", ("fp16", "int8")), ("11.4.0", ("fp32",))]
+    assert of_t4 == [("10.15.1", ["fp16", "int8"]), ("11.4.0", ["fp32"])]
     assert any(one.gpu == "h100" for one in rows["tensorrt"].proven)
     assert rows["tensorrt-rtx"].listed
 

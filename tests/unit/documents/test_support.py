@@ -40,6 +40,8 @@ def test_every_row_is_about_gpus_precisions_and_pages_that_exist() -> None:
     for row in support.table().values():
         assert row.source
         assert set(row.listed or {}) <= known
+        for precisions in (row.listed or {}).values():
+            assert set(precisions) <= set(PRECISION_NAMES)
         for proof in row.proven:
             assert proof.gpu in gpus.table()
             assert set(proof.precisions) <= set(PRECISION_NAMES)
