@@ -28,6 +28,21 @@ def made(text: str, head: str = HEAD, **weights: Any) -> onnx.ModelProto:
     return model
 
 
+def gru(units: int, *, sides: int = 1, bias: bool = False, state: bool = False) -> onnx.ModelProto:
+    """Over 7 steps of a batch of one, with all states and the last one."""
+    normal = np.random.default_rng(0).standard_normal
+    weights = {"w": normal((sides, 3 * units, 3)), "r": normal((sides, 3 * units, units))}
+    weights |= {"b": normal((sides, 6 * units))} if bias else {}
+    last = f"float[{sides}, 1, {units}]"
+    given = ["x", "w", "r", "b" if bias else "", *(("", "h") if state else ())]
+    return made(
+        f"g (float[7, 1, 3] x{f', {last} h' if state else ''}) => "
+        f"(float[7, {sides}, 1, {units}] y, {last} last) "
+        f"{{ y, last = GRU <hidden_size = {units}> ({', '.join(given).rstrip(', ')}) }}",
+        **{name: array.astype(np.float32) for name, array in weights.items()},
+    )
+
+
 def run(
     model: onnx.ModelProto | Path,
     feeds: Mapping[str, Any] | None = None,

@@ -13,7 +13,7 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_shapes, walk
 from enginefarm.graph.model.edit import replace_nodes
 from enginefarm.graph.model.free_names import FreeNames
-from enginefarm.graph.reading import affine_grid
+from enginefarm.graph.reading import affine_grid, small_gru
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,5 +184,6 @@ def _absolute_before_pooling(model: ModelProto) -> bool:
 WRITERS: dict[str, Callable[[ModelProto], bool]] = {
     affine_grid.OPERATOR: affine_grid.write_out,
     "GlobalLpPool": _absolute_before_pooling,
+    small_gru.OPERATOR: small_gru.write_out,
 }
 """Operator -> what mends its nodes in place, and says whether it did."""

@@ -20,6 +20,7 @@ import onnx.parser
 import psutil
 import pytest
 import tiny_onnx
+import toy_graphs
 
 from enginefarm.building import isolate
 from enginefarm.child import call
@@ -35,6 +36,7 @@ from enginefarm.errors import (
     ParseError,
     ToolchainError,
 )
+from enginefarm.graph.reading import written_out
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.progress import SINK
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
@@ -414,3 +416,11 @@ def test_a_refusal_without_a_name_names_the_node(tmp_path: Path) -> None:
             at=np.int64([[1, 1]]),
             by=np.float32([[2, 3]]),
         )
+
+
+def test_a_gru_of_few_units_is_built_with_more(tmp_path: Path) -> None:
+    """Its builder never ends with 5 units."""
+    model = toy_graphs.gru(5)
+    assert written_out.write_out(model) == ("GRU",)
+    onnx.save(model, tmp_path / "m.onnx")
+    run(tmp_path / "m.onnx", tmp_path / "w", spec=with_shapes(*[(7, 1, 3)] * 3), timeout_s=60)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import toy_graphs
 from onnx.reference import ReferenceEvaluator
 
 from enginefarm.graph.model import walk
@@ -216,3 +217,34 @@ def test_other_graphs_stay_as_they_are() -> None:
     before = made.SerializeToString()
     assert write_out(made) == ()
     assert made.SerializeToString() == before
+
+
+@pytest.mark.parametrize("units", [3, 6])
+@pytest.mark.parametrize(
+    ("sides", "given", "attributes"),
+    [
+        (1, "", {}),
+        (2, "bias state", {"direction": "bidirectional"}),
+        (1, "state", {"activations": ["HardSigmoid", "Sigmoid"], "direction": "reverse"}),
+    ],
+)
+def test_a_gru_of_few_units_gets_more_that_nothing_reads(
+    units: int, sides: int, given: str, attributes: dict[str, Any]
+) -> None:
+    made = toy_graphs.gru(units, sides=sides, bias="bias" in given, state="state" in given)
+    helper = onnx.helper
+    made.graph.node[0].attribute.extend(helper.make_attribute(*one) for one in attributes.items())
+    feeds = {"x": normal(7, 1, 3)} | ({"h": normal(sides, 1, units)} if "state" in given else {})
+    wanted = run(made, feeds)
+    assert write_out(made) == ("GRU",)
+    assert walk.attributes(made.graph.node["state" in given])["hidden_size"].i == 8
+    onnx.checker.check_model(made, full_check=True)
+    for one, other in zip(wanted, run(made, feeds), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("units", "after"), [(2, 0), (7, 0), (5, 1)])
+def test_other_grus_stay(units: int, after: int) -> None:
+    made = toy_graphs.gru(units)
+    made.graph.node[0].attribute.append(onnx.helper.make_attribute("linear_before_reset", after))
+    assert write_out(made) == ()
