@@ -76,6 +76,7 @@ class Calibration(Frozen):
     )
     seed: int = Field(
         default=0,
+        ge=0,
         description="Seed of random inputs, and of a callable that has a parameter `seed`.",
     )
 
@@ -97,6 +98,7 @@ class Verification(ComparisonRules):
     )
     seed: int = Field(
         default=1,
+        ge=0,
         description="Seed of random inputs, and of a callable that has a parameter `seed`.",
     )
 

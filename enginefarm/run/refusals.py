@@ -191,6 +191,17 @@ NETWORKS: tuple[Refusal, ...] = (
         "symmetrically",
     ),
     Refusal(
+        _says(r"in reshape op \d+: [^|]*\| (?P<node>\S+)_Output\.\d+-\(i8"),
+        "TensorRT does not reshape the quantized tensor {node!r}, such as an input of an LSTM",
+        "start from the model in FP32: the recipe's `precisions` quantize it; or take the Q/DQ "
+        "nodes in front of LSTM and GRU nodes out",
+    ),
+    Refusal(
+        _says(r"no tactics to implement the operation within workspace"),
+        "an operator needs more memory for its work than `builder.workspace_mib` allows",
+        "write a larger number there, or leave it out",
+    ),
+    Refusal(
         _says(r"decompose_composite_ops.*Attention operation"),
         "there is no kernel for operator Attention with these sizes and types",
         "export the model at opset 20 (`export.opset: 20`), which writes attention as MatMul and "

@@ -73,6 +73,19 @@ def test_unknown_words_are_passed_on() -> None:
             "int32",
         ),
         (
+            "Myelin ([utils.cpp:1026: add_run_time_check] Expected 12  to be equal to  in reshape "
+            "op 20180: reshape: __mye20177_q8-(i8[1,__mye4467_proxy.1,32][]so[], mem_prop=0, "
+            "align=1) | /g/Transpose_output_0_QuantizeLinear_Output.1-(i8[12,__mye4467_proxy.1,32]",
+            "tensor '/g/Transpose_output_0_QuantizeLinear'",
+            "in front of LSTM and GRU",
+        ),
+        (
+            "Myelin ([tactic.cpp:1676: enumerate_tactics] Tactic Selection: no tactics to "
+            "implement the operation within workspace limit. Consider increase the allowed",
+            "`builder.workspace_mib`",
+            "a larger number",
+        ),
+        (
             "MyelinCheckException: decompose_composite_ops.cpp:59: "
             "CHECK(composite_op->is_decomposable()) failed. Attention operation was not supported "
             "by a dedicated kernel.",
