@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,17 +21,25 @@ ALIGNMENT = 4096
 """ONNX Runtime can map a tensor into memory if it begins on a page."""
 
 
-def write(tensors: Iterable[TensorProto], file: Path, *, above_bytes: int) -> None:
-    """Moves the bytes of large tensors into `file`, and notes their place in the tensors."""
+def write(
+    tensors: Iterable[TensorProto], file: Path, held: Mapping[str, TensorProto], *, above_bytes: int
+) -> None:
+    """Moves the bytes of large tensors into `file`, and notes their place in the tensors.
+
+    held: by name, tensors of another model that hold the bytes of those that have none. They keep
+    them.
+    """
     from onnx import TensorProto
 
     with file.open("wb") as stream:
         for tensor in tensors:
-            if len(tensor.raw_data) < above_bytes:
+            empty = tensor.data_location == TensorProto.EXTERNAL
+            values = (held.get(tensor.name, tensor) if empty else tensor).raw_data
+            if len(values) < above_bytes:
                 continue
             stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
-            entries = (file.name, str(stream.tell()), str(len(tensor.raw_data)))
-            stream.write(tensor.raw_data)
+            entries = (file.name, str(stream.tell()), str(len(values)))
+            stream.write(values)
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
             del tensor.external_data[:]

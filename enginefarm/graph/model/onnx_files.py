@@ -91,17 +91,19 @@ def _parsed(path: Path, name: str, error: type[EnginefarmError]) -> ModelProto:
     return model
 
 
-def write(model: ModelProto, dest_dir: Path) -> Path:
+def write(model: ModelProto, dest_dir: Path, weights: ModelProto | None = None) -> Path:
     """Writes the model in normal form; returns the path of `model.onnx`.
 
-    The model is changed: see `normalize`.
+    weights: the model that holds the weights if `model` is of `onnx_shapes.without_weights`.
+    `model` is changed: see `normalize`. `weights` is not.
     """
     dest_dir.mkdir(parents=True, exist_ok=True)
     path, data = dest_dir / MODEL_NAME, dest_dir / DATA_NAME
     data.unlink(missing_ok=True)  # it may be another name of a file in the cache
     normalize(model)
-    if sum(len(tensor.raw_data) for tensor in walk.tensors(model)) > EXTERNAL_ABOVE_BYTES:
-        external_data.write(walk.tensors(model), data, above_bytes=EXTERNAL_FROM_BYTES)
+    held = {tensor.name: tensor for tensor in weights.graph.initializer} if weights else {}
+    if held or sum(len(one.raw_data) for one in walk.tensors(model)) > EXTERNAL_ABOVE_BYTES:
+        external_data.write(walk.tensors(model), data, held, above_bytes=EXTERNAL_FROM_BYTES)
     partial = path.with_suffix(".partial")
     partial.write_bytes(model.SerializeToString(deterministic=True))
     partial.replace(path)

@@ -220,14 +220,21 @@ def _install() -> str:
 
 
 def session_of(
-    model: ModelProto, *, error: type[EnginefarmError], what: str, plain: bool = False
+    model: ModelProto,
+    *,
+    error: type[EnginefarmError],
+    what: str,
+    plain: bool = False,
+    weights: ModelProto | None = None,
 ) -> InferenceSession:
     """A session on a model in memory, of any size. The model's weights may be moved out of it.
+
+    weights: as in `onnx_files.write`.
 
     Raises: `error`, as `session` does.
     """
     with TemporaryDirectory(prefix="enginefarm-") as folder:
-        path = onnx_files.write(model, Path(folder))
+        path = onnx_files.write(model, Path(folder), weights)
         return session(path, error=error, what=what, plain=plain)
 
 

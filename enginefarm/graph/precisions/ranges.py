@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import ahead, constants, onnx_files, onnx_shapes, ort, walk
-from enginefarm.graph.model.edit import copied
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.precisions import masks, prepare
 from enginefarm.graph.verification.reference import read_reference
@@ -81,11 +80,11 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
     """
     from onnx import TensorProto, helper
 
-    probed: ModelProto = copied(model)
+    probed = onnx_shapes.without_weights(model)  # ONNX Runtime is about to hold them too
     graph, free = probed.graph, FreeNames(probed)
     floats = [
         value.name
-        for value in (*graph.input, *graph.value_info, *graph.output)
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
     probes: dict[str, str] = {}
@@ -104,7 +103,8 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
         probes[name] = largest
     if not probes:
         return {}
-    session = ort.session_of(probed, error=PrecisionError, what="the graph whose ranges are seen")
+    what = "the graph whose ranges are seen"
+    session = ort.session_of(probed, error=PrecisionError, what=what, weights=model)
     return _largest(session, probes, batches, ahead.at_once(model))
 
 

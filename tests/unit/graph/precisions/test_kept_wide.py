@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from tiny_models import document
 from toy_graphs import evidence, made, run
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import RecipeError
-from enginefarm.graph.model import onnx_files
+from enginefarm.graph.model import onnx_files, ort
 from enginefarm.graph.model.emulate import emulate
-from enginefarm.graph.precisions import precision
+from enginefarm.graph.model.onnx_shapes import infer_types
+from enginefarm.graph.precisions import precision, ranges
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.search import Search
 
@@ -407,3 +408,24 @@ def test_an_exp_stays_wide_where_other_data_may_leave_fp16(
     assert ("Exp" in kept(details)) is wide
     if wide:
         assert decibels(model, changed, {"x": x * 1.7}) > 50
+
+
+def test_ranges_are_seen_without_a_second_copy_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = RANDOM.normal(size=(256, 256)).astype(np.float32)
+    model = made("g (float[2, 256] x) => (float[2, 256] y) { y = MatMul(x, w) }", w=weight)
+    infer_types(model)
+    real, written = ort.session_of, list[int]()
+
+    def session_of(given: onnx.ModelProto, **options: Any) -> Any:
+        written.append(given.ByteSize())
+        return real(given, **options)
+
+    monkeypatch.setattr(ort, "session_of", session_of)
+    x = RANDOM.normal(size=(2, 256)).astype(np.float32)
+    largest = ranges.observe(model, [{"x": x}])
+    assert largest["x"] == np.abs(x).max()
+    assert largest["y"] == pytest.approx(np.abs(x @ weight).max(), rel=1e-5)
+    assert written[0] < weight.nbytes / 2, "a copy of the weights was handed over"
+    np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), weight)
