@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,18 +47,19 @@ FARMS = (
         ("t4", "a100", "l4"),
     ),
     SharedFarm(("tests/farm/test_farm_recovery.py",), ("t4", "a100")),
-    SharedFarm(("tests/farm/test_lost_workers.py", "tests/farm/test_drain.py"), ("l4",)),
     SharedFarm(
         (
             "tests/farm/test_deployments.py",
+            "tests/farm/test_drain.py",
             "tests/farm/test_fairness.py",
+            "tests/farm/test_lost_workers.py",
             "tests/farm/test_server_password.py",
         ),
         ("l4",),
     ),
 )
-"""One fewer than `make test` has processes, and about as long. They run first, each in one process,
-because they take longest and mostly wait: the others fill the time in which they do."""
+"""About as long. They run first, each in one process, because they take longest and mostly wait:
+two processes fill the time in which they do. A farm's start takes 25 s of the processor."""
 
 LONG = (
     "tests/integration/graph/test_models.py",
@@ -157,12 +159,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real SeaweedFS on free loopback ports, with a key of its own. One a test process."""
-    home = tmp_path_factory.mktemp("s3") / "store"
-    server = embedded.start(home)
-    yield server
-    embedded.stop(home)
+def s3_server(session_folder: Path) -> Iterator[Server]:
+    """A real SeaweedFS on free loopback ports, with a key of its own. All processes of this session
+    share it, because one that waits takes the processor too; the last of them ends it."""
+    home = session_folder / "s3" / "store"
+    home.parent.mkdir(exist_ok=True)
+    with (home.parent / "users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield embedded.start(home)
+        with suppress(BlockingIOError):  # another process uses it
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            embedded.stop(home)
 
 
 @pytest.fixture

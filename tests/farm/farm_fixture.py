@@ -29,7 +29,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from enginefarm.farm.server.environment import database_url
 from enginefarm.farm.worker import card as workers
-from enginefarm.store import embedded, s3
+from enginefarm.store import embedded, inner_ports, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.weed import free_ports
 from tests.farm import postgres_server
@@ -68,7 +68,12 @@ class Farm:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             # Most workers of these farms wait, and each question costs the two cores that the
             # others build on. A worker whose run has ended asks at once, whatever this is.
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": "5",
+            # A start of the server takes a second longer with them; only its UI makes blocks.
+            "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+            # Each of Prefect's clients reads its authorities, which plain HTTP asks nothing of:
+            # 18 ms of the processor for the hundred that it has by default, nothing for one.
+            "PREFECT_API_SSL_CERT_FILE": str(self.s3.home / inner_ports.CERTIFICATE),
             "ENGINEFARM_STORE": url,
             "AWS_ENDPOINT_URL": self.s3.endpoint,
             "AWS_ACCESS_KEY_ID": self.s3.credentials.access_key,
@@ -213,7 +218,7 @@ class Farm:
             )
 
         said = lambda: f"{found}\n{self.log('control')}"  # noqa: E731
-        until(ended, f"run {run_id} ends", patience_s, said, pause_s=0.5)
+        until(ended, f"run {run_id} ends", patience_s, said, pause_s=1)
         return found[0]
 
     def run(self, deployment: str, **parameters: Any) -> FlowRun:
@@ -263,7 +268,7 @@ def until(
     what: str,
     patience_s: float = PATIENCE_S,
     said: Callable[[], str] = str,
-    pause_s: float = 0.25,
+    pause_s: float = 0.5,
 ) -> float:
     """Waits; gives the seconds it took. Fails with what was waited for."""
     started = time.monotonic()

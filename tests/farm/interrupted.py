@@ -44,7 +44,7 @@ def hold(farm: Farm, *labels: str) -> list[psutil.Process]:
                 held.update((label, one) for one in found)
         return len(held) == len(labels)
 
-    until(all_at_work, f"{', '.join(labels)} build", pause_s=0.02)
+    until(all_at_work, f"{', '.join(labels)} build", pause_s=0.1)
     return [held[label] for label in labels]
 
 

@@ -138,7 +138,8 @@ def test_a_run_cannot_choose_command_environment_or_folder(
             )
         )
     finally:
-        assert farm.command("deploy").returncode == 0  # which puts the template back
+        if template != "ours":
+            assert farm.command("deploy").returncode == 0  # which puts the template back
     assert not mark.exists()
     assert (run.state.name or "").startswith("Failed: "), run.state
     assert "no-such-recipe" in run.state.message

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,12 @@ from enginefarm.documents.spec import MinOptMax, ShapeProfile, ToolchainId
 from enginefarm.errors import EngineRunError
 from enginefarm.host import detect as host
 from enginefarm.host.detect import NvmlGpu
+from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.site import Site
 from enginefarm.tables.tables import BenchmarkTables
 from tests import tiny_recipe
+from tests.fake_builds import jobs, made
 
 Out = pytest.CaptureFixture[str]
 FAKES = Path(__file__).parents[2] / "fake_gpu"
@@ -40,12 +41,9 @@ def a100(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def recipe(store_environment: EngineStore, tmp_path: Path) -> Path:
     path = tiny_recipe.write(tmp_path / "tiny", gpus=["a100"], precisions=["fp16"])
-    subprocess.run(
-        [sys.executable, "-c", "from enginefarm.cli import main; main()", "build", str(path)],
-        check=True,
-        capture_output=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-    )
+    site = Site(store_environment, BlobCache(tmp_path / "farm"))
+    for job in jobs(site, path):
+        made(site, job)
     return path
 
 

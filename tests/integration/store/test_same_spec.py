@@ -9,19 +9,15 @@ from typing import Any
 
 import pytest
 
-from enginefarm.building import engine as engines
 from enginefarm.building import isolate
-from enginefarm.building.engine import BuildResult, Job
-from enginefarm.documents.manifest import Manifest
+from enginefarm.building.engine import Job
 from enginefarm.host.plan_header import read_plan_header
-from enginefarm.planning import graphs, plan, stages
-from enginefarm.planning.stages import Site
-from enginefarm.planning.survey import local_offers
-from enginefarm.recipes import file as recipe_file
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.store.site import Site
 from enginefarm.toolchains import BuildRequest, tensorrt_rtx
-from tests import tiny_recipe
+from tests import fake_builds, tiny_recipe
+from tests.fake_builds import made
 
 REQUESTS = 32
 
@@ -34,24 +30,9 @@ def job(store: EngineStore, tmp_path: Path) -> Job:
 
 
 def jobs(store: EngineStore, tmp_path: Path, **changes: Any) -> list[Job]:
-    """The control worker's part: a job for each engine of the tiny recipe."""
-    recipe = recipe_file.load(tiny_recipe.write(tmp_path / "recipe", **changes))
-    site = Site(store=store, cache=BlobCache(tmp_path / "control"))
-    exported = stages.export(site, recipe)
-    slimmed = stages.slim(site, recipe, exported)
-    reference = stages.reference(site, recipe, exported.outputs)
-    prepared = {
-        name: graphs.prepare(site, recipe, slimmed.model, reference, name)
-        for name in recipe.precisions
-    }
-    return [
-        Job(
-            recipe=recipe.name,
-            spec=plan.resolve(recipe, target, slimmed.model, prepared[target.precision].use),
-            prepared=prepared[target.precision],
-        )
-        for target in plan.targets(recipe, local_offers()).wanted
-    ]
+    """Of the tiny recipe with these changes."""
+    path = tiny_recipe.write(tmp_path / "recipe", **changes)
+    return fake_builds.jobs(Site(store, BlobCache(tmp_path / "control")), path)
 
 
 @pytest.fixture
@@ -66,13 +47,6 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
     monkeypatch.setattr(isolate, "build", counted)
     return ran
-
-
-def made(site: Site, job: Job) -> Manifest:
-    built = engines.build(site, job)
-    if not isinstance(built, BuildResult):
-        return built
-    return engines.publish(site, job, engines.upload(site, built))
 
 
 def test_it_is_built_once_a_machine_and_published_once(
