@@ -46,11 +46,10 @@ FARMS = (
         ),
         ("t4", "a100", "l4"),
     ),
-    SharedFarm(("tests/farm/test_farm_recovery.py",), ("t4", "a100")),
+    SharedFarm(("tests/farm/test_farm_recovery.py", "tests/farm/test_drain.py"), ("t4", "a100")),
     SharedFarm(
         (
             "tests/farm/test_deployments.py",
-            "tests/farm/test_drain.py",
             "tests/farm/test_fairness.py",
             "tests/farm/test_lost_workers.py",
             "tests/farm/test_server_password.py",
@@ -59,7 +58,7 @@ FARMS = (
     ),
 )
 """About as long. They run first, each in one process, because they take longest and mostly wait:
-two processes fill the time in which they do. A farm's start takes 25 s of the processor."""
+two processes fill the time in which they do. A farm's start takes 20 s of the processor."""
 
 LONG = (
     "tests/integration/graph/test_models.py",

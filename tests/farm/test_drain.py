@@ -9,7 +9,7 @@ from tests.farm.farm_fixture import Farm, until
 from tests.farm.interrupted import hold, start
 from tests.processes import gone
 
-LABEL = "l4"
+LABEL = "a100"
 SAID = "takes no more runs"
 
 
