@@ -1,7 +1,7 @@
 """A worker that dies in the middle of a build: found out by its silence, and done again.
 
-Apart from test_farm_recovery.py, because each waits for minutes: on a farm of their own they wait
-while the others work.
+Apart from test_farm_recovery.py, because each waits for minutes: on another farm they wait while
+those work.
 """
 
 from __future__ import annotations
