@@ -75,7 +75,7 @@ def worker(
 
     from enginefarm.farm.server.environment import prepare_worker
 
-    prepare_worker()
+    prepare_worker(control=role == "control")
     if role == "control":
         # Runs start in a folder of their own: relative recipe paths mean this one.
         os.environ.setdefault("ENGINEFARM_RECIPE_ROOTS", str(Path.cwd()))

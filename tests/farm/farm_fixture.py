@@ -280,9 +280,16 @@ def until(
 
 
 @contextmanager
-def farm_of(root: Path, *crosses: str, database: str | None = None) -> Iterator[Farm]:
-    """A farm with a control worker and a cross worker for each label."""
+def farm_of(
+    root: Path, *crosses: str, database: str | None = None, patient: bool = True
+) -> Iterator[Farm]:
+    """A farm with a control worker and a cross worker for each label.
+
+    patient: its workers ask for runs less often than those of a user do.
+    """
     farm = Farm(root, database=database)
+    if not patient:
+        del farm.environment["PREFECT_WORKER_QUERY_SECONDS"]
     with ExitStack() as stack:
         stack.callback(farm.close)
         farm.start_server()

@@ -20,6 +20,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
+from benchmarks.request_counter import counting
 from enginefarm.documents.manifest import Manifest
 from tests import tiny_recipe
 from tests.farm.farm_fixture import CHECKOUT, Farm, until
@@ -218,6 +219,21 @@ def test_many_ask_for_one_spec_and_one_manifest_is_published(farm: Farm) -> None
     assert {one.state.message for one in built if one.state.name == "Built"} == {
         manifest.engine.digest
     }
+
+
+def test_a_run_asks_neither_for_the_servers_version_nor_for_tokens(farm: Farm) -> None:
+    """Its worker knows both."""
+    with counting(farm.port) as (url, asked):
+        farm.start_worker("asking", "--gpu", "l40", "--cross", PREFECT_API_URL=url)
+        before = asked.copy()
+        tiny_recipe.write(farm.recipes / "asked", name="asked", gpus=["l40"], precisions=["fp16"])
+        run = farm.run("build-model/build-model", recipe="asked")
+        assert run.state.is_completed()
+        farm.stop("asking")
+    during = asked - before
+    assert during["POST /flow_runs/ID/set_state"] >= 3, "the run's requests are counted"
+    assert during["GET /csrf-token"] <= 1, "the worker's own question"
+    assert not during["GET /admin/version"]
 
 
 def test_workers_are_listed_with_what_they_offer(farm: Farm) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from packaging.version import InvalidVersion, Version
@@ -62,6 +64,15 @@ def connected() -> Generator[SyncPrefectClient]:
             why=type(error).__name__,
             fix="start it (enginefarm server), or correct PREFECT_API_URL",
         ) from error
+
+
+def asks_for_csrf_tokens(client: SyncPrefectClient) -> bool:
+    """Whether the server takes changes only with a token, which each run has to ask for."""
+    try:
+        client.request("GET", "/csrf-token", params={"client": str(uuid4())})
+    except PrefectHTTPStatusError as error:
+        return error.response.status_code != HTTPStatus.UNPROCESSABLE_ENTITY
+    return True
 
 
 def ui_url() -> str:

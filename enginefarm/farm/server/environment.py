@@ -27,8 +27,13 @@ WORKER = {
     # What tells a run that is alive from one that was killed; 30 s is the least it takes.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_WORKER_ENABLE_CANCELLATION": "true",
+    # The worker itself has looked (connection.py): a run need not ask again.
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "INFO",
 }
+
+CONTROL_QUERY_S = "0.5"
+"""People wait for runs of the control pool, and a farm has one worker for it."""
 
 SERVER = {
     "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "5",
@@ -72,9 +77,9 @@ def prepare_client() -> None:
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 
-def prepare_worker() -> None:
+def prepare_worker(*, control: bool) -> None:
     """For a worker, and for the runs that it starts, which inherit its environment."""
-    _set_defaults(WORKER)
+    _set_defaults(WORKER | ({"PREFECT_WORKER_QUERY_SECONDS": CONTROL_QUERY_S} if control else {}))
     if os.environ.get("ENGINEFARM_LOG_FORMAT") == "json":
         _set_defaults(
             {"PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).parents[1] / "logging.yaml")}

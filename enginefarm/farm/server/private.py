@@ -37,6 +37,12 @@ SETTINGS = {
     "PREFECT__SERVER_FINAL": "1",
 }
 
+NO_QUESTIONS = {
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+    "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+}
+"""The server is of this version, and takes changes without a token."""
+
 
 class PrivateApi:
     """The server's process. `wait` before the first request."""
@@ -112,6 +118,7 @@ def private_api() -> Generator[PrivateApi]:
     password = secrets.token_urlsafe(24)
     common = {name: text for name, text in os.environ.items() if not _points_to_a_farm(name)}
     common |= {"PREFECT_HOME": folder}
+    common |= NO_QUESTIONS
     common.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")  # nobody will read them there
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"

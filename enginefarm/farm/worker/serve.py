@@ -63,6 +63,8 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     store = open_store()
     store.require_bucket()
     with farm.connected() as client:
+        if not farm.asks_for_csrf_tokens(client):  # runs need not ask either
+            os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
         if role == "control":
             farm.ensure_pool(client, pool)
         else:

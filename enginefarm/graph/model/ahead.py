@@ -14,10 +14,14 @@ from enginefarm.graph.model import walk
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from enginefarm.graph.model.arrays import Arrays
+
 Batch = TypeVar("Batch")
-Result = TypeVar("Result")
 
 AT_ONCE = min(2, os.cpu_count() or 1)
+MOST_BYTES = 512 << 20
+"""Of a batch's result: calibration looks at every value inside the graph. Larger ones are made one
+at a time."""
 
 
 def at_once(model: ModelProto) -> int:
@@ -26,22 +30,30 @@ def at_once(model: ModelProto) -> int:
 
 
 def each(
-    run: Callable[[Batch], Result], batches: Iterable[Batch], at_once: int
-) -> Iterator[tuple[Batch, Result]]:
+    run: Callable[[Batch], Arrays], batches: Iterable[Batch], at_once: int
+) -> Iterator[tuple[Batch, Arrays]]:
     """Each batch with what `run` returns for it, in order. Batches are read by the caller's thread.
 
-    at_once: how many are computed side by side, beside the one that the caller has just got. A
-    caller who has seen all of a large result clears it.
+    at_once: how many are computed side by side, beside the one that the caller has just got, once
+    the first has shown how large a result is. A caller who has seen all of a large result clears
+    it.
     """
+    left = iter(batches)
+    for first in left:
+        result = run(first)
+        if sum(array.nbytes for array in result.values()) > MOST_BYTES:
+            at_once = 1
+        yield first, result
+        break
     if at_once == 1:
-        yield from ((batch, run(batch)) for batch in batches)
+        yield from ((batch, run(batch)) for batch in left)
         return
     with ThreadPoolExecutor(at_once) as pool:
-        begun: deque[tuple[Batch, Future[Result]]] = deque()
-        for batch in batches:
+        begun: deque[tuple[Batch, Future[Arrays]]] = deque()
+        for batch in left:
             begun.append((batch, pool.submit(run, batch)))
             if len(begun) == at_once:
-                first, result = begun.popleft()
-                yield first, result.result()
-        for first, result in begun:
-            yield first, result.result()
+                ready, future = begun.popleft()
+                yield ready, future.result()
+        for ready, future in begun:
+            yield ready, future.result()

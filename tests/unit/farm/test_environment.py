@@ -27,6 +27,7 @@ NAMES = (
     "PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
     "PREFECT_UI_API_URL",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+    *environment.WORKER,
 )
 
 
@@ -171,3 +172,28 @@ def test_a_number_of_days_that_is_none_is_refused(days: str) -> None:
     os.environ[environment.KEEP_RUNS_DAYS] = days
     with pytest.raises(UsageError, match=environment.KEEP_RUNS_DAYS):
         start()
+
+
+@pytest.mark.parametrize(("control", "seconds"), [(True, 0.5), (False, 1.0)])
+def test_the_control_worker_for_whose_runs_people_wait_asks_more_often(
+    control: bool, seconds: float
+) -> None:
+    environment.prepare_worker(control=control)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from prefect.settings import get_current_settings as s; "
+            "print(s().worker.query_seconds, s().client.server_version_check_enabled)",
+        ],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == [str(seconds), "False"], "as Prefect understands it"
+
+
+def test_what_the_user_says_of_a_worker_comes_first() -> None:
+    os.environ["PREFECT_WORKER_QUERY_SECONDS"] = "7"
+    environment.prepare_worker(control=True)
+    assert os.environ["PREFECT_WORKER_QUERY_SECONDS"] == "7"
