@@ -226,14 +226,16 @@ def test_a_run_asks_neither_for_the_servers_version_nor_for_tokens(farm: Farm) -
     with counting(farm.port) as (url, asked):
         farm.start_worker("asking", "--gpu", "l40", "--cross", PREFECT_API_URL=url)
         before = asked.copy()
-        tiny_recipe.write(farm.recipes / "asked", name="asked", gpus=["l40"], precisions=["fp16"])
-        run = farm.run("build-model/build-model", recipe="asked")
-        assert run.state.is_completed()
+        for name in ("asked", "asked-again"):  # at its first run the worker itself asks
+            before = asked.copy()
+            tiny_recipe.write(
+                farm.recipes / name, name=name, salt=name, gpus=["l40"], precisions=["fp16"]
+            )
+            assert farm.run("build-model/build-model", recipe=name).state.is_completed()
         farm.stop("asking")
     during = asked - before
     assert during["POST /flow_runs/ID/set_state"] >= 3, "the run's requests are counted"
-    assert during["GET /csrf-token"] <= 1, "the worker's own question"
-    assert not during["GET /admin/version"]
+    assert not [path for path in during if "csrf" in path or "version" in path]
 
 
 def test_workers_are_listed_with_what_they_offer(farm: Farm) -> None:

@@ -121,12 +121,12 @@ def test_inputs_inner_tensors_and_outputs_get_a_range() -> None:
 def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     """ONNX Runtime's own outputs are seen by tracemalloc too: they are numpy arrays."""
     peaks = []
-    for count in (2, 40):
+    for count in (4, 40):  # after the first, one is computed while another is looked at
         tracemalloc.start()
         calibration.histograms(network(), ("x", "h", "y"), batches(count), OPTIONS)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] * 1.2, f"{peaks} bytes for 2 and 40 batches"
+    assert peaks[1] < peaks[0] * 1.2, f"{peaks} bytes for 4 and 40 batches"
 
 
 def test_nan_inside_the_network_names_the_tensor_and_the_batch() -> None:
