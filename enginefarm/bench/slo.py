@@ -185,7 +185,7 @@ def load_columns(point: Point, load: Load, found: TimedCurve) -> dict[str, Any]:
 
 
 def _why_none(curve: Curve) -> str:
-    """What of it is the machine's: a thread that is woken late is no engine's fault."""
+    """Says how much of the delay the machine caused: an engine does not wake the threads late."""
     every = "p99 was above the limit at every rate that was tried"
     if not curve.tried:
         return every

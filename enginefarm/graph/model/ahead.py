@@ -20,8 +20,8 @@ Batch = TypeVar("Batch")
 
 AT_ONCE = min(2, os.cpu_count() or 1)
 MOST_BYTES = 512 << 20
-"""Of a batch's result: calibration looks at every value inside the graph. Larger ones are made one
-at a time."""
+"""Batches whose results are larger are computed one at a time: calibration's results contain every
+value inside the graph."""
 
 
 def at_once(model: ModelProto) -> int:

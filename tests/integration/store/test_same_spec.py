@@ -30,7 +30,7 @@ def job(store: EngineStore, tmp_path: Path) -> Job:
 
 
 def jobs(store: EngineStore, tmp_path: Path, **changes: Any) -> list[Job]:
-    """Of the tiny recipe with these changes."""
+    """A job for each engine of the tiny recipe, with these changes to the recipe."""
     path = tiny_recipe.write(tmp_path / "recipe", **changes)
     return fake_builds.jobs(Site(store, BlobCache(tmp_path / "control")), path)
 

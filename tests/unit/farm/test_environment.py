@@ -136,6 +136,21 @@ def test_a_home_that_cannot_hold_the_password_is_one_clear_error(
         address.ensure_password()
 
 
+def understood(program: str) -> str:
+    """What a fresh Python prints that has Prefect's settings as `s()` and this environment."""
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            f"from prefect.settings import get_current_settings as s; {program}",
+        ],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ended.stdout.strip()
+
+
 def kept(setting: str) -> str:
     return os.environ[f"PREFECT_SERVER_{setting}"]
 
@@ -145,23 +160,16 @@ def test_runs_and_events_are_kept_for_a_while_only_and_none_is_late_for_ever() -
     start()
     assert "flow_runs" in kept("SERVICES_DB_VACUUM_ENABLED")
     assert kept("SERVICES_DB_VACUUM_RETENTION_PERIOD") == str(7 * 24 * 3600)
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            "from prefect.settings import get_current_settings as s; v = s().server; "
-            "print(sorted(v.services.db_vacuum.enabled_vacuum_types), "
-            "v.services.db_vacuum.retention_period, v.events.retention_period, "
-            "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'], "
-            "v.services.late_runs.enabled, v.services.pause_expirations.loop_seconds, "
-            "v.services.scheduler.recent_deployments_loop_seconds, "
-            "v.services.cleanup_reconciler.loop_seconds)",
-        ],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
+    said = understood(
+        "v = s().server; "
+        "print(sorted(v.services.db_vacuum.enabled_vacuum_types), "
+        "v.services.db_vacuum.retention_period, v.events.retention_period, "
+        "v.services.db_vacuum.event_retention_overrides['prefect.flow-run.heartbeat'], "
+        "v.services.late_runs.enabled, v.services.pause_expirations.loop_seconds, "
+        "v.services.scheduler.recent_deployments_loop_seconds, "
+        "v.services.cleanup_reconciler.loop_seconds)"
     )
-    assert ended.stdout.strip() == (
+    assert said == (
         "['events', 'flow_runs', 'orphans'] 7 days, 0:00:00 2 days, 0:00:00 1:00:00 False "
         "60.0 60.0 30.0"
     ), "as Prefect understands it"
@@ -179,18 +187,8 @@ def test_the_control_worker_for_whose_runs_people_wait_asks_more_often(
     control: bool, seconds: float
 ) -> None:
     environment.prepare_worker(control=control)
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            "from prefect.settings import get_current_settings as s; "
-            "print(s().worker.query_seconds, s().client.server_version_check_enabled)",
-        ],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stdout.split() == [str(seconds), "False"], "as Prefect understands it"
+    said = understood("print(s().worker.query_seconds, s().client.server_version_check_enabled)")
+    assert said == f"{seconds} False", "as Prefect understands it"
 
 
 def test_what_the_user_says_of_a_worker_comes_first() -> None:
