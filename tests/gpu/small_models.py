@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,4 +87,90 @@ def with_plugin(path: Path, boxes: int = 6, classes: int = 2) -> Path:
             for name, shape in shapes.items()
         ],
         [],
+    )
+
+
+def residual(
+    path: Path,
+    dtype: Any,
+    *,
+    seed: int,
+    head_seed: int,
+    blocks: Sequence[int] = (3, 4, 6, 3),
+    bias: str = "zeros",
+    marked: bool = False,
+) -> Path:
+    """ResNet-50's graph with BatchNorm folded: x [n, 3, 64, 64] -> y [n, 16, 1, 1], both FP32.
+
+    bias: "zeros" as of a fresh model, "random", or "none". marked: outputs after each block too.
+    seed: of the convolutions' weights. head_seed: of the last layer's.
+    """
+    body, last = np.random.default_rng(seed), np.random.default_rng(head_seed)
+    nodes = [
+        helper.make_node(
+            "Cast", ["x"], ["x0"], "cast_in", to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        )
+    ]
+    weights: dict[str, Any] = {}
+    ends: list[str] = []
+
+    def conv(x: str, name: str, shape: tuple[int, ...], stride: int = 1, gain: float = 2) -> str:
+        rng = last if name == "head" else body
+        scale = np.sqrt(gain / (shape[1] * shape[2] * shape[3]))
+        weights[f"{name}.w"] = scale * rng.standard_normal(shape, np.float32)
+        inputs = [x, f"{name}.w"]
+        if bias != "none":
+            noise = rng.standard_normal(shape[0])
+            weights[f"{name}.b"] = 0.1 * noise if bias == "random" else np.zeros(shape[0])
+            inputs.append(f"{name}.b")
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                inputs,
+                [f"{name}.y"],
+                name,
+                pads=[shape[2] // 2] * 4,
+                strides=[stride, stride],
+            )
+        )
+        return f"{name}.y"
+
+    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"{name}.y"], name, **attributes))
+        return f"{name}.y"
+
+    x = node("Relu", [conv("x0", "stem", (64, 3, 7, 7), 2)], "stem.relu")
+    window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    x, width = node("MaxPool", [x], "pool", **window), 64
+    for stage, count in enumerate(blocks):
+        inner = 64 << stage
+        for index in range(count):
+            name, stride = f"s{stage}b{index}", 2 if stage and not index else 1
+            skip = x
+            if not index:
+                skip = conv(x, f"{name}.down", (4 * inner, width, 1, 1), stride, 1)
+            y = node("Relu", [conv(x, f"{name}.a", (inner, width, 1, 1))], f"{name}.a.relu")
+            y = conv(y, f"{name}.b", (inner, inner, 3, 3), stride)
+            y = conv(
+                node("Relu", [y], f"{name}.b.relu"), f"{name}.c", (4 * inner, inner, 1, 1), 1, 0.2
+            )
+            x = node("Relu", [node("Add", [y, skip], f"{name}.add")], f"{name}.relu")
+            width = 4 * inner
+            ends.append(x)
+    x = conv(node("GlobalAveragePool", [x], "mean"), "head", (16, width, 1, 1))
+    outputs = [("y", x)] + [(f"end{index}", end) for index, end in enumerate(ends) if marked]
+    for name, value in outputs:
+        nodes.append(
+            helper.make_node("Cast", [value], [name], f"cast_{name}", to=TensorProto.FLOAT)
+        )
+    rows = ["n", None, None, None]
+    return tiny_onnx.save(
+        path,
+        nodes,
+        [tiny_onnx.value("x", ["n", 3, 64, 64], TensorProto.FLOAT)],
+        [
+            tiny_onnx.value(name, ["n", 16, 1, 1] if name == "y" else rows, TensorProto.FLOAT)
+            for name, _ in outputs
+        ],
+        [numpy_helper.from_array(array.astype(dtype), name) for name, array in weights.items()],
     )

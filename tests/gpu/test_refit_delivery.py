@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import small_models
 import tiny_onnx
 from fake_builds import made
 from onnx import TensorProto, helper, numpy_helper
@@ -32,8 +33,14 @@ from enginefarm.store.site import Site
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
 LAYERS, CHANNELS, CLASSES = 20, 64, 16
-SHAPES = {"x": MinOptMax(min=(1, 3, 32, 32), opt=(4, 3, 32, 32), max=(8, 3, 32, 32))}
-X = np.random.default_rng(7).standard_normal((4, 3, 32, 32)).astype(np.float32)
+SIDES = {"resnet50": 64}
+
+
+def feed(head: str) -> Any:
+    side = SIDES.get(head, 32)
+    return np.random.default_rng(7).standard_normal((4, 3, side, side)).astype(np.float32)
+
+
 CLOSE = {"fp32": 0.99999, "fp16": 0.999}
 
 
@@ -52,10 +59,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def network(path: Path, dtype: Any, head: str, seed: int, head_seed: int) -> Path:
-    """Convolutions and a head, `conv` (1 x 1) or `gemm`; inputs and outputs are FP32.
+    """Convolutions and a head, `conv` (1 x 1) or `gemm`, or a `resnet50`; x and y are FP32.
 
     seed: of the convolutions' weights. head_seed: of the last layer's.
     """
+    if head == "resnet50":
+        return small_models.residual(path, dtype, seed=seed, head_seed=head_seed)
     body, last = np.random.default_rng(seed), np.random.default_rng(head_seed)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes = [helper.make_node("Cast", ["x"], ["r0"], "cast_in", to=kind)]
@@ -93,7 +102,7 @@ def network(path: Path, dtype: Any, head: str, seed: int, head_seed: int) -> Pat
     )
 
 
-def wanted(model: Path) -> Any:
+def wanted(model: Path, x: Any) -> Any:
     """What the graph computes, by ONNX Runtime in FP32 whatever its type."""
     loaded = onnx.load(model)
     for weight in loaded.graph.initializer:
@@ -106,13 +115,13 @@ def wanted(model: Path) -> Any:
     session = onnxruntime.InferenceSession(
         loaded.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {"x": X})[0]
+    return session.run(None, {"x": x})[0]
 
 
-def outputs(plan: Path) -> Any:
+def outputs(plan: Path, x: Any) -> Any:
     with open_artifact(plan, toolchain="tensorrt") as artifact:
         running = artifact.running("refit")
-        running.bind({"x": X})
+        running.bind({"x": x})
         running.iterate()
         found = running.outputs()["y"]
         running.close()
@@ -130,20 +139,23 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "head"), [("fp32", "conv"), ("fp16", "conv"), ("fp32", "gemm")]
+    ("precision", "head"),
+    [("fp32", "conv"), ("fp16", "conv"), ("fp32", "gemm"), ("fp16", "resnet50")],
 )
 def test_new_weights_reach_a_host_without_a_build(
     site: Site, tmp_path: Path, precision: str, head: str
 ) -> None:
     dtype = {"fp32": np.float32, "fp16": np.float16}[precision]
     options = {"precision": precision, "optimization_level": 1, "refit": True}
-    spec: BuildSpec = builds.request(tmp_path / "x", tmp_path, SHAPES, **options).spec
+    x = feed(head)
+    shapes = {"x": MinOptMax(min=(1, *x.shape[1:]), opt=x.shape, max=(8, *x.shape[1:]))}
+    spec: BuildSpec = builds.request(tmp_path / "x", tmp_path, shapes, **options).spec
 
     def publish(seed: int, head_seed: int, salt: str = "") -> tuple[Manifest, Any, float]:
         model = network(tmp_path / f"{seed}-{head_seed}.onnx", dtype, head, seed, head_seed)
-        y = wanted(model)
+        y = wanted(model, x)
         reference = tmp_path / f"{seed}-{head_seed}.npz"
-        np.savez(reference, **{"0000/input/x": X, "0000/output/y": y})
+        np.savez(reference, **{"0000/input/x": x, "0000/output/y": y})
         asked = job(site, spec.model_copy(update={"salt": salt}), model, reference)
         manifest, seconds = timed(lambda: made(site, asked))
         return manifest, y, seconds
@@ -161,7 +173,7 @@ def test_new_weights_reach_a_host_without_a_build(
         print(f"host without the plan, {whole_s:.2f} s: {whole.delivery}")
         assert pulled.manifest == manifest
         assert pulled.path.read_bytes() == whole.path.read_bytes()
-        found = outputs(pulled.path)
+        found = outputs(pulled.path, x)
         new, old = cosine(found, y), cosine(found, before)
         print(f"cosine to the new weights {new:.6f}, to the old {old:.6f}")
         assert old < CLOSE[precision] < new
