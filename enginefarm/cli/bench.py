@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,8 +28,6 @@ from enginefarm.store import open_store
 
 if TYPE_CHECKING:
     from enginefarm.tables.tables import BenchmarkTables
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = (
     "date",
@@ -66,23 +64,13 @@ def bench() -> None:
 bench.add_command(slo)
 
 
-def _filters(command: F) -> F:
-    for option in reversed(
-        (
-            click.option("--recipe", multiple=True, help="Show only this recipe's (repeat)."),
-            gpus_option("Show only these GPUs' (repeat, or separate with commas).", "gpu"),
-            precisions_filter("Show only these precisions'."),
-            runtimes_filter("Show only these runtimes'."),
-            click.option("--since", metavar="DATE", help="The first night, such as 2026-11-01."),
-            click.option("--until", metavar="DATE", help="The last night."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @bench.command("table")
-@_filters
+@click.option("--recipe", multiple=True, help="Show only this recipe's (repeat).")
+@gpus_option("Show only these GPUs' (repeat, or separate with commas).", "gpu")
+@precisions_filter("Show only these precisions'.")
+@runtimes_filter("Show only these runtimes'.")
+@click.option("--since", metavar="DATE", help="The first night, such as 2026-11-01.")
+@click.option("--until", metavar="DATE", help="The last night.")
 @click.option("--columns", metavar="A,B,…", help="Show these columns, in this order.")
 @click.option("--csv", "form", flag_value="csv", help="Print every column as CSV.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
@@ -96,7 +84,7 @@ def table_(columns: str | None, form: str | None, **filters: Any) -> None:
     found = _tables().read(where, chosen)
     names, rows = list(found.column_names), [list(row.values()) for row in found.to_pylist()]
     if form == "json":
-        print_json([_jsonable(names, row) for row in rows])
+        print_json(found.to_pylist())
     elif form == "csv":
         click.echo(_csv(names, rows), nl=False)
     elif form == "markdown":
@@ -260,14 +248,6 @@ def _tables() -> BenchmarkTables:
 
 def _heading(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _jsonable(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
-    plain = (str, int, float, bool, type(None))
-    return {
-        name: value if isinstance(value, plain) else value.isoformat()
-        for name, value in zip(names, row, strict=True)
-    }
 
 
 def _csv(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""`enginefarm promote`, `rollback` and `channel`: what each host gets, and who decided it."""
+"""Channels: `enginefarm promote`, `rollback`, `channel`, `rollout`, and `fleet`: what hosts run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import promotion_options, why_option
+from enginefarm.cli.options import (
+    FiniteRange,
+    gpu_option,
+    precision_option,
+    promotion_options,
+    why_option,
+)
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.errors import UsageError
 from enginefarm.store import open_store
 from enginefarm.store.missing import no_engine
 
@@ -133,4 +140,127 @@ def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
         ("engine", "gate", "says", "verdict"),
         [(one.label or "all", one.gate, one.detail, one.verdict) for one in results],
         [STYLES[one.verdict] for one in results],
+    )
+
+
+@click.command()
+@click.argument("recipe", shell_complete=completion.engines)
+@click.argument("repository", metavar="DIR|s3://BUCKET/PREFIX")
+@click.option(
+    "--server",
+    "url",
+    metavar="URL",
+    default="http://localhost:8000",
+    show_default=True,
+    help="Triton's HTTP port.",
+)
+@promotion_options
+@precision_option("Default: fp16, if it has an engine.")
+@gpu_option("The server's GPU, where GPUs of one compute capability have a repository each.")
+@click.option("--as", "model", metavar="NAME", help="The model's name in Triton.")
+@click.option(
+    "--requests",
+    type=click.IntRange(100, 1_000_000),
+    default=300,
+    show_default=True,
+    help="How many requests are sent to each version to get its p99.",
+)
+@click.option(
+    "--max-p99-ratio",
+    "latency_ratio",
+    type=FiniteRange(0.01, 100),
+    help="The p99 may be at most this times that of the serving version; the recipe's "
+    "`regression.latency_ratio` by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
+    """Try RECIPE's engines in a running Triton, and move it and the channel if they pass.
+
+    The server runs with --model-control-mode=explicit, serves a version of the model, and reads
+    the repository at DIR or s3://BUCKET/PREFIX, which `triton-repo` wrote. The new version is
+    loaded under a name of its own; the stored reference inputs go through the server; outputs are
+    compared by the recipe's budget, and p99 with the version that serves. Then the new version
+    takes its place and the channel moves, or it is unloaded and everything stays. The channel's
+    log has the outcome.
+    """
+    from enginefarm.cli.progress_view import watched
+    from enginefarm.pulling.triton_places import place
+    from enginefarm.release.rollout import RolloutRequest
+    from enginefarm.release.rollout import rollout as roll_out
+    from enginefarm.release.triton_server import TritonServer
+    from enginefarm.store.cache import BlobCache
+    from enginefarm.store.signing import trust
+
+    with watched(enabled=not as_json):
+        revision = roll_out(
+            open_store(),
+            BlobCache(),
+            TritonServer(url),
+            place(repository),
+            RolloutRequest(**asked),
+            trust(),
+        )
+    print_move(revision, as_json=as_json)
+
+
+@click.command()
+@click.argument(
+    "name", required=False, metavar="[NAME[@CHANNEL]]", shell_complete=completion.engines
+)
+@click.option(
+    "--promote",
+    "source",
+    metavar="CHANNEL|newest",
+    help="What each host of NAME@CHANNEL would switch to, if it were promoted from there.",
+)
+@click.option(
+    "--forget", metavar="HOST", help="Remove from the list a host of NAME@CHANNEL that is gone."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fleet(name: str | None, source: str | None, forget: str | None, as_json: bool) -> None:
+    """Show which host runs which revision of a channel, and what a promotion would reach.
+
+    Hosts report it themselves: `pull NAME@CHANNEL --watch` writes it at each switch and once a day.
+    """
+    from enginefarm.pulling import fleet as hosts
+    from enginefarm.release.promote import candidates
+    from enginefarm.store import channels
+    from enginefarm.store.signing import trust
+
+    recipe, channel = channels.split(name) if name is not None else (None, None)
+    option = "--promote" if source is not None else "--forget" if forget is not None else ""
+    if option and (recipe is None or channel is None):
+        raise UsageError(f"fleet {option}: name the channel", fix=f"fleet NAME@CHANNEL {option} …")
+    store = open_store()
+    if forget is not None and recipe is not None and channel is not None:
+        hosts.forget(store, recipe, channel, forget)
+    found = hosts.statuses(store, recipe, channel)
+    if recipe is not None and not found and recipe not in store.recipes():
+        raise no_engine("fleet", store, recipe)
+    if source is not None and recipe is not None:
+        origin = None if source == "newest" else source
+        found = hosts.reached(found, candidates(store, recipe, origin, trust()))
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    lagging = sum(one.verdict == "lags" for one in found)
+    print_table(
+        f"{len(found)} host{'s' * (len(found) > 1)}, {lagging} lagging"
+        if found
+        else "No host has reported what it runs",
+        ("channel", "host", "GPU", "runs", "revision", "last report", "would get", "standing"),
+        [
+            (
+                f"{one.state.recipe}@{one.state.channel}",
+                one.state.name,
+                one.state.host.gpu or one.state.host.gpu_name or "–",
+                f"{one.state.runs} {one.state.spec[:12]}",
+                str(one.state.revision or "–"),
+                f"{one.heard:%Y-%m-%d %H:%M}",
+                ("stays" if one.gets is None else one.gets) if source else "–",
+                f"{one.verdict}: {one.words}",
+            )
+            for one in found
+        ],
+        [{"current": "green", "lags": "yellow"}.get(one.verdict, "") for one in found],
     )

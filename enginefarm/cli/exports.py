@@ -1,4 +1,4 @@
-"""Engines in the forms that others take: `package`, `triton-repo`, `bom` and `reproduce`."""
+"""Engines in the forms that others take: `package`, `triton-repo`, `bom`, `reproduce` and `url`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 from enginefarm.cli import completion
 from enginefarm.cli.options import NamedPath, gpu_option, precision_option
 from enginefarm.cli.tables import print_json, print_table
-from enginefarm.names import PRECISION_NAMES
 from enginefarm.store import open_store
 
 
@@ -89,9 +88,7 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
 @click.command("triton-repo")
 @click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
 @click.argument("destination", metavar="DIR|s3://BUCKET/PREFIX")
-@click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp16, if it has an engine."
-)
+@precision_option("Default: fp16, if it has an engine.")
 @click.option("--as", "model_name", metavar="NAME", help="The model's name in Triton.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def triton_repo(
@@ -203,3 +200,39 @@ def reproduce(engine: str, folder: Path) -> None:
     here = site.here()
     made = write(here, find(here.store, engine, None, None, command="reproduce"), folder)
     click.echo(f"{made}: run `python {made / 'reproduce.py'}`; README.md says what is compared")
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@CHANNEL]", shell_complete=completion.engines)
+@gpu_option("The GPU; auto is this machine's.", default="auto", show_default=True)
+@precision_option("Default: the best that fits.")
+@click.option(
+    "--expires-s",
+    type=click.IntRange(1, 7 * 24 * 3600),
+    default=3600,
+    show_default=True,
+    help="How many seconds the URL works.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:
+    """Print a URL that needs no credentials, with the sha256 of its bytes.
+
+    Anybody who has it can download that one engine until it expires. Give it, whole, to
+    `enginefarm pull --url`, which checks the bytes.
+    """
+    from enginefarm.pulling.presigned import presign
+
+    made, chosen = presign(name, gpu=gpu, precision=precision, expires_s=expires_s)
+    if not as_json:
+        click.echo(str(made))
+        return
+    print_json(
+        {
+            "url": str(made),
+            "sha256": made.ref.digest,
+            "size_bytes": made.ref.size_bytes,
+            "expires_s": expires_s,
+            "spec_digest": chosen.manifest.spec_digest,
+            "caveats": list(chosen.caveats),
+        }
+    )

@@ -3,51 +3,45 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginefarm.cli.options import NamedPath, gpus_option, precisions_option
+from enginefarm.cli.options import NamedPath, gpus_option, precisions_option, together
 from enginefarm.errors import UsageError
 
 if TYPE_CHECKING:
     from enginefarm.recipes.infer import Wishes
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options for what a model's file does not contain."""
-    options = (
-        click.option(
-            "--input",
-            "inputs",
-            multiple=True,
-            metavar="NAME:DTYPE:DIM,…",
-            help="An input of a PyTorch model, in order (repeat).",
-        ),
-        click.option(
-            "--dim",
-            "dims",
-            multiple=True,
-            metavar="DIM=MIN,OPT,MAX",
-            help="The range of a dynamic dim (repeat); the first dim has a default.",
-        ),
-        click.option(
-            "--calibration",
-            metavar="FILE.npz",
-            help="Representative inputs, for int8 and fp8.",
-        ),
-        click.option(
-            "--name",
-            help="The name of the engines. By default, that of the model's file; its folder's "
-            "name if the file is called model or main.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+model_options = together(
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME:DTYPE:DIM,…",
+        help="An input of a PyTorch model, in order (repeat).",
+    ),
+    click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        metavar="DIM=MIN,OPT,MAX",
+        help="The range of a dynamic dim (repeat); the first dim has a default.",
+    ),
+    click.option(
+        "--calibration", metavar="FILE.npz", help="Representative inputs, for int8 and fp8."
+    ),
+    click.option(
+        "--name",
+        help="The name of the engines. By default, that of the model's file; its folder's "
+        "name if the file is called model or main.",
+    ),
+)
+"""The options for what a model's file does not contain."""
 
 
 @click.command()

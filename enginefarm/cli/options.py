@@ -14,6 +14,17 @@ from enginefarm.errors import UsageError, did_you_mean
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
 
 
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator; `--help` lists them in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 class FiniteRange(click.FloatRange):
     """A FloatRange that refuses `nan`, which is in every range, and `inf`."""
 
@@ -149,37 +160,31 @@ def runtimes_filter(help_line: str) -> Callable[[Any], Any]:
     )
 
 
-def promotion_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of commands that move a channel: --to, --from, --why and --allow-…"""
-    options = (
-        click.option(
-            "--to",
-            "channel",
-            default="production",
-            show_default=True,
-            help="The channel.",
-            shell_complete=completion.channels,
-        ),
-        click.option(
-            "--from",
-            "source",
-            metavar="CHANNEL",
-            shell_complete=completion.channels,
-            help="Take the engines from this channel; the newest by default.",
-        ),
-        why_option,
-        click.option(
-            "--allow-pending",
-            is_flag=True,
-            help="Also promote engines that have not run on their GPU yet.",
-        ),
-        click.option(
-            "--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+promotion_options = together(
+    click.option(
+        "--to",
+        "channel",
+        default="production",
+        show_default=True,
+        help="The channel.",
+        shell_complete=completion.channels,
+    ),
+    click.option(
+        "--from",
+        "source",
+        metavar="CHANNEL",
+        shell_complete=completion.channels,
+        help="Take the engines from this channel; the newest by default.",
+    ),
+    why_option,
+    click.option(
+        "--allow-pending",
+        is_flag=True,
+        help="Also promote engines that have not run on their GPU yet.",
+    ),
+    click.option("--allow-missing", is_flag=True, help="Promote even if the channel loses a GPU."),
+)
+"""The options of commands that move a channel."""
 
 
 def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -58,13 +58,6 @@ def watched(*, enabled: bool = True) -> Generator[None]:
         yield
         return
     console = Console(file=drawable(sys.stderr))
-    if not console.is_terminal:
-        token = SINK.set(Lines())
-        try:
-            yield
-        finally:
-            SINK.reset(token)
-        return
     progress = Progress(
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description}", markup=False),  # keys and names are not ours
@@ -73,8 +66,8 @@ def watched(*, enabled: bool = True) -> Generator[None]:
         TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console,
     )
-    with progress:
-        token = SINK.set(View(progress))
+    with progress if console.is_terminal else nullcontext():
+        token = SINK.set(View(progress) if console.is_terminal else Lines())
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from enginefarm.host.detect import Host
     from enginefarm.pulling.fleet import Reporter
     from enginefarm.pulling.pull import PulledEngine
-    from enginefarm.pulling.select import Candidate, Selection, Wish
+    from enginefarm.pulling.select import Candidate, Selection
 
 
 @click.command()
@@ -87,8 +87,9 @@ def pull(
     if batch is not None and goal is None:
         raise UsageError("pull --batch: this option needs a goal", fix="add --for latency")
     from enginefarm.pulling.pull import pull as pull_engine
+    from enginefarm.pulling.select import Wish
 
-    wish = _wish(goal, batch)
+    wish = Wish(goal=goal, batch=batch) if goal else None
     asked = partial(pull_engine, name, gpu=gpu, precision=precision, offline=offline, wish=wish)
     if every_s is not None:
         if dest is None:
@@ -127,14 +128,6 @@ def pull(
             click.echo(f"note: {note}", err=True)
 
 
-def _wish(goal: Any, batch: int | None) -> Wish | None:
-    if goal is None:
-        return None
-    from enginefarm.pulling.select import Wish
-
-    return Wish(goal=goal, batch=batch)
-
-
 def not_listed(manifest: Manifest) -> str:
     """What NVIDIA's support matrix has against this engine; empty where it lists it."""
     from enginefarm.documents import gpus, support
@@ -146,34 +139,28 @@ def not_listed(manifest: Manifest) -> str:
 
 def print_selection(selection: Selection, host: Host) -> None:
     """Every engine on standard error: the rank of those that fit, the reasons of the others."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from enginefarm.cli.tables import print_table
 
-    from enginefarm.cli.screen import plain
-
-    table = Table(title=Text(plain(f"For {host}"), style="table.title"), title_justify="left")
-    for name in ("rank", "engine", "toolchain", "spec", "says"):
-        table.add_column(name, overflow="fold")
     rows = [
-        (str(rank), one.manifest, f"fits: {one.fit.words}{_speed(one)}", one.caveats)
+        (str(rank), one.manifest, (f"fits: {one.fit.words}{_speed(one)}", *one.caveats))
         for rank, one in enumerate(selection.candidates, 1)
     ]
-    rows += [("–", one.manifest, "", one.reasons) for one in selection.rejections]
-    for rank, manifest, fit, said in rows:
-        toolchain = manifest.spec.toolchain
-        cells = (
-            rank,
-            manifest.spec.label,
-            f"{toolchain.name} {toolchain.build}",
-            manifest.spec_digest[:12],
-            "\n".join(filter(None, (fit, *said))),
-        )
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    rows += [("–", one.manifest, one.reasons) for one in selection.rejections]
+    print_table(
+        f"For {host}",
+        ("rank", "engine", "toolchain", "spec", "says"),
+        [
+            (
+                rank,
+                manifest.spec.label,
+                f"{manifest.spec.toolchain.name} {manifest.spec.toolchain.build}",
+                manifest.spec_digest[:12],
+                "\n".join(said),
+            )
+            for rank, manifest, said in rows
+        ],
+        err=True,
+    )
 
 
 def _speed(candidate: Candidate) -> str:

@@ -30,7 +30,8 @@ def figure(value: Any) -> str:
 def print_json(value: Any) -> None:
     from enginefarm.cli.screen import plain_json
 
-    click.echo(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=lambda date: date.isoformat())
+    click.echo(plain_json(text))
 
 
 def print_outcomes(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
@@ -70,9 +71,11 @@ def print_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     last_column_styles: Sequence[str] = (),
+    *,
+    err: bool = False,
 ) -> None:
-    """One table on standard output; its title alone if it has no rows. Piped, it is wide enough
-    never to wrap a cell."""
+    """One table on standard output (or standard error); its title alone if it has no rows. Piped,
+    it is wide enough never to wrap a cell."""
     import sys
 
     from rich.box import SIMPLE_HEAD
@@ -89,8 +92,8 @@ def print_table(
         style = last_column_styles[index] if last_column_styles else ""
         *cells, last = row
         table.add_row(*(Text(plain(cell)) for cell in cells), Text(plain(last), style=style))
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width)
+    width = None if (sys.stderr if err else sys.stdout).isatty() else 160
+    console = Console(width=width, stderr=err)
     console.print(Text(plain(title), style="table.title"), soft_wrap=True)
     if rows:
         console.print(table)
