@@ -4,46 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from enginefarm.documents.manifest import TensorInfo
-from enginefarm.documents.spec import MinOptMax
-from enginefarm.errors import EnginefarmError, EngineRunError
+from enginefarm.errors import EngineRunError
 from enginefarm.run import buffers as cuda_buffers
 from enginefarm.run.closeable import Closeable
 
 if TYPE_CHECKING:
     from enginefarm.graph.model.arrays import Array, Arrays
-
-
-class LoadedEngine(Protocol):
-    """What a session uses of the engine that it belongs to (`run.engine.Engine`)."""
-
-    plan: Path
-    trt: Any
-    cuda: Any
-    engine: Any
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]: ...
-
-    def role(self, name: str) -> Literal["input", "output"]: ...
-
-    def on_host(self, name: str) -> bool: ...
-
-    def profile_shapes(self, profile: int) -> dict[str, MinOptMax]: ...
-
-    def failure(self, what: str) -> EnginefarmError: ...
+    from enginefarm.run.engine import Engine
 
 
 class Session(Closeable):
     """One execution context: bind, then copy_in, compute and copy_out as often as wanted."""
 
-    def __init__(self, engine: LoadedEngine, profile: int, cuda_graph: bool) -> None:
+    def __init__(self, engine: Engine, profile: int, cuda_graph: bool) -> None:
         self._engine = engine
         self._cuda = engine.cuda
         self.stream: Any = engine.cuda.Stream()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import DeviceVerification
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verification.verify import compare
+from enginefarm.host.detect import first_gpu
 from enginefarm.run.artifacts import RunningArtifact, open_artifact
 from enginefarm.run.verify import DeviceRequest, profile_for
 
@@ -55,19 +55,11 @@ def verified(request: DeviceRequest) -> DeviceVerification:
         result = compare(batches, run, request.budget, request.comparing, measured=request.measured)
         name = artifact.device_name
     print(f"{name}: {result.samples} samples", *result.over_budget, sep="\n", flush=True)
+    gpu = first_gpu()
     return DeviceVerification(
         status="failed" if result.over_budget else "passed",
         gpu=name,
-        driver=_driver(),
+        driver=gpu.driver if gpu else None,
         outputs=result.outputs,
         reason="; ".join(result.over_budget),
     )
-
-
-def _driver() -> str | None:
-    try:
-        nvml = import_module("pynvml")
-        nvml.nvmlInit()
-        return str(nvml.nvmlSystemGetDriverVersion())
-    except Exception:  # no NVML here; the engine ran, so the driver is there all the same
-        return None
