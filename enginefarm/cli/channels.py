@@ -17,7 +17,6 @@ from enginefarm.cli.options import (
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import UsageError
 from enginefarm.store import open_store
-from enginefarm.store.missing import no_engine
 
 if TYPE_CHECKING:
     from enginefarm.store.channels import GateResult, Revision
@@ -90,7 +89,7 @@ def channel(recipe: str, name: str | None, as_json: bool) -> None:
     else:
         found = list(channels.all_current(store, channels.named(recipe)))
         if not found and recipe not in store.recipes():
-            raise no_engine("channel", store, recipe)
+            raise store.no_engine(recipe, "channel")
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
         return
@@ -236,7 +235,7 @@ def fleet(name: str | None, source: str | None, forget: str | None, as_json: boo
         hosts.forget(store, recipe, channel, forget)
     found = hosts.statuses(store, recipe, channel)
     if recipe is not None and not found and recipe not in store.recipes():
-        raise no_engine("fleet", store, recipe)
+        raise store.no_engine(recipe, "fleet")
     if source is not None and recipe is not None:
         origin = None if source == "newest" else source
         found = hosts.reached(found, candidates(store, recipe, origin, trust()))

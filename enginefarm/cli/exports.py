@@ -169,11 +169,10 @@ def bom(
     from enginefarm.cli.listing import find
     from enginefarm.release.bom import bom as document
     from enginefarm.store.disk import write_atomically
-    from enginefarm.store.signing import attestation_key
 
     store = open_store()
     manifest = find(store, engine, gpu, precision, command="bom")
-    signed = store.objects.get(attestation_key(manifest)) is not None
+    signed = store.attestation(manifest) is not None
     text = json.dumps(
         document(manifest, signed=signed, license_=license_), indent=2, ensure_ascii=False
     )

@@ -13,7 +13,6 @@ from enginefarm.cli.screen import plain
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import StoreMissing, UsageError
 from enginefarm.store import open_store
-from enginefarm.store.missing import no_engine
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
@@ -36,7 +35,7 @@ def list_(name: str | None, gpu: str | None, precision: str | None, as_json: boo
     store = open_store()
     found = listed(store, None if name is None else named(name), gpu, precision)
     if name is not None and not found and name not in store.recipes():
-        raise no_engine("list", store, name)
+        raise store.no_engine(name, "list")
     if as_json:
         print_json([summary(manifest) for manifest in found])
         return
@@ -137,7 +136,7 @@ def find(
     of_name = store.manifests(name, *given) if len(of) < 3 else ()
     newest = max(of_name, key=lambda one: one.created_at, default=None)
     if newest is None:
-        raise no_engine(command, store, name)
+        raise store.no_engine(name, command)
     return newest
 
 

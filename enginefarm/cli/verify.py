@@ -83,7 +83,6 @@ def sign(name: str, vouch: bool) -> None:
     publish, and with your signature you vouch for the engine.
     """
     from enginefarm.pulling.catalog import StoreCatalog
-    from enginefarm.store import signing
     from enginefarm.store.channels import split
     from enginefarm.store.statements import (
         name_it,
@@ -118,8 +117,7 @@ def sign(name: str, vouch: bool) -> None:
                 "know where it comes from",
             )
         _hash(store, manifest)
-        envelope = policy.signer.attest(manifest).canonical_json()
-        store.objects.put(signing.attestation_key(manifest), envelope)
+        store.attest(manifest, policy.signer)
         name_it(store, recipe, manifest, policy.signer)
         click.echo(f"{manifest.spec.label} {manifest.spec_digest[:12]} signed")
 

@@ -9,12 +9,11 @@ from typing import Protocol
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, command
-from enginefarm.store import channels, planted, signing, statements
+from enginefarm.store import channels, planted, statements
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.disk import write_atomically
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.missing import no_engine
 from enginefarm.store.reading import parsed
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import Trust
@@ -92,12 +91,11 @@ class StoreCatalog:
         if not found:
             for digest in self._store.complete(recipe):  # listed, but left out with a note
                 self._store.manifest(digest)  # raises the reason
-            raise no_engine("pull", self._store, recipe)
+            raise self._store.no_engine(recipe, "pull")
         return found
 
     def attestation(self, manifest: Manifest) -> bytes | None:
-        found = self._store.objects.get(signing.attestation_key(manifest))
-        return found[0] if found else None
+        return self._store.attestation(manifest)
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
         return statements.read_alias(self._store, recipe, manifest)

@@ -26,6 +26,7 @@ from enginefarm.errors import (
     CorruptBlob,
     NewerVersion,
     RecipeError,
+    StoreConflict,
     StoreMissing,
     did_you_mean,
 )
@@ -91,9 +92,12 @@ def push(store: EngineStore, path: Path) -> StoredRecipe:
     signer = signing.signer()
     if signer is not None:
         made = statements.sign(made, signer)
-    before = store.objects.get(_key(made.name))
-    etag = before[1] if before else None
-    store.write_document(_key(made.name), made.canonical_json(), if_etag=etag)
+    key, body = _key(made.name), made.canonical_json()
+    before = store.objects.get(key)
+    if before is not None:
+        store.objects.put_if_match(key, body, before[1])
+    elif store.objects.put_if_absent(key, body) is None:
+        raise StoreConflict(f"store: {key} was created by somebody else first")
     return made
 
 

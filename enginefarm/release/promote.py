@@ -24,7 +24,6 @@ from enginefarm.store.channels import (
     require_signed,
 )
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.missing import no_engine
 from enginefarm.store.signing import Trust
 from enginefarm.tables.rules import recorded
 
@@ -44,7 +43,7 @@ def newest_engines(store: EngineStore, recipe: str) -> tuple[Manifest, ...]:
     """
     found = sorted(store.manifests(recipe), key=lambda one: (one.created_at, one.spec_digest))
     if not found:
-        raise no_engine("promote", store, recipe)
+        raise store.no_engine(recipe, "promote")
     graph = found[-1].spec.onnx_digest
     newest = {(one.gpu, one.precision): one for one in found if one.spec.onnx_digest == graph}
     return tuple(newest[key] for key in sorted(newest))
@@ -228,15 +227,13 @@ def _move(store: EngineStore, revision: Revision) -> Revision:
     signer = signing.signer()
     unsigned = revision.model_copy(update={"signatures": ()})
     revision = unsigned if signer is None else statements.sign(unsigned, signer)
-    try:
-        store.write_document(revision.key, revision.canonical_json(), if_etag=None)
-    except StoreConflict:
+    if store.objects.put_if_absent(revision.key, revision.canonical_json()) is None:
         winner = current(store, revision.recipe, revision.channel)
         raise StoreConflict(
             f"channel {revision.recipe}@{revision.channel}: somebody else moved it first",
             why=f"{winner.by} at {winner.at:%H:%M:%S}: {winner.why}" if winner else "",
             fix="look at it, and try again",
-        ) from None
+        )
     return revision
 
 

@@ -24,7 +24,6 @@ from enginefarm.names import PrecisionName
 from enginefarm.schema import NAME, Digest, Frozen, Moment, Name
 from enginefarm.store import statements
 from enginefarm.store.engine_store import READERS, EngineStore
-from enginefarm.store.missing import no_engine
 from enginefarm.store.reading import LOG, or_left_out, read
 from enginefarm.store.signing import Trust
 
@@ -151,7 +150,7 @@ def require_current(
     if found is None:
         known = ", ".join(names(store, recipe))
         if not known and recipe not in store.recipes():
-            raise no_engine("channel", store, recipe)
+            raise store.no_engine(recipe, "channel")
         raise StoreMissing(
             f"channel {recipe}@{channel}: nothing was promoted to it",
             fix=f"channels of {recipe}: {known}" if known else f"enginefarm promote {recipe}",

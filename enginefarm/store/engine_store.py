@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.stage import StageRecord
-from enginefarm.errors import CorruptBlob, NewerVersion, StoreConflict
+from enginefarm.errors import (
+    CorruptBlob,
+    NewerVersion,
+    StoreConflict,
+    StoreMissing,
+    command,
+    did_you_mean,
+)
 from enginefarm.store import layout, signing
 from enginefarm.store.blobs import DIGEST_FIELD, BlobStore, missing
 from enginefarm.store.layout import IndexEntry
@@ -54,9 +61,7 @@ class EngineStore(BlobStore):
                 raise missing(ref)
         body = manifest.canonical_json()
         if signer is not None:  # before the manifest: hosts that check must find it signed
-            written = Manifest.read(body)
-            envelope = signer.attest(written).canonical_json()
-            self.objects.put(signing.attestation_key(written), envelope)
+            self.attest(Manifest.read(body), signer)
         key = layout.manifest(manifest.spec_digest)
         created = self.objects.put_if_absent(key, body) is not None
         created = created or self._replaced(manifest.spec_digest, body, counts)
@@ -106,6 +111,16 @@ class EngineStore(BlobStore):
 
         self.objects.update(layout.manifest(spec_digest), changed)
         return counts
+
+    def attest(self, manifest: Manifest, signer: Signer) -> None:
+        """Signs the manifest. Only a manifest that was read has the digest of the stored one."""
+        envelope = signer.attest(manifest).canonical_json()
+        self.objects.put(signing.attestation_key(manifest), envelope)
+
+    def attestation(self, manifest: Manifest) -> bytes | None:
+        """The signed envelope, which is not checked; None if nobody signed the manifest."""
+        found = self.objects.get(signing.attestation_key(manifest))
+        return None if found is None else found[0]
 
     def list_under(self, recipe: str, manifest: Manifest) -> None:
         """Writes the index entries of a published engine: its own, because the process that
@@ -215,6 +230,26 @@ class EngineStore(BlobStore):
     def recipes(self) -> tuple[str, ...]:
         return tuple(self.objects.folders(layout.INDEX))
 
+    def no_engine(self, recipe: str, usual: str) -> StoreMissing:
+        """The error to raise when no engine of that recipe was found.
+
+        usual: the command to name in the error when the user ran none.
+        If the store does not have the recipe, it lists the store's recipes and suggests the one
+        with the most similar name.
+        """
+        known = sorted(self.recipes())
+        asked = command(usual)
+        if recipe in known:
+            return StoreMissing(
+                f"{asked}: the store {self.url} has no such engine of {recipe!r}",
+                fix=f"`enginefarm list {recipe}` shows the engines that it has",
+            )
+        return StoreMissing(
+            f"{asked}: the store {self.url} has no recipe {recipe!r}",
+            why=f"its recipes are: {', '.join(known)}" if known else "it holds no engine yet",
+            fix=did_you_mean(recipe, known) or "build it first, or check ENGINEFARM_STORE",
+        )
+
     # Stages
 
     def stage(self, stage: str, key: str) -> StageRecord | None:
@@ -226,18 +261,6 @@ class EngineStore(BlobStore):
 
     def put_stage(self, record: StageRecord) -> None:
         self.objects.put(layout.stage(record.stage, record.key), record.canonical_json())
-
-    def write_document(self, key: str, data: bytes, *, if_etag: str | None) -> str:
-        """Replaces the version of a document that has this etag; None: it must not exist yet.
-
-        Returns the new etag. Raises: StoreConflict when somebody else wrote first.
-        """
-        if if_etag is not None:
-            return self.objects.put_if_match(key, data, if_etag)
-        etag = self.objects.put_if_absent(key, data)
-        if etag is None:
-            raise StoreConflict(f"store: {key} was created by somebody else first")
-        return etag
 
     def require_bucket(self) -> None:
         """Raises: StoreMissing, naming the bucket, when it is not there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enginefarm.documents.manifest import DeviceVerification, GraphVerification, Manifest
 from enginefarm.documents.spec import BlobRef, OnnxRef
-from enginefarm.store import signing
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.statements import signing_policy
 
@@ -42,10 +41,8 @@ def write(
         )
         # New figures must not make an untrusted engine trusted.
         if policy is not None and policy.signed(store, manifest):
-            signed = Manifest.read(changed.canonical_json())
-            envelope = policy.signer.attest(signed).canonical_json()
-            # before the manifest: hosts that check must find it signed
-            store.objects.put(signing.attestation_key(signed), envelope)
+            # Before the manifest: hosts that check must find it signed.
+            store.attest(Manifest.read(changed.canonical_json()), policy.signer)
         return changed
 
     written = store.rewrite(spec_digest, again)

@@ -112,7 +112,7 @@ def is_named(store: EngineStore, recipe: str, manifest: Manifest) -> bool:
     hosts that check signatures would refuse it. A builder with the signing key signs the name."""
     if recipe == manifest.recipe or read_alias(store, recipe, manifest) is not None:
         return True
-    return store.objects.get(signing.attestation_key(manifest)) is None
+    return store.attestation(manifest) is None
 
 
 def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Trust) -> None:
@@ -168,8 +168,7 @@ def trusted_on_device(manifest: Manifest, trust: Trust | None) -> Manifest:
 
 def require_manifest(store: EngineStore, manifest: Manifest, trust: Trust) -> str:
     """The id of the trusted key that signed the manifest. Raises: SignatureRejected."""
-    found = store.objects.get(signing.attestation_key(manifest))
-    return trust.require(manifest, found[0] if found else None)
+    return trust.require(manifest, store.attestation(manifest))
 
 
 @dataclass(frozen=True)

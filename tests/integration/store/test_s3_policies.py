@@ -198,7 +198,7 @@ def test_a_worker_publishes(stores: dict[str, EngineStore], tmp_path: Path) -> N
     large = tmp_path / "large"
     large.write_bytes(bytes(40 << 20))  # in parts
     assert store.has_blob(store.put_blob(large))
-    store.write_document("channels/sample/candidate/99999998.json", b"{}", if_etag=None)
+    assert store.objects.put_if_absent("channels/sample/candidate/99999998.json", b"{}")
 
 
 def test_no_recipe_or_channel_name_makes_another_channel_writable(
@@ -220,7 +220,7 @@ def test_a_worker_promotes_nothing(stores: dict[str, EngineStore]) -> None:
 def test_who_promotes_moves_channels_and_nothing_else(stores: dict[str, EngineStore]) -> None:
     store = stores["promote"]
     _, etag = store.objects.get(CHANNEL)
-    store.write_document(CHANNEL, b"{}", if_etag=etag)
+    store.objects.put_if_match(CHANNEL, b"{}", etag)
     denied(lambda: store.put_bytes(b"other engine"))
     denied(lambda: store.objects.put("manifests/x.json", b"{}"))
     denied(lambda: store.objects.delete(CHANNEL))

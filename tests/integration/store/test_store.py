@@ -242,16 +242,17 @@ def test_stages(store: EngineStore) -> None:
 
 
 def test_documents_change_by_compare_and_swap(store: EngineStore) -> None:
-    etag = store.write_document("channels/x.json", b"1", if_etag=None)
+    objects = store.objects
+    etag = objects.put_if_absent("channels/x.json", b"1")
+    assert etag is not None
+    assert objects.put_if_absent("channels/x.json", b"2") is None
+    newer = objects.put_if_match("channels/x.json", b"2", etag)
     with pytest.raises(StoreConflict):
-        store.write_document("channels/x.json", b"2", if_etag=None)
-    newer = store.write_document("channels/x.json", b"2", if_etag=etag)
+        objects.put_if_match("channels/x.json", b"3", etag)
+    assert objects.get("channels/x.json") == (b"2", newer)
+    objects.delete("channels/x.json")
     with pytest.raises(StoreConflict):
-        store.write_document("channels/x.json", b"3", if_etag=etag)
-    assert store.objects.get("channels/x.json") == (b"2", newer)
-    store.objects.delete("channels/x.json")
-    with pytest.raises(StoreConflict):
-        store.write_document("channels/x.json", b"4", if_etag=newer)
+        objects.put_if_match("channels/x.json", b"4", newer)
 
 
 # What goes wrong
