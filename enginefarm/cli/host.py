@@ -241,7 +241,7 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
 
     host, findings = examine(plan, gpu=gpu, manifest=manifest_path)
     if as_json:
-        print_json([one.model_dump(mode="json") for one in findings])
+        print_json([one._asdict() for one in findings])
     else:
         print_table(
             f"{plan} on {host}" if plan else "This host",

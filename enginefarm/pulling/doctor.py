@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,16 +17,13 @@ from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of
 from enginefarm.pulling.checks import CHECKS, fit_of, is_caveat
-from enginefarm.schema import Frozen
 from enginefarm.store import planted
 from enginefarm.store.cache import BlobCache
 
-FindingVerdict = Literal["ok", "unknown", "fails"]
 
-
-class Finding(Frozen):
+class Finding(NamedTuple):
     subject: str
-    verdict: FindingVerdict
+    verdict: Literal["ok", "unknown", "fails"]
     detail: str
 
 
@@ -58,10 +55,7 @@ def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
     gpu = host.gpu or host.gpu_name or "none found"
     capability = f", compute capability {host.compute_capability}" if host.gpu else ""
     told = {
-        "GPU": (
-            host.compute_capability,
-            f"{gpu}{capability}",
-        ),
+        "GPU": (host.compute_capability, f"{gpu}{capability}"),
         "driver": (host.driver, host.driver or "unknown"),
         "system": (host.os and host.arch, f"{host.os or 'unknown'}/{host.arch or 'unknown'}"),
     }
@@ -72,13 +66,13 @@ def host_findings(host: Host, cache: BlobCache) -> tuple[Finding, ...]:
     free = shutil.disk_usage(folder).free
     return (
         *(
-            Finding(subject=subject, verdict="ok" if known else "unknown", detail=detail)
+            Finding(subject, "ok" if known else "unknown", detail)
             for subject, (known, detail) in told.items()
         ),
         Finding(
-            subject="cache",
-            verdict="ok" if free > 1 << 30 else "fails",
-            detail=f"{cache.root}, {free / 1e9:,.1f} GB free",
+            "cache",
+            "ok" if free > 1 << 30 else "fails",
+            f"{cache.root}, {free / 1e9:,.1f} GB free",
         ),
     )
 
@@ -90,26 +84,17 @@ def plan_findings(plan: Path, manifest: Manifest | None, host: Host) -> tuple[Fi
     """
     findings = [*_header(plan, manifest, host)]
     if manifest is None:
-        return (
-            *findings,
-            Finding(
-                subject="manifest",
-                verdict="unknown",
-                detail="neither beside the plan nor in the cache: only the header can be checked",
-            ),
-        )
+        why = "neither beside the plan nor in the cache: only the header can be checked"
+        return (*findings, Finding("manifest", "unknown", why))
     return (_bytes(plan, manifest), *findings, *_rules(manifest, host))
 
 
 def _bytes(plan: Path, manifest: Manifest) -> Finding:
     digest = sha256_file(plan)
     if digest == manifest.engine.digest:
-        return Finding(subject="bytes", verdict="ok", detail=f"sha256 {digest[:12]}, as published")
-    return Finding(
-        subject="bytes",
-        verdict="fails",
-        detail=f"sha256 {digest[:12]}; the manifest says {manifest.engine.digest[:12]}",
-    )
+        return Finding("bytes", "ok", f"sha256 {digest[:12]}, as published")
+    expected = f"the manifest says {manifest.engine.digest[:12]}"
+    return Finding("bytes", "fails", f"sha256 {digest[:12]}; {expected}")
 
 
 def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Finding]:
@@ -117,34 +102,25 @@ def _header(plan: Path, manifest: Manifest | None, host: Host) -> Iterator[Findi
         magic = stream.read(len(MAGIC))
     portable = manifest is not None and runtime_of(manifest.spec.toolchain.name)[0] == RUNTIME
     if magic != MAGIC and not portable:
-        yield Finding(
-            subject="header",
-            verdict="unknown",
-            detail="it is not a TensorRT-RTX plan: only its manifest can be checked",
-        )
+        why = "it is not a TensorRT-RTX plan: only its manifest can be checked"
+        yield Finding("header", "unknown", why)
         return
     try:
         header = read_plan_header(plan)
     except EnginefarmError as error:
-        yield Finding(subject="header", verdict="fails", detail=f"{error.what}. {error.why}")
+        yield Finding("header", "fails", f"{error.what}. {error.why}")
         return
     made_for = ", ".join(header.compute_capabilities)
     fails = host.compute_capability is not None and (
         host.compute_capability not in header.compute_capabilities
     )
-    yield Finding(
-        subject="header",
-        verdict="fails" if fails else "ok",
-        detail=f"TensorRT-RTX {header.version} for {made_for}"
-        + (f"; the host has {host.compute_capability}" if fails else ""),
-    )
+    other = f"; the host has {host.compute_capability}" if fails else ""
+    detail = f"TensorRT-RTX {header.version} for {made_for}{other}"
+    yield Finding("header", "fails" if fails else "ok", detail)
     here = host.runtimes.get(RUNTIME)
     if here is not None and here != header.version:
-        yield Finding(
-            subject="header",
-            verdict="fails",
-            detail=f"built with TensorRT-RTX {header.version}; the host has {here}",
-        )
+        detail = f"built with TensorRT-RTX {header.version}; the host has {here}"
+        yield Finding("header", "fails", detail)
 
 
 def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
@@ -154,10 +130,9 @@ def _rules(manifest: Manifest, host: Host) -> Iterator[Finding]:
         if finding is None:
             fit = fit_of(manifest, host)
             detail = f"fit: {fit.words}" if subject == "gpu" and fit is not None else "fits"
-            yield Finding(subject=subject, verdict="ok", detail=detail)
+            yield Finding(subject, "ok", detail)
         else:
-            verdict: FindingVerdict = "unknown" if is_caveat(finding) else "fails"
-            yield Finding(subject=subject, verdict=verdict, detail=str(finding))
+            yield Finding(subject, "unknown" if is_caveat(finding) else "fails", str(finding))
 
 
 def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
