@@ -161,20 +161,9 @@ def rollback(
                 f"rollback {recipe}@{channel}: the bytes of {manifest.spec.label} of revision "
                 f"{target.revision} are gone"
             )
-    moved = _move(
-        store,
-        target.model_copy(
-            update={
-                "revision": _after(now),
-                "action": "rollback",
-                "source": f"revision {target.revision}",
-                "by": by or user(),
-                "why": why,
-                "at": datetime.now(UTC),
-            }
-        ),
-    )
-    return _still_there(store, moved)
+    entry = {"revision": _after(now), "action": "rollback", "by": by or user(), "why": why}
+    entry |= {"source": f"revision {target.revision}", "at": datetime.now(UTC)}
+    return _still_there(store, _move(store, target.model_copy(update=entry)))
 
 
 def record_refusal(

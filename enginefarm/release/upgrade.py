@@ -141,24 +141,23 @@ def _fate(manifest: Manifest, build: str, successors: Mapping[str, str]) -> Engi
     spec = manifest.spec
     successor = successors.get(_digest_without_toolchain_build(spec))
     reason_to_rebuild = why_not_loadable(spec, build)
+    fate: Fate = "to-rebuild"
     if successor is not None:
         fate, reason = "rebuilt", "its successor is in the store"
     elif reason_to_rebuild is None:
         fate, reason = "lives", "version-compatible with the new build"
     else:
-        fate, reason = "to-rebuild", reason_to_rebuild
-    return EngineFate.model_validate(
-        {
-            "recipe": manifest.recipe,
-            "gpu": manifest.gpu,
-            "precision": manifest.precision,
-            "spec_digest": manifest.spec_digest,
-            "build": spec.toolchain.build,
-            "fate": fate,
-            "reason": reason,
-            "new_spec_digest": successor,
-            "build_seconds": manifest.build.seconds,
-        }
+        reason = reason_to_rebuild
+    return EngineFate(
+        recipe=manifest.recipe,
+        gpu=manifest.gpu,
+        precision=manifest.precision,
+        spec_digest=manifest.spec_digest,
+        build=spec.toolchain.build,
+        fate=fate,
+        reason=reason,
+        new_spec_digest=successor,
+        build_seconds=manifest.build.seconds,
     )
 
 
