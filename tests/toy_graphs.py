@@ -87,5 +87,5 @@ def recipe(folder: Path, model: onnx.ModelProto, **changes: Any) -> Recipe:
     return Recipe.model_validate(fields).at(folder)
 
 
-def exported(folder: Path, model: onnx.ModelProto, **changes: Any) -> export.ExportReport:
+def exported(folder: Path, model: onnx.ModelProto, **changes: Any) -> export.Exported:
     return export.export_onnx(recipe(folder, model, **changes), folder / "out")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
@@ -35,8 +33,7 @@ if TYPE_CHECKING:
     from enginefarm.graph.sources import LoadedModel
 
 
-@dataclass(frozen=True)
-class ExportReport:
+class Exported(NamedTuple):
     """The files of an export, and the loaded model, from which the reference is computed.
 
     sample: a batch of the recipe's data.
@@ -46,9 +43,7 @@ class ExportReport:
 
     path: Path
     opset: int
-    tool: ToolUse
     outputs: tuple[str, ...]
-    seconds: float
     model: LoadedModel
     sample: Arrays
     notes: tuple[str, ...] = ()
@@ -99,7 +94,7 @@ def export_tool(recipe: Recipe) -> ToolUse:
     )
 
 
-def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
+def export_onnx(recipe: Recipe, dest_dir: Path) -> Exported:
     """Loads the recipe's source and writes `dest_dir/model.onnx` in normal form.
 
     onnx.checker checks the graph, its inputs are compared with the recipe's, and it is run at the
@@ -107,7 +102,6 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
 
     Raises: SourceError; ExportError; CalibrationError for the data of these runs.
     """
-    started = time.monotonic()
     dest_dir.mkdir(parents=True, exist_ok=True)
     progress.report("export", 0, 4, "load the model")
     model, loading = load(recipe, dest_dir)
@@ -155,16 +149,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> ExportReport:
         if names:
             notes = (*notes, f"{what}: {', '.join(names)}")
     progress.report("export", 4, 4)
-    return ExportReport(
-        path=path,
-        opset=walk.opset(graph),
-        tool=export_tool(recipe),
-        outputs=outputs,
-        seconds=time.monotonic() - started,
-        model=model,
-        sample=sample,
-        notes=notes,
-    )
+    return Exported(path, walk.opset(graph), outputs, model, sample, notes)
 
 
 def _check(path: Path, model: LoadedModel, error: type[ExportError] | type[SourceError]) -> None:

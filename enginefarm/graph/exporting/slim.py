@@ -1,18 +1,16 @@
 """OnnxSlim: the same function in fewer nodes, proven by running both.
 
 It is an optimization, and never decides alone that a model cannot be built: where it fails or
-changes what the graph computes, the original graph is used, and the report says why.
+changes what the graph computes, the original graph is used, and `Slimmed` says why.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enginefarm import progress
 from enginefarm.child.call import Child, Limits
@@ -36,16 +34,10 @@ LIMIT_S = 900.0
 """OnnxSlim took 30 s at most for the models that were tried; a loop of it must end somewhere."""
 
 
-@dataclass(frozen=True)
-class SlimReport:
+class Slimmed(NamedTuple):
     """refused: why the graph at `path` is the one that came; empty where it is slimmed."""
 
     path: Path
-    tool: ToolUse
-    nodes_before: int
-    nodes_after: int
-    max_relative: float
-    seconds: float
     refused: str = ""
 
 
@@ -66,7 +58,7 @@ def slim_tool() -> ToolUse:
     )
 
 
-def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
+def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> Slimmed:
     """Writes the slimmed graph to `dest_dir/model.onnx`, or the original graph if OnnxSlim fails,
     or its graph is not valid or computes different numbers.
 
@@ -74,10 +66,9 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
     feeds: inputs to compare both graphs on; best one for each corner of the profiles.
     Raises: SlimError when the graph that came cannot be read or run.
     """
-    started = time.monotonic()
     progress.report("slim", 0, 2)
     wanted = _results(src, feeds, "the graph before slimming")
-    worst, refused = 0.0, ""
+    refused = ""
     try:
         request = Request(
             src=src.resolve(),
@@ -90,20 +81,12 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> SlimReport:
         path = dest_dir / onnx_files.MODEL_NAME
         onnx_files.check(path, error=SlimError, what="the slimmed graph")
         progress.report("slim", 1, 2, "compare")
-        worst = _compare(wanted, _results(path, feeds, "the slimmed graph"))
+        _compare(wanted, _results(path, feeds, "the slimmed graph"))
     except SlimError as error:
         refused = one_line(f"{error.what}: {error.why}" if error.why else error.what)
         path = onnx_files.write(onnx_files.read(src, error=SlimError), dest_dir)
     progress.report("slim", 2, 2)
-    return SlimReport(
-        path=path,
-        tool=slim_tool(),
-        nodes_before=len(onnx_files.graph_only(src).graph.node),
-        nodes_after=len(onnx_files.graph_only(path).graph.node),
-        max_relative=worst,
-        seconds=time.monotonic() - started,
-        refused=refused,
-    )
+    return Slimmed(path, refused)
 
 
 def slim_here(request_json: str) -> str:
@@ -143,18 +126,15 @@ def _results(path: Path, feeds: Sequence[Arrays], what: str) -> list[dict[str, A
     return [ort.run(session, inputs, error=SlimError, what=what) for inputs in feeds]
 
 
-def _compare(wanted: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
-    worst = 0.0
+def _compare(wanted: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
     for before, after in zip(wanted, found, strict=True):
         if list(before) != list(after):
             raise SlimError(f"OnnxSlim changed the outputs: {list(before)} became {list(after)}")
         for name, array in before.items():
             relative = closeness.relative(array, after[name])
-            worst = max(worst, relative)
             if not relative <= MAX_RELATIVE:
                 raise SlimError(
                     f"OnnxSlim changed the numbers of output {name!r}",
                     why=f"the largest difference is {relative:.2g} of its largest value, "
                     f"{MAX_RELATIVE:.0e} is allowed",
                 )
-    return worst

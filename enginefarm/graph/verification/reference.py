@@ -63,7 +63,7 @@ def make_reference(
 ) -> Path:
     """Runs the model in FP32 on the recipe's verification data and writes `dest`.
 
-    outputs: the graph's output names, in order (`ExportReport.outputs`). again: loads the model
+    outputs: the graph's output names, in order (`export.Exported.outputs`). again: loads the model
     once more, to see whether it is the same one; None: the file is what it is.
     Raises: ModelError when the model returns other numbers each time, or NaN; CalibrationError,
     ExportError.

@@ -49,7 +49,7 @@ def asked(folder: Path, least: int = 2, most: int = 8, **more: Any):
     )
 
 
-def exported(folder: Path, made: onnx.ModelProto, **sizes: Any) -> export.ExportReport:
+def exported(folder: Path, made: onnx.ModelProto, **sizes: Any) -> export.Exported:
     onnx.save(made, folder / "model.onnx")
     return export.export_onnx(asked(folder, **sizes), folder / "out")
 

@@ -78,7 +78,7 @@ def model(body: str) -> onnx.ModelProto:
     return onnx.parser.parse_model(f"{head} {{ {HEAD} {body} }}")
 
 
-def exported(folder: Path, made: onnx.ModelProto) -> export.ExportReport:
+def exported(folder: Path, made: onnx.ModelProto) -> export.Exported:
     onnx.save(made, folder / "model.onnx")
     asked = recipe(
         folder,

@@ -33,7 +33,7 @@ from enginefarm.graph.verification import faithful, reference
 from enginefarm.recipes.file import parse
 
 
-def exported(made: Recipe, folder: Path) -> export.ExportReport:
+def exported(made: Recipe, folder: Path) -> export.Exported:
     return export.export_onnx(made, folder)
 
 

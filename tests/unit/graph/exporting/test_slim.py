@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import onnxslim
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -20,9 +21,9 @@ FEEDS = [{"x": np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)} 
 DIES = "dying:die"
 
 
-def save(path: Path, nodes: list, outputs: tuple[str, ...] = ("y",)) -> Path:
+def save(path: Path, made_of: list, outputs: tuple[str, ...] = ("y",)) -> Path:
     graph = helper.make_graph(
-        nodes,
+        made_of,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in outputs],
@@ -49,11 +50,21 @@ def redundant(path: Path) -> Path:
     )
 
 
+def nodes(path: Path) -> int:
+    return len(onnx.load(path).graph.node)
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between the results of two graphs, relative to the first one's largest value."""
+    sessions = [onnxruntime.InferenceSession(path) for path in (one, other)]
+    results = [[session.run(None, feed)[0] for session in sessions] for feed in FEEDS]
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in results)
+
+
 def test_it_slims_and_the_numbers_stay(tmp_path: Path) -> None:
     report = slim.slim_onnx(redundant(tmp_path / "m.onnx"), tmp_path / "out", FEEDS)
-    assert report.nodes_after < report.nodes_before == 7
-    assert report.max_relative <= slim.MAX_RELATIVE
-    assert report.path.read_bytes()
+    assert nodes(report.path) < nodes(tmp_path / "m.onnx") == 7
+    assert largest_difference(tmp_path / "m.onnx", report.path) <= slim.MAX_RELATIVE
     again = slim.slim_onnx(tmp_path / "m.onnx", tmp_path / "again", FEEDS)
     assert again.path.read_bytes() == report.path.read_bytes()
 
@@ -78,7 +89,7 @@ def test_a_slimmer_that_changes_a_number_is_not_followed(
     here(monkeypatch, wrong)
     report = slim.slim_onnx(redundant(tmp_path / "m.onnx"), tmp_path / "out", FEEDS)
     assert "changed the numbers of output 'y'" in report.refused
-    assert report.nodes_after == report.nodes_before == 7
+    assert nodes(report.path) == nodes(tmp_path / "m.onnx") == 7
 
 
 def test_rounding_of_another_order_is_no_change(
@@ -96,13 +107,13 @@ def test_rounding_of_another_order_is_no_change(
     here(monkeypatch, rounded)
     report = slim.slim_onnx(redundant(tmp_path / "m.onnx"), tmp_path / "out", FEEDS)
     assert report.refused == ""
-    assert 1e-6 < report.max_relative < 1e-4
+    assert 1e-6 < largest_difference(tmp_path / "m.onnx", report.path) < 1e-4
 
 
 def unsorted(model: onnx.ModelProto) -> onnx.ModelProto:
-    nodes = list(model.graph.node)
+    backwards = list(model.graph.node)[::-1]
     del model.graph.node[:]
-    model.graph.node.extend(reversed(nodes))
+    model.graph.node.extend(backwards)
     return model
 
 
@@ -162,18 +173,18 @@ def test_an_input_without_effect_stays_an_input(tmp_path: Path) -> None:
     feeds = [{**batch, "like": np.ones(3, np.float32)} for batch in FEEDS]
     report = slim.slim_onnx(path, tmp_path / "out", feeds)
     assert report.refused == ""
-    assert report.nodes_after < report.nodes_before
+    assert nodes(report.path) < nodes(path)
     assert [value.name for value in onnx.load(report.path).graph.input] == ["x", "like"]
 
 
 def test_a_cyclic_graph_and_an_empty_file(tmp_path: Path) -> None:
-    nodes = [
+    circle = [
         helper.make_node("Add", ["x", "b"], ["a"]),
         helper.make_node("Neg", ["a"], ["b"]),
         helper.make_node("Identity", ["b"], ["y"]),
     ]
     with pytest.raises(SlimError):
-        slim.slim_onnx(save(tmp_path / "m.onnx", nodes), tmp_path / "out", FEEDS)
+        slim.slim_onnx(save(tmp_path / "m.onnx", circle), tmp_path / "out", FEEDS)
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(SlimError, match="the graph before slimming"):
         slim.slim_onnx(tmp_path / "empty.onnx", tmp_path / "out", FEEDS)
@@ -185,4 +196,4 @@ def test_where_onnxslim_needs_too_much_memory_the_graph_goes_on_as_it_came(
     monkeypatch.setenv("ENGINEFARM_BUILD_MEMORY_MIB", "40")
     done = slim.slim_onnx(redundant(tmp_path / "m.onnx"), tmp_path / "out", FEEDS)
     assert "over its limit of 30 MiB" in done.refused
-    assert done.nodes_after == done.nodes_before
+    assert nodes(done.path) == nodes(tmp_path / "m.onnx")

@@ -70,7 +70,7 @@ def recipe(folder: Path, made: onnx.ModelProto, **changes: Any) -> Recipe:
     return toy_graphs.recipe(folder, made, **{"verification": verification, **changes})
 
 
-def exported(folder: Path, made: onnx.ModelProto, **changes: Any) -> export.ExportReport:
+def exported(folder: Path, made: onnx.ModelProto, **changes: Any) -> export.Exported:
     return export.export_onnx(recipe(folder, made, **changes), folder / "out")
 
 
