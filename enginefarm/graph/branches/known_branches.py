@@ -138,7 +138,7 @@ def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None
                 nodes.append(node)
                 continue
             folded.append(node.name)
-            branch = next(a.g for a in node.attribute if a.name == taken[node.name])
+            branch = walk.attributes(node)[taken[node.name]].g
             graph.initializer.extend(branch.initializer)
             graph.sparse_initializer.extend(branch.sparse_initializer)
             add(branch.node)

@@ -9,7 +9,7 @@ from enginefarm.graph.model import edit, emulate, walk
 from enginefarm.graph.model.edit import copied, replace_nodes
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
     from enginefarm.graph.model.arrays import Array
 
@@ -25,17 +25,16 @@ a score beside one is below FP16's step there, as it is beside -1e9 in FP32."""
 def to_initializers(model: ModelProto) -> None:
     """Every Constant node of every graph becomes an initializer, so that a wide operator reads
     the FP32 number, and a low one a number rounded once."""
-    for graph in walk.graphs(model.graph):
-        kept: list[NodeProto] = []
-        for node in graph.node:
-            tensor = _value(node) if node.op_type == "Constant" else None
-            if tensor is None:
-                kept.append(node)
-            else:
-                tensor.name = node.output[0]
-                graph.initializer.append(tensor)
-        if len(kept) < len(graph.node):
-            replace_nodes(graph, kept)
+
+    def moved(node: NodeProto, graph: GraphProto) -> list[NodeProto] | None:
+        tensor = _value(node) if node.op_type == "Constant" else None
+        if tensor is None:
+            return None
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        return []
+
+    edit.rewrite(model, moved)
 
 
 def _value(node: NodeProto) -> TensorProto | None:
@@ -46,20 +45,19 @@ def _value(node: NodeProto) -> TensorProto | None:
     for attribute in node.attribute:
         if attribute.name == "value":
             return copied(attribute.t)
-        if attribute.name in ("value_float", "value_floats"):
-            return numpy_helper.from_array(np.asarray(_number(attribute), np.float32))
-        if attribute.name in ("value_int", "value_ints"):
-            return numpy_helper.from_array(np.asarray(_number(attribute), np.int64))
+        if attribute.name in NUMBERS:
+            field, kind = NUMBERS[attribute.name]
+            return numpy_helper.from_array(np.asarray(getattr(attribute, field), kind))
     return None
 
 
-def _number(attribute: AttributeProto) -> Any:
-    return {
-        "value_float": attribute.f,
-        "value_floats": list(attribute.floats),
-        "value_int": attribute.i,
-        "value_ints": list(attribute.ints),
-    }[attribute.name]
+NUMBERS = {
+    "value_float": ("f", "float32"),
+    "value_floats": ("floats", "float32"),
+    "value_int": ("i", "int64"),
+    "value_ints": ("ints", "int64"),
+}
+"""Attribute of a Constant -> the field that holds its numbers, and their type."""
 
 
 def overflows(tensor: TensorProto) -> bool:

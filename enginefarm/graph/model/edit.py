@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.graph.model import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from onnx import GraphProto, ModelProto, NodeProto
 
@@ -27,6 +27,22 @@ def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     copies = [copied(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def rewrite(
+    model: ModelProto, replaced: Callable[[NodeProto, GraphProto], list[NodeProto] | None]
+) -> bool:
+    """Puts the nodes that `replaced` makes of a node of a graph in its place, in the graph and the
+    bodies in it; None: the node stays. Returns whether any was replaced."""
+    changed = False
+    for graph in walk.graphs(model.graph):
+        made = [(node, replaced(node, graph)) for node in graph.node]
+        if any(new is not None for _, new in made):
+            replace_nodes(
+                graph, [one for node, new in made for one in ([node] if new is None else new)]
+            )
+            changed = True
+    return changed
 
 
 def drop_unused(model: ModelProto) -> None:

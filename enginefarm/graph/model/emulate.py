@@ -149,8 +149,7 @@ def lows() -> frozenset[int]:
 
 
 def _exact(node: NodeProto) -> bool:
-    reduces = any(a.name == "reduction" and a.s not in (b"", b"none") for a in node.attribute)
-    return node.op_type in EXACT and not reduces
+    return node.op_type in EXACT and walk.value(node, "reduction", b"none") in (b"", b"none")
 
 
 def _fused(graph: GraphProto) -> set[str]:

@@ -99,6 +99,17 @@ def attributes(node: NodeProto) -> dict[str, AttributeProto]:
     return {attribute.name: attribute for attribute in node.attribute}
 
 
+def value(node: NodeProto, name: str, default: Any) -> Any:
+    """The node's attribute of that name; `default`, an int, a float or bytes, where it has none.
+    The default says which of them it is: files of IR version 1 do not."""
+    found = attributes(node).get(name)
+    return default if found is None else getattr(found, FIELDS[type(default)])
+
+
+FIELDS = {int: "i", float: "f", bytes: "s"}
+"""Type of an attribute -> the field of an AttributeProto that holds it."""
+
+
 def label(node: NodeProto) -> str:
     """What messages call the node: its name, or else its first result's."""
     return node.name or next(iter(node.output), "")

@@ -200,7 +200,7 @@ def _rewrite_cast(state: _Cast, node: NodeProto) -> None:
     """A Cast takes any dtype. What comes from large integers stays FP32, and so exact."""
     from onnx import TensorProto
 
-    target = next(attribute for attribute in node.attribute if attribute.name == "to")
+    target = walk.attributes(node)["to"]
     if target.i != TensorProto.FLOAT:
         return
     source, result = state.types.get(node.input[0], 0), node.output[0]

@@ -71,8 +71,7 @@ def _fold_batch_norms(model: ModelProto) -> None:
     tensors, free = dict(walk.constants(model.graph)), FreeNames(model)
     for graph in walk.graphs(model.graph):
         for node in graph.node:
-            given = walk.attributes(node)
-            training = "training_mode" in given and given["training_mode"].i
+            training = walk.value(node, "training_mode", 0)
             if node.op_type != "BatchNormalization" or training:
                 continue
             found = [tensors.get(name) for name in node.input[1:]]
@@ -81,8 +80,7 @@ def _fold_batch_norms(model: ModelProto) -> None:
             gamma, beta, mean, variance = (
                 numpy_helper.to_array(tensor).astype(np.float64) for tensor in found if tensor
             )
-            epsilon = given["epsilon"].f if "epsilon" in given else EPSILON
-            scale = gamma / np.sqrt(variance + epsilon)
+            scale = gamma / np.sqrt(variance + walk.value(node, "epsilon", EPSILON))
             parts = (scale, beta - mean * scale, np.zeros_like(mean), np.ones_like(mean))
             for index, (part, what) in enumerate(
                 zip(parts, ("scale", "shift", "mean", "variance"), strict=True), start=1
@@ -90,8 +88,8 @@ def _fold_batch_norms(model: ModelProto) -> None:
                 name = free.make(f"{node.name}_{what}")
                 graph.initializer.append(numpy_helper.from_array(part.astype(np.float32), name))
                 node.input[index] = name
-            if "epsilon" in given:
-                node.attribute.remove(given["epsilon"])
+            if given := walk.attributes(node).get("epsilon"):
+                node.attribute.remove(given)
             node.attribute.append(helper.make_attribute("epsilon", 0.0))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from enginefarm.graph.model import walk
 from enginefarm.graph.model.walk import bodies
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _product(node: NodeProto, constants: Mapping[str, int]) -> Target | None:
     if rank < 2:
         return None
     axis = OUTPUT_AXIS[node.op_type](node, rank)
-    grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    grouped = walk.value(node, "group", 1) > 1
     return Target(node.name, node.op_type, WEIGHTS, (0,), axis, grouped)
 
 
@@ -112,14 +113,10 @@ OTHERS = {
 }
 
 
-def _transposed(node: NodeProto) -> bool:
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-
-
 OUTPUT_AXIS: dict[str, Callable[[NodeProto, int], int]] = {
     "Conv": lambda node, rank: 0,
     "ConvTranspose": lambda node, rank: 1,
-    "Gemm": lambda node, rank: 0 if _transposed(node) else 1,
+    "Gemm": lambda node, rank: 0 if walk.value(node, "transB", 0) else 1,
     "MatMul": lambda node, rank: rank - 1,
 }
 """Operator -> axis of the output channels in its weight, by node and the weight's rank."""

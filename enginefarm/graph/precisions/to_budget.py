@@ -26,23 +26,21 @@ def search(
 
     groups: candidates; each is tried only where those before it are not enough.
     """
-    judge = evidence.judge
-    if judge is None or evidence.tries == 0:
+    if evidence.judge is None or evidence.tries == 0:
         return None
     batches = list(islice(evidence.batches(), screen.BATCHES))
-    with TemporaryDirectory(prefix="enginefarm-") as folder:
 
-        def accepted(wide: frozenset[str]) -> bool:
-            return judge(onnx_files.write(made(wide), Path(folder)))
+    def fits(wide: frozenset[str]) -> bool:
+        return accepted(made(wide), evidence)
 
-        def noise(wide: frozenset[str]) -> float:
-            return screen.noise(made(wide), batches)
+    def noise(wide: frozenset[str]) -> float:
+        return screen.noise(made(wide), batches)
 
-        for candidates in groups:
-            named = evidence.judged_as
-            found = Search(noise, accepted, evidence.tries, evidence.memory, named).run(candidates)
-            if found is not None:
-                return found
+    for candidates in groups:
+        named = evidence.judged_as
+        found = Search(noise, fits, evidence.tries, evidence.memory, named).run(candidates)
+        if found is not None:
+            return found
     return None
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.graph.model import onnx_shapes, walk
-from enginefarm.graph.model.edit import replace_nodes
+from enginefarm.graph.model.edit import rewrite
 from enginefarm.graph.model.free_names import FreeNames
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 OPERATOR = "AffineGrid"
 
@@ -23,13 +23,12 @@ def write_out(model: ModelProto) -> bool:
     if not rows:
         return False
     free = FreeNames(model)
-    for graph in walk.graphs(model.graph):
-        made: list[NodeProto] = []
-        for node in graph.node:
-            count = rows.get(node.input[0]) if node.op_type == OPERATOR else None
-            made += [node] if count is None else _Written(node, count, free).nodes
-        replace_nodes(graph, made)
-    return True
+
+    def written(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:
+        count = rows.get(node.input[0]) if node.op_type == OPERATOR else None
+        return None if count is None else _Written(node, count, free).nodes
+
+    return rewrite(model, written)
 
 
 def _rows(model: ModelProto) -> dict[str, int]:
@@ -57,8 +56,7 @@ class _Written:
         self.nodes: list[NodeProto] = []
         self._base, self._free = node.name or node.output[0], free
         theta, size = node.input[:2]
-        given = walk.attributes(node)
-        aligned = "align_corners" in given and given["align_corners"].i == 1
+        aligned = walk.value(node, "align_corners", 0) == 1
         total = self._axes(self._column(theta, rows), [2 + one for one in range(rows - 1)])
         for axis in range(rows):
             places = self._places(size, 1 + rows - axis, aligned)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph.model import bounds, walk
 from enginefarm.graph.model.constants import to_initializers
-from enginefarm.graph.model.edit import drop_unused, replace_nodes
+from enginefarm.graph.model.edit import drop_unused, rewrite
 from enginefarm.graph.model.onnx_shapes import infer_types, known_types
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TAKEN = ("FLOAT4E2M1", "FLOAT8E4M3FN", "INT4", "INT8")
@@ -27,36 +27,32 @@ def prepare(model: ModelProto, error: type[EnginefarmError]) -> bool:
 
     Raises: `error` for an activation that is quantized in such a way.
     """
-    graphs = list(walk.graphs(model.graph))
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in walk.nodes(model.graph)):
         return False
     to_initializers(model)
     infer_types(model)
-    types = known_types(graphs)
-    opset, changed = walk.opset(model), False
+    types = known_types(walk.graphs(model.graph))
     constants = dict(walk.constants(model.graph))
-    for graph in reversed(graphs):  # bodies first: a node that is put back is a copy
-        kept: list[NodeProto] = []
-        for node in graph.node:
-            lack = _lack(node, constants, types)
-            constant = constants.keys() >= {name for name in node.input if name}
-            made = _computed(node, constants, opset) if lack and constant else None
-            if made is not None:
-                graph.initializer.append(made)
-                constants[made.name] = made
-            elif lack and (constant or node.op_type == QUANTIZE):
-                raise error(
-                    f"source: node {walk.label(node)!r} ({node.op_type}) quantizes {lack}",
-                    why="TensorRT quantizes symmetrically, to int8, int4, float8e4m3fn or "
-                    "float4e2m1 with zero points of 0, and would compute other numbers",
-                    fix="start from the model in FP32: the recipe's `precisions` quantize it; or "
-                    "quantize it to int8 symmetrically",
-                )
-            else:
-                kept.append(node)
-        if len(kept) < len(graph.node):
-            replace_nodes(graph, kept)
-            changed = True
+
+    def replaced(node: NodeProto, graph: GraphProto) -> list[NodeProto] | None:
+        lack = _lack(node, constants, types)
+        constant = constants.keys() >= {name for name in node.input if name}
+        made = _computed(node, constants, walk.opset(model)) if lack and constant else None
+        if made is not None:
+            graph.initializer.append(made)
+            constants[made.name] = made
+            return []
+        if lack and (constant or node.op_type == QUANTIZE):
+            raise error(
+                f"source: node {walk.label(node)!r} ({node.op_type}) quantizes {lack}",
+                why="TensorRT quantizes symmetrically, to int8, int4, float8e4m3fn or "
+                "float4e2m1 with zero points of 0, and would compute other numbers",
+                fix="start from the model in FP32: the recipe's `precisions` quantize it; or "
+                "quantize it to int8 symmetrically",
+            )
+        return None
+
+    changed = rewrite(model, replaced)
     if changed:
         drop_unused(model)
     return changed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph.model import onnx_files, onnx_shapes, walk
-from enginefarm.graph.model.edit import copied, replace_nodes
+from enginefarm.graph.model.edit import copied, rewrite
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.model.walk import bodies
 
@@ -117,9 +117,8 @@ def _place_resizes(graph: GraphProto) -> None:
     from onnx import helper
 
     for node in walk.nodes(graph):
-        given = walk.attributes(node)
-        interpolates = "mode" in given and given["mode"].s != b"nearest"
-        if node.op_type == "Resize" and interpolates and PLACE not in given:
+        interpolates = walk.value(node, "mode", b"nearest") != b"nearest"
+        if node.op_type == "Resize" and interpolates and PLACE not in walk.attributes(node):
             node.attribute.append(helper.make_attribute(PLACE, "asymmetric"))
 
 
@@ -164,25 +163,21 @@ def _flatten_hardmax(model: ModelProto) -> None:
     from onnx import helper
 
     free = FreeNames(model)
-    for graph in walk.graphs(model.graph):
-        made: list[NodeProto] = []
-        for node in graph.node:
-            made.append(node)
-            if node.op_type != "Hardmax":
-                continue
-            given = walk.attributes(node)
-            axis = given["axis"].i if "axis" in given else 1
-            source, result = node.input[0], node.output[0]
-            names = [free.make(f"{result}_{what}") for what in ("shape", "flat", "hard")]
-            shape, flat, hard = names
-            made[-1:] = [
-                helper.make_node("Shape", [source], [shape], shape),
-                helper.make_node("Flatten", [source], [flat], flat, axis=axis),
-                helper.make_node("Hardmax", [flat], [hard], node.name, axis=1),
-                helper.make_node("Reshape", [hard, shape], [result], free.make(f"{result}_back")),
-            ]
-        if len(made) > len(graph.node):
-            replace_nodes(graph, made)
+
+    def flattened(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:
+        if node.op_type != "Hardmax":
+            return None
+        axis = walk.value(node, "axis", 1)
+        source, result = node.input[0], node.output[0]
+        shape, flat, hard = (free.make(f"{result}_{what}") for what in ("shape", "flat", "hard"))
+        return [
+            helper.make_node("Shape", [source], [shape], shape),
+            helper.make_node("Flatten", [source], [flat], flat, axis=axis),
+            helper.make_node("Hardmax", [flat], [hard], node.name, axis=1),
+            helper.make_node("Reshape", [hard, shape], [result], free.make(f"{result}_back")),
+        ]
+
+    rewrite(model, flattened)
 
 
 def _bounds_of_loops(model: ModelProto) -> None:
@@ -215,19 +210,15 @@ def _bounds_of_loops(model: ModelProto) -> None:
 
 def _steps_first(model: ModelProto) -> None:
     """`layout: 1` of GRU, LSTM and RNN as `layout: 0` between Transposes: the same numbers."""
-    free: FreeNames | None = None
-    for graph in walk.graphs(model.graph):
-        made: list[NodeProto] = []
-        for node in graph.node:
-            layout = walk.attributes(node).get("layout")
-            if node.op_type not in RECURRENT or layout is None or layout.i != 1:
-                made.append(node)
-                continue
-            free = free or FreeNames(model)
-            node.attribute.remove(layout)
-            made += _transposed(node, free)
-        if len(made) > len(graph.node):
-            replace_nodes(graph, made)
+    free = FreeNames(model)
+
+    def steps_first(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:
+        if node.op_type not in RECURRENT or walk.value(node, "layout", 0) != 1:
+            return None
+        node.attribute.remove(walk.attributes(node)["layout"])
+        return _transposed(node, free)
+
+    rewrite(model, steps_first)
 
 
 def _transposed(node: NodeProto, free: FreeNames) -> list[NodeProto]:

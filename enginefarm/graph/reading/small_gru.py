@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from enginefarm.graph.model import walk
-from enginefarm.graph.model.edit import drop_unused, replace_nodes
+from enginefarm.graph.model.edit import drop_unused, rewrite
 from enginefarm.graph.model.free_names import FreeNames
 
 if TYPE_CHECKING:
@@ -23,29 +23,24 @@ WEIGHT, RECURRENT, BIAS, STATE = 1, 2, 3, 5
 
 def write_out(model: ModelProto) -> bool:
     """In place. Returns whether there was one, with weights that are constants."""
-    free, changed = FreeNames(model), False
-    for graph in walk.graphs(model.graph):
-        constants = {tensor.name for tensor in graph.initializer}
-        made: list[NodeProto] = []
-        for node in graph.node:
-            if _never_ends(node) and set(node.input[WEIGHT : BIAS + 1]) - {""} <= constants:
-                made += _widened(node, graph, free)
-                changed = True
-            else:
-                made.append(node)
-        if len(made) > len(graph.node):
-            replace_nodes(graph, made)
+    free = FreeNames(model)
+
+    def widened(node: NodeProto, graph: GraphProto) -> list[NodeProto] | None:
+        weights = set(node.input[WEIGHT : BIAS + 1]) - {""}
+        if not _never_ends(node) or weights - {tensor.name for tensor in graph.initializer}:
+            return None
+        return _widened(node, graph, free)
+
+    changed = rewrite(model, widened)
     if changed:
         drop_unused(model)
     return changed
 
 
 def _never_ends(node: NodeProto) -> bool:
-    if node.op_type != OPERATOR:
+    if node.op_type != OPERATOR or walk.value(node, "linear_before_reset", 0):
         return False
-    given = walk.attributes(node)
-    after = "linear_before_reset" in given and given["linear_before_reset"].i
-    return not after and "hidden_size" in given and given["hidden_size"].i in NEVER_END
+    return walk.value(node, "hidden_size", 0) in NEVER_END
 
 
 def _widened(node: NodeProto, graph: GraphProto, free: FreeNames) -> list[NodeProto]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_shapes, walk
-from enginefarm.graph.model.edit import replace_nodes
+from enginefarm.graph.model.edit import replace_nodes, rewrite
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.reading import affine_grid, small_gru
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from onnx import FunctionProto, ModelProto, NodeProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 
 Shapes = dict[str, list[int | str | None]]
@@ -46,14 +46,11 @@ def _unusual(node: NodeProto, shapes: Shapes) -> bool:
     A causal one is usual where it has as many queries as keys: the parser does not say which of
     them belong together otherwise.
     """
-    given = walk.attributes(node)
     if _more_results(node, shapes) or any(list(node.input)[PAST:]):
         return True
-    if "softcap" in given and given["softcap"].f:
+    if walk.value(node, "softcap", 0.0) or walk.value(node, "softmax_precision", 0):
         return True
-    if "softmax_precision" in given and given["softmax_precision"].i:
-        return True
-    if "is_causal" not in given or not given["is_causal"].i:
+    if not walk.value(node, "is_causal", 0):
         return False
     queries, keys = (shapes.get(name, []) for name in node.input[:2])
     lengths = [shape[-2] for shape in (queries, keys) if len(shape) in (3, 4)]
@@ -165,20 +162,17 @@ def _absolute_before_pooling(model: ModelProto) -> bool:
     changes it where the power is odd."""
     from onnx import helper
 
-    free, changed = FreeNames(model), False
-    for graph in walk.graphs(model.graph):
-        made: list[NodeProto] = []
-        for node in graph.node:
-            given = walk.attributes(node)
-            power = given["p"].i if "p" in given else 2
-            if node.op_type == "GlobalLpPool" and power % 2:
-                name = free.make(f"{node.input[0]}_absolute")
-                made.append(helper.make_node("Abs", [node.input[0]], [name], name))
-                node.input[0], changed = name, True
-            made.append(node)
-        if len(made) > len(graph.node):
-            replace_nodes(graph, made)
-    return changed
+    free = FreeNames(model)
+
+    def with_bars(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:
+        if node.op_type != "GlobalLpPool" or walk.value(node, "p", 2) % 2 == 0:
+            return None
+        name = free.make(f"{node.input[0]}_absolute")
+        bars = helper.make_node("Abs", [node.input[0]], [name], name)
+        node.input[0] = name
+        return [bars, node]
+
+    return rewrite(model, with_bars)
 
 
 WRITERS: dict[str, Callable[[ModelProto], bool]] = {
