@@ -11,7 +11,7 @@ import threading
 from enginefarm import errors
 from enginefarm.child import left
 from enginefarm.child.call import Child, Kinds, Limits
-from enginefarm.child.process import randomization_is_off
+from enginefarm.child.process import randomization_off
 from enginefarm.progress import report
 from enginefarm.toolchains import BuildOutput, BuildRequest
 from enginefarm.toolchains import toolchain as toolchain_named
@@ -79,7 +79,7 @@ def build(
     except BaseException:
         (work_dir / "engine.plan").unlink(missing_ok=True)
         raise
-    details = output.details | {"address_space_randomization": not randomization_is_off()}
+    details = output.details | {"address_space_randomization": not randomization_off()}
     return output.model_copy(update={"log": work_dir / LOG_NAME, "details": details})
 
 

@@ -14,33 +14,17 @@ from pathlib import Path
 
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.spec import BuildSpec
-from enginefarm.schema import Frozen
+from enginefarm.schema import canonical_json
 from enginefarm.store.engine_store import EngineStore
 
 PREFIX = "timing-caches/"
 HEADER_BYTES = 64
 
 
-class TimingCacheKey(Frozen):
-    """Everything that a timing depends on, besides the network."""
+def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> str:
+    """The key of a cache in the store, of everything that a timing depends on besides the network.
 
-    gpu_name: str
-    compute_capability: str
-    toolchain: str
-    toolchain_build: str
-    cuda: str
-    driver: str
-    os: str
-    arch: str
-    flags: str
-
-    @property
-    def key(self) -> str:
-        return f"{PREFIX}{self.sha256()}.cache"
-
-
-def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> TimingCacheKey:
-    """Flags that change which tactics there are take part; what they were timed for does not."""
+    Flags that change which tactics there are take part; what they were timed for does not."""
     options = spec.builder
     flags = options.model_dump(
         mode="json",
@@ -52,23 +36,24 @@ def key_for(spec: BuildSpec, *, gpu_name: str, driver: str) -> TimingCacheKey:
             "optimization_level",
         },
     )
-    return TimingCacheKey(
-        gpu_name=gpu_name,
-        compute_capability=spec.gpu.compute_capability,
-        toolchain=spec.toolchain.name,
-        toolchain_build=spec.toolchain.build,
-        cuda=spec.toolchain.cuda,
-        driver=driver,
-        os=spec.toolchain.os,
-        arch=spec.toolchain.arch,
-        flags=" ".join(f"{name}={value}" for name, value in sorted(flags.items())),
-    )
+    depends = {
+        "gpu_name": gpu_name,
+        "compute_capability": spec.gpu.compute_capability,
+        "toolchain": spec.toolchain.name,
+        "toolchain_build": spec.toolchain.build,
+        "cuda": spec.toolchain.cuda,
+        "driver": driver,
+        "os": spec.toolchain.os,
+        "arch": spec.toolchain.arch,
+        "flags": " ".join(f"{name}={value}" for name, value in sorted(flags.items())),
+    }
+    return f"{PREFIX}{sha256_bytes(canonical_json(depends))}.cache"
 
 
-def fetch(store: EngineStore, key: TimingCacheKey, dest: Path) -> Path | None:
+def fetch(store: EngineStore, key: str, dest: Path) -> Path | None:
     """The cache of exactly this combination, in `dest`; None when there is none yet, or its
     bytes are not what was written."""
-    found = store.objects.get(key.key)
+    found = store.objects.get(key)
     body = None if found is None else _body(found[0])
     if body is None:
         return None
@@ -78,7 +63,7 @@ def fetch(store: EngineStore, key: TimingCacheKey, dest: Path) -> Path | None:
 
 def merge(
     store: EngineStore,
-    key: TimingCacheKey,
+    key: str,
     fresh: Path,
     combine: Callable[[bytes, bytes], bytes | None],
     *,
@@ -102,7 +87,7 @@ def merge(
             merged = combine(stored, own) or own
         return None if merged == stored else sha256_bytes(merged).encode() + merged
 
-    store.objects.update(key.key, together)
+    store.objects.update(key, together)
 
 
 def _body(document: bytes) -> bytes | None:

@@ -57,18 +57,13 @@ def child_environment(work_dir: Path) -> dict[str, str]:
 @cache
 def randomization_off() -> tuple[str, ...]:
     """What stands before a command so that its addresses are fixed: `setarch -R`, where it
-    works. Docker's default seccomp profile forbids it."""
+    works, so that plans repeat. Docker's default seccomp profile forbids it."""
     tool = shutil.which("setarch")
     if tool is None:
         return ()
     prefix = (tool, platform.machine(), "-R")
     probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
     return prefix if probe.returncode == 0 else ()
-
-
-def randomization_is_off() -> bool:
-    """Whether children of this process get fixed addresses, hence plans that repeat."""
-    return bool(randomization_off())
 
 
 def resident_bytes(pid: int) -> int:

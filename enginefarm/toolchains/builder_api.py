@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from enginefarm.documents.builder import DType
+from enginefarm.documents.builder import BuilderOptions, DType
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import BuildCancelled, BuildError
@@ -20,7 +20,7 @@ from enginefarm.run.trt import DTYPES, Messages
 from enginefarm.toolchains.onnx_io import require_graphs
 
 
-def make_monitor(trt: Any, step: str = "build") -> Any:
+def make_monitor(trt: Any) -> Any:
     """An IProgressMonitor that reports percent of the whole build to the current SINK."""
     # Builders call back on threads of their own, where the context variable is not set.
     sink = SINK.get()
@@ -32,11 +32,11 @@ def make_monitor(trt: Any, step: str = "build") -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             tree.start(phase_name, parent_phase, num_steps)
-            sink(step, tree.percent(), 100.0, phase_name)
+            sink("build", tree.percent(), 100.0, phase_name)
 
         def step_complete(self, phase_name: str, step_index: int) -> bool:
             tree.step(phase_name, step_index + 1)
-            sink(step, tree.percent(), 100.0, phase_name)
+            sink("build", tree.percent(), 100.0, phase_name)
             return True  # False would cancel; the parent process kills instead, which is prompt
 
         def phase_finish(self, phase_name: str) -> None:
@@ -202,14 +202,22 @@ def set_flag(trt: Any, config: Any, name: str, option: str) -> None:
         raise BuildError(f"{option}: the builder did not keep BuilderFlag.{name}")
 
 
-def compute_float32_as_such(trt: Any, config: Any) -> None:
-    """Clears TF32, which is on by default and keeps 10 of 23 bits of each factor (decision 0210).
+def set_common(trt: Any, config: Any, options: BuilderOptions) -> None:
+    """The options that both builders have. TF32 is cleared: it is on by default, and keeps 10 of 23
+    bits of each factor (decision 0210).
 
-    Raises: BuildError where the builder keeps it.
+    Raises: BuildError for what the builder does not keep.
     """
+    level, option = options.optimization_level, "builder.optimization_level"
+    set_checked(config, "builder_optimization_level", level, option)
     config.clear_flag(trt.BuilderFlag.TF32)
     if config.get_flag(trt.BuilderFlag.TF32):
         raise BuildError("the builder did not clear BuilderFlag.TF32: FP32 would be TF32")
+    if options.workspace_mib is not None:
+        pool = trt.MemoryPoolType.WORKSPACE
+        config.set_memory_pool_limit(pool, options.workspace_mib << 20)
+    if options.sparse_weights:
+        set_flag(trt, config, "SPARSE_WEIGHTS", "builder.sparse_weights")
 
 
 def write_plan(builder: Any, network: Any, config: Any, dest: Path, messages: Messages) -> None:

@@ -185,27 +185,17 @@ def make_config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     config = builder.create_builder_config()
     if config is None:
         raise HostError("TensorRT's builder returns no configuration", fix="see build.log")
-    builder_api.set_checked(
-        config,
-        "builder_optimization_level",
-        options.optimization_level,
-        "builder.optimization_level",
-    )
+    builder_api.set_common(trt, config, options)
     level = getattr(trt.HardwareCompatibilityLevel, COMPATIBILITY[options.compatibility])
     builder_api.set_checked(config, "hardware_compatibility_level", level, "builder.compatibility")
-    builder_api.compute_float32_as_such(trt, config)
     # Layer names, precisions and tactics for the inspector; it changes no kernel.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.workspace_mib is not None:
-        pool = trt.MemoryPoolType.WORKSPACE
-        config.set_memory_pool_limit(pool, options.workspace_mib << 20)
     if options.tactic_sources is not None:
         mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in options.tactic_sources)
         if not config.set_tactic_sources(mask):
             raise BuildError("builder.tactic_sources: the builder refused them")
     for flag, wanted, option in (
         ("VERSION_COMPATIBLE", options.version_compatible, "builder.version_compatible"),
-        ("SPARSE_WEIGHTS", options.sparse_weights, "builder.sparse_weights"),
         ("REFIT", options.refit, "builder.refit"),
     ):
         if wanted:

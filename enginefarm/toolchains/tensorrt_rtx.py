@@ -131,7 +131,6 @@ def _refused(spec: BuildSpec) -> tuple[tuple[str, bool, str], ...]:
 
 def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
     config = builder.create_builder_config()
-    options = spec.builder
     carried = spec.compute_capabilities or (spec.gpu.compute_capability,)
     builder_api.set_checked(config, "num_compute_capabilities", len(carried), "gpu")
     for index, name in enumerate(carried):
@@ -139,19 +138,8 @@ def _config(trt: Any, builder: Any, spec: BuildSpec) -> Any:
         config.set_compute_capability(capability, index)
         if config.get_compute_capability(index) != capability:
             raise BuildError(f"gpu: the builder did not keep {capability}")
-    builder_api.set_checked(
-        config,
-        "builder_optimization_level",
-        options.optimization_level,
-        "builder.optimization_level",
-    )
-    builder_api.compute_float32_as_such(trt, config)
-    if options.workspace_mib is not None:
-        pool = trt.MemoryPoolType.WORKSPACE
-        config.set_memory_pool_limit(pool, options.workspace_mib << 20)
-    if options.sparse_weights:
-        builder_api.set_flag(trt, config, "SPARSE_WEIGHTS", "builder.sparse_weights")
-    if options.version_compatible:
+    builder_api.set_common(trt, config, spec.builder)
+    if spec.builder.version_compatible:
         for flag in ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"):
             builder_api.set_flag(trt, config, flag, "builder.version_compatible")
     return config

@@ -120,7 +120,7 @@ def test_float32_is_not_computed_in_tf32() -> None:
     assert done.stdout.split()[-1:] == ["FP32"], done.stderr
 
 
-@pytest.mark.skipif(not child_process.randomization_is_off(), reason="setarch -R is forbidden here")
+@pytest.mark.skipif(not child_process.randomization_off(), reason="setarch -R is forbidden here")
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     onnx = tiny_onnx.convolutions(tmp_path / "model.onnx", layers=6)
     digests = {sha256_file(run(onnx, tmp_path / f"w{n}").plan) for n in range(3)}
