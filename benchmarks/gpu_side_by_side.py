@@ -27,8 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
 
 from enginefarm.bench.engine import Measurement, side_by_side  # noqa: E402
 from enginefarm.bench.harness import Harness  # noqa: E402
-from enginefarm.bench.shapes import sized  # noqa: E402
 from enginefarm.errors import EnginefarmError  # noqa: E402
+from enginefarm.graph.samples.feeds import shaped  # noqa: E402
 from enginefarm.graph.verification.reference import read_reference  # noqa: E402
 from enginefarm.names import RuntimeName  # noqa: E402
 from enginefarm.run.contenders import (  # noqa: E402
@@ -158,7 +158,7 @@ def main() -> None:
             inputs = next(read_reference(options.models / f"{name}.npz")).inputs
             print(f"\n### {name}\n{HEADER}", flush=True)
             for batch in options.batches:
-                feeds = sized(inputs, {"images": (batch, 3, 224, 224)})
+                feeds = shaped(inputs, {"images": (batch, 3, 224, 224)})
                 found = side_by_side(running, feeds, batch=batch, harness=harness)
                 for one in found:
                     print(line(one, found[0], batch), flush=True)

@@ -25,11 +25,12 @@ from enginefarm.bench.harness import (
     figures,
     interleave,
 )
-from enginefarm.bench.shapes import Point, points, sized
+from enginefarm.bench.shapes import Point, points
 from enginefarm.documents.comparing import ComparisonRules, OutputComparison
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import EngineRunError
+from enginefarm.graph.samples.feeds import shaped
 from enginefarm.graph.verification.reference import ReferenceBatch, read_reference
 from enginefarm.graph.verification.verify import compare
 from enginefarm.names import RUNTIMES, RuntimeName
@@ -112,7 +113,7 @@ def benchmark_engine(
             for graph in (False, True):
                 settings = chosen.model_copy(update={"cuda_graph": graph})
                 row = built[point.profile_name]
-                feeds = sized(inputs, point.shapes)
+                feeds = shaped(inputs, point.shapes)
                 try:
                     found = _measure(artifact, row.runtime, point, feeds, settings)
                 except EngineRunError as error:

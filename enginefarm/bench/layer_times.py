@@ -13,15 +13,16 @@ from typing import Any
 
 from pydantic import Field
 
-from enginefarm.bench.shapes import OneProfile, first_profile, sized
+from enginefarm.bench.shapes import OneProfile, first_profile
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EngineRunError
-from enginefarm.graph.verification.reference import read_reference
 from enginefarm.run.engine import Engine
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
 from enginefarm.tables.layers import LayerTimes, remember
+
+PROFILING_S = 600
 
 
 class LayerTimesRequest(OneProfile):
@@ -56,21 +57,20 @@ def record_layer_times(site: Site, manifest: Manifest) -> LayerTimes:
     return times
 
 
-def profile_layers(request: LayerTimesRequest, *, timeout_s: float = 600) -> LayerTimesAnswer:
+def profile_layers(request: LayerTimesRequest) -> LayerTimesAnswer:
     """Raises: HostError, EngineRunError."""
-    child = Child(what="the engine's profile", error=EngineRunError, limits=Limits(timeout_s))
+    child = Child(what="the engine's profile", error=EngineRunError, limits=Limits(PROFILING_S))
     return child.ask("enginefarm.bench.layer_times:measure", request, LayerTimesAnswer)
 
 
 def measure(request_json: str) -> str:
     """In the fresh process: a LayerTimesRequest in, a LayerTimesAnswer out, both as JSON."""
     request = LayerTimesRequest.model_validate_json(request_json)
-    inputs = next(read_reference(request.reference)).inputs
     with (
         Engine(request.plan, toolchain=request.toolchain, plugins=request.plugins) as engine,
         engine.session(request.profile) as session,
     ):
-        session.bind(sized(inputs, request.shapes))
+        session.bind(request.feeds())
         session.copy_in()
         for _ in range(request.warmup):
             session.compute()

@@ -17,8 +17,8 @@ from enginefarm.bench.recipe import (
     row_of,
     smallest_and_opt,
 )
-from enginefarm.bench.shapes import sized
 from enginefarm.documents.recipe import Recipe
+from enginefarm.graph.samples.feeds import shaped
 from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
@@ -49,7 +49,7 @@ def benchmark_cpu(
             report("benchmark", index, len(wanted), point.text)
             found = side_by_side(
                 [contender for _, contender in contenders],
-                sized(model.inputs, point.shapes),
+                shaped(model.inputs, point.shapes),
                 batch=point.batch,
                 harness=harness or CPU_HARNESS,
             )

@@ -25,12 +25,13 @@ from enginefarm.bench.recipe import (
     row_of,
     smallest_and_opt,
 )
-from enginefarm.bench.shapes import Point, sized
+from enginefarm.bench.shapes import Point
 from enginefarm.documents.gpus import by_nvml_name
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError, HostError, one_line
+from enginefarm.graph.samples.feeds import shaped
 from enginefarm.host.detect import NvmlGpu, first_gpu
 from enginefarm.names import PrecisionName
 from enginefarm.progress import report
@@ -232,7 +233,7 @@ def _measure(
     harness: Harness,
     result: SideBySide,
 ) -> None:
-    feeds = sized(model.inputs, point.shapes)
+    feeds = shaped(model.inputs, point.shapes)
     able: list[tuple[Entry, Any]] = []
     for entry, contender in running:
         try:

@@ -17,12 +17,11 @@ from enginefarm.bench.gpu_state import GpuSampler, GpuState
 from enginefarm.bench.harness import figures
 from enginefarm.bench.on_gpu import SideBySide, engines_here
 from enginefarm.bench.recipe import host_class
-from enginefarm.bench.shapes import OneProfile, Point, first_profile, sized
+from enginefarm.bench.shapes import OneProfile, Point, first_profile
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
-from enginefarm.graph.verification.reference import read_reference
 from enginefarm.progress import report
 from enginefarm.run.engine import Engine
 from enginefarm.run.queue import DEPTH, Queue
@@ -110,12 +109,11 @@ def measure(request_json: str) -> str:
     Raises: HostError; EngineRunError, also where no CUDA graph can be captured.
     """
     request = QueuedRequest.model_validate_json(request_json)
-    inputs = next(read_reference(request.reference)).inputs
     with (
         Engine(request.plan, toolchain=request.toolchain, plugins=request.plugins) as engine,
         engine.session(request.profile, cuda_graph=True) as session,
     ):
-        session.bind(sized(inputs, request.shapes))
+        session.bind(request.feeds())
         session.copy_in()
         session.stream.synchronize()
         queue = Queue(engine.cuda, session)

@@ -1,14 +1,16 @@
-"""Which shapes of an engine are measured, and inputs of those shapes."""
+"""Which shapes of an engine are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError
+from enginefarm.graph.samples.feeds import shaped
+from enginefarm.graph.verification.reference import read_reference
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site, plugin_libraries
 
@@ -64,19 +66,6 @@ def _batches(profile: ShapeProfile) -> list[int]:
     return sorted({low, high, *(size for size in powers if low <= size <= high)})
 
 
-def sized(inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-    """Real inputs, repeated and cut to these shapes: values can decide which path a model takes."""
-    import numpy as np
-
-    made: Arrays = {}
-    for name, shape in shapes.items():
-        array = inputs[name]
-        for axis, size in enumerate(shape):
-            array = np.take(array, np.arange(size), axis=axis, mode="wrap")
-        made[name] = np.ascontiguousarray(array)
-    return made
-
-
 class OneProfile(Frozen):
     """shapes: of the inputs that live on the GPU; reference: inputs of any batch."""
 
@@ -86,6 +75,10 @@ class OneProfile(Frozen):
     profile: int = 0
     shapes: dict[str, tuple[int, ...]]
     plugins: tuple[Path, ...] = ()
+
+    def feeds(self) -> Arrays:
+        """The inputs in these shapes."""
+        return shaped(next(read_reference(self.reference)).inputs, self.shapes)
 
 
 def first_profile(site: Site, manifest: Manifest) -> tuple[Point, dict[str, Any]]:

@@ -13,11 +13,11 @@ from enginefarm.bench.engine import measured_here
 from enginefarm.bench.load import LOAD, Curve, Load, Pass, highest_rate
 from enginefarm.bench.on_gpu import engines_for, gpu_here
 from enginefarm.bench.recipe import built_recipe, empty_row, host_class
-from enginefarm.bench.shapes import OneProfile, Point, first_profile, sized
+from enginefarm.bench.shapes import OneProfile, Point, first_profile
 from enginefarm.child.call import Child, Limits
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, StoreMissing
-from enginefarm.graph.verification.reference import read_reference
+from enginefarm.graph.samples.feeds import shaped
 from enginefarm.names import PrecisionName
 from enginefarm.run.contenders import on_provider_in_a_process
 from enginefarm.run.engine import Engine
@@ -80,7 +80,7 @@ def load_cpu(
                     options={},
                 )
                 stack.callback(one.close)
-                one.bind(sized(model.inputs, point.shapes))
+                one.bind(shaped(model.inputs, point.shapes))
                 sessions.append(one)
             curve = timed_curve([session.iterate for session in sessions], load)
             row = empty_row(recipe.name, precision, "onnxruntime-cpu")
@@ -128,7 +128,7 @@ def measure(request_json: str) -> str:
     Raises: HostError; EngineRunError, also where a CUDA graph is wanted and cannot be captured.
     """
     request = LoadRequest.model_validate_json(request_json)
-    feeds = sized(next(read_reference(request.reference)).inputs, request.shapes)
+    feeds = request.feeds()
     curves: list[TimedCurve] = []
     with (
         Engine(request.plan, toolchain=request.toolchain, plugins=request.plugins) as engine,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
-from enginefarm.bench.shapes import points, sized
+from enginefarm.bench.shapes import points
 from enginefarm.building import isolate, lottery, timing_cache
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import ToolchainError
+from enginefarm.graph.samples.feeds import shaped
 from enginefarm.graph.verification.reference import read_reference
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import TOOLCHAINS
@@ -89,7 +90,7 @@ def _latency_ms(plan: Path, request: BuildRequest, reference: Path) -> float:
         plugins=request.plugins,
     )
     try:
-        feeds = sized(next(read_reference(reference)).inputs, point.shapes)
+        feeds = shaped(next(read_reference(reference)).inputs, point.shapes)
         found = side_by_side([contender], feeds, batch=point.batch, harness=QUICK)
     finally:
         contender.close()

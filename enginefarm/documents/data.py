@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -53,6 +53,19 @@ class Data(Frozen):
         return self
 
 
+BatchSize = Annotated[
+    int,
+    Field(ge=1, le=4096, description="Samples in each batch that a callable is asked to yield."),
+]
+Seed = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Seed of random inputs, and of a callable that has a parameter `seed`.",
+    ),
+]
+
+
 class Calibration(Frozen):
     """Representative data for INT8/FP8 scales, and how ranges are chosen from it.
 
@@ -68,17 +81,8 @@ class Calibration(Frozen):
         default=99.99, gt=50, le=100, description="For `percentile`: this share of |x| is in range."
     )
     batches: int = Field(default=16, ge=1, le=100_000, description="How many batches are read.")
-    batch_size: int = Field(
-        default=8,
-        ge=1,
-        le=4096,
-        description="Samples in each batch that a callable is asked to yield.",
-    )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        description="Seed of random inputs, and of a callable that has a parameter `seed`.",
-    )
+    batch_size: BatchSize = 8
+    seed: Seed = 0
 
 
 class Verification(ComparisonRules):
@@ -90,17 +94,8 @@ class Verification(ComparisonRules):
         description="Inputs other than the calibration's, with labels if there are any.",
     )
     batches: int = Field(default=4, ge=1, le=10_000, description="How many batches are read.")
-    batch_size: int = Field(
-        default=8,
-        ge=1,
-        le=4096,
-        description="Samples in each batch that a callable is asked to yield.",
-    )
-    seed: int = Field(
-        default=1,
-        ge=0,
-        description="Seed of random inputs, and of a callable that has a parameter `seed`.",
-    )
+    batch_size: BatchSize = 8
+    seed: Seed = 1
 
     @property
     def comparing(self) -> ComparisonRules:

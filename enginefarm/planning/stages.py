@@ -9,17 +9,14 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, ToolUse
 from enginefarm.documents.stage import StageOutput, StageRecord
-from enginefarm.errors import (
-    EnginefarmError,
-    ExportError,
-    SlimError,
-    SourceError,
-)
+from enginefarm.errors import ExportError, SlimError, SourceError
+from enginefarm.graph.order import Order
+from enginefarm.graph.work import run as in_child
 from enginefarm.planning import plan, plugins
 from enginefarm.schema import Digest, Frozen
 from enginefarm.store.site import (
@@ -32,9 +29,6 @@ from enginefarm.store.site import (
     require_unchanged,
     stage_key,
 )
-
-if TYPE_CHECKING:
-    from enginefarm.graph.order import Order
 
 REFERENCE_METHOD = 4
 """How references are made: raise it when the same model and data may get another one."""
@@ -225,20 +219,11 @@ def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 
 def order_of(recipe: Recipe, scratch: Path, **more: Any) -> Order:
     """What the child is told. Files in S3 are brought here first: it has no credentials."""
-    from enginefarm.graph.order import Order
     from enginefarm.graph.sources import source
 
     if "onnx" not in more:
         source(recipe.source.kind).fetch(recipe.source, scratch)
     return Order(recipe=recipe, root=recipe.root.absolute(), folder=scratch.absolute(), **more)
-
-
-def in_child(
-    function: str, order: Order, *, what: str, error: type[EnginefarmError]
-) -> StageOutput:
-    from enginefarm.graph.work import run
-
-    return run(function, order, what=what, error=error)
 
 
 class SlimmedModel(Frozen):

@@ -29,15 +29,25 @@ def sample(recipe: Recipe) -> Arrays:
 
 def sized(batch: Mapping[str, Any], recipe: Recipe, dims: Mapping[str, int]) -> Arrays:
     """The batch, repeated and cut to these sizes of its symbolic dims."""
+    return shaped(
+        batch,
+        {
+            tensor.name: tuple(dims[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+            for tensor in recipe.inputs
+        },
+    )
+
+
+def shaped(batch: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Real inputs, repeated and cut to these shapes: values can decide which path a model takes."""
     import numpy as np
 
     made: Arrays = {}
-    for tensor in recipe.inputs:
-        array = batch[tensor.name]
-        for axis, dim in enumerate(tensor.shape):
-            size = dims[dim] if isinstance(dim, str) else dim
+    for name, shape in shapes.items():
+        array = batch[name]
+        for axis, size in enumerate(shape):
             array = np.take(array, np.arange(size), axis=axis, mode="wrap")
-        made[tensor.name] = np.asarray(array, order="C")
+        made[name] = np.asarray(array, order="C")
     return made
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from enginefarm.bench.shapes import points, sized
+from enginefarm.bench.shapes import points
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
+from enginefarm.graph.samples.feeds import shaped
 
 IMAGES = ShapeProfile(
     name="default",
@@ -29,6 +30,6 @@ def test_a_static_profile_has_one_point() -> None:
 
 def test_feeds_are_real_values_repeated_and_cut() -> None:
     image = np.arange(2 * 3, dtype=np.float32).reshape(2, 3)
-    grown = sized({"x": image}, {"x": (5, 2)})["x"]
+    grown = shaped({"x": image}, {"x": (5, 2)})["x"]
     assert grown.tolist() == [[0, 1], [3, 4], [0, 1], [3, 4], [0, 1]]
     assert grown.flags["C_CONTIGUOUS"]
