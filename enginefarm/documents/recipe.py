@@ -209,6 +209,16 @@ class Recipe(Frozen):
         seen = [dim for tensor in self.inputs for dim in tensor.shape if isinstance(dim, str)]
         return tuple(dict.fromkeys(seen))
 
+    @property
+    def dim_ranges(self) -> dict[str, tuple[int, int]]:
+        """The least and the largest size of each symbolic dim, over all profiles."""
+        found: dict[str, tuple[int, int]] = {}
+        for profile in self.profiles:
+            for dim, size in profile.dims.items():
+                low, high = found.get(dim, (size.min, size.max))
+                found[dim] = min(low, size.min), max(high, size.max)
+        return found
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         _unique("inputs", [tensor.name for tensor in self.inputs])

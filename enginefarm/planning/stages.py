@@ -49,12 +49,7 @@ def export_key(recipe: Recipe) -> str:
     """Everything that decides the exported graph. Loads no torch."""
     from enginefarm.graph.exporting.export import export_tool
 
-    return stage_key(
-        source=_source_digest(recipe),
-        inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
-        profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
-        exporter=export_tool(recipe).model_dump(mode="json"),
-    )
+    return stage_key(**_of_model(recipe), exporter=export_tool(recipe).model_dump(mode="json"))
 
 
 _BEGUN: dict[str, Future[ExportedModel]] = {}
@@ -146,10 +141,15 @@ def _notes(record: StageRecord) -> tuple[str, ...]:
     return tuple(cast("list[str]", record.values.get("notes") or []))
 
 
-def _source_digest(recipe: Recipe) -> str:
+def _of_model(recipe: Recipe) -> dict[str, Any]:
+    """What decides the model and the sizes that it runs at."""
     from enginefarm.graph.sources import source
 
-    return source(recipe.source.kind).fingerprint(recipe.source, recipe.root)
+    return {
+        "source": source(recipe.source.kind).fingerprint(recipe.source, recipe.root),
+        "inputs": [tensor.model_dump(mode="json") for tensor in recipe.inputs],
+        "profiles": [profile.model_dump(mode="json") for profile in recipe.profiles],
+    }
 
 
 class Reference(Frozen):
@@ -195,9 +195,7 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 
     return stage_key(
         method=REFERENCE_METHOD,
-        source=_source_digest(recipe),
-        inputs=[tensor.model_dump(mode="json") for tensor in recipe.inputs],
-        profiles=[profile.model_dump(mode="json") for profile in recipe.profiles],
+        **_of_model(recipe),
         runtime=export_tool(recipe).model_dump(mode="json"),
         data=data_digest(recipe.verification_data, recipe.root),
         settings=recipe.verification.model_dump(mode="json"),

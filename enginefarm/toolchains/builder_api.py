@@ -248,15 +248,16 @@ def _inputs(network: Any) -> list[Any]:
 def _tensor(tensor: Any, role: Literal["input", "output"]) -> TensorInfo:
     return TensorInfo(
         name=tensor.name,
-        dtype=_dtype(tensor),
+        dtype=dtype_named(tensor.name, tensor.dtype),
         shape=tuple(tensor.shape),
         role=role,
         is_shape_tensor=role == "input" and bool(tensor.is_shape_tensor),
     )
 
 
-def _dtype(tensor: Any) -> DType:
-    name = str(tensor.dtype).rpartition(".")[2]
+def dtype_named(tensor: str, kind: Any) -> DType:
+    """The numpy name of a tensor's trt.DataType. Raises: BuildError where it has none."""
+    name = str(kind).rpartition(".")[2]
     if name not in DTYPES:
-        raise BuildError(f"tensor {tensor.name!r}: its type {name} has no numpy counterpart here")
+        raise BuildError(f"tensor {tensor!r}: its type {name} has no numpy counterpart here")
     return DTYPES[name]

@@ -13,10 +13,10 @@ from enginefarm.child.call import Child, Limits
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.documents.spec import BuildSpec, MinOptMax
 from enginefarm.errors import BuildError, ToolchainError
-from enginefarm.run.trt import DTYPES, Messages, started
+from enginefarm.run.trt import Messages, started
 from enginefarm.schema import Frozen
 from enginefarm.toolchains import BuildRequest, tensorrt
-from enginefarm.toolchains.builder_api import values_are_sizes
+from enginefarm.toolchains.builder_api import dtype_named, values_are_sizes
 
 READING_S = 600
 
@@ -114,14 +114,11 @@ def _shapes(found: Any) -> MinOptMax:
 
 
 def _tensor(trt: Any, engine: Any, name: str) -> TensorInfo:
-    kind = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
-    if kind not in DTYPES:
-        raise BuildError(f"tensor {name!r}: its type {kind} has no numpy counterpart here")
     given = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
     role: Literal["input", "output"] = "input" if given else "output"
     return TensorInfo(
         name=name,
-        dtype=DTYPES[kind],
+        dtype=dtype_named(name, engine.get_tensor_dtype(name)),
         shape=tuple(engine.get_tensor_shape(name)),
         role=role,
         is_shape_tensor=given and bool(engine.is_shape_inference_io(name)),

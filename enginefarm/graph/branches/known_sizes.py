@@ -22,7 +22,7 @@ class KnownSizes:
     back into the inference, until it finds nothing new."""
 
     def __init__(self, model: ModelProto, recipe: Recipe) -> None:
-        self._named = _named(recipe)
+        self._named = recipe.dim_ranges
         self._opset = walk.opset(model)
         self.light = _light(model, recipe)
         self._shapes: dict[str, bounds.Dims] = {}
@@ -141,13 +141,3 @@ def _exact_dim(dim: Any) -> int | str | None:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return dim.dim_param or None
-
-
-def _named(recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """The least and the largest size of each named dim, over all profiles."""
-    found: dict[str, tuple[int, int]] = {}
-    for profile in recipe.profiles:
-        for dim, size in profile.dims.items():
-            low, high = found.get(dim, (size.min, size.max))
-            found[dim] = min(low, size.min), max(high, size.max)
-    return found

@@ -13,10 +13,9 @@ from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import ExportError, SourceError, ToolchainError
 from enginefarm.graph.branches import decided_branches
 from enginefarm.graph.exporting import file_notes, torch_export
-from enginefarm.graph.model import emulate, onnx_files, onnx_shapes, walk
+from enginefarm.graph.model import constants, emulate, onnx_files, onnx_shapes, walk
 from enginefarm.graph.reading import (
     fitting,
-    float64,
     quantized,
     raising,
     shape_inputs,
@@ -120,7 +119,7 @@ def export_onnx(recipe: Recipe, dest_dir: Path) -> Exported:
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
     # Written beside the model, not over it: the reference is computed from the original model.
-    double = float64.to_float32(graph)
+    double = constants.to_float32(graph)
     defined = written_out.write_out(graph)
     if quantized.prepare(graph, error) or double or defined:
         path = onnx_files.write(graph, dest_dir / "fp32")

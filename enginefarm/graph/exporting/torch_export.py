@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
-from enginefarm.graph.exporting import (
-    adaptive_pool,
-    decompositions,
-    masked_assignment,
-    recurrent,
-    torch_failures,
-    trace_sizes,
-)
+from enginefarm.graph.exporting import decompositions, torch_failures, trace_sizes
+from enginefarm.graph.exporting.tracing import in_other_words
 from enginefarm.graph.model.free_names import rename
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.samples import feeds
@@ -136,10 +130,7 @@ def _fill_caches(called: nn.Module, recipe: Recipe, sample: feeds.Arrays) -> Non
     torch: Any = import_module("torch")
     if not recipe.dynamic_dims:
         return
-    largest = {
-        dim: max(profile.dims[dim].max for profile in recipe.profiles)
-        for dim in recipe.dynamic_dims
-    }
+    largest = {dim: most for dim, (_, most) in recipe.dim_ranges.items()}
     arrays = feeds.sized(sample, recipe, largest).values()
     with suppress(Exception), _quiet(), torch.no_grad():  # sizes of two profiles need not fit
         called(*forward.arguments(arrays, recipe))
@@ -157,7 +148,7 @@ def _converted(
     torch: Any = import_module("torch")
 
     def convert(model: Any, arguments: tuple[Any, ...], shapes: Any) -> ModelProto:
-        with _as_parsers_take_it() as translations:
+        with in_other_words() as translations:
             made = torch.onnx.export(
                 model,
                 arguments,
@@ -176,7 +167,7 @@ def _converted(
         refused = error
     progress.report("export", 1, 4, "write operators out")
     try:
-        with _quiet(), torch.no_grad(), _as_parsers_take_it():
+        with _quiet(), torch.no_grad(), in_other_words():
             whole: Any = program()
             before = _operators(whole)
             with _plain_attention():
@@ -185,14 +176,6 @@ def _converted(
     except Exception:
         raise torch_failures.of_export(refused, named, recipe) from refused
     return graph, tuple(sorted(before - _operators(written)))
-
-
-@contextmanager
-def _as_parsers_take_it() -> Generator[Any]:
-    """Translations of layers that stay one operator, and functions of torch in other words."""
-    pools, masks = adaptive_pool.of_dynamic_sizes(), masked_assignment.as_where()
-    with recurrent.kept() as translations, pools, masks:
-        yield translations
 
 
 @contextmanager

@@ -30,12 +30,7 @@ def sizes(recipe: Recipe) -> Iterator[dict[str, int]]:
 
 def _differ(recipe: Recipe, dims: dict[str, int]) -> bool:
     # A dim that every profile holds at one size may be taken for a constant.
-    ranges = {dim: {p.dims[dim].max for p in recipe.profiles} for dim in dims}
-    free = [
-        size
-        for dim, size in dims.items()
-        if len(ranges[dim] | {p.dims[dim].min for p in recipe.profiles}) > 1
-    ]
+    free = [size for dim, size in dims.items() if len(set(recipe.dim_ranges[dim])) > 1]
     return len(set(free)) == len(free) and 1 not in free
 
 

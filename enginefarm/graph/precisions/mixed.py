@@ -16,7 +16,7 @@ from enginefarm.graph.model.free_names import FreeNames, rename_inside
 from enginefarm.graph.model.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.model.operators import stays_wide
 from enginefarm.graph.precisions import masks, movers
-from enginefarm.graph.precisions.operands import operands
+from enginefarm.graph.precisions.operands import is_fixed, operands
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -137,12 +137,12 @@ def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
     floats = (TensorProto.FLOAT, state.low)
     for index, name in enumerate(node.input):
         if state.types.get(name) in floats:
-            wanted = TensorProto.FLOAT if schema.input_is_fixed(index) else target
+            wanted = TensorProto.FLOAT if is_fixed(schema.fixed_inputs, index) else target
             node.input[index] = _as(state, name, wanted)
     if not wide:
         _lower_attributes(state, node)
     for index, name in enumerate(node.output):
-        if state.types.get(name) == TensorProto.FLOAT and not schema.output_is_fixed(index):
+        if state.types.get(name) == TensorProto.FLOAT and not is_fixed(schema.fixed_outputs, index):
             state.types[name] = target
     scope.nodes.append(node)
 

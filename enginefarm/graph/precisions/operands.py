@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 FLOAT = "tensor(float)"
 
 
-@dataclass(frozen=True)
-class Operands:
+class Operands(NamedTuple):
     """Whether the operator computes in the low dtype, and which operands are FP32 all the same.
 
     fixed_inputs, fixed_outputs: for each formal parameter, whether its dtype is FP32 by the
@@ -19,35 +17,27 @@ class Operands:
     QuantizeLinear). The last one stands for all that follow it.
     """
 
-    takes_low: bool
-    fixed_inputs: tuple[bool, ...]
-    fixed_outputs: tuple[bool, ...]
-
-    def input_is_fixed(self, index: int) -> bool:
-        return _at(self.fixed_inputs, index)
-
-    def output_is_fixed(self, index: int) -> bool:
-        return _at(self.fixed_outputs, index)
+    takes_low: bool = False
+    fixed_inputs: tuple[bool, ...] = ()
+    fixed_outputs: tuple[bool, ...] = ()
 
 
-UNKNOWN = Operands(takes_low=False, fixed_inputs=(), fixed_outputs=())
-
-
-def _at(flags: Sequence[bool], index: int) -> bool:
+def is_fixed(flags: Sequence[bool], index: int) -> bool:
+    """What such flags say of an operand."""
     return bool(flags) and flags[min(index, len(flags) - 1)]
 
 
 @cache
 def operands(op_type: str, domain: str, opset: int, low: str) -> Operands:
-    """low: `tensor(float16)` or `tensor(bfloat16)`. UNKNOWN for an operator without schema."""
+    """low: `tensor(float16)` or `tensor(bfloat16)`. `Operands()` for an operator without schema."""
     import onnx
 
     if domain not in ("", "ai.onnx"):
-        return UNKNOWN
+        return Operands()
     try:
         schema = onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
-        return UNKNOWN
+        return Operands()
     floats: list[Any] = [c for c in schema.type_constraints if FLOAT in c.allowed_type_strs]
     return Operands(
         takes_low=all(low in constraint.allowed_type_strs for constraint in floats),

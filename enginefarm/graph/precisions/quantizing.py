@@ -109,7 +109,7 @@ class Quantizing:
         """Operators that have to stay in FP16 for the budget: as many as the careful judge wants,
         or else the other one. Empty where that would leave none in 8 bits: the precision misses its
         budget then, and verification says by how much."""
-        from enginefarm.graph.precisions import kept_wide, to_budget
+        from enginefarm.graph.precisions import kept_wide, search
 
         evidence = self.evidence
         if evidence is None or evidence.judge is None or not walk.is_small(self.model):
@@ -120,9 +120,9 @@ class Quantizing:
 
         for judging in filter(None, (evidence.by_careful(), evidence)):
             # Otherwise it is known that the graph is over its budget as it is.
-            if evidence.always and to_budget.accepted(made(frozenset()), judging):
+            if evidence.always and search.accepted(made(frozenset()), judging):
                 return {}
-            found = to_budget.search(made, [[target.node for target in chosen]], judging)
+            found = search.searched(made, [[target.node for target in chosen]], judging)
             kept = kept_wide.of_search(found)
             left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
             if kept and left:

@@ -81,7 +81,7 @@ def _searched(
     model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
 ) -> dict[str, kept_wide.WideNode]:
     from enginefarm.graph.model.edit import copied
-    from enginefarm.graph.precisions import kept_wide, to_budget
+    from enginefarm.graph.precisions import kept_wide, search
     from enginefarm.graph.precisions.mixed import cast
 
     if not walk.is_small(model):
@@ -92,7 +92,7 @@ def _searched(
 
     candidates = _low_nodes(made(frozenset()), low)
     cheap = [name for name, op in candidates.items() if op not in operators.MATRIX_PRODUCTS]
-    found = to_budget.search(made, [cheap, list(candidates)], evidence)
+    found = search.searched(made, [cheap, list(candidates)], evidence)
     searched = kept_wide.of_search(found)
     # With every node wide nothing would be left in 16 bits: the budget is missed.
     return {} if searched.keys() >= candidates.keys() else searched

@@ -8,7 +8,7 @@ from enginefarm.documents.builder import DType
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import SourceError
 from enginefarm.graph.model import onnx_shapes, walk
-from enginefarm.graph.reading import float64
+from enginefarm.graph.model.constants import to_float32
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -59,7 +59,7 @@ def types(model: ModelProto, recipe: Recipe) -> None:
         dtype == "float64" and asked.get(name) == "float32"
         for name, (dtype, _) in signature.items()
     ):
-        float64.to_float32(model)
+        to_float32(model)
         signature = onnx_shapes.input_signature(model)
     for name, (dtype, _) in signature.items():
         if dtype not in get_args(DType):

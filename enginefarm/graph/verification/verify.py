@@ -14,9 +14,9 @@ from enginefarm.documents.comparing import ComparisonRules, OutputComparison, ju
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.model import ahead, onnx_files, ort
+from enginefarm.graph.model import ahead, onnx_files, ort, walk
 from enginefarm.graph.model import emulate as emulation
-from enginefarm.graph.verification import blame, branch_coverage, figures, rounding
+from enginefarm.graph.verification import blame, figures, rounding
 from enginefarm.graph.verification.reference import (
     ReferenceBatch,
     read_reference,
@@ -25,6 +25,8 @@ from enginefarm.graph.verification.reference import (
 from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from enginefarm.graph.model.arrays import Arrays
 
 
@@ -98,7 +100,7 @@ def _verified(request: Request) -> GraphVerification:
     if low:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
         model = emulation.emulate(model)
-    taken = branch_coverage.BranchProbe(model)
+    taken = BranchProbe(model)
     again = None if low else rounding.second_run(model)
     # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
     # fusions cost is not a property of the graph.
@@ -184,3 +186,50 @@ def compare(
     if measured:
         made = with_rounding(made, measured)
     return Comparison(samples, made, judge(made, budget), tuple(corners), broken)
+
+
+class BranchProbe:
+    """Adds the conditions of the main graph's Ifs to its outputs, and records their values.
+
+    Ifs inside other bodies are reported as unknown, because their conditions cannot be read from
+    outside.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        from onnx import TensorProto, helper
+
+        graph = model.graph
+        self._seen: dict[str, set[bool]] = {}
+        self._nodes = [
+            (walk.label(node), node.input[0]) for node in graph.node if node.op_type == "If"
+        ]
+        self._inner = [
+            walk.label(node)
+            for outer in graph.node
+            for body in walk.bodies(outer)
+            for node in walk.nodes(body)
+            if node.op_type == "If"
+        ]
+        have = {output.name for output in graph.output}
+        self._added = {name for _, name in self._nodes} - have
+        for name in sorted(self._added):
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.BOOL, None))
+
+    def note(self, outputs: Arrays) -> Arrays:
+        """Records the conditions among one run's outputs, and returns the other outputs."""
+        for _, name in self._nodes:
+            self._seen.setdefault(name, set()).add(bool(outputs[name].all()))
+        return {name: array for name, array in outputs.items() if name not in self._added}
+
+    def not_run(self) -> list[str]:
+        """One line for each branch that no batch took."""
+        lines = [
+            f"the {branch} branch of {node!r} (If): no data took it"
+            for node, name in self._nodes
+            for branch, value in (("then", True), ("else", False))
+            if value not in self._seen.get(name, set())
+        ]
+        return lines + [
+            f"both branches of {node!r} (If inside another body): which ran is not known"
+            for node in self._inner
+        ]

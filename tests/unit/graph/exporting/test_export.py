@@ -27,7 +27,7 @@ from enginefarm.errors import (
     ToolchainError,
 )
 from enginefarm.graph import work
-from enginefarm.graph.exporting import export, recurrent
+from enginefarm.graph.exporting import export, tracing
 from enginefarm.graph.order import Order
 from enginefarm.graph.verification import faithful, reference
 from enginefarm.recipes.file import parse
@@ -588,7 +588,7 @@ def test_a_graph_that_runs_at_no_size_is_not_called_a_matter_of_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exporter writes an LSTM with a projection as one without, if it is left to it."""
-    monkeypatch.setattr(recurrent, "_projected", lambda lstm, *arguments: lstm(*arguments))
+    monkeypatch.setattr(tracing, "_projected", lambda lstm, *arguments: lstm(*arguments))
     code = CODE + (
         "\nclass Projected(Small):\n"
         "    def __init__(self):\n"

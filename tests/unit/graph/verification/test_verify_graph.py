@@ -15,7 +15,7 @@ from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_files
 from enginefarm.graph.precisions import precision
-from enginefarm.graph.verification import branch_coverage, verify
+from enginefarm.graph.verification import verify
 from enginefarm.graph.verification.reference import make_reference
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
@@ -167,7 +167,7 @@ def if_model() -> onnx.ModelProto:
 
 
 def test_branches_that_no_data_took_are_named() -> None:
-    taken = branch_coverage.BranchProbe(if_model())
+    taken = verify.BranchProbe(if_model())
     y = np.zeros((1, 4), np.float32)
     assert list(taken.note({"y": y, "b": np.array(True)})) == ["y"]
     assert taken.not_run() == [

@@ -1,7 +1,13 @@
-"""nn.GRU and nn.LSTM stay one operator while PyTorch traces them.
+"""Functions of PyTorch in other words, while it traces a model for its export.
 
-PyTorch writes one step after the other, which fixes the number of steps to that of the example.
-ONNX has both as operators, and PyTorch's exporter has their translations.
+Adaptive pooling: its windows depend on the size. The exporter writes those of the example into the
+graph, and has no pooling to the largest value at all.
+
+`x[mask] = value`: the exporter writes the places of the mask with NonZero, which TensorRT-RTX
+lacks. A Where says the same, where one value is for all places.
+
+nn.GRU and nn.LSTM: PyTorch writes one step after the other, which fixes the number of steps to that
+of the example. ONNX has both as operators, and the exporter has their translations.
 """
 
 from __future__ import annotations
@@ -15,6 +21,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+MEANS = {f"adaptive_avg_pool{rank}d": rank for rank in (1, 2, 3)}
+LARGEST = {f"adaptive_max_pool{rank}d": rank for rank in (1, 2, 3)}
+"""Functions of torch.nn.functional -> how many axes they pool."""
+
 OPTIONS = (
     "Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, "
     "bool bidirectional, bool batch_first"
@@ -26,17 +36,95 @@ SCHEMAS = {
 
 
 @contextmanager
-def kept() -> Generator[dict[Any, Any]]:
-    """While this is open, both modules call an operator of ours. Yields its translations, as
-    torch.onnx.export takes them."""
+def in_other_words() -> Generator[dict[Any, Any]]:
+    """While this is open, torch computes with the functions of this module. Yields translations of
+    our operators, as torch.onnx.export takes them."""
+    torch: Any = import_module("torch")
+    functional: Any = import_module("torch.nn.functional")
     rnn: Any = import_module("torch.nn.modules.rnn")
-    ours, own = _operators(), rnn._VF
-    rnn._VF = _Called(own, ours)
+    core: Any = import_module("onnxscript.function_libs.torch_lib.ops.core")
+    ours = _operators()
+    pools = [(name, rank, _means, True) for name, rank in MEANS.items()]
+    pools += [(name, rank, _largest, False) for name, rank in LARGEST.items()]
+    replaced: list[tuple[Any, str, Any]] = [
+        *(
+            (functional, name, _pooled(getattr(functional, name), rank, pool, exported=exported))
+            for name, rank, pool, exported in pools
+        ),
+        (torch.Tensor, "__setitem__", _assigned(torch.Tensor.__setitem__)),
+        (rnn, "_VF", _Called(rnn._VF, ours)),
+    ]
+    own = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    for owner, name, function in replaced:
+        setattr(owner, name, function)
     try:
-        core: Any = import_module("onnxscript.function_libs.torch_lib.ops.core")
         yield {ours[name]._opoverload: getattr(core, f"aten_{name}") for name in SCHEMAS}
     finally:
-        rnn._VF = own
+        for owner, name, function in own:
+            setattr(owner, name, function)
+
+
+def _pooled(own: Any, rank: int, pool: Callable[[Any, int, int], Any], *, exported: bool) -> Any:
+    """Computes the windows of an axis from its size: means where the size is dynamic and more than
+    one window is wanted. Others are PyTorch's own.
+
+    exported: whether the exporter has `own` where no size is dynamic."""
+
+    def pooled(input: Any, output_size: Any, *more: Any, **named: Any) -> Any:
+        several = isinstance(output_size, list | tuple)
+        sizes: list[Any] = [*output_size] if several else [output_size] * rank
+        axes = [
+            (axis - rank, size)
+            for axis, size in enumerate(sizes)
+            if size is not None and (type(input.shape[axis - rank]) is not int)
+        ]
+        theirs = exported and all(size == 1 for _, size in axes)
+        if theirs or any(more) or any(named.values()):
+            return own(input, output_size, *more, **named)
+        for axis, size in enumerate(sizes):
+            if size is not None:
+                input = pool(input, axis - rank, size)
+        return input
+
+    return pooled
+
+
+def _windows(data: Any, axis: int, count: int) -> Any:
+    """For each window and each place of the axis, whether the place is in it: [count, size]."""
+    torch: Any = import_module("torch")
+    size = data.shape[axis]
+    index = torch.arange(count, device=data.device).unsqueeze(1)
+    place = torch.arange(size, device=data.device).unsqueeze(0)
+    # Window i goes from floor(i * size / count) up to ceil((i + 1) * size / count).
+    return ((place + 1) * count > index * size) & (place * count < (index + 1) * size)
+
+
+def _means(data: Any, axis: int, count: int) -> Any:
+    share = _windows(data, axis, count).to(data.dtype)
+    share = share / share.sum(1, keepdim=True)
+    return (data.transpose(axis, -1) @ share.transpose(0, 1)).transpose(axis, -1)
+
+
+def _largest(data: Any, axis: int, count: int) -> Any:
+    inside = _windows(data, axis, count)
+    last = data.transpose(axis, -1).unsqueeze(-2)
+    return last.masked_fill(~inside, float("-inf")).amax(-1).transpose(axis, -1)
+
+
+def _assigned(own: Any) -> Any:
+    """A tensor that is assigned at a mask is computed with `torch.where`, if the value is a number,
+    or a tensor for the axes behind those of the mask."""
+    torch: Any = import_module("torch")
+
+    def assign(data: Any, index: Any, value: Any) -> None:
+        masked = isinstance(index, torch.Tensor) and index.dtype == torch.bool and index.ndim
+        behind = data.ndim - index.ndim if masked else -1
+        if behind < 0 or getattr(value, "ndim", 0) > behind:
+            own(data, index, value)
+            return
+        data.copy_(torch.where(index.reshape(*index.shape, *[1] * behind), value, data))
+
+    return assign
 
 
 class _Called:
