@@ -100,7 +100,7 @@ def _offered(begun: str, ask: Callable[[EngineStore], Iterable[str]]) -> list[Co
 
 def _store() -> EngineStore | None:
     """The store, asked once and not for long; None where a server would have to be started."""
-    from enginefarm.store import EMBEDDED, embedded, s3
+    from enginefarm.store import EMBEDDED, client, embedded, s3
     from enginefarm.store.engine_store import EngineStore
 
     url, endpoint, credentials = os.environ.get("ENGINEFARM_STORE") or "", None, None
@@ -114,8 +114,6 @@ def _store() -> EngineStore | None:
         url,
         endpoint=endpoint,
         credentials=credentials,
-        attempts=1,
-        connect_timeout_s=WAIT_S,
-        read_timeout_s=WAIT_S,
+        patience=client.Patience(1, WAIT_S, WAIT_S),
     )
     return EngineStore(objects, url)

@@ -151,11 +151,15 @@ def _refuse_control(text: str, name: str) -> None:
     found = FORBIDDEN.search(text)
     if found is not None:
         line = text.count("\n", 0, found.start()) + 1
-        raise RecipeError(
-            f"{name}: line {line}: the character U+{ord(found[0]):04X} is not allowed",
-            why="a control character or half of a surrogate pair is not text",
-            fix="remove it; an editor may not show it",
-        )
+        raise _forbidden(name, line, found[0], "remove it; an editor may not show it")
+
+
+def _forbidden(name: str, line: int, character: str, fix: str) -> RecipeError:
+    return RecipeError(
+        f"{name}: line {line}: the character U+{ord(character):04X} is not allowed",
+        why="a control character or half of a surrogate pair is not text",
+        fix=fix,
+    )
 
 
 class _Reader:
@@ -183,7 +187,7 @@ class _Reader:
 
     def _scalar(self, node: Node, path: str) -> Any:
         word = str(node.value)
-        _ = self._text(word, node)
+        self._require_text(word, node)
         if str(node.tag) == TEXT:
             return word
         if word in CONSTANTS:
@@ -245,7 +249,7 @@ class _Reader:
     def _key(self, node: Any) -> str:
         word = node.value
         if isinstance(word, str):
-            _ = self._text(word, node)
+            self._require_text(word, node)
         if not isinstance(word, str) or (
             str(node.tag) == PLAIN
             and (word in CONSTANTS or INTEGER.fullmatch(word) or FLOAT.fullmatch(word))
@@ -256,17 +260,11 @@ class _Reader:
             )
         return word
 
-    def _text(self, word: str, node: Node) -> str:
-        """The text, once it is free of the characters that `\\x00` and `\\ud800` can make."""
+    def _require_text(self, word: str, node: Node) -> None:
+        """Refuses the characters that `\\x00` and `\\ud800` can make."""
         found = FORBIDDEN.search(word)
         if found is not None:
-            raise self._error(
-                _line(node),
-                f"the character U+{ord(found[0]):04X} is not allowed",
-                "a control character or half of a surrogate pair is not text",
-                "remove the escape",
-            )
-        return word
+            raise _forbidden(self._name, _line(node), found[0], "remove the escape")
 
     def _error(self, line: int, what: str, why: str, fix: str) -> RecipeError:
         return RecipeError(f"{self._name}: line {line}: {what}", why=why, fix=fix)

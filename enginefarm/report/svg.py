@@ -144,10 +144,7 @@ def scatter(
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
             parts.append(f'<path class="line {track.tone}" d="M{path}"/>')
         for dot, (x, y) in zip(track.dots, places, strict=True):
-            parts.append(
-                f'<circle class="{track.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
-                f"<title>{escape(dot.title)}</title></circle>"
-            )
+            parts.append(_circle(track.tone, x, y, 3.5, dot.title))
         x, y = places[-1][0], ends[index]
         parts.append(_text(x + 9, y, track.name, "start", "label"))
     parts.append("</svg>")
@@ -178,10 +175,7 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str, width: int =
         parts.append(_text(left - 10, y, label, "end", "label"))
         parts.append(f'<path class="grid" d="M{left} {y:g}H{width - right}"/>')
         for dot in found:
-            parts.append(
-                f'<circle class="{dot.tone}" cx="{across(dot.x):.1f}" cy="{y:g}" r="5">'
-                f"<title>{escape(dot.title)}</title></circle>"
-            )
+            parts.append(_circle(dot.tone, across(dot.x), y, 5, dot.title))
     parts.append("</svg>")
     return "".join(parts)
 
@@ -229,10 +223,7 @@ def history(points: Sequence[Point], *, tone: str, width: int = 300, height: int
         kind = {"slower": "slower", "faster": "faster", "unstable": "unstable"}.get(point.state, "")
         newest = index == len(points) - 1
         radius = 4.5 if kind in ("slower", "faster") else 3 if newest or kind else 1.6
-        parts.append(
-            f'<circle class="{kind or tone}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
-            f"<title>{escape(point.title)}</title></circle>"
-        )
+        parts.append(_circle(kind or tone, x, y, radius, point.title))
     x, y = places[-1]
     parts.append(_text(x + 10, y, number(points[-1].value), "start", "figure"))
     parts.append("</svg>")
@@ -255,6 +246,13 @@ def _text(x: float, y: float, words: str, anchor: str, kind: str) -> str:
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" dy=".35em" '
         f'text-anchor="{anchor}">{escape(words)}</text>'
+    )
+
+
+def _circle(kind: str, x: float, y: float, radius: float, title: str) -> str:
+    return (
+        f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+        f"<title>{escape(title)}</title></circle>"
     )
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from enginefarm.errors import UsageError
@@ -20,14 +20,18 @@ class Credentials:
     secret_key: str = field(repr=False)
 
 
-def new_client(
-    endpoint: str | None,
-    credentials: Credentials | None,
-    *,
-    attempts: int,
-    connect_timeout_s: float,
-    read_timeout_s: float,
-) -> Any:
+class Patience(NamedTuple):
+    """How often a request is made, and how long each attempt may take."""
+
+    attempts: int = 4
+    connect_s: float = 5
+    read_s: float = 60
+
+
+USUAL = Patience()
+
+
+def new_client(endpoint: str | None, credentials: Credentials | None, patience: Patience) -> Any:
     """A client that makes no request yet.
 
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
@@ -44,9 +48,9 @@ def new_client(
         # By default botocore presigns for S3 with version 2, which newer regions and servers
         # refuse.
         signature_version="s3v4",
-        connect_timeout=connect_timeout_s,
-        read_timeout=read_timeout_s,
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=patience.connect_s,
+        read_timeout=patience.read_s,
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
         max_pool_connections=32,
         # Our own sha256 covers every byte; botocore's default CRC would hash them again.
         request_checksum_calculation="when_required",

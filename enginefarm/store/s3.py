@@ -12,7 +12,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from enginefarm.errors import CorruptBlob, StoreConflict, StoreMissing
-from enginefarm.store.client import Credentials, new_client, parse_url
+from enginefarm.store.client import USUAL, Credentials, Patience, new_client, parse_url
 from enginefarm.store.disk import writing
 from enginefarm.store.failures import (
     TRANSPORT,
@@ -282,20 +282,11 @@ def connect(
     *,
     endpoint: str | None = None,
     credentials: Credentials | None = None,
-    attempts: int = 4,
-    connect_timeout_s: float = 5,
-    read_timeout_s: float = 60,
+    patience: Patience = USUAL,
 ) -> ObjectStore:
     """An ObjectStore for `s3://bucket/prefix`; makes no request.
 
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
     """
     bucket, prefix = parse_url(url)
-    client = new_client(
-        endpoint,
-        credentials,
-        attempts=attempts,
-        connect_timeout_s=connect_timeout_s,
-        read_timeout_s=read_timeout_s,
-    )
-    return ObjectStore(client, bucket, prefix)
+    return ObjectStore(new_client(endpoint, credentials, patience), bucket, prefix)

@@ -23,6 +23,7 @@ from enginefarm.host import detect as host
 from enginefarm.release import promote as release
 from enginefarm.store import download, layout, s3
 from enginefarm.store.cache import BlobCache
+from enginefarm.store.client import Patience
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.sources import PresignedUrl, UrlSource
@@ -46,7 +47,10 @@ def through(
     monkeypatch.setattr(download, "PIECE_BYTES", PIECE)
     monkeypatch.setattr(host, "first_gpu", lambda: None)
     objects = s3.connect(
-        store.url, endpoint=proxy.endpoint, credentials=s3_server.credentials, read_timeout_s=10
+        store.url,
+        endpoint=proxy.endpoint,
+        credentials=s3_server.credentials,
+        patience=Patience(read_s=10),
     )
     return EngineStore(objects, store.url)
 

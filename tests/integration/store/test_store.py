@@ -30,6 +30,7 @@ from enginefarm.errors import (
 from enginefarm.progress import SINK
 from enginefarm.store import blobs, embedded, layout, open_store, s3, transfers
 from enginefarm.store.cache import BlobCache
+from enginefarm.store.client import Patience
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.s3 import Credentials, ObjectStore
@@ -304,7 +305,7 @@ def test_a_store_that_is_down(s3_server: Server, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
-    store = EngineStore(connect(s3_server, endpoint=endpoint, attempts=2), "s3://x")
+    store = EngineStore(connect(s3_server, endpoint=endpoint, patience=Patience(2)), "s3://x")
     for call in (
         lambda: store.complete("m"),
         lambda: store.put_blob(write(tmp_path / "in", 10)),
