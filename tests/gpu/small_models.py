@@ -97,12 +97,10 @@ def residual(
     seed: int,
     head_seed: int,
     blocks: Sequence[int] = (3, 4, 6, 3),
-    bias: str = "zeros",
-    marked: bool = False,
 ) -> Path:
     """ResNet-50's graph with BatchNorm folded: x [n, 3, 64, 64] -> y [n, 16, 1, 1], both FP32.
 
-    bias: "zeros" as of a fresh model, "random", or "none". marked: outputs after each block too.
+    Biases are zero, as a fresh BatchNorm leaves them.
     seed: of the convolutions' weights. head_seed: of the last layer's.
     """
     body, last = np.random.default_rng(seed), np.random.default_rng(head_seed)
@@ -112,21 +110,16 @@ def residual(
         )
     ]
     weights: dict[str, Any] = {}
-    ends: list[str] = []
 
     def conv(x: str, name: str, shape: tuple[int, ...], stride: int = 1, gain: float = 2) -> str:
         rng = last if name == "head" else body
         scale = np.sqrt(gain / (shape[1] * shape[2] * shape[3]))
         weights[f"{name}.w"] = scale * rng.standard_normal(shape, np.float32)
-        inputs = [x, f"{name}.w"]
-        if bias != "none":
-            noise = rng.standard_normal(shape[0])
-            weights[f"{name}.b"] = 0.1 * noise if bias == "random" else np.zeros(shape[0])
-            inputs.append(f"{name}.b")
+        weights[f"{name}.b"] = np.zeros(shape[0])
         nodes.append(
             helper.make_node(
                 "Conv",
-                inputs,
+                [x, f"{name}.w", f"{name}.b"],
                 [f"{name}.y"],
                 name,
                 pads=[shape[2] // 2] * 4,
@@ -156,21 +149,12 @@ def residual(
             )
             x = node("Relu", [node("Add", [y, skip], f"{name}.add")], f"{name}.relu")
             width = 4 * inner
-            ends.append(x)
     x = conv(node("GlobalAveragePool", [x], "mean"), "head", (16, width, 1, 1))
-    outputs = [("y", x)] + [(f"end{index}", end) for index, end in enumerate(ends) if marked]
-    for name, value in outputs:
-        nodes.append(
-            helper.make_node("Cast", [value], [name], f"cast_{name}", to=TensorProto.FLOAT)
-        )
-    rows = ["n", None, None, None]
+    nodes.append(helper.make_node("Cast", [x], ["y"], "cast_out", to=TensorProto.FLOAT))
     return tiny_onnx.save(
         path,
         nodes,
         [tiny_onnx.value("x", ["n", 3, 64, 64], TensorProto.FLOAT)],
-        [
-            tiny_onnx.value(name, ["n", 16, 1, 1] if name == "y" else rows, TensorProto.FLOAT)
-            for name, _ in outputs
-        ],
+        [tiny_onnx.value("y", ["n", 16, 1, 1], TensorProto.FLOAT)],
         [numpy_helper.from_array(array.astype(dtype), name) for name, array in weights.items()],
     )

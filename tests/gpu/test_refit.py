@@ -17,16 +17,21 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
-from small_models import convolutions
+from small_models import convolutions, residual
 
 from enginefarm.digest import sha256_bytes
+from enginefarm.documents.spec import MinOptMax
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import builder_api, parsing, tensorrt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
-SHAPES = {"conv": builds.CONV, "efficientnet_lite0": builds.PICTURES}
+SHAPES = {
+    "conv": builds.CONV,
+    "efficientnet_lite0": builds.PICTURES,
+    "resnet50": {"x": MinOptMax(min=(1, 3, 64, 64), opt=(4, 3, 64, 64), max=(8, 3, 64, 64))},
+}
 CLOSE = {"fp32": 0.9999, "fp16": 0.999}
 
 
@@ -126,7 +131,7 @@ def cosine(a: Any, b: Any) -> float:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["conv", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["conv", "efficientnet_lite0", "resnet50"])
 def test_a_refitted_plan_computes_the_other_weights(
     name: str,
     precision: str,
@@ -135,6 +140,8 @@ def test_a_refitted_plan_computes_the_other_weights(
 ) -> None:
     if name == "conv":
         model = convolutions(tmp_path / "conv.onnx")
+    elif name == "resnet50":
+        model = residual(tmp_path / "resnet50.onnx", np.float32, seed=1, head_seed=1)
     else:
         model = request.getfixturevalue("models") / f"{name}.onnx"
     other = other_weights(model, tmp_path / "other.onnx")
