@@ -90,7 +90,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "why": ("enginefarm.cli.planning:why", "Show which fields would cause a rebuild."),
     "bench": ("enginefarm.cli.bench:bench", "Run benchmarks and read their tables."),
     "report": ("enginefarm.cli.figures:report", "Write one HTML page about every engine."),
-    "upgrade": ("enginefarm.cli.figures:upgrade", "Test what a new toolchain release changes."),
+    "upgrade": ("enginefarm.cli.figures:upgrade", "Show what a new toolchain release changes."),
     "gpus": ("enginefarm.cli.tables:gpus", "List the GPUs and what each can do."),
     "schema": ("enginefarm.cli.planning:schema", "Print the JSON Schema of a recipe, for editors."),
 }

@@ -175,10 +175,19 @@ def run_(
 @gpu_option("Show only this GPU's.")
 @precision_option("Show only this precision's.")
 @click.option("--runtime", type=click.Choice(tuple(RUNTIMES)), help="Show only this runtime's.")
-@click.option("--nights", default=30, show_default=True, type=click.IntRange(1, 3650))
+@click.option(
+    "--nights",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 3650),
+    help="How many nights to show.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:
-    """Show RECIPE's latencies night by night, each judged against the nights before."""
+    """Show RECIPE's latencies night by night.
+
+    Each night is judged against the nights before it.
+    """
     import datetime as dt
 
     from enginefarm.report.assemble import assemble

@@ -26,7 +26,7 @@ from enginefarm.errors import UsageError
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Measure with 1 to this number of sessions behind one queue.",
+    help="Measure with each number of sessions from 1 to this one, behind one queue.",
 )
 @precision_option("The graph to run; fp32 by default.")
 @click.option(
@@ -47,7 +47,7 @@ from enginefarm.errors import UsageError
 @click.option(
     "--engine", is_flag=True, help="Run the engine for this machine's GPU instead of the graph."
 )
-@click.option("--cuda-graph", is_flag=True, help="With --engine: as one CUDA graph a pass.")
+@click.option("--cuda-graph", is_flag=True, help="With --engine: run each pass as one CUDA graph.")
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -65,7 +65,7 @@ def slo(
     as_json: bool,
     **load: Any,
 ) -> None:
-    """Find the highest rate of requests to RECIPE at which p99 stays within a limit.
+    """Find the highest rate of requests to RECIPE within a p99 limit.
 
     Requests arrive at random (a Poisson process) and wait in one queue for the first free stream;
     waiting is part of their latency. A request is one pass at the opt shapes of the first profile,

@@ -151,7 +151,7 @@ def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
     metavar="URL",
     default="http://localhost:8000",
     show_default=True,
-    help="Triton's HTTP port.",
+    help="The address of Triton's HTTP port.",
 )
 @promotion_options
 @precision_option("Default: fp16, if it has an engine.")
@@ -168,12 +168,12 @@ def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
     "--max-p99-ratio",
     "latency_ratio",
     type=FiniteRange(0.01, 100),
-    help="The p99 may be at most this times that of the serving version; the recipe's "
-    "`regression.latency_ratio` by default.",
+    help="The new p99 may be at most this many times that of the version that serves. Default: the "
+    "recipe's `regression.latency_ratio`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
-    """Try RECIPE's engines in a running Triton, and move it and the channel if they pass.
+    """Try RECIPE's engines in a running Triton; if they pass, serve them and move the channel.
 
     The server runs with --model-control-mode=explicit, serves a version of the model, and reads
     the repository at DIR or s3://BUCKET/PREFIX, which `triton-repo` wrote. The new version is

@@ -216,7 +216,7 @@ def reproduce(engine: str, folder: Path) -> None:
 def url(name: str, gpu: str, precision: Any, expires_s: int, as_json: bool) -> None:
     """Print a URL that needs no credentials, with the sha256 of its bytes.
 
-    Anybody who has it can download that one engine until it expires. Give it, whole, to
+    Anybody who has it can download that one engine until it expires. Pass the whole line to
     `enginefarm pull --url`, which checks the bytes.
     """
     from enginefarm.pulling.presigned import presign

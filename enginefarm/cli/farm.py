@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import gpus_option, one_label, precisions_option
+from enginefarm.cli.options import gpus_option, one_label, precisions_option, together
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import FarmError, UsageError
 from enginefarm.store import open_store
@@ -22,15 +22,29 @@ if TYPE_CHECKING:
     from enginefarm.farm.worker.card import Role
 
 
+server_options = together(
+    click.option(
+        "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
+    ),
+    click.option(
+        "--port",
+        default=4200,
+        show_default=True,
+        type=click.IntRange(1, 65535),
+        help="The port of the API and the UI.",
+    ),
+    click.option("--public-url", metavar="URL", help="Where browsers reach it, behind a proxy."),
+)
+
+
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=4200, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--public-url", metavar="URL", help="Where browsers reach it, behind a proxy.")
+@server_options
 def server(host: str, port: int, public_url: str | None) -> None:
     """Run the Prefect server and its UI, with a password.
 
-    SQLite by default; ENGINEFARM_DATABASE_URL=postgresql://user@host/database for a team.
-    The password is in farm/password of ENGINEFARM_HOME; commands on this machine find it there.
+    Its database is SQLite, or the one that ENGINEFARM_DATABASE_URL names, such as
+    postgresql://user@host/database. The password is in farm/password of ENGINEFARM_HOME, where
+    commands on this machine find it.
     """
     from enginefarm.farm.server import address
     from enginefarm.farm.server.environment import prepare_server
@@ -220,11 +234,11 @@ def submit(recipe: str, gpus: tuple[str, ...], precisions: tuple[str, ...], no_w
 
 
 @click.command()
-@click.option("--port", default=4200, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--public-url", metavar="URL", help="Where browsers reach it, behind a proxy.")
+@server_options
 @click.option(
-    "--postgres", metavar="URL", help="postgresql://user:password@host/database; else SQLite."
+    "--postgres",
+    metavar="URL",
+    help="Use this database, postgresql://user:password@host/database. Default: SQLite.",
 )
 @click.option(
     "--recipes",
@@ -238,7 +252,8 @@ def up(
     """Start the server, a control worker and a CPU worker, until Ctrl-C.
 
     State is kept in ENGINEFARM_HOME; the other commands on this machine find the farm there.
-    After Ctrl-C no more runs start, and the farm ends; a second Ctrl-C ends it at once.
+    After Ctrl-C no more runs start, and those that run have 30 s to end; a second Ctrl-C ends them
+    at once.
     """
     import signal
     import threading

@@ -176,8 +176,8 @@ def report(recipes: tuple[Path, ...], output: Path, nights: int, title: str, pub
 @click.argument("build")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def upgrade(toolchain: str, build: str, as_json: bool) -> None:
-    """Test TOOLCHAIN's new BUILD: show which engines no longer work, are rebuilt, or got slower or
-    less accurate.
+    """Show what BUILD, another release of TOOLCHAIN, changes: which engines no longer load, are
+    rebuilt, or got slower or less accurate.
 
     Example: enginefarm upgrade tensorrt-rtx 1.8.0.12
     """

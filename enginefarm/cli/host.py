@@ -60,7 +60,7 @@ def run_(
 ) -> None:
     """Run an engine once on this machine's GPU, and show what comes out.
 
-    NAME is a recipe, whose fitting engine is pulled; PLAN is the file of a plan that was pulled
+    NAME is a recipe: the engine that fits is pulled. PLAN is the file of an engine that was pulled
     before. Outputs are shown with their shape, range and sha256.
     """
     if inputs and (profile is not None or seed is not None):
@@ -235,7 +235,7 @@ def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: boo
     """Describe what this host has, and whether PLAN can run on it.
 
     It reads the plan's manifest and its first bytes; nothing is loaded onto a GPU. The exit
-    code is 50 when it cannot run.
+    code is 50 if the plan cannot run.
     """
     from enginefarm.pulling.doctor import examine, failures
 

@@ -160,7 +160,7 @@ def by_digest(store: EngineStore, beginning: str, command: str = "show") -> Mani
     "--failed", is_flag=True, help="Print the last failed build even if an engine exists."
 )
 def log(recipe: str, gpu: str, precision: str | None, failed: bool) -> None:
-    """Print the newest build log of RECIPE for a GPU, of its engine or of the failure.
+    """Print the log of RECIPE's newest build for a GPU, whether it succeeded or failed.
 
     Logs of failed builds are kept in the store for 30 days, the last five of each engine.
     """

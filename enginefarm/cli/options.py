@@ -166,7 +166,7 @@ promotion_options = together(
         "channel",
         default="production",
         show_default=True,
-        help="The channel.",
+        help="The channel to move.",
         shell_complete=completion.channels,
     ),
     click.option(
@@ -174,7 +174,7 @@ promotion_options = together(
         "source",
         metavar="CHANNEL",
         shell_complete=completion.channels,
-        help="Take the engines from this channel; the newest by default.",
+        help="Take the engines from this channel. Default: the newest engines.",
     ),
     why_option,
     click.option(

@@ -147,10 +147,10 @@ def recipes() -> None:
 @recipes.command()
 @click.argument("path", type=NamedPath(path_type=Path))
 def push(path: Path) -> None:
-    """Copy the recipe in the folder PATH to the store, with everything in that folder.
+    """Copy a recipe to the store, with everything in its folder PATH.
 
-    It replaces the recipe of that name. It is signed when ENGINEFARM_SIGNING_KEY is set.
-    It is refused when it needs a file or module outside its folder.
+    It replaces the recipe of that name, and is signed if ENGINEFARM_SIGNING_KEY is set. A recipe
+    that needs a file or module outside its folder is refused.
     """
     from enginefarm.recipes import recipe_store
 

@@ -24,7 +24,7 @@ def store(action: str, as_json: bool) -> None:
     """Show the store; start or stop the embedded one (its data stays); check a server.
 
     `check` tries every call that the farm needs on objects of its own, which it deletes, and
-    names those that the server does not support. The exit code is then 40.
+    names those that the server does not support. If there are any, the exit code is 40.
     """
     if action == "check":
         _check(as_json=as_json)
@@ -142,8 +142,20 @@ GARBAGE_SHOWN = 40
 
 @click.command()
 @click.option("--delete", is_flag=True, help="Really delete; without this option it is a dry run.")
-@click.option("--keep-builds", type=click.IntRange(1, 1_000_000), default=3, show_default=True)
-@click.option("--keep-revisions", type=click.IntRange(1, 1_000_000), default=3, show_default=True)
+@click.option(
+    "--keep-builds",
+    type=click.IntRange(1, 1_000_000),
+    default=3,
+    show_default=True,
+    help="How many builds of each recipe, GPU and precision to keep.",
+)
+@click.option(
+    "--keep-revisions",
+    type=click.IntRange(1, 1_000_000),
+    default=3,
+    show_default=True,
+    help="Keep the engines that this many revisions of each channel name.",
+)
 @click.option(
     "--grace-hours",
     type=FiniteRange(0, 24 * 365 * 100),
@@ -157,8 +169,7 @@ def gc(
 ) -> None:
     """Find engines and bytes that no channel, recent build or grace period holds.
 
-    It keeps the last --keep-builds of each recipe, GPU and precision, and what the last
-    --keep-revisions of each channel name. It is safe while builds are running.
+    It is safe to run it during builds.
     """
     from datetime import timedelta
 

@@ -77,9 +77,9 @@ def recipe_states(
     offers: Sequence[plan.Offer],
     load: Callable[[Path], Recipe] = recipe_file.load,
 ) -> tuple[RecipeState, ...]:
-    """The state of each recipe, for five requests to the store and one for each of its engines.
+    """The state of each recipe, in the order of the files.
 
-    load: reads a recipe; a recipe in the store costs one more request. The recipe's regression
+    load: reads a recipe. The recipe's regression
     rule and budgets are written to the store, where gates and reports read them.
     A recipe that cannot be read or planned is returned with its error.
     """
