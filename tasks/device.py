@@ -31,7 +31,7 @@ def verify_on_gpu(
     site = stages.here()
     manifest = site.store.manifest(spec_digest)
     if manifest is None:
-        raise StoreMissing(f"benchmark: no engine of spec {spec_digest[:12]} is in the store")
+        raise StoreMissing(f"benchmark: the store has no engine of spec {spec_digest[:12]}")
     policy = signing_policy()
     trusted = policy.trust if policy else signing.trust()
     if trusted is not None:  # a plan is code, and the result is signed

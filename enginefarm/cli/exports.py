@@ -102,7 +102,6 @@ def triton_repo(
     from enginefarm.cli.progress_view import watched
     from enginefarm.pulling import triton
     from enginefarm.pulling.catalog import StoreCatalog, require_trusted
-    from enginefarm.pulling.triton_images import image_words, tags
     from enginefarm.pulling.triton_places import place, write_files
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
@@ -125,7 +124,7 @@ def triton_repo(
     paths = [file.path for file in files]
     builds = sorted({one.spec.toolchain.build for one in chosen})
     if as_json:
-        images = {build: [f"tritonserver:{tag}" for tag in tags(build)] for build in builds}
+        images = {build: [f"tritonserver:{tag}" for tag in triton.tags(build)] for build in builds}
         print_json({"destination": destination, "files": paths, "images": images})
         return
     for path in paths:
@@ -136,7 +135,7 @@ def triton_repo(
     for root in where:
         click.echo(f"  tritonserver --model-repository={root}")
     for build in builds:
-        click.echo(f"note: {image_words(build)}", err=True)
+        click.echo(f"note: {triton.image_words(build)}", err=True)
 
 
 @click.command()

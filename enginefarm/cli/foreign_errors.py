@@ -63,12 +63,12 @@ def of_prefects_settings(error: Exception) -> UsageError:
 
 
 def of_the_disk(error: OSError) -> EnginefarmError:
-    """A file or folder that cannot be used, which no step has given words of its own."""
+    """The error for a file or folder that cannot be used, where no step has words of its own."""
     why = error.strerror or str(error)
     if error.errno in NO_SPACE and error.filename:
         return disk_full(Path(error.filename), why)
     if error.errno in NO_SPACE:
-        where = f"a file; of the folders in use {_fullest()} has the least room"
+        where = f"a file; the folder in use with the least room is {_fullest()}"
         return DiskFull(f"disk: no room to write {where}", why=why, fix="free space there")
     where = error.filename or "a file or folder"
     return UsageError(f"{where} cannot be used", why=why, fix=_another(where))

@@ -9,10 +9,14 @@ Source of the format: Triton's model_config.proto.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from enginefarm.documents.builder import DTYPES, DType
 from enginefarm.documents.manifest import Manifest, TensorInfo
@@ -21,6 +25,7 @@ from enginefarm.errors import StoreMissing, ToolchainError, UsageError, command
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 
 MAX_QUEUE_DELAY_US = 100
+BACKEND = "/opt/tritonserver/backends/tensorrt"
 BATCH_DIMS = ("batch", "batch_size", "n")
 """Names in recipes for the dim along which Triton may join requests."""
 
@@ -204,3 +209,35 @@ def remove_old_plans(files: Iterable[RepositoryFile], folder: Path) -> None:
         for path in version.glob("*.plan"):
             if path not in named:
                 path.unlink()
+
+
+@cache
+def _images() -> dict[str, Any]:
+    return tomllib.loads(
+        (resources.files("enginefarm.pulling") / "triton_images.toml").read_text("utf-8")
+    )
+
+
+def tags(build: str) -> tuple[str, ...]:
+    """The tags of `tritonserver` that the source lists with exactly that build, newest first: a
+    plan runs only in its own build."""
+    return tuple(_images()["tags"].get(build, ()))
+
+
+def image_words(build: str) -> str:
+    """A sentence on the images that contain that build of TensorRT, or that none is known."""
+    needed = f"the image has to have TensorRT {build}"
+    source = f"{_images()['source']}, {_images()['date']}"
+    found = tags(build)
+    if not found:
+        return (
+            f"{needed}. No image with it is known ({source} lists none). NVIDIA's "
+            "Frameworks Support Matrix lists the build of each tritonserver:YY.MM-py3 image; "
+            "`dpkg -l 'libnvinfer*'` in the image shows it"
+        )
+    return (
+        f"{needed}: tritonserver:{found[0]} has it ({source}"
+        + (f"; so have {', '.join(found[1:])}" if found[1:] else "")
+        + "). The source does not say whether these images load plans: "
+        f"`ls {BACKEND}` in the image shows it. It does not list the YY.MM-py3 images"
+    )

@@ -69,7 +69,9 @@ def _require_packages(root: Path, field: str, path: str) -> None:
         if not file.resolve().is_relative_to(inside) and name.partition(".")[0] != "enginefarm"
     ]
     if local:
-        raise _not_carried(f"{field}: {path!r} imports {', '.join(local)}, which is not a package")
+        raise _not_carried(
+            f"{field}: {path!r} imports {', '.join(local)}, which no installed package has"
+        )
 
 
 def _not_carried(what: str) -> EnginefarmError:

@@ -33,7 +33,7 @@ def refuse_other(given: str) -> None:
     if path.suffix == ".py" and path.is_file():
         names = bound_names.defined(path)
         raise RecipeError(
-            f"{given}: which function of it returns the model?",
+            f"{given}: which function in it returns the model?",
             why=f"it defines {', '.join(names)}" if names else "",
             fix=f"name the function: {given}:{names[0] if len(names) == 1 else 'NAME'}",
         )

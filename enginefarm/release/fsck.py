@@ -69,7 +69,7 @@ def _damage(work: AuditState, info: ObjectInfo) -> str | None:
         return "this object is not a blob"
     ref = BlobRef(digest=digest, size_bytes=info.size_bytes)
     if not work.store.has_blob(ref):
-        return "its digest or checksum is another than its name says"
+        return "its digest or checksum does not match its name"
     if work.read_bytes:
         try:
             with work.site.scratch() as folder:

@@ -232,8 +232,8 @@ def _put_back(store: EngineStore, objects: Mapping[str, bytes]) -> None:
             store.objects.put_if_absent(key, body)
         except StoreDenied as error:
             raise StoreMissing(
-                f"gc: {key} was deleted in the moment in which something used it again",
-                why="this process may delete it, and not write it back",
+                f"gc: {key} was deleted at the moment when something used it again",
+                why="this process may delete it, but not write it back",
                 fix="build the recipe again, which restores it",
             ) from error
 
@@ -260,7 +260,7 @@ def _delete_old(store: EngineStore, garbage: list[Garbage], limit: datetime) -> 
     lost = sorted(name for name in needed if store.objects.head(deleted[name].key) is None)
     if lost:
         raise StoreMissing(
-            f"gc: {len(lost)} blobs were deleted in the moment in which something used them again",
+            f"gc: {len(lost)} blobs were deleted at the moment when something used them again",
             why=f"a document that was written meanwhile names {', '.join(lost[:5])}",
             fix="enginefarm fsck names the engines; building them again restores what is missing",
         )

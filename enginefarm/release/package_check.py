@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMPONENT = "model"
 CPU = "cpu"
 ORT_TYPES = {"float32": "float", "float64": "double"}
-"""Names of ONNX Runtime's element types, where they are not ours."""
+"""Names of ONNX Runtime's element types, where they differ from ours."""
 
 
 class Request(Frozen):

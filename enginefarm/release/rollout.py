@@ -110,7 +110,7 @@ def _candidate(
     references = {one.reference and one.reference.digest for one in engines}
     if first.reference is None or len(references) != 1:
         raise StoreMissing(
-            f"rollout: the engines of {asked.recipe} do not have one reference",
+            f"rollout: the engines of {asked.recipe} do not share a reference",
             why="their outputs are compared with the reference's",
             fix="build the recipe again, or name the server's GPU with --gpu",
         )

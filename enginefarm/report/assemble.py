@@ -38,7 +38,6 @@ def assemble(
     store: str,
     wanted: Iterable[WantedCell] = (),
     rules: Mapping[str, Regression] | None = None,
-    generated_at: dt.datetime | None = None,
     notes: Sequence[str] = (),
 ) -> ReportData:
     """rows: oldest first. rules: by recipe; the default rule for the others."""
@@ -58,7 +57,7 @@ def assemble(
     return ReportData(
         title=title,
         store=store,
-        generated_at=generated_at or dt.datetime.now(dt.UTC),
+        generated_at=dt.datetime.now(dt.UTC),
         night=max((row.date for row in rows), default=None),
         gpus=tuple(sorted(gpus, key=_gpu_order)),
         precisions=tuple(sorted(precisions, key=PRECISION_NAMES.index)),
@@ -144,7 +143,7 @@ def _cell(
         )
     if figures is not None and figures.device_verification == "passed":
         return cell("verified")
-    return cell("built", "it was not checked on the GPU yet")
+    return cell("built", "it has not been checked on the GPU yet")
 
 
 def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:

@@ -27,7 +27,9 @@ class StateStyle:
 
 STATES: dict[CellState, StateStyle] = {
     "verified": StateStyle("✓", "built, and its outputs checked on the GPU itself"),
-    "built": StateStyle("●", "built, and its graph is verified; it was not checked on the GPU yet"),
+    "built": StateStyle(
+        "●", "built, and its graph is verified; it has not been checked on the GPU yet"
+    ),
     "pending": StateStyle("○", "wanted, and not built yet"),
     "stale": StateStyle("↻", "built from inputs that have changed since; it will be rebuilt"),
     "failed": StateStyle("✕", "the build or its verification failed"),

@@ -17,11 +17,10 @@ from typing import NamedTuple, Protocol
 
 from enginefarm.errors import HostError
 from enginefarm.names import TOOLCHAINS, loaded, runtime_of
-from enginefarm.run.closeable import Closeable
 from enginefarm.run.contenders import EngineContender
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender, this_python
-from enginefarm.run.running import Contender
+from enginefarm.run.running import Closeable, Contender
 
 
 class RunningArtifact(Contender, Protocol):

@@ -20,8 +20,8 @@ from enginefarm.documents.spec import MinOptMax
 from enginefarm.errors import DriverTooOld, EnginefarmError, EngineRunError, HostError
 from enginefarm.host.plan_header import read_plan_header
 from enginefarm.names import TOOLCHAINS, runtime_of
-from enginefarm.run.closeable import Closeable
 from enginefarm.run.refusals import cause_of, refused
+from enginefarm.run.running import Closeable
 from enginefarm.run.session import Session
 from enginefarm.run.trt import (
     DTYPES,

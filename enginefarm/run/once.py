@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def run_once(
             inputs=inputs,
             outputs=outputs,
         )
-        answer = child.ask("enginefarm.run.once_child:run", request, OnceAnswer)
+        answer = child.ask(f"{__name__}:run_here", request, OnceAnswer)
         made = {
             output: np.load(outputs / f"{number}{NPY}", allow_pickle=False)
             for number, output in enumerate(answer.names)
@@ -139,3 +140,36 @@ def _require_inputs(manifest: Manifest, feeds: Mapping[str, Any]) -> None:
             why=f"the engine's inputs are {', '.join(wanted)}",
             fix="give each input once: --input NAME=FILE.npy, or an .npz with these names",
         )
+
+
+def run_here(request_json: str) -> str:
+    """The child's part: an OnceRequest in, an OnceAnswer out, both as JSON.
+
+    Raises: HostError, EngineRunError.
+    """
+    import numpy as np
+
+    from enginefarm.run.artifacts import open_artifact
+
+    asked = OnceRequest.model_validate_json(request_json)
+    feeds = {
+        name: np.load(asked.inputs / f"{number}{NPY}", allow_pickle=False)
+        for number, name in enumerate(asked.names)
+    }
+    with (
+        open_artifact(
+            asked.plan,
+            toolchain=asked.toolchain,
+            plugins=asked.plugins,
+            cuda_major=asked.cuda_major,
+        ) as artifact,
+        closing(artifact.running(asked.plan.name, profile=asked.profile)) as running,
+    ):
+        running.bind(feeds)
+        running.iterate()
+        outputs = running.outputs()
+        device = artifact.device_name
+    for number, array in enumerate(outputs.values()):
+        plain = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16
+        np.save(asked.outputs / f"{number}{NPY}", plain, allow_pickle=False)
+    return OnceAnswer(device=device, names=tuple(outputs)).model_dump_json()

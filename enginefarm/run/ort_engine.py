@@ -10,10 +10,10 @@ from enginefarm.graph.model import ort
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
 from enginefarm.run.artifacts import OpenRequest
-from enginefarm.run.closeable import Closeable
 from enginefarm.run.contenders import OrtContender
 from enginefarm.run.engine import require_driver
 from enginefarm.run.refusals import refused
+from enginefarm.run.running import Closeable
 
 PROVIDER = "TensorrtExecutionProvider"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from enginefarm.documents.manifest import TensorInfo
 from enginefarm.errors import EngineRunError
 from enginefarm.run import buffers as cuda_buffers
-from enginefarm.run.closeable import Closeable
+from enginefarm.run.running import Closeable
 
 if TYPE_CHECKING:
     from enginefarm.graph.model.arrays import Array, Arrays

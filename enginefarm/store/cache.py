@@ -56,7 +56,9 @@ class BlobCache:
         path = self.path(ref)
         with writing(path):
             try:
-                found = path.lstat()  # a link is not the blob: whose file it is, may write there
+                found = (
+                    path.lstat()
+                )  # a link is not the blob: the owner of its target can write there
             except FileNotFoundError:
                 return None
             stamp = _stamp(path.name, found)

@@ -35,8 +35,8 @@ class SeenRevisions:
     def require_no_older(self, store_url: str, revision: Revision) -> None:
         """Remembers a revision whose signature was checked.
 
-        Raises: SignatureRejected when this host has seen a newer one, or another one of the same
-        number: there were two if somebody deleted the first.
+        Raises: SignatureRejected when this host has seen a newer one, or a different one of the
+        same number: there are two if somebody deleted the first.
         """
         store = hashlib.sha256(_plain(store_url).encode()).hexdigest()[:16]
         path = self._root / store / revision.recipe / revision.channel
@@ -57,7 +57,7 @@ class SeenRevisions:
             )
         if found.revision == newest.revision and newest.digest not in ("", found.digest):
             raise SignatureRejected(
-                f"signature: revision {found.revision} of the channel {name} is another one than "
+                f"signature: revision {found.revision} of the channel {name} is not the one that "
                 "this host has seen",
                 why="a revision never changes: somebody deleted the one that was there",
                 fix=fix,

@@ -153,7 +153,7 @@ def test_garbage_collection_keeps_a_recipes_files(folder: Path, store: EngineSto
         ),
         (
             {"source": {"kind": "torch", "callable": "tests.tiny_recipe:classifier"}},
-            "which is not a package",
+            "which no installed package has",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from sample_manifest import make_manifest
 from enginefarm.documents.manifest import Manifest, TensorInfo
 from enginefarm.documents.spec import MinOptMax, ShapeProfile
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
-from enginefarm.pulling import triton, triton_images
+from enginefarm.pulling import triton
 from enginefarm.pulling.triton_places import place, write_files
 
 
@@ -267,10 +267,10 @@ def test_the_config_names_the_version_that_is_served() -> None:
 
 
 def test_an_image_is_named_with_its_source_or_said_to_be_unknown() -> None:
-    known = triton_images.image_words("10.14.1.48")
+    known = triton.image_words("10.14.1.48")
     assert "tritonserver:26.07-trtllm-python-py3 has it" in known
     assert "compatibility.md, 2026-08-19" in known
     assert "does not say whether these images load plans" in known
     for build in ("10.14.1.49", "10.14.1", "10.14.1.48.1", ""):
-        assert "No image with it is known" in triton_images.image_words(build), build
-        assert triton_images.tags(build) == ()
+        assert "No image with it is known" in triton.image_words(build), build
+        assert triton.tags(build) == ()

@@ -125,8 +125,8 @@ def test_a_callable_needs_its_inputs_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says", "fix"),
     [
-        ("net.py", "class Net: ...\ndef build(): ...", "which function of it", "net.py:NAME"),
-        ("one.py", "import os\ndef build(): ...\n_x = 1", "which function of it", "one.py:build"),
+        ("net.py", "class Net: ...\ndef build(): ...", "which function in it", "net.py:NAME"),
+        ("one.py", "import os\ndef build(): ...\n_x = 1", "which function in it", "one.py:build"),
         ("w.safetensors", "x", "weights of a model, without its code", "checkpoint: w.safetensors"),
         ("w.PT", "x", "weights of a model, without its code", "checkpoint: w.PT"),
     ],
