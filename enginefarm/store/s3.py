@@ -52,6 +52,15 @@ class ObjectStore:
     def _mapped(self, key: str = "") -> Any:
         return mapped(self.bucket, self.where, self.full(key) if key else "")
 
+    def _answer(self, request: Callable[..., Any], key: str, **extra: Any) -> Any:
+        """The server's answer to a question about an object; None when it does not exist."""
+        try:
+            return request(Bucket=self.bucket, Key=self.full(key), **extra)
+        except ClientError as error:
+            if is_missing_key(error):
+                return None
+            raise
+
     def get(self, key: str) -> tuple[bytes, str] | None:
         """The bytes and etag of a small object; None when it does not exist."""
         with self._mapped(key):
@@ -63,15 +72,13 @@ class ObjectStore:
 
     def _get(self, key: str) -> tuple[bytes, str] | None:
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
-        except ClientError as error:
-            if is_missing_key(error):
-                return None
-            raise
+            answer = self._answer(self.client.get_object, key)
         except TRANSPORT as error:
             raise translate(
                 error, bucket=self.bucket, where=self.where, key=self.full(key)
             ) from error
+        if answer is None:
+            return None
         size_bytes = int(answer["ContentLength"])
         if size_bytes > MOST_READ_BYTES:
             answer["Body"].close()
@@ -85,24 +92,15 @@ class ObjectStore:
     def pieces(self, key: str) -> Iterator[bytes]:
         """The bytes of an object of any size in pieces; no pieces when it does not exist."""
         with self._mapped(key):
-            try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.full(key))
-            except ClientError as error:
-                if is_missing_key(error):
-                    return
-                raise
-            yield from answer["Body"].iter_chunks(PIECE_BYTES)
+            answer = self._answer(self.client.get_object, key)
+            if answer is not None:
+                yield from answer["Body"].iter_chunks(PIECE_BYTES)
 
     def head(self, key: str) -> ObjectInfo | None:
         with self._mapped(key):
-            try:
-                answer = self.client.head_object(
-                    Bucket=self.bucket, Key=self.full(key), ChecksumMode="ENABLED"
-                )
-            except ClientError as error:
-                if is_missing_key(error):
-                    return None
-                raise
+            answer = self._answer(self.client.head_object, key, ChecksumMode="ENABLED")
+        if answer is None:
+            return None
         return ObjectInfo(
             age=(clock_of(answer) or datetime.now(UTC)) - answer["LastModified"],
             key=key,
