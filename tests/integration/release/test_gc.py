@@ -353,7 +353,7 @@ def test_a_blob_that_an_engine_uses_in_the_moment_of_its_deletion_is_told_and_bu
     for data in (b"used again", b"graph"):
         store.put_bytes(data)
     meanwhile(monkeypatch, layout.blob(used.engine), lambda: store.publish(used))
-    with pytest.raises(StoreMissing, match="1 blobs were deleted in the moment") as caught:
+    with pytest.raises(StoreMissing, match="1 blobs were deleted at the moment") as caught:
         swept(store)
     assert used.engine.digest in caught.value.why
     assert store.whole("model", [used.spec_digest]) == {}
