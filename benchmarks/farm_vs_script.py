@@ -41,7 +41,8 @@ from enginefarm.graph.exporting.export import export_onnx
 from enginefarm.documents.manifest import GraphVerification
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.verification.reference import make_reference
-from enginefarm.graph.exporting.slim import slim_onnx, slim_tool
+from enginefarm.graph.exporting.slim import slim_onnx
+from enginefarm.graph.exporting.use import slim_tool
 from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.toolchains import BuildRequest, toolchain
 from enginefarm.graph.verification.verify import verify_graph

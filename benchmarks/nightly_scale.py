@@ -24,8 +24,7 @@ from benchmarks.figures import Figure
 from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.documents.stage import StageRecord
 from enginefarm.farm import night as nightly
-from enginefarm.graph.exporting.export import export_tool
-from enginefarm.graph.exporting.slim import slim_tool
+from enginefarm.graph.exporting.use import export_tool, slim_tool
 from enginefarm.planning import stages
 from enginefarm.planning.plan import Offer
 from enginefarm.planning.stages import Site

@@ -24,7 +24,14 @@ from benchmarks.figures import Figure
 from enginefarm.documents.recipe import Recipe
 from enginefarm.graph.exporting import export, slim
 from enginefarm.graph.model.onnx_shapes import infer_types
-from enginefarm.graph.precisions import calibration, eight_bits, precision, prepare, qdq, targets
+from enginefarm.graph.precisions import (
+    calibration,
+    precision,
+    prepare,
+    qdq,
+    targets,
+    use,
+)
 from enginefarm.graph.precisions.finish import finish
 from enginefarm.graph.precisions.mixed import cast
 from enginefarm.graph.samples import feeds
@@ -35,7 +42,7 @@ from enginefarm.names import PrecisionName
 from enginefarm.recipes import file as recipe_file
 
 PERCENTILES = (99.9, 99.99, 99.999)
-EIGHT_BITS: dict[PrecisionName, Any] = {"int8": qdq.INT8, "fp8": qdq.FP8}
+EIGHT_BITS: dict[PrecisionName, Any] = {"int8": use.INT8, "fp8": use.FP8}
 WIDE: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16")
 
 
@@ -87,7 +94,7 @@ def one(recipe: Recipe, folder: Path, *, with_ort: bool) -> list[Figure]:
         for kind, storage in EIGHT_BITS.items():
             from onnx import TensorProto
 
-            model = prepare.fp32(source, kind, eight_bits.OPSET)
+            model = prepare.fp32(source, kind, use.SAME_FROM)
             infer_types(model)
             qdq.insert(model, ranges, storage, with_weights(model))
             made = finish(cast(model, TensorProto.FLOAT16), folder / "eight", "eight bits")
@@ -108,7 +115,7 @@ def all_ranges(
 ) -> Iterator[tuple[str, dict[str, float], float]]:
     options = recipe.calibration
     assert options is not None
-    model = prepare.fp32(source, "int8", eight_bits.OPSET)
+    model = prepare.fp32(source, "int8", use.SAME_FROM)
     infer_types(model)
     names = qdq.activations(model, with_weights(model))
     methods = [("minmax", {}), ("entropy", {})]

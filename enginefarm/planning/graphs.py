@@ -14,7 +14,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.precisions.kept_wide import BY_NAME
+from enginefarm.graph.precisions.use import BY_NAME
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, plugins, stages
 from enginefarm.schema import Frozen

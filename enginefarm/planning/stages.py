@@ -15,6 +15,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, ToolUse
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import ExportError, SlimError, SourceError
+from enginefarm.graph.exporting.use import check_class_scores, export_tool, slim_tool
 from enginefarm.graph.order import Order
 from enginefarm.graph.work import run as in_child
 from enginefarm.planning import plan, plugins
@@ -47,8 +48,6 @@ class ExportedModel(Frozen):
 
 def export_key(recipe: Recipe) -> str:
     """Everything that decides the exported graph. Loads no torch."""
-    from enginefarm.graph.exporting.export import export_tool
-
     return stage_key(**_of_model(recipe), exporter=export_tool(recipe).model_dump(mode="json"))
 
 
@@ -91,7 +90,6 @@ def _export(site: Site, recipe: Recipe, key: str) -> ExportedModel:
 
 def _record_ahead(site: Site, recipe: Recipe, made: StageOutput) -> None:
     """What the export's process made for later stages, recorded as theirs."""
-    from enginefarm.graph.exporting.slim import slim_tool
 
     def record(stage: str, key: str, output: StageOutput) -> StageRecord:
         return recorded(site, stage, key, lambda _: output)[0]
@@ -122,8 +120,6 @@ def ranges_key(onnx: OnnxRef, npz: BlobRef) -> str:
 
 def _exported(recipe: Recipe, record: StageRecord, *, cached: bool) -> ExportedModel:
     """Raises: SourceError when the recipe names an output that does not exist."""
-    from enginefarm.graph.exporting.export import check_class_scores, export_tool
-
     exported = ExportedModel(
         onnx=onnx_ref_of(record),
         outputs=tuple(cast("list[str]", record.values["outputs"])),
@@ -190,7 +186,6 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
 
 def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """Everything that decides the reference: cheap, as `export_key` is."""
-    from enginefarm.graph.exporting.export import export_tool
     from enginefarm.graph.samples.data import data_digest
 
     return stage_key(
@@ -239,8 +234,6 @@ def slim(site: Site, recipe: Recipe, exported: ExportedModel) -> SlimmedModel:
 
     Raises: SlimError.
     """
-    from enginefarm.graph.exporting.slim import slim_tool
-
     slimmer = slim_tool()
 
     def work(scratch: Path) -> StageOutput:
@@ -271,8 +264,6 @@ def _model(
 
 def known_model(site: Site, recipe: Recipe) -> plan.Model | None:
     """The model as earlier runs recorded it; None when it has to be exported first."""
-    from enginefarm.graph.exporting.slim import slim_tool
-
     record = found_record(site, "export", export_key(recipe))
     if record is None:
         return None

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.errors import ToolchainError
 from enginefarm.graph.model.operators import CONV_3D, FORMS, FP32_OPERANDS, NESTED_IF
-from enginefarm.graph.precisions.kept_wide import BY_NAME, BY_SEARCH
+from enginefarm.graph.precisions.use import BY_NAME, BY_SEARCH
 from enginefarm.names import PrecisionName
 
 

@@ -10,23 +10,20 @@ inside is moved as a whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, SourceError
 from enginefarm.graph.branches import known_branches
 from enginefarm.graph.model import onnx_files, walk
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.model.edit import copied, replace_nodes
 from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_values
 from enginefarm.graph.model.walk import bodies, nested, nested_ifs
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.reading.raising import MOST_STEPS
 from enginefarm.graph.samples.corner_runs import run_corners
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
-
-    from enginefarm.graph.model.arrays import Arrays
 
 
 def decide(
@@ -97,8 +94,6 @@ def take_out(model: ModelProto) -> list[str]:
 
 def _endless(model: ModelProto) -> set[str]:
     """Names of the Loops that only their condition ends."""
-    from onnx import numpy_helper
-
     constants = dict(walk.constants(model.graph))
     found: set[str] = set()
     for node in (node for node in walk.nodes(model.graph) if node.op_type == "Loop"):
@@ -127,8 +122,6 @@ def _moved(
 
     Returns: these nodes.
     """
-    from onnx import helper
-
     needed: set[str] = set()
     moved: list[NodeProto] = []
     kept: list[NodeProto] = []

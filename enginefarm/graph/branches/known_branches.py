@@ -9,21 +9,19 @@ Ifs, at every corner: a branch that was taken wrongly shows there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import ExportError, one_line
 from enginefarm.graph.branches.known_sizes import KnownSizes
 from enginefarm.graph.model import onnx_shapes, ort, walk
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.model.edit import copied, replace_nodes
 from enginefarm.graph.model.free_names import name_nodes, unique_values
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.samples import feeds
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
-
-    from enginefarm.documents.recipe import Recipe
-    from enginefarm.graph.model.arrays import Arrays
 
 OTHER = {"then_branch": "else_branch", "else_branch": "then_branch"}
 
@@ -93,8 +91,6 @@ def _alone(model: ModelProto, name: str, branch: str) -> ModelProto:
 
 def _contradiction(model: ModelProto, recipe: Recipe) -> str:
     """Why the graph cannot have the recipe's sizes; empty if it can. The graph is folded."""
-    import onnx
-
     fold(model, recipe)
     light = KnownSizes(model, recipe).light
     try:
@@ -131,8 +127,6 @@ def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None
     nodes: list[NodeProto] = []
 
     def add(found: Iterable[NodeProto]) -> None:
-        from onnx import helper
-
         for node in found:
             if node.name not in taken or node.op_type != "If":
                 nodes.append(node)

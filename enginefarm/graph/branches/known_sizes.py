@@ -4,17 +4,16 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from enginefarm.documents.recipe import Recipe
 from enginefarm.graph.model import bounds, onnx_shapes, walk
 from enginefarm.graph.model.bounds import Bounds
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.verification.steady import RANDOM
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
-
-    from enginefarm.documents.recipe import Recipe
 
 
 class KnownSizes:
@@ -37,8 +36,6 @@ class KnownSizes:
             _written(self.light, self._constant)
 
     def _read(self, graph: GraphProto, outer: Mapping[str, Bounds]) -> None:
-        from onnx import numpy_helper
-
         values = dict(outer)
         for tensor in graph.initializer:
             small = _elements(tensor.dims) <= bounds.MOST_ELEMENTS
@@ -108,8 +105,6 @@ def _light(model: ModelProto, recipe: Recipe) -> ModelProto:
 
 def _inferred(light: ModelProto) -> dict[str, bounds.Dims]:
     """Dims of each value whose rank is known."""
-    import onnx
-
     try:
         inferred = onnx.shape_inference.infer_shapes(light, strict_mode=False, data_prop=True)
     except Exception:  # it crashes on what it does not know; the shapes stay unknown
@@ -127,8 +122,6 @@ def _inferred(light: ModelProto) -> dict[str, bounds.Dims]:
 
 def _written(light: ModelProto, constant: Mapping[str, Any]) -> None:
     """Puts a Constant in place of each node whose result is known."""
-    from onnx import helper, numpy_helper
-
     for graph in walk.graphs(light.graph):
         for node in graph.node:
             name = node.output[0] if node.output else ""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from onnx import ModelProto, ValueInfoProto
+
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
-from enginefarm.documents.spec import ToolUse
-from enginefarm.errors import ExportError, SourceError, ToolchainError
+from enginefarm.errors import ExportError, SourceError
 from enginefarm.graph.branches import decided_branches
 from enginefarm.graph.exporting import file_notes, torch_export
+from enginefarm.graph.exporting.use import check_class_scores
 from enginefarm.graph.model import constants, emulate, onnx_files, onnx_shapes, walk
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.reading import (
     fitting,
     quantized,
-    raising,
     shape_inputs,
     uint8_inputs,
     written_out,
@@ -26,9 +26,6 @@ from enginefarm.graph.samples import corner_runs, feeds
 from enginefarm.graph.sources import Loaded, source
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
-
-    from enginefarm.graph.model.arrays import Arrays
     from enginefarm.graph.sources import LoadedModel
 
 
@@ -59,38 +56,6 @@ def load(recipe: Recipe, work_dir: Path) -> Loaded:
     if not isinstance(made.model, Path):
         return made
     return made._replace(model=fitting.fit_file(made.model, recipe, work_dir))
-
-
-def export_tool(recipe: Recipe) -> ToolUse:
-    """The exporter, its version and arguments. Imports neither torch nor onnx."""
-    if recipe.source.LOADS == "file":
-        return ToolUse(
-            name="onnx",
-            version=version("onnx"),
-            arguments={
-                "opset": raising.OPSET,
-                "outputs": list(recipe.outputs),
-                "normal_form": 1,
-                "reading": 10,
-            },
-        )
-    try:
-        torch_version = version("torch")
-    except PackageNotFoundError:
-        raise ToolchainError(
-            f"source: {recipe.source.kind}: this model needs PyTorch, and torch is not installed",
-            fix="pip install 'enginefarm[farm,torch]', or provide the model as ONNX",
-        ) from None
-    return ToolUse(
-        name="torch.onnx",
-        version=torch_version,
-        arguments={
-            "opset": recipe.export.opset,
-            "onnxscript": version("onnxscript"),
-            "outputs": list(recipe.outputs),
-            "normal_form": 8,
-        },
-    )
 
 
 def export_onnx(recipe: Recipe, dest_dir: Path) -> Exported:
@@ -209,22 +174,6 @@ def _check_inputs(
                 )
     _refuse_shape_inputs(graph, recipe, error)
     check_class_scores(recipe, [output.name for output in graph.graph.output], error)
-
-
-def check_class_scores(
-    recipe: Recipe, outputs: Sequence[str], error: type[ExportError] | type[SourceError]
-) -> None:
-    """Checked on every run, because another recipe may have put the graph into the store.
-
-    Raises: `error` when the recipe names an output that does not exist.
-    """
-    missing = set(recipe.verification.class_scores) - set(outputs)
-    if missing:
-        raise error(
-            f"verification.class_scores: the model has no output {', '.join(sorted(missing))}",
-            why=f"outputs are {', '.join(outputs)}",
-            fix="name the outputs with `outputs`",
-        )
 
 
 def _refuse_shape_inputs(

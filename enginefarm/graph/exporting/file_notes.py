@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph.model import onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.reading.fitting import SIZES_LEFT_OUT
 from enginefarm.graph.reading.raising import came_as
 from enginefarm.graph.reading.readable import nameless_parts
@@ -20,9 +20,6 @@ SIZES = (
     "sizes that only the recipe fixes are not written into the graph, because they contradict a "
     "branch that is never taken"
 )
-
-if TYPE_CHECKING:
-    from enginefarm.graph.model.arrays import Arrays
 
 
 def notes(recipe: Recipe, path: Path, work_dir: Path, sample: Arrays) -> tuple[str, ...]:

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from onnx import ModelProto, ValueInfoProto
 
 from enginefarm import progress
 from enginefarm.child.call import Child, Limits
-from enginefarm.documents.spec import ToolUse
 from enginefarm.errors import SlimError, one_line
+from enginefarm.graph.exporting.use import MAX_RELATIVE
 from enginefarm.graph.model import onnx_files, ort
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.verification import closeness
 from enginefarm.schema import Frozen
 from enginefarm.settings import build_limits
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.model.arrays import Arrays
-
-
-MAX_RELATIVE = closeness.ROUNDING
-"""Relative to an output's largest value. 24 graphs had 0; a folded BatchNormalization 1e-6."""
 
 LIMIT_S = 900.0
 """OnnxSlim took 30 s at most for the models that were tried; a loop of it must end somewhere."""
@@ -47,15 +40,6 @@ class Request(Frozen):
     src: Path
     dest_dir: Path
     external_above_bytes: int
-
-
-def slim_tool() -> ToolUse:
-    """OnnxSlim's name, version and arguments. OnnxSlim is not imported."""
-    return ToolUse(
-        name="onnxslim",
-        version=version("onnxslim"),
-        arguments={"normal_form": 1, "fallback": 1, "max_relative": MAX_RELATIVE},
-    )
 
 
 def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> Slimmed:
@@ -113,8 +97,6 @@ def slim_here(request_json: str) -> str:
 def _restore_inputs(slimmed: ModelProto, inputs: Sequence[bytes]) -> None:
     """The inputs of an engine are the recipe's, in its order: one that turned out to have no
     effect stays in the signature."""
-    from onnx import ValueInfoProto
-
     del slimmed.graph.input[:]
     for value in inputs:
         slimmed.graph.input.append(ValueInfoProto.FromString(value))

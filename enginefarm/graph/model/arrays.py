@@ -1,12 +1,11 @@
-"""The types of NumPy arrays, for annotations. Importing this module does not load NumPy."""
+"""The types of NumPy arrays, for annotations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    Array = np.ndarray[Any, Any]
-    Arrays = dict[str, Array]
-    """Arrays by the name of the tensor."""
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+"""Arrays by the name of the tensor."""

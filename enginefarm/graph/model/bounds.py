@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from onnx import NodeProto
+
+from enginefarm.graph.model.arrays import Array
 from enginefarm.graph.model.walk import bodies
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
-
-    from enginefarm.graph.model.arrays import Array
-
 
 LARGEST = 1 << 31
 """No size is larger. Larger sums and products of sizes are clipped to this."""
@@ -65,8 +63,6 @@ def of_array(array: Array) -> Bounds | None:
 
 def of_shape(dims: Dims, named: Mapping[str, tuple[int, int]], start: int, end: int) -> Bounds:
     """The result of Shape. named: the smallest and the largest size of each dim of the recipe."""
-    import numpy as np
-
     both = [_bounds(dim, named) for dim in dims[start:end]]
     made = np.array(both, np.int64).reshape(-1, 2)
     return Bounds(made[:, 0], made[:, 1])
@@ -74,8 +70,6 @@ def of_shape(dims: Dims, named: Mapping[str, tuple[int, int]], start: int, end: 
 
 def of_size(dims: Dims, named: Mapping[str, tuple[int, int]]) -> Bounds:
     """The result of Size: the product of all dims."""
-    import numpy as np
-
     low = high = 1
     for least, most in (_bounds(dim, named) for dim in dims):
         low, high = min(low * least, LARGEST), min(high * most, LARGEST)
@@ -116,8 +110,6 @@ def _equal(one: Bounds, other: Bounds) -> Bounds:
 
 
 def _monotone(node: NodeProto, known: Sequence[Bounds], opset: int) -> Bounds | None:
-    import numpy as np
-
     signs = SIGNS.get(node.op_type)
     if signs is None:
         return None
@@ -152,6 +144,4 @@ def computed(node: NodeProto, inputs: Sequence[Array], opset: int) -> Array | No
         made = reference.ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
     except Exception:  # it has exceptions of many kinds; the result is then unknown
         return None
-    import numpy as np
-
     return np.asarray(made[0])

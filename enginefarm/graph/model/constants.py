@@ -4,17 +4,16 @@ cannot be."""
 from __future__ import annotations
 
 from collections.abc import Container
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginefarm.graph.model import edit, emulate, walk
+from enginefarm.graph.model.arrays import Array
 from enginefarm.graph.model.edit import copied, replace_nodes
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-
-    from enginefarm.graph.model.arrays import Array
-
+from enginefarm.graph.model.free_names import FreeNames, rename_inside
 
 MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
 MIN_NORMAL_FP16 = 2.0**-14
@@ -41,9 +40,6 @@ def to_initializers(model: ModelProto) -> None:
 
 def _value(node: NodeProto) -> TensorProto | None:
     """The tensor of a Constant; None for a sparse one or for strings."""
-    import numpy as np
-    from onnx import numpy_helper
-
     for attribute in node.attribute:
         if attribute.name == "value":
             return copied(attribute.t)
@@ -64,8 +60,6 @@ NUMBERS = {
 
 def overflows(tensor: TensorProto) -> bool:
     """Whether it holds finite numbers beyond FP16's largest, 65504."""
-    import numpy as np
-
     values = _floats(tensor)
     return bool((np.isfinite(values) & (np.abs(values) > MAX_FP16)).any())
 
@@ -73,8 +67,6 @@ def overflows(tensor: TensorProto) -> bool:
 def vanishes(tensor: TensorProto) -> bool:
     """Whether FP16 loses nearly all of it: all of its numbers are below the smallest that
     FP16 holds with full precision, 6.1e-5."""
-    import numpy as np
-
     values = np.abs(_floats(tensor))
     largest = float(values.max(initial=0.0))
     return 0 < largest < MIN_NORMAL_FP16
@@ -87,10 +79,6 @@ def lowered(tensor: TensorProto, name: str, target: int, *, limit: float | None 
     number there is, and in FP16 an epsilon of 1e-12 becomes 6e-8.
     limit: what lies beyond 16 bits becomes ±limit (masks).
     """
-    import ml_dtypes
-    import numpy as np
-    from onnx import TensorProto, helper
-
     values = _floats(tensor)
     fp16 = target == TensorProto.FLOAT16
     largest = MAX_FP16 if fp16 else MAX_BF16
@@ -104,9 +92,6 @@ def lowered(tensor: TensorProto, name: str, target: int, *, limit: float | None 
 
 
 def _floats(tensor: TensorProto) -> Array:
-    import numpy as np
-    from onnx import numpy_helper
-
     return np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
 
 
@@ -117,25 +102,18 @@ def widen(model: ModelProto) -> None:
     behind each such input and before each such output. Every half and bfloat16 number is an
     FP32 number, so that the weights are the same.
     """
-    from onnx import TensorProto
-
     if not emulate.narrow(model):
         return
-    lows = emulate.lows()
     for tensor in walk.tensors(model):
         emulate.widen(tensor)
     for graph in walk.graphs(model.graph):
         border = () if graph is model.graph else (*graph.input, *graph.output)
-        edit.retype(graph, border, lows, TensorProto.FLOAT)
+        edit.retype(graph, border, emulate.LOWS, TensorProto.FLOAT)
         del graph.value_info[:]
-    _casts_at_the_border(model, lows)
+    _casts_at_the_border(model, emulate.LOWS)
 
 
 def _casts_at_the_border(model: ModelProto, narrow: Container[int]) -> None:
-    from onnx import TensorProto, helper
-
-    from enginefarm.graph.model.free_names import FreeNames, rename_inside
-
     free, graph = FreeNames(model), model.graph
     constants = {tensor.name for tensor in graph.initializer}
     inside: dict[str, str] = {}
@@ -174,18 +152,15 @@ def _casts_at_the_border(model: ModelProto, narrow: Container[int]) -> None:
 def to_float32(model: ModelProto) -> bool:
     """In place: every float64 of the graph as float32, as TensorRT computes it. Numbers that
     float32 cannot hold become its largest ones. Returns whether there were any."""
-    from onnx import TensorProto, numpy_helper
-
-    np: Any = import_module("numpy")  # its functions are typed in part
     double, single = TensorProto.DOUBLE, TensorProto.FLOAT
     largest, found = float(np.finfo(np.float32).max), False
     for tensor in walk.tensors(model):
         if tensor.data_type == double:
-            values: Any = numpy_helper.to_array(tensor)
-            held: Any = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
+            values: Array = numpy_helper.to_array(tensor)
+            held: Array = np.where(np.isinf(values), values, values.clip(-largest, largest))
             tensor.CopyFrom(numpy_helper.from_array(held.astype(np.float32), tensor.name))
             found = True
     for graph in walk.graphs(model.graph):
-        values = (*graph.input, *graph.output, *graph.value_info)
-        found |= edit.retype(graph, values, (double,), single)
+        typed = (*graph.input, *graph.output, *graph.value_info)
+        found |= edit.retype(graph, typed, (double,), single)
     return found

@@ -14,7 +14,10 @@ an Attention) are not rounded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx.inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import edit, onnx_shapes, walk
@@ -22,9 +25,6 @@ from enginefarm.graph.model.edit import replace_nodes
 from enginefarm.graph.model.free_names import FreeNames, rename
 from enginefarm.graph.model.operators import MOVES
 from enginefarm.graph.model.walk import bodies
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 EXACT = MOVES | frozenset(
     (
@@ -35,6 +35,8 @@ EXACT = MOVES | frozenset(
 )
 """Operators that return numbers from their inputs, which rounding would not change. The bodies of
 If, Loop and Scan round their own results."""
+LOWS: frozenset[int] = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
+"""The TensorProto types of FP16 and BF16."""
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 """Operators that engines fuse with the DequantizeLinear nodes before them: the numbers in
 between are never stored in 16 bits."""
@@ -51,8 +53,6 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
     Raises: PrecisionError if a dtype in the graph cannot be inferred.
     """
     if model.functions:
-        import onnx.inliner
-
         model = onnx.inliner.inline_local_functions(model)
     results = {output.name for output in model.graph.output} if outputs_rounded else set[str]()
     rewrite = _Emulation(rounded, results, FreeNames(model))
@@ -66,16 +66,13 @@ def emulate(model: ModelProto, *, rounded: bool = True, outputs_rounded: bool = 
 
 def narrow(model: ModelProto) -> tuple[str, ...]:
     """The names of the 16-bit floats that the graph computes with, such as ("FLOAT16",)."""
-    from onnx import TensorProto
-
-    narrow_types = lows()
     found = {tensor.data_type for tensor in walk.tensors(model)}
     for graph in walk.graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             found.add(value.type.tensor_type.elem_type)
         for node in graph.node:
             found.update(a.i for a in node.attribute if a.name in edit.TYPE_ATTRIBUTES)
-    return tuple(sorted(TensorProto.DataType.Name(low) for low in found & narrow_types))
+    return tuple(sorted(TensorProto.DataType.Name(low) for low in found & LOWS))
 
 
 class _Emulation:
@@ -88,10 +85,8 @@ class _Emulation:
 
     def inputs(self, model: ModelProto) -> None:
         """Adds a Cast after each 16-bit input, which `graph` then treats as any other node."""
-        from onnx import TensorProto, helper
-
         graph = model.graph
-        found = [value for value in graph.input if _dtype(value) in lows()]
+        found = [value for value in graph.input if _dtype(value) in LOWS]
         renames = {value.name: self.free.make(f"{value.name}__given") for value in found}
         rename(model, renames)
         casts: list[NodeProto] = []
@@ -106,11 +101,9 @@ class _Emulation:
 
     def graph(self, graph: GraphProto, outer: dict[str, int], *, main: bool = False) -> None:
         """Rewrites the graph and its bodies in place. outer: dtypes of the values around it."""
-        from onnx import TensorProto
-
         types, fused = outer | onnx_shapes.known_types([graph]), _fused(graph)
         border = graph.output if main else (*graph.input, *graph.output)
-        edit.retype(graph, border, lows(), TensorProto.FLOAT)
+        edit.retype(graph, border, LOWS, TensorProto.FLOAT)
         nodes: list[NodeProto] = []
         for node in graph.node:
             for body in bodies(node):
@@ -126,7 +119,7 @@ class _Emulation:
                         f"the dtype of {name!r} cannot be inferred ({node.op_type})",
                         fix="remove the operator, or use fp32",
                     )
-                if types.get(name) in lows():
+                if types.get(name) in LOWS:
                     node.output[index] = self.free.make(f"{name}__exact")
                     nodes += self.round(node.output[index], name, types[name])
         replace_nodes(graph, nodes)
@@ -134,18 +127,9 @@ class _Emulation:
 
     def round(self, source: str, result: str, low: int) -> Iterator[NodeProto]:
         """Two Casts: to nearest even, to infinity above the range; subnormals stay."""
-        from onnx import TensorProto, helper
-
         middle = self.free.make(f"{result}__low")
         yield helper.make_node("Cast", [source], [middle], f"round_{result}", to=low)
         yield helper.make_node("Cast", [middle], [result], f"widen_{result}", to=TensorProto.FLOAT)
-
-
-def lows() -> frozenset[int]:
-    """The TensorProto types of FP16 and BF16."""
-    from onnx import TensorProto
-
-    return frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
 
 
 def _exact(node: NodeProto) -> bool:
@@ -169,8 +153,6 @@ def _dtype(value: Any) -> int:
 
 def widen(tensor: TensorProto) -> None:
     """In place: 16-bit numbers as the FP32 numbers that they are."""
-    from onnx import numpy_helper
-
-    if tensor.data_type in lows():
+    if tensor.data_type in LOWS:
         values = numpy_helper.to_array(tensor).astype("float32")
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, NodeProto
 
+OPSET = 13
+"""The oldest opset that later stages take: the first in which Q/DQ has an axis. Older ones keep
+axes and bounds in attributes, and their Max takes no broadcast."""
 MOVES = frozenset(
     (
         *("DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),

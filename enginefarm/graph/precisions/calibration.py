@@ -8,26 +8,20 @@ calibrators are not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from enginefarm import progress
 from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError
 from enginefarm.graph.model import ahead, ort
+from enginefarm.graph.model.arrays import Array, Arrays
 from enginefarm.graph.model.edit import copied
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.model.walk import bodies
+from enginefarm.graph.precisions.use import BINS, LEVELS, STRIDE
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-
-    from enginefarm.graph.model.arrays import Array, Arrays
-
-
-BINS = 2048
-LEVELS = 128
-"""The levels of a symmetric 8-bit number on one side of zero."""
-STRIDE = 4
 PIECE = 1 << 17
 MIN_VALUES = 8 * BINS
 """With fewer values most bins are empty by chance, and entropy would clip at random."""
@@ -48,8 +42,6 @@ class AbsHistogram:
 
         Raises: CalibrationError on NaN or infinity.
         """
-        import numpy as np
-
         values = np.asarray(values, np.float32).ravel()
         self.size += values.size
         top = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
@@ -80,8 +72,6 @@ def minmax(histogram: AbsHistogram, options: Calibration) -> float:
 
 def percentile(histogram: AbsHistogram, options: Calibration) -> float:
     """The smallest bin edge with at least `options.percentile` % of |x| below it."""
-    import numpy as np
-
     if histogram.counts is None:
         return 0.0
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
@@ -96,8 +86,6 @@ def entropy(histogram: AbsHistogram, options: Calibration) -> float:
     S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) and NVIDIA's pytorch-quantization.
     With fewer than MIN_VALUES numbers, it returns the largest.
     """
-    import numpy as np
-
     if histogram.counts is None or histogram.counts.sum() < MIN_VALUES:
         return histogram.amax
     counts = histogram.counts.astype(np.float64)
@@ -112,8 +100,6 @@ def entropy(histogram: AbsHistogram, options: Calibration) -> float:
 
 
 def _divergence(kept: Array, clipped: float) -> float:
-    import numpy as np
-
     edges = np.linspace(0, kept.size, LEVELS + 1).astype(np.int64)[:-1]
     filled = (kept > 0).astype(np.float64)
     sums = np.add.reduceat(kept, edges)
@@ -189,8 +175,6 @@ def exposed(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, dict[s
 
     A value of a branch that did not run is empty. Inputs of the model are left out.
     """
-    from onnx import TensorProto, helper
-
     made: ModelProto = copied(model)
     inputs = {value.name for value in made.graph.input}
     wanted = [name for name in names if name not in inputs]
@@ -208,8 +192,6 @@ def exposed(model: ModelProto, names: Sequence[str]) -> tuple[ModelProto, dict[s
 
 def _through_branches(graph: GraphProto, wanted: set[str], free: FreeNames) -> dict[str, str]:
     """Passes wanted values of branches out of their If; returns their names in this graph."""
-    from onnx import TensorProto, helper
-
     renamed: dict[str, str] = {}
     for node in graph.node:
         if node.op_type != "If":

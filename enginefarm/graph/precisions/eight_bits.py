@@ -7,7 +7,7 @@ them would keep the builder from fusing the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +17,13 @@ from enginefarm.documents.data import Calibration
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
-from enginefarm.graph.precisions import ConversionReport, calibration, qdq, ranges, targets, use
+from enginefarm.graph.precisions import ConversionReport, targets, use
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.finish import finish, wide_nodes
-from enginefarm.graph.precisions.quantizing import Quantizing
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from enginefarm.graph.samples.data import Batch
 
-OPSET = ranges.SAME_FROM
-"""The first whose Q/DQ take FP16 scales and FP8 numbers."""
 VERSION = "8"
 """The version of calibration.py, quantizing.py, qdq.py and targets.py: raise it when the graphs
 that they make change."""
@@ -40,7 +34,7 @@ class EightBits:
 
     name: PrecisionName
     ranged = True
-    storage: qdq.Storage
+    storage: use.Storage
 
     def options(self, recipe: Recipe) -> Calibration:
         """The recipe's calibration, as this precision uses it."""
@@ -62,9 +56,9 @@ class EightBits:
             arguments={
                 "operators": [*sorted(targets.OUTPUT_AXIS), *sorted(targets.OTHERS)],
                 "storage": self.storage.element,
-                "bins": calibration.BINS,
-                "levels": calibration.LEVELS,
-                "stride": calibration.STRIDE,
+                "bins": use.BINS,
+                "levels": use.LEVELS,
+                "stride": use.STRIDE,
             },
         )
         percentile = options.percentile if options.method in ("percentile", "auto") else None
@@ -95,10 +89,11 @@ class EightBits:
     ) -> ConversionReport:
         from onnx import TensorProto
 
-        from enginefarm.graph.precisions import kept_wide, prepare
+        from enginefarm.graph.precisions import calibration, kept_wide, prepare, qdq, quantizing
+        from enginefarm.graph.precisions.finish import finish, wide_nodes
 
         options = self.options(recipe)
-        model = prepare.fp32(src, self.name, OPSET)
+        model = prepare.fp32(src, self.name, use.SAME_FROM)
         kept = kept_wide.find(model, TensorProto.FLOAT16, recipe.keep_wide, evidence)
         possible = [
             target
@@ -113,8 +108,10 @@ class EightBits:
             )
         names = qdq.activations(model, possible)
         seen = calibration.histograms(model, names, batches, options)
-        possible = _in_range(model, _reached(model, possible, seen), seen, self.storage)
-        work = Quantizing(model, self.storage, kept, evidence)
+        possible = quantizing.in_range(
+            model, quantizing.reached(model, possible, seen), seen, self.storage
+        )
+        work = quantizing.Quantizing(model, self.storage, kept, evidence)
         method, ranges = work.choose(seen, options, possible)
         chosen = work.groups(ranges, possible)
         found = work.searched(ranges, chosen)
@@ -136,7 +133,7 @@ class EightBits:
 
 class Int8(EightBits):
     name: PrecisionName = "int8"
-    storage = qdq.INT8
+    storage = use.INT8
 
 
 class FP8(EightBits):
@@ -145,7 +142,7 @@ class FP8(EightBits):
     stay in FP16: they are bound by memory, and lose most by 3 bits of mantissa (0111)."""
 
     name: PrecisionName = "fp8"
-    storage = qdq.FP8
+    storage = use.FP8
 
     def options(self, recipe: Recipe) -> Calibration:
         return _options(recipe).model_copy(update={"method": "minmax"})
@@ -160,47 +157,3 @@ def _options(recipe: Recipe) -> Calibration:
             "calibration: int8 and fp8 need representative data", fix="add it to the recipe"
         )
     return recipe.calibration
-
-
-def _reached(
-    model: ModelProto,
-    possible: Sequence[targets.Target],
-    seen: Mapping[str, calibration.AbsHistogram],
-) -> list[targets.Target]:
-    """Without operators in a branch that no calibration batch took: their range is unknown."""
-    reached = [
-        target
-        for target in possible
-        if all(seen[name].size for name in qdq.activations(model, [target]))
-    ]
-    if not any(target.group == targets.WEIGHTS for target in reached):
-        raise CalibrationError(
-            "calibration: the data reaches no operator that could be quantized",
-            fix="give data that takes the branches with Conv, Gemm or MatMul in them",
-        )
-    return reached
-
-
-def _in_range(
-    model: ModelProto,
-    possible: Sequence[targets.Target],
-    seen: Mapping[str, calibration.AbsHistogram],
-    storage: qdq.Storage,
-) -> list[targets.Target]:
-    """Without operators whose weights or inputs are all too small for a scale in FP16: they stay in
-    FP16. An input that is always 0 says nothing of its range."""
-    largest = qdq.largest_weights(model, possible)
-    found = [
-        target
-        for target in possible
-        if largest.get(target.node, storage.least_range) >= storage.least_range
-        and all(seen[name].amax >= storage.least_range for name in qdq.activations(model, [target]))
-    ]
-    if not any(target.group == targets.WEIGHTS for target in found):
-        raise PrecisionError(
-            "there is nothing to quantize: weights or inputs of every Conv, Gemm and MatMul are "
-            f"below {storage.least_range:.2g}",
-            why="FP16 does not hold their scales",
-            fix="drop int8/fp8 from the recipe's precisions, or scale the model's inputs",
-        )
-    return found

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from onnx import GraphProto, ModelProto, TensorProto
 from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.model import emulate, onnx_files, operators, walk
+from enginefarm.graph.model import onnx_files, operators, walk
+from enginefarm.graph.model.emulate import LOWS
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import ConversionReport
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
 
 
 def finish(
@@ -36,9 +34,6 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
 
     To an engine, a product of dequantized tensors is not an FP32 product: it computes in 8 bits.
     Neither is a product of weights between two 16-bit Casts: TensorRT-RTX joins the three."""
-    from onnx import TensorProto
-
-    lows = emulate.lows()
     found: Counter[str] = Counter()
     first: dict[str, JsonValue] = {}
     ranks = {name: len(tensor.dims) for name, tensor in walk.constants(model.graph)}
@@ -56,7 +51,7 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
                 found[node.op_type] += 1
                 if node.name not in joined:
                     first.setdefault(operators.name_of(node, ranks), node.name)
-            elif not made.isdisjoint(lows):
+            elif not made.isdisjoint(LOWS):
                 low_nodes += 1
     return {
         "wide_nodes": dict(sorted(found.items())),
@@ -69,11 +64,10 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
 def _joined(graph: GraphProto, types: dict[str, int], weights: set[str]) -> set[str]:
     """Nodes that a builder joins with the DequantizeLinear or the Casts of 16 bits around them."""
 
-    lows = emulate.lows()
     made_by = {name: node for node in graph.node for name in node.output}
     wide_reads = {value.name for value in graph.output}
     for node in walk.nodes(graph):
-        if node.op_type != "Cast" or types.get(node.output[0]) not in lows:
+        if node.op_type != "Cast" or types.get(node.output[0]) not in LOWS:
             wide_reads.update(node.input)
 
     def of(name: str, kind: str) -> bool:
@@ -81,7 +75,7 @@ def _joined(graph: GraphProto, types: dict[str, int], weights: set[str]) -> set[
         return node is not None and node.op_type == kind
 
     def narrow(name: str) -> bool:
-        return name in weights or (of(name, "Cast") and types.get(made_by[name].input[0]) in lows)
+        return name in weights or (of(name, "Cast") and types.get(made_by[name].input[0]) in LOWS)
 
     return {
         node.name

@@ -10,9 +10,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_files
-from enginefarm.graph.model.emulate import narrow
-from enginefarm.graph.precisions import ConversionReport, prepare
-from enginefarm.graph.precisions.finish import finish
+from enginefarm.graph.precisions import ConversionReport
 
 if TYPE_CHECKING:
     from enginefarm.graph.precisions.evidence import Evidence
@@ -36,6 +34,10 @@ class FP32:
         batches: Iterable[Batch],
         evidence: Evidence | None = None,
     ) -> ConversionReport:
+        from enginefarm.graph.model.emulate import narrow
+        from enginefarm.graph.precisions import prepare
+        from enginefarm.graph.precisions.finish import finish
+
         model = onnx_files.read(src, error=PrecisionError)
         if narrow(model):
             model = prepare.fp32(src, "fp32")

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import CalibrationError
@@ -74,8 +76,6 @@ def calibration_reference(graph: Path, recipe: Recipe, dest: Path) -> None:
 
     Raises: CalibrationError.
     """
-    import numpy as np
-
     assert recipe.calibration is not None, "8 bits are calibrated"
     what = "the calibration data"
     session = ort.session(graph, error=CalibrationError, what=what, plain=True)

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
+from onnx import ModelProto, TensorProto
 from pydantic import JsonValue
 
 from enginefarm.errors import RecipeError, did_you_mean
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.onnx_shapes import infer_types
 from enginefarm.graph.precisions import ranges, rules
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.precisions.evidence import Evidence
-    from enginefarm.graph.precisions.search import SearchResult
-
-BY_NAME = "the recipe keeps it wide"
-BY_SEARCH = "the search found that the budget needs it"
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.search import SearchResult
+from enginefarm.graph.precisions.use import BY_NAME, BY_SEARCH
 
 
 @dataclass(frozen=True)
@@ -42,8 +36,6 @@ def find(
     range is looked at.
     Raises: RecipeError for a name that the graph does not have.
     """
-    from onnx import TensorProto
-
     infer_types(model)
     found = {name: WideNode(BY_NAME) for name in named(model, names)}
     for name, reason in rules.find(model).items():

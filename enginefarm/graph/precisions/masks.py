@@ -7,13 +7,12 @@ masked then becomes NaN. Any number that is far below every score does the same 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from enginefarm.graph.model import constants, walk
 from enginefarm.graph.model.operators import MOVES
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
 
 PASSES = MOVES | frozenset(
     (
@@ -75,9 +74,6 @@ def _only_feed_softmax(nodes: list[NodeProto], results: set[str]) -> dict[str, b
 
 def _large_negative(tensor: TensorProto) -> bool:
     """Whether it holds finite numbers beyond FP16, all of them below zero."""
-    import numpy as np
-    from onnx import TensorProto, numpy_helper
-
     if tensor.data_type != TensorProto.FLOAT:
         return False
     values = numpy_helper.to_array(tensor)

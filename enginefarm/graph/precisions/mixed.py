@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from enginefarm.graph.model import constants, walk
 from enginefarm.graph.model.edit import drop_unused, replace_nodes
@@ -17,9 +27,6 @@ from enginefarm.graph.model.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.model.operators import stays_wide
 from enginefarm.graph.precisions import masks, movers
 from enginefarm.graph.precisions.operands import is_fixed, operands
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 
 @dataclass
@@ -51,8 +58,6 @@ class _Cast:
 
     @property
     def low_name(self) -> str:
-        from onnx import TensorProto
-
         return "tensor(float16)" if self.low == TensorProto.FLOAT16 else "tensor(bfloat16)"
 
 
@@ -108,8 +113,6 @@ def _graph(state: _Cast, graph: GraphProto, scopes: dict[int, _Scope]) -> None:
 def _lower_scan(state: _Cast, node: NodeProto) -> None:
     """A Scan hands 16 bits to its body and takes them from it: TensorRT-RTX 1.7.1 refuses a Cast
     between the body of a Scan and its border, and takes one in the body of a Loop."""
-    from onnx import TensorProto
-
     if node.op_type != "Scan" or _kept_wide(state, node):
         return
     for body in walk.bodies(node):
@@ -125,8 +128,6 @@ def _low(state: _Cast, value: ValueInfoProto) -> bool:
 
 
 def _rewrite(state: _Cast, scope: _Scope, node: NodeProto) -> None:
-    from onnx import TensorProto
-
     if node.op_type == "Cast":
         _rewrite_cast(state, node)
         scope.nodes.append(node)
@@ -158,8 +159,6 @@ def _computes_wide(state: _Cast, node: NodeProto) -> bool:
 def _is_float_by_default(state: _Cast, node: NodeProto) -> bool:
     """Whether the node makes FP32 numbers of no floats, and no attribute says their type, as a
     ConstantOfShape without a value does."""
-    from onnx import TensorProto
-
     floats = (TensorProto.FLOAT, state.low)
     return not (
         walk.bodies(node)
@@ -170,8 +169,6 @@ def _is_float_by_default(state: _Cast, node: NodeProto) -> bool:
 
 def _kept_wide(state: _Cast, node: NodeProto) -> bool:
     """Whether the node stays in FP32 though its schema takes the low dtype."""
-    from onnx import TensorProto
-
     if node.name in state.keep_wide or stays_wide(node, state.low):
         return True
     if walk.bodies(node) and node.op_type != "Scan":
@@ -198,8 +195,6 @@ EXACT = ("UNDEFINED", "BOOL", "INT8", "UINT8")
 
 def _rewrite_cast(state: _Cast, node: NodeProto) -> None:
     """A Cast takes any dtype. What comes from large integers stays FP32, and so exact."""
-    from onnx import TensorProto
-
     target = walk.attributes(node)["to"]
     if target.i != TensorProto.FLOAT:
         return
@@ -214,8 +209,6 @@ def _rewrite_cast(state: _Cast, node: NodeProto) -> None:
 
 def _as(state: _Cast, name: str, target: int) -> str:
     """The value in that dtype: itself, a converted weight, or a Cast made once."""
-    from onnx import helper
-
     if state.types[name] == target:
         return name
     key = (name, target)
@@ -239,12 +232,8 @@ def _as(state: _Cast, name: str, target: int) -> str:
 
 def _bounded(state: _Cast, home: _Scope, name: str) -> str:
     """The value of a mask that was computed in FP32, before it is narrowed to 16 bits."""
-    from onnx import helper, numpy_helper
-
     if name not in state.masks.values:
         return name
-    import numpy as np
-
     bound, made = state.free.make("mask_bound"), state.free.make(f"{name}_bounded")
     home.graph.initializer.append(
         numpy_helper.from_array(np.array(-constants.MASK, np.float32), bound)
@@ -258,8 +247,6 @@ LOWERED = ("to", "dtype", "output_dtype")
 
 
 def _lower_attributes(state: _Cast, node: NodeProto) -> None:
-    from onnx import TensorProto
-
     limit = constants.MASK if node.name in state.masks.nodes else None
     for attribute in node.attribute:
         if attribute.name in LOWERED and attribute.i == TensorProto.FLOAT:
@@ -274,8 +261,6 @@ def _restore_outputs(state: _Cast, scope: _Scope) -> None:
     """Outputs keep their dtype, and those of the model their name: what was cut down is cast
     back under that name. A body's output has no name outside, so that one that is a value of
     the graph around it is cast under another."""
-    from onnx import helper
-
     renames: dict[str, str] = {}
     for output in scope.graph.output:
         name, kind = output.name, state.declared[output.name]

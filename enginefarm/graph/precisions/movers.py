@@ -7,16 +7,13 @@ exact in any dtype, and only the Casts around it lose something.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+
+from onnx import ModelProto, NodeProto, TensorProto
 
 from enginefarm.graph.model.emulate import EXACT
 from enginefarm.graph.model.walk import bodies
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from onnx import ModelProto, NodeProto
+from enginefarm.graph.precisions.rules import Links
 
 
 def between(
@@ -28,10 +25,6 @@ def between(
     has one name for each value. All float inputs except constants must be inputs of the model or
     results in FP32. Nodes that read the result in 16 bits read it through a Cast.
     """
-    from onnx import TensorProto
-
-    from enginefarm.graph.precisions.rules import Links
-
     links = Links(model)
     wide = {node.name for node in links.nodes if not bodies(node) and is_wide(node)}
     given = {value.name for value in model.graph.input} - links.constants.keys()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import onnx
+
 FLOAT = "tensor(float)"
 
 
@@ -30,8 +32,6 @@ def is_fixed(flags: Sequence[bool], index: int) -> bool:
 @cache
 def operands(op_type: str, domain: str, opset: int, low: str) -> Operands:
     """low: `tensor(float16)` or `tensor(bfloat16)`. `Operands()` for an operator without schema."""
-    import onnx
-
     if domain not in ("", "ai.onnx"):
         return Operands()
     try:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper, version_converter
 
 from enginefarm.errors import PrecisionError, one_line
 from enginefarm.graph.model import constants, onnx_files, onnx_shapes, walk
 from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_values
+from enginefarm.graph.model.operators import OPSET
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-LEAST_OPSET = 13
-"""Older ones keep axes and bounds in attributes, and their Max takes no broadcast."""
 EPSILON = 1e-5
 """BatchNormalization's own default."""
 
 
-def fp32(src: Path, name: str, opset: int = LEAST_OPSET) -> ModelProto:
+def fp32(src: Path, name: str, opset: int = OPSET) -> ModelProto:
     """The graph at `src` in FP32 whatever it was, its functions inlined, its constants as
     initializers, with one name for each node and each value in the whole model.
 
@@ -42,8 +40,6 @@ def _at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
     has another rank there for some operators, and the converter would believe it.
     Raises: PrecisionError when onnx.version_converter cannot do it.
     """
-    from onnx import version_converter
-
     if walk.opset(model) >= opset:
         return model
     onnx_shapes.forget(model.graph, {output.name for output in model.graph.output})
@@ -65,9 +61,6 @@ def _fold_batch_norms(model: ModelProto) -> None:
     A running variance may be any number: 4.97e5 in CREPE, which FP16 does not hold. The scale and
     the shift are usually close to one.
     """
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
     tensors, free = dict(walk.constants(model.graph)), FreeNames(model)
     for graph in walk.graphs(model.graph):
         for node in graph.node:

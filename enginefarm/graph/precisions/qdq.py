@@ -8,44 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import walk
+from enginefarm.graph.model.arrays import Array
 from enginefarm.graph.model.constants import MIN_NORMAL_FP16
 from enginefarm.graph.model.edit import drop_unused, replace_nodes
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import targets
 from enginefarm.graph.precisions.targets import Target
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-
-    from enginefarm.graph.model.arrays import Array
-
+from enginefarm.graph.precisions.use import INT8, Storage
 
 MIN_SCALE = 2.0**-20
 """The smallest scale of a channel's weights. FP16 holds smaller numbers, down to 2**-24, but with
 too few bits for a scale."""
 
 
-@dataclass(frozen=True)
-class Storage:
-    """An 8-bit number: its ONNX element type, and the largest magnitude that it holds."""
-
-    element: str
-    largest: float
-
-    @property
-    def least_range(self) -> float:
-        """The least range of |x| whose scale FP16 holds with all of its bits. A smaller scale stays
-        FP32, and TensorRT-RTX takes no product of which one scale is FP32 and one FP16."""
-        return self.largest * MIN_NORMAL_FP16
-
-
-INT8 = Storage("INT8", 127.0)
-FP8 = Storage("FLOAT8E4M3FN", 448.0)
+def least_range(storage: Storage) -> float:
+    """The least range of |x| whose scale FP16 holds with all of its bits. A smaller scale stays
+    FP32, and TensorRT-RTX takes no product of which one scale is FP32 and one FP16."""
+    return storage.largest * MIN_NORMAL_FP16
 
 
 @dataclass(frozen=True)
@@ -84,9 +72,6 @@ def activations(model: ModelProto, chosen: Sequence[Target]) -> tuple[str, ...]:
 
 def largest_weights(model: ModelProto, chosen: Sequence[Target]) -> dict[str, float]:
     """The largest magnitude among the weights of each operator that has some, by its name."""
-    import numpy as np
-    from onnx import numpy_helper
-
     nodes = {node.name: node for node in walk.nodes(model.graph)}
     tensors = dict(walk.constants(model.graph))
     return {
@@ -170,12 +155,10 @@ def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:
 
 
 def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], name: str) -> str:
-    from onnx import TensorProto, helper, numpy_helper
-
     free = state.free
     if name not in state.scales:
         scale, zero = free.make(f"{name}_scale"), free.make(f"{name}_zero_point")
-        amax = max(state.ranges[name], state.storage.least_range)
+        amax = max(state.ranges[name], least_range(state.storage))
         values = _scale(amax, state.storage)
         main.initializer.append(numpy_helper.from_array(values, scale))
         element = TensorProto.DataType.Value(state.storage.element)
@@ -196,9 +179,6 @@ def _activation(state: _Insertion, main: GraphProto, nodes: list[NodeProto], nam
 def _weight(state: _Insertion, nodes: list[NodeProto], name: str, axis: int) -> str:
     """Adds the 8-bit weight with its scales, where the weight is; returns the DequantizeLinear's
     result."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
     home, tensor = state.weights[name]
     values = numpy_helper.to_array(tensor)
     others = tuple(index for index in range(values.ndim) if index != axis)
@@ -224,8 +204,6 @@ def _weight(state: _Insertion, nodes: list[NodeProto], name: str, axis: int) -> 
 
 def _scale(amax: Any, storage: Storage) -> Any:
     """amax / largest, rounded up to an FP16 number, so that amax still fits."""
-    import numpy as np
-
     wanted = np.maximum(np.asarray(amax, np.float64) / storage.largest, MIN_SCALE)
     rounded = wanted.astype(np.float16)
     low = rounded.astype(np.float64) < wanted
@@ -234,11 +212,7 @@ def _scale(amax: Any, storage: Storage) -> Any:
 
 
 def _round(values: Array, storage: Storage) -> Array:
-    import numpy as np
-
     clipped = np.clip(values, -storage.largest, storage.largest)
     if storage is INT8:
         return np.rint(clipped).astype(np.int8)
-    import ml_dtypes
-
     return clipped.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+
+from onnx import ModelProto, TensorProto
 
 from enginefarm.documents.data import Calibration
+from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph.model import walk
-from enginefarm.graph.precisions import calibration, qdq, targets
+from enginefarm.graph.model.edit import copied
+from enginefarm.graph.precisions import calibration, kept_wide, qdq, screen, search, targets
 from enginefarm.graph.precisions.evidence import Evidence
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.precisions.kept_wide import WideNode
+from enginefarm.graph.precisions.kept_wide import WideNode
+from enginefarm.graph.precisions.mixed import cast
+from enginefarm.graph.precisions.use import Storage
 
 AUTO: dict[str, dict[str, object]] = {
     "minmax": {"method": "minmax"},
@@ -37,18 +38,13 @@ class Quantizing:
     """Graphs of one model, quantized in one way or another. The model itself stays as it is."""
 
     model: ModelProto
-    storage: qdq.Storage
+    storage: Storage
     kept: Mapping[str, WideNode]
     evidence: Evidence | None
 
     def made(
         self, ranges: Mapping[str, float], chosen: Sequence[targets.Target]
     ) -> tuple[ModelProto, qdq.Counts]:
-        from onnx import TensorProto
-
-        from enginefarm.graph.model.edit import copied
-        from enginefarm.graph.precisions.mixed import cast
-
         model = copied(self.model)
         counts = qdq.insert(model, ranges, self.storage, chosen)
         return cast(model, TensorProto.FLOAT16, self.kept), counts
@@ -60,8 +56,6 @@ class Quantizing:
         possible: Sequence[targets.Target],
     ) -> tuple[str, dict[str, float]]:
         """The method and its ranges; among several methods, the one with the least noise."""
-        from enginefarm.graph.precisions import screen
-
         method = options.method
         if method != "auto":
             return method, calibration.chosen(seen, options)
@@ -85,8 +79,6 @@ class Quantizing:
         self, ranges: Mapping[str, float], possible: Sequence[targets.Target]
     ) -> list[targets.Target]:
         """Operators with weights, and each other group that costs next to nothing."""
-        from enginefarm.graph.precisions import screen
-
         names = [targets.WEIGHTS]
         if self.evidence is None:
             return [target for target in possible if target.group in names]
@@ -109,8 +101,6 @@ class Quantizing:
         """Operators that have to stay in FP16 for the budget: as many as the careful judge wants,
         or else the other one. Empty where that would leave none in 8 bits: the precision misses its
         budget then, and verification says by how much."""
-        from enginefarm.graph.precisions import kept_wide, search
-
         evidence = self.evidence
         if evidence is None or evidence.judge is None or not walk.is_small(self.model):
             return {}
@@ -128,3 +118,48 @@ class Quantizing:
             if kept and left:
                 return kept
         return {}
+
+
+def reached(
+    model: ModelProto,
+    possible: Sequence[targets.Target],
+    seen: Mapping[str, calibration.AbsHistogram],
+) -> list[targets.Target]:
+    """Without operators in a branch that no calibration batch took: their range is unknown."""
+    found = [
+        target
+        for target in possible
+        if all(seen[name].size for name in qdq.activations(model, [target]))
+    ]
+    if not any(target.group == targets.WEIGHTS for target in found):
+        raise CalibrationError(
+            "calibration: the data reaches no operator that could be quantized",
+            fix="give data that takes the branches with Conv, Gemm or MatMul in them",
+        )
+    return found
+
+
+def in_range(
+    model: ModelProto,
+    possible: Sequence[targets.Target],
+    seen: Mapping[str, calibration.AbsHistogram],
+    storage: Storage,
+) -> list[targets.Target]:
+    """Without operators whose weights or inputs are all too small for a scale in FP16: they stay in
+    FP16. An input that is always 0 says nothing of its range."""
+    least = qdq.least_range(storage)
+    largest = qdq.largest_weights(model, possible)
+    found = [
+        target
+        for target in possible
+        if largest.get(target.node, least) >= least
+        and all(seen[name].amax >= least for name in qdq.activations(model, [target]))
+    ]
+    if not any(target.group == targets.WEIGHTS for target in found):
+        raise PrecisionError(
+            "there is nothing to quantize: weights or inputs of every Conv, Gemm and MatMul are "
+            f"below {least:.2g}",
+            why="FP16 does not hold their scales",
+            fix="drop int8/fp8 from the recipe's precisions, or scale the model's inputs",
+        )
+    return found

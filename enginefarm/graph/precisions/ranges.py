@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from onnx import ModelProto, TensorProto, helper
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import ahead, constants, onnx_files, onnx_shapes, ort, walk
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.precisions import masks, prepare
+from enginefarm.graph.precisions.use import SAME_FROM
 from enginefarm.graph.verification.reference import read_reference
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.model.arrays import Arrays
-
-
-SAME_FROM = 19
-"""The highest opset that a precision with ranges asks for."""
 PROBES = ("line", "flat", "abs", "max")
 MARGIN = 2.0
 """What a node reads may go this much further on other data than on the reference's."""
@@ -78,8 +75,6 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
     It is computed inside the graph, so that no value is kept.
     Raises: PrecisionError when the graph cannot be run.
     """
-    from onnx import TensorProto, helper
-
     probed = onnx_shapes.without_weights(model)  # ONNX Runtime is about to hold them too
     graph, free = probed.graph, FreeNames(probed)
     floats = [
@@ -111,8 +106,6 @@ def observe(model: ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
 def _largest(
     session: Any, probes: Mapping[str, str], batches: Iterable[Arrays], at_once: int
 ) -> dict[str, float]:
-    import math
-
     largest: dict[str, float] = {}
     infinite: set[str] = set()
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.operators import MOVES
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
 
 PASSES = MOVES | {"Cast", "Concat", "Where"}
 ARITHMETIC = frozenset(
@@ -149,8 +147,6 @@ def _is_square(links: Links, node: NodeProto) -> bool:
 
 
 def _scalar(links: Links, name: str) -> float | None:
-    from onnx import numpy_helper
-
     tensor = links.constants.get(name)
     if tensor is None:
         return None
@@ -168,8 +164,6 @@ def angles(links: Links) -> Iterator[NodeProto]:
     """Sin, Cos and Mod, and the arithmetic that makes their angle: 16 bits of 3,000 radians are off
     by a radian, and Mod jumps where an angle is whole. Products of matrices are left alone: there
     is no FP32 one on every GPU."""
-    from onnx import TensorProto
-
     waiting = [
         node
         for node in links.nodes
@@ -189,8 +183,6 @@ def angles(links: Links) -> Iterator[NodeProto]:
 def integers(links: Links) -> Iterator[NodeProto]:
     """Arithmetic on integers that were cast to floats, and on nothing else: positions, lengths,
     counts. Above 2,048 they are no longer all different in FP16, and above 256 in BF16."""
-    from onnx import TensorProto
-
     large = {TensorProto.DataType.Value(name) for name in LARGE_INTEGERS}
     exact: set[str] = set()
     for node in links.nodes:

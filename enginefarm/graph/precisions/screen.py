@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import ort
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.model.arrays import Array
-    from enginefarm.graph.verification.reference import ReferenceBatch
-
+from enginefarm.graph.model.arrays import Array
+from enginefarm.graph.model.emulate import emulate
+from enginefarm.graph.verification.reference import ReferenceBatch
 
 BATCHES = 2
 """Batches of the reference for a first look; the verification takes all of them."""
@@ -35,8 +33,6 @@ def noise_of_slices(model: ModelProto, batches: Iterable[ReferenceBatch]) -> flo
     """As `noise`, but by channel, which is axis 1 of outputs of rank 3 and more, and there where a
     channel is at least half as large as its peak: a detector's boxes are large numbers and would
     hide its class scores, and places without an object would hide those with one."""
-    import numpy as np
-
     worst = 0.0
     for signal, lost in _powers(model, batches, peaks=True):
         there = signal > 0
@@ -54,10 +50,6 @@ def _powers(
 
     peaks: where a channel is at least half as large as its peak in the batch.
     """
-    import numpy as np
-
-    from enginefarm.graph.model.emulate import emulate
-
     session = ort.session_of(emulate(model), error=PrecisionError, what="a graph that was tried")
     sums: dict[str, tuple[Array, Array]] = {}
     for batch in batches:

@@ -16,18 +16,15 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from onnx import ModelProto
 
 from enginefarm import progress
 from enginefarm.graph.model import onnx_files
 from enginefarm.graph.precisions import screen
 from enginefarm.graph.precisions.evidence import Evidence
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-VERSION = "2"
-"""The version of the search: raise it when it would find another set."""
 SHARE_OF_RANKING = 0.7
 """The share of the tries that goes into ranking; the others go into bisection."""
 

@@ -15,8 +15,6 @@ from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.graph.model import operators, walk
 from enginefarm.graph.precisions import ConversionReport, use
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.finish import finish, wide_nodes
-from enginefarm.graph.precisions.prepare import LEAST_OPSET
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ class SixteenBits:
     name: PrecisionName
     ranged: bool
     element: str
-    opset = LEAST_OPSET
+    opset = operators.OPSET
 
     def use(
         self, recipe: Recipe, calibration_digest: str | None, reference_digest: str | None = None
@@ -61,6 +59,7 @@ class SixteenBits:
         from onnx import TensorProto
 
         from enginefarm.graph.precisions import kept_wide, prepare
+        from enginefarm.graph.precisions.finish import finish, wide_nodes
         from enginefarm.graph.precisions.mixed import cast
 
         progress.report(self.name, 0, 1)

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import JsonValue
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
 from enginefarm.documents.thresholds import Budget
 from enginefarm.graph.model.operators import WIDE, WIDE_IN_BF16
-from enginefarm.graph.precisions.search import VERSION as SEARCH_VERSION
 from enginefarm.names import PrecisionName
 
 CAST_VERSION = "5"
 """The version of the mixed-precision cast: raise it when the graph that it makes changes."""
 RULES_VERSION = "5"
 """The version of the rules and ranges that keep nodes in FP32: raise it when they keep others."""
+
+SEARCH_VERSION = "2"
+"""The version of the search: raise it when it would find another set."""
+BINS = 2048
+LEVELS = 128
+"""The levels of a symmetric 8-bit number on one side of zero."""
+STRIDE = 4
+SAME_FROM = 19
+"""The highest opset that a precision with ranges asks for: the first whose Q/DQ take FP16 scales
+and FP8 numbers."""
+
+BY_NAME = "the recipe keeps it wide"
+BY_SEARCH = "the search found that the budget needs it"
+
+
+class Storage(NamedTuple):
+    """An 8-bit number: its ONNX element type, and the largest magnitude that it holds."""
+
+    element: str
+    largest: float
+
+
+INT8 = Storage("INT8", 127.0)
+FP8 = Storage("FLOAT8E4M3FN", 448.0)
 
 
 def cast_tool(low: str) -> ToolUse:

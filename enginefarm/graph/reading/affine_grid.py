@@ -5,14 +5,14 @@ ONNX's own definition of it is of no use: it drops a batch of one, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from enginefarm.graph.model import onnx_shapes, walk
 from enginefarm.graph.model.edit import rewrite
 from enginefarm.graph.model.free_names import FreeNames
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
 
 OPERATOR = "AffineGrid"
 
@@ -33,8 +33,6 @@ def write_out(model: ModelProto) -> bool:
 
 def _rows(model: ModelProto) -> dict[str, int]:
     """The name of each theta [N, rows, rows + 1] -> rows, which are 2 or 3."""
-    import onnx
-
     try:
         light = onnx.shape_inference.infer_shapes(onnx_shapes.without_weights(model))
     except Exception:  # it crashes on what it does not know
@@ -96,8 +94,6 @@ class _Written:
         return self._make("Constant", value_float=float(value))
 
     def _make(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        from onnx import helper
-
         name = self._free.make(f"{self._base}_{operator.lower()}")
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name

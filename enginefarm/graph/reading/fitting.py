@@ -6,8 +6,11 @@ dims. Toolchains take shapes from the graph, so the recipe's go in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from onnx import ModelProto, TensorProto, helper
 
 from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.recipe import Recipe, TensorSpec
@@ -16,11 +19,6 @@ from enginefarm.graph.model import onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.model.edit import copied
 from enginefarm.graph.model.free_names import FreeNames, rename
 from enginefarm.graph.reading import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onnx import ModelProto
 
 SIZES_LEFT_OUT = "enginefarm.sizes_left_out"
 """Key in the model's metadata: the recipe's sizes are not in it, only its names of dims."""
@@ -47,8 +45,6 @@ def typed_inputs(model: ModelProto, what: str, asked: Sequence[TensorSpec] = ())
     Returns: the names of these inputs.
     Raises: SourceError for an input that is not a tensor, or that neither of them describes.
     """
-    from onnx import TensorProto
-
     wanted = {tensor.name: tensor for tensor in asked}
     completed: list[str] = []
     for value in onnx_shapes.real_inputs(model):
@@ -113,8 +109,6 @@ def separate_outputs(model: ModelProto, recipe: Recipe) -> None:
 
     Raises: SourceError if it is an input and the recipe names no outputs.
     """
-    from onnx import helper
-
     graph, free = model.graph, FreeNames(model)
     inputs, seen = {value.name for value in graph.input}, set[str]()
     for output in graph.output:

@@ -6,16 +6,13 @@ as int8: the engine would cut off numbers above 127 steps, and would not cut off
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph.model import bounds, walk
 from enginefarm.graph.model.constants import to_initializers
 from enginefarm.graph.model.edit import drop_unused, rewrite
 from enginefarm.graph.model.onnx_shapes import infer_types, known_types
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TAKEN = ("FLOAT4E2M1", "FLOAT8E4M3FN", "INT4", "INT8")
@@ -62,8 +59,6 @@ def _lack(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, i
     """What TensorRT does not take of the node's type or zero point; empty where it takes all.
 
     A result that is dequantized is left to the node that makes it."""
-    from onnx import TensorProto, numpy_helper
-
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return ""
     stored = node.input[0] if node.op_type == DEQUANTIZE else node.output[0]
@@ -78,8 +73,6 @@ def _lack(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, i
 
 def _computed(node: NodeProto, constants: dict[str, TensorProto], opset: int) -> TensorProto | None:
     """The node's result from constants; None if ONNX's reference cannot compute it."""
-    from onnx import numpy_helper
-
     arrays = [numpy_helper.to_array(constants[name]) for name in node.input if name]
     made = bounds.computed(node, arrays, opset)
     return None if made is None else numpy_helper.from_array(made, node.output[0])

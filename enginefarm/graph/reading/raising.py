@@ -7,21 +7,26 @@ Runtime's CPU provider does not have, are written with a Transpose around them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+    version_converter,
+)
 
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph.model import onnx_files, onnx_shapes, walk
 from enginefarm.graph.model.edit import copied, rewrite
 from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.operators import OPSET
 from enginefarm.graph.model.walk import bodies
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 IR = 4
 """The first IR version in which weights need not be inputs too: OnnxSlim and others need it."""
-OPSET = 13
-"""The first opset in which Q/DQ has an axis, and the oldest one that all later stages take."""
 OLDEST_THAT_RUNS = 7
 """ONNX Runtime runs no graph of an older opset."""
 RESHAPES = 5
@@ -84,8 +89,6 @@ def raised(model: ModelProto, *, error: type[EnginefarmError], what: str) -> Mod
 def _converted(model: ModelProto) -> ModelProto:
     """Converts the model. If that fails, it tries again with a size for every dynamic dim: some of
     the converter's steps (an Add of opset 6 that broadcasts) read sizes, and write none."""
-    from onnx import version_converter
-
     try:
         return version_converter.convert_version(model, OPSET)
     except Exception:
@@ -114,8 +117,6 @@ def _place_resizes(graph: GraphProto) -> None:
 
     onnx.version_converter does not write it, and opset 11 has another default.
     """
-    from onnx import helper
-
     for node in walk.nodes(graph):
         interpolates = walk.value(node, "mode", b"nearest") != b"nearest"
         if node.op_type == "Resize" and interpolates and PLACE not in walk.attributes(node):
@@ -145,8 +146,6 @@ def _large(model: ModelProto) -> bool:
 def _emptied(model: ModelProto) -> dict[str, TensorProto]:
     """Takes the bytes out of large weights, which the converter would copy through a message
     of at most 2 GiB, and returns them by name."""
-    from onnx import TensorProto
-
     kept: dict[str, TensorProto] = {}
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) >= onnx_shapes.LARGE_BYTES:
@@ -160,8 +159,6 @@ def _emptied(model: ModelProto) -> dict[str, TensorProto]:
 def _flatten_hardmax(model: ModelProto) -> None:
     """Until opset 12 a Hardmax is over all axes from its own on, as if they were one.
     onnx.version_converter knows that of Softmax alone."""
-    from onnx import helper
-
     free = FreeNames(model)
 
     def flattened(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:
@@ -186,9 +183,6 @@ def _bounds_of_loops(model: ModelProto) -> None:
     A Loop without a condition ends with its count, and one without a count with its condition. The
     parser needs the condition always, and the count where the body reads the number of its step. It
     takes a count above MOST_STEPS for none."""
-    import numpy as np
-    from onnx import numpy_helper
-
     loops = [node for node in walk.nodes(model.graph) if node.op_type == "Loop"]
     if not loops:
         return
@@ -239,6 +233,4 @@ def _transposed(node: NodeProto, free: FreeNames) -> list[NodeProto]:
 
 
 def _transpose(source: str, name: str, perm: tuple[int, ...]) -> NodeProto:
-    from onnx import helper
-
     return helper.make_node("Transpose", [source], [name], f"{name}_transpose", perm=perm)

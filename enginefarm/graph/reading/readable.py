@@ -5,16 +5,24 @@ from __future__ import annotations
 
 from graphlib import CycleError, TopologicalSorter
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    defs,
+    numpy_helper,
+)
 
 from enginefarm.errors import SourceError, one_line
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.constants import to_initializers
 from enginefarm.graph.model.edit import replace_nodes
 from enginefarm.graph.model.free_names import FreeNames
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 MODE_OF_ITS_OWN = 14
 """The first opset in which an attribute says that a BatchNormalization trains. Before, it is that
@@ -71,8 +79,6 @@ def _in_order(graph: GraphProto) -> None:
 def _drop_optional_results(node: NodeProto, opset: int, read: set[str]) -> None:
     """Optional results that nobody reads, such as the mean of a LayerNormalization: TensorRT counts
     the names, and refuses the node."""
-    from onnx import defs
-
     if len(node.output) < 2 or node.domain or not defs.has(node.op_type, opset, ""):
         return
     if node.op_type == "BatchNormalization" and opset < MODE_OF_ITS_OWN:
@@ -90,9 +96,6 @@ def _drop_optional_results(node: NodeProto, opset: int, read: set[str]) -> None:
 
 def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
     """The same tensor with its zeros. Raises: SourceError."""
-    import numpy as np
-    from onnx import numpy_helper
-
     name, dims = sparse.values.name, tuple(sparse.dims)
     if prod(dims) > LARGEST:
         raise SourceError(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
+
+from onnx import ModelProto
 
 from enginefarm.documents.builder import DType
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import SourceError
 from enginefarm.graph.model import onnx_shapes, walk
 from enginefarm.graph.model.constants import to_float32
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 ONNX_DOMAINS = ("", "ai.onnx")
 WITHOUT_RUNTIMES = (

@@ -7,12 +7,11 @@ refused by the input's name, rather than an engine built whose sizes come from t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from onnx import GraphProto
 
 from enginefarm.graph.model import walk
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
 
 SIZES = {
     "CenterCropPad": (1,),

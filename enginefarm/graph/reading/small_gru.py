@@ -4,14 +4,14 @@ the added ones, it does."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.edit import drop_unused, rewrite
 from enginefarm.graph.model.free_names import FreeNames
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
 
 OPERATOR = "GRU"
 NEVER_END = range(3, 7)
@@ -45,9 +45,6 @@ def _never_ends(node: NodeProto) -> bool:
 
 def _widened(node: NodeProto, graph: GraphProto, free: FreeNames) -> list[NodeProto]:
     """The node with 8 units, between nodes that add units to its first state and take them away."""
-    import numpy as np
-    from onnx import helper, numpy_helper
-
     size = walk.attributes(node)["hidden_size"]
     units, base, before, after = size.i, node.name or node.output[0], list[Any](), list[Any]()
     more, size.i = UNITS - units, UNITS

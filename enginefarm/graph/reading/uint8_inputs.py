@@ -6,14 +6,11 @@ transpose a picture first and make it floats then. All 256 numbers are the same 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.model.operators import MOVES
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
 
 
 def convert_first(model: ModelProto) -> bool:
@@ -21,8 +18,6 @@ def convert_first(model: ModelProto) -> bool:
 
     An input that anything else reads as uint8 is left as it is. False when nothing is changed.
     """
-    from onnx import TensorProto, helper
-
     graph = model.graph
     free, changed = FreeNames(model), False
     for value in graph.input:

@@ -6,20 +6,19 @@ Softmax is -inf where the definition is -110. What is written out is also what i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
+import onnx.inliner
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, defs, helper
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_shapes, walk
 from enginefarm.graph.model.edit import replace_nodes, rewrite
 from enginefarm.graph.model.free_names import FreeNames
 from enginefarm.graph.reading import affine_grid, small_gru
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
-
 
 Shapes = dict[str, list[int | str | None]]
 """Dims by the name of a value; empty until they are needed."""
@@ -94,9 +93,6 @@ def _defined(model: ModelProto) -> list[str]:
     """
     if not any(_asks(node, {}) for node in walk.nodes(model.graph)):
         return []
-    import onnx
-    import onnx.inliner
-
     light = onnx_shapes.without_weights(model)  # protobuf's limit is 2 GiB
     with suppress(PrecisionError):  # a definition that needs no types is found all the same
         onnx_shapes.infer_types(light)
@@ -128,8 +124,6 @@ def _asks(node: NodeProto, shapes: Shapes) -> bool:
 
 
 def _definition(node: NodeProto, opset: int, types: dict[str, int]) -> FunctionProto | None:
-    from onnx import FunctionProto, TypeProto, defs
-
     schema: Any = defs.get_schema(node.op_type, opset, "")
     if schema.has_function:
         text: bytes = schema.get_function_with_opset_version(
@@ -160,8 +154,6 @@ def _newest(versions: list[int], opset: int) -> int:
 def _absolute_before_pooling(model: ModelProto) -> bool:
     """GlobalLpPool is the root of a sum of powers of |x|; the parser leaves the bars out, which
     changes it where the power is odd."""
-    from onnx import helper
-
     free = FreeNames(model)
 
     def with_bars(node: NodeProto, _: GraphProto) -> list[NodeProto] | None:

@@ -12,9 +12,6 @@ from enginefarm.documents.recipe import TensorSpec
 from enginefarm.documents.sources import OnnxSource
 from enginefarm.errors import SourceError
 from enginefarm.graph.model import external_data, onnx_files, onnx_shapes, walk
-from enginefarm.graph.reading.fitting import known_outputs, typed_inputs
-from enginefarm.graph.reading.raising import raised
-from enginefarm.graph.reading.readable import make_readable
 from enginefarm.graph.sources import Loaded, s3_file
 from enginefarm.graph.sources.local_file import file_digest, local_file
 from enginefarm.recipes import import_path
@@ -59,6 +56,10 @@ class OnnxFile:
         inputs: Sequence[TensorSpec] = (),
     ) -> Loaded:
         """The model at opset 13 or later and in normal form, in work_dir."""
+        from enginefarm.graph.reading.fitting import known_outputs, typed_inputs
+        from enginefarm.graph.reading.raising import raised
+        from enginefarm.graph.reading.readable import make_readable
+
         file = original(source, root, work_dir)
         model = onnx_files.read(file, error=SourceError, field="source.path")
         what = f"source.path: {source.path}"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_files, ort
+from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.model.emulate import emulate
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from enginefarm.graph.model.arrays import Arrays
+from enginefarm.graph.model.onnx_shapes import infer_types
 
 
 def first_node(path: Path, inputs: Arrays) -> str:
@@ -32,11 +31,6 @@ def first_node(path: Path, inputs: Arrays) -> str:
 
 def _flags(path: Path, inputs: Arrays, *, rounded: bool) -> tuple[dict[str, bool], dict[str, str]]:
     """Value -> whether it has NaN or infinity, and value -> its node, in the graph's order."""
-    import numpy as np
-    from onnx import TensorProto, helper
-
-    from enginefarm.graph.model.onnx_shapes import infer_types
-
     model = onnx_files.read(path, error=PrecisionError)
     infer_types(model)
     floats = {

@@ -20,7 +20,7 @@ from enginefarm import progress
 from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import CalibrationError, ExportError, ModelError, RecipeError, one_line
-from enginefarm.graph.model import emulate, onnx_files, ort
+from enginefarm.graph.model import onnx_files, ort
 from enginefarm.graph.samples import data, data_files, feeds
 from enginefarm.graph.sources import forward, in_fp32
 from enginefarm.graph.verification import figures, steady
@@ -248,6 +248,8 @@ def _is_program(model: LoadedModel) -> bool:
 
 def _runner(model: LoadedModel, outputs: tuple[str, ...], recipe: Recipe) -> Runner:
     if isinstance(model, Path):
+        from enginefarm.graph.model import emulate
+
         if emulate.narrow(onnx_files.graph_only(model)):
             wide = emulate.emulate(onnx_files.read(model), rounded=False)
             session = ort.session_of(wide, error=ExportError, what="the reference", plain=True)

@@ -15,8 +15,7 @@ from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import ahead, onnx_files, ort, walk
-from enginefarm.graph.model import emulate as emulation
-from enginefarm.graph.verification import blame, figures, rounding
+from enginefarm.graph.verification import figures, rounding
 from enginefarm.graph.verification.reference import (
     ReferenceBatch,
     read_reference,
@@ -94,12 +93,14 @@ def passes(request: Request) -> bool:
 
 
 def _verified(request: Request) -> GraphVerification:
+    from enginefarm.graph.model import emulate
+
     model = onnx_files.read(request.onnx, error=PrecisionError)
     runtime = f"{ort.version()} CPU"
-    low = emulation.narrow(model)
+    low = emulate.narrow(model)
     if low:
         runtime += f", {' and '.join(low)} emulated: computed in FP32, every result rounded"
-        model = emulation.emulate(model)
+        model = emulate.emulate(model)
     taken = BranchProbe(model)
     again = None if low else rounding.second_run(model)
     # The reference of an ONNX file is computed without optimizations too: what ONNX Runtime's
@@ -140,6 +141,8 @@ def _blamed(
     request: Request, outputs: tuple[OutputComparison, ...], broken: int
 ) -> tuple[OutputComparison, ...]:
     """The same, with the node that made the first value that is not a number."""
+    from enginefarm.graph.verification import blame
+
     batch = next(b for i, b in enumerate(read_reference(request.reference)) if i == broken)
     node = blame.first_node(request.onnx, batch.inputs)
     if not node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.precisions.kept_wide import BY_NAME
+from enginefarm.graph.precisions.use import BY_NAME
 from enginefarm.planning import graphs
 
 

@@ -27,7 +27,7 @@ from enginefarm.errors import (
     ToolchainError,
 )
 from enginefarm.graph import work
-from enginefarm.graph.exporting import export, tracing
+from enginefarm.graph.exporting import export, tracing, use
 from enginefarm.graph.order import Order
 from enginefarm.graph.verification import faithful, reference
 from enginefarm.recipes.file import parse
@@ -313,9 +313,9 @@ def test_the_tool_is_known_without_torch(tmp_path: Path) -> None:
     recipe(tmp_path)
     script = (
         "import sys; from pathlib import Path; from enginefarm.recipes import file as recipe_file;"
-        "from enginefarm.graph.exporting import export, slim;"
+        "from enginefarm.graph.exporting import use;"
         "made = recipe_file.load(Path(sys.argv[1]));"
-        "print(export.export_tool(made).name, slim.slim_tool().name);"
+        "print(use.export_tool(made).name, use.slim_tool().name);"
         "print(sorted({'torch', 'onnx', 'onnxslim'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -330,13 +330,13 @@ def test_a_pytorch_source_without_torch_names_the_extra(
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(export, "version", version)
+    monkeypatch.setattr(use, "version", version)
     made = parse(
         "name: m\nsource: { kind: torch, callable: 'model.py:build' }\n"
         "inputs: [{ name: x, shape: [1, 3] }]\ngpus: [t4]\n"
     )
     with pytest.raises(ToolchainError, match="torch is not installed") as refused:
-        export.export_tool(made)
+        use.export_tool(made)
     assert "enginefarm[farm,torch]" in refused.value.fix
 
 

@@ -17,7 +17,7 @@ from enginefarm.documents.comparing import ComparisonRules
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS
 from enginefarm.errors import EnginefarmError, ModelError, SourceError
-from enginefarm.graph.exporting import export, slim
+from enginefarm.graph.exporting import export, slim, use
 from enginefarm.graph.model import onnx_files, walk
 from enginefarm.graph.precisions import precision
 from enginefarm.graph.reading import raising, readable, shape_inputs
@@ -662,7 +662,7 @@ def test_every_refusal_is_one_of_ours_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(EnginefarmError) as caught:
         exported(tmp_path, relu(inputs=[value("x", ["n", 5])]))
     assert caught.value.fix
-    assert slim.slim_tool().arguments["fallback"] == 1
+    assert use.slim_tool().arguments["fallback"] == 1
 
 
 def test_a_size_that_contradicts_a_dead_branch_is_written_without_it(tmp_path: Path) -> None:
