@@ -14,7 +14,10 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BlobRef, OnnxRef, PrecisionUse
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import PrecisionError
+from enginefarm.graph import precisions
 from enginefarm.graph.precisions.use import BY_NAME
+from enginefarm.graph.samples.data import data_digest
+from enginefarm.graph.verification.verify import METHOD, verify_graph
 from enginefarm.names import PRECISIONS
 from enginefarm.planning import plan, plugins, stages
 from enginefarm.schema import Frozen
@@ -44,10 +47,7 @@ class PreparedGraph(Frozen):
 
 def precision_use(recipe: Recipe, name: str) -> PrecisionUse:
     """What decides that precision's graph. Cheap: reads no array, loads no library."""
-    from enginefarm.graph.precisions import precision
-    from enginefarm.graph.samples.data import data_digest
-
-    found = precision(name)
+    found = precisions.precision(name)
     digest = None
     if PRECISIONS[name].calibrated and recipe.calibration is not None:
         digest = data_digest(recipe.calibration.data, recipe.root)
@@ -163,8 +163,6 @@ def _prepared(
     *,
     search: bool,
 ) -> PreparedGraph:
-    from enginefarm.graph.verification.verify import METHOD, verify_graph
-
     converted = convert(site, recipe, model, ref, precision, search=search)
     details = cast("dict[str, JsonValue]", converted.values.get("details") or {})
     refuse_unchanged(precision, details)

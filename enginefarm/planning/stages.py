@@ -17,6 +17,10 @@ from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import ExportError, SlimError, SourceError
 from enginefarm.graph.exporting.use import check_class_scores, export_tool, slim_tool
 from enginefarm.graph.order import Order
+from enginefarm.graph.precisions.use import RULES_VERSION
+from enginefarm.graph.samples.data import data_digest
+from enginefarm.graph.sources import source
+from enginefarm.graph.verification.verify import METHOD
 from enginefarm.graph.work import run as in_child
 from enginefarm.planning import plan, plugins
 from enginefarm.schema import Digest, Frozen
@@ -113,8 +117,6 @@ def _record_ahead(site: Site, recipe: Recipe, made: StageOutput) -> None:
 
 def ranges_key(onnx: OnnxRef, npz: BlobRef) -> str:
     """The key of the largest value of each tensor of the slimmed graph on the reference's data."""
-    from enginefarm.graph.precisions.use import RULES_VERSION
-
     return stage_key(method=RULES_VERSION, onnx=onnx.digest, reference=npz.digest)
 
 
@@ -139,8 +141,6 @@ def _notes(record: StageRecord) -> tuple[str, ...]:
 
 def _of_model(recipe: Recipe) -> dict[str, Any]:
     """What decides the model and the sizes that it runs at."""
-    from enginefarm.graph.sources import source
-
     return {
         "source": source(recipe.source.kind).fingerprint(recipe.source, recipe.root),
         "inputs": [tensor.model_dump(mode="json") for tensor in recipe.inputs],
@@ -186,8 +186,6 @@ def reference(site: Site, recipe: Recipe, outputs: tuple[str, ...]) -> Reference
 
 def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """Everything that decides the reference: cheap, as `export_key` is."""
-    from enginefarm.graph.samples.data import data_digest
-
     return stage_key(
         method=REFERENCE_METHOD,
         **_of_model(recipe),
@@ -201,8 +199,6 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
     """What decides a graph's figures beside the graph: the reference, what outputs mean, and
     how graphs are verified. A budget only judges them."""
-    from enginefarm.graph.verification.verify import METHOD
-
     return stage_key(
         method=METHOD,
         reference=_reference_key(recipe, outputs),
@@ -212,8 +208,6 @@ def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 
 def order_of(recipe: Recipe, scratch: Path, **more: Any) -> Order:
     """What the child is told. Files in S3 are brought here first: it has no credentials."""
-    from enginefarm.graph.sources import source
-
     if "onnx" not in more:
         source(recipe.source.kind).fetch(recipe.source, scratch)
     return Order(recipe=recipe, root=recipe.root.absolute(), folder=scratch.absolute(), **more)
