@@ -33,6 +33,7 @@ from enginefarm.recipes import file as recipe_file
 from enginefarm.store import embedded, s3
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
+from enginefarm.tables import rules
 from tests import tiny_recipe
 from tests.sample_manifest import make_manifest
 
@@ -132,6 +133,7 @@ def as_if_built(site: Site, path: Path, offers: tuple[Offer, ...]) -> None:
                 created_at=datetime.now(UTC),
             )
         )
+    rules.remember(site.store, recipe)  # as a build does
     sample = make_manifest()
     asked = stages.figures_key(recipe, ("scores",))
     verification = sample.verification.model_copy(update={"asked": asked})

@@ -77,7 +77,7 @@ def recipe_states(
     offers: Sequence[plan.Offer],
     load: Callable[[Path], Recipe] = recipe_file.load,
 ) -> tuple[RecipeState, ...]:
-    """The state of each recipe, in the order of the files.
+    """The state of each recipe, in the order of the files. The store is listed once for all.
 
     load: reads a recipe. The recipe's regression
     rule and budgets are written to the store, where gates and reports read them.
@@ -87,8 +87,8 @@ def recipe_states(
     def one(file: Path) -> RecipeState:
         try:
             loaded = load(file)
-            found = survey(site, loaded, offers)
-            regression_rules.remember(site.store, loaded)
+            found = survey(site, loaded, offers, listed.get(loaded.name, ()))
+            regression_rules.remember(site.store, loaded, with_rules)
         except EnginefarmError as error:
             return RecipeState(file=file, error=f"{type(error).__name__}: {error}")
         return RecipeState(
@@ -100,6 +100,8 @@ def recipe_states(
             regression=loaded.regression,
         )
 
+    listed = site.store.complete_of_each()
+    with_rules = regression_rules.with_rules(site.store)
     with ThreadPoolExecutor(THREADS) as pool:
         return tuple(pool.map(one, files))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import Field
 
@@ -76,10 +76,16 @@ def local_offers() -> tuple[plan.Offer, ...]:
     return tuple(offers)
 
 
-def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
+def survey(
+    site: Site,
+    recipe: Recipe,
+    offers: Sequence[plan.Offer],
+    listed: Collection[str] | None = None,
+) -> Survey:
     """Reads the store and runs nothing. An engine is cached if its manifest, its index entry and
     its blobs exist: two stage records, one listing, and a manifest for each listed engine.
 
+    listed: the spec digests that the store's index has for the recipe; None: they are listed here.
     Raises: what plan.targets raises; StoreError.
     """
     wanted = _buildable(recipe, plan.targets(recipe, offers))
@@ -90,7 +96,7 @@ def survey(site: Site, recipe: Recipe, offers: Sequence[plan.Offer]) -> Survey:
             for target in wanted.wanted
         )
     else:
-        builds = _with_specs(site, recipe, wanted.wanted, model)
+        builds = _with_specs(site, recipe, wanted.wanted, model, listed)
     return Survey(recipe=recipe.name, model=model, builds=builds, skipped=wanted.skipped)
 
 
@@ -147,11 +153,15 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
 
 
 def _with_specs(
-    site: Site, recipe: Recipe, wanted: Sequence[plan.Target], model: plan.Model
+    site: Site,
+    recipe: Recipe,
+    wanted: Sequence[plan.Target],
+    model: plan.Model,
+    listed: Collection[str] | None,
 ) -> tuple[PlannedBuild, ...]:
     uses = {name: graphs.precision_use(recipe, name) for name in recipe.precisions}
     specs = [plan.resolve(recipe, target, model, uses[target.precision]) for target in wanted]
-    whole = site.store.whole(recipe.name, [spec.digest for spec in specs])
+    whole = site.store.whole(recipe.name, [spec.digest for spec in specs], listed)
     figures = stages.figures_key(recipe, model.outputs) if whole else ""
     return tuple(
         _possible(_standing(recipe, target, spec, whole.get(spec.digest), figures), model)

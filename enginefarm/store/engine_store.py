@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -212,13 +213,23 @@ class EngineStore(BlobStore):
         """Spec digests that the index lists for a recipe, from one paginated listing."""
         return frozenset(entry.spec_digest for entry in self.index(recipe))
 
-    def whole(self, recipe: str, spec_digests: Iterable[str]) -> dict[str, Manifest]:
+    def complete_of_each(self) -> dict[str, frozenset[str]]:
+        """complete() of every recipe that is listed, from one paginated listing."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for entry in self.index():
+            found[entry.recipe].add(entry.spec_digest)
+        return {recipe: frozenset(digests) for recipe, digests in found.items()}
+
+    def whole(
+        self, recipe: str, spec_digests: Iterable[str], listed: Collection[str] | None = None
+    ) -> dict[str, Manifest]:
         """The manifests of those specs whose manifest, index entry and blobs all exist, by spec
         digest.
 
-        Several are read at a time; a blob that several engines need is looked up once.
+        listed: complete() of the recipe, if it is known. Several are read at a time; a blob that
+        several engines need is looked up once.
         """
-        listed = self.complete(recipe)
+        listed = self.complete(recipe) if listed is None else listed
         asked = [digest for digest in spec_digests if digest in listed]
         with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(self._manifest_or_warn, asked)

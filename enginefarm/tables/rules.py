@@ -9,7 +9,7 @@ the recipe (`build-model`, `nightly-rebuild`); gates, reports and upgrades read 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -23,11 +23,15 @@ from enginefarm.store.reading import LOG, read
 RULES = "benchmarks/rules/"
 
 
-def remember(store: EngineStore, recipe: Recipe) -> None:
+def remember(
+    store: EngineStore, recipe: Recipe, recipes_with_rules: Collection[str] | None = None
+) -> None:
     """Makes the recipe's rule and accuracy budgets the ones that its engines are judged by. Writes
-    only a change."""
+    only a change. recipes_with_rules: with_rules(), if it is known."""
     budgets.remember(store, recipe)
-    if recorded(store, recipe.name) != recipe.regression:
+    default = recipes_with_rules is not None and recipe.name not in recipes_with_rules
+    before = Regression() if default else recorded(store, recipe.name)
+    if before != recipe.regression:
         store.objects.put(_key(recipe.name), recipe.regression.canonical_json())
 
 
@@ -38,6 +42,12 @@ def recorded(store: EngineStore, recipe: str) -> Regression:
     """
     fix = f"delete it; the next build or nightly of {recipe} writes it again"
     return read(store.objects, _key(recipe), Regression, fix) or Regression()
+
+
+def with_rules(store: EngineStore) -> frozenset[str]:
+    """The recipes for which a rule was remembered, from one paginated listing."""
+    keys = (info.key for info in store.objects.list(RULES))
+    return frozenset(key.removeprefix(RULES).removesuffix(".json") for key in keys)
 
 
 def recorded_rules(store: EngineStore, recipes: Iterable[str]) -> dict[str, Regression]:
