@@ -5,8 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 CHUNK_BYTES = 1 << 20
+
+
+class Ref(Protocol):
+    """Bytes by their content, as documents.spec.BlobRef."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
 
 
 def sha256_bytes(data: bytes) -> str:

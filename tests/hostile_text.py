@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 from sample_manifest import CALIBRATED, NOON, make_manifest
 from sample_rows import NIGHT, make_row
 
+from enginefarm.documents.host import Host
 from enginefarm.documents.layers import Layer, Layers
-from enginefarm.host.detect import Host
 from enginefarm.pulling.fleet import HostState, HostStatus
 from enginefarm.report import assemble
 from enginefarm.report.model import ReportData

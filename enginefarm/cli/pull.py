@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from enginefarm.cli import completion
 from enginefarm.cli.options import FiniteRange, NamedPath, gpu_option, precision_option
 
 if TYPE_CHECKING:
+    from enginefarm.documents.host import Host
     from enginefarm.documents.manifest import Manifest
-    from enginefarm.host.detect import Host
+    from enginefarm.pulling.again import Question
     from enginefarm.pulling.fleet import Reporter
     from enginefarm.pulling.pull import PulledEngine
     from enginefarm.pulling.select import Candidate, Selection
@@ -86,6 +87,13 @@ def pull(
         raise UsageError("pull: give NAME, or --url URL", fix="enginefarm pull --help")
     if batch is not None and goal is None:
         raise UsageError("pull --batch: this option needs a goal", fix="add --for latency")
+    whole = bool(goal or explain or offline or as_json or every_s is not None)
+    question = None if whole else _question(name, gpu, precision)
+    answer = question and question.answer(dest)
+    if answer is not None:
+        _say(answer.path, answer.words, "already in the cache")
+        return
+    from enginefarm.pulling.pull import file_name
     from enginefarm.pulling.pull import pull as pull_engine
     from enginefarm.pulling.select import Wish
 
@@ -104,28 +112,43 @@ def pull(
         rankings.append(selection.ranked_by)
         if explain:
             print_selection(selection, host)
+        if question is not None:
+            question.selected(selection)
 
+    store = question and question.store
     with watched_if_any(enabled=not as_json):
-        pulled = asked(dest=dest, on_selection=told)
+        pulled = asked(dest=dest, on_selection=told, store=store)
     if as_json:
         from enginefarm.cli.tables import print_json
 
         print_json(summary(pulled) | ({"ranked_by": rankings[0]} if goal else {}))
         return
     manifest = pulled.manifest
-    click.echo(pulled.path)
     origin = pulled.delivery or ("already in the cache" if pulled.cached else "downloaded")
-    click.echo(
+    engine = (
         f"{manifest.recipe} {manifest.spec.label}, {manifest.spec.toolchain.name} "
         f"{manifest.spec.toolchain.build}, {manifest.engine.size_bytes / 1e6:,.1f} MB, sha256 "
-        f"{manifest.engine.digest[:12]}, fit: {pulled.candidate.fit.words}; {origin}",
-        err=True,
+        f"{manifest.engine.digest[:12]}, fit: {pulled.candidate.fit.words}"
     )
-    if goal:
-        click.echo(f"ranked {rankings[0]}" if pulled.candidate.speed else rankings[0], err=True)
-    for note in (*pulled.candidate.caveats, not_listed(manifest)):
-        if note:
-            click.echo(f"note: {note}", err=True)
+    ranked = f"ranked {rankings[0]}" if pulled.candidate.speed else rankings[0]
+    notes = (f"note: {one}" for one in (*pulled.candidate.caveats, not_listed(manifest)) if one)
+    words = [engine, *filter(None, [ranked]), *notes]
+    _say(pulled.path, words, origin)
+    if question is not None:
+        question.remember(pulled, file_name(manifest), words)
+
+
+def _say(path: Path, words: Sequence[str], origin: str) -> None:
+    """words: the line that describes the engine, and what follows it."""
+    click.echo(path)
+    for line in (f"{words[0]}; {origin}", *words[1:]):
+        click.echo(line, err=True)
+
+
+def _question(name: str, gpu: str, precision: str | None) -> Question | None:
+    from enginefarm.pulling.again import question
+
+    return question(name, gpu, precision)
 
 
 def not_listed(manifest: Manifest) -> str:

@@ -108,7 +108,7 @@ def gpus(as_json: bool) -> None:
 
     rows = table().values()
     if as_json:
-        print_json([{**row.model_dump(mode="json"), "support": support.cells(row)} for row in rows])
+        print_json([{**row._asdict(), "support": support.cells(row)} for row in rows])
         return
     print_table(
         "GPUs",

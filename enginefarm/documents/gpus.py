@@ -6,12 +6,10 @@ import re
 import tomllib
 from functools import cache
 from pathlib import Path
-
-from pydantic import Field
+from typing import NamedTuple
 
 from enginefarm.errors import GpuError, did_you_mean
 from enginefarm.names import PrecisionName
-from enginefarm.schema import Frozen, Name
 
 PART_OF_A_CARD = re.compile(r"\bMIG\b|\bvGPU\b|^GRID\b|-\d+[ABCQ]\b")
 """NVML's names of MIG slices and of virtual GPUs: `GRID T4-8C`, `NVIDIA A100-7-40C`."""
@@ -20,15 +18,15 @@ ANOTHER_CARD = re.compile(r"\b(D|Ti|SUPER|Laptop|Mobile|Max-Q)\b", re.IGNORECASE
 """What makes `RTX 4090 D` and `RTX 3090 Ti` cards of their own, with other cores and memory."""
 
 
-class Gpu(Frozen):
-    """One row: what a label stands for."""
+class Gpu(NamedTuple):
+    """One row: what a label stands for. names: regular expressions on NVML's device name."""
 
-    label: Name
-    names: tuple[str, ...] = Field(description="Regular expressions on NVML's device name.")
-    compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    memory_gib: float = Field(gt=0)
-    bandwidth_gb_s: float = Field(gt=0)
-    precisions: tuple[PrecisionName, ...]
+    label: str
+    names: list[str]
+    compute_capability: str
+    memory_gib: float
+    bandwidth_gb_s: float
+    precisions: list[PrecisionName]
 
     @property
     def work_pool(self) -> str:
@@ -52,7 +50,7 @@ class Gpu(Frozen):
 
 @cache
 def table() -> dict[str, Gpu]:
-    """Every row, by label, in the file's order."""
+    """Every row, by label, in the file's order. Not checked: the table is ours, and tested."""
     rows = tomllib.loads(Path(__file__).with_name("gpus.toml").read_text("utf-8"))
     return {label: Gpu(label=label, **row) for label, row in rows.items()}
 

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enginefarm.digest import sha256_file
 from enginefarm.documents.gpus import by_nvml_name, gpu
 from enginefarm.errors import HostError
 from enginefarm.host.runtimes import LOADERS, installed_runtimes
-from enginefarm.schema import Digest, Frozen
+
+if TYPE_CHECKING:
+    from enginefarm.documents.host import Host
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia")
 """Without any of these a Linux host (WSL, Jetson) has no GPU: NVML need not be loaded."""
@@ -24,38 +24,13 @@ DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvgpu", "/proc/driver/nvidia
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-class Host(Frozen):
-    """An inference host. None: not known, so nothing is refused for it, and pull says so."""
+class NvmlGpu(NamedTuple):
+    """driver_cuda: the newest CUDA of the driver: 13010 is 13.1."""
 
-    gpu_name: str | None = Field(default=None, description="As NVML reports it.")
-    gpu: str | None = Field(default=None, description="Label in gpus.toml.")
-    compute_capability: str | None = None
-    driver: str | None = None
-    os: str | None = None
-    arch: str | None = None
-    runtimes: dict[str, str] = Field(
-        default_factory=dict, description="Runtimes that are installed, and their builds."
-    )
-    plugins: frozenset[Digest] | None = Field(
-        default=None, description="Plugin libraries that the server loads."
-    )
-
-    def __str__(self) -> str:
-        facts = [
-            self.gpu or self.gpu_name or "GPU of unknown kind",
-            f"compute capability {self.compute_capability}" if self.compute_capability else "",
-            f"driver {self.driver}" if self.driver else "",
-            f"{self.os or 'any OS'}/{self.arch or 'any architecture'}",
-            *(f"{name} {build}" for name, build in sorted(self.runtimes.items())),
-        ]
-        return ", ".join(fact for fact in facts if fact)
-
-
-class NvmlGpu(Frozen):
     name: str
     compute_capability: str
     driver: str
-    driver_cuda: int | None = Field(default=None, description="Its newest CUDA: 13010 is 13.1.")
+    driver_cuda: int | None = None
 
 
 def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host:
@@ -67,6 +42,13 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         _PLUGINS (paths, separated as in PATH) overrule what is detected.
     Raises: HostError when no GPU is found and none is named; GpuError for an unknown label.
     """
+    from enginefarm.documents.host import Host  # loads pydantic
+
+    return Host.model_validate(facts(label, environ))
+
+
+def facts(label: str, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The fields of what detect() returns. Raises: as detect()."""
     found = first_gpu()
     overrides = _overrides(environ)
     if label == "auto":
@@ -86,7 +68,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         card = {"gpu": row.label}
         capability = row.compute_capability
         if detected is None or detected.label != row.label:
-            return Host.model_validate({**card, "compute_capability": capability, **overrides})
+            return {**card, "compute_capability": capability, **overrides}
     here: dict[str, Any] = {
         "gpu_name": found.name if found else None,
         "compute_capability": capability,
@@ -95,7 +77,7 @@ def detect(label: str = "auto", environ: Mapping[str, str] = os.environ) -> Host
         "arch": architecture(platform.machine()),
         "runtimes": installed_runtimes(),
     }
-    return Host.model_validate({**here, **card, **overrides})
+    return {**here, **card, **overrides}
 
 
 def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:

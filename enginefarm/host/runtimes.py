@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import metadata
 from typing import NamedTuple
 
 from enginefarm.errors import HostError
@@ -74,6 +73,8 @@ def first_version(distributions: Iterable[str]) -> str | None:
 
 def version_of(distribution: str) -> str | None:
     """None when it is not installed."""
+    from importlib import metadata  # takes longer to import than the rest of this room
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from enginefarm.documents.gpus import PART_OF_A_CARD
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.versions import AMPERE, version_tuple
-from enginefarm.host.detect import Host, architecture
+from enginefarm.host.detect import architecture
 from enginefarm.names import runtime_of
 from enginefarm.store.budgets import Budgets
 

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from enginefarm.digest import sha256_file
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, EnginefarmError, HostError, UsageError, command
-from enginefarm.host.detect import Host, detect
+from enginefarm.host.detect import detect
 from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of

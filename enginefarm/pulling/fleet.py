@@ -19,9 +19,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, UsageError
-from enginefarm.host.detect import Host, detect
+from enginefarm.host.detect import detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.select import select
 from enginefarm.schema import Frozen, Moment, Name

@@ -11,7 +11,8 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import SignatureRejected
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import StoreCatalog
-from enginefarm.pulling.pull import choose, copy_out, file_name
+from enginefarm.pulling.place import copy_out
+from enginefarm.pulling.pull import choose, file_name
 from enginefarm.pulling.select import Candidate
 from enginefarm.store import layout, open_store
 from enginefarm.store.cache import BlobCache

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import (
     CorruptBlob,
     EnginefarmError,
@@ -18,14 +18,14 @@ from enginefarm.errors import (
     UsageError,
     command,
 )
-from enginefarm.host.detect import Host, detect
+from enginefarm.host.detect import detect
 from enginefarm.names import PrecisionName
 from enginefarm.pulling.catalog import CachedCatalog, Catalog, StoreCatalog, require_trusted
+from enginefarm.pulling.place import place
 from enginefarm.pulling.select import Candidate, Selection, Wish, select
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
-from enginefarm.store.disk import appearing, clone_checked, one_at_a_time, write_atomically
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.seen import SeenRevisions
 from enginefarm.store.signing import trust
@@ -194,34 +194,13 @@ def fetch(
         from enginefarm.pulling.refit import deliver  # few engines are refitted
 
         delivery = deliver(store, cache, manifest, manifest.refit)
-    blob = cache.path(manifest.engine) if store is None else cache.ensure(store, manifest.engine)
-    if dest is None:
-        path = cache.link(file_name(manifest), manifest.engine)
-    else:
-        path = target(Path(dest), manifest)
-        with one_at_a_time(path.parent):
-            copy_out(blob, path, manifest.engine)
-            write_atomically(path.with_name(f"{path.name}.json"), manifest.canonical_json())
+    if store is not None:
+        cache.ensure(store, manifest.engine)
+    to = None if dest is None else Path(dest)
+    path = place(cache, manifest.engine, file_name(manifest), manifest.canonical_json(), to)
     return PulledEngine(path, manifest, candidate, cached, delivery)
 
 
 def file_name(manifest: Manifest) -> str:
     """`model-t4-fp16-0123456789ab.plan`"""
     return f"{manifest.recipe}-{manifest.gpu}-{manifest.precision}-{manifest.spec_digest[:12]}.plan"
-
-
-def target(dest: Path, manifest: Manifest) -> Path:
-    """`dest` itself, or a file in it if it is a folder."""
-    return dest / file_name(manifest) if dest.is_dir() else dest
-
-
-def copy_out(blob: Path, dest: Path, ref: BlobRef) -> Path:
-    """Copies a blob out of the cache; `dest` appears complete or not at all.
-
-    It is not a link, because a write to it must not change the cache. The copy is hashed, because
-    whoever can write to the cache can replace the blob after it was checked there.
-    Raises: CorruptBlob.
-    """
-    with appearing(dest) as part:
-        clone_checked(blob, part, ref)
-    return dest

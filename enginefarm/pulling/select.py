@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
-from enginefarm.host.detect import Host
 from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
 from enginefarm.pulling.checks import CHECKS, Fit, accurate, fit_of, is_caveat
 from enginefarm.schema import Frozen

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, UsageError
-from enginefarm.pulling.pull import copy_out
+from enginefarm.pulling.place import copy_out
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.store import s3
 from enginefarm.store.disk import require_digest, write_atomically, writing

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import EnginefarmError
-from enginefarm.pulling.pull import PulledEngine, copy_out
+from enginefarm.pulling.place import copy_out
+from enginefarm.pulling.pull import PulledEngine
 from enginefarm.store.disk import one_at_a_time, write_atomically, writing
 
 PLAN = "model.plan"

@@ -19,17 +19,19 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from enginefarm.digest import sha256_file
-from enginefarm.documents.spec import BlobRef
+from enginefarm.digest import Ref, sha256_file
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
 from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store import planted
-from enginefarm.store.blobs import fill
 from enginefarm.store.disk import clone, settle, settle_folder, writing
-from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.pieces import Journal, RangeSource
 from enginefarm.store.prune import SEEN, keep_within
+
+if TYPE_CHECKING:  # models, which a pull from the cache need not load
+    from enginefarm.documents.spec import BlobRef
+    from enginefarm.store.engine_store import EngineStore
 
 
 class BlobCache:
@@ -38,15 +40,15 @@ class BlobCache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or current().cache
 
-    def path(self, ref: BlobRef) -> Path:
+    def path(self, ref: Ref) -> Path:
         """The blob's path, whether it exists or not. Call intact() or ensure() before you read
         it."""
         return self.root / "blobs" / "sha256" / ref.digest[:2] / ref.digest
 
-    def has(self, ref: BlobRef) -> bool:
+    def has(self, ref: Ref) -> bool:
         return self.intact(ref) is not None
 
-    def intact(self, ref: BlobRef) -> Path | None:
+    def intact(self, ref: Ref) -> Path | None:
         """The blob's path if its bytes have its digest; None if it is not in the cache.
 
         It is hashed unless its inode, size, mtime and ctime are the same as when it was hashed
@@ -64,7 +66,7 @@ class BlobCache:
             stamp = _stamp(path.name, found)
             seen = path.with_name(f"{path.name}{SEEN}")
             fits = stat.S_ISREG(found.st_mode) and found.st_size == ref.size_bytes
-            if fits and planted.is_ours(found) and _memo(seen) == stamp:
+            if fits and planted.is_ours(found) and planted.read_ours(seen) == stamp.encode():
                 with suppress(OSError):  # a cache that cannot be written is used all the same
                     os.utime(seen)
                 return path
@@ -92,6 +94,8 @@ class BlobCache:
         return self.path(ref)
 
     def _download(self, source: RangeSource, ref: BlobRef) -> None:
+        from enginefarm.store.blobs import fill
+
         path = self.path(ref)
         part = path.with_name(f"{path.name}.part")
         note = path.with_name(f"{path.name}.pieces")
@@ -123,6 +127,8 @@ class BlobCache:
 
     def add_written(self, write: Callable[[Path], object]) -> BlobRef:
         """Adds what `write` puts into a new file of the cache."""
+        from enginefarm.documents.spec import BlobRef
+
         scratch = self.root / "blobs" / "sha256"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
@@ -140,7 +146,7 @@ class BlobCache:
             new.unlink(missing_ok=True)
         return ref
 
-    def link(self, name: str, ref: BlobRef) -> Path:
+    def link(self, name: str, ref: Ref) -> Path:
         """Links `engines/<name>`, a name for people, to the blob. Replaces it atomically."""
         path = self.root / "engines" / name
         target = os.path.relpath(self.path(ref), path.parent)
@@ -194,15 +200,7 @@ def _stamp(digest: str, found: os.stat_result) -> str:
     return f"{digest} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
-def _memo(seen: Path) -> str | None:
-    """The content of a note; None if it does not exist or another user can have written it."""
-    with suppress(OSError, ValueError):
-        if planted.is_ours(seen.lstat()):
-            return (planted.read(seen) or b"").decode()
-    return None
-
-
-def _hashes_to(path: Path, ref: BlobRef) -> bool:
+def _hashes_to(path: Path, ref: Ref) -> bool:
     """Whether the file has the digest; False for an unreadable file, which is downloaded again."""
     try:
         return sha256_file(path) == ref.digest

@@ -13,8 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from enginefarm.digest import sha256_file
-from enginefarm.documents.spec import BlobRef
+from enginefarm.digest import Ref, sha256_file
 from enginefarm.errors import NO_SPACE, CorruptBlob, UsageError, disk_full
 
 UNWRITABLE = frozenset(
@@ -186,13 +185,13 @@ def clone(source: Path, target: Path) -> None:
             shutil.copyfileobj(read, write, 1 << 20)
 
 
-def clone_checked(source: Path, target: Path, ref: BlobRef) -> None:
+def clone_checked(source: Path, target: Path, ref: Ref) -> None:
     """clone(), then checks the digest of the copy. Raises: CorruptBlob, DiskFull."""
     clone(source, target)
     require_digest(target, ref, source)
 
 
-def require_digest(path: Path, ref: BlobRef, source: Path) -> None:
+def require_digest(path: Path, ref: Ref, source: Path) -> None:
     """source: what errors call it. Raises: CorruptBlob when the bytes are not the blob's."""
     digest = sha256_file(path)
     if digest != ref.digest:

@@ -8,10 +8,11 @@ stages/<stage>/<key>.json                         StageRecord: a step that is do
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.spec import BlobRef
+if TYPE_CHECKING:
+    from enginefarm.documents.manifest import Manifest
+    from enginefarm.documents.spec import BlobRef
 
 BLOBS = "blobs/sha256/"
 MANIFESTS = "manifests/"

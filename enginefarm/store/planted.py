@@ -26,6 +26,14 @@ def read(path: Path) -> bytes | None:
     return None
 
 
+def read_ours(path: Path) -> bytes | None:
+    """read(), of a file that only this user and root can have written; None for any other."""
+    with suppress(OSError):
+        if is_ours(path.lstat()):
+            return read(path)
+    return None
+
+
 def is_ours(found: os.stat_result) -> bool:
     """Whether only this user and root can have written a regular file."""
     return (

@@ -67,7 +67,7 @@ def fits(url: str, environment: Mapping[str, str], home: Path) -> bool:
 
 
 class QuickStore:
-    """An ObjectStore whose `get` and `list` may not need botocore. Threads can share it."""
+    """An ObjectStore that reads and lists without botocore if it can. Threads can share it."""
 
     def __init__(self, url: str, reader: S3Store, make: Callable[[], ObjectStore]) -> None:
         self.bucket, self.prefix = parse_url(url)
@@ -123,6 +123,11 @@ class QuickStore:
         for info in self._whole.list(prefix):
             if info.key.encode() > last.encode():
                 yield info
+
+    def first(self, prefix: str) -> str | None:
+        """As ObjectStore.first; it costs a page of a listing."""
+        found = next(self.list(prefix), None)
+        return found.key if found else None
 
 
 def connect(url: str) -> ObjectStore | None:

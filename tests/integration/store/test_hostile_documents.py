@@ -14,11 +14,11 @@ import pytest
 
 import enginefarm
 from enginefarm import cli
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import DeviceVerification, Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import CorruptBlob, SignatureRejected, StoreMissing
 from enginefarm.farm.worker import card
-from enginefarm.host.detect import Host
 from enginefarm.pulling import fleet
 from enginefarm.release import gc
 from enginefarm.store import budgets, channels, layout, quarantine, s3, signing, statements

@@ -12,9 +12,9 @@ import pytest
 
 import enginefarm
 from enginefarm import cli
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, SignatureRejected
-from enginefarm.host.detect import Host
 from enginefarm.pulling import fleet
 from enginefarm.recipes import recipe_store
 from enginefarm.store import channels, failed_builds, layout, signing

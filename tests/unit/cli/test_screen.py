@@ -17,8 +17,8 @@ from enginefarm.cli.progress_view import watched
 from enginefarm.cli.pull import print_selection
 from enginefarm.cli.screen import Screen
 from enginefarm.cli.tables import print_json, print_table
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import DeviceVerification
-from enginefarm.host.detect import Host
 from enginefarm.progress import report
 from enginefarm.pulling.select import select
 from enginefarm.store.budgets import Budgets

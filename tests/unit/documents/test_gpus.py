@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from enginefarm.documents.gpus import by_nvml_name, gpu, table
+from enginefarm.documents.gpus import Gpu, by_nvml_name, gpu, table
 from enginefarm.errors import GpuError
+from enginefarm.names import PRECISION_NAMES
+from enginefarm.schema import NAME
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,14 @@ def test_an_unknown_label_lists_the_known_ones() -> None:
     with pytest.raises(GpuError, match="'t5'") as caught:
         gpu("t5")
     assert "t4, a100" in caught.value.fix
+
+
+@pytest.mark.parametrize("row", table().values(), ids=list(table()))
+def test_a_row_of_the_table_is_sound(row: Gpu) -> None:
+    assert re.fullmatch(NAME, row.label)
+    assert re.fullmatch(r"\d+\.\d", row.compute_capability)
+    assert row.memory_gib > 0
+    assert row.bandwidth_gb_s > 0
+    assert row.precisions
+    assert set(row.precisions) <= set(PRECISION_NAMES)
+    assert all(isinstance(pattern, str) and re.compile(pattern) for pattern in row.names)

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from enginefarm.documents import gpus
 from enginefarm.documents.builder import BuilderOptions
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.errors import RecipeError
-from enginefarm.host.detect import Host
 from enginefarm.pulling.select import Candidate, select
 from enginefarm.recipes import file as recipe_file
 from enginefarm.schema import ImportPath, Name, canonical_json

@@ -164,7 +164,7 @@ def test_a_profile_that_does_not_fit_names_the_input(tmp_path: Path) -> None:
 def test_another_gpu_or_none_builds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    t4 = A100.model_copy(update={"name": "Tesla T4", "compute_capability": "7.5"})
+    t4 = A100._replace(name="Tesla T4", compute_capability="7.5")
     monkeypatch.setattr(tensorrt, "first_gpu", lambda: t4)
     with pytest.raises(HostError, match=r"this host's GPU is Tesla T4 .*not a100 \(8\.0\)"):
         tensorrt.TensorRT().build(request(tmp_path, wanted()))

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sample_manifest import make_manifest
 
 from enginefarm.documents import gpus
+from enginefarm.documents.host import Host
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Budget
 from enginefarm.documents.versions import version_tuple
-from enginefarm.host.detect import Host
 from enginefarm.pulling.checks import Fit, fit_of
 from enginefarm.pulling.select import Selection, select
 from enginefarm.store.budgets import Budgets

@@ -4,7 +4,7 @@ import pytest
 from sample_manifest import make_manifest, make_spec
 from sample_rows import make_row
 
-from enginefarm.host.detect import Host
+from enginefarm.documents.host import Host
 from enginefarm.pulling.select import select
 from enginefarm.release.upgrade import upgrade_report, why_not_loadable
 

@@ -22,7 +22,8 @@ from enginefarm.errors import CorruptBlob, EnginefarmError, SignatureRejected
 from enginefarm.pulling import watch
 from enginefarm.pulling.catalog import CachedCatalog
 from enginefarm.pulling.checks import Fit
-from enginefarm.pulling.pull import PulledEngine, copy_out, fetch
+from enginefarm.pulling.place import copy_out
+from enginefarm.pulling.pull import PulledEngine, fetch
 from enginefarm.pulling.select import Candidate
 from enginefarm.store import disk, planted
 from enginefarm.store.cache import BlobCache
@@ -228,8 +229,8 @@ def test_two_pulls_of_different_engines_into_one_file_leave_one_of_them_with_its
         write(path, data)
         last.set()
 
-    monkeypatch.setattr("enginefarm.pulling.pull.copy_out", copies)
-    monkeypatch.setattr("enginefarm.pulling.pull.write_atomically", slowly)
+    monkeypatch.setattr("enginefarm.pulling.place.copy_out", copies)
+    monkeypatch.setattr("enginefarm.pulling.place.write_atomically", slowly)
     dest = tmp_path / "model.plan"
 
     def pull(data: bytes) -> None:
