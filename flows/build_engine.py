@@ -9,11 +9,12 @@ from prefect.states import Completed, Failed
 from enginefarm.building.engine import Job, smaller_workspace
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import BuildOutOfMemory, EnginefarmError
+from enginefarm.farm.policy import NO_RESULTS
 from enginefarm.farm.worker.card import check_spec
 from tasks.engine import build_plan, record_manifest, upload_plan
 
 
-@flow(name="build-engine", flow_run_name="{job.recipe} {job.spec.label}", persist_result=False)
+@flow(name="build-engine", **NO_RESULTS)
 def build_engine(job: Job) -> State[Manifest]:
     """Build the plan, upload it, write its manifest. Ends Built, or `Failed: <kind>`."""
     try:

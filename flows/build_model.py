@@ -22,7 +22,7 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.farm import outcome_rows
 from enginefarm.farm.dispatch import build_on_pool, cancel_on_error, online_offers, queue_benchmarks
 from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
-from enginefarm.farm.policy import STEP
+from enginefarm.farm.policy import NO_RESULTS, STEP
 from enginefarm.planning import outcome, plan
 from enginefarm.planning.graphs import PreparedGraph
 from enginefarm.planning.outcome import Outcome
@@ -65,7 +65,7 @@ class EnginesMissing(EnginefarmError):
     name="build-model",
     flow_run_name=build_name,
     task_runner=RUNNER,
-    persist_result=False,
+    **NO_RESULTS,
 )
 def build_model(
     recipe: RecipePath,

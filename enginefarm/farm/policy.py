@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import Task
@@ -35,3 +36,6 @@ STEP: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
 }
+
+NO_RESULTS: dict[str, Any] = {"persist_result": False, "result_storage": Path()}
+"""Nothing is written there. A run of a flow without a place for results asks the server for one."""

@@ -13,7 +13,7 @@ import asyncio
 import signal
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpx
 from prefect import Flow
@@ -37,9 +37,11 @@ from enginefarm.farm.server.connection import POOL_TYPE, RUN_COMMAND
 from enginefarm.farm.worker.run_process import FLOWS
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import Flow as APIFlow
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import DeploymentResponse
 
 ANNOUNCED_S = 15.0
 """How often a worker asks for runs although none waits. The server takes queues and deployments
@@ -59,22 +61,24 @@ class RunConfiguration(ProcessJobConfiguration):
     """How a run is started: always the same way and with our code, whatever the pool's template and
     the run's deployment say. Its entry point makes Prefect take no code from the deployment."""
 
-    def prepare_for_flow_run(
-        self,
-        flow_run: FlowRun,
-        deployment: DeploymentResponse | None = None,
-        flow: APIFlow | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        name = flow.name if flow else ""
-        function = name.replace("-", "_")
+    @classmethod
+    async def resolve_for_flow_run(
+        cls, flow_run: FlowRun, *, client: PrefectClient, **about: Any
+    ) -> Self:
+        # Prefect reads the deployment too, for variables that no deployment of ours has.
+        flow = _FLOWS.get(flow_run.flow_id) or await client.read_flow(flow_run.flow_id)
+        _FLOWS[flow_run.flow_id] = flow
+        function = flow.name.replace("-", "_")
         if f"flows.{function}" not in FLOWS:
-            raise FarmError(f"worker: the flow {name!r} is not one of enginefarm's")
-        self.command = RUN_COMMAND
-        self.env = {"PREFECT__FLOW_ENTRYPOINT": f"flows.{function}.{function}"}
-        self.working_dir = None
-        super().prepare_for_flow_run(flow_run, deployment, flow, *args, **kwargs)
+            raise FarmError(f"worker: the flow {flow.name!r} is not one of enginefarm's")
+        entrypoint = f"flows.{function}.{function}"
+        resolved = cls(command=RUN_COMMAND, env={"PREFECT__FLOW_ENTRYPOINT": entrypoint})
+        resolved.prepare_for_flow_run(flow_run, flow=flow, **about)
+        return resolved
+
+
+_FLOWS: dict[UUID, APIFlow] = {}
+"""Flows that the server has named. Their names never change."""
 
 
 class FarmWorker(ProcessWorker):
@@ -97,6 +101,7 @@ class FarmWorker(ProcessWorker):
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         if self.draining.is_set() or not await self._to_ask():
             return []
+        self._announced = time.monotonic()
         try:
             return await super().get_and_submit_flow_runs()
         except RuntimeError as error:
@@ -107,13 +112,11 @@ class FarmWorker(ProcessWorker):
             return []
 
     async def _to_ask(self) -> bool:
-        """Whether a run waits that this worker may take, or it is time to ask anyway."""
-        now = time.monotonic()
-        if now - self._announced < ANNOUNCED_S and not await self._waiting():
-            self._last_polled_time = datetime.now(UTC)  # what its health check looks at
-            return False
-        self._announced = now
-        return True
+        """Whether a run waits that this worker has a place for, or it is time to ask anyway."""
+        if time.monotonic() - self._announced >= ANNOUNCED_S:
+            return True
+        self._last_polled_time = datetime.now(UTC)  # what its health check looks at
+        return self.limiter.available_tokens > 0 and await self._waiting() > 0
 
     async def _waiting(self) -> int:
         """The number of runs that the server would offer, by a question that only counts them."""
@@ -132,10 +135,15 @@ class FarmWorker(ProcessWorker):
             else None,
         )
 
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """The run is pending, and a fork makes it run at once: there is no time to show another
+        name of the same state, which costs as much as any."""
+
     async def run(self, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
         try:
             return await super().run(*args, **kwargs)
         finally:
+            self._announced = -ANNOUNCED_S  # more often than not a run waits: it is not counted
             # Once this run's slot has been given back.
             asyncio.get_running_loop().call_soon(self._ask)
 
