@@ -169,6 +169,7 @@ def _build(
                 request,
                 reference=_reference(site, job),
                 budget=job.budget,
+                figures=job.prepared.verification,
                 cancel=cancel,
             )
     except BuildError as error:

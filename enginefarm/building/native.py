@@ -10,6 +10,8 @@ from enginefarm.bench.engine import side_by_side
 from enginefarm.bench.harness import Harness
 from enginefarm.bench.shapes import points
 from enginefarm.building import isolate, lottery, timing_cache
+from enginefarm.documents.comparing import ComparisonRules
+from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.thresholds import DEFAULT_BUDGETS, Budget
 from enginefarm.errors import ToolchainError
 from enginefarm.graph.samples.feeds import shaped
@@ -31,12 +33,14 @@ def build(
     *,
     reference: Path | None = None,
     budget: Budget | None = None,
+    figures: GraphVerification | None = None,
     cancel: threading.Event | None = None,
 ) -> BuildOutput:
     """isolate.build, and on a GPU: with the timing cache of exactly this GPU, driver and
     toolchain build, or as often as `builder.attempts` says.
 
-    reference, budget: what the attempts are judged by; needed when there are several.
+    reference, budget, figures: what the attempts are judged by, as the engine is when it is
+    verified on the GPU; the reference is needed when there are several.
     Raises: as isolate.build; AccuracyError when no attempt is accurate; StoreError.
     """
     spec = request.spec
@@ -53,7 +57,7 @@ def build(
         return lottery.draw(
             request,
             build=run,
-            refuse=lambda plan: _refuse(plan, request, reference, judged),
+            refuse=lambda plan: _refuse(plan, request, reference, judged, figures),
             latency_ms=lambda plan: _latency_ms(plan, request, reference),
         )[0]
     found = first_gpu()
@@ -67,13 +71,21 @@ def build(
     return output
 
 
-def _refuse(plan: Path, request: BuildRequest, reference: Path, budget: Budget) -> str:
+def _refuse(
+    plan: Path,
+    request: BuildRequest,
+    reference: Path,
+    budget: Budget,
+    figures: GraphVerification | None,
+) -> str:
     asked = DeviceRequest(
         plan=plan,
         reference=reference,
         toolchain=request.spec.toolchain.name,
         profiles=request.spec.profiles,
         budget=budget,
+        comparing=figures.comparing if figures else ComparisonRules(),
+        measured=figures.outputs if figures else (),
         plugins=request.plugins,
     )
     verdict = verify_on_device(asked, plan.parent / "verify").verification

@@ -13,6 +13,8 @@ from tiny_plans import LARGE, SMALL, doubling
 
 from enginefarm.building import isolate, timing_cache
 from enginefarm.building import native as native_build
+from enginefarm.documents.comparing import ComparisonRules
+from enginefarm.documents.manifest import GraphVerification
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import AccuracyError
@@ -79,3 +81,17 @@ def test_no_accurate_attempt_is_an_error_with_the_reasons(
             budget=Budget(max_relative_l2=0.1),
         )
     assert "relative" in caught.value.why
+
+
+def test_attempts_are_judged_by_what_the_recipe_says_of_its_outputs(
+    store: EngineStore, tmp_path: Path, reference: Reference
+) -> None:
+    rules = ComparisonRules(near_zero=1e3)
+    output = native_build.build(
+        store,
+        request(tmp_path, "near-zero", attempts=2),
+        reference=reference(3),
+        budget=Budget(max_relative_l2=0.1, min_cosine=-1),
+        figures=GraphVerification(samples=10, runtime="onnxruntime", outputs=(), comparing=rules),
+    )
+    assert output.plan.is_file()
