@@ -2,7 +2,8 @@
 
     python benchmarks/farm_vs_script.py [RECIPE] [--rounds 2]
 
-Between the two stand the farm's own stages as plain functions in threads: everything that the
+The script makes the checks that the farm makes, so that both build from the same graphs. Between
+the two stand the farm's own stages as plain functions in threads: everything that the
 flow does, and no Prefect. All start cold: empty store, empty cache, a fresh process each. The
 rounds alternate, so that what else the machine does meets all alike. CPU seconds include the
 children, and not the store's server. Then the farm's second run: what a cached engine costs in
@@ -37,12 +38,14 @@ from enginefarm.planning import plan, stages, survey
 from enginefarm.planning.graphs import precision_use
 from enginefarm.recipes import file as recipe_file
 from enginefarm.building.engine import Job
-from enginefarm.graph.exporting.export import export_onnx
+from enginefarm.graph.exporting.export import export_onnx, load
 from enginefarm.documents.manifest import GraphVerification
-from enginefarm.graph.precisions import precision
+from enginefarm.graph.precisions import precision, ranges
+from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.verification import faithful
 from enginefarm.graph.verification.reference import make_reference
 from enginefarm.graph.exporting.slim import slim_onnx
-from enginefarm.graph.exporting.use import slim_tool
+from enginefarm.graph.exporting.use import export_tool, slim_tool
 from enginefarm.documents.spec import BlobRef, OnnxRef
 from enginefarm.toolchains import BuildRequest, toolchain
 from enginefarm.graph.verification.verify import verify_graph
@@ -50,22 +53,27 @@ from enginefarm.graph.verification.verify import verify_graph
 recipe = recipe_file.load(Path(sys.argv[1]))
 root = Path(tempfile.mkdtemp())
 exported = export_onnx(recipe, root / "export")
-reference = make_reference(recipe, exported.model, root / "r.npz", outputs=exported.outputs)
+again = lambda: load(recipe, root / "again").model
+npz, outputs = root / "r.npz", exported.outputs
+reference = make_reference(recipe, exported.model, npz, outputs=outputs, again=again)
+faithful.require(exported.path, reference, recipe, exported.model)
 batch = feeds.sample(recipe)
 corners = [feeds.sized(batch, recipe, dims) for _, dims in feeds.corners(recipe)]
 slimmed = slim_onnx(exported.path, root / "slim", corners)
+evidence = Evidence(reference, ranges.of_file(slimmed.path, reference))
 graphs = {}
 for name in recipe.precisions:
     found = precision(name)
     batches = data.calibration_batches(recipe) if PRECISIONS[name].calibrated else ()
-    graphs[name] = found.convert(slimmed.path, root / name, recipe, batches).path
+    made = found.convert(slimmed.path, root / name, recipe, batches, evidence)
+    graphs[name] = made.path
     comparing = recipe.verification.comparing
     result = verify_graph(graphs[name], reference, recipe.budget(name), comparing)
     assert result.passed, result.over_budget
 targets = plan.targets(recipe, survey.local_offers()).wanted
 model = plan.Model(
     onnx=OnnxRef(model=BlobRef(digest="0" * 64, size_bytes=0), opset=exported.opset),
-    exporter=exported.tool,
+    exporter=export_tool(recipe),
     slimmer=slim_tool(),
 )
 for target in targets:

@@ -63,6 +63,7 @@ def build(
         log_name=LOG_NAME,
         fixed_addresses=True,
         beats=True,
+        gives_way=True,
         progress=relay,
         cancel=cancel or threading.Event(),
     )

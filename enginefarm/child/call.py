@@ -90,6 +90,7 @@ class Child:
     environment: variables beside the harmless ones of `child_environment`.
     fixed_addresses: without address-space randomization, where the machine allows it.
     beats: after a second without progress, it is reported as running.
+    gives_way: others, whose results more has to wait for, get the processor first.
     """
 
     what: str
@@ -101,6 +102,7 @@ class Child:
     environment: Mapping[str, str] | None = None
     fixed_addresses: bool = False
     beats: bool = False
+    gives_way: bool = False
     progress: Progress = report
     cancel: threading.Event = CANCEL
 
@@ -123,7 +125,11 @@ class Child:
                 folder.mkdir(parents=True, exist_ok=True)
             for name in (RESULT, ERROR):
                 (folder / name).unlink(missing_ok=True)
-            asked = {"request": request, "path": [part for part in sys.path if part]}
+            asked = {
+                "request": request,
+                "path": [part for part in sys.path if part],
+                "gives_way": self.gives_way,
+            }
             with room_in(folder):
                 (folder / REQUEST).write_text(json.dumps(asked), "utf-8")
             watch = _Watch(self, folder / self.log_name)

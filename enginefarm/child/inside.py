@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginefarm.child import COLLECT
-from enginefarm.child.lifeline import become_child
+from enginefarm.child.lifeline import become_child, give_way
 from enginefarm.errors import NO_SPACE, EnginefarmError, disk_full
 from enginefarm.names import loaded
 from enginefarm.progress import SINK
@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> None:
     SINK.set(ProgressPipe(int(progress_fd)))
     asked = json.loads((Path(folder) / REQUEST).read_text("utf-8"))
     sys.path[:] = asked["path"]
+    if asked["gives_way"]:
+        give_way()
     try:
         found, text = RESULT, str(loaded(function)(asked["request"]))
     except BaseException as cause:

@@ -23,6 +23,9 @@ CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
 SEES_OTHERS = (19, 21, 38)
 """CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON: root reads other processes' memory by them."""
 
+LESS = 5
+"""The niceness of what gives way: a third of the share of what does not."""
+
 GOES_FIRST = 1000
 """The kernel's oom_score_adj of a process that is the first to be ended without memory."""
 
@@ -48,6 +51,14 @@ def die_with_parent_of() -> Callable[[], None]:
     """For a grandchild (trtexec): it dies with the process that calls this."""
     pid = os.getpid()
     return lambda: die_with_parent(pid)
+
+
+def give_way() -> None:
+    """This process takes less of the processor while another of a build wants it."""
+    os.nice(LESS)
+    # Where the kernel groups processes by session, that counts inside a session alone.
+    with suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123
+        group.write(str(LESS))
 
 
 def keep_environment_private() -> None:

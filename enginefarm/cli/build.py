@@ -106,14 +106,18 @@ def _by_flow(
 
     prepare(verbose=verbose)
     with private_api() as api, _exporting(wanted) as exported:
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
         from flows.build_model import build_model
 
         api.wait()
         if exported.done():
             exported.result()  # raises what ended it: no flow begins then
-        state: State[Any] = build_model(
-            str(recipe.resolve()), list(gpus), list(precisions), return_state=True
-        )
+        # Nobody listens for heartbeats here, and a flow waits up to a second for their thread.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            state: State[Any] = build_model(
+                str(recipe.resolve()), list(gpus), list(precisions), return_state=True
+            )
         return state
 
 

@@ -6,16 +6,20 @@ process that has credentials (docs/decisions/0151).
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
 from enginefarm.child import left
+from enginefarm.child.beside import forked
 from enginefarm.child.call import Child
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
@@ -26,6 +30,7 @@ from enginefarm.store.site import onnx_files_of
 
 if TYPE_CHECKING:
     from enginefarm.graph.model.arrays import Arrays
+    from enginefarm.graph.sources import LoadedModel
 
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 """Variables that a recipe's code gets beside those of every child."""
@@ -33,6 +38,9 @@ CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP's threads, PyTorch's among them, sleep while they wait. By default they spin, and take the
 cores from what runs beside them (docs/decisions/0290)."""
+
+MALLOC = {-3: 256 << 20, -1: 512 << 20}
+"""glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: smaller pieces, and as much in all, are kept."""
 
 AHEAD_BYTES = 256 << 20
 """Slimming a graph of that size takes about as much memory as importing torch."""
@@ -71,37 +79,96 @@ def export(request: str) -> str:
 
     order = Order.model_validate_json(request)
     recipe = order.placed
-    done = export_onnx(recipe, order.folder)
-    files = onnx_files_of(done.path)
-    values: dict[str, Any] = {
-        "opset": done.opset,
-        "outputs": list(done.outputs),
-        "notes": list(done.notes),
-    }
-    # The model is in memory beside it: a large graph is slimmed when this process has ended.
-    small = "data" not in files and done.path.stat().st_size <= AHEAD_BYTES
-    with ThreadPoolExecutor(1) as pool:
-        slimming = small and pool.submit(
-            copy_context().run, _slimmed, recipe, done.path, order.folder, done.sample
-        )
-        try:
-            npz = _reference(recipe, done.model, order.folder, done.outputs)
-        except EnginefarmError as error:
-            print(f"the reference: {error}", flush=True)
-        else:
-            files["reference"] = npz
-            if not isinstance(done.model, Path):
-                faithful.require(done.path, npz, recipe, done.model)
-    if slimming:
-        try:
-            slimmed = slimming.result()
-            files |= {f"slim-{name}": path for name, path in slimmed.files.items()}
-            values["slim"] = slimmed.values
-            if "reference" in files:
-                values["largest"] = _largest(recipe, files["slim-model"], files["reference"])
-        except EnginefarmError as error:
-            print(f"the slimmed graph: {error}", flush=True)
+    early: Future[Path | None] | None = None
+    with _beside(recipe) as process:
+
+        def loaded(model: LoadedModel) -> None:
+            nonlocal early
+            if _reuses_memory(model) and process is not None:
+                early = process.submit(_early_reference, request)
+
+        done = export_onnx(recipe, order.folder, loaded)
+        files = onnx_files_of(done.path)
+        values: dict[str, Any] = {
+            "opset": done.opset,
+            "outputs": list(done.outputs),
+            "notes": list(done.notes),
+        }
+        # The model is in memory beside it: a large graph is slimmed when this process has ended.
+        small = "data" not in files and done.path.stat().st_size <= AHEAD_BYTES
+        with ThreadPoolExecutor(1) as pool:
+            slimming = small and pool.submit(
+                copy_context().run, _slimmed, recipe, done.path, order.folder, done.sample
+            )
+            try:
+                npz = (early and _result(early)) or _reference(
+                    recipe, done.model, order.folder, done.outputs
+                )
+            except EnginefarmError as error:
+                print(f"the reference: {error}", flush=True)
+            else:
+                files["reference"] = npz
+                if not isinstance(done.model, Path):
+                    faithful.require(done.path, npz, recipe, done.model)
+        if slimming:
+            try:
+                slimmed = slimming.result()
+                files |= {f"slim-{name}": path for name, path in slimmed.files.items()}
+                values["slim"] = slimmed.values
+                if "reference" in files:
+                    values["largest"] = _largest(recipe, files["slim-model"], files["reference"])
+            except EnginefarmError as error:
+                print(f"the slimmed graph: {error}", flush=True)
     return StageOutput(files=files, values=values).model_dump_json()
+
+
+@contextmanager
+def _beside(recipe: Recipe) -> Generator[ProcessPoolExecutor | None]:
+    """A process that can compute the reference while PyTorch's exporter, which has one thread,
+    works; None where the names of its outputs are only known from the graph."""
+    if recipe.source.LOADS == "file" or not recipe.outputs:
+        yield None
+        return
+    import_module("torch")  # once for both
+    with forked() as process:
+        yield process
+
+
+def _reuses_memory(model: LoadedModel) -> bool:
+    """Whether the model is small. What it frees is then used again: given back, as glibc gives back
+    large pieces, the kernel has to clear it for each result anew, which is half of the time."""
+    if isinstance(model, Path):
+        return False
+    found: Any = model.state_dict  # an exported program has it as a property
+    weights: dict[str, Any] = found() if callable(found) else found
+    small = sum(int(tensor.nbytes) for tensor in weights.values()) <= AHEAD_BYTES
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if small and mallopt is not None:
+        for option, size_bytes in MALLOC.items():
+            mallopt(option, size_bytes)
+    return small
+
+
+def _early_reference(request: str) -> Path | None:
+    """The reference, by a model of its own; None where that cannot be run at every size, as one
+    that has to see its largest inputs first."""
+    from enginefarm.graph.verification.reference import sizes_not_checked
+
+    order = Order.model_validate_json(request)
+    folder = order.folder / "beside"
+    model = _load(order.placed, folder)
+    _reuses_memory(model)
+    npz = _reference(order.placed, model, folder, order.placed.outputs)
+    return None if sizes_not_checked(npz) else npz
+
+
+def _result(early: Future[Path | None]) -> Path | None:
+    """None where it has failed: the model that was exported says why."""
+    try:
+        return early.result()
+    except (Exception, SystemExit) as error:  # whatever the model's code did there
+        print(f"the reference beside the export: {error}", flush=True)
+        return None
 
 
 def _largest(recipe: Recipe, graph: Path, reference: Path) -> dict[str, float] | None:
@@ -116,6 +183,7 @@ def _largest(recipe: Recipe, graph: Path, reference: Path) -> dict[str, float] |
 def reference(request: str) -> str:
     order = Order.model_validate_json(request)
     model = _load(order.placed, order.folder)
+    _reuses_memory(model)
     npz = _reference(order.placed, model, order.folder, order.outputs)
     return StageOutput(files={"reference": npz}).model_dump_json()
 

@@ -99,17 +99,20 @@ def _record_ahead(site: Site, recipe: Recipe, made: StageOutput) -> None:
         return recorded(site, stage, key, lambda _: output)[0]
 
     values, files = made.values, made.files
-    reference = slimmed = None
-    if "reference" in files:
-        key = _reference_key(recipe, tuple(values["outputs"]))
-        reference = record("reference", key, StageOutput(files={"npz": files["reference"]}))
-    if "slim-model" in files:
-        graph = OnnxRef(model=site.cache.add(files["model"]), opset=values["opset"])
-        output = StageOutput(
-            files={"model": files["slim-model"]},
-            values={"opset": graph.opset, **values["slim"]},
-        )
-        slimmed = record("slim", slim_key(graph, slim_tool()), output)
+    with ThreadPoolExecutor(1) as pool:  # they are large, and uploaded side by side
+        referenced = slimmed = None
+        if "reference" in files:
+            key = _reference_key(recipe, tuple(values["outputs"]))
+            output = StageOutput(files={"npz": files["reference"]})
+            referenced = pool.submit(copy_context().run, record, "reference", key, output)
+        if "slim-model" in files:
+            graph = OnnxRef(model=site.cache.add(files["model"]), opset=values["opset"])
+            output = StageOutput(
+                files={"model": files["slim-model"]},
+                values={"opset": graph.opset, **values["slim"]},
+            )
+            slimmed = record("slim", slim_key(graph, slim_tool()), output)
+    reference = referenced and referenced.result()
     if reference and slimmed and values.get("largest") is not None:
         key = ranges_key(onnx_ref_of(slimmed), reference.outputs["npz"])
         record("ranges", key, StageOutput(values={"largest": values["largest"]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,17 +59,22 @@ def load(recipe: Recipe, work_dir: Path) -> Loaded:
     return made._replace(model=fitting.fit_file(made.model, recipe, work_dir))
 
 
-def export_onnx(recipe: Recipe, dest_dir: Path) -> Exported:
+def export_onnx(
+    recipe: Recipe, dest_dir: Path, loaded: Callable[[LoadedModel], None] | None = None
+) -> Exported:
     """Loads the recipe's source and writes `dest_dir/model.onnx` in normal form.
 
     onnx.checker checks the graph, its inputs are compared with the recipe's, and it is run at the
     min, opt and max of every profile.
 
+    loaded: is called with the model, before it is exported.
     Raises: SourceError; ExportError; CalibrationError for the data of these runs.
     """
     dest_dir.mkdir(parents=True, exist_ok=True)
     progress.report("export", 0, 4, "load the model")
     model, loading = load(recipe, dest_dir)
+    if loaded is not None:
+        loaded(model)
     sample = feeds.sample(recipe)
     progress.report("export", 1, 4, "write ONNX")
     error = SourceError if isinstance(model, Path) else ExportError

@@ -73,7 +73,9 @@ def verify_graph(
     )
     progress.report("verify", 0, 1)
     started = time.monotonic()
-    child = Child(what=f"verification of {onnx.name}", error=PrecisionError, fix=CRASH)
+    child = Child(
+        what=f"verification of {onnx.name}", error=PrecisionError, fix=CRASH, gives_way=True
+    )
     verified = child.ask(f"{__name__}:verify_here", request, GraphVerification)
     progress.report("verify", 1, 1)
     return verified.model_copy(update={"seconds": time.monotonic() - started})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from enginefarm.child import process
+from enginefarm.child import lifeline, process
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.errors import (
@@ -248,6 +249,18 @@ def test_it_has_a_session_of_its_own_and_leaves_no_core() -> None:
         "answer = [os.getsid(0) == os.getpid(), resource.getrlimit(resource.RLIMIT_CORE)]"
     )
     assert said == "[True, (0, 0)]"
+
+
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_the_processor_goes_first_to_what_others_wait_for(gives_way: bool) -> None:
+    """Also between sessions, where the kernel gives each of them the same share."""
+    group = Path("/proc/self/autogroup")
+    least = lifeline.LESS if gives_way else 0
+    nice = run("import os; answer = os.nice(0)", gives_way=gives_way)
+    assert int(nice) == os.nice(0) + least
+    if group.exists():
+        read = f"answer = open({str(group)!r}).read().split()[-1]"
+        assert int(run(read, gives_way=gives_way)) == least
 
 
 def test_progress_comes_through() -> None:

@@ -22,12 +22,14 @@ from enginefarm.errors import (
     ExportError,
     PrecisionError,
     SlimError,
+    SourceError,
 )
 from enginefarm.graph import work
 from enginefarm.graph.order import Order
 from enginefarm.graph.sources import onnx_file, source
+from enginefarm.graph.verification.reference import sizes_not_checked
 from enginefarm.recipes import file as recipe_file
-from tests import tiny_recipe
+from tests import tiny_models, tiny_recipe
 
 DATA = """
 import os, sys, time
@@ -289,3 +291,73 @@ def test_export_makes_the_reference_with_the_model_that_it_loaded(tmp_path: Path
         assert reference["0000/output/scores"].shape[1] == 10
     assert found.values["outputs"] == ["scores"]
     assert os.path.commonpath([found.files["model"], order.folder]) == str(order.folder)
+
+
+LARGEST_FIRST = """
+class Largest(torch.nn.Module):
+    # Keeps a table for the largest batch so far, and fails on the first when it is small.
+    def __init__(self):
+        super().__init__()
+        self.layer = Small()
+        self.seen = 0
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling():
+            self.seen = max(self.seen, int(x.shape[0]))
+            if self.seen < 8 and int(x.shape[0]) == 1:
+                raise RuntimeError("the largest batch comes first")
+        return self.layer(x)
+"""
+
+
+def exported(recipe: Recipe, folder: Path) -> work.StageOutput:
+    order = Order(recipe=recipe, root=recipe.root, folder=folder / "w")
+    order.folder.mkdir()
+    return work.run("export", order, what="export", error=ExportError)
+
+
+def test_the_reference_is_made_beside_the_export(tmp_path: Path) -> None:
+    """Of a recipe that names its outputs; it has the bytes that it has where it is made alone."""
+    recipe = tiny_models.recipe(tmp_path)
+    found = exported(recipe, tmp_path).files["reference"]
+    assert found.parent.name == "beside"
+    alone = Order(recipe=recipe, root=tmp_path, folder=tmp_path / "alone", outputs=("scores",))
+    alone.folder.mkdir()
+    made_alone = work.run("reference", alone, what="reference", error=SourceError)
+    assert found.read_bytes() == made_alone.files["reference"].read_bytes()
+
+
+DIES_BESIDE = """
+
+import multiprocessing, os
+if multiprocessing.parent_process() is not None:
+    """
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "raise SystemExit(3)", "raise ValueError('no')"])
+def test_a_model_that_cannot_be_loaded_beside_its_export_has_a_reference(
+    tmp_path: Path, end: str
+) -> None:
+    code = tiny_models.CODE + DIES_BESIDE + end
+    found = exported(tiny_models.recipe(tmp_path, code), tmp_path).files["reference"]
+    assert found.parent.name == "w"
+
+
+def test_names_that_only_the_graph_knows_are_waited_for(tmp_path: Path) -> None:
+    recipe = tiny_models.recipe(tmp_path, outputs=[], verification={"batches": 2})
+    assert exported(recipe, tmp_path).files["reference"].parent.name == "w"
+
+
+def test_a_size_that_a_new_model_does_not_take_is_checked_with_the_exported_one(
+    tmp_path: Path,
+) -> None:
+    code = tiny_models.CODE.replace("\ndef data", LARGEST_FIRST + "\n\ndef data", 1)
+    recipe = tiny_models.recipe(
+        tmp_path,
+        code,
+        source={"kind": "torch", "callable": "code.py:Largest"},
+        verification={"batches": 2, "batch_size": 4},
+    )
+    npz = exported(recipe, tmp_path).files["reference"]
+    assert npz.parent.name == "w"
+    assert not sizes_not_checked(npz)
