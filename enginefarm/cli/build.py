@@ -102,19 +102,16 @@ def _by_flow(
     """The flow's final state. The model is exported while Prefect, its API and the flow start; the
     flow's own export waits for that one."""
     from enginefarm.farm.server.environment import prepare
-    from enginefarm.farm.server.private import private_api
+    from enginefarm.farm.server.private import private_api, without_heartbeats
 
     prepare(verbose=verbose)
     with private_api() as api, _exporting(wanted) as exported:
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
         from flows.build_model import build_model
 
         api.wait()
         if exported.done():
             exported.result()  # raises what ended it: no flow begins then
-        # Nobody listens for heartbeats here, and a flow waits up to a second for their thread.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with without_heartbeats():
             state: State[Any] = build_model(
                 str(recipe.resolve()), list(gpus), list(precisions), return_state=True
             )

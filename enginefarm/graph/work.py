@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
@@ -140,7 +140,7 @@ def _reuses_memory(model: LoadedModel) -> bool:
     if isinstance(model, Path):
         return False
     found: Any = model.state_dict  # an exported program has it as a property
-    weights: dict[str, Any] = found() if callable(found) else found
+    weights = cast("dict[str, Any]", found() if callable(found) else found)
     small = sum(int(tensor.nbytes) for tensor in weights.values()) <= AHEAD_BYTES
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if small and mallopt is not None:

@@ -136,6 +136,15 @@ def private_api() -> Generator[PrivateApi]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def without_heartbeats() -> Generator[None]:
+    """Flows send none. Nobody listens here, and each flow waits up to a second for their thread."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
 def _points_to_a_farm(name: str) -> bool:
     """Whether a variable would lead to a farm's server or database."""
     return name.startswith(("PREFECT_API", "PREFECT_SERVER", "PREFECT_PROFILE", "PREFECT_HOME"))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -361,3 +362,18 @@ def test_a_size_that_a_new_model_does_not_take_is_checked_with_the_exported_one(
     npz = exported(recipe, tmp_path).files["reference"]
     assert npz.parent.name == "w"
     assert not sizes_not_checked(npz)
+
+
+def test_an_exported_program_has_its_reference_beside_the_export_too(tmp_path: Path) -> None:
+    import torch
+
+    names: dict[str, Any] = {}
+    exec(tiny_models.CODE, names)
+    batch = {0: torch.export.Dim("batch", min=1, max=8)}
+    program = torch.export.export(
+        names["small"]().eval(), (torch.zeros(4, 3, 8, 8),), dynamic_shapes=(batch,)
+    )
+    torch.export.save(program, tmp_path / "small.pt2")
+    source = {"kind": "exported_program", "path": "small.pt2"}
+    found = exported(tiny_models.recipe(tmp_path, source=source), tmp_path).files["reference"]
+    assert found.parent.name == "beside"
