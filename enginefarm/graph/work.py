@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,8 +126,9 @@ def export(request: str) -> str:
 @contextmanager
 def _beside(recipe: Recipe) -> Generator[ProcessPoolExecutor | None]:
     """A process that can compute the reference while PyTorch's exporter, which has one thread,
-    works; None where the names of its outputs are only known from the graph."""
-    if recipe.source.LOADS == "file" or not recipe.outputs:
+    works; None where the names of its outputs are only known from the graph, and where PyTorch was
+    loaded before: its threads would be missing in the fork, which would wait for them for ever."""
+    if recipe.source.LOADS == "file" or not recipe.outputs or "torch" in sys.modules:
         yield None
         return
     import_module("torch")  # once for both

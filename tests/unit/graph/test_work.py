@@ -344,6 +344,18 @@ def test_a_model_that_cannot_be_loaded_beside_its_export_has_a_reference(
     assert found.parent.name == "w"
 
 
+def test_a_process_that_has_used_pytorch_is_not_forked(tmp_path: Path) -> None:
+    """A fork has none of the threads that PyTorch has begun, and waits for them for ever."""
+    import torch
+
+    torch.nn.functional.conv2d(torch.zeros(8, 3, 64, 64), torch.zeros(16, 3, 3, 3))
+    recipe = tiny_models.recipe(tmp_path)
+    order = Order(recipe=recipe, root=recipe.root, folder=tmp_path / "w")
+    order.folder.mkdir()
+    made = work.StageOutput.model_validate_json(work.export(order.model_dump_json()))
+    assert made.files["reference"].parent.name == "w"
+
+
 def test_names_that_only_the_graph_knows_are_waited_for(tmp_path: Path) -> None:
     recipe = tiny_models.recipe(tmp_path, outputs=[], verification={"batches": 2})
     assert exported(recipe, tmp_path).files["reference"].parent.name == "w"
