@@ -49,6 +49,17 @@ class Settings:
             recipes_in_store=STORE_ROOT in parts,
         )
 
+    def absolute(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables that are set, with absolute folders, for another working folder."""
+        roots = [str(one) for one in self.recipe_roots or ()]
+        roots += [STORE_ROOT] * self.recipes_in_store
+        found = {
+            "ENGINEFARM_HOME": str(self.home),
+            "ENGINEFARM_CACHE": str(self.cache),
+            "ENGINEFARM_RECIPE_ROOTS": os.pathsep.join(roots),
+        }
+        return {name: text for name, text in found.items() if environ.get(name)}
+
 
 def _folder(text: str | None) -> Path | None:
     return Path(text).expanduser().absolute() if text else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginefarm import settings
 from enginefarm.cli import completion
 from enginefarm.cli.options import gpus_option, one_label, precisions_option, together
 from enginefarm.cli.tables import print_json, print_table
@@ -90,8 +91,9 @@ def worker(
     from enginefarm.farm.server.environment import prepare_worker
 
     prepare_worker(control=role == "control")
+    # Runs start in a folder of their own: relative paths mean this one.
+    os.environ |= settings.current().absolute(os.environ)
     if role == "control":
-        # Runs start in a folder of their own: relative recipe paths mean this one.
         os.environ.setdefault("ENGINEFARM_RECIPE_ROOTS", str(Path.cwd()))
 
     from enginefarm.farm.worker import serve

@@ -44,9 +44,9 @@ class Up:
             )
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
-                [*COMMAND, "up", "--port", str(*free_ports(1))],
+                [*COMMAND, "up", "--port", str(*free_ports(1)), "--recipes", self.recipes.name],
                 env=self.environment,
-                cwd=self.recipes,
+                cwd=folder,
                 stdout=said,
                 stderr=said,
             )

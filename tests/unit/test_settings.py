@@ -103,3 +103,18 @@ def test_recipe_roots_are_parsed_in_one_place(
     found = settings.current()
     assert (found.recipe_roots, found.recipes_in_store) == (folders, in_store)
     assert roots() == ((Path.cwd(),) if folders is None else folders)
+
+
+def test_folders_are_the_same_in_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's runs start in folders of their own."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    named = {"ENGINEFARM_RECIPE_ROOTS": f"recipes{os.pathsep}@store", "ENGINEFARM_HOME": "state"}
+    here = settings.Settings.read(named)
+    again = here.absolute(named)
+    assert "ENGINEFARM_CACHE" not in again
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert settings.Settings.read(again) == here
+    assert here.recipe_roots == (tmp_path.resolve() / "recipes",)
