@@ -16,6 +16,7 @@ from enginefarm.cli.options import (
     FiniteRange,
     gpu_option,
     gpus_option,
+    nights_option,
     precision_option,
     precisions_filter,
     recipe_argument,
@@ -175,13 +176,7 @@ def run_(
 @gpu_option("Show only this GPU's.")
 @precision_option("Show only this precision's.")
 @click.option("--runtime", type=click.Choice(tuple(RUNTIMES)), help="Show only this runtime's.")
-@click.option(
-    "--nights",
-    default=30,
-    show_default=True,
-    type=click.IntRange(1, 3650),
-    help="How many nights to show.",
-)
+@nights_option("How many nights to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:
     """Show RECIPE's latencies night by night.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enginefarm.cli import completion
-from enginefarm.cli.options import FiniteRange, NamedPath
+from enginefarm.cli.options import FiniteRange, NamedPath, nights_option
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import UsageError
 from enginefarm.store import open_store
@@ -135,13 +135,7 @@ def _words(move: Move, currency: str) -> str:
     show_default=True,
     help="Where to write the page.",
 )
-@click.option(
-    "--nights",
-    default=30,
-    show_default=True,
-    type=click.IntRange(1, 3650),
-    help="How many nights the histories go back.",
-)
+@nights_option("How many nights the histories go back.")
 @click.option("--title", default="Engine farm", show_default=True, help="The page's title.")
 @click.option(
     "--publish", is_flag=True, help="Also put the page into the store, and print a link to it."

@@ -198,6 +198,11 @@ def gpu_option(help_line: str, **more: Any) -> Callable[[Any], Any]:
     )
 
 
+def nights_option(help_line: str) -> Callable[[Any], Any]:
+    nights = click.IntRange(1, 3650)
+    return click.option("--nights", default=30, show_default=True, type=nights, help=help_line)
+
+
 def precision_option(help_line: str) -> Callable[[Any], Any]:
     names = click.Choice(PRECISION_NAMES, case_sensitive=False)
     return click.option("--precision", type=names, help=help_line)

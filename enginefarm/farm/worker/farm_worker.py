@@ -136,8 +136,8 @@ class FarmWorker(ProcessWorker):
         )
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
-        """The run is pending, and a fork makes it run at once: there is no time to show another
-        name of the same state, which costs as much as any."""
+        """Does nothing. A fork starts the pending run at once, so nobody would see the name
+        `Submitting`, and to set it costs a request."""
 
     async def run(self, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
         try:

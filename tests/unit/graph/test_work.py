@@ -318,7 +318,7 @@ def exported(recipe: Recipe, folder: Path) -> work.StageOutput:
 
 
 def test_the_reference_is_made_beside_the_export(tmp_path: Path) -> None:
-    """Of a recipe that names its outputs; it has the bytes that it has where it is made alone."""
+    """If the recipe names its outputs. The bytes equal those of a reference that is made alone."""
     recipe = tiny_models.recipe(tmp_path)
     found = exported(recipe, tmp_path).files["reference"]
     assert found.parent.name == "beside"
