@@ -125,7 +125,7 @@ def _cell(
     if asked is not None and asked.skip_reason:
         return cell("skipped", asked.skip_reason)
     if not rows:
-        return cell("pending", "not built yet")
+        return cell("missing", "not built yet")
     last = rows[-1]
     if last.outcome == "skipped":
         return cell("skipped", last.reason)

@@ -14,7 +14,7 @@ from enginefarm.tables.layer_diff import LayerDiff
 from enginefarm.tables.regression import State
 from enginefarm.tables.rows import BenchmarkRow
 
-CellState = Literal["verified", "built", "pending", "stale", "failed", "skipped"]
+CellState = Literal["verified", "built", "missing", "stale", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,9 @@ class StateStyle:
 
 
 STATES: dict[CellState, StateStyle] = {
-    "verified": StateStyle("✓", "built, and its outputs checked on the GPU itself"),
-    "built": StateStyle(
-        "●", "built, and its graph is verified; it has not been checked on the GPU yet"
-    ),
-    "pending": StateStyle("○", "wanted, and not built yet"),
+    "verified": StateStyle("✓", "built, and verified on its GPU"),
+    "built": StateStyle("●", "built from a verified graph; not verified on its GPU yet"),
+    "missing": StateStyle("○", "in a recipe, but not built yet"),
     "stale": StateStyle("↻", "built from inputs that have changed since; it will be rebuilt"),
     "failed": StateStyle("✕", "the build or its verification failed"),
     "skipped": StateStyle("–", "cannot be built, and the recipe allows that"),

@@ -54,7 +54,7 @@ def test_the_state_of_a_cell() -> None:
     assert state([make_row(device_verification="passed")]) == "verified"
     assert state([make_row(device_verification="failed", reason="NaN")]) == "failed"
     assert state([make_row(), failed("ParseError")]) == "failed"
-    assert state([], wanted=[wanted()]) == "pending"
+    assert state([], wanted=[wanted()]) == "missing"
     assert state([], wanted=[wanted(skip_reason="t4 has no bf16")]) == "skipped"
     assert state([make_row()], wanted=[wanted(spec_digest="00" * 32)]) == "stale"
     assert state([make_row()], wanted=[wanted(spec_digest="ab" * 32)]) == "built"
