@@ -16,7 +16,7 @@ class PrecisionRow(NamedTuple):
     code: its class, a `graph.precisions.Precision`. rank: the lowest is taken when nobody asks
     for a precision. calibrated: True where the recipe must bring calibration data. min_cosine,
     max_relative_l2, rounding, margin: the default accuracy budget. no_refit: why new weights
-    cannot be set in its plans; empty where they can.
+    cannot be set in its plans; empty where they can. bits: of the numbers that it computes with.
     """
 
     code: str
@@ -27,13 +27,16 @@ class PrecisionRow(NamedTuple):
     rounding: float = 0.0
     margin: float = 1.0
     no_refit: str = ""
+    bits: int = 16
 
 
-EIGHT_BITS = (0.99, 0.15, True, 0.0, 2 / 3, "new weights need a calibration, and so a build")
+EIGHT_BITS = (0.99, 0.15, True, 0.0, 2 / 3, "new weights need a calibration, and so a build", 8)
 """Errors of 8 bits hang on the data: single batches of other data of the same kind lose two to
 three times as much as the recipe's do (docs/decisions/0273)."""
 PRECISIONS: dict[str, PrecisionRow] = {
-    "fp32": PrecisionRow("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4, rounding=4.0),
+    "fp32": PrecisionRow(
+        *("enginefarm.graph.precisions.fp32:FP32", 90, 0.99999, 1e-4), rounding=4.0, bits=32
+    ),
     # Rounding the weights alone costs MobileNetV2 a relative L2 of 0.013.
     "fp16": PrecisionRow("enginefarm.graph.precisions.sixteen_bits:FP16", 10, 0.999, 0.02),
     "bf16": PrecisionRow(

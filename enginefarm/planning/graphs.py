@@ -121,7 +121,7 @@ def prepare(
         return _prepared(site, recipe, model, ref, precision, search=True)
     prepared = _prepared(site, recipe, model, ref, precision, search=False)
     within = judge(prepared.verification.outputs, budget.with_margin)
-    if not within or not recipe.search_tries or precision == "fp32":
+    if not within or not recipe.search_tries or PRECISIONS[precision].bits == 32:
         return prepared
     searched = _prepared(site, recipe, model, ref, precision, search=True)
     seconds = prepared.seconds + searched.seconds
@@ -130,7 +130,7 @@ def prepare(
 
 def refuse_unchanged(precision: str, details: Mapping[str, JsonValue]) -> None:
     """Raises: PrecisionError for a 16-bit graph in which nothing computes in 16 bits."""
-    if precision in ("fp16", "bf16") and details.get("low_nodes") == 0:
+    if PRECISIONS[precision].bits == 16 and details.get("low_nodes") == 0:
         kept = cast("list[dict[str, JsonValue]]", details.get("kept_wide") or [])
         named = any(one["reason"] == BY_NAME for one in kept)
         raise PrecisionError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from enginefarm.documents.recipe import Recipe
+from enginefarm.documents.sources import SOURCES
 from enginefarm.errors import RecipeError, did_you_mean
 from enginefarm.recipes import document, model_paths
 from enginefarm.recipes.document import Document
@@ -181,7 +182,7 @@ def _mistake(detail: ErrorDetails) -> tuple[str, str]:
         tags = context["expected_tags"]
         return f"{path}.kind", f"{context['tag']!r} is not known; use one of: {tags}"
     if kind == "union_tag_not_found":
-        return f"{path}.kind", f"missing; use one of: {', '.join(_BRANCHES)}"
+        return f"{path}.kind", f"missing; use one of: {', '.join(SOURCES)}"
     if kind == "string_pattern_mismatch":
         return path, f"{_short(given)} is not allowed; write {_pattern(context['pattern'])}"
     if kind == "value_error":  # our own words
@@ -257,8 +258,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-# pydantic names the branch of a union in the path; a recipe has no such level.
-_BRANCHES = ("torch", "lightning", "exported_program", "onnx")
 _NOT_FIELDS = ("constrained-", "function-", "[key]")
 
 
@@ -267,8 +266,8 @@ def _path(location: Iterable[int | str]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif path == "source" and part in _BRANCHES:
-            continue
+        elif path == "source" and part in SOURCES:
+            continue  # pydantic names the branch of a union; a recipe has no such level
         elif part not in ("int", "str") and not part.startswith(_NOT_FIELDS):
             path += f".{part}" if path else part
     return path or "recipe"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import get_args, get_type_hints
 
-from enginefarm.documents.data import Data
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, RecipeError
 from enginefarm.recipes import import_path
+from enginefarm.schema import FilePath, ImportPath
 
 MOST_FILES = 10_000
 SEGMENT = re.compile(r"\w[\w.@+ -]{0,200}")
@@ -44,9 +46,10 @@ def files_to_push(folder: Path) -> dict[str, Path]:
 
 def require_complete(recipe: Recipe, files: dict[str, Path]) -> None:
     """Raises: RecipeError when the recipe needs a file or module that is not pushed."""
-    datas = (recipe.calibration.data if recipe.calibration else None, recipe.verification.data)
-    data = [one for one in datas if one is not None]
-    for field, path in [*_paths(recipe), *(pair for one in data for pair in _data_paths(one))]:
+    code = [*_named(recipe, ImportPath)]
+    modules = [(field, path.partition(":")[0]) for field, path in code]
+    named = [*_named(recipe, FilePath), *(pair for pair in modules if pair[1].endswith(".py"))]
+    for field, path in named:
         if path.startswith("s3://"):
             continue
         parts = PurePosixPath(path).parts
@@ -55,9 +58,20 @@ def require_complete(recipe: Recipe, files: dict[str, Path]) -> None:
         inside = "/".join(part for part in parts if part != ".")
         if inside not in files and not any(name.startswith(f"{inside}/") for name in files):
             raise _not_carried(f"{field}: {path!r} is not in the recipe's folder")
-    for field, path in [*_code(recipe), *(("data.callable", one.callable) for one in data)]:
-        if path is not None:
-            _require_packages(recipe.root, field, path)
+    for field, path in code:
+        _require_packages(recipe.root, field, path)
+
+
+def _named(recipe: Recipe, kind: object) -> Iterator[tuple[str, str]]:
+    """Each field of that type of `schema` in the recipe, and each path in it."""
+    data = [recipe.calibration and recipe.calibration.data, recipe.verification.data]
+    parts = [("source.", recipe.source), ("", recipe), *(("data.", one) for one in data if one)]
+    for prefix, part in parts:
+        for name, hint in get_type_hints(type(part), include_extras=True).items():
+            if kind in (hint, *get_args(hint)):
+                found = getattr(part, name)
+                many = found if isinstance(found, tuple) else (found,)
+                yield from ((prefix + name, one) for one in many if one)
 
 
 def _require_packages(root: Path, field: str, path: str) -> None:
@@ -80,25 +94,3 @@ def _not_carried(what: str) -> EnginefarmError:
         why="the control worker gets the recipe's folder, and nothing else of this machine",
         fix="put files into the folder; code beside it, or into an installed package",
     )
-
-
-def _paths(recipe: Recipe) -> list[tuple[str, str]]:
-    source = recipe.source.model_dump(mode="json")
-    single = [(f"source.{key}", source[key]) for key in ("path", "checkpoint") if source.get(key)]
-    depends = [("source.depends", path) for path in source.get("depends", ())]
-    code = [(field, path.partition(":")[0]) for field, path in _code(recipe)]
-    plugins = [("plugins", path) for path in recipe.plugins]
-    return [*single, *depends, *plugins, *(pair for pair in code if pair[1].endswith(".py"))]
-
-
-def _code(recipe: Recipe) -> list[tuple[str, str]]:
-    source = recipe.source.model_dump(mode="json")
-    return [(f"source.{key}", source[key]) for key in ("callable", "module") if source.get(key)]
-
-
-def _data_paths(data: Data) -> list[tuple[str, str]]:
-    code = (data.callable or "").partition(":")[0]
-    named = [("data.path", data.path or ""), ("data.callable", code if ".py" in code else "")]
-    return [
-        pair for pair in (*named, *(("data.depends", path) for path in data.depends)) if pair[1]
-    ]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.thresholds import Regression
 from enginefarm.errors import GateError, SignatureRejected, command
-from enginefarm.names import PrecisionName
+from enginefarm.names import PRECISIONS
 from enginefarm.pulling.catalog import StoreCatalog, require_trusted
 from enginefarm.store import layout
 from enginefarm.store.budgets import Budgets
@@ -199,9 +199,6 @@ def require_passed(
     return results
 
 
-BITS: dict[PrecisionName, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
-
-
 class GuardResult(NamedTuple):
     """kept: what may enter the channel. left_out: (GPU, precision) of what may not."""
 
@@ -217,10 +214,11 @@ def guard(store: EngineStore, manifests: tuple[Manifest, ...], rule: Regression)
     results: list[GateResult] = []
     known: dict[tuple[str, str], speeds.Speeds] = {}
     for manifest in manifests:
+        bits = PRECISIONS[manifest.precision].bits
         wider = [
             one
             for one in manifests
-            if one.gpu == manifest.gpu and BITS[one.precision] > BITS[manifest.precision]
+            if one.gpu == manifest.gpu and PRECISIONS[one.precision].bits > bits
         ]
         for recipe in {one.recipe for one in (manifest, *wider)}:
             where = (recipe, manifest.gpu)

@@ -93,24 +93,29 @@ ROWS = {
 SOURCE_CLASS = """
 class FakeSource(Frozen):
     CODE: ClassVar = "enginefarm.graph.sources.fake:Fake"
-    LOADS: ClassVar[Loaded] = "file"
+    LOADS: ClassVar[ModelForm] = "file"
 
     kind: Literal["fake"]
-    path: str
+    path: FilePath
+    vocabulary: FilePath = "words.txt"
 
 """
 
 ASKED = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import enginefarm
 assert Path(enginefarm.__file__).is_relative_to(sys.argv[1]), enginefarm.__file__
 
 from enginefarm.cli.pull import pull
 from enginefarm.documents.recipe import Recipe
+from enginefarm.errors import RecipeError
 from enginefarm.graph.sources import source
 from enginefarm.host.detect import detect
 from enginefarm.planning import plan
+from enginefarm.recipes import file, folder
+from enginefarm.release.gates import guard
 from enginefarm.names import PRECISION_ORDER
 from enginefarm.report.charts import tone
 from enginefarm.run.artifacts import open_artifact
@@ -129,6 +134,19 @@ else:
     raise AssertionError("a precision that needs calibration data went without")
 recipe = Recipe.model_validate({**wanted, "calibration": {"data": {"path": "x.npz"}}})
 assert recipe.budget("w16").max_relative_l2 == 0.3
+for refused, named in (
+    (lambda: file.parse("source: {kind: fake, path: 3}"), "source.path: "),
+    (lambda: folder.require_complete(recipe, {"here": Path()}), "source.vocabulary: 'words.txt'"),
+):
+    try:
+        refused()
+    except RecipeError as error:
+        assert named in str(error), error
+    else:
+        raise AssertionError(named)
+of_w16 = SimpleNamespace(recipe="m", gpu="fake1", precision="w16", spec_digest="0" * 64)
+of_w16.spec = SimpleNamespace(label="m/fake1/w16")
+assert guard(None, (of_w16,), recipe.regression).kept == (of_w16,)
 assert source(recipe.source.kind).fingerprint(recipe.source, recipe.root) == "./here"
 offers = [plan.Offer(gpu=None, pool="cpu", toolchains=installed(cross_only=True))]
 (target,) = plan.targets(recipe, offers).wanted
