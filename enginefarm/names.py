@@ -60,7 +60,8 @@ class RuntimeRow(NamedTuple):
     plans, best first. install: what `pip install` takes to run its engines from Python. magic: the
     first bytes of its plans, where their header says what made them (host/plan_header.py); such
     plans are portable. triton: the platform that Triton calls it by. provider: what ONNX Runtime
-    calls its execution provider that loads them.
+    calls its execution provider that loads them. context_model: True where its engines are ONNX
+    models that hold a plan.
     """
 
     title: str
@@ -74,6 +75,11 @@ class RuntimeRow(NamedTuple):
     magic: bytes = b""
     triton: str = ""
     provider: str = ""
+    context_model: bool = False
+
+    @property
+    def portable(self) -> bool:
+        return bool(self.magic)
 
 
 _ORT = ("onnxruntime-gpu", "onnxruntime")
@@ -91,6 +97,7 @@ RUNTIMES: dict[str, RuntimeRow] = {
         build_by="enginefarm.host.runtimes:ort_tensorrt_build",
         install="onnxruntime-gpu tensorrt-cu12",
         provider="TensorrtExecutionProvider",
+        context_model=True,
     ),
     "tensorrt": RuntimeRow(
         "TensorRT",

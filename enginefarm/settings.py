@@ -20,19 +20,22 @@ STORE_ROOT = "@store"
 class Settings:
     """Folders of this installation, as the environment names them.
 
-    home: enginefarm's own files: the embedded store, the farm's password. cache: blobs.
+    store: its URL; empty for the embedded one. home: enginefarm's own files: the embedded store,
+    the farm's password. downloads: what other libraries download. cache: blobs.
     recipe_roots: folders that recipes and their code may come from; None where nothing is said.
     recipes_in_store: whether they may come from the store; nobody's do unless the owner says so.
     """
 
+    store: str
     home: Path
+    downloads: Path
     cache: Path
     recipe_roots: tuple[Path, ...] | None
     recipes_in_store: bool
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Settings:
-        """ENGINEFARM_HOME, ENGINEFARM_CACHE (else in XDG_CACHE_HOME), ENGINEFARM_RECIPE_ROOTS.
+        """ENGINEFARM_STORE, _HOME, _CACHE (else in XDG_CACHE_HOME) and _RECIPE_ROOTS.
 
         A `~` is the user's home folder in each, also where no shell has expanded it.
         """
@@ -42,8 +45,10 @@ class Settings:
         parts = [part for part in text.split(os.pathsep) if part]
         folders = [_folder(part) for part in parts if part != STORE_ROOT]
         return cls(
+            store=environ.get("ENGINEFARM_STORE") or "",
             home=_folder(environ.get("ENGINEFARM_HOME"))
             or user_home / ".local" / "share" / "enginefarm",
+            downloads=caches,
             cache=_folder(environ.get("ENGINEFARM_CACHE")) or caches / "enginefarm",
             recipe_roots=tuple(one.resolve() for one in folders if one) if parts else None,
             recipes_in_store=STORE_ROOT in parts,
@@ -68,6 +73,11 @@ def _folder(text: str | None) -> Path | None:
 def current() -> Settings:
     """The settings of this process's environment."""
     return Settings.read(os.environ)
+
+
+def shown_gpu() -> str:
+    """The GPU that CUDA_VISIBLE_DEVICES shows first, by number or UUID; empty if it hides all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
 
 
 def user() -> str:

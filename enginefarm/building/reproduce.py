@@ -26,6 +26,7 @@ from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError
 from enginefarm.graph.model import onnx_files
 from enginefarm.graph.verification.reference import read_reference
+from enginefarm.names import runtime_of
 from enginefarm.store.disk import clone_checked, writing
 from enginefarm.store.site import Site, materialize
 from enginefarm.tables.layers import layers_of
@@ -50,8 +51,8 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
     if write is None:
         raise ToolchainError(
             f"reproduce: engines of toolchain {manifest.spec.toolchain.name} are not reproduced",
-            why="ONNX Runtime builds them, not TensorRT's Builder API",
-            fix="reproduce an engine of tensorrt, trtexec or tensorrt-rtx",
+            why="nothing here writes its builds down for TensorRT's Builder API",
+            fix=f"reproduce an engine of {', '.join(WRITERS)}",
         )
     if manifest.spec.plugins:
         raise ToolchainError(
@@ -92,7 +93,7 @@ def _fill(site: Site, manifest: Manifest, reference: BlobRef, folder: Path, writ
 def build_json(site: Site, manifest: Manifest) -> dict[str, Any]:
     """Everything that the builder is asked for, by the Builder API's own names."""
     spec, options = manifest.spec, manifest.spec.builder
-    portable = spec.toolchain.name == tensorrt_rtx.NAME
+    portable = runtime_of(spec.toolchain.name)[1].portable
     carried = manifest.build.compute_capabilities or (spec.gpu.compute_capability,)
     workspace = _workspace_mib(manifest)
     flags = [
@@ -226,7 +227,7 @@ WRITERS: dict[str, Writer] = {
 
 def _readme(manifest: Manifest, quantized: int) -> str:
     spec, built_with = manifest.spec, manifest.spec.toolchain
-    portable = built_with.name == tensorrt_rtx.NAME
+    portable = runtime_of(built_with.name)[1].portable
     package = "tensorrt-rtx" if portable else f"tensorrt-cu{built_with.cuda.split('.')[0]}"
     return f"""# {manifest.recipe} {spec.label}, spec {manifest.spec_digest[:12]}
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from filelock import FileLock
 
 from enginefarm.documents.spec import BuildSpec
+from enginefarm.settings import shown_gpu
 from enginefarm.store.disk import writing
 from enginefarm.store.site import Site
 from enginefarm.toolchains import toolchain
@@ -24,8 +25,7 @@ def turn(site: Site, spec: BuildSpec) -> Generator[None]:
     beside it would be in those times."""
     with ExitStack() as held:
         if not toolchain(spec.toolchain.name).cross:
-            card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
-            held.enter_context(locked(site, f"gpu-{card}"))
+            held.enter_context(locked(site, f"gpu-{shown_gpu()}"))
         held.enter_context(_SLOTS)
         yield
 

@@ -71,7 +71,7 @@ def require_plan_of(site: Site, spec: BuildSpec, plan: BlobRef) -> None:
 
     Raises: PlanDamaged.
     """
-    if not runtime_of(spec.toolchain.name)[1].magic:
+    if not runtime_of(spec.toolchain.name)[1].portable:
         return
     header = read_plan_header(site.cache.ensure(site.store, plan))
     wanted = (spec.toolchain.build, spec.gpu.compute_capability)

@@ -6,7 +6,6 @@ bash takes `@` for the end of a word, so that only zsh and fish complete `NAME@C
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from enginefarm.errors import EnginefarmError
 from enginefarm.names import PRECISION_NAMES
+from enginefarm.settings import current
 
 if TYPE_CHECKING:
     from enginefarm.store.engine_store import EngineStore
@@ -103,7 +103,7 @@ def _store() -> EngineStore | None:
     from enginefarm.store import EMBEDDED, client, embedded, s3
     from enginefarm.store.engine_store import EngineStore
 
-    url, endpoint, credentials = os.environ.get("ENGINEFARM_STORE") or "", None, None
+    url, endpoint, credentials = current().store, None, None
     if not url or url.startswith(EMBEDDED):
         server = embedded.running(embedded.home_of(url))
         if server is None:

@@ -121,8 +121,8 @@ def _role(label: str | None, cross: bool, cpu: bool, control: bool) -> Role:
 
 def default_name(role: str, label: str | None) -> str:
     """The host's and the role's; the card's too, for a machine with several GPUs."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "") if role == "gpu" else ""
-    card = f"-{shown.split(',')[0]}" if shown else ""
+    shown = role == "gpu" and os.environ.get("CUDA_VISIBLE_DEVICES")
+    card = f"-{settings.shown_gpu()}" if shown else ""
     return f"{platform.node()}-{label or role}{card}"
 
 

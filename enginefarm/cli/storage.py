@@ -10,7 +10,7 @@ import click
 from enginefarm.cli.options import FiniteRange
 from enginefarm.cli.tables import print_json, print_table
 from enginefarm.errors import CorruptBlob, StoreError
-from enginefarm.settings import cache_limit_bytes
+from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store import EMBEDDED, open_store
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def store(action: str, as_json: bool) -> None:
         return
     from enginefarm.store import embedded
 
-    url = os.environ.get("ENGINEFARM_STORE") or ""
+    url = current().store
     own = not url or url.startswith(EMBEDDED)
     server = None
     if own:

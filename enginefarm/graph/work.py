@@ -27,6 +27,7 @@ from enginefarm.documents.stage import StageOutput
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph.order import Order
 from enginefarm.names import PRECISIONS
+from enginefarm.settings import current
 from enginefarm.store.site import onnx_files_of
 
 if TYPE_CHECKING:
@@ -52,13 +53,12 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
 
     Raises: what the stage raises; `error` when its code ends, crashes or goes over a limit.
     """
-    downloads = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     child = Child(
         f"{what} of {order.recipe.name}",
         error=error,
         fix="correct the code or the file that this recipe names; it has no credentials, and "
         "must return instead of ending its process",
-        environment={"XDG_CACHE_HOME": downloads}
+        environment={"XDG_CACHE_HOME": str(current().downloads)}
         | PATIENT
         | {name: os.environ[name] for name in CODE_ENVIRONMENT if name in os.environ},
     )

@@ -14,6 +14,7 @@ from enginefarm.digest import sha256_file
 from enginefarm.documents.gpus import by_nvml_name, gpu
 from enginefarm.errors import HostError
 from enginefarm.host.runtimes import LOADERS, installed_runtimes
+from enginefarm.settings import shown_gpu
 
 if TYPE_CHECKING:
     from enginefarm.documents.host import Host
@@ -149,7 +150,7 @@ def visible_gpu(nvml: Any) -> Any:
 
     nvml: pynvml, initialized. Raises: nvml.NVMLError, ValueError when there is none.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    visible = shown_gpu()
     if visible.startswith(("GPU-", "MIG-")):
         return nvml.nvmlDeviceGetHandleByUUID(visible)
     return nvml.nvmlDeviceGetHandleByIndex(int(visible or "-1"))

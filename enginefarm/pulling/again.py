@@ -24,6 +24,7 @@ from enginefarm.digest import sha256_bytes
 from enginefarm.errors import EnginefarmError
 from enginefarm.host.detect import facts
 from enginefarm.pulling.place import place
+from enginefarm.settings import current
 from enginefarm.store import layout, planted, quick
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.disk import write_atomically
@@ -146,7 +147,7 @@ class Question:
 
 def question(name: str, gpu: str, precision: str | None) -> Question | None:
     """None where only the whole pull can answer."""
-    url = os.environ.get("ENGINEFARM_STORE") or ""
+    url = current().store
     if not url.startswith("s3://") or any(os.environ.get(one) for one in KEYS_TRUSTED):
         return None
     with suppress(EnginefarmError):  # pull reports it

@@ -46,7 +46,7 @@ Check = Callable[[Manifest, Host], str | None]
 def fit_of(manifest: Manifest, host: Host) -> Fit | None:
     """How the engine's GPU relates to the host's; None when it cannot run there."""
     built_for = manifest.spec.gpu
-    portable = bool(runtime_of(manifest.spec.toolchain.name)[1].magic)
+    portable = runtime_of(manifest.spec.toolchain.name)[1].portable
     if host.gpu is not None and built_for.label == host.gpu:
         return Fit.PORTABLE if portable else Fit.EXACT_GPU
     if host.compute_capability is None:

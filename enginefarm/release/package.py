@@ -36,15 +36,12 @@ from enginefarm.errors import (
     UsageError,
 )
 from enginefarm.graph.model import ort
-from enginefarm.names import PrecisionName
+from enginefarm.names import RUNTIMES, PrecisionName
 from enginefarm.release.package_check import COMPONENT, CPU, CheckResult, Request, check_package
 from enginefarm.release.package_choice import Choice, Variant
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.disk import clone_checked, write_atomically, writing
 from enginefarm.store.site import Site, materialize
-
-EMBEDDED = "onnxruntime-tensorrt"
-"""The runtime whose artifacts are EPContext models already."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def _write_engine(site: Site, variant: Variant, folder: Path) -> None:
     manifest = variant.manifest
     folder.mkdir()
     blob = site.cache.ensure(site.store, manifest.engine)
-    if variant.name == EMBEDDED:
+    if RUNTIMES[variant.name].context_model:
         clone_checked(blob, folder / "model.onnx", manifest.engine)
     else:
         clone_checked(blob, folder / "engine.plan", manifest.engine)

@@ -117,7 +117,7 @@ class Engine(Closeable):
         self.cuda = load_cuda()
         if cuda_major is not None:
             require_driver(self.cuda.get_driver_version(), cuda_major)
-        if runtime_of(toolchain)[1].magic:
+        if runtime_of(toolchain)[1].portable:
             read_plan_header(plan)
         self._stack = ExitStack()
         self.messages = Messages(echo=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from enginefarm.settings import current
 
 if TYPE_CHECKING:
     from enginefarm.store.engine_store import EngineStore
@@ -25,7 +26,7 @@ def open_store(url: str | None = None, *, to_pull: bool = False) -> EngineStore:
     """
     from enginefarm.store.engine_store import EngineStore
 
-    url = url or os.environ.get("ENGINEFARM_STORE") or ""
+    url = url or current().store
     if url and not url.startswith(EMBEDDED):
         if to_pull:
             from enginefarm.store import quick

@@ -118,3 +118,16 @@ def test_folders_are_the_same_in_another_working_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert settings.Settings.read(again) == here
     assert here.recipe_roots == (tmp_path.resolve() / "recipes",)
+
+
+def test_every_place_reads_the_same_gpu_and_the_same_downloads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU's lock, a worker's name and NVML; what a recipe's code downloads, and the cache."""
+    for text, shown in ((" 1, 0", "1"), ("GPU-3a,GPU-4b", "GPU-3a"), ("", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        assert settings.shown_gpu() == shown
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert settings.shown_gpu() == "0"
+    found = settings.Settings.read({"XDG_CACHE_HOME": "caches"})
+    assert found.downloads == Path("caches").absolute() == found.cache.parent

@@ -32,7 +32,7 @@ from enginefarm.farm.worker import metrics, run_process, zygote
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker, work
 from enginefarm.planning.plan import CROSS_POOL
-from enginefarm.settings import current
+from enginefarm.settings import current, shown_gpu
 from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
 
@@ -109,7 +109,7 @@ def _exclusive_gpu(role: Role) -> Generator[None]:
         return
     folder = BlobCache().root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    visible = shown_gpu()
     lock = FileLock(folder / f"worker-gpu-{visible}")
     try:
         held = lock.acquire(blocking=False)

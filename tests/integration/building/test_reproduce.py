@@ -189,7 +189,7 @@ def test_what_cannot_be_reproduced_is_refused(
     assert cli.run(["reproduce", other.spec_digest, str(tmp_path / "x")]) == (
         ToolchainError.exit_code
     )
-    assert "ONNX Runtime builds them" in capsys.readouterr().err
+    assert "reproduce an engine of tensorrt, trtexec, tensorrt-rtx" in capsys.readouterr().err
 
 
 def test_a_folder_that_could_not_be_finished_is_not_in_the_way_of_the_next_try(
