@@ -50,7 +50,7 @@ precisions: [fp16]
 gpus: [l4]
 """
 
-STEP = "enginefarm.child.inside"
+STEP = "enginefarm.child.entry_point"
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Figure]:

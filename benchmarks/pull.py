@@ -246,7 +246,7 @@ def cold_start(root: Path, server: Server, rounds: int) -> list[Figure]:
     settings = environment(root, server)
     for _ in range(2):  # the second has its answer in a note
         Timing(asked, settings)
-    other = settings | {"AWS_DEFAULT_OUTPUT": "json"}  # one variable more than `quick` understands
+    other = settings | {"AWS_DEFAULT_OUTPUT": "json"}  # `quick_client` does not understand it
     contenders = {
         "python -c pass": ([PYTHON, "-c", "pass"], settings),
         "enginefarm --help": ([*command, "--help"], settings),

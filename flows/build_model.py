@@ -29,9 +29,9 @@ from enginefarm.planning.outcome import Outcome
 from enginefarm.planning.stages import SlimmedModel, here
 from enginefarm.planning.survey import Survey, local_offers
 from enginefarm.recipes import file as recipe_file
-from enginefarm.store import reverified
+from enginefarm.store import reverification
 from enginefarm.store.check import require_conditional_writes
-from enginefarm.toolchains.lacks import lacking
+from enginefarm.toolchains.missing_operators import lacking
 from flows.build_engine import build_here
 from tasks.model import (
     export_model,
@@ -112,7 +112,7 @@ def _build(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
 class PendingBuild:
     """An engine that is being built: the task of its graph, then its own task."""
 
-    target: plan.Target
+    target: plan.BuildTarget
     graph: PrefectFuture[Any]
     engine: PrefectFuture[Any]
 
@@ -144,7 +144,7 @@ def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Pending
 @task(name="engine", task_run_name="{target.gpu} {target.precision}", **STEP)
 def engine(
     wanted: Recipe,
-    target: plan.Target,
+    target: plan.BuildTarget,
     slimmed: SlimmedModel,
     prepared: PreparedGraph,
     on_farm: bool,
@@ -170,7 +170,7 @@ def engine(
     try:
         if lack is not None:
             raise lack
-        reverified.write(
+        reverification.write(
             here().store, wanted.name, spec.digest, prepared.graph, figures, prepared.reference
         )
         if not figures.passed:

@@ -26,7 +26,7 @@ from enginefarm.store.signing import trust
 APPROVAL_S = 24 * 3600
 
 
-class Approval(RunInput):
+class ApprovalForm(RunInput):
     """What the person who resumes the run fills in."""
 
     approved: bool = Field(description="Move the channel to these engines?")
@@ -88,7 +88,7 @@ def _ask_for_approval(
     )
     try:
         answer = pause_flow_run(
-            wait_for_input=Approval,
+            wait_for_input=ApprovalForm,
             timeout=APPROVAL_S,
             poll_interval=2,
             # An attempt after a crash asks again: Prefect refuses a pause of the same key.

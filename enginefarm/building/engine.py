@@ -14,12 +14,16 @@ from pathlib import Path
 
 from enginefarm.building import native as native_build
 from enginefarm.building import refit
+from enginefarm.building.build_locks import locked, turn
 from enginefarm.building.environment import environment
 from enginefarm.building.isolate import LOG_NAME
 from enginefarm.building.job import BuildResult, Job
-from enginefarm.building.turns import locked, turn
-from enginefarm.building.vouched import SMALLER_WORKSPACE, require_plan_of, require_vouched
-from enginefarm.child import left
+from enginefarm.building.signing_checks import (
+    SMALLER_WORKSPACE,
+    require_plan_of,
+    require_signed_record,
+)
+from enginefarm.child import output_files
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.gpus import gpu
 from enginefarm.documents.manifest import (
@@ -180,7 +184,7 @@ def _build(
 
 def _keep_log(site: Site, job: Job, log: Path, error: BuildError) -> None:
     """Stores the reason and the builder's log. An unreachable store must not hide the reason."""
-    said = left.text(log, failed_builds.LOG_BYTES).encode() or b"the builder left no log\n"
+    said = output_files.text(log, failed_builds.LOG_BYTES).encode() or b"the builder left no log\n"
     text = f"{type(error).__name__}: {error}\n\n".encode() + said[-failed_builds.LOG_BYTES // 2 :]
     spec = job.spec
     with suppress(StoreError):
@@ -224,7 +228,7 @@ def publish(site: Site, job: Job, built: BuildResult) -> Manifest:
     """
     policy = signing_policy()
     if policy is not None:
-        require_vouched(site, job, built, policy, said=_result_of)
+        require_signed_record(site, job, built, policy, said=_result_of)
     # Who does not sign downloads no plan of another machine only to read its header.
     if policy is not None or site.cache.has(built.plan):
         require_plan_of(site, job.spec, built.plan)

@@ -9,7 +9,7 @@ import resource
 import threading
 
 from enginefarm import errors
-from enginefarm.child import left
+from enginefarm.child import output_files
 from enginefarm.child.call import Child, Kinds, Limits
 from enginefarm.child.process import randomization_off
 from enginefarm.progress import report
@@ -71,7 +71,7 @@ def build(
     try:
         output = child.ask(f"{__name__}:build_here", order, BuildOutput)
         made = (output.plan, output.layers, output.timing_cache)
-        if not all(left.is_own(path, work_dir) for path in made if path is not None) or (
+        if not all(output_files.is_own(path, work_dir) for path in made if path is not None) or (
             output.plan.stat().st_size == 0
         ):
             raise errors.BuildError(

@@ -51,7 +51,7 @@ class Skeleton(NamedTuple):
     built: BuildOutput
 
 
-class Attempt(NamedTuple):
+class RefitAttempt(NamedTuple):
     """output: None if the engine has to be built. weights: what hosts set in a skeleton's plan, or
     None if they download the engine whole. values: for the plan's record. said: for its details."""
 
@@ -67,7 +67,7 @@ def attempt(
     request: BuildRequest,
     policy: SigningPolicy | None,
     cancel: threading.Event,
-) -> Attempt:
+) -> RefitAttempt:
     """The engine by a refit, if the store has a plan of its skeleton that takes the weights.
 
     Raises: BuildError when the graph cannot be read; BuildCancelled.
@@ -76,7 +76,7 @@ def attempt(
     child = _child(request, cancel)
     graph = child.call("enginefarm.graph.model.skeleton:digest", str(request.onnx)).text
     key = stage_key(spec=spec.model_dump(mode="json", exclude={"onnx_digest"}), graph=graph)
-    to_build = Attempt(None, None, {KEY: key})
+    to_build = RefitAttempt(None, None, {KEY: key})
     found = _found(site, spec.precision.name, key, policy)
     if found is None:
         return to_build
@@ -140,7 +140,7 @@ def _found(site: Site, precision: str, key: str, policy: SigningPolicy | None) -
 
 def _refitted(
     site: Site, job: Job, request: BuildRequest, found: Skeleton, cancel: threading.Event
-) -> Attempt:
+) -> RefitAttempt:
     """Raises: BuildError where the plan does not take the weights, or is not accurate with them;
     what the store and the device raise."""
     began = time.monotonic()
@@ -178,9 +178,9 @@ def _refitted(
         layers=found.layers and site.cache.ensure(site.store, found.layers),
     )
     if repeats and size < whole:
-        return Attempt(output, weights, {PLAN: found.plan.model_dump(mode="json")}, said)
+        return RefitAttempt(output, weights, {PLAN: found.plan.model_dump(mode="json")}, said)
     why = "the weights are no smaller" if repeats else "a second refit made other bytes"
-    return Attempt(output, None, {}, f"{said}; hosts download it whole, because {why}")
+    return RefitAttempt(output, None, {}, f"{said}; hosts download it whole, because {why}")
 
 
 def _set(

@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from enginefarm.building.vouched import SMALLER_WORKSPACE
+from enginefarm.building.signing_checks import SMALLER_WORKSPACE
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import StoreMissing, ToolchainError, UsageError

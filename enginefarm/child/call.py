@@ -31,9 +31,9 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from enginefarm.child import left
+from enginefarm.child import output_files
 from enginefarm.child.cancellation import CANCEL
-from enginefarm.child.inside import ERROR, NO_ROOM, REQUEST, RESULT, room_in
+from enginefarm.child.entry_point import ERROR, NO_ROOM, REQUEST, RESULT, room_in
 from enginefarm.child.process import MemoryWatch, kill_group, mib, randomization_off, start
 from enginefarm.documents import written_errors
 from enginefarm.errors import BuildCancelled, EnginefarmError, disk_full
@@ -135,14 +135,14 @@ class Child:
             watch = _Watch(self, folder / self.log_name)
             status = watch.run(function, folder)
             if (folder / ERROR).is_file():
-                raise self._child_error(left.text(folder / ERROR))
+                raise self._child_error(output_files.text(folder / ERROR))
             if status == NO_ROOM:
                 raise disk_full(folder, os.strerror(errno.ENOSPC))
             if status != 0 or not (folder / RESULT).is_file():
                 raise watch.exit_error(status)
-            if (folder / RESULT).stat().st_size > left.MOST_BYTES:
+            if (folder / RESULT).stat().st_size > output_files.MOST_BYTES:
                 raise self.kinds.failed(f"{self.what}: the answer is too large", fix=self.fix)
-            return Answer(left.text(folder / RESULT), watch.peak_bytes)
+            return Answer(output_files.text(folder / RESULT), watch.peak_bytes)
 
     def ask(self, function: str, request: BaseModel, answer: type[Model]) -> Model:
         """The same between models: the function takes and returns their JSON.
@@ -195,7 +195,7 @@ class _Watch:
                     process = start(
                         [
                             *(randomization_off() if self._child.fixed_addresses else ()),
-                            *(sys.executable, "-P", "-m", "enginefarm.child.inside"),
+                            *(sys.executable, "-P", "-m", "enginefarm.child.entry_point"),
                             *(function, str(folder), str(write_end), str(os.getpid())),
                         ],
                         folder,
@@ -296,7 +296,7 @@ class _Watch:
 
     def _last_words(self) -> str:
         """The last lines of the log that say what went wrong, or its last line."""
-        lines = left.text(self._log, 20_000).splitlines()
+        lines = output_files.text(self._log, 20_000).splitlines()
         useful = [line.strip() for line in lines if _FATAL.match(line)][-3:]
         return "; ".join(useful or [line.strip() for line in lines if line.strip()][-1:])[:500]
 

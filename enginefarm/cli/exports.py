@@ -34,7 +34,7 @@ def package(name: str, folder: Path | None, gpu: str | None, precision: Any, as_
     from enginefarm.release.package_choice import choose, cpu_engines
     from enginefarm.store import site
     from enginefarm.store.channels import split
-    from enginefarm.store.seen import SeenRevisions
+    from enginefarm.store.seen_revisions import SeenRevisions
     from enginefarm.store.signing import trust
 
     here, trusted = site.here(), trust()
@@ -105,7 +105,7 @@ def triton_repo(
     from enginefarm.pulling.triton_places import place, write_files
     from enginefarm.store.cache import BlobCache
     from enginefarm.store.channels import split
-    from enginefarm.store.seen import SeenRevisions
+    from enginefarm.store.seen_revisions import SeenRevisions
     from enginefarm.store.signing import trust
 
     store, cache, trusted = open_store(), BlobCache(), trust()

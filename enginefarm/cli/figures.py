@@ -57,7 +57,7 @@ def cost(
     It is computed from benchmark rows and your prices. A GPU that was not measured is named,
     without a figure.
     """
-    from enginefarm.release.cost import Limits, costs, read_prices, what_if
+    from enginefarm.release.cost import CostLimits, costs, read_prices, what_if
     from enginefarm.release.promote import candidates, newest_engines
     from enginefarm.store import budgets, channels
     from enginefarm.store.signing import trust
@@ -71,7 +71,7 @@ def cost(
     engines = (
         candidates(store, recipe, channel, trust()) if channel else newest_engines(store, recipe)
     )
-    limits = Limits(profile=profile, p99_ms=p99_ms, min_top1=min_top1)
+    limits = CostLimits(profile=profile, p99_ms=p99_ms, min_top1=min_top1)
     found = costs(store, engines, prices, budgets.recorded(store, recipe), limits)
     moved = what_if(found, prices, pair[0].lower(), pair[1].lower()) if pair else None
     if as_json:

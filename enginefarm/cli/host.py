@@ -15,7 +15,7 @@ from enginefarm.errors import HostError, NoEngineFits, ToolchainError, UsageErro
 
 if TYPE_CHECKING:
     from enginefarm.documents.manifest import Manifest
-    from enginefarm.run.once import RunResult
+    from enginefarm.run.single_run import RunResult
 
 PAGE = "docs/running.md"
 
@@ -69,7 +69,7 @@ def run_(
         )
     _require_gpu_and_numpy()
     from enginefarm.run import inputs as arrays
-    from enginefarm.run.once import run_once
+    from enginefarm.run.single_run import run_once
     from enginefarm.store import site
 
     found = _locate(engine, precision)

@@ -17,9 +17,9 @@ from enginefarm.cli.options import FiniteRange, NamedPath, gpu_option, precision
 if TYPE_CHECKING:
     from enginefarm.documents.host import Host
     from enginefarm.documents.manifest import Manifest
-    from enginefarm.pulling.again import Question
     from enginefarm.pulling.fleet import Reporter
     from enginefarm.pulling.pull import PulledEngine
+    from enginefarm.pulling.repeat_pull import Question
     from enginefarm.pulling.select import Candidate, Selection
 
 
@@ -146,7 +146,7 @@ def _say(path: Path, words: Sequence[str], origin: str) -> None:
 
 
 def _question(name: str, gpu: str, precision: str | None) -> Question | None:
-    from enginefarm.pulling.again import question
+    from enginefarm.pulling.repeat_pull import question
 
     return question(name, gpu, precision)
 

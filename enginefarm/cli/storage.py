@@ -14,7 +14,7 @@ from enginefarm.settings import cache_limit_bytes, current
 from enginefarm.store import EMBEDDED, open_store
 
 if TYPE_CHECKING:
-    from enginefarm.release.findings import Finding
+    from enginefarm.release.findings import AuditFinding
 
 
 @click.command()
@@ -257,7 +257,7 @@ def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
         )
 
 
-def _state(one: Finding) -> str:
+def _state(one: AuditFinding) -> str:
     if one.mended:
         return "mended"
     return "harmless" if one.harmless else "open"

@@ -33,7 +33,7 @@ def logs() -> Path:
     return address.folder() / "logs"
 
 
-class Part:
+class FarmProcess:
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name
         logs().mkdir(parents=True, exist_ok=True)
@@ -76,25 +76,25 @@ class Part:
 @contextmanager
 def farm(
     server: Mapping[str, str], say: Callable[[str], None], stopped: threading.Event
-) -> Generator[list[Part]]:
+) -> Generator[list[FarmProcess]]:
     """Starts the parts one after the other, and stops them at the end.
 
     server: options of `enginefarm server`. say: receives a line for each step. stopped: an event
     that ends the wait.
     Raises: FarmError when a part ends instead of starting; KeyboardInterrupt when stopped.
     """
-    parts: list[Part] = []
+    parts: list[FarmProcess] = []
     try:
         say("server    is starting")
         options = [text for name, value in server.items() for text in (f"--{name}", value)]
-        parts.append(Part("server", "server", *options))
+        parts.append(FarmProcess("server", "server", *options))
         _wait(parts, lambda: _healthy(parts[0]), "the server to answer", stopped)
         deploy = subprocess.run([*COMMAND, "deploy"], capture_output=True, text=True, check=False)
         if deploy.returncode:
             raise FarmError("up: `enginefarm deploy` has failed", why=deploy.stderr.strip())
         for name, role in (("control", "--control"), ("cpu", "--cpu")):
             say(f"{name:<8}  is starting")
-            parts.append(Part(name, "worker", role, "--name", f"up-{name}"))
+            parts.append(FarmProcess(name, "worker", role, "--name", f"up-{name}"))
         for part in parts[1:]:
             _wait(
                 parts,
@@ -112,21 +112,21 @@ def farm(
                 part.wait_or_kill(STOP_S)
 
 
-def watch(parts: list[Part], stopped: threading.Event) -> None:
+def watch(parts: list[FarmProcess], stopped: threading.Event) -> None:
     """Returns when it is stopped. Raises: FarmError when a part ends by itself."""
     while not stopped.wait(LOOK_S):
         for part in parts:
             part.check()
 
 
-def _healthy(server: Part) -> bool:
+def _healthy(server: FarmProcess) -> bool:
     """The saved URL is this server's once it has logged it; before that it may be an old one."""
     url = address.saved_url() if server.has_logged("password") else None
     return url is not None and healthy(f"{url}/health")
 
 
 def _wait(
-    parts: list[Part], ready: Callable[[], bool], what: str, stopped: threading.Event
+    parts: list[FarmProcess], ready: Callable[[], bool], what: str, stopped: threading.Event
 ) -> None:
     deadline = time.monotonic() + HEALTHY_S
     while not ready():

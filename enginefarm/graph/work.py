@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
-from enginefarm.child import left
-from enginefarm.child.beside import forked
+from enginefarm.child import output_files
 from enginefarm.child.call import Child
+from enginefarm.child.fork import forked
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.stage import StageOutput
 from enginefarm.errors import EnginefarmError
@@ -64,7 +64,7 @@ def run(function: str, order: Order, *, what: str, error: type[EnginefarmError])
     )
     made = child.ask(f"{__name__}:{function}", order, StageOutput)
     for name, path in made.files.items():
-        if not left.is_own(path, order.folder):
+        if not output_files.is_own(path, order.folder):
             raise error(f"{what} of {order.recipe.name}: {name} is not a file in its folder")
     return made
 

@@ -41,7 +41,7 @@ class Offer(Frozen):
     toolchains: tuple[ToolchainId, ...]
 
 
-class Target(Frozen):
+class BuildTarget(Frozen):
     """One engine wanted: where it is built and with what."""
 
     gpu: Name
@@ -71,7 +71,7 @@ class Skip(Frozen):
 
 
 class Targets(Frozen):
-    wanted: tuple[Target, ...]
+    wanted: tuple[BuildTarget, ...]
     skipped: tuple[Skip, ...]
 
 
@@ -93,7 +93,7 @@ class Refusals:
         if not allowed:
             self._first = self._first or error
 
-    def raise_if_nothing_is_left(self, wanted: Sequence[Target]) -> None:
+    def raise_if_nothing_is_left(self, wanted: Sequence[BuildTarget]) -> None:
         """Raises: the first refusal, where no combination is left to build."""
         if self._first is not None and not wanted:
             raise self._first
@@ -122,7 +122,7 @@ def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
     skipped where the recipe says `allow_skip` and the GPU lacks it).
     Raises: GpuError for an unknown label; the first refusal where nothing is left to build.
     """
-    wanted: list[Target] = []
+    wanted: list[BuildTarget] = []
     refusals = Refusals()
     for label in recipe.gpus:
         row = gpu(label)
@@ -140,7 +140,9 @@ def targets(recipe: Recipe, offers: Sequence[Offer]) -> Targets:
                 allowed = lacks is not None and recipe.allow_skip
                 refusals.add(label, precision, error, allowed)
                 continue
-            wanted.append(Target(gpu=label, precision=precision, toolchain=toolchain, pool=pool))
+            wanted.append(
+                BuildTarget(gpu=label, precision=precision, toolchain=toolchain, pool=pool)
+            )
     refusals.raise_if_nothing_is_left(wanted)
     return Targets(wanted=tuple(wanted), skipped=tuple(refusals.skips))
 
@@ -169,7 +171,9 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
     )
 
 
-def resolve(recipe: Recipe, target: Target, model: Model, precision: PrecisionUse) -> BuildSpec:
+def resolve(
+    recipe: Recipe, target: BuildTarget, model: Model, precision: PrecisionUse
+) -> BuildSpec:
     """The one build that this target stands for, with everything that decides its plan."""
     label = GpuTarget(label=target.gpu, compute_capability=gpu(target.gpu).compute_capability)
     carries = toolchains.toolchain(target.toolchain.name).carries

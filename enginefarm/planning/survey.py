@@ -19,7 +19,7 @@ from enginefarm.planning.outcome import Outcome
 from enginefarm.schema import Frozen
 from enginefarm.store.site import Site
 from enginefarm.toolchains import check, installed
-from enginefarm.toolchains.lacks import lacking
+from enginefarm.toolchains.missing_operators import lacking
 
 EXPORT_FIRST = "the model was not exported with these versions and this source yet"
 VERIFY_AGAIN = "the engine is built; its verification runs again, as data or settings changed"
@@ -36,7 +36,7 @@ UNKNOWN_MODEL = plan.Model(
 class PlannedBuild(Frozen):
     """One target, its spec once the model is known, and whether its engine is there."""
 
-    target: plan.Target
+    target: plan.BuildTarget
     spec: BuildSpec | None
     cached: bool
     reason: str
@@ -136,7 +136,7 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
 
     Raises: ToolchainError where that leaves nothing to build, unless the recipe allows to skip.
     """
-    wanted: list[plan.Target] = []
+    wanted: list[plan.BuildTarget] = []
     refusals = plan.Refusals()
     for target in found.wanted:
         asked = plan.resolve(
@@ -155,7 +155,7 @@ def _buildable(recipe: Recipe, found: plan.Targets) -> plan.Targets:
 def _with_specs(
     site: Site,
     recipe: Recipe,
-    wanted: Sequence[plan.Target],
+    wanted: Sequence[plan.BuildTarget],
     model: plan.Model,
     listed: Collection[str] | None,
 ) -> tuple[PlannedBuild, ...]:
@@ -181,7 +181,11 @@ def _possible(planned: PlannedBuild, model: plan.Model) -> PlannedBuild:
 
 
 def _standing(
-    recipe: Recipe, target: plan.Target, spec: BuildSpec, manifest: Manifest | None, figures: str
+    recipe: Recipe,
+    target: plan.BuildTarget,
+    spec: BuildSpec,
+    manifest: Manifest | None,
+    figures: str,
 ) -> PlannedBuild:
     """An engine counts as cached only while it is within the recipe's current budget."""
     planned = PlannedBuild(target=target, spec=spec, cached=False, reason=NO_MANIFEST)

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import CorruptBlob, NewerVersion, StoreMissing, command
-from enginefarm.store import channels, planted, statements
+from enginefarm.store import channels, statements, untrusted_files
 from enginefarm.store.budgets import Budgets, recorded
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.disk import write_atomically
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.reading import parsed
-from enginefarm.store.seen import SeenRevisions
+from enginefarm.store.seen_revisions import SeenRevisions
 from enginefarm.store.signing import Trust
 from enginefarm.tables.speeds import Speed
 from enginefarm.tables.speeds import read as read_speeds
@@ -149,7 +149,7 @@ class CachedCatalog:
             named[f"{channel}.channel.json"] = json.dumps(specs).encode()
         for name, data in named.items():
             path = folder / name
-            if planted.read(path) != data:
+            if untrusted_files.read(path) != data:
                 write_atomically(path, data)
 
     def manifests(
@@ -181,16 +181,16 @@ class CachedCatalog:
     def attestation(self, manifest: Manifest) -> bytes | None:
         found = (self._cache.root / "records").glob(f"*/{manifest.spec_digest}.dsse.json")
         path = next(found, None)
-        return planted.read(path) if path is not None else None
+        return untrusted_files.read(path) if path is not None else None
 
     def alias(self, recipe: str, manifest: Manifest) -> bytes | None:
         path = self._folder(recipe) / f"{manifest.spec_digest}.alias.json"
-        return planted.read(path)
+        return untrusted_files.read(path)
 
     @staticmethod
     def _manifest(path: Path) -> Manifest | None:
         try:
-            manifest = parsed(path.name, planted.read(path) or b"", Manifest)
+            manifest = parsed(path.name, untrusted_files.read(path) or b"", Manifest)
         except (CorruptBlob, NewerVersion):  # another version wrote it
             return None
         return manifest if manifest.spec.digest == path.stem else None
@@ -198,6 +198,6 @@ class CachedCatalog:
     @staticmethod
     def _channel(path: Path) -> frozenset[str]:
         try:
-            return frozenset(json.loads(planted.read(path) or b"[]"))
+            return frozenset(json.loads(untrusted_files.read(path) or b"[]"))
         except (ValueError, TypeError, RecursionError):
             return frozenset()

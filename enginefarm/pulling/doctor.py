@@ -18,7 +18,7 @@ from enginefarm.host.plan_header import MAGIC, RUNTIME, read_plan_header
 from enginefarm.host.runtimes import LOADERS
 from enginefarm.names import runtime_of
 from enginefarm.pulling.checks import CHECKS, fit_of, is_caveat
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 from enginefarm.store.cache import BlobCache
 
 
@@ -147,7 +147,7 @@ def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
         return _manifest(beside)
     digest = sha256_file(plan)
     for path in sorted((cache.root / "records").glob("*/" + "?" * 64 + ".json")):
-        if digest.encode() in (planted.read(path) or b""):
+        if digest.encode() in (untrusted_files.read(path) or b""):
             manifest = _manifest(path)
             if manifest.engine.digest == digest:
                 return manifest

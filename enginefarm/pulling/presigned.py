@@ -16,7 +16,7 @@ from enginefarm.pulling.pull import choose, file_name
 from enginefarm.pulling.select import Candidate
 from enginefarm.store import layout, open_store
 from enginefarm.store.cache import BlobCache
-from enginefarm.store.seen import SeenRevisions
+from enginefarm.store.seen_revisions import SeenRevisions
 from enginefarm.store.signing import Trust, attestation_key, trust
 from enginefarm.store.sources import PresignedUrl, UrlSource, read_url
 

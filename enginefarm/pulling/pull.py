@@ -27,7 +27,7 @@ from enginefarm.store import open_store
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import split
 from enginefarm.store.engine_store import EngineStore
-from enginefarm.store.seen import SeenRevisions
+from enginefarm.store.seen_revisions import SeenRevisions
 from enginefarm.store.signing import trust
 from enginefarm.store.statements import trusted_on_device
 from enginefarm.tables.speeds import PREFIX as SPEEDS

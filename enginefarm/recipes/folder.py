@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError, RecipeError
@@ -69,8 +69,8 @@ def _named(recipe: Recipe, kind: object) -> Iterator[tuple[str, str]]:
     for prefix, part in parts:
         for name, hint in get_type_hints(type(part), include_extras=True).items():
             if kind in (hint, *get_args(hint)):
-                found: Any = getattr(part, name)
-                many: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
+                found: str | tuple[str, ...] | None = getattr(part, name)
+                many = found if isinstance(found, tuple) else (found,)
                 yield from ((prefix + name, one) for one in many if one)
 
 

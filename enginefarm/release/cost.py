@@ -38,7 +38,7 @@ class Prices(Frozen):
     fleet: dict[str, Hosts] = Field(default_factory=dict[str, int])
 
 
-class Limits(Frozen):
+class CostLimits(Frozen):
     """profile: whose shapes are compared; None: the recipe's first."""
 
     profile: str | None = None
@@ -139,13 +139,13 @@ def costs(
     manifests: Sequence[Manifest],
     prices: Prices,
     budgets: Budgets,
-    limits: Limits | None = None,
+    limits: CostLimits | None = None,
 ) -> Costs:
     """Every GPU that has a price or an engine: its cheapest engine and batch, or why there is none.
 
     budgets: engines over them are left out. Raises: UsageError for an unknown profile.
     """
-    limits = limits or Limits()
+    limits = limits or CostLimits()
     if limits.profile not in (None, *(profiles := _profiles(manifests))):
         raise UsageError(
             f"cost --profile: the engines have no profile {limits.profile!r}",
@@ -236,7 +236,7 @@ def _usual_harness(rows: Mapping[str, list[Measured]]) -> Harness:
 
 
 def _cheapest(
-    rows: list[Measured], price: float, harness: Harness, budgets: Budgets, limits: Limits
+    rows: list[Measured], price: float, harness: Harness, budgets: Budgets, limits: CostLimits
 ) -> tuple[Cost | None, str]:
     alike = [(m, s) for m, s in rows if (s.harness, s.harness_flags) == harness]
     if not alike:

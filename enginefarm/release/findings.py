@@ -20,7 +20,7 @@ from enginefarm.store.site import Site
 from enginefarm.tables import layers, rules, speeds
 
 
-class Finding(Frozen):
+class AuditFinding(Frozen):
     """One fault in the store.
 
     mend: what repairs it. mended: whether that was done. fix: what a person can do about a fault
@@ -41,10 +41,10 @@ class Audit(Frozen):
     objects: int
     engines: int
     bytes_hashed: int
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
-    def open(self) -> tuple[Finding, ...]:
+    def open(self) -> tuple[AuditFinding, ...]:
         """The findings that are neither mended nor harmless."""
         return tuple(one for one in self.findings if not one.mended and not one.harmless)
 
@@ -57,7 +57,7 @@ class AuditState:
         self.store = site.store
         self.repair = repair
         self.read_bytes = read_bytes
-        self.findings: list[Finding] = []
+        self.findings: list[AuditFinding] = []
         self.present: set[str] = set()
         self.complete: dict[str, Manifest] = {}
         self.unreadable: set[str] = set()
@@ -75,11 +75,11 @@ class AuditState:
         """Adds a fault that can be repaired. With `repair`, calls `act`, which repairs it."""
         if self.repair:
             act()
-        self.findings.append(Finding(key=key, what=what, mend=mend, mended=self.repair))
+        self.findings.append(AuditFinding(key=key, what=what, mend=mend, mended=self.repair))
 
     def add(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
         """Adds a fault that cannot be repaired here."""
-        self.findings.append(Finding(key=key, what=what, fix=fix, harmless=harmless))
+        self.findings.append(AuditFinding(key=key, what=what, fix=fix, harmless=harmless))
 
     def delete(self, key: str) -> Callable[[], object]:
         return lambda: self.store.objects.delete(key)

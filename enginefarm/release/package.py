@@ -37,7 +37,13 @@ from enginefarm.errors import (
 )
 from enginefarm.graph.model import ort
 from enginefarm.names import RUNTIMES, PrecisionName
-from enginefarm.release.package_check import COMPONENT, CPU, CheckResult, Request, check_package
+from enginefarm.release.package_check import (
+    COMPONENT,
+    CPU,
+    CheckRequest,
+    CheckResult,
+    check_package,
+)
 from enginefarm.release.package_choice import Choice, Variant
 from enginefarm.store.budgets import Budgets
 from enginefarm.store.disk import clone_checked, write_atomically, writing
@@ -217,7 +223,7 @@ def _write_cpu(
         folder = package / CPU
         shutil.rmtree(folder, ignore_errors=True)
         materialize(site, graph.onnx, folder)
-        asked = Request(
+        asked = CheckRequest(
             package=package,
             reference=package / "reference.npz",
             tensors=main.tensors,

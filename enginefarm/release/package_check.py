@@ -25,7 +25,7 @@ ORT_TYPES = {"float32": "float", "float64": "double"}
 """Names of ONNX Runtime's element types, where they differ from ours."""
 
 
-class Request(Frozen):
+class CheckRequest(Frozen):
     """tensors: the engine's, with which the CPU variant must agree. measured: figures of the CPU
     variant's graph, which say what FP32 rounding costs; empty where there are none."""
 
@@ -44,7 +44,7 @@ class CheckResult(Frozen):
     over_budget: tuple[str, ...]
 
 
-def check_package(request: Request) -> CheckResult:
+def check_package(request: CheckRequest) -> CheckResult:
     """Opens the package and runs its CPU variant on the reference's inputs, in a child process.
 
     Raises: PrecisionError where ONNX Runtime cannot open or run it; ToolchainError where it takes
@@ -55,8 +55,8 @@ def check_package(request: Request) -> CheckResult:
 
 
 def check_here(request_json: str) -> str:
-    """The child's part: a Request in, a Checked out, both as JSON."""
-    request = Request.model_validate_json(request_json)
+    """The child's part: a CheckRequest in, a Checked out, both as JSON."""
+    request = CheckRequest.model_validate_json(request_json)
     session = open_package(request.package)
     _require_alike(session, request.tensors)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import ToolchainError, UsageError
-from enginefarm.names import PRECISION_ORDER, PrecisionName, runtime_of
+from enginefarm.names import PRECISION_ORDER, PRECISIONS, PrecisionName, runtime_of
 from enginefarm.pulling.checks import accurate, is_caveat
 from enginefarm.store.budgets import Budgets
 
@@ -113,7 +113,8 @@ def _variant(recipe: str, provider: str, engines: list[Manifest]) -> Variant:
 def cpu_engines(choice: Choice, engines: Iterable[Manifest]) -> list[Manifest]:
     """The FP32 engines of the model that was chosen: the CPU variant may have their graph."""
     model = choice.variants[0].manifest.spec.onnx_digest
-    return [one for one in engines if (one.spec.onnx_digest, one.precision) == (model, "fp32")]
+    wide = [one for one in engines if PRECISIONS[one.precision].bits == 32]
+    return [one for one in wide if one.spec.onnx_digest == model]
 
 
 def _provider(manifest: Manifest) -> str:

@@ -11,7 +11,7 @@ from enginefarm.names import PrecisionName
 from enginefarm.pulling import triton
 from enginefarm.pulling.triton_places import Place
 from enginefarm.release import promote as release
-from enginefarm.release.triton_replay import Candidate, Limits
+from enginefarm.release.triton_replay import RolloutCandidate, RolloutLimits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, Trial, try_out
 from enginefarm.settings import user
@@ -64,7 +64,7 @@ def rollout(
     def approve(manifests: tuple[Manifest, ...], _: tuple[GateResult, ...]) -> release.Approval:
         candidate = _candidate(store, cache, asked, manifests)
         ratio = asked.latency_ratio or recorded(store, asked.recipe).latency_ratio
-        trial = try_out(server, place, candidate, Limits(ratio, asked.requests))
+        trial = try_out(server, place, candidate, RolloutLimits(ratio, asked.requests))
         if trial.refusals:
             raise _refused(store, server, asked, candidate.model, trial)
         flip = Flip(server, place, candidate, trial)
@@ -95,7 +95,7 @@ def rollout(
 
 def _candidate(
     store: EngineStore, cache: BlobCache, asked: RolloutRequest, manifests: tuple[Manifest, ...]
-) -> Candidate:
+) -> RolloutCandidate:
     of_gpu = tuple(one for one in manifests if asked.gpu in (None, one.gpu))
     engines = triton.choose(of_gpu, asked.recipe, asked.precision)
     model = asked.model or asked.recipe
@@ -115,7 +115,7 @@ def _candidate(
             fix="build the recipe again, or name the server's GPU with --gpu",
         )
     known = budgets.recorded(store, asked.recipe).of
-    return Candidate(
+    return RolloutCandidate(
         model=model,
         tensors=first.tensors,
         batched=triton.max_batch_size(first) > 0,

@@ -30,7 +30,7 @@ MOST_BATCHES = 16
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RolloutCandidate:
     """What is to serve.
 
     model: its name in Triton. tensors, batched: as in its config. files: of the repository, for a
@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RolloutLimits:
     """latency_ratio: times the p99 of the version that serves. requests: to each of them."""
 
     latency_ratio: float
@@ -67,7 +67,11 @@ Served = tuple[str, int]
 
 
 def replay(
-    server: TritonServer, candidate: Candidate, model: str, version: int | None, expect: int = 0
+    server: TritonServer,
+    candidate: RolloutCandidate,
+    model: str,
+    version: int | None,
+    expect: int = 0,
 ) -> Comparison:
     """The reference's inputs through the server, against its outputs.
 
@@ -95,7 +99,7 @@ def replay(
     )
 
 
-def to_request(candidate: Candidate, inputs: Arrays) -> Arrays:
+def to_request(candidate: RolloutCandidate, inputs: Arrays) -> Arrays:
     """Inputs as Triton takes them: in the model's types, and a scalar as one value in one dim."""
     found: Arrays = {}
     for tensor in candidate.inputs:
@@ -107,7 +111,7 @@ def to_request(candidate: Candidate, inputs: Arrays) -> Arrays:
     return found
 
 
-def _from_response(candidate: Candidate, outputs: Arrays) -> Arrays:
+def _from_response(candidate: RolloutCandidate, outputs: Arrays) -> Arrays:
     found = dict(outputs)
     for tensor in candidate.tensors:
         scalar = len(tensor.shape) == (1 if candidate.batched else 0)
@@ -119,7 +123,11 @@ def _from_response(candidate: Candidate, outputs: Arrays) -> Arrays:
 
 
 def latency(
-    server: TritonServer, candidate: Candidate, limits: Limits, old: Served, new: Served
+    server: TritonServer,
+    candidate: RolloutCandidate,
+    limits: RolloutLimits,
+    old: Served,
+    new: Served,
 ) -> tuple[bool, str]:
     """p99 of lone requests, as this machine sees them, in turns with the version that serves.
 
@@ -154,7 +162,7 @@ def latency(
     return ratio <= limits.latency_ratio, words
 
 
-def requests_of(candidate: Candidate) -> Iterator[Arrays]:
+def requests_of(candidate: RolloutCandidate) -> Iterator[Arrays]:
     """Requests from the recipe's data, or from the sizes of its profiles if it names no data."""
     corners: list[Arrays] = []
     count = 0

@@ -47,14 +47,14 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Model(NamedTuple):
+class ModelTensors(NamedTuple):
     """A version as it is served. Dims include the batch where Triton batches."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
-class Answer(NamedTuple):
+class InferResult(NamedTuple):
     """outputs by name; version: which one answered."""
 
     outputs: Arrays
@@ -115,7 +115,7 @@ class TritonServer:
                 if row.get("name") == model and str(row.get("version", "")).isdecimal()
             }
 
-    def model(self, model: str, version: int) -> Model:
+    def model(self, model: str, version: int) -> ModelTensors:
         with self._parsing(f"what it says of {model}"):
             answer = self._json("GET", f"/models/{quote(model)}/versions/{version}")
             inputs, outputs = (
@@ -125,7 +125,7 @@ class TritonServer:
                 )
                 for kind in ("inputs", "outputs")
             )
-        return Model(inputs, outputs)
+        return ModelTensors(inputs, outputs)
 
     def load(self, model: str) -> None:
         """Loads or reloads; returns when it is served. A reload that fails changes nothing."""
@@ -135,7 +135,9 @@ class TritonServer:
         """No error for a model that is not loaded."""
         self._json("POST", f"/repository/models/{quote(model)}/unload", {}, timeout_s=LOAD_S)
 
-    def infer(self, model: str, inputs: Mapping[str, Array], version: int | None = None) -> Answer:
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], version: int | None = None
+    ) -> InferResult:
         """One request. version None: as clients ask, the server picks.
 
         inputs: arrays of the model's own types, with every dim that Triton counts.
@@ -239,7 +241,7 @@ def _datatype(array: Array) -> str:
     return next((known for known, plain in DATATYPES.items() if plain == name), BF16)
 
 
-def _answer(answer: Any, rest: bytes, what: str) -> Answer:
+def _answer(answer: Any, rest: bytes, what: str) -> InferResult:
     import numpy as np
 
     outputs: Arrays = {}
@@ -257,7 +259,7 @@ def _answer(answer: Any, rest: bytes, what: str) -> Answer:
             if flat.size != math.prod(shape):
                 raise ValueError(f"{one['name']} has {flat.size} values for the shape {shape}")
             outputs[str(one["name"])] = flat.reshape(shape)
-        return Answer(outputs, int(answer["model_version"]))
+        return InferResult(outputs, int(answer["model_version"]))
     except UNREADABLE as error:
         raise TritonError(f"{what}: its answer cannot be read", why=_readable(error)) from error
 

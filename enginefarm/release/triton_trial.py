@@ -16,7 +16,13 @@ from enginefarm.documents.comparing import absent
 from enginefarm.errors import EnginefarmError, EngineRunError, GateError, TritonError
 from enginefarm.progress import report
 from enginefarm.pulling.triton_places import Place, write_files
-from enginefarm.release.triton_replay import Candidate, Limits, latency, replay, requests_of
+from enginefarm.release.triton_replay import (
+    RolloutCandidate,
+    RolloutLimits,
+    latency,
+    replay,
+    requests_of,
+)
 from enginefarm.release.triton_server import Tensor, TritonServer
 from enginefarm.store.channels import GateResult
 
@@ -37,7 +43,9 @@ class Trial(NamedTuple):
         return tuple(one for one in self.gates if one.verdict == "refused")
 
 
-def try_out(server: TritonServer, place: Place, candidate: Candidate, limits: Limits) -> Trial:
+def try_out(
+    server: TritonServer, place: Place, candidate: RolloutCandidate, limits: RolloutLimits
+) -> Trial:
     """Loads the candidate beside the version that serves, judges it there, and unloads it again.
 
     Raises: TritonError where the server or the repository is not as it has to be.
@@ -93,7 +101,11 @@ def _wait_until_unloaded(server: TritonServer, model: str) -> None:
 
 
 def _gates(
-    server: TritonServer, candidate: Candidate, limits: Limits, before: int, version: int
+    server: TritonServer,
+    candidate: RolloutCandidate,
+    limits: RolloutLimits,
+    before: int,
+    version: int,
 ) -> Iterator[GateResult]:
     """Runs the steps in order and stops after the first that refuses."""
     beside = candidate.model + NEXT
@@ -162,7 +174,7 @@ def _describe(one: Tensor) -> str:
 
 
 def _outputs(
-    server: TritonServer, candidate: Candidate, model: str, version: int | None
+    server: TritonServer, candidate: RolloutCandidate, model: str, version: int | None
 ) -> tuple[bool, str]:
     found = replay(server, candidate, model, version)
     unknown = absent(found.outputs, candidate.budget)
@@ -177,7 +189,7 @@ class Flip:
     """The model's config points at the new version; `back` points it at the one before."""
 
     def __init__(
-        self, server: TritonServer, place: Place, candidate: Candidate, trial: Trial
+        self, server: TritonServer, place: Place, candidate: RolloutCandidate, trial: Trial
     ) -> None:
         self._server, self._place = server, place
         self._candidate, self._trial = candidate, trial

@@ -10,7 +10,7 @@ from enginefarm.documents.gpus import table as gpu_table
 from enginefarm.documents.thresholds import Regression
 from enginefarm.documents.versions import version_tuple
 from enginefarm.names import PRECISION_NAMES, RUNTIMES
-from enginefarm.report.model import Cell, Line, ModelSection, ReportData, WantedCell
+from enginefarm.report.model import Cell, HistoryLine, ModelSection, ReportData, WantedCell
 from enginefarm.tables.regression import walk
 from enginefarm.tables.rows import BenchmarkRow
 
@@ -204,19 +204,19 @@ def _engines(rows: Sequence[BenchmarkRow]) -> tuple[str | None, str | None]:
     return (before.spec_digest if before else None, newest.spec_digest)
 
 
-def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[Line, ...]:
+def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[HistoryLine, ...]:
     """A line for each host × runtime × precision, at its most measured profile and batch."""
     groups: defaultdict[tuple[str, str, str], list[BenchmarkRow]] = defaultdict(list)
     for row in rows:
         if row.latency_ms_median is not None:
             groups[host_of(row), row.runtime, row.precision].append(row)
-    lines: list[Line] = []
+    lines: list[HistoryLine] = []
     for (host, runtime, precision), found in groups.items():
         usual = usual_shape(found)
         most = [row for row in found if shape_of(row) == usual]
         points = tuple(walk(most, rule))
         if len(points) > 1:
-            lines.append(Line(host, runtime, precision, usual[1], points, _engines(most)))
+            lines.append(HistoryLine(host, runtime, precision, usual[1], points, _engines(most)))
     return tuple(
         sorted(
             lines,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enginefarm.names import RUNTIMES
 from enginefarm.report import svg
 from enginefarm.report.assemble import host_of, usual_shape
-from enginefarm.report.model import Cell, Line, ModelSection
+from enginefarm.report.model import Cell, HistoryLine, ModelSection
 from enginefarm.report.svg import number, power
 from enginefarm.tables import layer_diff
 from enginefarm.tables.rows import BenchmarkRow
@@ -18,7 +18,7 @@ LAYERS_SHOWN = 20
 layer_cells = layer_diff.cells
 
 
-def tone(row: BenchmarkRow | Line) -> str:
+def tone(row: BenchmarkRow | HistoryLine) -> str:
     """CSS class: engines by precision, what they are compared with in greys."""
     return f"p-{row.precision}" if RUNTIMES[row.runtime].bindings else f"r-{row.runtime}"
 
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:,.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def history(line: Line) -> str:
+def history(line: HistoryLine) -> str:
     words = {
         "slower": "slower than the nights before",
         "faster": "faster than the nights before",
@@ -164,7 +164,7 @@ def history(line: Line) -> str:
         "ok": "as before",
     }
     points = [
-        svg.Point(
+        svg.HistoryPoint(
             day=night.toordinal(),
             value=latency,
             state=state,

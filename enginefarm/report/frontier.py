@@ -19,7 +19,7 @@ LEAST = 1e-7
 
 
 @dataclass(frozen=True)
-class Place:
+class FrontierPoint:
     """One engine of one GPU. kept: its nodes that stay in more bits. beaten_by: a precision that is
     at least as fast and as accurate."""
 
@@ -41,7 +41,7 @@ class Place:
 
 def frontier(
     model: ModelSection, manifests: Mapping[str, Manifest] | None = None
-) -> dict[str, list[Place]]:
+) -> dict[str, list[FrontierPoint]]:
     """GPU -> its engines that were measured alike and stably, the fastest first.
 
     Among several shapes and harnesses, the one that most engines share counts. A GPU with one
@@ -52,7 +52,7 @@ def frontier(
         row = cell.row
         if row is not None and cell.state != "failed" and _measured(row):
             by_gpu[cell.gpu].append(row)
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[FrontierPoint]] = {}
     for gpu, rows in by_gpu.items():
         counts = Counter(_conditions(row) for row in rows)
         usual = max(counts, key=lambda one: (counts[one], str(one)))
@@ -74,9 +74,9 @@ def _conditions(row: BenchmarkRow) -> tuple[object, ...]:
     return (*shape_of(row), row.gpu_name, row.host_class, row.harness, row.harness_flags)
 
 
-def _place(recipe: str, row: BenchmarkRow, manifests: Mapping[str, Manifest]) -> Place:
+def _place(recipe: str, row: BenchmarkRow, manifests: Mapping[str, Manifest]) -> FrontierPoint:
     gpu, manifest = row.gpu or "", manifests.get(row.spec_digest or "")
-    return Place(
+    return FrontierPoint(
         gpu=gpu,
         precision=row.precision,
         latency_ms=row.latency_ms_median or 0.0,
@@ -86,7 +86,7 @@ def _place(recipe: str, row: BenchmarkRow, manifests: Mapping[str, Manifest]) ->
     )
 
 
-def _with_dominance(place: Place, others: list[Place]) -> Place:
+def _with_dominance(place: FrontierPoint, others: list[FrontierPoint]) -> FrontierPoint:
     mine = (place.latency_ms, place.relative_l2)
     for other in others:
         theirs = (other.latency_ms, other.relative_l2)
@@ -95,7 +95,7 @@ def _with_dominance(place: Place, others: list[Place]) -> Place:
     return place
 
 
-def chart(places: list[Place]) -> str:
+def chart(places: list[FrontierPoint]) -> str:
     """A dot an engine, both axes logarithmic; lower left is better."""
     tracks = [
         svg.Track(

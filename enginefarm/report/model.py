@@ -64,7 +64,7 @@ Engines = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
-class Line:
+class HistoryLine:
     """One cell's timings over the nights, each held against the nights before it."""
 
     host: str
@@ -97,7 +97,7 @@ class ModelSection:
     """By (GPU, precision)."""
     latest: tuple[BenchmarkRow, ...]
     """The newest measurement of every host × runtime × precision × profile × batch."""
-    lines: tuple[Line, ...]
+    lines: tuple[HistoryLine, ...]
 
     @property
     def slug(self) -> str:
@@ -108,7 +108,7 @@ class ModelSection:
         return [cell for cell in self.cells.values() if cell.row is not None]
 
     @property
-    def regressions(self) -> list[Line]:
+    def regressions(self) -> list[HistoryLine]:
         return [line for line in self.lines if line.regressed]
 
     @property

@@ -181,7 +181,7 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str, width: int =
 
 
 @dataclass(frozen=True)
-class Point:
+class HistoryPoint:
     """One night: its place on the time axis (days), its figure, and how it was judged."""
 
     day: int
@@ -190,7 +190,9 @@ class Point:
     title: str
 
 
-def history(points: Sequence[Point], *, tone: str, width: int = 300, height: int = 84) -> str:
+def history(
+    points: Sequence[HistoryPoint], *, tone: str, width: int = 300, height: int = 84
+) -> str:
     """A line over the nights; dashed, its median. The axis does not start at zero.
 
     Slower nights are ringed, unstable ones hollow; a gap in the nights is a gap in the line.
@@ -202,13 +204,13 @@ def history(points: Sequence[Point], *, tone: str, width: int = 300, height: int
     ceiling = min(values[-1], 1.6 * values[len(values) // 2]) * 1.08
     floor = max(0.0, min(values[0] * 0.92, values[len(values) // 2] * 0.8))
 
-    def at(point: Point) -> tuple[float, float]:
+    def at(point: HistoryPoint) -> tuple[float, float]:
         share = (point.day - first) / max(1, last - first)
         up = (min(point.value, ceiling) - floor) / (ceiling - floor or 1)
         return left + share * (width - left - right), height - bottom - up * (height - top - bottom)
 
     places = [at(point) for point in points]
-    middle = at(Point(first, values[len(values) // 2], "", ""))[1]
+    middle = at(HistoryPoint(first, values[len(values) // 2], "", ""))[1]
     parts = [
         _open(width, height),
         f'<path class="usual" d="M{left} {middle:.1f}H{width - right}"/>',

@@ -13,7 +13,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.recipe import TensorSpec
 from enginefarm.errors import UsageError
 from enginefarm.graph.samples import data, data_files
-from enginefarm.run.once import NPY
+from enginefarm.run.single_run import NPY
 from enginefarm.store.disk import appearing, writing
 
 if TYPE_CHECKING:

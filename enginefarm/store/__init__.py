@@ -20,7 +20,7 @@ def open_store(url: str | None = None, *, to_pull: bool = False) -> EngineStore:
 
     url: `s3://bucket/prefix` (credentials from the standard AWS_* variables), or
         `embedded:///folder`, which is also the `url` of the embedded store.
-    to_pull: for a process that starts, reads a few documents and may end then (see `quick`).
+    to_pull: for a process that starts, reads a few documents and may end then (see `quick_client`).
     Raises: UsageError; StoreUnavailable when the embedded server cannot start. No request goes
     to an S3 server yet.
     """
@@ -29,9 +29,9 @@ def open_store(url: str | None = None, *, to_pull: bool = False) -> EngineStore:
     url = url or current().store
     if url and not url.startswith(EMBEDDED):
         if to_pull:
-            from enginefarm.store import quick
+            from enginefarm.store import quick_client
 
-            objects = quick.connect(url)
+            objects = quick_client.connect(url)
             if objects is not None:
                 return EngineStore(objects, url)
         from enginefarm.store import s3

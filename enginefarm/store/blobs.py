@@ -95,7 +95,7 @@ class BlobStore:
 
     def source(self, ref: BlobRef) -> RangeSource:
         """Where the ranges of a blob come from."""
-        from enginefarm.store.sources import BlobSource  # botocore's errors: see quick
+        from enginefarm.store.sources import BlobSource  # botocore's errors
 
         return BlobSource(self.objects, ref)
 
@@ -150,7 +150,7 @@ def fill(
     path: the name of `fd` in messages. journal: the pieces that are already in the file.
     Raises: CorruptBlob, StoreMissing, DiskFull, StoreUnavailable.
     """
-    from enginefarm.store.download import Download, require_size  # botocore's errors: see quick
+    from enginefarm.store.download import Download, require_size  # botocore's errors
 
     sink = SINK.get()
     require_size(source, ref)

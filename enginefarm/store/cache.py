@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from enginefarm.digest import Ref, sha256_file
 from enginefarm.errors import CorruptBlob, DiskFull, StoreMissing
 from enginefarm.settings import cache_limit_bytes, current
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 from enginefarm.store.disk import clone, settle, settle_folder, writing
 from enginefarm.store.pieces import Journal, RangeSource
 from enginefarm.store.prune import SEEN, keep_within
@@ -66,7 +66,11 @@ class BlobCache:
             stamp = _stamp(path.name, found)
             seen = path.with_name(f"{path.name}{SEEN}")
             fits = stat.S_ISREG(found.st_mode) and found.st_size == ref.size_bytes
-            if fits and planted.is_ours(found) and planted.read_ours(seen) == stamp.encode():
+            if (
+                fits
+                and untrusted_files.is_ours(found)
+                and untrusted_files.read_ours(seen) == stamp.encode()
+            ):
                 with suppress(OSError):  # a cache that cannot be written is used all the same
                     os.utime(seen)
                 return path
@@ -100,7 +104,7 @@ class BlobCache:
         part = path.with_name(f"{path.name}.part")
         note = path.with_name(f"{path.name}.pieces")
         resumed = False
-        fd = planted.open_to_go_on(part)
+        fd = untrusted_files.open_to_go_on(part)
         try:
             if os.fstat(fd).st_size == 0:  # it is new
                 with writing(note):

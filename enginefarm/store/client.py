@@ -37,7 +37,7 @@ def new_client(endpoint: str | None, credentials: Credentials | None, patience: 
     Without `endpoint` and `credentials` the standard AWS_* variables and files decide.
     Raises: UsageError for variables or files that botocore does not accept.
     """
-    from botocore.config import Config  # takes a third of a second, which `quick` avoids
+    from botocore.config import Config  # takes a third of a second, which `quick_client` avoids
     from botocore.exceptions import BotoCoreError
 
     region = configured_region()

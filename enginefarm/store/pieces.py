@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from enginefarm.errors import EnginefarmError
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 from enginefarm.store.disk import writing
 
 PIECE_BYTES = 32 << 20
@@ -44,15 +44,15 @@ class Journal:
         self._header = f"pieces of {PIECE_BYTES}"
         self.finished: set[int] = set()
         with suppress(ValueError):
-            header, *lines = (planted.read(path) or b"").decode().splitlines() or [""]
+            header, *lines = (untrusted_files.read(path) or b"").decode().splitlines() or [""]
             if header == self._header:
                 self.finished = {int(line) for line in lines}
         if not self.finished:
-            self._write(planted.new(path), self._header)
+            self._write(untrusted_files.new(path), self._header)
 
     def add(self, index: int) -> None:
         with writing(self.path):
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | planted.FLAGS)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | untrusted_files.FLAGS)
         self._write(fd, str(index))
 
     def _write(self, fd: int, line: str) -> None:

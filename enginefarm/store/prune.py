@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 
 SEEN = ".seen"
 SOURCES = "sources"
@@ -97,7 +97,9 @@ def clean(root: Path) -> int:
             removed += 1
     blobs = {one.path.name for one in blobs_of(root)}
     for note in (root / SOURCES).glob("*"):
-        if (planted.read(note) or b"").decode("ascii", "replace").partition(" ")[0] not in blobs:
+        if (untrusted_files.read(note) or b"").decode("ascii", "replace").partition(" ")[
+            0
+        ] not in blobs:
             note.unlink(missing_ok=True)
             removed += 1
     return removed

@@ -21,7 +21,7 @@ from enginefarm.toolchains.builder_api import dtype_named, values_are_sizes
 READING_S = 600
 
 
-class Asked(Frozen):
+class PlanRequest(Frozen):
     """plan: one of TensorRT's own. plugins: libraries that it needs."""
 
     plan: Path
@@ -56,7 +56,7 @@ def contents(plan: Path, request: BuildRequest) -> Contents:
     sizes; ToolchainError and HostError for what this host lacks.
     """
     child = Child(f"the plan of {request.spec.label}", error=BuildError, limits=Limits(READING_S))
-    asked = Asked(plan=plan, plugins=request.plugins)
+    asked = PlanRequest(plan=plan, plugins=request.plugins)
     found = child.ask(f"{__name__}:read_here", asked, Contents)
     for tensor in found.tensors:
         if tensor.is_shape_tensor:
@@ -83,8 +83,8 @@ def _range(shapes: MinOptMax | None) -> str:
 
 
 def read_here(request: str) -> str:
-    """The child's part: Asked in, Contents out, both as JSON."""
-    asked = Asked.model_validate_json(request)
+    """The child's part: PlanRequest in, Contents out, both as JSON."""
+    asked = PlanRequest.model_validate_json(request)
     trt = tensorrt.load()
     messages = Messages()
     _, runtime = started(trt, "TensorRT's runtime", trt.Runtime, asked.plugins, messages)

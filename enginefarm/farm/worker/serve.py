@@ -102,7 +102,7 @@ def _describe(card: Card) -> str:
 def _exclusive_gpu(role: Role) -> Generator[None]:
     """Allows one worker for each GPU. The kernel releases the lock when this process ends.
 
-    It is not the lock of `building.turns`, which the builds of this worker hold in turn.
+    It is not the lock of `building.build_locks`, which the builds of this worker hold in turn.
     """
     if role != "gpu":
         yield

@@ -34,7 +34,7 @@ class Slimmed(NamedTuple):
     refused: str = ""
 
 
-class Request(Frozen):
+class SlimRequest(Frozen):
     """What `slim_onnx` hands to its child process."""
 
     src: Path
@@ -54,7 +54,7 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> Slimmed:
     wanted = _results(src, feeds, "the graph before slimming")
     refused = ""
     try:
-        request = Request(
+        request = SlimRequest(
             src=src.resolve(),
             dest_dir=dest_dir.resolve(),
             external_above_bytes=onnx_files.EXTERNAL_ABOVE_BYTES,
@@ -75,7 +75,7 @@ def slim_onnx(src: Path, dest_dir: Path, feeds: Sequence[Arrays]) -> Slimmed:
 
 def slim_here(request_json: str) -> str:
     """The child's part: writes the slimmed graph."""
-    request = Request.model_validate_json(request_json)
+    request = SlimRequest.model_validate_json(request_json)
     onnxslim: Any = import_module("onnxslim")  # no type stubs
     onnx_files.EXTERNAL_ABOVE_BYTES = request.external_above_bytes
     model = onnx_files.read(request.src, error=SlimError)

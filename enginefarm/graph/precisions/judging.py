@@ -22,7 +22,7 @@ from enginefarm.graph.order import Order
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.samples import data
 from enginefarm.graph.verification.reference import ReferenceBatch, write_batch
-from enginefarm.graph.verification.verify import Request, passes
+from enginefarm.graph.verification.verify import VerificationRequest, passes
 from enginefarm.names import PRECISIONS
 
 MARGIN = 2 / 3
@@ -49,7 +49,9 @@ def evidence(order: Order) -> Generator[Evidence | None]:
     budget, comparing = recipe.budget(order.precision), recipe.verification.comparing
 
     def within(limits: Budget, graph: Path, data: Path = reference) -> bool:
-        return passes(Request(onnx=graph, reference=data, budget=limits, comparing=comparing))
+        return passes(
+            VerificationRequest(onnx=graph, reference=data, budget=limits, comparing=comparing)
+        )
 
     seen = reference, order.largest
     made = partial(Evidence, *seen, tries=recipe.search_tries, memory=order.memory)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from enginefarm.documents.spec import BlobRef
 from enginefarm.errors import SourceError, StoreConflict, StoreMissing
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.disk import clone_checked, write_atomically
 from enginefarm.store.prune import SOURCES
@@ -64,8 +64,8 @@ def download(url: str, folder: Path) -> Path:
 
 def _noted(note: Path) -> BlobRef | None:
     with suppress(OSError, ValueError):
-        if planted.is_ours(note.lstat()):
-            digest, size = (planted.read(note) or b"").decode().split()
+        if untrusted_files.is_ours(note.lstat()):
+            digest, size = (untrusted_files.read(note) or b"").decode().split()
             return BlobRef(digest=digest, size_bytes=int(size))
     return None
 

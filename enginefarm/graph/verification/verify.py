@@ -49,7 +49,7 @@ class Comparison:
     broken: int | None = None
 
 
-class Request(Frozen):
+class VerificationRequest(Frozen):
     """What `verify_graph` hands to its child process."""
 
     onnx: Path
@@ -68,7 +68,7 @@ def verify_graph(
     Raises: PrecisionError when the graph cannot be run, or crashes ONNX Runtime;
     CalibrationError for the reference.
     """
-    request = Request(
+    request = VerificationRequest(
         onnx=onnx.resolve(), reference=reference.resolve(), budget=budget, comparing=comparing
     )
     progress.report("verify", 0, 1)
@@ -82,11 +82,11 @@ def verify_graph(
 
 
 def verify_here(request_json: str) -> str:
-    """The child's part: a Request in, a GraphVerification out, both as JSON."""
-    return _verified(Request.model_validate_json(request_json)).model_dump_json()
+    """The child's part: a VerificationRequest in, a GraphVerification out, both as JSON."""
+    return _verified(VerificationRequest.model_validate_json(request_json)).model_dump_json()
 
 
-def passes(request: Request) -> bool:
+def passes(request: VerificationRequest) -> bool:
     """Whether the graph is within its budget, verified in this process.
 
     Raises: as `verify_graph` does.
@@ -94,7 +94,7 @@ def passes(request: Request) -> bool:
     return _verified(request).passed
 
 
-def _verified(request: Request) -> GraphVerification:
+def _verified(request: VerificationRequest) -> GraphVerification:
     from enginefarm.graph.model import emulate
 
     model = onnx_files.read(request.onnx, error=PrecisionError)
@@ -140,7 +140,7 @@ def _verified(request: Request) -> GraphVerification:
 
 
 def _blamed(
-    request: Request, outputs: tuple[OutputComparison, ...], broken: int
+    request: VerificationRequest, outputs: tuple[OutputComparison, ...], broken: int
 ) -> tuple[OutputComparison, ...]:
     """The same, with the node that made the first value that is not a number."""
     from enginefarm.graph.verification import blame

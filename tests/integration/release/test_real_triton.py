@@ -29,7 +29,7 @@ from enginefarm.documents.thresholds import Budget
 from enginefarm.errors import GateError, TritonError
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.pulling.triton_places import Folder
-from enginefarm.release.triton_replay import Candidate, Limits
+from enginefarm.release.triton_replay import RolloutCandidate, RolloutLimits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, try_out
 from enginefarm.store.weed import free_ports
@@ -188,8 +188,8 @@ def tensor(name: str, dtype: object, role: object, *dims: int) -> TensorInfo:
     return TensorInfo(name=name, dtype=dtype, shape=(-1, *dims), role=role)  # type: ignore[arg-type]
 
 
-def candidate(reference: Path, made: Files) -> Candidate:
-    return Candidate(
+def candidate(reference: Path, made: Files) -> RolloutCandidate:
+    return RolloutCandidate(
         model="m",
         tensors=(
             tensor("x", "float32", "input", 3),
@@ -206,7 +206,7 @@ def candidate(reference: Path, made: Files) -> Candidate:
     )
 
 
-LIMITS = Limits(latency_ratio=1000, requests=100)
+LIMITS = RolloutLimits(latency_ratio=1000, requests=100)
 """Two busy cores say nothing about latency; the ratio itself is tested with a clock of our own."""
 
 

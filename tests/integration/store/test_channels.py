@@ -18,7 +18,7 @@ from enginefarm.farm import night as nightly
 from enginefarm.planning.survey import local_offers
 from enginefarm.release import promote as release
 from enginefarm.report.nightly import page
-from enginefarm.store import budgets, channels, layout, reverified, signing, statements
+from enginefarm.store import budgets, channels, layout, reverification, signing, statements
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site
@@ -316,7 +316,7 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
         update={"outputs": (manifest.verification.outputs[0].model_copy(update={"cosine": 0.5}),)}
     )
     reference = manifest.engine
-    again = reverified.write(
+    again = reverification.write(
         store,
         "model",
         manifest.spec_digest,

@@ -16,7 +16,7 @@ from faulty_proxy import FaultyProxy
 
 from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import StoreDenied, StoreMissing, StoreUnavailable
-from enginefarm.store import open_store, quick, s3
+from enginefarm.store import open_store, quick_client, s3
 from enginefarm.store.embedded import Server
 from enginefarm.store.engine_store import EngineStore
 from tests.second_server import KEY, second_server
@@ -47,8 +47,8 @@ def require_the_same(url: str) -> None:
         whole.put(f"docs/{number}", b"x" * number)
     whole.put("docs/a.json", b"{}")
     whole.put("docs/deep/b.json", b"[1]")
-    fast = quick.connect(url)
-    assert isinstance(fast, quick.QuickStore)
+    fast = quick_client.connect(url)
+    assert isinstance(fast, quick_client.QuickStore)
     assert answers(fast) == answers(whole)
     assert fast.made is None, "botocore was asked"
 
@@ -102,22 +102,22 @@ def test_what_botocore_reads_in_another_way_is_left_to_botocore(
     tmp_path: Path, changes: dict[str, str | None], url: str
 ) -> None:
     environment = {name: value for name, value in {**HERE, **changes}.items() if value is not None}
-    assert quick.fits(URL, HERE, tmp_path)
-    assert not quick.fits(url, environment, tmp_path)
+    assert quick_client.fits(URL, HERE, tmp_path)
+    assert not quick_client.fits(url, environment, tmp_path)
 
 
 @pytest.mark.parametrize(
     "more", [{"AWS_SESSION_TOKEN": "t", "AWS_REGION": "eu-west-1"}, {"AWS_CA_BUNDLE": "/ca"}]
 )
 def test_a_key_with_its_token_and_region_fits(tmp_path: Path, more: dict[str, str]) -> None:
-    assert quick.fits(URL, HERE | more, tmp_path)
+    assert quick_client.fits(URL, HERE | more, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config", "credentials"])
 def test_files_of_the_aws_configuration_are_botocores(tmp_path: Path, name: str) -> None:
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / name).write_text("[default]\nregion = eu-west-1\n", "utf-8")
-    assert not quick.fits(URL, HERE, tmp_path)
+    assert not quick_client.fits(URL, HERE, tmp_path)
 
 
 def test_errors_are_those_of_botocore(

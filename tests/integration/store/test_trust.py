@@ -24,7 +24,15 @@ from enginefarm.errors import (
     StoreConflict,
 )
 from enginefarm.release import promote as release
-from enginefarm.store import budgets, channels, layout, quarantine, reverified, signing, statements
+from enginefarm.store import (
+    budgets,
+    channels,
+    layout,
+    quarantine,
+    reverification,
+    signing,
+    statements,
+)
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.store.site import Site, whole
@@ -312,7 +320,7 @@ def test_what_somebody_who_writes_the_store_can_still_do(
         update={"over_budget": ("y: cosine",), "asked": "b" * 64}
     )
     assert manifest.reference is not None
-    written = reverified.write(
+    written = reverification.write(
         site.store, "model", job.spec.digest, manifest.graph, missed, manifest.reference
     )
     with pytest.raises(NoEngineFits, match="over the accuracy budget"):

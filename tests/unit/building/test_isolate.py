@@ -15,7 +15,7 @@ from specs import spec
 from enginefarm import errors
 from enginefarm.building import isolate
 from enginefarm.child import process as child_process
-from enginefarm.child.inside import ProgressPipe
+from enginefarm.child.entry_point import ProgressPipe
 from enginefarm.toolchains import BuildOutput, BuildRequest
 
 SPEC = spec("tensorrt-rtx", "1", gpu=("t4", "7.5"), profiles=())

@@ -22,7 +22,7 @@ GC_TELLS = (
     "test_a_blob_that_an_engine_uses_in_the_moment_of_its_deletion_is_told_and_built_again"
 )
 CACHE = "unit/store/test_cache.py"
-PLANTED = "unit/store/test_planted.py"
+PLANTED = "unit/store/test_untrusted_files.py"
 MEANWHILE = "integration/store/test_meanwhile.py"
 ISOLATE = "unit/building/test_isolate.py"
 AUDIT = "unit/infra/test_audit.py"
@@ -283,7 +283,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "What it leaves is read up to a limit": (
         f"{CALL}::test_a_file_of_any_size_is_not_read_into_memory",
         f"{CALL}::test_a_line_of_progress_without_end_takes_no_memory",
-        "unit/child/test_left.py::test_what_is_no_file_of_its_own_is_not_taken",
+        "unit/child/test_output_files.py::test_what_is_no_file_of_its_own_is_not_taken",
     ),
     "A `*` in an S3 policy": (
         f"{POLICIES}::test_what_the_star_of_a_policy_also_matches_is_no_revision",

@@ -15,7 +15,8 @@ HEAVY = {"ml_dtypes", "numpy", "onnx", "onnxruntime", "torch"}
     [
         "import enginefarm.planning.graphs, enginefarm.planning.stages, enginefarm.planning.survey",
         "import enginefarm.graph.verification.verify, enginefarm.graph.samples.data",
-        "import enginefarm.building.engine, enginefarm.run.verify, enginefarm.toolchains.lacks",
+        "import enginefarm.building.engine, enginefarm.run.verify",
+        "import enginefarm.toolchains.missing_operators",
         "import enginefarm.bench.engine, enginefarm.bench.on_gpu, enginefarm.release.package",
         "from enginefarm.graph.sources import SOURCES, source; [source(kind) for kind in SOURCES]",
         "from enginefarm.graph.precisions import PRECISIONS, precision; "

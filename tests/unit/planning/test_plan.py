@@ -54,7 +54,7 @@ INT8 = PrecisionUse(
 
 def spec_of(recipe: Recipe = RECIPE, model: plan.Model = MODEL, **target: object) -> BuildSpec:
     values = {"gpu": "t4", "precision": "int8", "toolchain": RTX, "pool": "cpu", **target}
-    return plan.resolve(recipe, plan.Target.model_validate(values), model, INT8)
+    return plan.resolve(recipe, plan.BuildTarget.model_validate(values), model, INT8)
 
 
 def test_targets_are_gpus_times_precisions_in_the_recipes_order() -> None:

@@ -53,7 +53,7 @@ def standing(
     output = manifest.verification.outputs[0].model_copy(update=figures)
     verification = manifest.verification.model_copy(update={"outputs": (output,), "asked": asked})
     recipe = Recipe.model_validate(document(accuracy={"fp16": budget}))
-    target = plan.Target(gpu="t4", precision="fp16", toolchain=NATIVE, pool="cpu")
+    target = plan.BuildTarget(gpu="t4", precision="fp16", toolchain=NATIVE, pool="cpu")
     there = manifest.model_copy(update={"verification": verification, "recipe": "small"})
     return survey._standing(recipe, target, there.spec, there, "a" * 64)
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_built_is_said_of_its_row_alone() -> None:
     model = survey.UNKNOWN_MODEL.model_copy(update={"operators": {"MatMul": "mm"}})
     rtx = NATIVE.model_copy(update={"name": "tensorrt-rtx"})
     for gpu, capability, impossible in (("t4", "7.5", True), ("l4", "8.9", False)):
-        target = plan.Target(gpu=gpu, precision="fp32", toolchain=rtx, pool="cpu")
+        target = plan.BuildTarget(gpu=gpu, precision="fp32", toolchain=rtx, pool="cpu")
         spec = BuildSpec(
             onnx_digest="0" * 64,
             exporter=model.exporter,

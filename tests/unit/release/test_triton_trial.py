@@ -25,7 +25,7 @@ from enginefarm.errors import GateError, TritonError
 from enginefarm.pulling.triton import RepositoryFile
 from enginefarm.pulling.triton_places import Folder
 from enginefarm.release import triton_server
-from enginefarm.release.triton_replay import Candidate, Limits
+from enginefarm.release.triton_replay import RolloutCandidate, RolloutLimits
 from enginefarm.release.triton_server import TritonServer
 from enginefarm.release.triton_trial import Flip, Trial, try_out
 
@@ -71,8 +71,8 @@ def reference(tmp_path: Path) -> Path:
 KINDS = (("input", "x"), ("output", "y"))
 
 
-def candidate(reference: Path, **plan: Any) -> Candidate:
-    return Candidate(
+def candidate(reference: Path, **plan: Any) -> RolloutCandidate:
+    return RolloutCandidate(
         model="m",
         tensors=TENSORS,
         batched=True,
@@ -84,12 +84,14 @@ def candidate(reference: Path, **plan: Any) -> Candidate:
     )
 
 
-def tried(stub: Stub, wanted: Candidate, **limits: Any) -> Trial:
-    settings = Limits(**{"latency_ratio": 1.1, "requests": 100, "clock": stub.clock, **limits})
+def tried(stub: Stub, wanted: RolloutCandidate, **limits: Any) -> Trial:
+    settings = RolloutLimits(
+        **{"latency_ratio": 1.1, "requests": 100, "clock": stub.clock, **limits}
+    )
     return try_out(TritonServer(stub.url), Folder(stub.repository), wanted, settings)
 
 
-def flip(stub: Stub, wanted: Candidate, trial: Trial) -> Flip:
+def flip(stub: Stub, wanted: RolloutCandidate, trial: Trial) -> Flip:
     return Flip(TritonServer(stub.url), Folder(stub.repository), wanted, trial)
 
 
@@ -104,7 +106,7 @@ def tree(stub: Stub) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def refusal(stub: Stub, wanted: Candidate, **limits: Any) -> str:
+def refusal(stub: Stub, wanted: RolloutCandidate, **limits: Any) -> str:
     """What refused it; version 1 still serves, and the repository is as before."""
     before = tree(stub)
     trial = tried(stub, wanted, **limits)
@@ -281,7 +283,7 @@ def test_a_scalar_a_sample_is_one_value_in_one_dim(stub: Stub, tmp_path: Path) -
     assert not tried(stub, wanted).refusals
 
 
-def error(stub: Stub, wanted: Candidate) -> TritonError:
+def error(stub: Stub, wanted: RolloutCandidate) -> TritonError:
     before = tree(stub)
     with pytest.raises(TritonError) as caught:
         tried(stub, wanted)
@@ -304,7 +306,7 @@ def test_a_model_that_is_not_served_is_said(stub: Stub, reference: Path) -> None
 def test_a_repository_that_the_server_does_not_read_is_said(
     stub: Stub, reference: Path, tmp_path: Path
 ) -> None:
-    settings = Limits(1.1)
+    settings = RolloutLimits(1.1)
     server = TritonServer(stub.url)
     with pytest.raises(TritonError, match=r"has no m/config\.pbtxt"):
         try_out(server, Folder(tmp_path / "nowhere"), candidate(reference), settings)

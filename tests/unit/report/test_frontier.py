@@ -9,7 +9,7 @@ from sample_manifest import make_manifest
 from sample_rows import NIGHT, make_row
 
 from enginefarm.report import assemble, render
-from enginefarm.report.frontier import Place, chart, frontier
+from enginefarm.report.frontier import FrontierPoint, chart, frontier
 from enginefarm.tables.rows import BenchmarkRow
 
 
@@ -23,7 +23,7 @@ def row(precision: str, ms: float, error: float, **more: Any) -> BenchmarkRow:
     return make_row(NIGHT, **{"engine_digest": digest, "spec_digest": digest, **fields, **more})
 
 
-def places(*rows: BenchmarkRow) -> dict[str, list[Place]]:
+def places(*rows: BenchmarkRow) -> dict[str, list[FrontierPoint]]:
     return frontier(assemble([*rows], title="", store="").models[0])
 
 

@@ -188,7 +188,9 @@ def test_a_figure_shown_is_the_figure_to_three_digits(value: float) -> None:
     )
 )
 def test_a_history_stays_inside_its_frame(points: list[tuple[int, float]]) -> None:
-    drawn = svg.history([svg.Point(d, v, "ok", "") for d, v in sorted(points)], tone="p-fp16")
+    drawn = svg.history(
+        [svg.HistoryPoint(d, v, "ok", "") for d, v in sorted(points)], tone="p-fp16"
+    )
     for circle in ET.fromstring(drawn).iter("circle"):
         assert 0 <= float(circle.attrib["cx"]) <= 300
         assert 0 <= float(circle.attrib["cy"]) <= 84

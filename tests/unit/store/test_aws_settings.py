@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enginefarm.errors import SignatureRejected, UsageError
-from enginefarm.store import open_store, quick, s3, signing
+from enginefarm.store import open_store, quick_client, s3, signing
 from enginefarm.store.client import is_endpoint
 
 SECRET = "hush-hush"
@@ -27,7 +27,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def refusal() -> str:
     """The error of a store, by the quick reader or without it."""
     with pytest.raises(UsageError) as raised:
-        (quick.connect("s3://bucket") or s3.connect("s3://bucket")).get("key")
+        (quick_client.connect("s3://bucket") or s3.connect("s3://bucket")).get("key")
     assert SECRET not in str(raised.value)
     return str(raised.value)
 

@@ -14,7 +14,7 @@ from toy_graphs import result
 from enginefarm.documents.spec import GpuTarget
 from enginefarm.graph.exporting import export
 from enginefarm.graph.model import onnx_files, operators, walk
-from enginefarm.toolchains.lacks import lacking
+from enginefarm.toolchains.missing_operators import lacking
 
 DATA = """
 import numpy as np

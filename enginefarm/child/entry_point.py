@@ -1,6 +1,6 @@
 """The inside of a child process: one function is called, and its result or error is left in a file.
 
-    python -P -m enginefarm.child.inside MODULE:FUNCTION FOLDER PROGRESS_FD PARENT_PID
+    python -P -m enginefarm.child.entry_point MODULE:FUNCTION FOLDER PROGRESS_FD PARENT_PID
 
 `call.py` starts it and reads what it leaves.
 """

@@ -15,7 +15,7 @@ from enginefarm.documents.spec import GpuTarget
 from enginefarm.graph.model import onnx_files, onnx_shapes, operators
 from enginefarm.graph.precisions import finish
 from enginefarm.graph.precisions.use import BY_NAME, BY_SEARCH
-from enginefarm.toolchains.lacks import NOWHERE, lacking
+from enginefarm.toolchains.missing_operators import NOWHERE, lacking
 
 trt: Any = import_module("tensorrt_rtx_bindings")
 

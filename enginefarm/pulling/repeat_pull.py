@@ -25,7 +25,7 @@ from enginefarm.errors import EnginefarmError
 from enginefarm.host.detect import facts
 from enginefarm.pulling.place import place
 from enginefarm.settings import current
-from enginefarm.store import layout, planted, quick
+from enginefarm.store import layout, quick_client, untrusted_files
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.disk import write_atomically
 
@@ -41,19 +41,19 @@ ROOMS = ("", "cli", "documents", "host", "pulling", "store", "tables")
 READERS = 8
 
 
-class Engine(NamedTuple):
+class EngineRef(NamedTuple):
     digest: str
     size_bytes: int
 
 
-class Answer(NamedTuple):
+class RepeatedPull(NamedTuple):
     """words: the line that describes the engine, and the notes."""
 
     path: Path
     words: list[str]
 
 
-class Noted:
+class RecordingStore:
     """A store for reading that keeps a digest, or the key, of each answer, by what was asked."""
 
     def __init__(self, objects: Any) -> None:
@@ -88,7 +88,7 @@ class Question:
     """What a pull is asked on this host, and what the last one answered."""
 
     def __init__(self, name: str, gpu: str, precision: str | None, url: str, objects: Any) -> None:
-        self.objects = Noted(objects)
+        self.objects = RecordingStore(objects)
         self._url = url
         self._cache = BlobCache()
         asked = (name, gpu, precision, url)
@@ -103,11 +103,11 @@ class Question:
 
         return EngineStore(self.objects, self._url)  # type: ignore[arg-type]
 
-    def answer(self, dest: Path | None) -> Answer | None:
+    def answer(self, dest: Path | None) -> RepeatedPull | None:
         """None: nothing is noted, or something has changed. Raises: CorruptBlob, DiskFull."""
         try:
-            note = json.loads(planted.read_ours(self._note) or b"{}")
-            engine = Engine(*note["engine"])
+            note = json.loads(untrusted_files.read_ours(self._note) or b"{}")
+            engine = EngineRef(*note["engine"])
             if note["decides"] != self._decides or not self._cache.has(engine):
                 return None
             if not self._unchanged(note["read"]):
@@ -115,7 +115,7 @@ class Question:
         except (ValueError, KeyError, TypeError, RecursionError, EnginefarmError):
             return None  # if it is an error for pull, too, pull reports it
         manifest = note["manifest"].encode()
-        return Answer(place(self._cache, engine, note["name"], manifest, dest), note["words"])
+        return RepeatedPull(place(self._cache, engine, note["name"], manifest, dest), note["words"])
 
     def _unchanged(self, read: list[tuple[str, str, str]]) -> bool:
         kinds, names, digests = zip(*read, strict=True)
@@ -151,7 +151,7 @@ def question(name: str, gpu: str, precision: str | None) -> Question | None:
     if not url.startswith("s3://") or any(os.environ.get(one) for one in KEYS_TRUSTED):
         return None
     with suppress(EnginefarmError):  # pull reports it
-        objects = quick.connect(url)
+        objects = quick_client.connect(url)
         return objects and Question(name, gpu, precision, url, objects)
     return None
 

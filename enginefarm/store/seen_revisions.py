@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from enginefarm.errors import SignatureRejected
-from enginefarm.store import planted
+from enginefarm.store import untrusted_files
 from enginefarm.store.channels import Revision
 from enginefarm.store.client import parse_url
 from enginefarm.store.disk import one_at_a_time, write_atomically
 
 
-class Seen(NamedTuple):
+class SeenRevision(NamedTuple):
     """digest: of the revision; empty in the notes of earlier versions."""
 
     revision: int
@@ -40,7 +40,9 @@ class SeenRevisions:
         """
         store = hashlib.sha256(_plain(store_url).encode()).hexdigest()[:16]
         path = self._root / store / revision.recipe / revision.channel
-        found = Seen(revision.revision, hashlib.sha256(revision.canonical_json()).hexdigest())
+        found = SeenRevision(
+            revision.revision, hashlib.sha256(revision.canonical_json()).hexdigest()
+        )
         newest = self._read(path)
         name = f"{revision.recipe}@{revision.channel}"
         fix = (
@@ -68,16 +70,16 @@ class SeenRevisions:
                     write_atomically(path, f"{found.revision} {found.digest}".encode())
 
     @staticmethod
-    def _read(path: Path) -> Seen:
+    def _read(path: Path) -> SeenRevision:
         """Revision 0 where nothing was seen yet. A note that cannot be read is not taken for
         that."""
         try:
             path.lstat()
         except FileNotFoundError:
-            return Seen(0)
+            return SeenRevision(0)
         try:
-            number, _, digest = (planted.read(path) or b"").decode().strip().partition(" ")
-            return Seen(int(number), digest)
+            number, _, digest = (untrusted_files.read(path) or b"").decode().strip().partition(" ")
+            return SeenRevision(int(number), digest)
         except ValueError:
             raise SignatureRejected(
                 f"signature: {path} is damaged",

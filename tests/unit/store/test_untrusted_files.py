@@ -25,11 +25,11 @@ from enginefarm.pulling.checks import Fit
 from enginefarm.pulling.place import copy_out
 from enginefarm.pulling.pull import PulledEngine, fetch
 from enginefarm.pulling.select import Candidate
-from enginefarm.store import disk, planted
+from enginefarm.store import disk, untrusted_files
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.channels import Revision
 from enginefarm.store.prune import SEEN
-from enginefarm.store.seen import SeenRevisions
+from enginefarm.store.seen_revisions import SeenRevisions
 
 RIGHT = b"right"
 REF = ref(RIGHT)
@@ -155,8 +155,8 @@ def test_whose_files_are_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = list(path.stat())[:10]
     for owner, believed in ((0, True), (1000, True), (1001, False)):
         found[4] = owner
-        monkeypatch.setattr(planted.os, "geteuid", lambda: 1000)
-        assert planted.is_ours(os.stat_result(found)) is believed
+        monkeypatch.setattr(untrusted_files.os, "geteuid", lambda: 1000)
+        assert untrusted_files.is_ours(os.stat_result(found)) is believed
 
 
 def test_a_memo_of_another_blob_is_not_believed(cache: BlobCache, tmp_path: Path) -> None:

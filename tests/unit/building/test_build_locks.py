@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny_onnx
 
-from enginefarm.building import turns
+from enginefarm.building import build_locks
 from enginefarm.documents.spec import ToolchainId
 from enginefarm.errors import FarmError
 from enginefarm.farm.worker import serve
@@ -19,14 +19,14 @@ from enginefarm.farm.worker import serve
 
 def at_once(root: Path, toolchain: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether two builds hold their turns at the same time."""
-    monkeypatch.setattr(turns, "_SLOTS", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(build_locks, "_SLOTS", threading.BoundedSemaphore(2))
     site: Any = SimpleNamespace(cache=SimpleNamespace(root=root))
     build = ToolchainId(name=toolchain, build="11.4.0.106", cuda="13", os="linux", arch="x86_64")
     spec = tiny_onnx.spec(build)
     both = threading.Barrier(2)
 
     def one(_: int) -> bool:
-        with turns.turn(site, spec):
+        with build_locks.turn(site, spec):
             try:
                 both.wait(1)
             except threading.BrokenBarrierError:

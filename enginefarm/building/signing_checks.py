@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SMALLER_WORKSPACE = "workspace_mib_after_out_of_memory"
 
 
-def require_vouched(
+def require_signed_record(
     site: Site,
     job: Job,
     built: BuildResult,

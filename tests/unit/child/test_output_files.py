@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enginefarm.child import left
+from enginefarm.child import output_files
 
 
 def sparse(path: Path) -> None:
@@ -29,15 +29,15 @@ LEFT: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", LEFT)
 def test_what_is_no_file_of_its_own_is_not_taken(tmp_path: Path, kind: str) -> None:
     LEFT[kind](tmp_path / "made")
-    assert not left.is_own(tmp_path / "made", tmp_path)
+    assert not output_files.is_own(tmp_path / "made", tmp_path)
     if kind != "a link out":
-        assert left.text(tmp_path / "made") == ""
+        assert output_files.text(tmp_path / "made") == ""
 
 
 def test_a_file_of_its_own_is_read_from_its_end(tmp_path: Path) -> None:
     (made := tmp_path / "made").write_text("one two")
-    assert left.is_own(made, tmp_path)
-    assert left.text(made) == "one two"
-    assert left.text(made, 3) == "two"
+    assert output_files.is_own(made, tmp_path)
+    assert output_files.text(made) == "one two"
+    assert output_files.text(made, 3) == "two"
     sparse(made)
-    assert left.text(made, 3) == "\0\0\0"
+    assert output_files.text(made, 3) == "\0\0\0"
