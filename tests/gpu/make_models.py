@@ -1,4 +1,4 @@
-"""The models that tests/gpu and benchmarks/gpu_side_by_side.py run: python make_models.py FOLDER [NAME …]
+"""Models of tests/gpu and benchmarks/gpu_side_by_side.py: python make_models.py FOLDER [NAME …]
 
 Small ones made node by node, a ResNet-50 of fixed random weights, and EfficientNet-Lite0
 with its pretrained weights where its packages are installed. Opset 17, which every TensorRT
