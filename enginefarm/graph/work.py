@@ -213,7 +213,7 @@ def _slimmed(recipe: Recipe, graph: Path, folder: Path, sample: Arrays) -> Stage
 
 
 def convert(request: str) -> str:
-    from enginefarm.graph.precisions import judging, precision
+    from enginefarm.graph.precisions import evidence, precision
     from enginefarm.graph.samples import data
 
     order = Order.model_validate_json(request)
@@ -221,8 +221,8 @@ def convert(request: str) -> str:
     batches: Iterable[Any] = (
         data.calibration_batches(recipe) if PRECISIONS[found.name].calibrated else ()
     )
-    with judging.evidence(order) as evidence:
-        done = found.convert(order.graph, order.folder / "out", recipe, batches, evidence)
+    with evidence.of_order(order) as seen:
+        done = found.convert(order.graph, order.folder / "out", recipe, batches, seen)
     return StageOutput(files=onnx_files_of(done.path), values=dict(done.details)).model_dump_json()
 
 

@@ -23,7 +23,7 @@ from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_valu
 from enginefarm.graph.model.walk import bodies, nested, nested_ifs
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.reading.raising import MOST_STEPS
-from enginefarm.graph.samples.corner_runs import run_corners
+from enginefarm.graph.samples.feeds import run_corners
 
 
 def decide(

@@ -10,7 +10,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from enginefarm import progress
 from enginefarm.documents.recipe import Recipe
-from enginefarm.errors import ExportError, SourceError
+from enginefarm.errors import EnginefarmError, ExportError, SourceError
 from enginefarm.graph.branches import decided_branches
 from enginefarm.graph.exporting import file_notes, torch_export
 from enginefarm.graph.exporting.use import check_class_scores
@@ -19,11 +19,11 @@ from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.reading import (
     fitting,
     quantized,
-    shape_inputs,
+    refused,
     uint8_inputs,
     written_out,
 )
-from enginefarm.graph.samples import corner_runs, feeds
+from enginefarm.graph.samples import feeds
 from enginefarm.graph.sources import Loaded, source
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def export_onnx(
     progress.report("export", 2, 4, "check")
     _check(path, model, error)
     progress.report("export", 3, 4, "run at every corner")
-    ranks = corner_runs.run_corners(path, recipe, sample, error)
+    ranks = feeds.run_corners(path, recipe, sample, error)
     if isinstance(model, Path) and _wrong_ranks(graph, ranks):
         graph = onnx_files.read(path, error=error)
         for value in _wrong_ranks(graph, ranks):
@@ -122,7 +122,7 @@ def export_onnx(
     return Exported(path, walk.opset(graph), outputs, model, sample, notes)
 
 
-def _check(path: Path, model: LoadedModel, error: type[ExportError] | type[SourceError]) -> None:
+def _check(path: Path, model: LoadedModel, error: type[EnginefarmError]) -> None:
     """Raises: `error` when onnx.checker refuses the graph."""
     try:
         onnx_files.check(path, error=error, what="the exported graph")
@@ -138,9 +138,7 @@ def _check(path: Path, model: LoadedModel, error: type[ExportError] | type[Sourc
         ) from refused
 
 
-def _refuse_broken(
-    graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
-) -> None:
+def _refuse_broken(graph: ModelProto, recipe: Recipe, error: type[EnginefarmError]) -> None:
     bad = onnx_files.broken_tensor(graph)
     if bad is not None:
         raise error(
@@ -149,9 +147,7 @@ def _refuse_broken(
         )
 
 
-def _check_inputs(
-    graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
-) -> None:
+def _check_inputs(graph: ModelProto, recipe: Recipe, error: type[EnginefarmError]) -> None:
     found = onnx_shapes.input_signature(graph)
     wanted = {tensor.name: tensor for tensor in recipe.inputs}
     if found.keys() != wanted.keys():
@@ -178,23 +174,8 @@ def _check_inputs(
                     f"{want!r} in the recipe",
                     fix=f"write {have} in the recipe, or make the model's dim dynamic",
                 )
-    _refuse_shape_inputs(graph, recipe, error)
+    refused.sizes(graph, recipe, error)
     check_class_scores(recipe, [output.name for output in graph.graph.output], error)
-
-
-def _refuse_shape_inputs(
-    graph: ModelProto, recipe: Recipe, error: type[ExportError] | type[SourceError]
-) -> None:
-    small = [t.name for t in recipe.inputs if len(t.shape) < 2 and "float" not in t.dtype]
-    found = shape_inputs.find(graph.graph, small)
-    if found is not None:
-        raise error(
-            f"inputs: the values of {found.input!r} decide a shape in the model",
-            why=f"{found.operator} {found.node!r} uses them as sizes; an engine would need a "
-            "range of these values, and profiles have only ranges of dims",
-            fix=f"make {found.input!r} a constant of the model, or use an input whose dim has "
-            "that size",
-        )
 
 
 def _wrong_ranks(graph: ModelProto, ranks: dict[str, int]) -> list[ValueInfoProto]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import ToolUse
-from enginefarm.errors import ExportError, SourceError, ToolchainError
+from enginefarm.errors import EnginefarmError, ToolchainError
 from enginefarm.graph.model.operators import OPSET
 from enginefarm.graph.verification import closeness
 
@@ -58,7 +58,7 @@ def slim_tool() -> ToolUse:
 
 
 def check_class_scores(
-    recipe: Recipe, outputs: Sequence[str], error: type[ExportError] | type[SourceError]
+    recipe: Recipe, outputs: Sequence[str], error: type[EnginefarmError]
 ) -> None:
     """Checked on every run, because another recipe may have put the graph into the store.
 

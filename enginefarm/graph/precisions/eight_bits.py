@@ -18,10 +18,10 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import CalibrationUse, PrecisionUse, ToolUse
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph.precisions import ConversionReport, targets, use
-from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
+    from enginefarm.graph.precisions.evidence import Evidence
     from enginefarm.graph.samples.data import Batch
 
 VERSION = "8"

@@ -14,8 +14,7 @@ from enginefarm.graph.model import walk
 from enginefarm.graph.model.onnx_shapes import infer_types
 from enginefarm.graph.precisions import ranges, rules
 from enginefarm.graph.precisions.evidence import Evidence
-from enginefarm.graph.precisions.search import SearchResult
-from enginefarm.graph.precisions.use import BY_NAME, BY_SEARCH
+from enginefarm.graph.precisions.use import BY_NAME
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,6 @@ def named(model: ModelProto, names: Sequence[str]) -> list[str]:
             )
         found += meant
     return found
-
-
-def of_search(found: SearchResult | None) -> dict[str, WideNode]:
-    return {} if found is None else {n: WideNode(BY_SEARCH, gain) for n, gain in found.kept.items()}
 
 
 def listed(model: ModelProto, kept: dict[str, WideNode]) -> list[JsonValue]:

@@ -25,7 +25,7 @@ from enginefarm.graph.model.edit import drop_unused, replace_nodes
 from enginefarm.graph.model.free_names import FreeNames, rename_inside
 from enginefarm.graph.model.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.model.operators import stays_wide
-from enginefarm.graph.precisions import masks, movers
+from enginefarm.graph.precisions import masks, rules
 from enginefarm.graph.precisions.operands import is_fixed, operands
 
 
@@ -85,7 +85,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
         free=FreeNames(model),
         masks=masks.find(model),
     )
-    state.movers = movers.between(model, lambda node: _computes_wide(state, node), types)
+    state.movers = rules.movers(model, lambda node: _computes_wide(state, node), types)
     _graph(state, model.graph, scopes)
     for graph in walk.graphs(model.graph):  # anew: nodes, and the bodies in them, were copied
         del graph.value_info[:]

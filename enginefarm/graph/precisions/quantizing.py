@@ -12,7 +12,7 @@ from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError, PrecisionError
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.edit import copied
-from enginefarm.graph.precisions import calibration, kept_wide, qdq, screen, search, targets
+from enginefarm.graph.precisions import calibration, qdq, search, targets
 from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.graph.precisions.kept_wide import WideNode
 from enginefarm.graph.precisions.mixed import cast
@@ -67,8 +67,8 @@ class Quantizing:
             return WITHOUT_REFERENCE, ranges[WITHOUT_REFERENCE]
         weights = [target for target in possible if target.group == targets.WEIGHTS]
         noise = {
-            name: screen.noise_of_slices(
-                self.made(found, weights)[0], islice(self.evidence.batches(), screen.BATCHES)
+            name: search.noise_of_slices(
+                self.made(found, weights)[0], islice(self.evidence.batches(), search.BATCHES)
             )
             for name, found in ranges.items()
         }
@@ -82,11 +82,11 @@ class Quantizing:
         names = [targets.WEIGHTS]
         if self.evidence is None:
             return [target for target in possible if target.group in names]
-        batches = list(islice(self.evidence.batches(), screen.BATCHES))
+        batches = list(islice(self.evidence.batches(), search.BATCHES))
 
         def noise(names: Collection[str]) -> float:
             chosen = [target for target in possible if target.group in names]
-            return screen.noise_of_slices(self.made(ranges, chosen)[0], batches)
+            return search.noise_of_slices(self.made(ranges, chosen)[0], batches)
 
         there = {target.group for target in possible}
         least = noise(names) if len(there) > 1 else 0.0
@@ -112,8 +112,7 @@ class Quantizing:
             # Otherwise it is known that the graph is over its budget as it is.
             if evidence.always and search.accepted(made(frozenset()), judging):
                 return {}
-            found = search.searched(made, [[target.node for target in chosen]], judging)
-            kept = kept_wide.of_search(found)
+            kept = search.searched(made, [[target.node for target in chosen]], judging)
             left = [t for t in chosen if t.group == targets.WEIGHTS and t.node not in kept]
             if kept and left:
                 return kept

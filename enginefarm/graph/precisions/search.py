@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -18,24 +18,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
+import numpy as np
 from onnx import ModelProto
 
 from enginefarm import progress
-from enginefarm.graph.model import onnx_files
-from enginefarm.graph.precisions import screen
+from enginefarm.errors import PrecisionError
+from enginefarm.graph.model import onnx_files, ort
+from enginefarm.graph.model.arrays import Array
+from enginefarm.graph.model.emulate import emulate
 from enginefarm.graph.precisions.evidence import Evidence
+from enginefarm.graph.precisions.kept_wide import WideNode
+from enginefarm.graph.precisions.use import BY_SEARCH
+from enginefarm.graph.verification.reference import ReferenceBatch
 
 SHARE_OF_RANKING = 0.7
 """The share of the tries that goes into ranking; the others go into bisection."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """kept: nodes in the order of their noise -> what they gain in dB, None where the output is
-    not finite without. tries: how many graphs were run or judged."""
-
-    kept: dict[str, float | None]
-    tries: int
+BATCHES = 2
+"""Batches of the reference for a first look; the verification takes all of them."""
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Search:
     accepted: wide nodes -> whether the whole verification passes.
     limit: how many graphs are tried at most. memory: a file of what has been measured, so that a
     search that was interrupted goes on where it was. judge: what `accepted` is called there.
+    tries: how many graphs were run or judged.
     """
 
     noise: Callable[[frozenset[str]], float]
@@ -56,15 +56,16 @@ class Search:
     tries: int = 0
     _known: dict[str, float] = field(default_factory=dict[str, float])
 
-    def run(self, candidates: Sequence[str]) -> SearchResult | None:
-        """candidates: nodes of low precision, in the graph's order.
+    def run(self, candidates: Sequence[str]) -> dict[str, float | None]:
+        """Nodes to keep wide in the order of their noise -> what they gain in dB, None where the
+        output is not finite without. Empty where the budget is missed even with all of them wide.
 
-        None where the budget is missed even with all of them wide.
+        candidates: nodes of low precision, in the graph's order.
         """
         self._recall()
         everything = frozenset(candidates)
         if not candidates or not self._accepted(everything):
-            return None
+            return {}
         ranked = self._rank(tuple(candidates))
         few, many = 0, len(ranked)  # none is too few, all are enough
         while many - few > 1:
@@ -75,10 +76,9 @@ class Search:
                 few = middle
         chosen = self._trim(ranked[:many])
         rest = self._noise(_nodes(chosen))
-        kept = {
+        return {
             node: _gain(rest, noise / len(segment)) for segment, noise in chosen for node in segment
         }
-        return SearchResult(kept, self.tries)
 
     def _rank(self, candidates: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
         """Segments and the noise of each, the noisiest per node first."""
@@ -172,32 +172,93 @@ def searched(
     made: Callable[[frozenset[str]], ModelProto],
     groups: Sequence[Sequence[str]],
     evidence: Evidence,
-) -> SearchResult | None:
-    """made: the graph with these nodes wide, beside those that are anyway; it may be changed.
+) -> dict[str, WideNode]:
+    """The nodes that a search keeps wide; empty where it finds none.
+
+    made: the graph with these nodes wide, beside those that are anyway; it may be changed.
 
     groups: candidates; each is tried only where those before it are not enough.
     """
-    if evidence.judge is None or evidence.tries == 0:
-        return None
-    batches = list(islice(evidence.batches(), screen.BATCHES))
+    if evidence.tries == 0:
+        return {}
+    batches = list(islice(evidence.batches(), BATCHES))
 
     def fits(wide: frozenset[str]) -> bool:
         return accepted(made(wide), evidence)
 
-    def noise(wide: frozenset[str]) -> float:
-        return screen.noise(made(wide), batches)
+    def noisy(wide: frozenset[str]) -> float:
+        return noise(made(wide), batches)
 
     for candidates in groups:
         named = evidence.judged_as
-        found = Search(noise, fits, evidence.tries, evidence.memory, named).run(candidates)
-        if found is not None:
-            return found
-    return None
+        found = Search(noisy, fits, evidence.tries, evidence.memory, named).run(candidates)
+        if found:
+            return {node: WideNode(BY_SEARCH, gain) for node, gain in found.items()}
+    return {}
 
 
 def accepted(model: ModelProto, evidence: Evidence) -> bool:
-    """Whether the judge accepts the graph. Without a judge: yes."""
-    if evidence.judge is None:
-        return True
+    """Whether the judge accepts the graph."""
+    assert evidence.judge is not None, "without a judge there is no search"
     with TemporaryDirectory(prefix="enginefarm-") as folder:
         return evidence.judge(onnx_files.write(model, Path(folder)))
+
+
+def noise(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
+    """Power of the difference over power of the reference, at the float output where it is
+    largest; infinite where an output is not finite. The model is changed: 16 bits are emulated.
+
+    Raises: PrecisionError when the graph cannot be run.
+    """
+    ratios = [
+        float(lost.sum() / max(signal.sum(), 1e-60)) for signal, lost in _powers(model, batches)
+    ]
+    return max(ratios, default=0.0)
+
+
+def noise_of_slices(model: ModelProto, batches: Iterable[ReferenceBatch]) -> float:
+    """As `noise`, but by channel, which is axis 1 of outputs of rank 3 and more, and there where a
+    channel is at least half as large as its peak: a detector's boxes are large numbers and would
+    hide its class scores, and places without an object would hide those with one."""
+    worst = 0.0
+    for signal, lost in _powers(model, batches, peaks=True):
+        there = signal > 0
+        if not np.isfinite(lost).all():
+            return float("inf")
+        if there.any():
+            worst = max(worst, float(np.sqrt(lost[there] / signal[there]).mean()) ** 2)
+    return worst
+
+
+def _powers(
+    model: ModelProto, batches: Iterable[ReferenceBatch], *, peaks: bool = False
+) -> list[tuple[Array, Array]]:
+    """For each float output the power of the reference and of the difference, by channel.
+
+    peaks: where a channel is at least half as large as its peak in the batch.
+    """
+    session = ort.session_of(emulate(model), error=PrecisionError, what="a graph that was tried")
+    sums: dict[str, tuple[Array, Array]] = {}
+    for batch in batches:
+        found = ort.run(session, batch.inputs, error=PrecisionError, what="a graph that was tried")
+        for name, wanted in batch.outputs.items():
+            if wanted.dtype.kind != "f":
+                continue
+            x, y = wanted.astype(np.float64), found[name].astype(np.float64)
+            if x.shape != y.shape:
+                raise PrecisionError(f"output {name!r} has another shape than in FP32")
+            there = np.isfinite(x)  # infinities that FP32 has too are not damage
+            others = tuple(axis for axis in range(x.ndim) if axis != 1) if x.ndim > 2 else None
+            if peaks and others is not None and x.size:
+                sizes = np.abs(np.where(there, x, 0.0))
+                there &= sizes >= sizes.max(axis=others, keepdims=True) / 2
+            x, y = np.where(there, x, 0.0), np.where(there, y, 0.0)
+            with np.errstate(invalid="ignore", over="ignore"):
+                signal = np.atleast_1d(np.square(x).sum(axis=others))
+                lost = np.atleast_1d(np.square(x - y).sum(axis=others))
+            lost = np.where(np.isfinite(lost), lost, np.inf)
+            known = sums.get(name)
+            if known is not None and known[0].shape == signal.shape:
+                signal, lost = signal + known[0], lost + known[1]
+            sums[name] = signal, lost
+    return list(sums.values())

@@ -14,13 +14,13 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.documents.spec import PrecisionUse, ToolUse
 from enginefarm.graph.model import operators, walk
 from enginefarm.graph.precisions import ConversionReport, use
-from enginefarm.graph.precisions.evidence import Evidence
 from enginefarm.names import PrecisionName
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from enginefarm.graph.precisions import kept_wide
+    from enginefarm.graph.precisions.evidence import Evidence
     from enginefarm.graph.samples.data import Batch
 
 
@@ -80,7 +80,7 @@ def _searched(
     model: ModelProto, low: int, kept: dict[str, kept_wide.WideNode], evidence: Evidence
 ) -> dict[str, kept_wide.WideNode]:
     from enginefarm.graph.model.edit import copied
-    from enginefarm.graph.precisions import kept_wide, search
+    from enginefarm.graph.precisions import search
     from enginefarm.graph.precisions.mixed import cast
 
     if not walk.is_small(model):
@@ -91,8 +91,7 @@ def _searched(
 
     candidates = _low_nodes(made(frozenset()), low)
     cheap = [name for name, op in candidates.items() if op not in operators.MATRIX_PRODUCTS]
-    found = search.searched(made, [cheap, list(candidates)], evidence)
-    searched = kept_wide.of_search(found)
+    searched = search.searched(made, [cheap, list(candidates)], evidence)
     # With every node wide nothing would be left in 16 bits: the budget is missed.
     return {} if searched.keys() >= candidates.keys() else searched
 

@@ -1,13 +1,16 @@
-"""Resizes real inputs to any size that a profile allows."""
+"""Resizes real inputs to any size that a profile allows, and runs a graph at their corners."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from math import gcd
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from enginefarm.documents.recipe import DimRange, Profile, Recipe
+from enginefarm.errors import EnginefarmError
+from enginefarm.graph.model import ort
 from enginefarm.graph.samples import data
 
 if TYPE_CHECKING:
@@ -70,6 +73,41 @@ def corners(recipe: Recipe) -> Iterator[tuple[str, dict[str, int]]]:
                 seen.append(dims)
                 label = ", ".join(f"{dim}={size}" for dim, size in dims.items())
                 yield f"profile {profile.name} at {point} ({label or 'static'})", dims
+
+
+def run_corners(
+    path: Path, recipe: Recipe, sample: Arrays, error: type[EnginefarmError]
+) -> dict[str, int]:
+    """Each output -> its number of dims. Raises: `error` when the graph fails at a corner."""
+    session = ort.session(path, error=error, what=f"the graph of {recipe.name}")
+    ranks: dict[str, int] = {}
+    refused: list[tuple[str, EnginefarmError]] = []
+    for label, dims in corners(recipe):
+        inputs = sized(sample, recipe, dims)
+        try:
+            found = ort.run(session, inputs, error=error, what=label)
+        except error as failed:
+            if failed.fix:
+                raise
+            refused.append((label, failed))
+        else:
+            ranks = {name: array.ndim for name, array in found.items()}
+    if not refused:
+        return ranks
+    label, failed = refused[0]
+    likely = (
+        "a dim is not as dynamic as the recipe says"
+        if ranks
+        else "the graph runs at none of the recipe's sizes"
+    )
+    if recipe.verification_data.random:
+        likely += ", or the model does not accept random numbers (provide your own data)"
+    raise error(
+        f"{label}: {likely}: ONNX Runtime cannot run the graph",
+        why=failed.why,
+        fix="write that part of the model with other operators, correct the recipe's inputs"
+        + (", or fix the dim's size in the recipe" if ranks else ""),
+    ) from failed
 
 
 Size = tuple[str, dict[str, int]]

@@ -20,7 +20,7 @@ from enginefarm.errors import EnginefarmError, ModelError, SourceError
 from enginefarm.graph.exporting import export, slim, use
 from enginefarm.graph.model import onnx_files, walk
 from enginefarm.graph.precisions import precision
-from enginefarm.graph.reading import raising, readable, shape_inputs
+from enginefarm.graph.reading import raising, readable, refused
 from enginefarm.graph.verification import steady, verify
 from enginefarm.graph.verification.reference import ReferenceBatch, make_reference
 
@@ -482,8 +482,9 @@ def test_nodes_without_a_name_are_named_by_what_they_make(tmp_path: Path) -> Non
         [helper.make_node("Expand", ["x", "sizes"], ["y"])],
         inputs=[value("x", ["n", 4]), value("sizes", [2], TensorProto.INT64)],
     )
-    use = shape_inputs.find(sized.graph, ["sizes"])
-    assert use == ("sizes", "y", "Expand")
+    use = refused.read_as_sizes(sized.graph, {"sizes": "sizes"})
+    assert use is not None
+    assert (use[0], use[1].op_type) == ("sizes", "Expand")
 
 
 @pytest.mark.parametrize(
@@ -500,10 +501,10 @@ def test_an_input_whose_values_become_sizes_is_found_in_bodies_too(text: str) ->
         '<ir_version: 8, opset_import: ["" : 18]>'
         f"agraph (bool c, float[2, 6] x, int64[2] s, int64[2] k) => (float[a, b] y) {{ {text} }}"
     )
-    use = shape_inputs.find(made.graph, ["s"])
+    use = refused.read_as_sizes(made.graph, {"s": "s"})
     assert use is not None
-    assert use.input == "s"
-    assert shape_inputs.find(made.graph, ["c"]) is None
+    assert use[0] == "s"
+    assert refused.read_as_sizes(made.graph, {"c": "c"}) is None
 
 
 def test_random_inputs_that_the_model_does_not_take_are_said_to_be_random(tmp_path: Path) -> None:

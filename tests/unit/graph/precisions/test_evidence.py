@@ -12,7 +12,7 @@ from tiny_models import document
 
 from enginefarm.documents.recipe import Recipe
 from enginefarm.graph.order import Order
-from enginefarm.graph.precisions import judging, kept_wide, ranges
+from enginefarm.graph.precisions import evidence, kept_wide, ranges
 from enginefarm.names import PrecisionName
 
 MODEL = """<ir_version: 10, opset_import: ["" : 20]>
@@ -59,28 +59,28 @@ def order(folder: Path, precision: PrecisionName, **changes: object) -> Order:
 def test_a_graph_that_clips_calibration_data_alone_has_no_margin(
     tmp_path: Path, precision: PrecisionName
 ) -> None:
-    with judging.evidence(order(tmp_path, precision)) as evidence:
-        assert evidence is not None
-        assert evidence.judge is not None
-        assert evidence.careful is not None
-        assert evidence.always
+    with evidence.of_order(order(tmp_path, precision)) as seen:
+        assert seen is not None
+        assert seen.judge is not None
+        assert seen.careful is not None
+        assert seen.always
         onnx.save(model(1.0), tmp_path / "clips.onnx")
-        assert evidence.judge(tmp_path / "clips.onnx")
-        assert not evidence.careful(tmp_path / "clips.onnx")
-        assert evidence.careful(tmp_path / "model.onnx")
+        assert seen.judge(tmp_path / "clips.onnx")
+        assert not seen.careful(tmp_path / "clips.onnx")
+        assert seen.careful(tmp_path / "model.onnx")
 
 
 def test_limits_of_ones_own_are_met_without_a_margin(tmp_path: Path) -> None:
     own = {"int8": {"max_relative_l2": 0.2}}
-    with judging.evidence(order(tmp_path, "int8", accuracy=own)) as evidence:
-        assert evidence is not None
-        assert not evidence.always
+    with evidence.of_order(order(tmp_path, "int8", accuracy=own)) as seen:
+        assert seen is not None
+        assert not seen.always
 
 
 def test_sixteen_bits_have_one_judge(tmp_path: Path) -> None:
-    with judging.evidence(order(tmp_path, "fp16")) as evidence:
-        assert evidence is not None
-        assert evidence.careful is None
+    with evidence.of_order(order(tmp_path, "fp16")) as seen:
+        assert seen is not None
+        assert seen.careful is None
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -92,6 +92,6 @@ def test_ranges_that_are_known_are_not_looked_for_again(
 
     monkeypatch.setattr(ranges, "observe", observe)
     known = order(tmp_path, precision).model_copy(update={"largest": {"y": 1e6}, "memory": None})
-    with judging.evidence(known) as evidence:
-        kept = kept_wide.find(model(10.0), onnx.TensorProto.FLOAT16, (), evidence)
+    with evidence.of_order(known) as seen:
+        kept = kept_wide.find(model(10.0), onnx.TensorProto.FLOAT16, (), seen)
     assert [node.reason for node in kept.values()] == ["y reaches 1e+06; FP16 ends at 65504"]
