@@ -55,7 +55,7 @@ class RuntimeRow(NamedTuple):
     title: its name in the report. packages: the distributions whose version is its build; the
     first that is installed counts. clock: where the times of a pass's parts are read.
     told_by: the environment variable that says which build a host has. opened_by: what opens an
-    engine on the GPU, a function from `run.artifacts.OpenRequest` to an `Artifact`. build_by: what
+    engine on the GPU, a function from `run.running.OpenRequest` to an `Artifact`. build_by: what
     tells its build, where no single package does. bindings: the Python modules that can run its
     plans, best first. install: what `pip install` takes to run its engines from Python. magic: the
     first bytes of its plans, where their header says what made them (host/plan_header.py); such

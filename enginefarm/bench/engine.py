@@ -36,7 +36,7 @@ from enginefarm.graph.verification.verify import compare
 from enginefarm.names import RUNTIMES, RuntimeName
 from enginefarm.progress import report
 from enginefarm.run.artifacts import Artifact, open_artifact
-from enginefarm.run.running import Contender
+from enginefarm.run.running import Contender, OpenRequest
 from enginefarm.schema import Frozen
 from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
@@ -107,7 +107,8 @@ def benchmark_engine(
     rows: list[BenchmarkRow] = []
     wanted = points(manifest.spec.profiles, batch_sweep=batch_sweep)
     toolchain = manifest.spec.toolchain.name
-    with open_artifact(plan, toolchain=toolchain, plugins=plugins) as artifact:
+    asked = OpenRequest(plan=plan, toolchain=toolchain, plugins=tuple(plugins))
+    with open_artifact(asked) as artifact:
         for index, point in enumerate(wanted):
             report("benchmark", index, len(wanted), f"{manifest.spec.label} {point.text}")
             for graph in (False, True):

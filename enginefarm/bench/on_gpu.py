@@ -39,6 +39,7 @@ from enginefarm.run.artifacts import in_a_process
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
 from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.run.remote import RemoteContender
+from enginefarm.run.running import RunRequest
 from enginefarm.store.site import Site, materialize, plugin_libraries
 from enginefarm.tables.from_manifest import rows_from_manifest
 from enginefarm.tables.rows import BenchmarkRow
@@ -195,14 +196,14 @@ def _engine(site: Site, manifest: Manifest, profile: int, cuda_graph: bool) -> E
     name = f"{toolchain} {manifest.precision}{' + CUDA graph' if cuda_graph else ''}"
 
     def make() -> RemoteContender:
-        return in_a_process(
-            name,
-            site.cache.ensure(site.store, manifest.engine),
+        asked = RunRequest(
+            plan=site.cache.ensure(site.store, manifest.engine),
             toolchain=toolchain,
             plugins=plugin_libraries(site, manifest.spec),
             profile=profile,
             cuda_graph=cuda_graph,
         )
+        return in_a_process(name, asked)
 
     def row(found: Measurement, point: Point) -> BenchmarkRow:
         built = {one.profile: one for one in rows_from_manifest(manifest)}[point.profile_name]

@@ -11,7 +11,7 @@ from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError
 from enginefarm.graph.samples.feeds import shaped
 from enginefarm.graph.verification.reference import read_reference
-from enginefarm.schema import Frozen
+from enginefarm.run.running import RunRequest
 from enginefarm.store.site import Site, plugin_libraries
 
 if TYPE_CHECKING:
@@ -66,15 +66,11 @@ def _batches(profile: ShapeProfile) -> list[int]:
     return sorted({low, high, *(size for size in powers if low <= size <= high)})
 
 
-class OneProfile(Frozen):
+class OneProfile(RunRequest):
     """shapes: of the inputs that live on the GPU; reference: inputs of any batch."""
 
-    plan: Path
     reference: Path
-    toolchain: str
-    profile: int = 0
     shapes: dict[str, tuple[int, ...]]
-    plugins: tuple[Path, ...] = ()
 
     def feeds(self) -> Arrays:
         """The inputs in these shapes."""

@@ -42,7 +42,6 @@ class LoadRequest(OneProfile):
 
     load: Load
     streams: tuple[int, ...]
-    cuda_graph: bool
 
 
 class LoadAnswer(Frozen):

@@ -19,6 +19,7 @@ from enginefarm.graph.verification.reference import read_reference
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import TOOLCHAINS
 from enginefarm.run.artifacts import in_a_process
+from enginefarm.run.running import RunRequest
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
@@ -95,12 +96,8 @@ def _refuse(
 def _latency_ms(plan: Path, request: BuildRequest, reference: Path) -> float:
     """Median at the first profile's opt shapes, in a process of its own."""
     point = points(request.spec.profiles, batch_sweep=False)[0]
-    contender = in_a_process(
-        plan.parent.name,
-        plan,
-        toolchain=request.spec.toolchain.name,
-        plugins=request.plugins,
-    )
+    asked = RunRequest(plan=plan, toolchain=request.spec.toolchain.name, plugins=request.plugins)
+    contender = in_a_process(plan.parent.name, asked)
     try:
         feeds = shaped(next(read_reference(reference)).inputs, point.shapes)
         found = side_by_side([contender], feeds, batch=point.batch, harness=QUICK)

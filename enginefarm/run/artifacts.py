@@ -1,6 +1,6 @@
 """Opens what a toolchain built on this machine's GPU, behind one interface.
 
-with open_artifact(plan, toolchain="ort-trt") as artifact:
+with open_artifact(OpenRequest(plan=plan, toolchain="ort-trt")) as artifact:
     running = artifact.running("int8")
     running.bind(feeds)
     running.iterate()
@@ -9,18 +9,15 @@ with open_artifact(plan, toolchain="ort-trt") as artifact:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from enginefarm.errors import HostError
 from enginefarm.names import TOOLCHAINS, loaded, runtime_of
 from enginefarm.run.contenders import EngineContender
 from enginefarm.run.engine import Engine
 from enginefarm.run.remote import RemoteContender, this_python
-from enginefarm.run.running import Closeable, Contender
+from enginefarm.run.running import Closeable, Contender, OpenRequest, RunRequest
 
 
 class RunningArtifact(Contender, Protocol):
@@ -37,15 +34,6 @@ class Artifact(AbstractContextManager["Artifact"], Protocol):
     def running(self, name: str, *, profile: int = 0, cuda_graph: bool = False) -> RunningArtifact:
         """Raises: EngineRunError when there is no such profile."""
         ...
-
-
-class OpenRequest(NamedTuple):
-    """What to open, and how; see `open_artifact`."""
-
-    plan: Path
-    toolchain: str
-    plugins: Sequence[Path]
-    cuda_major: int | None
 
 
 class Plan(Closeable):
@@ -70,62 +58,33 @@ class Plan(Closeable):
         self._engine.close()
 
 
-def open_artifact(
-    plan: Path,
-    *,
-    toolchain: str,
-    plugins: Sequence[Path] = (),
-    cuda_major: int | None = None,
-) -> Artifact:
+def open_artifact(asked: OpenRequest) -> Artifact:
     """Loads it on the GPU. Use it in a `with`.
 
-    cuda_major: what the driver must be able to run.
     Raises: HostError, DriverTooOld, EngineRunError.
     """
-    if toolchain not in TOOLCHAINS:
-        raise HostError(f"plans of toolchain {toolchain!r} are not run here")
-    asked = OpenRequest(plan, toolchain, plugins, cuda_major)
-    opened: Artifact = loaded(runtime_of(toolchain)[1].opened_by)(asked)
+    if asked.toolchain not in TOOLCHAINS:
+        raise HostError(f"plans of toolchain {asked.toolchain!r} are not run here")
+    opened: Artifact = loaded(runtime_of(asked.toolchain)[1].opened_by)(asked)
     return opened
 
 
-def in_a_process(
-    name: str,
-    plan: Path,
-    *,
-    toolchain: str,
-    plugins: Sequence[Path] = (),
-    profile: int = 0,
-    cuda_graph: bool = False,
-) -> RemoteContender:
+def in_a_process(name: str, asked: RunRequest) -> RemoteContender:
     """One artifact on one profile, in a fresh process that ends with it.
 
     Raises: EngineRunError when it does not load.
     """
-    asked = {
-        "plan": str(plan),
-        "toolchain": toolchain,
-        "plugins": [*map(str, plugins)],
-        "profile": profile,
-        "cuda_graph": cuda_graph,
-    }
     return RemoteContender(
         name,
-        runtime=runtime_of(toolchain)[0],
+        runtime=runtime_of(asked.toolchain)[0],
         python=this_python(),
         factory="enginefarm.run.artifacts:run_asked",
-        arguments=[json.dumps(asked)],
+        arguments=[asked.model_dump_json()],
     )
 
 
-def run_asked(asked: str) -> RunningArtifact:
+def run_asked(request: str) -> RunningArtifact:
     """The other side of `in_a_process`."""
-    fields = json.loads(asked)
-    artifact = open_artifact(
-        Path(fields["plan"]),
-        toolchain=fields["toolchain"],
-        plugins=[*map(Path, fields["plugins"])],
-    )
-    return artifact.running(
-        fields["plan"], profile=fields["profile"], cuda_graph=fields["cuda_graph"]
-    )
+    asked = RunRequest.model_validate_json(request)
+    artifact = open_artifact(asked)
+    return artifact.running(str(asked.plan), profile=asked.profile, cuda_graph=asked.cuda_graph)

@@ -23,14 +23,7 @@ from enginefarm.names import TOOLCHAINS, runtime_of
 from enginefarm.run.refusals import cause_of, refused
 from enginefarm.run.running import Closeable
 from enginefarm.run.session import Session
-from enginefarm.run.trt import (
-    DTYPES,
-    Messages,
-    create,
-    initialized_plugins,
-    load_plugins,
-    make_logger,
-)
+from enginefarm.run.trt import DTYPES, Messages, started
 
 if TYPE_CHECKING:
     from enginefarm.graph.model.arrays import Array, Arrays
@@ -133,16 +126,9 @@ class Engine(Closeable):
         self._context = found.retain_primary_context()
         self._context.push()
         self._stack.callback(self.cuda.Context.pop)
-        self._logger = make_logger(self.trt, self.messages)
-        self._runtime = create(
-            "the TensorRT runtime", self.trt.Runtime, self._logger, messages=self.messages
+        self._logger, self._runtime = started(
+            self.trt, "the TensorRT runtime", self.trt.Runtime, plugins, self.messages
         )
-        # TensorRT's own plugins are in no registry until this call; the lean and dispatch
-        # runtimes and TensorRT-RTX have none.
-        if hasattr(self.trt, "init_libnvinfer_plugins"):
-            initialized_plugins(self.trt, self._logger, self.messages)
-        if plugins:
-            load_plugins(self._runtime.get_plugin_registry(), plugins, self.messages)
         self.engine: Any = self._runtime.deserialize_cuda_engine(self.plan.read_bytes())
         if self.engine is None:
             raise self.failure("cannot be loaded")

@@ -9,11 +9,10 @@ from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph.model import ort
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import runtime_of
-from enginefarm.run.artifacts import OpenRequest
 from enginefarm.run.contenders import OrtContender
 from enginefarm.run.engine import require_driver
 from enginefarm.run.refusals import refused
-from enginefarm.run.running import Closeable
+from enginefarm.run.running import Closeable, OpenRequest
 
 PROVIDER = "TensorrtExecutionProvider"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from enginefarm.names import RuntimeName
+from enginefarm.schema import Frozen
 
 if TYPE_CHECKING:
     from enginefarm.graph.model.arrays import Arrays
@@ -44,6 +46,22 @@ class Contender(Protocol):
     def outputs(self) -> Arrays:
         """The outputs of the last pass."""
         ...
+
+
+class OpenRequest(Frozen):
+    """What to open on the GPU. cuda_major: what the driver must be able to run."""
+
+    plan: Path
+    toolchain: str
+    plugins: tuple[Path, ...] = ()
+    cuda_major: int | None = None
+
+
+class RunRequest(OpenRequest):
+    """An engine on one of its profiles."""
+
+    profile: int = 0
+    cuda_graph: bool = False
 
 
 class Closeable(ABC):

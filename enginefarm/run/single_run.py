@@ -17,6 +17,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import ShapeProfile
 from enginefarm.errors import EngineRunError, UsageError
 from enginefarm.run.buffers import as_dtype
+from enginefarm.run.running import RunRequest
 from enginefarm.run.verify import profile_for
 from enginefarm.schema import Frozen
 
@@ -27,15 +28,10 @@ if TYPE_CHECKING:
 NPY = ".npy"
 
 
-class OnceRequest(Frozen):
+class OnceRequest(RunRequest):
     """One run, as it is handed to the fresh process. inputs, outputs: folders of `N.npy`, in the
     order of `names` and of the answer's `names`: a tensor's name need not be a file's."""
 
-    plan: Path
-    toolchain: str
-    cuda_major: int | None = None
-    plugins: tuple[Path, ...] = ()
-    profile: int
     names: tuple[str, ...]
     inputs: Path
     outputs: Path
@@ -157,12 +153,7 @@ def run_here(request_json: str) -> str:
         for number, name in enumerate(asked.names)
     }
     with (
-        open_artifact(
-            asked.plan,
-            toolchain=asked.toolchain,
-            plugins=asked.plugins,
-            cuda_major=asked.cuda_major,
-        ) as artifact,
+        open_artifact(asked) as artifact,
         closing(artifact.running(asked.plan.name, profile=asked.profile)) as running,
     ):
         running.bind(feeds)

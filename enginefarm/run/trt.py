@@ -133,9 +133,17 @@ def started(
     what: as `create`'s. Raises: HostError, PluginMissing.
     """
     logger = make_logger(trt, messages)
-    initialized_plugins(trt, logger, messages)
+    # They are in no registry until this call. The lean and dispatch runtimes and TensorRT-RTX have
+    # none.
+    if hasattr(trt, "init_libnvinfer_plugins") and not trt.init_libnvinfer_plugins(logger, ""):
+        raise HostError(
+            "TensorRT's own plugins cannot be loaded",
+            why=messages.everything(),
+            fix="install libnvinfer_plugin of the same TensorRT release",
+        )
     made = create(what, factory, logger, messages=messages)
-    load_plugins(made.get_plugin_registry(), plugins, messages)
+    if libraries := [*plugins]:
+        load_plugins(made.get_plugin_registry(), libraries, messages)
     return logger, made
 
 
@@ -145,16 +153,3 @@ def _creators(registry: Any) -> int:
         if hasattr(registry, name):
             return len(getattr(registry, name))
     return 0
-
-
-def initialized_plugins(trt: Any, logger: Any, messages: Messages) -> None:
-    """TensorRT's own plugins, which are in no registry until this call.
-
-    Raises: HostError where the library says that it failed.
-    """
-    if not trt.init_libnvinfer_plugins(logger, ""):
-        raise HostError(
-            "TensorRT's own plugins cannot be loaded",
-            why=messages.everything(),
-            fix="install libnvinfer_plugin of the same TensorRT release",
-        )

@@ -17,7 +17,6 @@ from typing import Any
 NEEDS_A_GPU = (
     "enginefarm/run/buffers.py",
     "enginefarm/run/cuda_graph.py",
-    "enginefarm/run/verify_child.py",
     "enginefarm/run/session.py",
     "enginefarm/run/contenders.py",
     "enginefarm/bench/gpu_state.py",

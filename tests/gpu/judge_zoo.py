@@ -33,6 +33,7 @@ from enginefarm.graph.samples import feeds
 from enginefarm.host.detect import first_gpu
 from enginefarm.recipes import file as recipe_file
 from enginefarm.run.artifacts import open_artifact
+from enginefarm.run.running import OpenRequest
 from enginefarm.store.site import here, materialize
 
 LABEL = os.environ.get("ENGINEFARM_GPU_LABEL", "h100")
@@ -112,7 +113,9 @@ def judged(folder: Path, row: Row, recipe: Recipe, spec_digest: str) -> Row:
         names = [one.name for one in onnx.load(graph, load_external_data=False).graph.output]
         reference = zoo_check.as_it_came(recipe, folder, Path(work) / "source")
         plan = site.cache.ensure(site.store, manifest.engine)
-        with open_artifact(plan, toolchain=manifest.spec.toolchain.name) as artifact:
+        with open_artifact(
+            OpenRequest(plan=plan, toolchain=manifest.spec.toolchain.name)
+        ) as artifact:
             running = artifact.running(recipe.name)
             try:
                 for where, inputs, wanted in compared(recipe, reference):

@@ -17,6 +17,7 @@ import numpy as np
 
 from enginefarm.bench.harness import Harness, interleave
 from enginefarm.run.artifacts import in_a_process
+from enginefarm.run.running import RunRequest
 
 QUICK = Harness(min_iterations=300, min_seconds=0.7)
 
@@ -25,7 +26,9 @@ def main(plan: Path, inputs: Path, batches: list[int]) -> None:
     held = dict(np.load(inputs))
     found = []
     for batch, graph in itertools.product(batches, (False, True)):
-        running = in_a_process("ours", plan, toolchain="tensorrt", cuda_graph=graph)
+        running = in_a_process(
+            "ours", RunRequest(plan=plan, toolchain="tensorrt", cuda_graph=graph)
+        )
         try:
             running.bind({name: array[:batch] for name, array in held.items()})
             samples, _ = interleave([running], QUICK)

@@ -35,6 +35,7 @@ from enginefarm.release import package
 from enginefarm.run.artifacts import open_artifact
 from enginefarm.run.contenders import on_provider
 from enginefarm.run.ort_engine import PROVIDER
+from enginefarm.run.running import OpenRequest
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.toolchains import BuildOutput, toolchain
 
@@ -154,7 +155,7 @@ def test_several_profiles_are_refused_before_anything_is_built(tmp_path: Path) -
 
 
 def test_a_shape_outside_its_profile_is_an_error(conv: tuple[Path, BuildOutput]) -> None:
-    with open_artifact(conv[1].plan, toolchain=NAME) as artifact:
+    with open_artifact(OpenRequest(plan=conv[1].plan, toolchain=NAME)) as artifact:
         running = artifact.running("conv")
         running.bind({"x": np.zeros((65, 3, 16, 16), np.float32)})
         with pytest.raises(EngineRunError, match="failed to run") as caught:
@@ -180,8 +181,9 @@ def test_an_artifact_cut_short_and_one_of_other_bytes(
         script = (
             "import sys; from pathlib import Path\n"
             "from enginefarm.run.artifacts import open_artifact\n"
+            "from enginefarm.run.running import OpenRequest\n"
             "from enginefarm.errors import EnginefarmError\n"
-            "try: open_artifact(Path(sys.argv[1]), toolchain='ort-trt')\n"
+            "try: open_artifact(OpenRequest(plan=Path(sys.argv[1]), toolchain='ort-trt'))\n"
             "except EnginefarmError as e: print(type(e).__name__, e); sys.exit(e.exit_code)\n"
         )
         done = subprocess.run(
@@ -234,7 +236,7 @@ def test_a_name_with_a_colon_and_one_shape_is_built_and_run(tmp_path: Path) -> N
     sizes = (2, 3, 16, 16)
     shapes = {"x:0": MinOptMax(min=sizes, opt=sizes, max=sizes)}
     made = build(tmp_path / "m.onnx", tmp_path / "w", shapes)
-    with open_artifact(made.plan, toolchain=NAME) as artifact:
+    with open_artifact(OpenRequest(plan=made.plan, toolchain=NAME)) as artifact:
         running = artifact.running("conv")
         running.bind({"x:0": np.ones(sizes, np.float32)})
         running.iterate()
@@ -277,7 +279,7 @@ def test_the_file_alone_is_enough(conv: tuple[Path, BuildOutput], tmp_path: Path
     alone = tmp_path / "elsewhere" / "engine.plan"
     alone.parent.mkdir()
     shutil.copy(conv[1].plan, alone)
-    with open_artifact(alone, toolchain=NAME) as artifact:
+    with open_artifact(OpenRequest(plan=alone, toolchain=NAME)) as artifact:
         running = artifact.running("conv")
         running.bind({"x": np.ones((2, 3, 16, 16), np.float32)})
         running.iterate()

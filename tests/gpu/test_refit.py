@@ -22,6 +22,7 @@ from small_models import convolutions, residual
 from enginefarm.digest import sha256_bytes
 from enginefarm.documents.spec import MinOptMax
 from enginefarm.run.artifacts import open_artifact
+from enginefarm.run.running import OpenRequest
 from enginefarm.run.trt import Messages, make_logger
 from enginefarm.toolchains import builder_api, parsing, tensorrt
 
@@ -116,7 +117,7 @@ def changed(one: Path, other: Path) -> set[str]:
 def outputs(plan: bytes, path: Path, feeds: dict[str, Any]) -> tuple[Any, float]:
     """The first output, and the median milliseconds of a lone pass."""
     path.write_bytes(plan)
-    with open_artifact(path, toolchain="tensorrt") as artifact:
+    with open_artifact(OpenRequest(plan=path, toolchain="tensorrt")) as artifact:
         running = artifact.running("refit")
         running.bind(feeds)
         times = [running.iterate().total for _ in range(120)][20:]

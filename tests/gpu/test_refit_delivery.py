@@ -26,6 +26,7 @@ import enginefarm
 from enginefarm.documents.manifest import Manifest
 from enginefarm.documents.spec import BuildSpec, MinOptMax
 from enginefarm.run.artifacts import open_artifact
+from enginefarm.run.running import OpenRequest
 from enginefarm.store import embedded, open_store
 from enginefarm.store.cache import BlobCache
 from enginefarm.store.site import Site
@@ -119,7 +120,7 @@ def wanted(model: Path, x: Any) -> Any:
 
 
 def outputs(plan: Path, x: Any) -> Any:
-    with open_artifact(plan, toolchain="tensorrt") as artifact:
+    with open_artifact(OpenRequest(plan=plan, toolchain="tensorrt")) as artifact:
         running = artifact.running("refit")
         running.bind({"x": x})
         running.iterate()

@@ -119,6 +119,7 @@ from enginefarm.release.gates import guard
 from enginefarm.names import PRECISION_ORDER
 from enginefarm.report.charts import tone
 from enginefarm.run.artifacts import open_artifact
+from enginefarm.run.running import OpenRequest
 from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.toolchains import installed, toolchain
 
@@ -156,7 +157,7 @@ assert PRECISION_ORDER[0] == "w16"
 assert "w16" in choice.type.choices
 host = detect("fake1", {"ENGINEFARM_FAKE": "7"})
 assert (host.compute_capability, host.runtimes) == ("9.9", {"fake-runtime": "7"})
-opened = open_artifact(Path("a.plan"), toolchain="fake-tool")
+opened = open_artifact(OpenRequest(plan=Path("a.plan"), toolchain="fake-tool"))
 assert opened.device_name == "opened a.plan"
 row = BenchmarkRow(
     date="2026-01-01", measured_at="2026-01-01T00:00:00Z", writer="w", recipe="m",

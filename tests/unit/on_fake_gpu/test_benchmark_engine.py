@@ -20,6 +20,7 @@ from enginefarm.documents.spec import ToolchainId
 from enginefarm.errors import EngineRunError
 from enginefarm.run import cuda_graph
 from enginefarm.run.artifacts import in_a_process
+from enginefarm.run.running import RunRequest
 
 Plan = Callable[..., Path]
 Reference = Callable[..., Path]
@@ -82,7 +83,7 @@ def test_an_engine_that_does_not_run_is_an_error(plan: Plan, reference: Referenc
 
 def test_an_engine_in_a_process_of_its_own(plan: Plan) -> None:
     x = np.ones((2, 4), np.float32)
-    remote = in_a_process("engine", plan(), toolchain="tensorrt")
+    remote = in_a_process("engine", RunRequest(plan=plan(), toolchain="tensorrt"))
     try:
         found = side_by_side([remote], {"x": x}, batch=2, harness=QUICK)[0]
         assert found.compute is not None

@@ -29,8 +29,8 @@ from enginefarm.errors import (
 from enginefarm.host.detect import NvmlGpu
 from enginefarm.run import ort_engine as ort_tensorrt
 from enginefarm.run.artifacts import open_artifact
-from enginefarm.run.verify import DeviceRequest
-from enginefarm.run.verify_child import verified
+from enginefarm.run.running import OpenRequest
+from enginefarm.run.verify import DeviceRequest, verified
 
 QUICK = Harness(warmup_iterations=1, warmup_s=0, min_iterations=5, min_seconds=0)
 PROFILE = ShapeProfile(name="p", shapes={"x": MinOptMax(min=(1, 4), opt=(2, 4), max=(4, 4))})
@@ -123,7 +123,7 @@ def test_what_the_gpu_reports_while_it_runs_is_an_error(provider: Any, plan: Pat
         return opened
 
     provider(session)
-    running = open_artifact(plan, toolchain="ort-trt").running("engine")
+    running = open_artifact(OpenRequest(plan=plan, toolchain="ort-trt")).running("engine")
     running.bind({"x": np.ones((1, 4), np.float32)})
     with pytest.raises(EngineRunError, match="failed to run") as caught:
         running.iterate()
@@ -146,7 +146,7 @@ def test_a_refusal_says_what_it_means(
 
     provider(refuses)
     with pytest.raises(error, match="cannot be loaded on NVIDIA A100") as caught:
-        open_artifact(plan, toolchain="ort-trt")
+        open_artifact(OpenRequest(plan=plan, toolchain="ort-trt"))
     assert words in caught.value.why
     assert type(caught.value) is error
 
@@ -168,19 +168,19 @@ def test_what_a_host_lacks_says_nothing_of_the_engine(
     for session in (without_libraries, without_driver, fell_back):
         provider(session)
         with pytest.raises(HostError, match="does not start on this host"):
-            open_artifact(plan, toolchain="ort-trt")
+            open_artifact(OpenRequest(plan=plan, toolchain="ort-trt"))
     provider(real_session)
     with pytest.raises(DriverTooOld, match="needs CUDA 14"):
-        open_artifact(plan, toolchain="ort-trt", cuda_major=14)
+        open_artifact(OpenRequest(plan=plan, toolchain="ort-trt", cuda_major=14))
     monkeypatch.setattr(ort_tensorrt, "first_gpu", lambda: None)
     with pytest.raises(HostError, match="no NVIDIA driver"):
-        open_artifact(plan, toolchain="ort-trt")
+        open_artifact(OpenRequest(plan=plan, toolchain="ort-trt"))
 
 
 @pytest.mark.usefixtures("gpu")
 def test_the_onnx_runtime_of_this_machine_has_no_such_provider(plan: Path) -> None:
     with pytest.raises(HostError, match=f"no {ort_tensorrt.PROVIDER}") as caught:
-        open_artifact(plan, toolchain="ort-trt")
+        open_artifact(OpenRequest(plan=plan, toolchain="ort-trt"))
     assert "pip install onnxruntime-gpu" in caught.value.fix
     with pytest.raises(HostError, match="'nvcc' are not run here"):
-        open_artifact(plan, toolchain="nvcc")
+        open_artifact(OpenRequest(plan=plan, toolchain="nvcc"))
