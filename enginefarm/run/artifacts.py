@@ -16,7 +16,7 @@ from enginefarm.errors import HostError
 from enginefarm.names import TOOLCHAINS, loaded, runtime_of
 from enginefarm.run.contenders import EngineContender
 from enginefarm.run.engine import Engine
-from enginefarm.run.remote import RemoteContender, this_python
+from enginefarm.run.remote import RemoteContender
 from enginefarm.run.running import Closeable, Contender, OpenRequest, RunRequest
 
 
@@ -77,7 +77,6 @@ def in_a_process(name: str, asked: RunRequest) -> RemoteContender:
     return RemoteContender(
         name,
         runtime=runtime_of(asked.toolchain)[0],
-        python=this_python(),
         factory="enginefarm.run.artifacts:run_asked",
         arguments=[asked.model_dump_json()],
     )

@@ -18,7 +18,7 @@ from enginefarm.graph.sources import forward, source
 from enginefarm.names import RuntimeName
 from enginefarm.run.engine import Engine
 from enginefarm.run.queue import Queue
-from enginefarm.run.remote import RemoteContender, this_python
+from enginefarm.run.remote import RemoteContender
 from enginefarm.run.running import Contender, Iteration
 
 if TYPE_CHECKING:
@@ -153,7 +153,6 @@ def on_provider_in_a_process(
     return RemoteContender(
         name,
         runtime=runtime,
-        python=this_python(),
         factory="enginefarm.run.contenders:open_provider",
         arguments=[name, str(onnx), runtime, provider, json.dumps(dict(options))],
         environment=environment,
@@ -178,7 +177,6 @@ def torch_in_a_process(
     return RemoteContender(
         name,
         runtime="pytorch",
-        python=this_python(),
         factory="enginefarm.run.contenders:open_torch",
         arguments=[recipe.model_dump_json(), json.dumps(fields)],
     )

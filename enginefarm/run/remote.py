@@ -37,11 +37,6 @@ CLOSES_S = 30
 POLL_S = 0.2
 
 
-def this_python() -> tuple[str, ...]:
-    """For a contender in a fresh process of this same environment."""
-    return (sys.executable, "-P")
-
-
 class RemoteContender(Contender):
     """A contender that `module:function` makes in a process of `python`."""
 
@@ -50,8 +45,8 @@ class RemoteContender(Contender):
         name: str,
         *,
         runtime: RuntimeName,
-        python: Sequence[str],
         factory: str,
+        python: Sequence[str] = (sys.executable, "-P"),
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:

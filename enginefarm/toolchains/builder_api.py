@@ -21,59 +21,45 @@ from enginefarm.toolchains.onnx_io import require_graphs
 
 
 def make_monitor(trt: Any) -> Any:
-    """An IProgressMonitor that reports percent of the whole build to the current SINK."""
+    """An IProgressMonitor that reports percent of the whole build to the current SINK: one figure
+    of nested phases, which only grows."""
     # Builders call back on threads of their own, where the context variable is not set.
     sink = SINK.get()
-    tree = _PhaseTree()
+    phases: dict[str, tuple[str | None, int, int]] = {}
+    """Phase -> the phase around it, its steps that are done, and all of them."""
+
+    def fraction(name: str) -> float:
+        _, done, steps = phases[name]
+        return min((done + furthest(name)) / steps, 1.0)
+
+    def furthest(parent: str | None) -> float:
+        inner = [name for name, (around, _, _) in phases.items() if around == parent]
+        return max(map(fraction, inner), default=0.0)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self._percent = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            tree.start(phase_name, parent_phase, num_steps)
-            sink("build", tree.percent(), 100.0, phase_name)
+            phases[phase_name] = (parent_phase, 0, max(num_steps, 1))
+            self._report(phase_name)
 
         def step_complete(self, phase_name: str, step_index: int) -> bool:
-            tree.step(phase_name, step_index + 1)
-            sink("build", tree.percent(), 100.0, phase_name)
+            if phase_name in phases:
+                parent, _, steps = phases[phase_name]
+                phases[phase_name] = (parent, min(step_index + 1, steps), steps)
+            self._report(phase_name)
             return True  # False would cancel; the parent process kills instead, which is prompt
 
         def phase_finish(self, phase_name: str) -> None:
-            tree.finish(phase_name)
+            phases.pop(phase_name, None)
+
+        def _report(self, phase_name: str) -> None:
+            self._percent = max(self._percent, 100.0 * furthest(None))
+            sink("build", self._percent, 100.0, phase_name)
 
     return Monitor()
-
-
-class _PhaseTree:
-    """Nested phases -> one figure that only grows."""
-
-    def __init__(self) -> None:
-        self._phases: dict[str, tuple[str | None, int, int]] = {}
-        self._percent = 0.0
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        self._phases[name] = (parent, 0, max(steps, 1))
-
-    def step(self, name: str, done: int) -> None:
-        if name in self._phases:
-            parent, _, steps = self._phases[name]
-            self._phases[name] = (parent, min(done, steps), steps)
-
-    def finish(self, name: str) -> None:
-        self._phases.pop(name, None)
-
-    def percent(self) -> float:
-        roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]
-        now = 100.0 * max((self._fraction(name) for name in roots), default=0.0)
-        self._percent = max(self._percent, now)
-        return self._percent
-
-    def _fraction(self, name: str) -> float:
-        _, done, steps = self._phases[name]
-        children = [child for child, (parent, _, _) in self._phases.items() if parent == name]
-        inner = max((self._fraction(child) for child in children), default=0.0)
-        return min((done + inner) / steps, 1.0)
 
 
 def add_profiles(

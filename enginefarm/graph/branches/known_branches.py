@@ -203,8 +203,7 @@ class KnownSizes:
                 return None
             if node.op_type == "Size":
                 return bounds.of_size(dims, self._named)
-            given = {attribute.name: attribute.i for attribute in node.attribute}
-            start, end = given.get("start", 0), given.get("end", len(dims))
+            start, end = walk.value(node, "start", 0), walk.value(node, "end", len(dims))
             return bounds.of_shape(dims, self._named, start, end)
         made = self._shapes.get(node.output[0])
         if made is None or _elements(made) > bounds.MOST_ELEMENTS:

@@ -7,13 +7,14 @@ than any machine holds: their size is computed before anything is written out.
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple
 
 from enginefarm.errors import EnginefarmError
 from enginefarm.graph.model.walk import nested
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from onnx import FunctionProto, ModelProto, NodeProto
 
@@ -60,7 +61,7 @@ def inlined(
                 why="runtimes differ in which of the two a node of that name is",
                 fix="give the function a name, or a domain, of its own",
             )
-    _Sizes(model.functions, name, error).require_room(model, limit_nodes)
+    _require_room(model, name, limit_nodes, error)
     if all(
         version in model.opset_import for one in model.functions for version in one.opset_import
     ):
@@ -72,74 +73,74 @@ def inlined(
         return onnx.inliner.inline_local_functions(model)
 
 
-class _Sizes:
-    """The size of each function, computed once, whoever calls it."""
+def _require_room(
+    model: ModelProto, name: str, limit_nodes: int, error: type[EnginefarmError]
+) -> None:
+    """The size of each function is computed once, whoever calls it."""
+    functions = {_key(one.domain, one.name, one.overload): one for one in model.functions}
+    known: dict[Key, Size] = {}
 
-    def __init__(
-        self, functions: Iterable[FunctionProto], name: str, error: type[EnginefarmError]
-    ) -> None:
-        self._functions = {_key(one.domain, one.name, one.overload): one for one in functions}
-        self._known: dict[Key, Size] = {}
-        self._name = name
-        self._error = error
-
-    def require_room(self, model: ModelProto, limit_nodes: int) -> None:
-        total, worst, worst_nodes = self._of(model.graph.node, ()), "", -1
-        for node in nested(model.graph.node):
-            key = _key_of(node)
-            if key in self._functions and self._known[key].nodes > worst_nodes:
-                worst, worst_nodes = node.op_type, self._known[key].nodes
-        if total.nodes > limit_nodes:
-            raise self._error(
-                f"{self._name}: {_counted(total.nodes)} nodes with its functions written out is "
-                f"over the limit of {limit_nodes}",
-                why=f"one call of the function {worst!r} stands for {_counted(worst_nodes)} nodes",
-                fix="export the model with fewer calls of functions inside functions",
-            )
-        size_bytes = model.ByteSize() + total.size_bytes
-        if size_bytes > LIMIT_BYTES:
-            raise self._error(
-                f"{self._name}: {_counted(size_bytes)} bytes with its functions written out is "
-                f"over the limit of {LIMIT_BYTES}",
-                why="constants inside a function are repeated at each call",
-                fix="export the model with its weights as initializers of the main graph",
-            )
-
-    def _of(self, nodes: Iterable[NodeProto], callers: tuple[Key, ...]) -> Size:
-        """What these nodes stand for. depth: of functions inside functions."""
+    def size(nodes: Iterable[NodeProto]) -> Size:
+        """What these nodes stand for."""
         count = size_bytes = depth = 0
         for node in nested(nodes):
-            key = _key_of(node)
-            if key not in self._functions:
-                count += 1
-                continue
-            found = self._of_function(key, callers)
+            found = known.get(_key_of(node), Size(1, depth=-1))
             count += found.nodes
             size_bytes += found.size_bytes
             depth = max(depth, found.depth + 1)
         return Size(min(count, CEILING), min(size_bytes, CEILING), depth)
 
-    def _of_function(self, key: Key, callers: tuple[Key, ...]) -> Size:
-        if key in callers:
-            raise self._error(
-                f"{self._name}: the function {key[1]!r} calls itself",
-                why=" calls ".join(repr(one[1]) for one in (*callers[callers.index(key) :], key)),
-                fix="a function of an ONNX model cannot be recursive; use a Loop",
+    for key in _inner_first(functions, name, error):
+        nodes = functions[key].node
+        inside = size(nodes)
+        if inside.depth >= LIMIT_DEPTH:
+            raise error(
+                f"{name}: functions call functions more than {LIMIT_DEPTH} deep",
+                why=f"the function {key[1]!r} is one of them",
+                fix="export the model with fewer functions inside functions",
             )
-        if key not in self._known:
-            nodes = self._functions[key].node
-            inside = Size(depth=LIMIT_DEPTH)
-            if len(callers) < LIMIT_DEPTH:
-                inside = self._of(nodes, (*callers, key))
-            if inside.depth >= LIMIT_DEPTH:
-                raise self._error(
-                    f"{self._name}: functions call functions more than {LIMIT_DEPTH} deep",
-                    why=f"the function {key[1]!r} is one of them",
-                    fix="export the model with fewer functions inside functions",
-                )
-            own_bytes = sum(node.ByteSize() for node in nodes)
-            self._known[key] = inside._replace(size_bytes=inside.size_bytes + own_bytes)
-        return self._known[key]
+        own_bytes = sum(node.ByteSize() for node in nodes)
+        known[key] = inside._replace(size_bytes=inside.size_bytes + own_bytes)
+    total = size(model.graph.node)
+    if total.nodes > limit_nodes:
+        called = [key for node in nested(model.graph.node) if (key := _key_of(node)) in known]
+        worst = max(called, key=lambda key: known[key].nodes)
+        raise error(
+            f"{name}: {_counted(total.nodes)} nodes with its functions written out is "
+            f"over the limit of {limit_nodes}",
+            why=f"one call of the function {worst[1]!r} stands for "
+            f"{_counted(known[worst].nodes)} nodes",
+            fix="export the model with fewer calls of functions inside functions",
+        )
+    size_bytes = model.ByteSize() + total.size_bytes
+    if size_bytes > LIMIT_BYTES:
+        raise error(
+            f"{name}: {_counted(size_bytes)} bytes with its functions written out is "
+            f"over the limit of {LIMIT_BYTES}",
+            why="constants inside a function are repeated at each call",
+            fix="export the model with its weights as initializers of the main graph",
+        )
+
+
+def _inner_first(
+    functions: Mapping[Key, FunctionProto], name: str, error: type[EnginefarmError]
+) -> list[Key]:
+    """Each function after those that it calls. Raises: `error` for one that calls itself."""
+    calls = {
+        key: {inner for node in nested(one.node) if (inner := _key_of(node)) in functions}
+        for key, one in functions.items()
+    }
+    try:
+        return [*TopologicalSorter(calls).static_order()]
+    except CycleError as cause:
+        circle: list[Key] = cause.args[1][:0:-1]
+        start = circle.index(min(circle, key=[*functions].index))
+        circle = [*circle[start:], *circle[: start + 1]]
+        raise error(
+            f"{name}: the function {circle[0][1]!r} calls itself",
+            why=" calls ".join(repr(key[1]) for key in circle),
+            fix="a function of an ONNX model cannot be recursive; use a Loop",
+        ) from None
 
 
 def _key_of(node: NodeProto) -> Key:

@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from pydantic import JsonValue
 
 from enginefarm.errors import PrecisionError
-from enginefarm.graph.model import onnx_files, operators, walk
+from enginefarm.graph.model import onnx_files, onnx_shapes, operators, walk
 from enginefarm.graph.model.emulate import LOWS
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import ConversionReport
@@ -39,9 +39,7 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
     ranks = {name: len(tensor.dims) for name, tensor in walk.constants(model.graph)}
     low_nodes = casts = 0
     for graph in walk.graphs(model.graph):
-        types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-        for value in (*graph.input, *graph.output):
-            types[value.name] = value.type.tensor_type.elem_type
+        types = onnx_shapes.known_types([graph])
         joined = _joined(graph, types, {tensor.name for tensor in graph.initializer})
         for node in graph.node:
             made = {types.get(name) for name in node.output}

@@ -58,7 +58,9 @@ class _Written:
         total = self._axes(self._column(theta, rows), [2 + one for one in range(rows - 1)])
         for axis in range(rows):
             places = self._places(size, 1 + rows - axis, aligned)
-            term = self._make("Mul", self._column(theta, axis), self._like(places, theta))
+            term = self._make(
+                "Mul", self._column(theta, axis), self._make("CastLike", places, theta)
+            )
             others = [2 + one for one in range(rows) if one != rows - 1 - axis]
             total = self._make("Add", total, self._axes(term, others))
         self._make("Transpose", total, perm=[0, *range(2, 2 + rows), 1])
@@ -76,9 +78,6 @@ class _Written:
         else:
             parts = self._make("Div", self._make("Add", twice, self._number(1)), count)
         return self._make("Sub", parts, self._number(1))
-
-    def _like(self, value: str, theta: str) -> str:
-        return self._make("CastLike", value, theta)
 
     def _column(self, theta: str, index: int) -> str:
         bounds = (self._whole([one]) for one in (index, index + 1, 2))
