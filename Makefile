@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Farms mostly wait, so more files run at once than there are cores; what a file sets up is set up once.
+# Farms mostly wait, so more test files run in parallel than there are cores; each sets its farm up once.
 PARALLEL ?= -n 5 --dist loadfile
-# Where it is set, each of the thousands of processes of a suite would compile our modules anew.
+# With it, each of a suite's thousands of processes would compile our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 # make fuzz    ten minutes of hostile recipes, models, manifests and plans (MINUTES=1 for less)
@@ -34,21 +34,21 @@ check: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python --project tests/gpu
 	$(BIN)/lint-imports
 
-# Every benchmark that needs no GPU, one after the other, and one table of all their figures,
-# also in docs/measurements/latest.md: an idle machine, about half an hour.
+# Every benchmark that needs no GPU, one after the other, and all their figures in one table, also in
+# docs/measurements/latest.md. It needs an idle machine and about half an hour.
 # BENCHMARKS="pull tables" runs only those, and writes nothing.
 BENCHMARKS ?=
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.gather $(BENCHMARKS)
 
-# ONNX's own suites through the stages, judged by their own outputs: 20 minutes on two cores, and goes
-# on where it was stopped. NODES="--only lstm --jobs 2" for less.
+# ONNX's backend test suites through the stages, compared with their expected outputs: 20 minutes on two
+# cores. It resumes where it was stopped. NODES="--only lstm --jobs 2" for less.
 NODES ?= --table docs/measurements/onnx-nodes.md
 nodes: $(STAMP)
 	$(BIN)/python -m benchmarks.nodes $(NODES)
 
-# Real models of others for three GPUs and five precisions, each published graph judged a second
-# time: most of a day on two cores, and goes on where it was stopped. ZOO="--only magika" for less.
+# Third-party models for three GPUs and five precisions, with each published graph verified a second
+# time: most of a day on two cores. It resumes where it was stopped. ZOO="--only magika" for less.
 ZOO ?= --table docs/measurements/zoo.md
 zoo: $(STAMP)
 	$(BIN)/python -m benchmarks.zoo $(ZOO)
@@ -58,7 +58,7 @@ coverage: $(STAMP)
 	rm -rf test-output/coverage
 	sh tests/coverage/run.sh
 
-# Known vulnerabilities of the locked versions, or the word that nobody could be asked.
+# Known vulnerabilities of the locked versions, or NOT AUDITED if the service does not answer.
 audit: $(STAMP)
 	$(BIN)/python infra/audit.py
 
@@ -82,7 +82,7 @@ $(STAMP): pyproject.toml constraints.txt | system-packages-demo
 	$(BIN)/pip install --progress-bar off -q -c constraints.txt -e '.[farm,torch,examples,dev]'
 	touch $@
 
-# What pip cannot install: python3-venv for both, a browser, PostgreSQL and a C compiler for the tests.
+# What pip cannot install: python3-venv for both; a browser, PostgreSQL and a C compiler for the tests.
 system-packages:
 	@PYTHON=$(PYTHON) sh infra/system-packages.sh test
 

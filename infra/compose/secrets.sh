@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the secrets of infra/compose, once: run again, it keeps those that are there.
-# To rotate one: delete its file (the store keys all go with s3_identities.json), run this,
-# and `docker compose up -d` again.
+# Creates the secrets of infra/compose, and keeps those that exist.
+# To rotate one: delete its file (s3_identities.json for all store keys), run this script,
+# and then `docker compose up -d`.
 set -eu
 policies=$(cd "$(dirname "$0")/../s3-policies" && pwd)
 folder=${1:-$(dirname "$0")/secrets}
@@ -48,7 +48,7 @@ if [ ! -e s3_identities.json ]; then
     printf '{"identities": [\n  %s\n],\n"policies": [\n  %s\n]}\n' \
         "$identities" "$documents" >s3_identities.json
 fi
-# Compose mounts these files as they are: the images' user must be able to read them.
+# Compose mounts these files unchanged, so the images' user must be able to read them.
 if [ "$(id -u)" = 0 ]; then
     chown 10001:10001 prefect_auth s3_identities.json store_*key
     chown 10001:999 db_password # 999: the PostgreSQL image's group

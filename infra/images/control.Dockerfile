@@ -5,7 +5,7 @@ ARG CONTROL_BASE
 FROM ${CONTROL_BASE} AS install
 WORKDIR /src
 RUN python -m venv /opt/enginefarm
-# The locked versions in a layer of their own: a change of our code does not fetch them again.
+# The locked versions are in a separate layer: a change of our code does not download them again.
 COPY constraints.txt pyproject.toml README.md ./
 COPY infra/images/requirements.py infra/images/requirements.py
 RUN python infra/images/requirements.py farm torch > farm.txt \

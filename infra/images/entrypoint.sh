@@ -1,6 +1,6 @@
 #!/bin/sh
-# NAME_FILE=/run/secrets/x becomes NAME=<its contents>, for the few variables that are
-# secrets: so that they are in no image, Compose file or `docker inspect`.
+# Sets NAME to the contents of the file NAME_FILE, for the few variables that are secrets, so
+# that they are in no image, Compose file or `docker inspect`.
 set -eu
 for name in PREFECT_API_AUTH_STRING PREFECT_SERVER_API_AUTH_STRING PREFECT_SERVER_DATABASE_PASSWORD; do
     eval "file=\${${name}_FILE:-}"

@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The image of GPU workers: one a TensorRT major. Built by infra/images/build.sh, from the
-# repository's root.
+# The image of GPU workers, one for each TensorRT major release. infra/images/build.sh builds it
+# from the repository's root.
 ARG WORKER_BUILD
 ARG WORKER_BASE
 
@@ -9,7 +9,7 @@ FROM ${WORKER_BUILD} AS install
 ARG TENSORRT
 WORKDIR /src
 ENV DEBIAN_FRONTEND=noninteractive
-# Debian's index moves: a Python of the base's own release is as pinned as the base is.
+# apt's index changes, but a Python of the base's release is as pinned as the base.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3 python3-dev python3-venv \
@@ -27,7 +27,7 @@ COPY tasks tasks
 COPY deployments deployments
 RUN /opt/enginefarm/bin/pip install --no-cache-dir --no-deps . \
     && /opt/enginefarm/bin/pip check
-# The metadata only: the library itself cannot be loaded where no driver is.
+# Only the metadata: the library cannot be loaded without a driver.
 RUN /opt/enginefarm/bin/python -c "from importlib.metadata import version; \
 assert version('tensorrt') == '${TENSORRT}', version('tensorrt')"
 

@@ -1,4 +1,4 @@
-# The nodes: images, logs and metrics. What pods do, they do with keys of their own.
+# The nodes' account: images, logs and metrics. Pods use their own keys.
 resource "google_service_account" "node" {
   account_id   = "enginefarm-node"
   display_name = "enginefarm nodes"

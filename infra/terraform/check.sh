@@ -1,7 +1,7 @@
 #!/bin/sh
-# Format, a policy scan (checkov), and every argument against the Google provider's own list.
-# Not in `make check`: it fetches 70 MB of bindings. With the provider at hand, run
-# `terraform init -backend=false && terraform validate` as well.
+# Checks the format, policies (checkov), and every argument against the Google provider's list.
+# It is not in `make check`, because it downloads 70 MB of bindings. If you have the provider, also
+# run `terraform init -backend=false && terraform validate`.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)

@@ -9,7 +9,7 @@ resource "google_container_cluster" "farm" {
   subnetwork      = google_compute_subnetwork.farm.id
   networking_mode = "VPC_NATIVE"
 
-  # Pools of our own, below.
+  # Our pools are below.
   remove_default_node_pool = true
   initial_node_count       = 1
 

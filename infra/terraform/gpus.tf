@@ -1,5 +1,5 @@
-# A GPU label of gpus.toml -> the machine that has one. To add a label: a row here, one in
-# each of the two maps of variables.tf, and a folder in infra/kubernetes/overlays/gke.
+# The machine type for each GPU label of gpus.toml. To add a label, add a row here, one in each of
+# the two maps of variables.tf, and a folder in infra/kubernetes/overlays/gke.
 locals {
   gpus = {
     t4   = { machine = "n1-standard-8", accelerator = "nvidia-tesla-t4", disk_gb = 200 }
@@ -15,7 +15,7 @@ resource "google_container_node_pool" "gpu" {
   cluster        = google_container_cluster.farm.id
   node_locations = var.gpu_zones[each.key]
 
-  # total_: over all zones. KEDA asks for a pod, and the pod for a node.
+  # total_ counts all zones. KEDA creates a pod, and the pod makes the pool add a node.
   autoscaling {
     total_min_node_count = 0
     total_max_node_count = var.gpu_max_nodes[each.key]

@@ -26,7 +26,7 @@ resource "google_compute_subnetwork" "farm" {
   }
 }
 
-# Nodes have no address of their own; images come in through this.
+# Nodes have no public address; they pull images through this NAT.
 resource "google_compute_router" "farm" {
   name    = "enginefarm"
   network = google_compute_network.farm.id
@@ -41,7 +41,7 @@ resource "google_compute_router_nat" "farm" {
   source_subnetwork_ip_ranges_to_nat = "ALL_SUBNETWORKS_ALL_IP_RANGES"
 }
 
-# GKE opens what its nodes need; everything else stays shut.
+# GKE opens the ports that its nodes need; all others stay closed.
 resource "google_compute_firewall" "deny" {
   name      = "enginefarm-deny-ingress"
   network   = google_compute_network.farm.id

@@ -10,8 +10,8 @@ resource "google_storage_bucket" "engines" {
     enabled = true
   }
 
-  # Garbage collection is `enginefarm gc`, which knows what is in use. These rules only clear
-  # what it has deleted, and uploads that were broken off.
+  # `enginefarm gc` collects garbage, because it knows what is in use. These rules only remove old
+  # versions of what it has deleted, and interrupted uploads.
   lifecycle_rule {
     action {
       type = "Delete"
