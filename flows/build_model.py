@@ -43,7 +43,7 @@ from tasks.model import (
 from tasks.outcomes import EngineMissing, cached_outcomes, engine_state, publish_tables
 
 # Threads here only wait: builds are held to the number of cores where they start, or to
-# one a worker. A recipe's engines are all handed out at once, up to this many.
+# one a worker. A recipe's engines are all handed out together, up to this many.
 FAN_OUT = 128
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=FAN_OUT)
 

@@ -29,7 +29,7 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
     def sleep_until(self, when: float, ended: threading.Event) -> None:
-        """Returns at once for a time that has passed, and when `ended` is set."""
+        """Returns immediately for a time that has passed, and when `ended` is set."""
         ...
 
 

@@ -38,7 +38,7 @@ class TimedCurve(Frozen):
 
 
 class LoadRequest(OneProfile):
-    """streams: how many at once, ascending."""
+    """streams: how many in parallel, ascending."""
 
     load: Load
     streams: tuple[int, ...]

@@ -15,7 +15,7 @@ from enginefarm.store.disk import writing
 from enginefarm.store.site import Site
 from enginefarm.toolchains import toolchain
 
-# A builder keeps about one core busy: more of them at once only take more memory.
+# A builder keeps about one core busy: more of them in parallel only use more memory.
 _SLOTS = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 

@@ -75,7 +75,7 @@ def build(
             output.plan.stat().st_size == 0
         ):
             raise errors.BuildError(
-                f"build {label}: the builder ended without an error and left no plan"
+                f"build {label}: the builder ended without an error, but wrote no plan"
             )
     except BaseException:
         (work_dir / "engine.plan").unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def build(
     if spec.builder.attempts > 1:
         if reference is None:
             raise ToolchainError(
-                "builder.attempts: attempts are judged on the reference, and this build has none"
+                "builder.attempts: attempts are compared with a reference, and this build has none"
             )
         judged = budget or DEFAULT_BUDGETS[spec.precision.name]
         return lottery.draw(

@@ -203,7 +203,7 @@ def _set(
     if made.missing:
         names, made = once(made.missing)
     if made.missing:
-        raise BuildError(f"refit: TensorRT asks for weight {made.missing[0]!r} too")
+        raise BuildError(f"refit: TensorRT also needs weight {made.missing[0]!r}")
     return names, made
 
 

@@ -50,14 +50,14 @@ def reproduce(site: Site, manifest: Manifest, folder: Path) -> Path:
     write = WRITERS.get(manifest.spec.toolchain.name)
     if write is None:
         raise ToolchainError(
-            f"reproduce: engines of toolchain {manifest.spec.toolchain.name} are not reproduced",
-            why="nothing here writes its builds down for TensorRT's Builder API",
+            f"reproduce: engines of toolchain {manifest.spec.toolchain.name} cannot be reproduced",
+            why="enginefarm cannot write its builds for TensorRT's Builder API",
             fix=f"reproduce an engine of {', '.join(WRITERS)}",
         )
     if manifest.spec.plugins:
         raise ToolchainError(
-            "reproduce: engines with plugin libraries are not reproduced",
-            why="the libraries are yours, and what they link is not known here",
+            "reproduce: engines with plugin libraries cannot be reproduced",
+            why="the farm does not know what these libraries link to",
         )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"reproduce: the folder {folder} is not empty", fix="name a new folder")

@@ -284,7 +284,7 @@ class _Watch:
             )
         if status < 0:
             return kinds.crashed(
-                f"{what}: its process died of {signal.Signals(-status).name}",
+                f"{what}: its process was killed by {signal.Signals(-status).name}",
                 why=self._last_words(),
                 fix=self._child.fix or "a crash is a defect of the code or library that ran",
             )

@@ -102,7 +102,7 @@ BROKEN_PIPE = 141
 def farm_missing(what: str) -> ToolchainError:
     """The error for what needs the farm's packages, on a host that has the pull client alone."""
     return ToolchainError(
-        f"{what} needs the farm",
+        f"{what} needs the 'farm' packages",
         why="Prefect is not installed; this installation can only pull engines",
         fix="pip install 'enginefarm[farm]'",
     )

@@ -181,7 +181,7 @@ def run_(
 def history(recipe: str, nights: int, as_json: bool, **filters: str | None) -> None:
     """Show RECIPE's latencies night by night.
 
-    Each night is judged against the nights before it.
+    Each night is compared with the nights before it.
     """
     import datetime as dt
 

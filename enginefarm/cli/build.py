@@ -61,8 +61,8 @@ def build(
     if not model_paths.is_model(recipe):
         if save or any(model.values()):
             raise UsageError(
-                "--input, --dim, --calibration, --name and --save go with a model",
-                fix=f"write these in the recipe {recipe}",
+                "--input, --dim, --calibration, --name and --save are only for a model",
+                fix=f"set these in the recipe {recipe}",
             )
         return _built(Path(recipe), gpus, precisions, as_json, verbose)
     wanted = wishes(gpus, precisions, **model)

@@ -30,7 +30,7 @@ STYLES = {"passed": "green", "waived": "yellow", "refused": "red"}
 @click.option("--dry-run", is_flag=True, help="Run the gates without moving the channel.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def promote(recipe: str, channel: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Point a channel at all of RECIPE's engines at once, if every gate passes."""
+    """Point a channel at all of RECIPE's engines, if every gate passes."""
     from enginefarm.release import promote as release
     from enginefarm.store.signing import trust
 
@@ -175,12 +175,12 @@ def _print_gates(results: tuple[GateResult, ...], *, as_json: bool) -> None:
 def rollout(repository: str, url: str, as_json: bool, **asked: Any) -> None:
     """Try RECIPE's engines in a running Triton; if they pass, serve them and move the channel.
 
-    The server runs with --model-control-mode=explicit, serves a version of the model, and reads
+    The server must run with --model-control-mode=explicit, serve a version of the model, and read
     the repository at DIR or s3://BUCKET/PREFIX, which `triton-repo` wrote. The new version is
-    loaded under a name of its own; the stored reference inputs go through the server; outputs are
-    compared by the recipe's budget, and p99 with the version that serves. Then the new version
-    takes its place and the channel moves, or it is unloaded and everything stays. The channel's
-    log has the outcome.
+    loaded under another name and gets the stored reference inputs. Its outputs are checked against
+    the recipe's accuracy budget, and its p99 against that of the served version. If it passes, it
+    replaces that version and the channel moves; if not, it is unloaded and nothing changes. The
+    channel's log has the outcome.
     """
     from enginefarm.cli.progress_view import watched
     from enginefarm.pulling.triton_places import place

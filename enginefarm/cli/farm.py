@@ -72,11 +72,11 @@ def server(host: str, port: int, public_url: str | None) -> None:
 )
 @click.option("--cpu", is_flag=True, help="Cross-build for labels that have no worker.")
 @click.option("--control", is_flag=True, help="Plan, export, calibrate, and start the builds.")
-@click.option("--name", help="The worker's name; host, role and card by default.")
+@click.option("--name", help="The worker's name; host, role and GPU by default.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 64),
-    help="How many runs at once: 1 by default, 8 with --control.",
+    help="How many runs at a time: 1 by default, 8 with --control.",
 )
 def worker(
     label: str | None, cross: bool, cpu: bool, control: bool, name: str | None, limit: int | None
@@ -84,7 +84,7 @@ def worker(
     """Run a worker that takes runs from a work pool until it is stopped.
 
     Choose one of --gpu, --cpu and --control. A worker with --gpu checks with NVML that its GPU
-    has that label, and takes one job at a time.
+    has that label, and takes one run at a time.
     """
     role = _role(label, cross, cpu, control)
 
@@ -203,12 +203,12 @@ def deploy(labels: tuple[str, ...], cron: str, timezone: str, folder: str | None
 @click.argument("recipe", shell_complete=completion.recipe_files)
 @gpus_option("Only these of the recipe's GPUs (repeat, or with commas).")
 @precisions_option("Only these of the recipe's precisions.")
-@click.option("--no-wait", is_flag=True, help="Start the run and return at once.")
+@click.option("--no-wait", is_flag=True, help="Start the run and return immediately.")
 def submit(recipe: str, gpus: tuple[str, ...], precisions: tuple[str, ...], no_wait: bool) -> None:
     """Build RECIPE on the farm, and follow the run until its engines are in the store.
 
-    RECIPE is a path as the control worker knows it (from its recipe roots, or absolute), or
-    @store/NAME. Ctrl-C stops following; the run goes on.
+    RECIPE is a path on the control worker's machine, absolute or relative to a recipe root, or
+    @store/NAME. Ctrl-C stops following; the run continues.
     """
     from enginefarm.farm.server.environment import prepare_client
 
@@ -254,8 +254,8 @@ def up(
     """Start the server, a control worker and a CPU worker, until Ctrl-C.
 
     State is kept in ENGINEFARM_HOME; the other commands on this machine find the farm there.
-    After Ctrl-C no more runs start, and those that run have 30 s to end; a second Ctrl-C ends them
-    at once.
+    After Ctrl-C no more runs start, and running ones have 30 s to finish; a second Ctrl-C ends them
+    immediately.
     """
     import signal
     import threading
@@ -276,7 +276,7 @@ def up(
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        click.echo("stopping; press Ctrl-C again to stop at once")
+        click.echo("stopping; press Ctrl-C again to stop immediately")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

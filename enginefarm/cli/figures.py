@@ -108,7 +108,7 @@ def _print_found(name: str, found: Costs) -> None:
             for one in found.found
         ],
     )
-    click.echo(f"cheapest: {found.found[0].gpu}. Throughput is of one pass at a time.")
+    click.echo(f"cheapest: {found.found[0].gpu}. Its throughput is for one pass at a time.")
 
 
 def _words(move: Move, currency: str) -> str:

@@ -95,15 +95,15 @@ def _require_gpu_and_numpy() -> None:
 
     if first_gpu() is None:
         raise HostError(
-            "run: this machine has no NVIDIA GPU, and an engine runs on nothing else",
+            "run: this machine has no NVIDIA GPU, and engines run only on one",
             why="NVML is not installed, or finds no GPU",
-            fix=f"run it on a host with the GPU; {PAGE} has what to install there",
+            fix=f"run it on a host with the GPU; {PAGE} says what to install there",
         )
     if find_spec("numpy") is None:
         raise ToolchainError(
             "enginefarm run needs the 'gpu' packages",
             why="numpy is not installed",
-            fix=f"pip install 'enginefarm[gpu]'; {PAGE} has it for each runtime",
+            fix=f"pip install 'enginefarm[gpu]'; {PAGE} says what each runtime needs",
         )
 
 
@@ -116,7 +116,8 @@ def _locate(engine: str, precision: Any) -> LocalPlan:
         return _from_file(path)
     if path.suffix == ".plan" or len(path.parts) > 1:
         raise UsageError(
-            f"run: {engine} is not a file", fix="name a plan, or a recipe of the store"
+            f"run: {engine} is not a file",
+            fix="give a plan file, or the name of a recipe in the store",
         )
     from enginefarm.cli.pull import watched_if_any
     from enginefarm.pulling.pull import pull
@@ -228,7 +229,7 @@ STYLES = {"ok": "green", "unknown": "yellow", "fails": "red"}
     "--manifest",
     "manifest_path",
     type=NamedPath(path_type=Path, dir_okay=False),
-    help="Default: PLAN.json beside it, else what this host pulled.",
+    help="Default: PLAN.json next to it, or the one that this host pulled.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(plan: Path | None, gpu: str, manifest_path: Path | None, as_json: bool) -> None:

@@ -36,7 +36,7 @@ class View:
         with self._lock:
             name = step
             if step.startswith(MOVES_BYTES):
-                # Several blobs move at once: the note is the digest of each.
+                # Several blobs move in parallel; the note is the digest of each.
                 name = f"{step} {note[:12]}"
                 note = f"{done / 1e6:,.1f} of {(total or 0) / 1e6:,.1f} MB"
             line = self._lines.get(name)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--for",
     "goal",
     type=click.Choice(("latency", "throughput")),
-    help="Rank what fits by what was measured on this GPU.",
+    help="Rank the engines that fit by measurements on this GPU.",
 )
 @click.option(
     "--batch", type=click.IntRange(1), help="With --for: compare at this batch size only."
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "every_s",
     type=FiniteRange(1),
     metavar="SECONDS",
-    help="Keep running: look this often, and keep the folder --dest at the engine that fits.",
+    help="Keep running: check this often, and keep the folder --dest up to date.",
 )
 @click.option(
     "--explain", is_flag=True, help="Show every engine, its rank, and why it was not chosen."
@@ -71,7 +71,7 @@ def pull(
 ) -> None:
     """Download the engine of NAME, or of NAME@CHANNEL, that fits this host.
 
-    The bytes are checked against the manifest's sha256, and appear whole or not at all. When
+    The bytes are checked against the manifest's sha256, and the file is written atomically. When
     nothing fits, each engine's reason is listed and the exit code is 50.
     """
     from enginefarm.errors import UsageError

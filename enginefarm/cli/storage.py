@@ -114,7 +114,7 @@ def status(as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(keep_gb: float | None, as_json: bool) -> None:
-    """Remove what was used longest ago, and what dead processes left behind.
+    """Remove the least recently used blobs, and files that dead processes left behind.
 
     What was used in the last hour is always kept, and so is the newest engine of each model,
     GPU and precision that was pulled here by name.
@@ -167,7 +167,7 @@ GARBAGE_SHOWN = 40
 def gc(
     delete: bool, keep_builds: int, keep_revisions: int, grace_hours: float, as_json: bool
 ) -> None:
-    """Find engines and bytes that no channel, recent build or grace period holds.
+    """Find engines and blobs that no channel, recent build or grace period keeps.
 
     It is safe to run it during builds.
     """

@@ -125,7 +125,7 @@ def sign(name: str, vouch: bool) -> None:
 @click.command()
 @click.argument("path", type=NamedPath(path_type=Path, dir_okay=False))
 def keygen(path: Path) -> None:
-    """Make a signing key at PATH (mode 0600), and its public key beside it."""
+    """Make a signing key at PATH (mode 0600), and its public key next to it."""
     from enginefarm.store import signing
 
     public, keyid = signing.generate(path)

@@ -60,7 +60,9 @@ def _three_numbers(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"min": value, "opt": value, "max": value}
     if not isinstance(value, dict | DimRange):
-        raise ValueError(f"write one number, or [min, opt, max]; it is {str(cast('Any', value))!r}")
+        raise ValueError(
+            f"write one number, or [min, opt, max], instead of {str(cast('Any', value))!r}"
+        )
     return cast("Any", value)
 
 
@@ -268,7 +270,7 @@ class Recipe(Frozen):
             ):
                 if getattr(budget, field) is not None and not measured:
                     raise ValueError(
-                        f"accuracy.{precision}.{field}: nothing is measured that it could limit; "
+                        f"accuracy.{precision}.{field}: it limits a figure that is not measured; "
                         f"name {needs}"
                     )
         if set(CALIBRATED) & set(self.precisions) and self.calibration is None:
@@ -278,7 +280,7 @@ class Recipe(Frozen):
             )
         if self.calibration is not None and self.calibration.data.random:
             raise ValueError(
-                "calibration.data: random inputs say nothing about the ranges of real ones; "
+                "calibration.data: random inputs do not have the ranges of real ones; "
                 "give representative data"
             )
         return self

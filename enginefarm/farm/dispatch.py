@@ -146,8 +146,8 @@ def _failure(job: Job, ended: FlowRun) -> EnginefarmError:
     label = job.spec.label
     if state is not None and state.message == STRANDED:
         return FarmError(
-            f"{label}: the last worker of {ended.work_pool_name} stopped before it was built",
-            fix=f"start one, or run again: without a worker of {job.spec.gpu.label} the planner "
+            f"{label}: the last worker of {ended.work_pool_name} stopped before building it",
+            fix=f"start one, or run it again: without a worker of {job.spec.gpu.label} the planner "
             "cross-builds",
         )
     if state is None or state.is_cancelled():
@@ -156,7 +156,7 @@ def _failure(job: Job, ended: FlowRun) -> EnginefarmError:
     if state.is_crashed():
         return FarmError(f"{label}: crashed {ended.run_count} times", why=text)
     if state.is_completed():
-        return FarmError(f"{label}: its run completed, and its manifest is not in the store")
+        return FarmError(f"{label}: its run completed, but the store has no manifest of it")
     return written_errors.of_text((state.name or "").removeprefix("Failed: "), text, FarmError)
 
 

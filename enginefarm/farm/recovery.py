@@ -1,8 +1,8 @@
 """Finds runs that died silently and crashes that no automation answered, every 15 s.
 
-Automations answer a crash at once, but their events and actions wait in the server's memory, and
-are lost when the server is killed. The state of each run is in the server's database: the control
-worker polls it.
+The server's automations react to a crash immediately, but their events and actions wait in its
+memory, and are lost when it is killed. The control worker polls the state of each run, which is in
+the server's database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A recipe's share of a pool: as many runs as the pool has workers, and one that waits.
 
-Prefect serves a queue in order. A recipe that queued all its engines at once would make every other
-recipe wait until its last engine is built. So each recipe has at most one more run in a pool than
+Prefect serves a queue in order. A recipe that queued all its engines would make every other recipe
+wait until the last one is built. So each recipe has at most one more run in a pool than
 the pool has workers, and recipes that build at the same time take turns.
 """
 

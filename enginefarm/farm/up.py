@@ -53,7 +53,7 @@ class FarmProcess:
         if status is not None:
             said = self.log.read_text("utf-8", "replace").strip().splitlines()[-LAST_LINES:]
             raise FarmError(
-                f"up: {self.name} has ended with status {status}",
+                f"up: {self.name} ended with status {status}",
                 why="\n       ".join(said) or "its log is empty",
                 fix=f"its whole log is {self.log}",
             )
@@ -91,7 +91,7 @@ def farm(
         _wait(parts, lambda: _healthy(parts[0]), "the server to answer", stopped)
         deploy = subprocess.run([*COMMAND, "deploy"], capture_output=True, text=True, check=False)
         if deploy.returncode:
-            raise FarmError("up: `enginefarm deploy` has failed", why=deploy.stderr.strip())
+            raise FarmError("up: `enginefarm deploy` failed", why=deploy.stderr.strip())
         for name, role in (("control", "--control"), ("cpu", "--cpu")):
             say(f"{name:<8}  is starting")
             parts.append(FarmProcess(name, "worker", role, "--name", f"up-{name}"))

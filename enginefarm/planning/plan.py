@@ -162,7 +162,7 @@ def _choose(recipe: Recipe, label: str, offers: Sequence[Offer]) -> tuple[Toolch
                 if toolchain.name == name:
                     return toolchain, offer.pool
     raise ToolchainError(
-        f"toolchain: nobody can build {recipe.name} for {label} with {' or '.join(order)}",
+        f"toolchain: no worker can build {recipe.name} for {label} with {' or '.join(order)}",
         why="native toolchains need an online worker of that label; "
         + " and ".join(name for name in TOOLCHAINS if toolchains.toolchain(name).cross)
         + " can build on any",
@@ -236,6 +236,6 @@ def narrowed(
             raise RecipeError(
                 f"{field}: {', '.join(unknown)} is not in the recipe {recipe.name}",
                 why=f"it lists {', '.join(getattr(recipe, field))}",
-                fix=f"choose among these, or add it to the recipe's {field}",
+                fix=f"choose from these, or add it to the recipe's {field}",
             )
     return recipe.model_copy(update=dict(changes))

@@ -1,4 +1,4 @@
-"""A recipe's YAML file -> Recipe. Every mistake is named at once, by line and field path."""
+"""A recipe's YAML file -> Recipe. All mistakes are reported together, by line and field path."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ SET_GATES: dict[str, SetGate] = {"one-model": one_model, "nothing-lost": nothing
 
 
 def run_gates(manifests: tuple[Manifest, ...], context: GateContext) -> tuple[GateResult, ...]:
-    """The results of every gate for every engine, so that all reasons are shown at once."""
+    """The results of every gate for every engine, so that all reasons are shown together."""
     results: list[GateResult] = []
     for name, set_gate in SET_GATES.items():
         verdict, detail = set_gate(manifests, context)

@@ -87,7 +87,9 @@ def write(
     AccuracyError where no graph is within its budget on the CPU; what the store raises.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"package: {folder} exists and is not an empty folder", fix="name another")
+        raise UsageError(
+            f"package: {folder} exists and is not an empty folder", fix="name another folder"
+        )
     writer = _writer()
     main = choice.variants[0].manifest
     with writing(folder):
@@ -240,7 +242,7 @@ def _write_cpu(
             return graph.precision, found
         refused.append(f"{graph.precision}: {'; '.join(found.over_budget)}")
     raise AccuracyError(
-        f"package: no graph of {main.recipe} is right on the CPU with this ONNX Runtime",
+        f"package: no graph of {main.recipe} is accurate on the CPU with this ONNX Runtime",
         why="\n       ".join(refused),
         fix="add fp32 to the recipe's precisions, build it, and package again",
     )

@@ -103,7 +103,7 @@ def _variant(recipe: str, provider: str, engines: list[Manifest]) -> Variant:
             f"package: {recipe} has {len(different)} different engines for {provider} in "
             f"{engines[0].precision}, for {', '.join(gpus)}",
             why="a model package has one for each provider: ONNX Runtime takes the first, and does "
-            "not ask which GPU it was built for",
+            "not check which GPU it was built for",
             fix=f"write a package for each GPU: --gpu {gpus[0]}",
         )
     first = min(engines, key=lambda one: one.gpu)

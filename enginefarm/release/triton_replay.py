@@ -83,11 +83,13 @@ def replay(
         if expect and answer.version != expect:
             raise TritonError(
                 f"triton: {server.name}: version {answer.version} of {model} answered, "
-                f"and not version {expect}"
+                f"instead of version {expect}"
             )
         missing = sorted(set(batch.outputs) - set(answer.outputs))
         if missing:
-            raise TritonError(f"triton: {server.name}: {model} returns no {', '.join(missing)}")
+            raise TritonError(
+                f"triton: {server.name}: {model} does not return {', '.join(missing)}"
+            )
         return _from_response(candidate, answer.outputs)
 
     return compare(

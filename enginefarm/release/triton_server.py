@@ -92,7 +92,7 @@ class TritonServer:
             if NOT_EXPLICIT not in error.why:
                 raise
             raise TritonError(
-                f"triton: {self.name} does not let models be loaded and unloaded",
+                f"triton: {self.name} does not allow models to be loaded and unloaded",
                 why="it is not in explicit mode",
                 fix="start it with --model-control-mode=explicit --load-model=MODEL",
             ) from error

@@ -87,9 +87,9 @@ class Buffer:
         except self._cuda.MemoryError:
             free, total = self._cuda.mem_get_info()
             raise DeviceOutOfMemory(
-                f"tensor {self._name!r}: no room on the GPU for {size_bytes >> 20} MiB",
+                f"tensor {self._name!r}: the GPU has no room for {size_bytes >> 20} MiB",
                 why=f"{free >> 20} of {total >> 20} MiB are free",
-                fix="run a smaller batch, or free the GPU",
+                fix="run a smaller batch, or free GPU memory",
             ) from None
         self._capacity = size_bytes
 

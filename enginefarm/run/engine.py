@@ -38,7 +38,7 @@ def load_bindings(toolchain: str) -> Any:
     if not bindings:
         raise HostError(
             f"plans of toolchain {toolchain!r} are not TensorRT's own",
-            fix="see artifacts.py for what runs them",
+            fix="enginefarm/run/artifacts.py lists what runs them",
         )
     unloadable = ""
     for name in bindings:

@@ -1,4 +1,4 @@
-"""Channels: names (`candidate`, `production`) for the engines of a recipe, moved all at once.
+"""Channels: names (`candidate`, `production`) for the engines of a recipe, moved together.
 
 channels/<recipe>/<channel>/<99999999 - revision>.json
 

@@ -64,7 +64,7 @@ def require_conditional_writes(objects: ObjectStore) -> None:
     if objects.put_if_absent(PROBE, b"another winner") is not None:
         raise StoreError(
             f"store: {objects.where} accepts conditional writes and ignores the condition",
-            why="if two people publish or promote at once, the second overwrites the first",
+            why="of two people who publish or promote at once, the second overwrites the first",
             fix="use another S3 server; `enginefarm store check` shows what a server supports",
         )
 
@@ -179,7 +179,7 @@ def _clock(objects: ObjectStore, prefix: str) -> bool:
 CHECKS: dict[str, Callable[[ObjectStore, str], bool]] = {
     "metadata is kept": _metadata,
     "If-None-Match: * refuses to overwrite": _refuses_to_overwrite,
-    f"one winner among {RACERS} that create an object at once": _one_winner,
+    f"one winner among {RACERS} that create an object at the same time": _one_winner,
     "If-Match replaces the current version": _replaces_the_current,
     "If-Match refuses an old version": _keeps_the_newer,
     "a range of an object can be read": _range,

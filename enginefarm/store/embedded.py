@@ -88,7 +88,7 @@ def running(home: Path) -> Server | None:
 
 
 def start(home: Path) -> Server:
-    """The server of that folder: the running one, or a new one. Processes may call it at once.
+    """The server of that folder: the running one, or a new one. Processes may call it in parallel.
 
     Raises: StoreUnavailable when SeaweedFS is not installed or does not come up.
     """

@@ -61,7 +61,7 @@ class SeenRevisions:
             raise SignatureRejected(
                 f"signature: revision {found.revision} of the channel {name} is not the one that "
                 "this host has seen",
-                why="a revision never changes: somebody deleted the one that was there",
+                why="a revision never changes: somebody deleted the one that it saw",
                 fix=fix,
             )
         if found > newest:
@@ -83,9 +83,9 @@ class SeenRevisions:
         except ValueError:
             raise SignatureRejected(
                 f"signature: {path} is damaged",
-                why="it says which revision of the channel this host has seen, so that an older "
+                why="it records which revision of the channel this host has seen, so that an older "
                 "one is noticed",
-                fix="look whether the channel is at the revision that it should be at "
+                fix="check that the channel is at the revision that it should be at "
                 "(enginefarm channel), and delete the file",
             ) from None
 

@@ -172,7 +172,7 @@ def set_checked(target: Any, attribute: str, value: Any, option: str) -> None:
     setattr(target, attribute, value)
     now = getattr(target, attribute)
     if now != value:
-        raise BuildError(f"{option}: asked for {value}, and the builder kept {now}")
+        raise BuildError(f"{option}: asked for {value}, and the builder uses {now}")
 
 
 def set_flag(trt: Any, config: Any, name: str, option: str) -> None:

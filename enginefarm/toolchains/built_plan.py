@@ -43,8 +43,7 @@ def require_bindings(toolchain: str) -> None:
     if not any(find_spec(name) for name in tensorrt.MODULES):
         raise ToolchainError(
             f"toolchain {toolchain}: TensorRT's Python bindings are not installed",
-            why="without them, nobody can check that a plan has the inputs and outputs of its "
-            "graph, or run it",
+            why="they check that a plan has the inputs and outputs of its graph, and run it",
             fix="pip install 'enginefarm[gpu]', in the version that builds the plans",
         )
 
@@ -71,7 +70,7 @@ def require_profiles(found: Contents, spec: BuildSpec) -> None:
         for name, wanted in profile.shapes.items():
             if made.get(name) != wanted:
                 raise BuildError(
-                    f"profile {profile.name!r}: the plan has another range of shapes of {name!r}",
+                    f"profile {profile.name!r}: the plan has another range of shapes for {name!r}",
                     why=f"it has {_range(made.get(name))}, and the recipe asks for "
                     f"{_range(wanted)}",
                     fix="see build.log for what the builder was told",
@@ -93,7 +92,7 @@ def read_here(request: str) -> str:
         raise BuildError(
             f"TensorRT {trt.__version__} cannot load the plan that was built",
             why=messages.cause(),
-            fix="install the Python bindings of the TensorRT that builds",
+            fix="install the Python bindings of the same TensorRT build",
         )
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     tensors = tuple(_tensor(trt, engine, name) for name in names)

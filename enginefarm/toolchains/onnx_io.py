@@ -34,7 +34,7 @@ def require_graphs(found: tuple[TensorInfo, ...], onnx: Path) -> None:
     if made.keys() != wanted.keys():
         others = [f"{role} {name!r} ({dtype})" for role, name, dtype in made.keys() ^ wanted.keys()]
         raise BuildError(
-            "the engine would have other inputs and outputs than the graph",
+            "the engine's inputs and outputs would differ from the graph's",
             why=f"only one of the two has {', '.join(sorted(others))}",
             fix="change the model so that each of these has a name of its own and a type that "
             "TensorRT keeps",
@@ -42,7 +42,7 @@ def require_graphs(found: tuple[TensorInfo, ...], onnx: Path) -> None:
     for key, tensor in made.items():
         if not _may_be(tensor.shape, wanted[key].shape):
             raise BuildError(
-                f"the engine would have another shape of {tensor.name!r} than the graph",
+                f"the engine's shape of {tensor.name!r} would differ from the graph's",
                 why=f"it would be {tensor.shape}, and is {wanted[key].shape} in the graph",
                 fix="export the model again: its shapes contradict its operators",
             )

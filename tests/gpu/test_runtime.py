@@ -142,7 +142,7 @@ def test_a_plan_cut_short(plans: Path, tmp_path: Path) -> None:
 def test_device_memory_too_small(engine: Load) -> None:
     conv = engine("conv")
     tensor = TensorInfo(name="huge", dtype="float32", shape=(-1,), role="input")
-    with pytest.raises(DeviceOutOfMemory, match="'huge': no room on the GPU") as caught:
+    with pytest.raises(DeviceOutOfMemory, match="'huge': the GPU has no room") as caught:
         cuda_buffers.Buffer(conv.cuda, tensor).reserve_bytes(1 << 42)
     assert "MiB are free" in caught.value.why
     assert conv.run(random_images(1))["y"].shape[0] == 1  # and the GPU is fine

@@ -57,7 +57,7 @@ def ensure_password() -> str:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(f"enginefarm:{secrets.token_urlsafe(24)}\n")
         try:
-            os.link(new, path)  # the first of two servers that start at once decides
+            os.link(new, path)  # of two servers that start at the same time, the first decides
         except FileExistsError:
             pass
         finally:

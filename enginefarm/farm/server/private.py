@@ -27,7 +27,7 @@ from enginefarm.farm.server import address, tables
 from enginefarm.farm.server.process import collect_garbage_periodically
 
 START_S = 300.0
-"""Long, because many commands may start at once on a small machine."""
+"""Long, because many commands may start at the same time on a small machine."""
 
 SETTINGS = {
     "PREFECT_UI_ENABLED": "false",

@@ -96,9 +96,9 @@ def check_device(label: str, *, cross: bool) -> tuple[str | None, str | None]:
         actual = by_nvml_name(found.name)
         raise WorkerMismatch(
             f"worker --gpu {label}: this machine's GPU is {found.name!r}",
-            why=f"gpus.toml calls that one {actual.label}"
+            why=f"its label in gpus.toml is {actual.label}"
             if actual
-            else "no row of gpus.toml has that name",
+            else "no row of gpus.toml matches that name",
             fix=f"start it with --gpu {actual.label}"
             if actual
             else "add a row for it to gpus.toml",

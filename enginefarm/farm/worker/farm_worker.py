@@ -1,7 +1,7 @@
 """The farm's type of Prefect worker: a process worker that starts nothing but our runs.
 
-A run that ends makes room for another: the queue is asked at once, not at the next poll. A worker
-that waits asks only how many runs wait too (decision 0231).
+When a run ends, the worker asks the queue for another immediately, not at the next poll. While it
+waits, it asks only for the number of waiting runs (decision 0231).
 
 SIGTERM lets a worker's runs end, SIGINT does not. A scheduler's stop (Compose, Kubernetes,
 systemd) is SIGTERM and then a grace period; a build that is nearly done need not be lost to it.
@@ -136,7 +136,7 @@ class FarmWorker(ProcessWorker):
         )
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
-        """Does nothing. A fork starts the pending run at once, so nobody would see the name
+        """Does nothing. A fork starts the pending run immediately, so nobody would see the name
         `Submitting`, and to set it costs a request."""
 
     async def run(self, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
@@ -166,7 +166,7 @@ async def work(worker: FarmWorker) -> None:
     """Runs the worker until told to stop.
 
     SIGTERM: takes no more runs, ends when those it has have ended. SIGINT, or a second
-    SIGTERM: stops at once; a run dies with its worker.
+    SIGTERM: stops immediately; a run dies with its worker.
     Raises: FarmError for a worker that ends although nobody told it to.
     """
     task = asyncio.current_task()
@@ -181,7 +181,7 @@ async def work(worker: FarmWorker) -> None:
 
     def drain() -> None:
         if worker.draining.is_set():
-            stop("stops at once, because of a second SIGTERM")
+            stop("stops immediately, because of a second SIGTERM")
         worker.draining.set()
 
     async def end_when_idle() -> None:
@@ -191,7 +191,7 @@ async def work(worker: FarmWorker) -> None:
             await asyncio.sleep(IDLE_CHECK_S)
         stop("has no more runs, and stops")
 
-    loop.add_signal_handler(signal.SIGINT, stop, "stops at once, because of SIGINT")
+    loop.add_signal_handler(signal.SIGINT, stop, "stops immediately, because of SIGINT")
     loop.add_signal_handler(signal.SIGTERM, drain)
     watcher = asyncio.create_task(end_when_idle())
     why = "Prefect's worker returned"

@@ -83,7 +83,7 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
         watching,
         zygote.running(_runs_environment()),
     ):
-        print(f"{name}: pool {pool}, {limit} at once; {_describe(card)}", flush=True)
+        print(f"{name}: pool {pool}, {limit} at a time; {_describe(card)}", flush=True)
         asyncio.run(work(worker))
 
 
@@ -115,7 +115,7 @@ def _exclusive_gpu(role: Role) -> Generator[None]:
         held = lock.acquire(blocking=False)
     except Timeout:
         raise FarmError(
-            f"worker: GPU {visible} of this machine has a worker already",
+            f"worker: GPU {visible} of this machine already has a worker",
             why="two jobs on one GPU would spoil each other's timings",
             fix="choose another with CUDA_VISIBLE_DEVICES, or stop the first",
         ) from None

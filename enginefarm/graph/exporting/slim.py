@@ -88,7 +88,7 @@ def slim_here(request_json: str) -> str:
             why=one_line(f"{type(error).__name__}: {error}", 300),
         ) from error
     if slimmed is None or not slimmed.graph.node:
-        raise SlimError(f"OnnxSlim left nothing of {request.src.name}")
+        raise SlimError(f"OnnxSlim returned an empty graph for {request.src.name}")
     _restore_inputs(slimmed, inputs)
     onnx_files.write(slimmed, request.dest_dir)
     return "{}"

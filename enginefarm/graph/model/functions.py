@@ -57,9 +57,9 @@ def inlined(
         domain, operator, _ = _key(one.domain, one.name, one.overload)
         if not domain and onnx.defs.has(operator):
             raise error(
-                f"{name}: the function {operator!r} has the name of an operator of ONNX",
-                why="runtimes differ in which of the two a node of that name is",
-                fix="give the function a name, or a domain, of its own",
+                f"{name}: the function {operator!r} has the name of an ONNX operator",
+                why="runtimes differ in which of the two they run for such a node",
+                fix="give the function another name or another domain",
             )
     _require_room(model, name, limit_nodes, error)
     if all(

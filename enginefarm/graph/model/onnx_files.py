@@ -80,7 +80,7 @@ def _parsed(path: Path, name: str, error: type[EnginefarmError]) -> ModelProto:
             if file.read(8).endswith(b"ORTM"):
                 raise error(
                     f"{name} is in ONNX Runtime's own format (.ort), which nothing else reads",
-                    fix="use the ONNX file that it was made of",
+                    fix="use the ONNX file that it was made from",
                 ) from cause
         raise error(
             f"{name} is not an ONNX model, or was cut short",

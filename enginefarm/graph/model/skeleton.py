@@ -71,8 +71,8 @@ def write_weights(request: str) -> str:
     unknown = sorted(set(order.others) - after.keys())
     if unknown:
         raise BuildError(
-            f"refit: TensorRT asks for weight {unknown[0]!r} too",
-            why="the graph has no weight of that name whose value a refit can set",
+            f"refit: TensorRT also needs weight {unknown[0]!r}",
+            why="a refit cannot set a weight of that name in the graph",
         )
     names = sorted(
         name
@@ -80,7 +80,7 @@ def write_weights(request: str) -> str:
         if name in order.others or values.tobytes() != before[name].tobytes()
     )
     if not names:
-        raise BuildError("refit: no weight differs from those of the plan that exists")
+        raise BuildError("refit: every weight is equal to that of the existing plan")
     save_file({name: after[name] for name in names}, order.dest)
     return WeightNames(names=tuple(names)).model_dump_json()
 

@@ -103,7 +103,7 @@ class EightBits:
         if not any(target.group == targets.WEIGHTS for target in possible):
             raise PrecisionError(
                 f"{self.name}: there is nothing to quantize",
-                why="every Conv, Gemm and MatMul with constant weights stays wide",
+                why="every Conv, Gemm and MatMul with constant weights stays in FP32",
                 fix=f"drop {self.name} from the recipe's precisions, or names from `keep_wide`",
             )
         names = qdq.activations(model, possible)

@@ -99,9 +99,9 @@ def dense(sparse: SparseTensorProto, what: str) -> TensorProto:
     name, dims = sparse.values.name, tuple(sparse.dims)
     if prod(dims) > LARGEST:
         raise SourceError(
-            f"{what}: the sparse tensor {name!r} of shape {dims} is too large to be written out",
+            f"{what}: the sparse tensor {name!r} of shape {dims} is too large to be made dense",
             why=f"it has {prod(dims)} elements with its zeros, and the limit is {LARGEST}",
-            fix="engines have no sparse tensors: make it smaller, or compute with its parts",
+            fix="engines have no sparse tensors: make it smaller, or split it",
         )
     try:
         values: Any = numpy_helper.to_array(sparse.values)

@@ -40,7 +40,7 @@ def operators(model: ModelProto, recipe: Recipe) -> None:
         count = f"{len(found)} such nodes" if len(found) > 1 else "one such node"
         raise SourceError(
             f"source: node {walk.label(first)!r} is operator {first.op_type} of domain "
-            f"{first.domain}, which is not among the operators that engines have",
+            f"{first.domain}, which engines do not support",
             why="TensorRT's parser does not have it, or it cannot be verified without a GPU; the "
             f"graph has {count}" + (f"; also {', '.join(others)}" if others else ""),
             fix=FIXES.get(first.domain, WITHOUT_RUNTIMES),
@@ -79,8 +79,8 @@ def _no_such_type(role: str, name: str, dtype: str) -> SourceError:
         if role == "input":
             fix = "write `dtype: float32` for this input: the graph is then computed in FP32"
     return SourceError(
-        f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not have",
-        why=f"TensorRT has {', '.join(get_args(DType))}",
+        f"{role}s: {name!r} is {dtype} in the graph, a type that engines do not support",
+        why=f"TensorRT supports {', '.join(get_args(DType))}",
         fix=fix,
     )
 

@@ -40,7 +40,7 @@ def convert_first(model: ModelProto) -> bool:
 
 
 def _moved(graph: GraphProto, name: str) -> set[str]:
-    """The values that the input becomes by being moved; empty if it is cast at once, or if anything
+    """The values that the input becomes by being moved; empty if it is cast first, or if anything
     else reads it or one of these values."""
     moved: set[str] = set()
     reads = {name}

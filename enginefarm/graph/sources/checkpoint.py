@@ -97,14 +97,14 @@ def _refuse_archive(file: Path, field: str) -> None:
     if any(member.flag_bits & ENCRYPTED for member in members):
         raise SourceError(
             f"{field}: {file.name}: the archive is encrypted",
-            why="a password is needed to read it, and a recipe has none",
-            fix="decrypt it first, and name the file that comes out",
+            why="reading it needs a password, which a recipe cannot give",
+            fix="decrypt it first, and name the decrypted file",
         )
     names = [member.filename for member in members]
     if any("/code/" in f"/{name}" for name in names):
         raise SourceError(
             f"{field}: {file.name}: this is a TorchScript program, not a checkpoint",
-            why="it holds code, which is not run",
+            why="it holds code, and enginefarm does not run that",
             fix="if you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
@@ -180,8 +180,8 @@ FORMATS = (
         "a GGUF file, whose weights are quantized for llama.cpp",
         "use the checkpoint that it was made of",
     ),
-    Format(b"\x1f\x8b", "a gzip archive", "unpack it, and name the file that comes out"),
-    Format(b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and name the file that comes out"),
+    Format(b"\x1f\x8b", "a gzip archive", "unpack it, and name the decrypted file"),
+    Format(b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and name the decrypted file"),
     Format(b"\x93NUMPY", "a NumPy array", AS_STATE_DICT),
     Format(
         b"\x08",

@@ -77,8 +77,8 @@ def refuse_exchanged(program: ExportedProgram, inputs: Sequence[str]) -> None:
     for given, name in zip(inputs, own, strict=False):
         if given != name and given in own:
             raise ExportError(
-                f"inputs: {given!r} is in the place of {name!r}, and the program has an input "
-                f"{given!r} too",
+                f"inputs: {given!r} is listed in place of {name!r}, but the program also has an "
+                f"input {given!r}",
                 why=f"its inputs are {', '.join(map(str, own))}",
                 fix="list them in this order",
             )
@@ -120,8 +120,8 @@ def _misplaced(module: nn.Module, bound: Mapping[str, object], inputs: Sequence[
         return True
     given, name = wrong[0]
     raise ExportError(
-        f"inputs: {given!r} is in the place of {name!r}, and {type(module).__name__}.forward has "
-        f"an argument {given!r} too",
+        f"inputs: {given!r} is listed in place of {name!r}, but {type(module).__name__}.forward "
+        f"also has an argument {given!r}",
         why=f"forward takes {', '.join(parameters)}; the recipe lists {', '.join(inputs)}",
         fix="name every input after the argument of forward that it is for, or rename this one",
     )

@@ -57,7 +57,7 @@ class TorchCallable(Local):
         make = import_path.load(source.callable, root, field="source.callable")
         if isinstance(make, nn.Module):
             raise SourceError(
-                f"source.callable: {source.callable!r} is an nn.Module itself",
+                f"source.callable: {source.callable!r} is an nn.Module, not a function",
                 fix="name a function that makes and returns it",
             )
         try:
@@ -91,8 +91,9 @@ def _refuse_meta(module: nn.Module, callable_: str) -> None:
     empty = [name for name, value in named.items() if value.is_meta]
     if empty:
         raise SourceError(
-            f"source.callable: {callable_!r} returned a module without numbers",
-            why=f"on the device meta are {', '.join(empty[:5])}" + (", …" if empty[5:] else ""),
+            f"source.callable: {callable_!r} returned a module whose tensors have no values",
+            why=f"these are on the device `meta`: {', '.join(empty[:5])}"
+            + (", …" if empty[5:] else ""),
             fix="make the module on the CPU, or name its weights as source.checkpoint; buffers "
             "that are not in the checkpoint have to be made on the CPU",
         )

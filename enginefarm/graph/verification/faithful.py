@@ -67,12 +67,12 @@ def require(graph: Path, reference: Path, recipe: Recipe, model: Any) -> None:
         return
     where, what = next(iter(wrong.items()))
     raise ExportError(
-        f"the graph that PyTorch's exporter wrote computes other numbers than the model: {what}",
+        f"the graph that PyTorch's exporter wrote does not compute what the model computes: {what}",
         why=f"at {where}, in FP32; {_cause(model, right)}",
         fix="write that part of forward with other operators"
         + (", or fix the sizes in the recipe" if right else "")
         + (RANDOM if recipe.verification_data.random else "")
-        + "; if it is rounding that the model makes large, allow more in `accuracy: { fp16: … }`",
+        + "; if the model amplifies rounding, allow more in `accuracy: { fp16: … }`",
     )
 
 

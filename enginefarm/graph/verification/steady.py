@@ -81,7 +81,7 @@ def require(
             why=f"running it changes its buffer {', '.join(changed)}"
             if changed
             else "it draws random numbers (dropout outside eval mode, torch.rand), or keeps state",
-            fix="call model.eval() before it is exported, and leave normalization so"
+            fix="call model.eval() before it is exported, also for its normalization layers"
             if any(name.endswith("running_mean") for name in changed)
             else "make the state an input and an output of forward"
             if changed
@@ -99,7 +99,7 @@ def require(
         )
     raise ModelError(
         f"the model returns different numbers after it has run on other inputs: {different}",
-        why="it keeps something from the first inputs that it sees, and an engine would keep "
+        why="it stores something of its first inputs, and an engine would always use "
         "that of the verification data",
         fix="compute it in __init__, or each time that forward is called",
     )

@@ -285,7 +285,7 @@ def test_a_request_without_a_version_gets_the_highest_loaded_one(triton: str, fo
 def test_another_mode_is_recognized(folder: Path, reference: Path) -> None:
     process, url = start(folder, "none")
     try:
-        with pytest.raises(TritonError, match="does not let models be loaded") as caught:
+        with pytest.raises(TritonError, match="does not allow models to be loaded") as caught:
             try_out(
                 TritonServer(url),
                 Folder(folder / "repo"),

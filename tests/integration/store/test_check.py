@@ -52,7 +52,7 @@ def test_the_check_says_what_a_lesser_server_lacks(tmp_path: Path) -> None:
         server.kill()
         server.wait()
     assert "If-None-Match: * refuses to overwrite" in missing
-    assert "one winner among 8 that create an object at once" in missing
+    assert "one winner among 8 that create an object at the same time" in missing
 
 
 def test_the_check_is_a_command(

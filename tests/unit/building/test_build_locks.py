@@ -55,7 +55,7 @@ def test_a_gpu_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ENGINEFARM_CACHE", str(tmp_path))
     with (
         serve._exclusive_gpu("gpu"),
-        pytest.raises(FarmError, match="GPU 0 of this machine has a worker already"),
+        pytest.raises(FarmError, match="GPU 0 of this machine already has a worker"),
         serve._exclusive_gpu("gpu"),
     ):
         pass

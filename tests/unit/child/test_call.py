@@ -63,7 +63,7 @@ def test_what_lives_on_is_not_searched_for_garbage_again_and_again() -> None:
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [
-        ("import faulthandler; faulthandler._sigsegv()", BuildCrashed, "died of SIGSEGV"),
+        ("import faulthandler; faulthandler._sigsegv()", BuildCrashed, "killed by SIGSEGV"),
         ("import sys; sys.exit(0)", BuildError, "SystemExit: 0"),
         ("import os; os._exit(0)", BuildError, "status 0 and no result"),
         ("import os; os._exit(3)", BuildError, "status 3 and no result"),

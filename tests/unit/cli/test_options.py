@@ -70,7 +70,7 @@ def test_options_of_a_model_are_refused_for_a_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["build", str(tmp_path / "recipe.yaml"), "--dim", "n=1"]) == 2
-    assert "go with a model" in capsys.readouterr().err
+    assert "are only for a model" in capsys.readouterr().err
 
 
 def test_a_recipe_is_kept(tmp_path: Path) -> None:

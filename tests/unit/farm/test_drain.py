@@ -64,7 +64,7 @@ def test_a_worker_that_ends_by_itself_says_why(work: Work, reasons: list[str]) -
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (signal.SIGINT, "t4: stops at once, because of SIGINT\n"),
+        (signal.SIGINT, "t4: stops immediately, because of SIGINT\n"),
         (
             signal.SIGTERM,
             "t4: takes no more runs, because of SIGTERM\nt4: has no more runs, and stops\n",

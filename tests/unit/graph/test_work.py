@@ -74,8 +74,8 @@ def test_a_stage_leaves_files_in_its_folder(tmp_path: Path) -> None:
     [
         ("sys.exit(0)", "SystemExit: 0"),
         ("os._exit(0)", "ended with status 0 and no result"),
-        ("os.kill(os.getpid(), 11)", "died of SIGSEGV"),
-        ("os.kill(os.getpid(), 15)", "died of SIGTERM"),
+        ("os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
+        ("os.kill(os.getpid(), 15)", "killed by SIGTERM"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("held = np.ones(1 << 45)", "MemoryError"),
         ("os.execv('/bin/true', ['true'])", "ended with status 0 and no result"),

@@ -199,7 +199,7 @@ def test_a_plan_with_other_profiles_is_refused(
     build: Build = request.getfixturevalue(toolchain)
     narrow = MinOptMax(min=(1, 4), opt=(2, 4), max=(2, 4))
     model = doubling(tmp_path / "m.onnx")
-    with pytest.raises(BuildError, match=r"another range of shapes of 'x'") as caught:
+    with pytest.raises(BuildError, match=r"another range of shapes for 'x'") as caught:
         build(plan_of(model, ShapeProfile(name="narrow", shapes={"x": narrow})))
     assert "(1, 4)/(2, 4)/(2, 4)" in caught.value.why
     with pytest.raises(BuildError, match=r"another range") as caught:

@@ -72,11 +72,11 @@ def test_every_example_is_a_recipe(path: Path) -> None:
         ),
         (
             {"accuracy": {"fp16": {"max_top1_drop_points": 1}}},
-            "accuracy.fp16.max_top1_drop_points: nothing is measured that it could limit",
+            "accuracy.fp16.max_top1_drop_points: it limits a figure that is not measured",
         ),
         (
             {"accuracy": {"fp16": {"min_top1_agreement": 1}}, "verification": {}},
-            "accuracy.fp16.min_top1_agreement: nothing is measured that it could limit",
+            "accuracy.fp16.min_top1_agreement: it limits a figure that is not measured",
         ),
         ({"verification": {"class_scores": ["y"]}}, "no output is called y; outputs are scores"),
         ({"name": "../up"}, "name: '../up' is not allowed"),

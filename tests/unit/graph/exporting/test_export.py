@@ -145,7 +145,7 @@ def test_code_that_cannot_be_exported_is_one_error(tmp_path: Path) -> None:
         ),
         (
             "return nn.Linear(2, 2, device='meta')",
-            "returned a module without numbers",
+            "returned a module whose tensors have no values",
         ),
     ],
 )
@@ -162,7 +162,7 @@ def test_an_instance_is_not_called(tmp_path: Path) -> None:
         code=CODE + "\nmodel = Small()\n",
         source={"kind": "torch", "callable": "code.py:model"},
     )
-    with pytest.raises(SourceError, match=r"is an nn\.Module itself"):
+    with pytest.raises(SourceError, match=r"is an nn\.Module, not a function"):
         exported(made, tmp_path / "out")
 
 
@@ -497,13 +497,13 @@ def test_a_graph_that_differs_on_random_inputs_may_choose_among_equal_values(
     batch = reference.ReferenceBatch(images(), {"y": images()["x"]}, None)
     with zipfile.ZipFile(tmp_path / "r.npz", "w") as archive:
         reference.write_batch(archive, 0, batch)
-    with pytest.raises(ExportError, match="computes other numbers than the model") as caught:
+    with pytest.raises(ExportError, match="does not compute what the model computes") as caught:
         faithful.require(tmp_path / "m.onnx", tmp_path / "r.npz", made, None)
     assert "give your own `verification.data`" in caught.value.fix
 
 
 def test_a_name_that_belongs_to_another_argument_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'scale' is in the place of 'offset'") as caught:
+    with pytest.raises(ExportError, match="'scale' is listed in place of 'offset'") as caught:
         exported(form(tmp_path, "Misplaced"), tmp_path / "out")
     assert "forward takes images, offset, scale" in caught.value.why
 
@@ -578,7 +578,7 @@ def test_a_graph_that_the_exporter_wrote_as_another_function_is_one_error(
         verification={"batches": 1, "batch_size": 4},
     )
     order = Order(recipe=made, root=made.root, folder=tmp_path / "out")
-    with pytest.raises(ExportError, match="exporter wrote computes other numbers") as caught:
+    with pytest.raises(ExportError, match="exporter wrote does not compute") as caught:
         work.export(order.model_dump_json())
     assert where in caught.value.why
     assert why in caught.value.why

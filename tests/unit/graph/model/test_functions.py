@@ -191,6 +191,6 @@ def test_a_function_with_the_name_of_an_operator_is_refused(tmp_path: Path) -> N
     negative = [helper.make_node("Neg", ["a"], ["b"])]
     relu = helper.make_function("", "Relu", ["a"], ["b"], negative, [helper.make_opsetid("", 20)])
     path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [relu])
-    with pytest.raises(SourceError, match="'Relu' has the name of an operator") as caught:
+    with pytest.raises(SourceError, match="'Relu' has the name of an ONNX operator") as caught:
         onnx_files.read(path, error=SourceError)
     assert "domain" in caught.value.fix

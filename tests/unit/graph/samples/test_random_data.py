@@ -62,7 +62,7 @@ def test_the_sizes_are_part_of_what_decides_the_figures() -> None:
 
 
 def test_random_inputs_calibrate_nothing() -> None:
-    with pytest.raises(RecipeError, match="say nothing about the ranges"):
+    with pytest.raises(RecipeError, match="do not have the ranges"):
         parse(TEXT + "precisions: [int8]\ncalibration: { data: { random: true } }\n")
 
 

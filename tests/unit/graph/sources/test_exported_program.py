@@ -362,7 +362,7 @@ def test_a_program_is_called_as_it_was_exported_and_at_its_own_sizes(tmp_path: P
 def test_inputs_with_the_names_of_other_inputs_are_refused(tmp_path: Path) -> None:
     made = nested(tmp_path, "pair_a", "pair_b", "scale")
     program = source("exported_program").load(made.source, tmp_path, tmp_path).model
-    with pytest.raises(ExportError, match="'pair_a' is in the place of 'pair_b'") as caught:
+    with pytest.raises(ExportError, match="'pair_a' is listed in place of 'pair_b'") as caught:
         torch_export.export(program, made, feeds.sample(made))
     assert caught.value.why == "its inputs are pair_b, pair_a, scale"
 

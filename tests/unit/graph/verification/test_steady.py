@@ -96,7 +96,7 @@ def reference(tmp_path: Path, name: str, **changes: object) -> tuple[Recipe, Pat
         (
             "keeps",
             "different numbers after it has run on other inputs: output 'y' differs",
-            "keeps something from the first inputs",
+            "stores something of its first inputs",
         ),
         ("nan", "the model itself returns NaN in FP32: output 'y', batch 0", "first at index"),
     ],
