@@ -130,7 +130,7 @@ def _cell(
     if last.outcome == "skipped":
         return cell("skipped", last.reason)
     if last.outcome == "failed" or last.device_verification == "failed":
-        return cell("failed", last.reason or "the check on the GPU failed")
+        return cell("failed", last.reason or "verification on the GPU failed")
     if asked is not None and asked.spec_digest not in (None, last.spec_digest):
         return cell(
             "stale", "the recipe, its model or its toolchain has changed since it was built"
@@ -143,7 +143,7 @@ def _cell(
         )
     if figures is not None and figures.device_verification == "passed":
         return cell("verified")
-    return cell("built", "it has not been checked on the GPU yet")
+    return cell("built", "not verified on its GPU yet")
 
 
 def _figures(engines: list[BenchmarkRow]) -> BenchmarkRow | None:

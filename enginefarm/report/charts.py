@@ -159,8 +159,8 @@ def history(line: HistoryLine) -> str:
     words = {
         "slower": "slower than the nights before",
         "faster": "faster than the nights before",
-        "unstable": "unstable timings, not judged",
-        "no-baseline": "too few nights before it to judge",
+        "unstable": "unstable timings, no verdict",
+        "no-baseline": "too few earlier nights for a verdict",
         "ok": "as before",
     }
     points = [

@@ -67,12 +67,12 @@ def page(
         rules=rules,
         notes=(
             f"enginefarm {__version__}, Python {platform.python_version()}, "
-            f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs made this page. "
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs wrote this page. "
             f"It shows the last {nights} nights.",
             *(
                 [
-                    f"Left out, with nothing built or measured in these nights, asked for or in a "
-                    f"channel: {', '.join(abandoned)}."
+                    "Left out, because nothing was built or measured in these nights and no recipe "
+                    f"or channel names them: {', '.join(abandoned)}."
                 ]
                 if abandoned
                 else []
