@@ -36,7 +36,6 @@ from enginefarm.run.contenders import (  # noqa: E402
     on_provider_in_a_process,
 )
 from enginefarm.run.engine import Engine  # noqa: E402
-from enginefarm.run.ort_engine import PROVIDER  # noqa: E402
 from enginefarm.run.remote import RemoteContender  # noqa: E402
 
 MODELS = ("efficientnet_lite0", "resnet50")
@@ -75,12 +74,11 @@ def contenders(
         ),
     )
 
-    def ort(label: str, runtime: RuntimeName, provider: str, **provider_options: str) -> Any:
+    def ort(label: str, runtime: RuntimeName, **provider_options: str) -> Any:
         return lambda: on_provider_in_a_process(
             label,
             models / f"{name}.onnx",
             runtime=runtime,
-            provider=provider,
             options=provider_options,
             environment={"PYTHONPATH": ort_path},
         )
@@ -88,12 +86,12 @@ def contenders(
     ort_path = os.pathsep.join(
         filter(None, (os.environ.get("ENGINEFARM_ORT_PYTHONPATH"), str(ROOT)))
     )
-    yield "ORT CUDA", ort("ORT CUDA EP FP32", "onnxruntime-cuda", "CUDAExecutionProvider")
+    yield "ORT CUDA", ort("ORT CUDA EP FP32", "onnxruntime-cuda")
     for precision, allowed in (("FP32", {}), ("FP16", {"trt_fp16_enable": "True"})):
         label = f"ORT TensorRT EP {precision}"
-        yield label, ort(label, "onnxruntime-tensorrt", PROVIDER, **TENSORRT_OPTIONS, **allowed)
+        yield label, ort(label, "onnxruntime-tensorrt", **TENSORRT_OPTIONS, **allowed)
     if plans is None:  # beside a GPU its threads, which wait by spinning, disturb the others
-        yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu", "CPUExecutionProvider")
+        yield "ORT CPU", ort("ORT CPU EP", "onnxruntime-cpu")
         return
     for plan in sorted(plans.glob(f"{name}-*.plan")):
         for graph in (False, True):

@@ -59,9 +59,9 @@ class RuntimeRow(NamedTuple):
     tells its build, where no single package does. bindings: the Python modules that can run its
     plans, best first. install: what `pip install` takes to run its engines from Python. magic: the
     first bytes of its plans, where their header says what made them (host/plan_header.py); such
-    plans are portable. triton: the platform that Triton calls it by. provider: what ONNX Runtime
-    calls its execution provider that loads them. context_model: True where its engines are ONNX
-    models that hold a plan.
+    plans are portable. triton: the platform that Triton calls it by. provider: ONNX Runtime's
+    name of its execution provider that runs models, or loads engines, there. context_model: True
+    where its engines are ONNX models that hold a plan.
     """
 
     title: str
@@ -87,8 +87,8 @@ _ORT = ("onnxruntime-gpu", "onnxruntime")
 
 RUNTIMES: dict[str, RuntimeRow] = {
     "pytorch": RuntimeRow("PyTorch", ("torch",), clock="GPU, lone passes"),
-    "onnxruntime-cpu": RuntimeRow("ONNX Runtime", _ORT),
-    "onnxruntime-cuda": RuntimeRow("ONNX Runtime CUDA", _ORT),
+    "onnxruntime-cpu": RuntimeRow("ONNX Runtime", _ORT, provider="CPUExecutionProvider"),
+    "onnxruntime-cuda": RuntimeRow("ONNX Runtime CUDA", _ORT, provider="CUDAExecutionProvider"),
     "onnxruntime-tensorrt": RuntimeRow(
         "ONNX Runtime TensorRT",
         _ORT,

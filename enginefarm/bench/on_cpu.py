@@ -75,8 +75,6 @@ def _contenders(
             f"ONNX Runtime {precision}",
             materialize(site, graph, folder).absolute(),
             runtime="onnxruntime-cpu",
-            provider="CPUExecutionProvider",
-            options={},
         )
         stack.callback(one.close)
         found.append((precision, one))

@@ -37,7 +37,6 @@ from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.artifacts import in_a_process
 from enginefarm.run.contenders import on_provider_in_a_process, torch_in_a_process
-from enginefarm.run.ort_engine import PROVIDER
 from enginefarm.run.remote import RemoteContender
 from enginefarm.run.running import RunRequest
 from enginefarm.store.site import Site, materialize, plugin_libraries
@@ -46,7 +45,6 @@ from enginefarm.tables.rows import BenchmarkRow
 from enginefarm.toolchains.ort_trt import COLON, PRECISION_OPTIONS, graph_options, unsayable
 
 TORCH = "PyTorch eager fp32"
-CUDA = "CUDAExecutionProvider"
 
 MakeRow = Callable[[Measurement, Point], BenchmarkRow]
 
@@ -144,7 +142,7 @@ def _entries(
         row = partial(row_of, recipe.name, precision, **on_gpu)
         name = f"ONNX Runtime CUDA {precision}"
         on = partial(on_provider_in_a_process, name, onnx)
-        yield Entry(name, partial(on, runtime="onnxruntime-cuda", provider=CUDA, options={}), row)
+        yield Entry(name, partial(on, runtime="onnxruntime-cuda"), row)
         if precision in PRECISION_OPTIONS:
             name = f"ONNX Runtime TensorRT {precision}"
             yield Entry(name, partial(by_tensorrt_of_ort, name, onnx, precision, shapes), row)
@@ -171,7 +169,6 @@ def by_tensorrt_of_ort(
         name,
         onnx,
         runtime="onnxruntime-tensorrt",
-        provider=PROVIDER,
         options=graph_options(precision, shapes),
     )
 

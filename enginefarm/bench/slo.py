@@ -75,8 +75,6 @@ def load_cpu(
                     f"ONNX Runtime {precision}, stream {len(sessions) + 1}",
                     graph,
                     runtime="onnxruntime-cpu",
-                    provider="CPUExecutionProvider",
-                    options={},
                 )
                 stack.callback(one.close)
                 one.bind(shaped(model.inputs, point.shapes))

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enginefarm.child.lifeline import die_with_parent_of
 from enginefarm.cli import farm_missing
 from enginefarm.documents import written_errors
 from enginefarm.errors import EnginefarmError
@@ -96,7 +97,9 @@ def build(
     command += [str(recipe), "--json"]
     command += [word for label in gpus for word in ("--gpu", label)]
     command += [word for name in precisions for word in ("--precision", name)]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, check=False, preexec_fn=die_with_parent_of()
+    )
     try:
         rows = json.loads(done.stdout)
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -71,18 +72,17 @@ class AuditState:
             report("fsck", self.objects, None, info.key)
             yield info
 
-    def add_repairable(self, key: str, what: str, mend: str, act: Callable[[], object]) -> None:
-        """Adds a fault that can be repaired. With `repair`, calls `act`, which repairs it."""
+    def add_repairable(
+        self, key: str, what: str, mend: str, act: Callable[[], object] | None = None
+    ) -> None:
+        """Adds a fault that can be repaired. With `repair`, calls `act`, or deletes the object."""
         if self.repair:
-            act()
+            (act or partial(self.store.objects.delete, key))()
         self.findings.append(AuditFinding(key=key, what=what, mend=mend, mended=self.repair))
 
     def add(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
         """Adds a fault that cannot be repaired here."""
         self.findings.append(AuditFinding(key=key, what=what, fix=fix, harmless=harmless))
-
-    def delete(self, key: str) -> Callable[[], object]:
-        return lambda: self.store.objects.delete(key)
 
     def missing_blobs(self, refs: tuple[BlobRef, ...], key: str) -> tuple[BlobRef, ...]:
         """The blobs that neither the store nor this machine's cache has.

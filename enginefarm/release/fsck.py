@@ -95,9 +95,7 @@ def _damaged(work: AuditState, info: ObjectInfo, digest: str, wrong: str) -> Non
             )
             work.present.add(digest)
             return
-    work.add_repairable(
-        info.key, wrong, "deleted, so that a build makes it again", work.delete(info.key)
-    )
+    work.add_repairable(info.key, wrong, "deleted, so that a build makes it again")
 
 
 def _manifests(work: AuditState) -> None:
@@ -114,9 +112,7 @@ def _manifests(work: AuditState) -> None:
             work.add(info.key, error.what, fix=error.fix, harmless=True)
             continue
         except CorruptBlob as error:
-            work.add_repairable(
-                info.key, error.what, "deleted: build it again", work.delete(info.key)
-            )
+            work.add_repairable(info.key, error.what, "deleted: build it again")
             continue
         if manifest is not None:
             _manifest(work, info.key, manifest, listed)
@@ -179,10 +175,10 @@ def _index(work: AuditState) -> None:
         if manifest is None:
             if entry.spec_digest not in work.unreadable:
                 what = "the index lists an engine that is not whole"
-                work.add_repairable(info.key, what, "deleted", work.delete(info.key))
+                work.add_repairable(info.key, what, "deleted")
         elif entry != layout.entry_of(manifest, entry.recipe):
             what = f"the index lists {manifest.spec.label} as {entry.gpu}/{entry.precision}"
-            work.add_repairable(info.key, what, "deleted", work.delete(info.key))
+            work.add_repairable(info.key, what, "deleted")
 
 
 def _stages(work: AuditState) -> None:
@@ -190,15 +186,13 @@ def _stages(work: AuditState) -> None:
         try:
             record = read(work.store.objects, info.key, StageRecord)
         except CorruptBlob as error:
-            work.add_repairable(
-                info.key, error.what, "deleted: it is done again", work.delete(info.key)
-            )
+            work.add_repairable(info.key, error.what, "deleted: it is done again")
             continue
         if record is None:
             continue
         if layout.stage(record.stage, record.key) != info.key:
             what = "the record is of another step"
-            work.add_repairable(info.key, what, "deleted: it is done again", work.delete(info.key))
+            work.add_repairable(info.key, what, "deleted: it is done again")
         elif gone := work.missing_blobs(tuple(record.outputs.values()), info.key):
             what = f"its output {', '.join(ref.digest[:12] for ref in gone)} is lost"
             work.add(info.key, what, fix="it is made again when it is needed", harmless=True)
@@ -248,7 +242,7 @@ def _documents(work: AuditState) -> None:
             except CorruptBlob as error:
                 if made_again:
                     remedy = f"deleted; {made_again} writes it again"
-                    work.add_repairable(info.key, error.what, remedy, work.delete(info.key))
+                    work.add_repairable(info.key, error.what, remedy)
                 else:
                     work.add(info.key, error.what, fix=error.fix)
 

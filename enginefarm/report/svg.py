@@ -13,6 +13,7 @@ from html import escape
 from itertools import pairwise
 
 LABEL_WIDTH = 168
+WIDTH = 520
 BAR_HEIGHT = 14
 BAR_STEP = 24
 
@@ -56,16 +57,16 @@ WHISKER_LIMIT = 1.5
 """Whiskers end at 1.5 × the longest bar: one stray p99 must not flatten every bar."""
 
 
-def bars(items: Sequence[Bar], *, width: int = 520, label_width: int = LABEL_WIDTH) -> str:
+def bars(items: Sequence[Bar], *, label_width: int) -> str:
     """Horizontal bars on one scale from zero, each with its figure at the end."""
     if not items:
         return ""
     text_width = 12 + 7 * max(len(item.text) for item in items)
-    room = width - label_width - text_width
+    room = WIDTH - label_width - text_width
     longest = max(item.value for item in items)
     most = max(longest, min(max(item.to or 0 for item in items), WHISKER_LIMIT * longest)) or 1
     height = BAR_STEP * len(items)
-    parts = [_open(width, height)]
+    parts = [_open(WIDTH, height)]
     for index, item in enumerate(items):
         y = index * BAR_STEP + (BAR_STEP - BAR_HEIGHT) / 2
         middle = y + BAR_HEIGHT / 2
@@ -108,13 +109,12 @@ class Track:
     dots: tuple[Dot, ...]
 
 
-def scatter(
-    tracks: Sequence[Track], *, x_name: str, y_name: str, width: int = 520, height: int = 260
-) -> str:
+def scatter(tracks: Sequence[Track], *, x_name: str, y_name: str) -> str:
     """Tracks on two logarithmic axes, each named at its last dot."""
     dots = [dot for track in tracks for dot in track.dots]
     if not dots:
         return ""
+    width, height = WIDTH, 260
     left, right, top, bottom = 52, 96, 12, 38
     x_low, x_high = _decades([dot.x for dot in dots])
     y_low, y_high = _decades([dot.y for dot in dots])
@@ -151,7 +151,7 @@ def scatter(
     return "".join(parts)
 
 
-def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str, width: int = 520) -> str:
+def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str) -> str:
     """One row a label, dots on one logarithmic axis (`x` alone counts)."""
     values = [dot.x for _, found in rows for dot in found if dot.x > 0]
     if not values:
@@ -162,18 +162,18 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str, width: int =
 
     def across(value: float) -> float:
         share = (math.log10(value) - low) / (high - low) if value > 0 else 0
-        return left + share * (width - left - right)
+        return left + share * (WIDTH - left - right)
 
-    parts = [_open(width, height)]
+    parts = [_open(WIDTH, height)]
     for value in _ticks(low, high):
         x = across(value)
         parts.append(f'<path class="grid" d="M{x:.1f} 0V{height - 32}"/>')
         parts.append(_text(x, height - 20, power(value, 1), "middle", "tick"))
-    parts.append(_text((left + width - right) / 2, height - 5, x_name, "middle", "axis"))
+    parts.append(_text((left + WIDTH - right) / 2, height - 5, x_name, "middle", "axis"))
     for index, (label, found) in enumerate(rows):
         y = index * BAR_STEP + BAR_STEP / 2
         parts.append(_text(left - 10, y, label, "end", "label"))
-        parts.append(f'<path class="grid" d="M{left} {y:g}H{width - right}"/>')
+        parts.append(f'<path class="grid" d="M{left} {y:g}H{WIDTH - right}"/>')
         for dot in found:
             parts.append(_circle(dot.tone, across(dot.x), y, 5, dot.title))
     parts.append("</svg>")
@@ -190,13 +190,12 @@ class HistoryPoint:
     title: str
 
 
-def history(
-    points: Sequence[HistoryPoint], *, tone: str, width: int = 300, height: int = 84
-) -> str:
+def history(points: Sequence[HistoryPoint], *, tone: str) -> str:
     """A line over the nights; dashed, its median. The axis does not start at zero.
 
     Slower nights are ringed, unstable ones hollow; a gap in the nights is a gap in the line.
     """
+    width, height = 300, 84
     left, right, top, bottom = 6, 54, 10, 8
     first, last = points[0].day, points[-1].day
     values = sorted(point.value for point in points)

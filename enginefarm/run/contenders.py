@@ -15,7 +15,7 @@ from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EngineRunError, HostError, one_line
 from enginefarm.graph.model import ort
 from enginefarm.graph.sources import forward, source
-from enginefarm.names import RuntimeName
+from enginefarm.names import RUNTIMES, RuntimeName
 from enginefarm.run.engine import Engine
 from enginefarm.run.queue import Queue
 from enginefarm.run.remote import RemoteContender
@@ -122,13 +122,13 @@ def on_provider(
     onnx: Path,
     *,
     runtime: RuntimeName,
-    provider: str,
     options: Mapping[str, str] | None = None,
 ) -> OrtContender:
-    """A model on one execution provider, and on no other.
+    """A model on the execution provider of that runtime, and on no other.
 
     Raises: EngineRunError when the provider is not there, or does not take the model.
     """
+    provider = RUNTIMES[runtime].provider
     try:
         session = ort.on_provider(onnx, provider, options or {}, log_severity=ort.ERRORS)
     except HostError as error:
@@ -145,8 +145,7 @@ def on_provider_in_a_process(
     onnx: Path,
     *,
     runtime: RuntimeName,
-    provider: str,
-    options: Mapping[str, str],
+    options: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> RemoteContender:
     """The same in a fresh process. environment: as RemoteContender's."""
@@ -154,16 +153,14 @@ def on_provider_in_a_process(
         name,
         runtime=runtime,
         factory="enginefarm.run.contenders:open_provider",
-        arguments=[name, str(onnx), runtime, provider, json.dumps(dict(options))],
+        arguments=[name, str(onnx), runtime, json.dumps(dict(options or {}))],
         environment=environment,
     )
 
 
-def open_provider(name: str, onnx: str, runtime: Any, provider: str, options: str) -> OrtContender:
+def open_provider(name: str, onnx: str, runtime: Any, options: str) -> OrtContender:
     """The other side of `on_provider_in_a_process`."""
-    return on_provider(
-        name, Path(onnx), runtime=runtime, provider=provider, options=json.loads(options)
-    )
+    return on_provider(name, Path(onnx), runtime=runtime, options=json.loads(options))
 
 
 def torch_in_a_process(

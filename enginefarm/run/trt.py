@@ -40,9 +40,9 @@ class Messages:
             if not _NOISE.search(text):
                 self.errors.append(tidy(text))
 
-    def cause(self, lines: int = 3) -> str:
-        """The last distinct errors, oldest first."""
-        return "; ".join(list(dict.fromkeys(self.errors))[-lines:])
+    def cause(self) -> str:
+        """The last three distinct errors, oldest first."""
+        return "; ".join(list(dict.fromkeys(self.errors))[-3:])
 
     def everything(self) -> str:
         """All of them, those about a missing driver too."""

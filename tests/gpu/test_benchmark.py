@@ -39,7 +39,6 @@ def test_side_by_side(
             "ort cpu",
             models / "efficientnet_lite0.onnx",
             runtime="onnxruntime-cpu",
-            provider="CPUExecutionProvider",
         ),
         *(
             EngineContender(name, engine(name), runtime="tensorrt", profile=0, cuda_graph=graph)

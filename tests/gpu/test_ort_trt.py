@@ -68,7 +68,7 @@ def conv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildOutput]:
 
 def reference(model: Path, path: Path, batches: tuple[int, ...]) -> Path:
     """Inputs of these batches, and what ONNX Runtime's CPU provider makes of them."""
-    cpu = on_provider("cpu", model, runtime="onnxruntime-cpu", provider="CPUExecutionProvider")
+    cpu = on_provider("cpu", model, runtime="onnxruntime-cpu")
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
     for index, batch in enumerate(batches):

@@ -6,6 +6,8 @@ import inspect
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -65,6 +67,27 @@ def test_build_raises_what_the_command_says(tmp_path: Path) -> None:
         enginefarm.build(tmp_path / "recipe.yaml", gpus=["t4"])
     assert "recipe.yaml" in caught.value.what
     assert "source" in str(caught.value)
+
+
+def test_a_build_dies_with_the_program_that_called_it(tmp_path: Path) -> None:
+    """SIGKILL leaves that program no time to end it."""
+    command, pid = tmp_path / "python", tmp_path / "pid"
+    command.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 300\n")
+    command.chmod(0o700)
+    calls = f"import sys, enginefarm; sys.executable = {str(command)!r}; enginefarm.build('m')"
+    with subprocess.Popen([sys.executable, "-c", calls]) as program:
+        until(pid.exists)
+        build = Path("/proc") / pid.read_text().strip()
+        assert build.exists()
+        program.kill()
+    until(lambda: not build.exists() or "State:\tZ" in (build / "status").read_text())
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_doctor_says_what_this_host_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_pytorch_and_onnx_runtime_on_the_cpu_agree(tmp_path: Path) -> None:
     found = side_by_side(
         [
             TorchContender("pytorch", linear, outputs=["y"], device="cpu"),
-            on_provider("ort", path, runtime="onnxruntime-cpu", provider="CPUExecutionProvider"),
+            on_provider("ort", path, runtime="onnxruntime-cpu"),
         ],
         feeds,
         batch=8,
@@ -173,7 +173,7 @@ def test_a_python_that_dies_at_once_is_an_error_and_no_wait() -> None:
 def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
     with pytest.raises(EngineRunError, match="no CUDAExecutionProvider"):
-        on_provider("ort", path, runtime="onnxruntime-cuda", provider="CUDAExecutionProvider")
+        on_provider("ort", path, runtime="onnxruntime-cuda")
 
 
 def test_settings_are_part_of_the_flags() -> None:

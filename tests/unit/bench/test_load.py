@@ -202,9 +202,7 @@ def test_sessions_of_onnx_runtime(tmp_path: Path) -> None:
     feeds = {"x": np.ones((8, 4), np.float32)}
     streams = []
     for name in ("one", "two"):
-        session = on_provider(
-            name, path, runtime="onnxruntime-cpu", provider="CPUExecutionProvider"
-        )
+        session = on_provider(name, path, runtime="onnxruntime-cpu")
         session.bind(feeds)
         streams.append(session.iterate)
     load = Load(slo_p99_ms=60_000, seconds=0.02, min_requests=100, step=0.4)
