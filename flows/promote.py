@@ -111,7 +111,7 @@ def _ask_for_approval(
 def to_approve(
     recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
 ) -> str:
-    """What the person sees beside the form, as Markdown. What a gate found was said by a server or
+    """What the person sees with the form, as Markdown. What a gate found was said by a server or
     a model: it must neither load nor link anything where the decision is made."""
     lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
     lines += [f"| {inert(one.spec.label)} | `{one.engine.digest[:12]}` |" for one in engines]

@@ -1,4 +1,4 @@
-"""What a run shows in Prefect's UI beside its state: progress while it builds, its log."""
+"""What a run shows in Prefect's UI in addition to its state: progress while it builds, its log."""
 
 from __future__ import annotations
 

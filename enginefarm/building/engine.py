@@ -205,7 +205,7 @@ def _refuse_quarantined(site: Site, spec: BuildSpec) -> None:
 
 
 def _reference(site: Site, job: Job) -> Path | None:
-    """The reference, which is fetched only if several attempts are judged by it."""
+    """The reference, which is downloaded only if several attempts are compared with it."""
     if job.spec.builder.attempts == 1:
         return None
     return site.cache.ensure(site.store, job.prepared.reference)

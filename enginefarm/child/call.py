@@ -87,7 +87,7 @@ class Child:
     what: begins each error, as `build tiny/t4/fp16`. fix: ends that of a crash.
     error: one kind for every way to end badly, or a kind for each.
     folder: where it works, and its files and log stay; None: a temporary one.
-    environment: variables beside the harmless ones of `child_environment`.
+    environment: variables in addition to the harmless ones of `child_environment`.
     fixed_addresses: without address-space randomization, where the machine allows it.
     beats: after a second without progress, it is reported as running.
     gives_way: others, whose results more has to wait for, get the processor first.

@@ -1,4 +1,4 @@
-"""A fork of this process that works beside it, with what it has imported and nothing that it makes
+"""A fork of this process that runs in parallel, with what it has imported and nothing that it makes
 later."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `import enginefarm` offers beside `pull` and `benchmarks`: `list`, `doctor` and `build`.
+"""What `import enginefarm` has, next to `pull` and `benchmarks`: `list`, `doctor` and `build`.
 
 The modules that the work needs are imported by the functions, so that `help(enginefarm)` works
 on a host that has the pull client alone.
@@ -58,7 +58,7 @@ def doctor(
 ) -> tuple[Finding, ...]:
     """What this host has; with `plan`, whether that plan can run on it. Nothing is loaded.
 
-    plan: a file. manifest: its manifest's; None: `PLAN.json` beside it, else what this host
+    plan: a file. manifest: its manifest's; None: `PLAN.json` next to it, else what this host
     pulled. gpu: a label, or `auto` for this machine's. Each finding has a subject, a verdict
     ("ok", "unknown" or "fails") and a detail.
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-"""Characters that turn the direction of what stands beside them."""
+"""Characters that change the direction of the text around them."""
 
 UNSAFE = re.compile(f"[{CONTROL}{TURNING}]")
 MOVING = re.compile(rf"(?!\x1b\[[0-9;]*m|\r\n)[{CONTROL}{TURNING}]")

@@ -236,7 +236,7 @@ def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
             (
                 one.key,
                 one.what,
-                one.mend or one.fix or "nothing to do",
+                one.repair or one.fix or "nothing to do",
                 _state(one),
             )
             for one in audit.findings[:FINDINGS_SHOWN]
@@ -249,15 +249,15 @@ def fsck(repair: bool, read_bytes: bool, as_json: bool) -> None:
             f"{len(audit.open)} open"
         )
     if audit.open:
-        mendable = [one for one in audit.open if one.mend]
+        repairable = [one for one in audit.open if one.repair]
         raise CorruptBlob(
             f"fsck: {len(audit.open)} findings are open",
             why=f"{audit.open[0].key}: {audit.open[0].what}",
-            fix="enginefarm fsck --repair" if mendable else audit.open[0].fix,
+            fix="enginefarm fsck --repair" if repairable else audit.open[0].fix,
         )
 
 
 def _state(one: AuditFinding) -> str:
-    if one.mended:
-        return "mended"
+    if one.repaired:
+        return "repaired"
     return "harmless" if one.harmless else "open"

@@ -1,6 +1,6 @@
 """How outputs are compared, and whether their figures are within a budget.
 
-Reads documents alone: a host that only pulls, and a gate, judge a manifest's figures too.
+Reads documents alone: a host that only pulls, and a gate, check a manifest's figures too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ComparisonRules(Frozen):
     )
     slices: dict[OutputName, dict[Name, tuple[int, int]]] = Field(
         default_factory=dict,
-        description="Named parts of an output along axis 1 that are judged separately: "
+        description="Named parts of an output along axis 1 that are compared separately: "
         "`{boxes: [0, 4], scores: [4, 22]}`, from and up to. Without them: every channel.",
     )
 

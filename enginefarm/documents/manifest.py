@@ -46,7 +46,9 @@ class GraphVerification(Frozen):
         description="Everything but the graph and the budget that decides the figures: source, "
         "data, what outputs mean, and how graphs are verified.",
     )
-    corners: tuple[str, ...] = Field(default=(), description="Sizes it was run at, beside data's.")
+    corners: tuple[str, ...] = Field(
+        default=(), description="Sizes it was run at, next to the data's."
+    )
     not_checked: tuple[str, ...] = Field(
         default=(), description="What could not be run: branches that no data took, sizes."
     )

@@ -1,4 +1,4 @@
-"""What the store writes down beside manifests."""
+"""What the store records in addition to manifests."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def support(gpu: Gpu, toolchain: str, precision: str) -> Word:
 
 
 def caution(gpu: Gpu, toolchain: str, precision: str) -> str:
-    """The sentence shown beside an engine that NVIDIA does not list; else empty."""
+    """The sentence shown with an engine that NVIDIA does not list; else empty."""
     if support(gpu, toolchain, precision) != "not listed":
         return ""
     return (

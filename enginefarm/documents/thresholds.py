@@ -37,7 +37,7 @@ class Budget(Frozen):
         ge=0,
         le=1,
         description="Share of the values of an int32, int64 or bool output that FP32 has too. They "
-        "are classes, places or flags, so that one beside the right one is as wrong as any other.",
+        "are classes, places or flags, so a value next to the right one is as wrong as any other.",
     )
     max_top1_drop_points: float | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """Hourly cleanup by the control worker of what would otherwise grow forever.
 
 Prefect's own vacuum deletes runs and events after ENGINEFARM_KEEP_RUNS_DAYS
-(server/environment.py). This module removes what Prefect cannot judge: benchmarks of engines
+(server/environment.py). This module removes what Prefect cannot know: benchmarks of engines
 that nobody wants any more, cards of workers that are gone, and logs of failed builds.
 """
 

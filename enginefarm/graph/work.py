@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from enginefarm.graph.sources import LoadedModel
 
 CODE_ENVIRONMENT = ("HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME", "PYTHONHASHSEED")
-"""Variables that a recipe's code gets beside those of every child."""
+"""Variables that a recipe's code gets in addition to those of every child."""
 
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP's threads, PyTorch's among them, sleep while they wait. By default they spin, and take the
-cores from what runs beside them (docs/decisions/0290)."""
+cores from what runs in parallel (docs/decisions/0290)."""
 
 MALLOC = {-3: 256 << 20, -1: 512 << 20}
 """glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: smaller pieces, and as much in all, are kept."""

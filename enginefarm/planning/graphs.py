@@ -183,7 +183,7 @@ def _prepared(
     )
     verified, cached = recorded(site, f"verify-{precision}", key, work)
     found = GraphVerification.model_validate(verified.values["verification"])
-    # Recorded figures are judged by the budget of today.
+    # Recorded figures are checked against today's budget.
     judged = found.model_copy(
         update={
             "over_budget": judge(found.outputs, budget),

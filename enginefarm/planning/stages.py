@@ -200,8 +200,8 @@ def _reference_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
 
 
 def figures_key(recipe: Recipe, outputs: tuple[str, ...]) -> str:
-    """What decides a graph's figures beside the graph: the reference, what outputs mean, and
-    how graphs are verified. A budget only judges them."""
+    """What decides a graph's figures, except the graph: the reference, what outputs mean, and
+    how graphs are verified. The budget is only compared with them."""
     return stage_key(
         method=METHOD,
         reference=_reference_key(recipe, outputs),

@@ -85,7 +85,7 @@ def plan_findings(plan: Path, manifest: Manifest | None, host: Host) -> tuple[Fi
     """
     findings = [*_header(plan, manifest, host)]
     if manifest is None:
-        why = "neither beside the plan nor in the cache: only the header can be checked"
+        why = "neither next to the plan nor in the cache: only the header can be checked"
         return (*findings, Finding("manifest", "unknown", why))
     return (_bytes(plan, manifest), *findings, *_rules(manifest, host))
 
@@ -141,7 +141,7 @@ def failures(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def manifest_for(plan: Path, cache: BlobCache) -> Manifest | None:
-    """The manifest of a plan: `<plan>.json` beside it, else the record of its pull."""
+    """The manifest of a plan: `<plan>.json` next to it, else the record of its pull."""
     beside = plan.with_name(f"{plan.name}.json")
     if beside.is_file():
         return _manifest(beside)

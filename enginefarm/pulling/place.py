@@ -12,7 +12,7 @@ from enginefarm.store.disk import appearing, clone_checked, one_at_a_time, write
 def place(cache: BlobCache, engine: Ref, name: str, manifest: bytes, dest: Path | None) -> Path:
     """The path of an engine that is in the cache.
 
-    name: its file name. dest: a file, or a folder that exists, for a copy with the manifest beside
+    name: its file name. dest: a file, or a folder that exists, for a copy with the manifest next to
     it as `<dest>.json`; None leaves the engine in the cache.
     Raises: CorruptBlob, DiskFull.
     """

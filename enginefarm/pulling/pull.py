@@ -183,7 +183,7 @@ def fetch(
     candidate: Candidate, *, store: EngineStore | None, cache: BlobCache, dest: Path | str | None
 ) -> PulledEngine:
     """Downloads the candidate into the cache, or refits it there, and checks its digest. With
-    `dest`, copies it there, with the manifest beside it as `<dest>.json`.
+    `dest`, copies it there, with the manifest next to it as `<dest>.json`.
 
     store: None if the engine is already in the cache.
     """

@@ -91,7 +91,7 @@ def read(text: str, name: str) -> Document:
             raise RecipeError(
                 f"{name}: the document holds more than {LIMIT_VALUES:,} values",
                 why="an alias (`*name`) counts as the value that it repeats",
-                fix="put data into a file beside the recipe",
+                fix="put data into a file next to the recipe",
             )
         document.value = _Reader(name, document.lines).value(node, "")
     return document

@@ -86,7 +86,7 @@ def _text(file: Path) -> str:
         if about.st_size > LIMIT_BYTES:
             raise RecipeError(
                 f"{file}: {about.st_size:,} bytes is too large for a recipe",
-                fix="name the recipe's YAML file; arrays and weights go beside it",
+                fix="name the recipe's YAML file; arrays and weights go into other files",
             )
         text = file.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:

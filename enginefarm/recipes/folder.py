@@ -92,5 +92,5 @@ def _not_carried(what: str) -> EnginefarmError:
     return RecipeError(
         f"recipes push: {what}",
         why="the control worker gets the recipe's folder, and nothing else of this machine",
-        fix="put files into the folder; code beside it, or into an installed package",
+        fix="put files and code into the folder, or code into an installed package",
     )

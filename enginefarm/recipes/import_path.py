@@ -67,7 +67,7 @@ def load(path: str, root: Path, *, field: str, error: type[EnginefarmError] = So
             f"{field}: {path!r} cannot be imported",
             why=f"{type(cause).__name__}: {cause}",
             fix="name `file.py:attribute`, relative to the recipe, or `package.module:attribute` "
-            "of an installed package; modules beside the file are imported by name: "
+            "of an installed package; modules next to the file are imported by name: "
             "`from layers import Block`",
         ) from cause
     except Exception as cause:
@@ -167,7 +167,7 @@ def digest(parts: dict[str, Any]) -> str:
 def _closure(files: dict[str, Path], folder: Path | None) -> Dependencies:
     """Follows imports from these files: `module name -> sha256 or name==version`, and the files.
 
-    folder: where the modules beside the code are, which come before those of sys.path.
+    folder: where the modules next to the code are, which come before those of sys.path.
     """
     importlib.invalidate_caches()
     seen: dict[str, str] = {}

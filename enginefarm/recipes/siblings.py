@@ -1,4 +1,4 @@
-"""Modules beside a recipe's code: `from layers import Block`, with layers.py beside model.py.
+"""Modules next to a recipe's code: `from layers import Block`, with layers.py next to model.py.
 
 A script finds them because Python puts its folder on sys.path. A recipe's file finds them
 through the finder here, and sys.path stays as it is. Two recipes may both have a layers.py:
@@ -41,7 +41,7 @@ _FINDER = _Finder()
 
 
 def find(name: str, folder: Path) -> ModuleSpec | None:
-    """The module of that name beside the code in the folder; None when there is none.
+    """The module of that name next to the code; None when there is none.
 
     The standard library is never hidden, and a folder without `__init__.py` is not a module.
     """

@@ -98,7 +98,7 @@ def _format(tensor: TensorInfo) -> Json:
 
 
 def _datasets(manifest: Manifest) -> Iterator[Json]:
-    """What the numbers depend on beside the model, by digest: the store does not hold the data."""
+    """The data that the numbers depend on, by digest: the store does not hold it."""
     calibration = manifest.spec.precision.calibration
     if calibration is not None:
         yield {

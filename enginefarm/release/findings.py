@@ -24,14 +24,14 @@ from enginefarm.tables import layers, rules, speeds
 class AuditFinding(Frozen):
     """One fault in the store.
 
-    mend: what repairs it. mended: whether that was done. fix: what a person can do about a fault
-    that cannot be repaired here.
+    repair: what repairs it. repaired: whether that was done. fix: what a person can do about a
+    fault that cannot be repaired here.
     """
 
     key: str
     what: str
-    mend: str = ""
-    mended: bool = False
+    repair: str = ""
+    repaired: bool = False
     fix: str = ""
     harmless: bool = False
 
@@ -46,8 +46,8 @@ class Audit(Frozen):
 
     @property
     def open(self) -> tuple[AuditFinding, ...]:
-        """The findings that are neither mended nor harmless."""
-        return tuple(one for one in self.findings if not one.mended and not one.harmless)
+        """The findings that are neither repaired nor harmless."""
+        return tuple(one for one in self.findings if not one.repaired and not one.harmless)
 
 
 class AuditState:
@@ -73,12 +73,12 @@ class AuditState:
             yield info
 
     def add_repairable(
-        self, key: str, what: str, mend: str, act: Callable[[], object] | None = None
+        self, key: str, what: str, repair: str, act: Callable[[], object] | None = None
     ) -> None:
         """Adds a fault that can be repaired. With `repair`, calls `act`, or deletes the object."""
         if self.repair:
             (act or partial(self.store.objects.delete, key))()
-        self.findings.append(AuditFinding(key=key, what=what, mend=mend, mended=self.repair))
+        self.findings.append(AuditFinding(key=key, what=what, repair=repair, repaired=self.repair))
 
     def add(self, key: str, what: str, *, fix: str = "", harmless: bool = False) -> None:
         """Adds a fault that cannot be repaired here."""

@@ -2,7 +2,7 @@
 
 manifest.json                ONNX Runtime's own: which variant is for which provider
 cpu/model.onnx[.data]        a graph of the same model, for hosts without a GPU
-tensorrt-rtx/model.onnx      one EPContext node, which names engine.plan beside it
+tensorrt-rtx/model.onnx      one EPContext node, which names engine.plan next to it
 tensorrt-rtx/engine.plan     the engine
 tensorrt-rtx/engine.json     its manifest
 reference.npz                inputs, and the FP32 outputs of the model itself

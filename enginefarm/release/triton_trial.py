@@ -1,7 +1,7 @@
-"""A new version in a running Triton: tried beside the one that serves, then put in its place.
+"""A new version in a running Triton: tried next to the one that serves, then put in its place.
 
 Triton answers a request that names no version with the highest loaded one, so that a version N+1
-of the same model would serve before anybody has judged it. It is tried under a name of its own
+of the same model would serve before it is tested. It is tried under a name of its own
 (`MODEL.next`), which no client asks for, and becomes version N+1 of the model after that.
 docs/decisions/0245.
 """
@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 def try_out(
     server: TritonServer, place: Place, candidate: RolloutCandidate, limits: RolloutLimits
 ) -> Trial:
-    """Loads the candidate beside the version that serves, judges it there, and unloads it again.
+    """Loads the candidate next to the version that serves, tests it, and unloads it again.
 
     Raises: TritonError where the server or the repository is not as it has to be.
     """

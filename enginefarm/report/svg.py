@@ -182,7 +182,7 @@ def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str) -> str:
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """One night: its place on the time axis (days), its figure, and how it was judged."""
+    """One night: its place on the time axis (days), its figure, and its verdict."""
 
     day: int
     value: float

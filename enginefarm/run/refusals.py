@@ -47,7 +47,7 @@ CAUSES: tuple[Cause, ...] = (
         HostError,
         "TensorRT's library {library} is missing, or cannot be loaded",
         "install all of this TensorRT release, with the builder resource of this GPU, so that "
-        "{library} is beside libnvinfer or on LD_LIBRARY_PATH",
+        "{library} is next to libnvinfer or on LD_LIBRARY_PATH",
     ),
     Cause(
         _says(

@@ -68,7 +68,7 @@ class BlobStore:
         return ref
 
     def has_blob(self, ref: BlobRef) -> bool:
-        """Whether the store has the blob, judged by the server's metadata."""
+        """Whether the store has the blob, by the server's metadata."""
         return is_intact(self.objects.head(layout.blob(ref)), ref)
 
     def present(self, ref: BlobRef) -> bool:

@@ -3,7 +3,7 @@
 budgets/<recipe>.json
 
 The manifest does not hold them: budgets are not part of the action key, so a recipe whose budget
-changed keeps its engines, and today's budget judges their figures. The farm writes the document
+changed keeps its engines, and their figures must meet today's budget. The farm writes the document
 whenever it surveys the recipe; gates and `pull` read it. docs/decisions/0103.
 """
 
@@ -28,7 +28,7 @@ BUDGETS = "budgets/"
 
 
 class Budgets(Frozen):
-    """Precision -> budget; the engines of a precision without one were judged at their build."""
+    """Precision -> budget; the engines of a precision without one were verified at their build."""
 
     of: dict[PrecisionName, Budget] = Field(default_factory=dict[PrecisionName, Budget])
 

@@ -79,7 +79,7 @@ YOUNG_S = 60.0
 
 @contextmanager
 def appearing(dest: Path, mode: int = 0o644) -> Generator[Path]:
-    """Yields an empty file beside `dest` to fill. It becomes `dest` when the block succeeds, and
+    """Yields an empty file next to `dest` to fill. It becomes `dest` when the block succeeds, and
     is removed when it does not.
 
     Raises: DiskFull; UsageError for a path that cannot be written, or that is a device, a pipe or

@@ -20,8 +20,8 @@ def write(
     trusts had signed it; None when the store has no engine of that graph. The manifest of another
     recipe's engine is returned unchanged: that recipe verifies it.
 
-    The verification on the GPU becomes pending, because it was judged by the old figures. Figures
-    that miss the budget are written too, so that nobody pulls the engine on its old ones.
+    The verification on the GPU becomes pending, because it used the old figures. Figures that miss
+    the budget are written too, so that nobody pulls the engine on its old ones.
     Raises: StoreConflict when other processes keep writing the manifest.
     """
     policy = signing_policy()

@@ -216,7 +216,7 @@ def key_id(public_key: Any) -> str:
 
 
 def generate(path: Path) -> tuple[Path, str]:
-    """Creates a key pair: the private key at `path` (mode 0600), the public key beside it.
+    """Creates a key pair: the private key at `path` (mode 0600), the public key next to it.
 
     Returns the public key's path and the key id. Raises: SignatureRejected when the file exists.
     """

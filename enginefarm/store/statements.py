@@ -40,8 +40,8 @@ class Alias(SignedDocument):
 class DeviceResult(SignedDocument):
     """States what became of an engine on its GPU.
 
-    manifest: the engine's, with the budget and the reference that it was judged by. result: digest
-    of its DeviceVerification without signatures, which the manifest carries.
+    manifest: the engine's, with the budget and the reference of its verification. result: digest of
+    its DeviceVerification without signatures, which the manifest carries.
     """
 
     schema_version: int = 1

@@ -3,7 +3,7 @@
 A night's figure is the median of its rows' median latencies. The baseline is the median
 over the nights before, its spread 1.4826 × the median absolute deviation (the standard
 deviation, for a normal distribution, that one bad night cannot move). The rule is the
-recipe's `regression`. Unstable timings are neither judged nor part of a baseline. How often
+recipe's `regression`. Unstable timings get no verdict and are not part of a baseline. How often
 the verdict is wrong: `benchmarks/regression.py`.
 """
 

@@ -26,7 +26,7 @@ RULES = "benchmarks/rules/"
 def remember(
     store: EngineStore, recipe: Recipe, recipes_with_rules: Collection[str] | None = None
 ) -> None:
-    """Makes the recipe's rule and accuracy budgets the ones that its engines are judged by. Writes
+    """Makes the recipe's rule and accuracy budgets those of its engines. Writes
     only a change. recipes_with_rules: with_rules(), if it is known."""
     budgets.remember(store, recipe)
     default = recipes_with_rules is not None and recipe.name not in recipes_with_rules

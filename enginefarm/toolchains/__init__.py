@@ -25,7 +25,7 @@ class BuildRequest(Frozen):
     """One build, as it is handed to a toolchain (and, as JSON, to the child process)."""
 
     spec: BuildSpec
-    onnx: Path = Field(description="model.onnx; its external data, if any, beside it.")
+    onnx: Path = Field(description="model.onnx; its external data, if any, next to it.")
     work_dir: Path = Field(description="Empty; plan, log and layers are written here.")
     plugins: tuple[Path, ...] = ()
     timing_cache: Path | None = None
@@ -44,7 +44,7 @@ class BuildOutput(Frozen):
     layers: Path | None = None
     timing_cache: Path | None = None
     compute_capabilities: tuple[str, ...] = Field(
-        default=(), description="What the plan carries beside its GPU's own."
+        default=(), description="What the plan carries in addition to its GPU's."
     )
     command: str | None = None
     details: dict[str, JsonValue] = Field(default_factory=dict)

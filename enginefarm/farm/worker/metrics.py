@@ -149,7 +149,7 @@ def stage(name: str, *, hit: bool) -> None:
 
 @contextmanager
 def transfers() -> Generator[None]:
-    """Counts the bytes of uploads and downloads inside, beside whoever watches progress."""
+    """Counts the bytes of uploads and downloads inside, in addition to those who watch progress."""
     token = SINK.set(_counting(SINK.get()))
     try:
         yield

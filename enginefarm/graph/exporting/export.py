@@ -89,7 +89,7 @@ def export_onnx(
     path = model if isinstance(model, Path) else dest_dir / onnx_files.MODEL_NAME
     if changed or not isinstance(model, Path):
         onnx_files.write(graph, path.parent)
-    # Written beside the model, not over it: the reference is computed from the original model.
+    # Written next to the model, not over it: the reference is computed from the original model.
     double = constants.to_float32(graph)
     defined = written_out.write_out(graph)
     if quantized.prepare(graph, error) or double or defined:

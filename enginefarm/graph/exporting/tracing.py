@@ -167,7 +167,7 @@ def _projected(
     """An LSTM that projects its state (proj_size), by one that does not, as ONNX's: a step sees
     the state before it only through `recurrent @ projection`, which is one matrix.
 
-    The first state is a projected one. It comes in beside the input of the first step, which is
+    The first state is a projected one. It is an input next to that of the first step, which is
     the last one of the other direction."""
     import torch
 

@@ -34,7 +34,7 @@ def each(
 ) -> Iterator[tuple[Batch, Arrays]]:
     """Each batch with what `run` returns for it, in order. Batches are read by the caller's thread.
 
-    at_once: how many are computed side by side, beside the one that the caller has just got, once
+    at_once: how many are computed in parallel, without the one that the caller has just got, once
     the first has shown how large a result is. A caller who has seen all of a large result clears
     it.
     """

@@ -1,4 +1,4 @@
-"""Reads and writes weights in a separate file beside the model, one tensor at a time.
+"""Reads and writes weights in a separate file next to the model, one tensor at a time.
 
 onnx's own functions refuse files with hard links, which caches and package managers create, and
 files whose name exists in the current folder; they also hold the weights in memory twice.
@@ -60,7 +60,7 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
         raise error(
             f"{name}: tensor {tensor.name!r} keeps its data in {location!r}",
             why="external data must be a plain file in the model's own folder, and not a link",
-            fix="save the model again with its data beside it",
+            fix="save the model again with its data next to it",
         )
     try:
         offset = int(entries.get("offset") or 0)
@@ -80,7 +80,7 @@ def read(tensor: TensorProto, folder: Path, name: str, error: type[EnginefarmErr
         raise error(
             f"{name}: the data of tensor {tensor.name!r} cannot be read from {location!r}",
             why=str(cause),
-            fix="copy the complete data file beside the model",
+            fix="copy the complete data file next to the model",
         ) from cause
     # The bytes are in memory now.
     tensor.ClearField("data_location")

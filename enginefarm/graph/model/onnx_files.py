@@ -1,6 +1,6 @@
 """ONNX files: read with limits, written in one normal form.
 
-The normal form is `model.onnx`, with `model.onnx.data` beside it when the tensors are
+The normal form is `model.onnx`, with `model.onnx.data` next to it when the tensors are
 large, without doc strings, stack traces or paths, serialized deterministically: the same
 graph has the same bytes, and so the same digest.
 """

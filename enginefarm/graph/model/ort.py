@@ -69,7 +69,7 @@ def session(
     ort: Any = import_module("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal: errors come back as exceptions
-    # Threads that wait by spinning take the cores from the stages that run beside this one.
+    # Threads that wait by spinning take the cores from the stages that run in parallel.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Q/DQ are computed as they are written. Kernels of ONNX Runtime's own in their place round
     # otherwise, and one of them (MatMulIntegerToFloat) does not run with a scale for each row.

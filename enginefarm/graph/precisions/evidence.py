@@ -41,7 +41,7 @@ class Evidence:
 
     judge: whether the graph at a path passes the whole verification. With it, nodes are searched
     for that have to stay wide; None if no search is wanted.
-    tries: how many graphs the search may run or judge. memory: where it notes what it measured.
+    tries: how many graphs the search may run or verify. memory: where it notes what it measured.
     careful: a stricter judge, for what is chosen by the reference's own data. always: a graph that
     satisfies `judge` alone is searched, too. judged_as: what the search calls the judge in its
     notes.

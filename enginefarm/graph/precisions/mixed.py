@@ -65,7 +65,7 @@ def cast(model: ModelProto, low: int, keep_wide: Container[str] = ()) -> ModelPr
     """The graph with floats as `low` (a TensorProto type: FLOAT16 or BFLOAT16), in place.
 
     model: of `prepare.fp32`: FP32, with names of their own for nodes and values.
-    keep_wide: names of nodes that stay in FP32, beside operators that never take `low`.
+    keep_wide: names of nodes that stay in FP32, in addition to operators that never take `low`.
 
     Inputs and outputs of the model and of the bodies of If and Loop keep their dtypes.
     Raises: PrecisionError.

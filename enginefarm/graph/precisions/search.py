@@ -175,7 +175,7 @@ def searched(
 ) -> dict[str, WideNode]:
     """The nodes that a search keeps wide; empty where it finds none.
 
-    made: the graph with these nodes wide, beside those that are anyway; it may be changed.
+    made: the graph with these nodes wide, in addition to those that always are; it may be changed.
 
     groups: candidates; each is tried only where those before it are not enough.
     """

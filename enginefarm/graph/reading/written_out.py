@@ -39,8 +39,8 @@ MASK, PAST = 3, 4
 
 def _unusual(node: NodeProto, shapes: Shapes) -> bool:
     """An Attention with more results than the first, or with something that the parser refuses (a
-    past, a cap, a precision of its Softmax, a mask beside `is_causal`) or ignores: the number of
-    keys that are no padding.
+    past, a cap, a precision of its Softmax, a mask and `is_causal`) or ignores: the number of keys
+    that are not padding.
 
     A causal one is usual where it has as many queries as keys: the parser does not say which of
     them belong together otherwise.

@@ -56,7 +56,7 @@ def read(file: Path, *, field: str) -> Any:
 
 
 def _harmless() -> list[Any]:
-    """Classes that only hold values, which training scripts leave beside the weights."""
+    """Classes that only hold values, which training scripts save with the weights."""
     from argparse import Namespace
     from pathlib import PosixPath, PurePosixPath
 

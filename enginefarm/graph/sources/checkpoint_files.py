@@ -49,7 +49,7 @@ def find(path: str, root: Path, *, field: str) -> CheckpointFiles:
             f"{field}: {file.name}: {', '.join(missing[:5])} "
             + ("does not exist" if len(missing) == 1 else "do not exist"),
             why="the weights are in the files that the index names",
-            fix="copy every one of them beside the index",
+            fix="copy all of them next to the index",
         )
     where = f"{field}: {file.name}"
     return CheckpointFiles(
@@ -121,7 +121,7 @@ def _weight_map(file: Path, field: str) -> dict[str, list[str]]:
         ):
             raise SourceError(
                 f"{field}: {file.name}: its weight_map has {shard!r} for {tensor}",
-                why="the files of a checkpoint are beside its index",
+                why="the files of a checkpoint are next to its index",
                 fix="save the model again with save_pretrained",
             )
         named.setdefault(shard, []).append(tensor)

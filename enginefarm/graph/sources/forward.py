@@ -170,7 +170,7 @@ def _wrapped(
 
 def returning_tensors(module: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
     """The module, if it returns tensors only for these arguments; else one that leaves out the
-    numbers and texts beside them, which torch.onnx takes for tensors.
+    numbers and texts among them, which torch.onnx takes for tensors.
 
     Raises: as `tensors`, and whatever the module raises.
     """

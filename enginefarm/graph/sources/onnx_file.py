@@ -1,4 +1,4 @@
-"""An ONNX file: beside the recipe, or in S3."""
+"""An ONNX file: in the recipe's folder, or in S3."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _contents(found: object, offered: dict[str, Weights]) -> str:
         named = [key for key, item in held.items() if _is_tensor(item)]
         odd = [f"{key} ({type(item).__name__})" for key, item in held.items() if key not in named]
         if named and odd:
-            return f"beside {len(named)} tensors it holds {', '.join(odd[:20])}"
+            return f"in addition to {len(named)} tensors it holds {', '.join(odd[:20])}"
         shown = [f"{key} ({type(item).__name__})" for key, item in list(held.items())[:20]]
         return f"its keys are {', '.join(shown) or 'none'}; none of them holds named tensors"
     return f"it holds {type(found).__name__}, where a dict from name to tensor is needed"

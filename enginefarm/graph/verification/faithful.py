@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what the model does, before any precision of it is judged."""
+"""Whether an exported graph computes what the model does, before any precision is verified."""
 
 from __future__ import annotations
 

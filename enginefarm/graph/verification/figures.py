@@ -105,7 +105,7 @@ class Output:
         if x.shape[0] == batch.samples:
             for index, sums in enumerate(Sums.along(values, 0).each()):
                 self.samples.append((f"sample {first_sample + index}", sums))
-        scores = self.name in self.how.class_scores  # judged by top-1
+        scores = self.name in self.how.class_scores  # compared by top-1
         if x.ndim == 2 and self.name not in self.how.slices:
             return
         axes = {1} if x.ndim != 3 or self.name in self.how.slices else {1, 2}

@@ -1,4 +1,4 @@
-"""Whether a model returns the same numbers each time, which judging a precision needs."""
+"""Whether a model returns the same numbers each time, which verifying a precision needs."""
 
 from __future__ import annotations
 

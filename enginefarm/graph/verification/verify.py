@@ -166,7 +166,7 @@ def compare(
 ) -> Comparison:
     """Figures over all batches. Also for outputs of a GPU.
 
-    run: returns the outputs to be judged, by name, for a batch's inputs. again: runs the same
+    run: returns the outputs to be compared, by name, for a batch's inputs. again: runs the same
     in FP32 in another way, which shows what rounding costs. measured: figures of the graph
     that say so, where `run` cannot run again. at_once: how many batches `run` may compute side by
     side, and are in memory.

@@ -212,7 +212,7 @@ def test_fsck_takes_out_what_is_made_again_and_says_who_makes_it(
     assert run("fsck") == CorruptBlob.exit_code
     capsys.readouterr()
     assert run("fsck", "--repair", "--json") == 0
-    said = {one["key"]: one["mend"] for one in json.loads(capsys.readouterr().out)["findings"]}
+    said = {one["key"]: one["repair"] for one in json.loads(capsys.readouterr().out)["findings"]}
     assert set(said) == set(made)
     for key, who in made.items():
         assert who in said[key]

@@ -1,4 +1,4 @@
-"""What a kill or a loss leaves in the store is found by the next build, and mended by fsck."""
+"""What a kill or a loss leaves in the store is found by the next build, and repaired by fsck."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_fsck_mends_what_it_says_it_mends(
     lose(site.store, manifest.engine)
     assert run("fsck") == CorruptBlob.exit_code
     before = {info.key for info in site.store.objects.list("")}
-    assert {one.mended for one in check(site).findings} == {False}
+    assert {one.repaired for one in check(site).findings} == {False}
     assert {info.key for info in site.store.objects.list("")} == before, "an audit writes nothing"
     assert run("fsck", "--repair") == 0
     assert run("fsck") == 0
