@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from importlib import import_module
 from statistics import median
-from types import TracebackType
 from typing import Any, Self
 
 from enginefarm.host.detect import visible_gpu
@@ -67,12 +66,7 @@ class GpuSampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

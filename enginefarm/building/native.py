@@ -58,7 +58,9 @@ def build(
         return lottery.draw(
             request,
             build=run,
-            refuse=lambda plan: _refuse(plan, request, reference, judged, figures),
+            refuse=lambda plan: refused(
+                request, plan, reference, judged, figures, plan.parent / "verify"
+            ),
             latency_ms=lambda plan: _latency_ms(plan, request, reference),
         )[0]
     found = first_gpu()
@@ -72,13 +74,18 @@ def build(
     return output
 
 
-def _refuse(
-    plan: Path,
+def refused(
     request: BuildRequest,
+    plan: Path,
     reference: Path,
     budget: Budget,
     figures: GraphVerification | None,
+    folder: Path,
 ) -> str:
+    """Why a plan of the request is not accurate enough on this GPU; empty when it is.
+
+    figures: of its graph. folder: where the check writes its log.
+    """
     asked = DeviceRequest(
         plan=plan,
         reference=reference,
@@ -89,7 +96,7 @@ def _refuse(
         measured=figures.outputs if figures else (),
         plugins=request.plugins,
     )
-    verdict = verify_on_device(asked, plan.parent / "verify").verification
+    verdict = verify_on_device(asked, folder).verification
     return "" if verdict.status == "passed" else verdict.reason or verdict.status
 
 

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from enginefarm.building.isolate import KINDS
 from enginefarm.building.job import Job
+from enginefarm.building.native import refused
 from enginefarm.child.call import Child
 from enginefarm.digest import sha256_file
 from enginefarm.documents.manifest import Refit
@@ -27,7 +28,6 @@ from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError
 from enginefarm.graph.model.skeleton import WeightNames, WeightsOrder
 from enginefarm.progress import report
 from enginefarm.pulling.refit import LOG_NAME, RefitOrder, RefitResult, refit
-from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store.disk import clone_checked
 from enginefarm.store.site import Site, found_record, healed, materialize, onnx_ref_of, stage_key
 from enginefarm.store.statements import SigningPolicy
@@ -158,7 +158,12 @@ def _refitted(
     )
     before = materialize(site, found.graph, folder / "before")
     names, made = _set(request, order, before, folder / "first", cancel)
-    _verify(site, job, request, dest, folder / "verify")
+    reference = site.cache.ensure(site.store, job.prepared.reference).absolute()
+    budget = job.budget or DEFAULT_BUDGETS[request.spec.precision.name]
+    figures = job.prepared.verification
+    why = refused(request, dest, reference, budget, figures, folder / "verify")
+    if why:
+        raise BuildError("refit: the plan with the new weights is not accurate", why=why)
     # In another process, as on a host.
     again = order.model_copy(update={"dest": folder / "again.plan"})
     refit(again, folder / "again", request.spec.label, cancel)
@@ -209,21 +214,3 @@ def _set(
 
 def _child(request: BuildRequest, cancel: threading.Event) -> Child:
     return Child(what=f"refit {request.spec.label}", error=KINDS, cancel=cancel)
-
-
-def _verify(site: Site, job: Job, request: BuildRequest, plan: Path, folder: Path) -> None:
-    """Raises: BuildError for a plan that is over the engine's budget."""
-    figures = job.prepared.verification
-    asked = DeviceRequest(
-        plan=plan,
-        reference=site.cache.ensure(site.store, job.prepared.reference).absolute(),
-        toolchain=request.spec.toolchain.name,
-        profiles=request.spec.profiles,
-        budget=job.budget or DEFAULT_BUDGETS[request.spec.precision.name],
-        comparing=figures.comparing,
-        measured=figures.outputs,
-        plugins=request.plugins,
-    )
-    verdict = verify_on_device(asked, folder).verification
-    if verdict.status != "passed":
-        raise BuildError("refit: the plan with the new weights is not accurate", why=verdict.reason)

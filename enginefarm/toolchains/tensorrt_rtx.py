@@ -13,7 +13,7 @@ from enginefarm.documents import gpus
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.errors import BuildError, ToolchainError
 from enginefarm.names import PrecisionName
-from enginefarm.run.trt import Messages, create, make_logger
+from enginefarm.run.trt import Messages, create, started
 from enginefarm.toolchains import (
     BuildOutput,
     BuildRequest,
@@ -89,8 +89,7 @@ class TensorRTRTX:
         self.check(request.spec)
         began = time.monotonic()
         messages = Messages()
-        logger = make_logger(trt, messages)
-        builder = create("TensorRT-RTX's builder", trt.Builder, logger, messages=messages)
+        logger, builder = started(trt, "TensorRT-RTX's builder", trt.Builder, (), messages)
         network = create("TensorRT-RTX's builder", builder.create_network, 0, messages=messages)
         parser = create(
             "TensorRT-RTX's ONNX parser", trt.OnnxParser, network, logger, messages=messages
@@ -99,11 +98,9 @@ class TensorRTRTX:
         parsing.let_attention_decompose(trt, network)
         config = _config(trt, builder, request.spec)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
-        monitor = builder_api.make_monitor(trt)
-        config.progress_monitor = monitor
         layers = builder_api.write_network(network, request.work_dir / "layers.json")
         plan = request.work_dir / "engine.plan"
-        builder_api.write_plan(builder, network, config, plan, messages)
+        builder_api.write_plan(trt, builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network, request.onnx),

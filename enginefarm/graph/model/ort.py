@@ -74,8 +74,9 @@ def session(
     # Q/DQ are computed as they are written. Kernels of ONNX Runtime's own in their place round
     # otherwise, and one of them (MatMulIntegerToFloat) does not run with a scale for each row.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    unchanged = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if plain:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = unchanged
 
     def load(path: Path) -> InferenceSession:
         return ort.InferenceSession(
@@ -89,20 +90,18 @@ def session(
         try:
             return load(path)
         except Exception as cause:
-            if NOT_THERE not in str(cause):
-                if options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL:
-                    raise
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-                try:
-                    return load(path)
-                except Exception:
-                    raise cause from None
             with TemporaryDirectory(prefix="enginefarm-") as folder:
-                older = _before_types(path, Path(folder), error)
-                if older is None:
+                other: Path | None = path
+                if NOT_THERE in str(cause):
+                    other = _before_types(path, Path(folder), error)
+                elif options.graph_optimization_level == unchanged:
+                    raise
+                else:
+                    options.graph_optimization_level = unchanged
+                if other is None:
                     raise
                 try:
-                    return load(older)
+                    return load(other)
                 except Exception:
                     raise cause from None
 

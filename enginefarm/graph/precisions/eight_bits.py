@@ -38,7 +38,11 @@ class EightBits:
 
     def options(self, recipe: Recipe) -> Calibration:
         """The recipe's calibration, as this precision uses it."""
-        return _options(recipe)
+        if recipe.calibration is None:
+            raise CalibrationError(
+                "calibration: int8 and fp8 need representative data", fix="add it to the recipe"
+            )
+        return recipe.calibration
 
     def suits(self, target: targets.Target) -> bool:
         """Whether this operator is worth computing in this precision."""
@@ -145,15 +149,7 @@ class FP8(EightBits):
     storage = use.FP8
 
     def options(self, recipe: Recipe) -> Calibration:
-        return _options(recipe).model_copy(update={"method": "minmax"})
+        return super().options(recipe).model_copy(update={"method": "minmax"})
 
     def suits(self, target: targets.Target) -> bool:
         return not target.grouped
-
-
-def _options(recipe: Recipe) -> Calibration:
-    if recipe.calibration is None:
-        raise CalibrationError(
-            "calibration: int8 and fp8 need representative data", fix="add it to the recipe"
-        )
-    return recipe.calibration

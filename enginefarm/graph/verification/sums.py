@@ -33,12 +33,8 @@ class Sums:
     @staticmethod
     def of(values: Values) -> Sums:
         """Over all elements."""
-
-        def row(part: Array) -> Array:
-            return part.reshape(1, -1)
-
-        counts, moved = (None if p is None else row(p) for p in (values.counts, values.moved))
-        return Sums.along(Values(row(values.wanted), row(values.found), counts, moved), 0).one(0)
+        row = Values._make(None if part is None else part.reshape(1, -1) for part in values)
+        return Sums.along(row, 0).one(0)
 
     @staticmethod
     def along(values: Values, axis: int) -> Sums:
