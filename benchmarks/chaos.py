@@ -4,8 +4,8 @@
     python benchmarks/chaos.py --audit-only      audits the store of ENGINEFARM_STORE
 
 A Prefect server, an S3 server, a control worker and a build worker, each a process, on real
-small models. SIGKILL goes to a worker, the server, the store, a zygote, a run or a builder. What
-dies is started again, as a supervisor would. Then every run is waited for, what is missing is
+small models. SIGKILL goes to a worker, the server, the store, a forkserver, a run or a builder.
+What dies is started again, as a supervisor would. Then every run is waited for, what is missing is
 asked for once more, and the store is read whole: each manifest complete, each blob's bytes of
 its digest, nothing half-published. Exit status 1 when something is lost or wrong, or a run
 has no end.
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -55,11 +55,7 @@ PRECISIONS = ["fp16", "int8"]
 ENGINES = len(GPUS) * len(PRECISIONS)
 OPEN_BUILDS = 2
 WORKERS = {"control": ("--control",), "builds": ("--cpu",)}
-MODULES = {
-    "run": "enginefarm.farm.worker.run_process",
-    "zygote": "enginefarm.farm.worker.zygote",
-    "builder": "enginefarm.building.isolate:build_here",
-}
+BUILDER = "enginefarm.building.isolate:build_here"
 FLOWS = ["build-model", "build-engine"]
 SETTLE_S = 420
 
@@ -172,7 +168,11 @@ class Chaos:
             **{f"{name} worker": lambda name=name: self.part(name) for name in WORKERS},
             "server": lambda: self.part("server"),
             "store": self.store,
-            **{kind: lambda module=module: self.below(module) for kind, module in MODULES.items()},
+            "forkserver": lambda: self.one_of(self.forkservers()),
+            "run": lambda: self.one_of(run for one in self.forkservers() for run in one.children()),
+            "builder": lambda: self.one_of(
+                builder for name in self.working() for builder in self.farm.running(name, BUILDER)
+            ),
         }
         # Builders live for a second or two: when there is one, it is taken half of the time.
         builder = victims["builder"]()
@@ -198,13 +198,14 @@ class Chaos:
         server = embedded.running(self.farm.s3_home)
         return None if server is None else psutil.Process(server.pid)
 
-    def below(self, module: str) -> psutil.Process | None:
-        found = [
-            process
-            for name in WORKERS
-            if self.part(name) is not None
-            for process in self.farm.running(name, module)
-        ]
+    def working(self) -> list[str]:
+        return [name for name in WORKERS if self.part(name) is not None]
+
+    def forkservers(self) -> list[psutil.Process]:
+        return [one for name in self.working() for one in self.farm.forkservers(name)]
+
+    def one_of(self, processes: Iterable[psutil.Process]) -> psutil.Process | None:
+        found = [*processes]
         return self.chance.choice(found) if found else None
 
     def revive(self) -> None:

@@ -148,12 +148,11 @@ def _cpu_s(farm: Farm, labels: Sequence[str]) -> dict[str, float]:
     """CPU seconds used so far, by what used them."""
 
     def of_runs(name: str) -> float:
-        """Of the runs that this worker's zygote forked, and of their children."""
-        below = psutil.Process(farm.processes[name].pid).children()
-        (zygote,) = [one for one in below if "enginefarm.farm.worker.zygote" in one.cmdline()]
+        """Of the runs that this worker's forkserver forked, and of their children."""
+        (forkserver,) = farm.forkservers(name)
         # A run's state is final a little before its process has ended.
-        until(lambda: not zygote.children(), f"the last run of {name} has ended")
-        times = zygote.cpu_times()
+        until(lambda: not forkserver.children(), f"the last run of {name} has ended")
+        times = forkserver.cpu_times()
         return float(times.children_user + times.children_system)
 
     server = psutil.Process(farm.processes["server"].pid).cpu_times()
@@ -240,7 +239,7 @@ def _memory(farm: Farm) -> list[Figure]:
     return [
         memory("the server", server, *server.children(recursive=True)),
         memory("an idle worker", worker, *worker.children(recursive=True)),
-        memory("its zygote, of that", *worker.children(recursive=True)),
+        memory("its forkserver, of that", *worker.children(recursive=True)),
     ]
 
 

@@ -67,7 +67,7 @@ LONG = (
     "tests/unit/graph/exporting/test_export.py",
     "tests/farm/test_build_model.py",
     "tests/integration/store/test_store.py",
-    "tests/farm/test_zygote.py",
+    "tests/farm/test_forked_runs.py",
     "tests/unit/on_fake_gpu/test_refit.py",
     "tests/farm/test_up.py",
     "tests/farm/test_restore.py",

@@ -236,6 +236,14 @@ class Farm:
         with self.client() as client:
             return [state.name or "" for state in client.read_flow_run_states(run_id)]
 
+    def lines(self, run_id: UUID) -> list[str]:
+        """What the server has of the log of a run."""
+        with self.client() as client:
+            wanted = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}}
+            return [
+                one["message"] for one in client.request("POST", "/logs/filter", json=wanted).json()
+            ]
+
     def runs(self, ids: list[UUID]) -> list[FlowRun]:
         with self.client() as client:
             return client.read_flow_runs(
@@ -250,6 +258,17 @@ class Farm:
         return [
             member for member in _family(process.pid) if module in " ".join(command_line(member))
         ]
+
+    def forkservers(self, worker: str) -> list[psutil.Process]:
+        """The process of a worker whose children are its runs; none while it is not started."""
+        return [
+            one
+            for one in psutil.Process(self.processes[worker].pid).children()
+            if "multiprocessing.forkserver" in " ".join(command_line(one))
+        ]
+
+    def run_processes(self, worker: str) -> list[psutil.Process]:
+        return [run for one in self.forkservers(worker) for run in one.children()]
 
     def seize(self, worker: str, module: str) -> psutil.Process:
         """The first such process, as soon as there is one."""

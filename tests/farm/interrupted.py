@@ -10,7 +10,6 @@ from tests import slow_recipe
 from tests.farm.farm_fixture import Farm, until
 
 BUILDER = "enginefarm.building.isolate:build_here"
-RUN = "enginefarm.farm.worker.run_process"
 RECOGNIZED_S = 120
 
 

@@ -32,6 +32,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_build_first(farm: Farm) -> None:
         assert ended.state.is_completed(), ended.state.message
         (child,) = farm.children(run_id)
         assert child.run_count == 1, "nothing was done twice"
+        assert any("Finished in state" in line for line in farm.lines(child.id)), "all is sent"
         assert worker.wait(30) == 0
     finally:
         farm.stop(LABEL, signal.SIGKILL)

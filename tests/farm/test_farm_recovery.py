@@ -6,14 +6,13 @@ import signal
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 from prefect.states import Cancelling
 
 from enginefarm.farm.policy import BACKOFF_S
 from enginefarm.store import embedded
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import RECOGNIZED_S, RUN, hold, start, whole
+from tests.farm.interrupted import RECOGNIZED_S, hold, start, whole
 from tests.farm.webhook_receiver import Received, receiver
 from tests.processes import gone
 
@@ -21,7 +20,7 @@ from tests.processes import gone
 def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     run_id = start(farm, "flowkill", "a100")
     (builder,) = hold(farm, "a100")
-    (process,) = farm.running("a100", RUN)
+    (process,) = farm.run_processes("a100")
     process.kill()
     until(lambda: gone(builder), "the builder dies with its run", 30)
     assert list(farm.store.manifests("flowkill")) == []
@@ -34,21 +33,20 @@ def test_a_killed_flow_process_is_started_again(farm: Farm) -> None:
     whole(farm, "flowkill", "a100/fp16")
 
 
-def test_a_killed_zygote_takes_its_run_along_and_it_is_done_again(farm: Farm) -> None:
-    run_id = start(farm, "zygotekill", "t4")
+def test_a_killed_forkserver_takes_its_run_along_and_it_is_done_again(farm: Farm) -> None:
+    run_id = start(farm, "forkserverkill", "t4")
     (builder,) = hold(farm, "t4")
-    (leader,) = farm.running("t4", RUN)
-    worker = psutil.Process(farm.processes["t4"].pid)
-    (zygote,) = [
-        one for one in worker.children() if "enginefarm.farm.worker.zygote" in one.cmdline()
-    ]
-    zygote.kill()
-    until(lambda: gone(builder) and gone(leader), "the run dies with the zygote", 30)
+    (killed,) = farm.forkservers("t4")
+    (process,) = killed.children()
+    killed.kill()
+    until(lambda: gone(builder) and gone(process), "the run dies with the forkserver", 30)
     ended = farm.wait(run_id)
     assert ended.state.is_completed(), ended.state.message
     (child,) = farm.children(run_id)
     assert child.run_count == 2
-    whole(farm, "zygotekill", "t4/fp16")
+    (again,) = farm.forkservers("t4")
+    assert again.pid != killed.pid
+    whole(farm, "forkserverkill", "t4/fp16")
 
 
 def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
@@ -56,8 +54,8 @@ def test_a_killed_parent_finds_its_children_again(farm: Farm) -> None:
     builders = hold(farm, "a100", "t4")
     before = {child.id for child in farm.children(run_id)}
     # The run of the test before may not have quite gone.
-    until(lambda: len(farm.running("control", RUN)) == 1, "its run is the only one")
-    (process,) = farm.running("control", RUN)
+    until(lambda: len(farm.run_processes("control")) == 1, "its run is the only one")
+    (process,) = farm.run_processes("control")
     process.kill()
     until(lambda: "AwaitingRetry" in farm.states(run_id), "the parent is sent back", RECOGNIZED_S)
     for builder in builders:

@@ -17,7 +17,7 @@ from prefect.states import Crashed, Pending
 
 from tests import tiny_recipe
 from tests.farm.farm_fixture import Farm, until
-from tests.farm.interrupted import RECOGNIZED_S, RUN, heard, hold, start, whole
+from tests.farm.interrupted import RECOGNIZED_S, heard, hold, start, whole
 from tests.processes import gone
 
 
@@ -25,7 +25,7 @@ def test_a_killed_worker_takes_its_builds_along_and_they_are_done_again(farm: Fa
     tiny_recipe.write(farm.recipes / "quick", name="quick", gpus=["l4"], precisions=["fp16"])
     run_id = start(farm, "workerkill", "l4")
     (builder,) = hold(farm, "l4")
-    (process,) = farm.running("l4", RUN)
+    (process,) = farm.run_processes("l4")
     killed = time.monotonic()
     farm.stop("l4", signal.SIGKILL)
     until(lambda: gone(process) and gone(builder), "run and builder die with the worker", 30)

@@ -25,7 +25,7 @@ STARTERS = {
     "enginefarm/farm/up.py": "the farm's commands, which die with `enginefarm up`",
     "enginefarm/farm/server/private.py": "one command's Prefect API, which ends with its input",
     "enginefarm/farm/server/tables.py": "Prefect's migrations, when tables.sql is written anew",
-    "enginefarm/farm/worker/zygote.py": "the runs of a worker (decision 0071)",
+    "enginefarm/farm/worker/run_process.py": "the runs of a worker (decision 0310)",
 }
 """Every module that starts a process -> what it starts."""
 

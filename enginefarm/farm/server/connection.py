@@ -29,21 +29,13 @@ MIN_SERVER = Version("3.8.0")
 POOL_TYPE = "enginefarm"
 """The worker type (worker/farm_worker.py): no other workers take runs of these pools."""
 
-RUN_COMMAND = "python -P -m enginefarm.farm.worker.run_process"
-
 TEMPLATE: dict[str, Any] = {
-    "job_configuration": {
-        "command": RUN_COMMAND,
-        "env": {},
-        "working_dir": None,
-        "labels": {},
-        "name": None,
-        "stream_output": True,
-    },
+    "job_configuration": {"env": {}},
     "variables": {"type": "object", "properties": {}},
 }
-"""How a run is started. There are no variables: neither the person who starts a run nor a
-deployment can make a worker run anything else, with other variables, or in another folder."""
+"""Nothing: the worker says how a run is started. There are no variables: neither the person who
+starts a run nor a deployment can make a worker run anything else, with other variables, or in
+another folder."""
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from enginefarm.errors import FarmError, UsageError
@@ -85,11 +84,10 @@ def prepare_worker(*, control: bool) -> None:
             {"PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).parents[1] / "logging.yaml")}
         )
     prepare_client()
-    # Runs start as RUN_COMMAND: this Python, with this code.
-    paths = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    _prepend("PATH", str(Path(sys.executable).parent), paths)
+    # Runs are forked from a new Python, which imports this code.
+    ours = str(Path(__file__).resolve().parents[3])
     given = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    _prepend("PYTHONPATH", str(Path(__file__).resolve().parents[3]), given)
+    os.environ["PYTHONPATH"] = os.pathsep.join([ours, *(part for part in given if part != ours)])
 
 
 def prepare_server(*, host: str, port: int, public_url: str | None = None) -> str:
@@ -182,7 +180,3 @@ def _prefect_home() -> None:
 def _set_defaults(values: dict[str, str]) -> None:
     for name, value in values.items():
         os.environ.setdefault(name, value)
-
-
-def _prepend(name: str, first: str, others: list[str]) -> None:
-    os.environ[name] = os.pathsep.join([first, *(part for part in others if part != first)])

@@ -1,4 +1,4 @@
-"""The farm's type of Prefect worker: a process worker that starts nothing but our runs.
+"""The farm's type of Prefect worker: it starts nothing but our runs, each as a process.
 
 When a run ends, the worker asks the queue for another immediately, not at the next poll. While it
 waits, it asks only for the number of waiting runs (decision 0231).
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import anyio
 import httpx
 from prefect import Flow
 from prefect.client.schemas.filters import (
@@ -29,19 +31,26 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.workers import process
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
+from prefect.workers.base import (
+    BaseJobConfiguration,
+    BaseVariables,
+    BaseWorker,
+    BaseWorkerResult,
+)
 
 from enginefarm.errors import FarmError
-from enginefarm.farm.server.connection import POOL_TYPE, RUN_COMMAND
-from enginefarm.farm.worker.run_process import FLOWS
+from enginefarm.farm.server.connection import POOL_TYPE
+from enginefarm.farm.worker.run_process import FLOWS, RunStarter
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from anyio.abc import TaskStatus
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import Flow as APIFlow
     from prefect.client.schemas.objects import FlowRun
+    from prefect.runner._process_manager import ProcessHandle
 
 ANNOUNCED_S = 15.0
 """How often a worker asks for runs although none waits. The server takes queues and deployments
@@ -54,10 +63,7 @@ async def _without_hooks(flow_run: FlowRun) -> Flow[..., Any]:
     return Flow(lambda: None, name=flow_run.name)
 
 
-process.load_flow_from_flow_run = _without_hooks  # pyright: ignore[reportPrivateImportUsage]
-
-
-class RunConfiguration(ProcessJobConfiguration):
+class RunConfiguration(BaseJobConfiguration):
     """How a run is started: always the same way and with our code, whatever the pool's template and
     the run's deployment say. Its entry point makes Prefect take no code from the deployment."""
 
@@ -72,7 +78,12 @@ class RunConfiguration(ProcessJobConfiguration):
         if f"flows.{function}" not in FLOWS:
             raise FarmError(f"worker: the flow {flow.name!r} is not one of enginefarm's")
         entrypoint = f"flows.{function}.{function}"
-        resolved = cls(command=RUN_COMMAND, env={"PREFECT__FLOW_ENTRYPOINT": entrypoint})
+        resolved = cls(
+            env={
+                "PREFECT__FLOW_ENTRYPOINT": entrypoint,
+                "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",  # the worker's part
+            }
+        )
         resolved.prepare_for_flow_run(flow_run, flow=flow, **about)
         return resolved
 
@@ -81,7 +92,11 @@ _FLOWS: dict[UUID, APIFlow] = {}
 """Flows that the server has named. Their names never change."""
 
 
-class FarmWorker(ProcessWorker):
+class RunExit(BaseWorkerResult):
+    """A run's process id, and its exit status."""
+
+
+class FarmWorker(BaseWorker[RunConfiguration, BaseVariables, RunExit]):
     """Takes runs until it is told to drain, and asks for the next when one has ended."""
 
     type = POOL_TYPE
@@ -139,13 +154,49 @@ class FarmWorker(ProcessWorker):
         """Does nothing. A fork starts the pending run immediately, so nobody would see the name
         `Submitting`, and to set it costs a request."""
 
-    async def run(self, *args: Any, **kwargs: Any) -> ProcessWorkerResult:
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: RunConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> RunExit:
         try:
-            return await super().run(*args, **kwargs)
+            with tempfile.TemporaryDirectory() as folder:
+                return await self._run_in(
+                    folder, flow_run, configuration, task_status or anyio.TASK_STATUS_IGNORED
+                )
         finally:
             self._announced = -ANNOUNCED_S  # more often than not a run waits: it is not counted
             # Once this run's slot has been given back.
             asyncio.get_running_loop().call_soon(self._ask)
+
+    async def _run_in(
+        self,
+        folder: str,
+        flow_run: FlowRun,
+        configuration: RunConfiguration,
+        task_status: TaskStatus[int],
+    ) -> RunExit:
+        """As Prefect's process worker does it; only the process is started in another way."""
+        execution: FlowRunExecutionResult | None = None
+        async with FlowRunExecutorContext() as context:
+            executor = context.create_executor(
+                flow_run,
+                RunStarter(configuration.env, folder, context.control_channel),
+                resolve_flow=_without_hooks,
+                propose_submitting=False,
+            )
+
+            async def execute(*, task_status: TaskStatus[ProcessHandle]) -> None:
+                nonlocal execution
+                execution = await executor.submit(task_status=task_status)
+
+            async with anyio.create_task_group() as group:
+                handle = await group.start(execute)
+                task_status.started(handle.pid)
+        if execution is None or execution.status_code is None:
+            raise FarmError(f"worker: the run {flow_run.name} could not be started")
+        return RunExit(identifier=str(handle.pid), status_code=execution.status_code)
 
     def _ask(self) -> None:
         question = asyncio.ensure_future(self._ask_for_the_next())

@@ -1,41 +1,35 @@
-"""`python -m enginefarm.farm.worker.run_process`: one flow run on a worker. Dies with its worker.
+"""One flow run on a worker: a process that Python's forkserver forks. It dies with its worker.
 
-Prefect's own command outlives a killed worker: nobody could cancel it, and the next worker would
-start a second job on the same GPU.
-
-The worker's zygote (zygote.py), which has imported everything, forks the run itself. This process
-represents it: it forwards signals and exits with the run's status. Without a zygote it runs the
-flow itself, after a second of imports.
+Importing Prefect and our flows takes over a second of the processor; a fork of a process that has
+imported them (preloaded.py) takes a hundredth of that.
 """
 
 from __future__ import annotations
 
-import json
+import atexit
+import multiprocessing
 import os
 import runpy
-import signal
-import socket
-import struct
 import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
-from typing import Any
+from multiprocessing import forkserver
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+from prefect import flow_engine
+from prefect.runner._process_manager import ProcessHandle
+from prefect.settings import get_current_settings
 
 from enginefarm.child.lifeline import die_with_parent
 
-SOCKET = "ENGINEFARM_RUN_SOCKET"
-"""Where the worker's zygote listens."""
-
-LENGTH = struct.Struct("!I")
-STATUS = struct.Struct("!i")
-"""An exit status; negative for a signal."""
-
-FORKED, REFUSED = b"f", b"r"
-
-PATIENCE_S = 20
-"""How long an answer of the zygote is waited for, in seconds."""
-
-LOST = 137
-"""The exit status when the zygote was killed, and its runs with it."""
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.runner._control_channel import ControlChannel
 
 FLOWS = (
     "flows.benchmark_engine",
@@ -45,6 +39,89 @@ FLOWS = (
     "flows.promote",
 )
 
+PRELOADED = "enginefarm.farm.worker.preloaded"
+
+RUN_PREFIX = "PREFECT__"
+"""The prefix of variables that differ from run to run. All others are settings, which Prefect
+reads when it is imported."""
+
+
+def prepare() -> None:
+    """Starts the forkserver, which imports what runs need while the worker itself starts.
+
+    Call it in the main thread: the forkserver dies with the thread that has started it. Should it
+    be killed, its runs die, and the next run starts another one.
+    """
+    os.environ.update(get_current_settings().to_environment_variables(exclude_unset=True))
+    forkserver.set_forkserver_preload([PRELOADED])
+    forkserver.ensure_running()
+
+
+class RunStarter(NamedTuple):
+    """How Prefect's executor starts a run.
+
+    variables: on top of the worker's own; None: without it.
+    channel: by it a run hears that it is cancelled.
+    """
+
+    variables: Mapping[str, str | None]
+    folder: str
+    channel: ControlChannel
+
+    async def start(
+        self,
+        flow_run: FlowRun,
+        task_status: TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Returns when the run has ended. Canceled, it ends the run and waits for it."""
+        named = {**os.environ, **self.variables}
+        environment = {name: value for name, value in named.items() if value is not None}
+        with suppress(RuntimeError):  # the channel has no port: then a signal alone cancels
+            port, token = self.channel.register(flow_run.id)
+            environment |= {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=run, args=(environment, self.folder))
+        process.start()
+        task_status.started(ProcessHandle(process))  # pyright: ignore[reportArgumentType]
+        try:
+            await anyio.wait_readable(process.sentinel)
+        except BaseException:
+            process.terminate()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_readable(process.sentinel)
+            raise
+        finally:
+            process.join()
+
+
+def run(environment: Mapping[str, str], folder: str) -> None:
+    """A flow run with exactly this environment, in a process that was just forked.
+
+    With other settings than the forkserver has read, this process becomes a new Python.
+    """
+    from enginefarm.farm.worker import preloaded
+
+    die_with_parent(preloaded.PID)
+    os.chdir(folder)
+    os.set_inheritable(0, True)  # multiprocessing opens /dev/null for this process alone
+    if _settings(environment) != _settings(os.environ):
+        print("run: its settings differ from its worker's, so it imports anew", file=sys.stderr)
+        python = [sys.executable, "-P", "-m", __name__]
+        os.execve(sys.executable, python, environment)  # noqa: S606
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = preloaded.PATH
+    del sys.argv[1:]
+    try:
+        engine()
+    finally:  # as any Python ends; multiprocessing leaves by `os._exit`
+        threading._shutdown()  # pyright: ignore
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(RUN_PREFIX)}
+
 
 def import_flows() -> None:
     """Imports our flows before Prefect looks for them. It looks in the working folder first, which
@@ -53,58 +130,21 @@ def import_flows() -> None:
         import_module(name)
 
 
-def main() -> None:
-    die_with_parent(os.getppid())
-    run = _ask_zygote()
-    if run is None:
-        engine()
-    else:
-        _follow(run)
+def do_not_wait_for_heartbeats() -> None:
+    """A flow that has ended would wait up to a second for the thread of its heartbeats."""
+    flow_engine._send_heartbeats = partial(  # pyright: ignore[reportPrivateUsage]
+        flow_engine._send_heartbeats,  # pyright: ignore[reportPrivateUsage]
+        join_on_exit=False,
+    )
 
 
 def engine() -> None:
     """Prefect's own way to run a flow run, in this process."""
     import_flows()
-    sys.modules.pop("prefect.engine", None)  # else runpy warns of what the zygote has imported
+    do_not_wait_for_heartbeats()
+    sys.modules.pop("prefect.engine", None)  # else runpy warns of what the forkserver has imported
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
 
 
-def _ask_zygote() -> socket.socket | None:
-    """The socket of a run that the zygote forked with our environment, folder and output; None
-    without a zygote."""
-    path = os.environ.get(SOCKET)
-    if not path:
-        return None
-    line = socket.socket(socket.AF_UNIX)
-    line.settimeout(PATIENCE_S)
-    try:
-        line.connect(path)
-        folder = os.getcwd()  # noqa: PTH109 - pathlib would cost as much as all the rest
-        body = json.dumps({"environment": dict(os.environ), "folder": folder}).encode()
-        socket.send_fds(line, [LENGTH.pack(len(body))], [0, 1, 2])
-        line.sendall(body)
-        if line.recv(1) == FORKED:
-            line.settimeout(None)
-            return line
-    except OSError:
-        pass
-    line.close()
-    return None
-
-
-def _follow(run: socket.socket) -> None:
-    def pass_on(number: int, _: Any) -> None:
-        run.send(bytes([number]))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    answer = run.recv(STATUS.size, socket.MSG_WAITALL)
-    status = STATUS.unpack(answer)[0] if len(answer) == STATUS.size else LOST
-    if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
-        os.kill(os.getpid(), -status)
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    main()
+    engine()

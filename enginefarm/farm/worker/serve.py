@@ -28,7 +28,7 @@ from enginefarm.farm import recovery
 from enginefarm.farm.server import connection as farm
 from enginefarm.farm.server import deployments
 from enginefarm.farm.worker import card as workers
-from enginefarm.farm.worker import metrics, run_process, zygote
+from enginefarm.farm.worker import metrics, run_process
 from enginefarm.farm.worker.card import CONTROL_POOL, Card, Role
 from enginefarm.farm.worker.farm_worker import FarmWorker, work
 from enginefarm.planning.plan import CROSS_POOL
@@ -45,7 +45,6 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
     Raises: what workers.check_device and check_toolchains raise; StoreError; FarmError
     when the server is away or too old, or the GPU has a worker already.
     """
-    run_process.import_flows()  # Prefect loads a crashed run's flow in this process, for its hooks
     gpu_name, driver = workers.check_device(label, cross=role == "cross") if label else (None, None)
     pool = farm.pool_of(label) if label else CROSS_POOL if role == "cpu" else CONTROL_POOL
     card = Card(
@@ -81,15 +80,10 @@ def serve(*, role: Role, label: str | None, name: str, limit: int) -> None:
         _heartbeat_events(card),
         metrics_served(worker, card),
         watching,
-        zygote.running(_runs_environment()),
     ):
+        run_process.prepare()
         print(f"{name}: pool {pool}, {limit} at a time; {_describe(card)}", flush=True)
         asyncio.run(work(worker))
-
-
-def _runs_environment() -> dict[str, str]:
-    """What Prefect's worker passes to every run."""
-    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
 
 
 def _describe(card: Card) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 from prefect.client.schemas.objects import Flow, FlowRun, StateType
-from prefect.workers.process import ProcessWorker
+from prefect.workers.base import BaseWorker
 
 from enginefarm.errors import FarmError
 from enginefarm.farm.worker import farm_worker
@@ -41,11 +41,11 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
 
-    async def ask(worker: ProcessWorker) -> list[object]:
+    async def ask(worker: FarmWorker) -> list[object]:
         made.asked.append(made.now)
         return []
 
-    monkeypatch.setattr(ProcessWorker, "get_and_submit_flow_runs", ask)
+    monkeypatch.setattr(BaseWorker, "get_and_submit_flow_runs", ask)
     monkeypatch.setattr(farm_worker.time, "monotonic", lambda: made.now)
     return made
 
@@ -103,12 +103,12 @@ def test_a_run_that_has_ended_makes_its_worker_ask_at_once_and_not_count(
     async def nothing(*_: Any, **__: Any) -> None:
         return
 
-    monkeypatch.setattr(ProcessWorker, "run", nothing)
+    monkeypatch.setattr(FarmWorker, "_run_in", nothing)
     worker = worker_of(server)
 
     async def end_a_run() -> None:
         await worker.get_and_submit_flow_runs()
-        await worker.run()
+        await worker.run(FlowRun(flow_id=uuid4()), RunConfiguration())
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -128,7 +128,6 @@ def test_a_run_is_started_after_one_question_a_flow(server: Server) -> None:
 
     first, second = asyncio.run(resolve()), asyncio.run(resolve())
     for configuration in (first, second):
-        assert configuration.command == "python -P -m enginefarm.farm.worker.run_process"
         assert configuration.env["PREFECT__FLOW_RUN_ID"] == str(run.id)
         assert configuration.env["PREFECT__FLOW_ENTRYPOINT"] == "flows.build_engine.build_engine"
     assert server.read == [run.flow_id]
