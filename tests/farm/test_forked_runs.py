@@ -258,6 +258,19 @@ def test_a_run_has_the_environment_that_it_was_given_and_no_more(tmp_path: Path)
     assert "x-prefect-flow-name" not in names
 
 
+def test_a_run_ends_as_any_python_does(tmp_path: Path) -> None:
+    """multiprocessing would leave without what modules have registered for the end."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        "say = lambda: print('left', os.environ.get('PREFECT__FLOW_NAME'), file=sys.stderr)\n"
+        "atexit.register(say)"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with worker_with(tmp_path, PYTHONPATH=path) as worker:
+        assert worker.run(PREFECT__FLOW_NAME="ours")[0] == 1
+        assert "left ours" in worker.errors.read_text()
+
+
 @contextmanager
 def api() -> Iterator[tuple[str, Sequence[Any]]]:
     """A server that finds nothing, and the headers of what it was asked."""
