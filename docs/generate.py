@@ -139,7 +139,7 @@ def recipe_page() -> str:
     schema = Recipe.model_json_schema()
     parts = ["# The recipe", WRITTEN, RECIPE]
     parts += _keys("recipe", schema)
-    told: set[str] = set()
+    told: set[str] = {"JsonValue"}
     waiting = _named(schema)
     while waiting:
         name = waiting.pop(0)
@@ -173,7 +173,7 @@ def _type(value: dict[str, Any]) -> str:
             return " or ".join(dict.fromkeys(shown))
     if "$ref" in value:
         name = value["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
+        return "any value" if name == "JsonValue" else f"[{name}](#{name.lower()})"
     if "enum" in value:
         return ", ".join(f"`{one}`" for one in value["enum"])
     if "const" in value:

@@ -31,11 +31,12 @@ class ComparisonRules(Frozen):
         default=None,
         ge=-8,
         le=7,
-        description="Axis of the classes in these. None: axis 1 above rank 2, else the last.",
+        description="Axis of the classes in these. None: axis 1 if the rank is above 2, else the "
+        "last.",
     )
     mask: OutputName | None = Field(
         default=None,
-        description="Input whose zeros are padding: outputs are not compared at these places.",
+        description="Input whose zeros are padding: outputs are not compared at these positions.",
     )
     near_zero: float = Field(
         default=1e-9,
@@ -46,7 +47,7 @@ class ComparisonRules(Frozen):
     slices: dict[OutputName, dict[Name, tuple[int, int]]] = Field(
         default_factory=dict,
         description="Named parts of an output along axis 1 that are compared separately: "
-        "`{boxes: [0, 4], scores: [4, 22]}`, from and up to. Without them: every channel.",
+        "`{boxes: [0, 4], scores: [4, 22]}`, the end excluded. Without them: every channel.",
     )
 
     @model_validator(mode="after")

@@ -20,8 +20,8 @@ class Data(Frozen):
 
     path: FilePath | None = Field(
         default=None,
-        description="An `.npz` file (or `.npy` for one input), or a folder of such files, "
-        "a batch each.",
+        description="An `.npz` file (or `.npy` for one input) whose first axis counts samples, "
+        "or a folder of such files, one for each batch.",
     )
     callable: ImportPath | None = Field(
         default=None, description="A function that returns an iterator of batches."
@@ -43,7 +43,7 @@ class Data(Frozen):
     )
     not_finite: bool = Field(
         default=False,
-        description="The data holds NaN on purpose. Otherwise NaN is refused; infinities are not.",
+        description="The data has NaN on purpose. Otherwise NaN is refused; infinities are not.",
     )
 
     @model_validator(mode="after")

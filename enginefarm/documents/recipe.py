@@ -50,7 +50,7 @@ class TensorSpec(Frozen):
     dtype: DType = "float32"
     shape: tuple[
         Annotated[Annotated[int, Field(ge=1, le=MAX_DIM)] | Name, BeforeValidator(_dim)], ...
-    ]
+    ] = Field(description="For example `[batch, 3, 224, 224]`.")
 
 
 def _three_numbers(value: Any) -> Any:
@@ -86,9 +86,10 @@ class DimRange(Frozen):
 class Profile(Frozen):
     """One optimization profile: a range for each symbolic dim of the inputs."""
 
-    name: Name = Field(default="default", description="Distinct among the profiles.")
+    name: Name = Field(default="default", description="Unique among the profiles.")
     dims: dict[Name, Annotated[DimRange, BeforeValidator(_three_numbers)]] = Field(
-        default_factory=dict
+        default_factory=dict,
+        description="min, opt and max of each symbolic dim: `{batch: [1, 8, 32]}`.",
     )
 
 
@@ -105,47 +106,49 @@ class Recipe(Frozen):
     source: Source = Field(description="Where the model is. Each kind has its own table below.")
     inputs: tuple[TensorSpec, ...] = Field(
         min_length=1,
-        description="In the order in which the module's forward takes them, or named as its "
-        "arguments.",
+        description="In the order of the arguments of the module's forward, or with their names.",
     )
     outputs: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
         default=(),
         description="Names for the outputs, in order; if empty, the exporter chooses them.",
     )
     profiles: tuple[Profile, ...] = Field(
-        default=(Profile(),), min_length=1, description="Ranges of the dynamic dims."
+        default=(Profile(),), min_length=1, description="Optimization profiles."
     )
     precisions: tuple[PrecisionName, ...] = Field(
-        default=("fp16",), min_length=1, description="An engine for each, on each GPU."
+        default=("fp16",), min_length=1, description="One engine is built for each, on each GPU."
     )
-    gpus: tuple[Name, ...] = Field(min_length=1, description="Labels: `enginefarm gpus`.")
+    gpus: tuple[Name, ...] = Field(
+        min_length=1, description="Labels of GPUs; `enginefarm gpus` lists them."
+    )
     allow_skip: bool = Field(
         default=False,
-        description="Skip a precision that a GPU lacks, and report it; otherwise that engine "
-        "fails. The others are built.",
+        description="Skip engines whose GPU lacks the precision or whose toolchain lacks an "
+        "operator; otherwise they fail. The others are built in both cases.",
     )
     calibration: Calibration | None = Field(
         default=None,
         description=f"Required by {' and '.join(CALIBRATED)}.",
     )
     verification: Verification = Field(
-        default=Verification(), description="What engines are compared on."
+        default=Verification(), description="The data that engines are compared on."
     )
     accuracy: dict[PrecisionName, Budget] = Field(
         default_factory=dict[PrecisionName, Budget],
-        description="A budget for each precision; anything left out keeps its default.",
+        description="Accuracy budgets by precision. Keys that are left out keep the precision's "
+        "defaults, which `docs/gpus.md` lists.",
     )
     keep_wide: tuple[Annotated[str, StringConstraints(min_length=1, max_length=500)], ...] = Field(
         default=(),
-        description="Nodes of the slimmed graph that stay in FP32, and are not quantized, in "
+        description="Nodes of the slimmed graph that stay in FP32 and are not quantized, in "
         "every precision: names, patterns of names (`/decoder/*`), or types of operators.",
     )
     search_tries: int = Field(
         default=40,
         ge=0,
         le=1000,
-        description="If a precision misses its budget or its `margin`, the search for nodes "
-        "to keep wide runs or verifies at most this many graphs; 0: no search.",
+        description="If a precision misses its accuracy budget or its `margin`, the search for "
+        "nodes that need FP32 runs or verifies at most this many graphs; 0: no search.",
     )
     regression: Regression = Field(
         default=Regression(), description="When a timing counts as slower."
@@ -163,7 +166,7 @@ class Recipe(Frozen):
         default=(), description="Plugin libraries, relative to the recipe."
     )
     salt: str = Field(
-        default="", max_length=100, description="Change it to build everything again."
+        default="", max_length=100, description="Any text. Change it to build everything again."
     )
 
     _root: Path = PrivateAttr(default=Path())

@@ -32,7 +32,7 @@ class TorchSource(Frozen):
     checkpoint: FilePath | None = Field(
         default=None,
         description="safetensors, or a .pt/.pth/.bin state dict read with weights_only; the "
-        "`….index.json` of such files, or a folder of Hugging Face.",
+        "`….index.json` of such files, or a folder that Hugging Face wrote.",
     )
     checkpoint_key: str | None = Field(
         default=None,
@@ -41,7 +41,7 @@ class TorchSource(Frozen):
     )
     depends: tuple[FilePath, ...] = Field(
         default=(),
-        description="More files and folders whose change must rebuild, relative to the recipe.",
+        description="More files and folders whose change causes a rebuild, relative to the recipe.",
     )
 
 
