@@ -21,11 +21,12 @@ def benchmark_engine(
     budget: Budget | None = None,
     class_scores: Annotated[list[str], Field(max_length=100)] = [],  # noqa: B006 - never changed
 ) -> State[Any]:
-    """Ends Verified, or `Failed: <kind>`; an engine that fails on its GPU is quarantined.
+    """Verify and time the engine. Ends Verified, or `Failed: <kind>`; an engine that fails on its
+    GPU is quarantined.
 
     Args:
         spec_digest: The whole digest of the engine's spec (see `enginefarm list --json`).
-        budget: How far outputs may differ; the default of the precision if empty.
+        budget: The accuracy budget. Empty: the precision's default.
         class_scores: Outputs that are class scores: top-1 is compared on these.
     """
     try:

@@ -31,7 +31,7 @@ class ApprovalForm(RunInput):
 
     approved: bool = Field(description="Move the channel to these engines?")
     by: str = Field(min_length=1, max_length=100, description="Your name, for the log.")
-    why: str = Field("", max_length=500)
+    why: str = Field("", max_length=500, description="The reason, for the log.")
 
 
 @flow(name="promote", persist_result=False)
@@ -42,7 +42,7 @@ def promote(
     ask: bool = True,
     allow_pending: bool = False,
 ) -> State[Any]:
-    """Ends Promoted, or `Failed: <kind>`; the channel moves whole or not at all.
+    """Move the channel to all of the recipe's engines. Ends Promoted, or `Failed: <kind>`.
 
     Args:
         recipe: Name of the recipe.
@@ -79,7 +79,7 @@ def _ask_for_approval(
 ) -> release.Approval:
     """Pauses the run until somebody fills in its form.
 
-    Raises: GateError when they decline, or nobody does.
+    Raises: GateError when they decline, or nobody answers in time.
     """
     create_markdown_artifact(
         key=f"promote-{recipe}".replace(".", "-").replace("_", "-"),
@@ -111,8 +111,8 @@ def _ask_for_approval(
 def to_approve(
     recipe: str, channel: str, engines: tuple[Manifest, ...], gates: tuple[GateResult, ...]
 ) -> str:
-    """What the person sees with the form, as Markdown. What a gate found was said by a server or
-    a model: it must neither load nor link anything where the decision is made."""
+    """What the person sees with the form, as Markdown. Findings of gates may quote a server or a
+    model, so they must neither load nor link anything where the decision is made."""
     lines = [f"# {recipe}@{channel}", "", "| engine | digest |", "|---|---|"]
     lines += [f"| {inert(one.spec.label)} | `{one.engine.digest[:12]}` |" for one in engines]
     lines.append("")

@@ -116,12 +116,12 @@ def in_order(recipe: Recipe, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 when every engine is there; else the code of the first that is not."""
+    """0 when no engine is missing; else the code of the first that is."""
     return next((outcome.exit_code for outcome in outcomes if not outcome.fine), 0)
 
 
 def pull_line(outcomes: Sequence[Outcome]) -> str:
-    """The exact command that fetches a table's first engine; empty if none was built."""
+    """The command that pulls a table's first engine; empty if none was built."""
     for outcome in outcomes:
         if outcome.engine_digest:
             return (

@@ -135,7 +135,7 @@ def _description(name: str) -> str:
         if row.work_pool == name:
             return f"Builds and benchmarks for {label}, compute capability {row.compute_capability}"
     return {
-        CONTROL_POOL: "The common steps of each recipe: plan, export, slim, calibrate, fan out",
+        CONTROL_POOL: "Plans, exports, slims and calibrates recipes, and hands out builds",
         CROSS_POOL: "Cross-builds for labels that have no worker online",
     }.get(name, "enginefarm")
 

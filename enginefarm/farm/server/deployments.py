@@ -60,21 +60,21 @@ ROWS = (
     ),
     Row(
         "flows.nightly_rebuild:nightly_rebuild",
-        "Surveys every recipe of a folder, builds what is missing, and reports. Engines that "
-        "are already built cost no run.",
+        "Builds the missing engines of every recipe in a folder, and reports. Starts no run for "
+        "engines that are already built.",
         name="nightly-rebuild",
         one_at_a_time=True,
         nightly=True,
     ),
     Row(
         "flows.promote:promote",
-        "Moves a channel to a recipe's engines, once the gates pass and, unless it is waived, a "
-        "person has approved.",
+        "Moves a channel to a recipe's engines, if the gates pass and, unless `ask` is off, a "
+        "person approves.",
         name="promote",
     ),
     Row(
         "flows.build_engine:build_engine",
-        "Internal. One engine; started by build-model.",
+        "Internal: builds one engine. build-model starts it.",
         pools=BUILDERS,
         tags=("enginefarm", "internal"),
     ),
