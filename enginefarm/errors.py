@@ -29,7 +29,7 @@ EnginefarmError                    1
 ├── NoEngineFits                  50  pull found nothing that can run on this host
 ├── SignatureRejected             51  unsigned, or signed by a key that is not trusted
 ├── GateError                     55  promotion refused by a gate
-├── TritonError                   56  Triton is unreachable, lets nobody load models, or lacks one
+├── TritonError                   56  Triton is unreachable, not in explicit mode, or lacks a model
 ├── HostError                     60  no driver, no GPU, wrong GPU
 │   └── DriverTooOld              61
 ├── EngineRunError                62  an engine could not be loaded or run on this GPU

@@ -1,4 +1,4 @@
-"""Once a recipe, on CPU: plan, export, reference, slim, one graph a precision."""
+"""The steps of a recipe on the CPU: plan, export, reference, slim, a graph for each precision."""
 
 from __future__ import annotations
 

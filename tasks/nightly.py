@@ -85,7 +85,7 @@ def publish_night(
 
 
 def _result_tonight(row: RecipeState, run: RunEnd | None) -> str:
-    """What became of a recipe, the reason first; its run is a link in the UI."""
+    """The outcome of a recipe, the reason first; its run is a link in the UI."""
     if run is None:
         return f"Failed: {inert(row.error)}" if row.error else "nothing to build"
     said = inert(f"{run.name}: {run.why}" if run.why else run.name)

@@ -62,7 +62,7 @@ def benchmark_cpu(
 def _contenders(
     site: Site, recipe: Recipe, model: BuiltRecipe, scratch: Path, stack: ExitStack
 ) -> list[tuple[PrecisionName, Contender]]:
-    """Each in a process of its own: the recipe's code runs, and its graphs are read, there."""
+    """Each in a separate process: the recipe's code runs, and its graphs are read, there."""
     found: list[tuple[PrecisionName, RemoteContender]] = []
     if recipe.source.LOADS == "module":
         torch = torch_in_a_process("PyTorch", recipe, outputs=model.outputs, device="cpu")

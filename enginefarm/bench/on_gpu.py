@@ -1,7 +1,7 @@
 """A recipe on this machine's GPU, side by side in one run: PyTorch, ONNX Runtime with its CUDA
 and its TensorRT provider, and the engines that the store has for this very GPU.
 
-In turns on the same inputs, and compared with the first. Each has a process of its own: a
+In turns on the same inputs, and compared with the first. Each has a separate process: a
 crash takes it out of the table, and leaves the rest. What this machine lacks is left
 out by name.
 """

@@ -55,7 +55,7 @@ def load_cpu(
 ) -> tuple[BenchmarkRow, ...]:
     """A row for each number of streams: the highest rate at which p99 keeps the limit.
 
-    Each stream is a session of ONNX Runtime in a process of its own; a request is one pass at the
+    Each stream is a session of ONNX Runtime in a separate process; a request is one pass at the
     opt shapes of the first profile. Raises: StoreMissing when nothing of the recipe, or not that
     precision, is built yet; EngineRunError.
     """
@@ -95,7 +95,7 @@ def load_gpu(
     cuda_graph: bool,
 ) -> tuple[BenchmarkRow, ...]:
     """load_cpu() of the newest engine for this machine's GPU. Its streams share a process, a copy
-    of the weights and the GPU; each has an execution context and buffers of its own.
+    of the weights and the GPU; each has its own execution context and buffers.
 
     Raises: StoreMissing when no engine in that precision is built for this GPU; EngineRunError;
     HostError.

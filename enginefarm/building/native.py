@@ -101,7 +101,7 @@ def refused(
 
 
 def _latency_ms(plan: Path, request: BuildRequest, reference: Path) -> float:
-    """Median at the first profile's opt shapes, in a process of its own."""
+    """Median at the first profile's opt shapes, in a separate process."""
     point = points(request.spec.profiles, batch_sweep=False)[0]
     asked = RunRequest(plan=plan, toolchain=request.spec.toolchain.name, plugins=request.plugins)
     contender = in_a_process(plan.parent.name, asked)

@@ -2,7 +2,7 @@
 
 Native libraries segfault, compilers report nothing for minutes, and a recipe's own code may
 exit, loop or take all the memory. The child gets no credentials and cannot read those of
-other processes; it has a session of its own, leaves no core, dies with its parent, and is
+other processes; it has its own session, leaves no core, dies with its parent, and is
 killed with all that it started when it is cancelled or over a limit.
 
 What passes between the two is JSON, since the child may be hostile: a request file in,
@@ -65,7 +65,7 @@ OF_A_BUILD = Limits()
 
 
 class Kinds(NamedTuple):
-    """The error for each way in which a child ends without an answer or an error of its own."""
+    """The error for each way in which a child ends without an answer or its own error."""
 
     failed: type[EnginefarmError]
     crashed: type[EnginefarmError]

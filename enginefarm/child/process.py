@@ -41,7 +41,7 @@ ENVIRONMENT = (
 
 
 def child_environment(work_dir: Path) -> dict[str, str]:
-    """The allowed variables, a home of its own, and where to import enginefarm from."""
+    """The allowed variables, a separate home, and where to import enginefarm from."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     package_parent = str(Path(enginefarm.__file__).resolve().parents[1])
     inherited = os.environ.get("PYTHONPATH", "")
@@ -108,7 +108,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a child in a session of its own, which `kill_group` ends with all that it started.
+    """Starts a child in its own session, which `kill_group` ends with all that it started.
 
     environment: on top of `child_environment`. From here on this process's own environment
     cannot be read by others of the same user; the child calls `lifeline.become_child`.

@@ -80,7 +80,7 @@ def build(
 
     recipe: a recipe's file, or a model: `.onnx`, `.pt2` or `FILE.py:CALLABLE`, which need
     `gpus`. gpus, precisions: only these; empty: all that the recipe names. It runs
-    `enginefarm build` in a process of its own, and returns a row for every engine: one that
+    `enginefarm build` in a separate process, and returns a row for every engine: one that
     is missing has `fine` False, and `reason` says why.
 
         for row in enginefarm.build("model.onnx", gpus=["t4", "l4"], precisions=["fp16"]):

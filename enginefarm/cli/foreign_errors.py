@@ -63,7 +63,7 @@ def of_prefects_settings(error: Exception) -> UsageError:
 
 
 def of_the_disk(error: OSError) -> EnginefarmError:
-    """The error for a file or folder that cannot be used, where no step has words of its own."""
+    """The error for a file or folder that cannot be used, if no step has its own words for it."""
     why = error.strerror or str(error)
     if error.errno in NO_SPACE and error.filename:
         return disk_full(Path(error.filename), why)

@@ -17,7 +17,7 @@ UNUSABLE = 1e30
 """Stands for infinity: JSON has none."""
 MOST_ROUNDING = 0.01
 """The most that FP32 rounding may excuse, of a whole output: a model that loses more in FP32
-needs a budget of its own."""
+needs its own budget."""
 OutputName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 

@@ -39,7 +39,7 @@ def files_to_push(folder: Path) -> dict[str, Path]:
         if len(found) > MOST_FILES:
             raise RecipeError(
                 f"recipes push: {folder} has more than {MOST_FILES} files",
-                fix="give the recipe a folder of its own, or its data one .npz",
+                fix="move the recipe to its own folder, or its data into one .npz",
             )
     return found
 

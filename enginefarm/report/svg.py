@@ -152,7 +152,7 @@ def scatter(tracks: Sequence[Track], *, x_name: str, y_name: str) -> str:
 
 
 def dots(rows: Sequence[tuple[str, Sequence[Dot]]], *, x_name: str) -> str:
-    """One row a label, dots on one logarithmic axis (`x` alone counts)."""
+    """One row for each label, dots on one logarithmic axis (`x` alone counts)."""
     values = [dot.x for _, found in rows for dot in found if dot.x > 0]
     if not values:
         return ""

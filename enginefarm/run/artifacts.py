@@ -21,7 +21,7 @@ from enginefarm.run.running import Closeable, Contender, OpenRequest, RunRequest
 
 
 class RunningArtifact(Contender, Protocol):
-    """An artifact on one profile, with buffers of its own. Close it before the artifact."""
+    """An artifact on one profile, with its own buffers. Close it before the artifact."""
 
     def close(self) -> None: ...
 

@@ -1,6 +1,6 @@
 """CUDA graphs through the driver API: pycuda has none.
 
-One launch instead of one a kernel; what is gained is the host's time between kernels.
+One launch instead of one per kernel; the gain is the host's time between kernels.
 """
 
 from __future__ import annotations

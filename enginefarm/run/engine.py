@@ -193,7 +193,7 @@ class Engine(Closeable):
         return shapes
 
     def session(self, profile: int = 0, *, cuda_graph: bool = False) -> Session:
-        """An execution context on one profile, with a stream and buffers of its own."""
+        """An execution context on one profile, with its own stream and buffers."""
         if not 0 <= profile < self.profiles:
             raise EngineRunError(f"{self.plan.name}: no profile {profile}; it has {self.profiles}")
         return Session(self, profile, cuda_graph)

@@ -1,4 +1,4 @@
-"""One execution context of an engine, with a stream and buffers of its own."""
+"""One execution context of an engine, with its own stream and buffers."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ PORTS = (
 
 def ports_of(home: Path) -> list[int]:
     """The folder's ports while they are free, because SeaweedFS stores its master port there; new
-    ports if somebody else uses one of them, or the path of one of their sockets."""
+    ports if another process uses one of them, or the path of one of their sockets."""
     kept = home / "ports.json"
     try:
         ports = _bound([int(port) for port in json.loads(kept.read_text("utf-8"))])

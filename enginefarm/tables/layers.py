@@ -3,7 +3,7 @@
 benchmarks/layers/<spec_digest>.json    LayerTimes: the last profile of that engine
 
 The layers themselves are a blob that the manifest names. A profile is measured later, on the
-GPU, so it is a document of its own; gc deletes it with the engine.
+GPU, so it is a separate document; gc deletes it with the engine.
 """
 
 from __future__ import annotations

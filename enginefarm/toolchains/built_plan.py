@@ -1,6 +1,6 @@
 """What is in a plan that another program built: TensorRT itself reads it, in a child process.
 
-trtexec and ONNX Runtime show nobody the network that they parsed. The plan says what became of it.
+trtexec and ONNX Runtime do not show the network that they parsed; only the plan does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Contents(Frozen):
 
 
 def require_bindings(toolchain: str) -> None:
-    """Asked before a build, whose plan nobody could read afterwards.
+    """Asked before a build, whose plan could not be read afterwards.
 
     Raises: ToolchainError where TensorRT's Python bindings are not installed.
     """

@@ -1,4 +1,4 @@
-"""Two timing caches of one device into one, by TensorRT itself, in a process of its own."""
+"""Two timing caches of one device into one, by TensorRT itself, in a separate process."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def require_graphs(found: tuple[TensorInfo, ...], onnx: Path) -> None:
         raise BuildError(
             "the engine's inputs and outputs would differ from the graph's",
             why=f"only one of the two has {', '.join(sorted(others))}",
-            fix="change the model so that each of these has a name of its own and a type that "
+            fix="change the model so that each of these has a unique name and a type that "
             "TensorRT keeps",
         )
     for key, tensor in made.items():

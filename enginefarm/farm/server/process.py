@@ -1,5 +1,5 @@
 """Prefect's server as a process; on SQLite, with its tables made at once (tables.py), with each
-transaction begun as one that writes, and with garbage collected in a thread of its own.
+transaction begun as one that writes, and with garbage collected in a separate thread.
 
 Prefect begins most transactions as ones that read. SQLite refuses the first write of such a
 transaction ("database is locked") if another one has written since it began to read, and a client

@@ -50,7 +50,7 @@ CONTROL_POOL = "control"
 
 Role = Literal["gpu", "cross", "cpu", "control"]
 """gpu: has the GPU. cross: stands in for a label, without one. cpu: cross-builds for any
-label. control: runs what is done once a recipe."""
+label. control: runs the steps that all engines of a recipe share."""
 
 
 class Card(Frozen):

@@ -1,6 +1,6 @@
 """Prometheus metrics of a worker and of the runs that it starts.
 
-Each flow run is a process of its own, so the counts live in files that all of them share
+Each flow run is a separate process, so the counts live in files that all of them share
 (prometheus-client's multiprocess mode) and the worker serves their sums. `serve` says where
 the files are before it starts anything; without it, counts stay in the process that made them.
 """

@@ -1,6 +1,6 @@
 """Runs a worker: checks its GPU and toolchains, registers it, then takes runs.
 
-It has a temporary folder of its own, and serves its Prometheus metrics, its health, and the length
+It has its own temporary folder, and serves its Prometheus metrics, its health, and the length
 of the queues.
 """
 

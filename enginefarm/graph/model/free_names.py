@@ -74,7 +74,7 @@ def _rename_border(graph: GraphProto, names: Mapping[str, str]) -> None:
 
 
 def name_nodes(model: ModelProto) -> None:
-    """Gives each node without a name, or with another node's name, a name of its own.
+    """Gives each node without a name, or with another node's name, a unique name.
 
     The names are made of operator and output, so that the same graph always gets the same.
     """

@@ -131,7 +131,7 @@ def require(model: ModelProto, counts: Counts, name: str) -> None:
 
 
 def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:
-    """One graph, and the bodies in it. Each has Q/DQ nodes of its own, on shared scales."""
+    """One graph, and the bodies in it. Each has its own Q/DQ nodes, on shared scales."""
     made: dict[str, str] = {}
     nodes: list[NodeProto] = []
     for node in graph.node:

@@ -102,7 +102,7 @@ def _refuse_meta(module: nn.Module, callable_: str) -> None:
 def _fix(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and not Path(str(error.filename or "/")).is_absolute():
         return (
-            "it runs in a folder of its own: give the file's path as one of source.arguments, or "
+            "it runs in another folder: give the file's path as one of source.arguments, or "
             f"open Path(__file__).with_name({Path(error.filename).name!r}) and list the file in "
             "source.depends, so that a change of it builds again"
         )

@@ -1,6 +1,6 @@
 """What FP32 rounding alone costs a graph: the same function in FP32, computed in another way.
 
-Every FP32 engine adds in an order of its own, so none returns the reference's numbers to the
+Every FP32 engine adds in a different order, so none returns the reference's numbers to the
 last bit. How far apart two sound ones are is a property of the model: 1e-7 for most of them,
 2e-4 where the model takes the logarithm of small numbers (docs/decisions/0260).
 """
