@@ -22,7 +22,7 @@ class Settings:
 
     store: its URL; empty for the embedded one. home: enginefarm's own files: the embedded store,
     the farm's password. downloads: what other libraries download. cache: blobs.
-    recipe_roots: folders that recipes and their code may come from; None where nothing is said.
+    recipe_roots: folders that recipes and their code may come from; None if they are not set.
     recipes_in_store: whether they may come from the store; nobody's do unless the owner says so.
     """
 

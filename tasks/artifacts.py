@@ -32,7 +32,7 @@ LOG_BYTES = 4 << 20
 def progress_artifact(label: str) -> Generator[None]:
     """Shows the block's progress in the UI; a short block shows none.
 
-    Other watchers go on watching.
+    Other watchers continue.
     """
     if TaskRunContext.get() is None:
         yield

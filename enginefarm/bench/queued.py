@@ -1,7 +1,7 @@
 """An engine as trtexec 11 measures it by default: one CUDA graph, no copies, the next pass always
 in the queue, and a host that spins for the end of the one before.
 
-What a pass takes is told by the GPU's clock, and throughput by the host's over the whole run. The
+The GPU's clock times each pass, and the host's clock the whole run, for the throughput. The
 rows have no `latency_ms_*`: those are of lone passes with their copies. docs/decisions/0247.
 """
 

@@ -54,7 +54,7 @@ def bindings(toolchain: str) -> Any:
 
 def without_randomization() -> None:
     """Starts over at fixed addresses, as the farm builds: the order of equal things depends on
-    them. Where the system does not allow it, the build goes on and says so."""
+    them. Where the system does not allow it, the build continues and says so."""
     if os.environ.get("REPRODUCE_FIXED"):
         return
     os.environ["REPRODUCE_FIXED"] = "1"

@@ -139,7 +139,7 @@ def with_rounding(
 
 
 def absent(outputs: Sequence[OutputComparison], budget: Budget) -> tuple[str, ...]:
-    """Figures that the budget asks for and no output has: verification has to run again."""
+    """Figures that the budget needs and no output has: verification has to run again."""
     asked = {
         "top-1 agreement": (
             budget.min_top1_agreement,

@@ -199,7 +199,7 @@ class _Children:
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
             )
         except (httpx.HTTPError, PrefectHTTPStatusError):
-            return  # the server is away: the children go on, and so does the wait
+            return  # the server is away: the children continue, and so does the wait
         for run in runs:
             if recovery.has_ended(run):
                 with self._lock:

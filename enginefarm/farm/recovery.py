@@ -77,7 +77,7 @@ def watching() -> Generator[None]:
 
 
 def _repeat(look: Callable[[SyncPrefectClient], Look], stopped: threading.Event) -> None:
-    """Calls `look` every SWEEP_S; an exception is logged, and the loop goes on."""
+    """Calls `look` every SWEEP_S; an exception is logged, and the loop continues."""
     with get_client(sync_client=True) as client:
         once = look(client)
         while True:

@@ -60,7 +60,7 @@ def convert(
     """The graph rewritten to one precision: cast, or calibrated into Q/DQ.
 
     search: also look for nodes to keep wide, until the budget is met. What was measured is noted
-    in the cache, and a search that was interrupted goes on from there.
+    in the cache, and an interrupted search continues from there.
     Raises: PrecisionError, CalibrationError, RecipeError for `keep_wide`.
     """
 

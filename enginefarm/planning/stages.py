@@ -67,7 +67,7 @@ def begin_export(pool: ThreadPoolExecutor, site: Site, recipe: Recipe) -> Future
 
 
 def export(site: Site, recipe: Recipe) -> ExportedModel:
-    """PyTorch (or ONNX as it came) -> ONNX, checked at every profile's min, opt and max.
+    """PyTorch (or the original ONNX) -> ONNX, checked at every profile's min, opt and max.
 
     Raises: SourceError, UnsafeCheckpointError, ExportError, RecipeError.
     """

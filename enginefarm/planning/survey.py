@@ -198,7 +198,7 @@ def _standing(
     if manifest.recipe == recipe.name and verified.asked != figures:
         return planned.model_copy(update={"reason": VERIFY_AGAIN})
     if missing:
-        lacks = f"{VERIFY_AGAIN}: the budget asks for {', '.join(missing)}"
+        lacks = f"{VERIFY_AGAIN}: the budget needs {', '.join(missing)}"
         return planned.model_copy(update={"reason": lacks})
     over = judge(verified.outputs, budget)
     if over:

@@ -127,7 +127,7 @@ class Question:
         read = dict(self.objects.read)
         listed = sum(name.startswith(layout.MANIFESTS) for _, name in read)
         judged = len(selection.candidates) + len(selection.rejections)
-        # botocore's answers are not in `read`; and what was left out is said each time
+        # botocore's answers are not in `read`; and what was left out is printed each time
         self._read = read if not self.objects.made and listed == judged else {}
 
     def remember(self, pulled: PulledEngine, name: str, words: list[str]) -> None:

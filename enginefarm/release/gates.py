@@ -81,7 +81,7 @@ def within_accuracy_budget(manifest: Manifest, context: GateContext) -> tuple[Ve
     if over:
         return "refused", "; ".join(over)
     if unknown:
-        return "refused", f"the budget asks for {', '.join(unknown)}: build the recipe again"
+        return "refused", f"the budget needs {', '.join(unknown)}: build the recipe again"
     return "passed", f"{manifest.verification.samples} samples within budget"
 
 

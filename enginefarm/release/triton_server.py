@@ -116,7 +116,7 @@ class TritonServer:
             }
 
     def model(self, model: str, version: int) -> ModelTensors:
-        with self._parsing(f"what it says of {model}"):
+        with self._parsing(f"what it says about {model}"):
             answer = self._json("GET", f"/models/{quote(model)}/versions/{version}")
             inputs, outputs = (
                 tuple(

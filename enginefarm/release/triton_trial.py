@@ -179,7 +179,7 @@ def _outputs(
     found = replay(server, candidate, model, version)
     unknown = absent(found.outputs, candidate.budget)
     if unknown:
-        return False, f"the budget asks for {', '.join(unknown)}, which the reference does not have"
+        return False, f"the budget needs {', '.join(unknown)}, which the reference does not have"
     if found.over_budget:
         return False, "; ".join(found.over_budget)
     return True, f"{found.samples} samples of the reference are within budget"

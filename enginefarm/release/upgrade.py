@@ -97,7 +97,7 @@ def upgrade_report(
     """What a new build of a toolchain does to the engines that it has made.
 
     manifests: of the whole store. rows: benchmark rows of both builds, oldest first; without
-    them nothing is said about speed and accuracy. rules: by recipe.
+    them there is nothing about speed and accuracy. rules: by recipe.
     """
     ours = [manifest for manifest in manifests if manifest.spec.toolchain.name == toolchain]
     successors = {

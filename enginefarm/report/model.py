@@ -138,7 +138,7 @@ class ReportData:
     """Under each slower line: its two engines layer by layer, or why that is not known."""
     fleet: tuple[HostStatus, ...] = ()
     manifests: dict[str, Manifest] = field(default_factory=dict[str, "Manifest"])
-    """By spec digest: what the page of an engine says of where it comes from."""
+    """By spec digest: what the page of an engine says about its origin."""
     engine_layers: dict[str, Layers | str] = field(default_factory=dict[str, "Layers | str"])
     """By spec digest: an engine's layers, or why they are not known."""
     notes: tuple[str, ...] = field(default=())

@@ -1,6 +1,6 @@
 """Small SVG charts, drawn as text: no library in the page, colors by CSS class.
 
-Every chart carries its figures as text or as a <title>, so nothing is told by color alone.
+Every chart carries its figures as text or as a <title>, so nothing is shown by color alone.
 Text from outside goes through `escape`.
 """
 

@@ -40,7 +40,7 @@ class Budgets(Frozen):
         return judge(manifest.verification.outputs, budget)
 
     def unknown(self, manifest: Manifest) -> tuple[str, ...]:
-        """Figures that the budget asks for and the engine's verification does not have."""
+        """Figures that the budget needs and the engine's verification does not have."""
         budget = self.of.get(manifest.precision)
         return absent(manifest.verification.outputs, budget) if budget else ()
 

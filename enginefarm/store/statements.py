@@ -135,7 +135,7 @@ def require_name(recipe: str, manifest: Manifest, alias: bytes | None, trust: Tr
 
 
 def device_result(manifest: Manifest) -> DeviceResult:
-    """What the manifest says of its engine on its GPU, with the signatures that it says it with."""
+    """What the manifest says about its engine on its GPU, and its signatures."""
     verification = manifest.device_verification
     # Only fields that its JSON has: one that a later version adds breaks no earlier signature.
     said = verification.model_dump(mode="json", exclude={"signatures"}, exclude_unset=True)

@@ -165,7 +165,7 @@ def _described(tensor: Any) -> dict[str, Any]:
 
 
 def set_checked(target: Any, attribute: str, value: Any, option: str) -> None:
-    """Sets, and reads back: some setters log an error and go on.
+    """Sets, and reads back: some setters log an error and continue.
 
     Raises: BuildError, naming the option.
     """

@@ -49,7 +49,7 @@ def require_bindings(toolchain: str) -> None:
 
 
 def contents(plan: Path, request: BuildRequest) -> Contents:
-    """What TensorRT says of the plan.
+    """What TensorRT says about the plan.
 
     Raises: BuildError for a plan that cannot be loaded, or that takes the values of an input as
     sizes; ToolchainError and HostError for what this host lacks.

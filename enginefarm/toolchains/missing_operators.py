@@ -106,7 +106,7 @@ LACKS: dict[str, tuple[Lack, ...]] = {
         ),
     ),
 }
-"""Toolchain -> what it lacks, in the order in which it is said; others are asked by building."""
+"""Toolchain -> what it lacks, in the order in which it is reported; others find out by building."""
 
 KEPT = {
     BY_NAME: "take it out of `keep_wide`, or ",

@@ -168,7 +168,7 @@ def _tactic_sources(spec: BuildSpec) -> str:
 
 
 class TrtexecReport(Frozen):
-    """What a trtexec log says of a build. None: the log does not say."""
+    """What a trtexec log says about a build. None: the log does not say."""
 
     passed: bool
     version: str | None = None

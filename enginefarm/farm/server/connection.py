@@ -94,7 +94,7 @@ def _check(client: SyncPrefectClient, url: str) -> None:
 def _unauthorized(url: str) -> FarmError:
     given = "the password was wrong" if os.environ.get(address.PASSWORD) else "none was given"
     return FarmError(
-        f"farm: the Prefect server at {url} asks for its password, and {given}",
+        f"farm: the Prefect server at {url} needs its password, and {given}",
         fix=f"set {address.PASSWORD} to what is in farm/password of the server's ENGINEFARM_HOME",
     )
 

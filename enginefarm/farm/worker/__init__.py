@@ -1,1 +1,1 @@
-"""A worker: what it says of itself, how it serves, drains and starts runs."""
+"""A worker: how it describes itself, how it serves, drains and starts runs."""

@@ -49,7 +49,7 @@ class Slot:
     """Which of a folder's files a process writes: a number that no running process has.
 
     By process id, which is the library's own way, every run would leave files behind for ever. A
-    number is free again when its process has ended, and the next one goes on counting there.
+    number is free again when its process has ended, and the next one continues counting there.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -207,7 +207,7 @@ def dtypes(graphs: Sequence[GraphProto]) -> dict[str, int]:
 
 
 def forget(graph: GraphProto, names: Container[str]) -> None:
-    """Drops what value_info says of these values."""
+    """Drops what value_info says about these values."""
     for index in reversed(range(len(graph.value_info))):
         if graph.value_info[index].name in names:
             del graph.value_info[index]

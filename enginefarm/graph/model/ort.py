@@ -35,7 +35,7 @@ MatMul in FP16 whose batch axis was moved by a Transpose."""
 
 
 NO_MEMORY = re.compile(r"Failed to allocate memory|bad_alloc|which exceeds the supported maximum")
-"""What ONNX Runtime says of a tensor that is too large."""
+"""What ONNX Runtime says about a tensor that is too large."""
 NOT_THERE = "NOT_IMPLEMENTED"
 """ONNX Runtime's status for an operator that it has, but not for these types."""
 TYPES_ONLY = 22

@@ -25,7 +25,7 @@ class Operands(NamedTuple):
 
 
 def is_fixed(flags: Sequence[bool], index: int) -> bool:
-    """What such flags say of an operand."""
+    """What such flags say about an operand."""
     return bool(flags) and flags[min(index, len(flags) - 1)]
 
 

@@ -36,7 +36,7 @@ def fp32(src: Path, name: str, opset: int = OPSET) -> ModelProto:
 def _at_opset(model: ModelProto, opset: int, name: str) -> ModelProto:
     """The model at that opset at least: older ones lack what the precision writes.
 
-    What is said of an output a second time, in value_info, is dropped: OnnxSlim's own inference
+    A second entry of an output, in value_info, is dropped: OnnxSlim's own inference
     has another rank there for some operators, and the converter would believe it.
     Raises: PrecisionError when onnx.version_converter cannot do it.
     """

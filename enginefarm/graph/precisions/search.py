@@ -44,7 +44,7 @@ class Search:
     noise: wide nodes -> noise power at the output that is hurt most, over its signal power.
     accepted: wide nodes -> whether the whole verification passes.
     limit: how many graphs are tried at most. memory: a file of what has been measured, so that a
-    search that was interrupted goes on where it was. judge: what `accepted` is called there.
+    interrupted search continues where it was. judge: what `accepted` is called there.
     tries: how many graphs were run or judged.
     """
 

@@ -24,7 +24,7 @@ LEVELS = 128
 """The levels of a symmetric 8-bit number on one side of zero."""
 STRIDE = 4
 SAME_FROM = 19
-"""The highest opset that a precision with ranges asks for: the first whose Q/DQ take FP16 scales
+"""The highest opset that a precision with ranges needs: the first whose Q/DQ take FP16 scales
 and FP8 numbers."""
 
 BY_NAME = "the recipe keeps it wide"

@@ -82,7 +82,7 @@ class OnnxFile:
 
 
 def _without_inner_shapes(path: Path) -> bool:
-    """In place: forgets what the file says of values between its nodes, which tools that edit a
+    """In place: forgets what the file says about values between its nodes, which tools that edit a
     graph leave as it was; whether it said anything. Runtimes infer them anew."""
     model, forgotten = onnx_files.read(path, error=SourceError), False
     for graph in walk.graphs(model.graph):
@@ -140,7 +140,7 @@ def _data_files(file: Path) -> list[str]:
 
 
 def _ask(file: Path, function: str) -> tuple[str, ...]:
-    """What a function of this module says of the file, in a child process."""
+    """What a function of this module says about the file, in a child process."""
     child = Child(f"source.path: {file.name}", error=SourceError, limits=Limits(PARSING_S))
     return child.ask(f"{__name__}:{function}", _Names(names=(str(file),)), _Names).names
 

@@ -311,7 +311,7 @@ def test_a_tighter_budget_stops_a_promotion(store: EngineStore, publish: Publish
     manifest = publish()
     tight = {manifest.precision: Budget(min_cosine=0.99, min_top1_agreement=0.5)}
     store.objects.put("budgets/model.json", budgets.Budgets(of=tight).canonical_json())
-    assert "the budget asks for top-1 agreement" in refusal(store)
+    assert "the budget needs top-1 agreement" in refusal(store)
     over = manifest.verification.model_copy(
         update={"outputs": (manifest.verification.outputs[0].model_copy(update={"cosine": 0.5}),)}
     )

@@ -77,7 +77,7 @@ def test_figures_that_are_not_there_are_measured() -> None:
     asks = standing(figures, min_top1_agreement=0.9)
     assert not asks.cached
     assert not asks.over_budget
-    assert "the budget asks for top-1 agreement" in asks.reason
+    assert "the budget needs top-1 agreement" in asks.reason
     other_data = standing(figures, asked="b" * 64)
     assert not other_data.cached
     assert "its verification runs again" in other_data.reason
