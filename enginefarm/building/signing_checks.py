@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from enginefarm.documents.spec import BlobRef, BuildSpec
 from enginefarm.documents.stage import StageRecord
 from enginefarm.errors import PlanDamaged, SignatureRejected
@@ -33,14 +31,13 @@ def require_signed_record(
     said: what a record says to the GPU that asks for it.
     """
     record = site.store.stage(f"plan-{job.spec.precision.name}", built.plan_key)
+    details = {name: text for name, text in built.details.items() if name != SMALLER_WORKSPACE}
     why = ""
     if built.plan_key not in _plan_keys(job.spec, built):
         why = "the record that it names is of another spec"
     elif record is None or not policy.trusts(record):
         why = "no record that a trusted builder signed says that this plan was built"
-    elif said(record, job.spec.gpu.label) != built.model_copy(
-        update={"details": _recorded_details(built)}
-    ):
+    elif said(record, job.spec.gpu.label) != built.model_copy(update={"details": details}):
         why = "the signed record differs from this result"
     if why:
         raise SignatureRejected(
@@ -48,10 +45,6 @@ def require_signed_record(
             why=why,
             fix="build it again on a machine that has the signing key",
         )
-
-
-def _recorded_details(built: BuildResult) -> dict[str, JsonValue]:
-    return {name: value for name, value in built.details.items() if name != SMALLER_WORKSPACE}
 
 
 def _plan_keys(spec: BuildSpec, built: BuildResult) -> frozenset[str]:

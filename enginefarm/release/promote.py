@@ -109,7 +109,7 @@ def promote(
             channel=channel,
             revision=_after(before),
             action="promote",
-            engines=_engines(chosen),
+            engines=tuple(map(ChannelEngine.of, chosen)),
             gates=results,
             source=source or "newest",
             by=by or user(),
@@ -244,15 +244,6 @@ def _still_there(store: EngineStore, moved: Revision) -> Revision:
             fix=f"enginefarm rollback {moved.recipe} {moved.channel}, then build the recipe again",
         )
     return moved
-
-
-def _engines(manifests: tuple[Manifest, ...]) -> tuple[ChannelEngine, ...]:
-    return tuple(
-        ChannelEngine(
-            gpu=one.gpu, precision=one.precision, spec_digest=one.spec_digest, engine=one.engine
-        )
-        for one in manifests
-    )
 
 
 def _existing_manifests(store: EngineStore, revision: Revision | None) -> tuple[Manifest, ...]:

@@ -88,7 +88,7 @@ def _model(
             by_cell[row.gpu, row.precision].append(row)
     cells = {
         key: _cell(recipe, key, by_cell.get(key, []), asked.get(key), newest)
-        for key in sorted({*by_cell, *asked}, key=_cell_order)
+        for key in sorted({*by_cell, *asked}, key=lambda key: _order(key[0], key[1]))
     }
     return ModelSection(
         recipe=recipe,
@@ -104,8 +104,9 @@ def _gpu_order(gpu: str) -> tuple[int, str]:
     return (known.index(gpu) if gpu in known else len(known), gpu)
 
 
-def _cell_order(key: CellKey) -> tuple[object, ...]:
-    return (*_gpu_order(key[0]), PRECISION_NAMES.index(key[1]))
+def _order(host: str, precision: str, runtime: str | None = None) -> tuple[object, ...]:
+    of_runtime = () if runtime is None else (RUNTIME_ORDER.index(runtime),)
+    return (*_gpu_order(host), *of_runtime, PRECISION_NAMES.index(precision))
 
 
 def _cell(
@@ -185,16 +186,11 @@ def _latest(rows: Iterable[BenchmarkRow]) -> tuple[BenchmarkRow, ...]:
     for row in rows:
         if row.latency_ms_median is not None:
             newest[host_of(row), row.runtime, row.precision, shape_of(row)] = row
-    return tuple(sorted(newest.values(), key=_order))
 
+    def order(row: BenchmarkRow) -> tuple[object, ...]:
+        return _order(host_of(row), row.precision, row.runtime), shape_of(row)
 
-def _order(row: BenchmarkRow) -> tuple[object, ...]:
-    return (
-        *_gpu_order(host_of(row)),
-        RUNTIME_ORDER.index(row.runtime),
-        PRECISION_NAMES.index(row.precision),
-        shape_of(row),
-    )
+    return tuple(sorted(newest.values(), key=order))
 
 
 def _engines(rows: Sequence[BenchmarkRow]) -> tuple[str | None, str | None]:
@@ -217,13 +213,4 @@ def _lines(rows: Iterable[BenchmarkRow], rule: Regression) -> tuple[HistoryLine,
         points = tuple(walk(most, rule))
         if len(points) > 1:
             lines.append(HistoryLine(host, runtime, precision, usual[1], points, _engines(most)))
-    return tuple(
-        sorted(
-            lines,
-            key=lambda one: (
-                *_gpu_order(one.host),
-                RUNTIME_ORDER.index(one.runtime),
-                PRECISION_NAMES.index(one.precision),
-            ),
-        )
-    )
+    return tuple(sorted(lines, key=lambda one: _order(one.host, one.precision, one.runtime)))

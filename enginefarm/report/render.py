@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from enginefarm.report import charts, engines, frontier
+from enginefarm.report.assemble import FIGURES
 from enginefarm.report.model import STATES, ReportData
 from enginefarm.report.svg import number, power
 from enginefarm.tables.rows import ALIKE
@@ -29,15 +30,7 @@ REPORT_COLUMNS: tuple[str, ...] = tuple(
             "throughput_samples_per_s",
             "cov_verdict",
             "sm_clock_mhz",
-            "device_verification",
-            "verified_on",
-            "cosine_min",
-            "relative_l2_max",
-            "top1_agreement",
-            "top1_accuracy",
-            "top1_drop_points",
-            "size_bytes",
-            "build_seconds",
+            *FIGURES,
         )
     )
 )

@@ -59,6 +59,10 @@ class ChannelEngine(Frozen):
     spec_digest: Digest
     engine: BlobRef
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> ChannelEngine:
+        return cls.model_validate(manifest, from_attributes=True)
+
 
 class Revision(SignedDocument):
     """One move of a channel: who, when, to what, why, and what the gates said."""
