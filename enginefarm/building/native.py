@@ -23,7 +23,7 @@ from enginefarm.run.running import RunRequest
 from enginefarm.run.verify import DeviceRequest, verify_on_device
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput, BuildRequest, toolchain
-from enginefarm.toolchains.combine_caches import combine
+from enginefarm.toolchains.tensorrt import combine
 
 QUICK = Harness(min_iterations=100, min_seconds=1)
 

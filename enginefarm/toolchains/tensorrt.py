@@ -6,19 +6,22 @@ holds this file to the real bindings of both.
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from enginefarm.child.call import Child, Limits
 from enginefarm.documents.spec import BuildSpec, GpuTarget, ToolchainId
 from enginefarm.documents.versions import AMPERE, version_tuple
-from enginefarm.errors import BuildError, HostError, ToolchainError
+from enginefarm.errors import BuildCancelled, BuildError, EnginefarmError, HostError, ToolchainError
 from enginefarm.host.detect import first_gpu
 from enginefarm.names import PrecisionName
 from enginefarm.progress import report
 from enginefarm.run.refusals import cause_of
-from enginefarm.run.trt import Messages, create, started
+from enginefarm.run.trt import Messages, create, make_logger, started
 from enginefarm.toolchains import (
     BuildOutput,
     BuildRequest,
@@ -31,6 +34,7 @@ from enginefarm.toolchains import (
 NAME = "tensorrt"
 MODULES = ("tensorrt", "tensorrt_bindings")
 CUDA_MAJORS = ("13", "12")
+COMBINING_S = 300
 
 TACTIC_SOURCES: dict[int, frozenset[str]] = {
     10: frozenset({"CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"}),
@@ -243,3 +247,37 @@ def write_layers(trt: Any, logger: Any, plan: Path, dest: Path, messages: Messag
     inspector = engine.create_engine_inspector()
     dest.write_text(inspector.get_engine_information(trt.LayerInformationFormat.JSON), "utf-8")
     return dest
+
+
+def combine(stored: bytes, fresh: bytes) -> bytes | None:
+    """Two timing caches of one device in one, by TensorRT itself in a separate process; None when
+    it refuses (another device or version), or fails."""
+    with tempfile.TemporaryDirectory(prefix="enginefarm-") as name:
+        folder = Path(name)
+        first, second, out = folder / "stored", folder / "fresh", folder / "out"
+        first.write_bytes(stored)
+        second.write_bytes(fresh)
+        child = Child("timing caches", error=BuildError, folder=folder, limits=Limits(COMBINING_S))
+        try:
+            child.call(f"{__name__}:combine_here", json.dumps([*map(str, (first, second, out))]))
+        except BuildCancelled:
+            raise
+        except EnginefarmError:
+            return None
+        return out.read_bytes()
+
+
+def combine_here(request: str) -> str:
+    """The child's part. Raises: BuildError when TensorRT refuses them."""
+    first, second, out = map(Path, json.loads(request))
+    trt, messages = load(), Messages()
+    builder = create(
+        "TensorRT's builder", trt.Builder, make_logger(trt, messages), messages=messages
+    )
+    config = builder.create_builder_config()
+    cache = read_timing_cache(config, first.read_bytes(), messages)
+    other = read_timing_cache(config, second.read_bytes(), messages)
+    if cache is None or other is None or not cache.combine(other, False):
+        raise BuildError("TensorRT does not combine these timing caches")
+    out.write_bytes(memoryview(cache.serialize()))
+    return ""

@@ -21,7 +21,6 @@ NEEDS_A_GPU = (
     "enginefarm/run/contenders.py",
     "enginefarm/bench/gpu_state.py",
     "enginefarm/run/engine.py",
-    "enginefarm/toolchains/combine_caches.py",
     "enginefarm/toolchains/tensorrt.py",
 )
 """Modules whose point is CUDA, or a builder that needs a GPU. `make test-gpu` runs them."""

@@ -24,7 +24,7 @@ from enginefarm.run.engine import Engine
 from enginefarm.store import embedded, s3
 from enginefarm.store.engine_store import EngineStore
 from enginefarm.toolchains import BuildOutput
-from enginefarm.toolchains.combine_caches import combine
+from enginefarm.toolchains.tensorrt import combine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 

@@ -25,7 +25,7 @@ from enginefarm.host.detect import first_gpu
 from enginefarm.run.engine import Engine
 from enginefarm.run.trt import Messages, create, make_logger
 from enginefarm.toolchains import BuildRequest, builder_api, parsing, tensorrt
-from enginefarm.toolchains.combine_caches import combine
+from enginefarm.toolchains.tensorrt import combine
 from tests.specs import spec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]

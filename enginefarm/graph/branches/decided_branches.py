@@ -18,9 +18,7 @@ from enginefarm.errors import ExportError, SourceError
 from enginefarm.graph.branches import known_branches
 from enginefarm.graph.model import onnx_files, walk
 from enginefarm.graph.model.arrays import Arrays
-from enginefarm.graph.model.edit import copied, replace_nodes
-from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_values
-from enginefarm.graph.model.walk import bodies, nested, nested_ifs
+from enginefarm.graph.model.edit import FreeNames, copied, name_nodes, replace_nodes, unique_values
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.reading.raising import MOST_STEPS
 from enginefarm.graph.samples.feeds import run_corners
@@ -80,15 +78,15 @@ def take_out(model: ModelProto) -> list[str]:
     One that needs a Loop without a limit stays: such a Loop may never end where the outer If does
     not take its branch.
     """
-    if not nested_ifs(model.graph):
+    if not walk.nested_ifs(model.graph):
         return []
     unique_values(model)
     name_nodes(model)
-    before = [node.name for node in nested_ifs(model.graph)]
+    before = [node.name for node in walk.nested_ifs(model.graph)]
     _take_out(model.graph, FreeNames(model), _endless(model))
     for graph in walk.graphs(model.graph):
         del graph.value_info[:]
-    left = {node.name for node in nested_ifs(model.graph)}
+    left = {node.name for node in walk.nested_ifs(model.graph)}
     return [name for name in before if name not in left]
 
 
@@ -108,7 +106,7 @@ def _take_out(graph: GraphProto, free: FreeNames, endless: set[str]) -> None:
     """Innermost first."""
     made: list[NodeProto] = []
     for node in graph.node:
-        for body in bodies(node) if node.op_type == "If" else ():
+        for body in walk.bodies(node) if node.op_type == "If" else ():
             _take_out(body, free, endless)
             made += _moved(body, graph, free, endless)
         made.append(node)
@@ -126,7 +124,7 @@ def _moved(
     moved: list[NodeProto] = []
     kept: list[NodeProto] = []
     for node in reversed(body.node):
-        inside = [*nested([node])]
+        inside = [*walk.nested([node])]
         if any(one.op_type == "If" for one in inside) or not needed.isdisjoint(node.output):
             if any(one.name in endless for one in inside):
                 return []

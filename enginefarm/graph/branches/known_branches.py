@@ -19,9 +19,7 @@ from enginefarm.errors import ExportError, one_line
 from enginefarm.graph.model import bounds, onnx_shapes, ort, walk
 from enginefarm.graph.model.arrays import Arrays
 from enginefarm.graph.model.bounds import Bounds
-from enginefarm.graph.model.edit import copied, replace_nodes
-from enginefarm.graph.model.free_names import name_nodes, unique_values
-from enginefarm.graph.model.walk import bodies
+from enginefarm.graph.model.edit import copied, name_nodes, replace_nodes, unique_values
 from enginefarm.graph.samples import feeds
 from enginefarm.graph.verification.steady import RANDOM
 
@@ -147,7 +145,7 @@ def _put(graph: GraphProto, taken: Mapping[str, str], folded: list[str]) -> None
     add(graph.node)
     replace_nodes(graph, nodes)
     for node in graph.node:
-        for body in bodies(node):
+        for body in walk.bodies(node):
             _put(body, taken, folded)
 
 
@@ -191,7 +189,7 @@ class KnownSizes:
                 if found.exact and node.op_type != "Constant":
                     self._constant[node.output[0]] = found.low
         for node in graph.node:
-            for body in bodies(node):
+            for body in walk.bodies(node):
                 self._read(body, values)
 
     def _of(self, node: NodeProto, values: Mapping[str, Bounds]) -> Bounds | None:

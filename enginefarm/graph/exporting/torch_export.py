@@ -15,7 +15,7 @@ from enginefarm.documents.recipe import DimRange, Recipe
 from enginefarm.errors import ExportError, one_line
 from enginefarm.graph.exporting import decompositions, torch_failures
 from enginefarm.graph.exporting.tracing import in_other_words
-from enginefarm.graph.model.free_names import rename
+from enginefarm.graph.model.edit import rename
 from enginefarm.graph.reading import fitting
 from enginefarm.graph.samples import feeds
 from enginefarm.graph.sources import forward

@@ -12,8 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from enginefarm.graph.model import edit, emulate, walk
 from enginefarm.graph.model.arrays import Array
-from enginefarm.graph.model.edit import copied, replace_nodes
-from enginefarm.graph.model.free_names import FreeNames, rename_inside
+from enginefarm.graph.model.edit import FreeNames, copied, rename_inside, replace_nodes
 
 MAX_FP16, MIN_FP16 = 65504.0, 2.0**-24
 MIN_NORMAL_FP16 = 2.0**-14

@@ -21,10 +21,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import edit, onnx_shapes, walk
-from enginefarm.graph.model.edit import replace_nodes
-from enginefarm.graph.model.free_names import FreeNames, rename
+from enginefarm.graph.model.edit import FreeNames, rename, replace_nodes
 from enginefarm.graph.model.operators import MOVES
-from enginefarm.graph.model.walk import bodies
 
 EXACT = MOVES | frozenset(
     (
@@ -106,7 +104,7 @@ class _Emulation:
         edit.retype(graph, border, LOWS, TensorProto.FLOAT)
         nodes: list[NodeProto] = []
         for node in graph.node:
-            for body in bodies(node):
+            for body in walk.bodies(node):
                 self.graph(body, types)
             nodes.append(node)
             if self.rounded and (_exact(node) or fused.issuperset(node.output)):

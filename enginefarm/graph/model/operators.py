@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enginefarm.graph.model import walk
-from enginefarm.graph.model.walk import nested_ifs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +110,7 @@ def names(model: ModelProto) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in walk.nodes(model.graph):
         found.setdefault(name_of(node, ranks), walk.label(node))
-    for node in nested_ifs(model.graph):
+    for node in walk.nested_ifs(model.graph):
         found.setdefault(NESTED_IF, walk.label(node))
     return found
 

@@ -17,8 +17,7 @@ from enginefarm.documents.data import Calibration
 from enginefarm.errors import CalibrationError
 from enginefarm.graph.model import ahead, ort
 from enginefarm.graph.model.arrays import Array, Arrays
-from enginefarm.graph.model.edit import copied
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, copied
 from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions.use import BINS, LEVELS, STRIDE
 

@@ -11,7 +11,6 @@ from pydantic import JsonValue
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_files, onnx_shapes, operators, walk
 from enginefarm.graph.model.emulate import LOWS
-from enginefarm.graph.model.walk import bodies
 from enginefarm.graph.precisions import ConversionReport
 
 
@@ -45,7 +44,7 @@ def wide_nodes(model: ModelProto) -> dict[str, JsonValue]:
             made = {types.get(name) for name in node.output}
             if node.op_type == "Cast":
                 casts += 1
-            elif TensorProto.FLOAT in made and not bodies(node):
+            elif TensorProto.FLOAT in made and not walk.bodies(node):
                 found[node.op_type] += 1
                 if node.name not in joined:
                     first.setdefault(operators.name_of(node, ranks), node.name)

@@ -21,8 +21,7 @@ from onnx import (
 )
 
 from enginefarm.graph.model import constants, walk
-from enginefarm.graph.model.edit import drop_unused, replace_nodes
-from enginefarm.graph.model.free_names import FreeNames, rename_inside
+from enginefarm.graph.model.edit import FreeNames, drop_unused, rename_inside, replace_nodes
 from enginefarm.graph.model.onnx_shapes import dtypes, infer_types
 from enginefarm.graph.model.operators import stays_wide
 from enginefarm.graph.precisions import masks, rules

@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, version_converte
 
 from enginefarm.errors import PrecisionError, one_line
 from enginefarm.graph.model import constants, onnx_files, onnx_shapes, walk
-from enginefarm.graph.model.free_names import FreeNames, name_nodes, unique_values
+from enginefarm.graph.model.edit import FreeNames, name_nodes, unique_values
 from enginefarm.graph.model.operators import OPSET
 
 EPSILON = 1e-5

@@ -18,9 +18,7 @@ from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.arrays import Array
 from enginefarm.graph.model.constants import MIN_NORMAL_FP16
-from enginefarm.graph.model.edit import drop_unused, replace_nodes
-from enginefarm.graph.model.free_names import FreeNames
-from enginefarm.graph.model.walk import bodies
+from enginefarm.graph.model.edit import FreeNames, drop_unused, replace_nodes
 from enginefarm.graph.precisions import targets
 from enginefarm.graph.precisions.targets import Target
 from enginefarm.graph.precisions.use import INT8, Storage
@@ -135,7 +133,7 @@ def _graph(state: _Insertion, main: GraphProto, graph: GraphProto) -> None:
     made: dict[str, str] = {}
     nodes: list[NodeProto] = []
     for node in graph.node:
-        for body in bodies(node):
+        for body in walk.bodies(node):
             _graph(state, main, body)
         target = state.targets.get(node.name)
         if target is not None:

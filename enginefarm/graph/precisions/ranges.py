@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import ahead, constants, onnx_files, onnx_shapes, ort, walk
 from enginefarm.graph.model.arrays import Arrays
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames
 from enginefarm.graph.precisions import masks, prepare
 from enginefarm.graph.precisions.use import SAME_FROM
 from enginefarm.graph.verification.reference import read_reference

@@ -15,7 +15,6 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.emulate import EXACT
 from enginefarm.graph.model.operators import MOVES
-from enginefarm.graph.model.walk import bodies
 
 PASSES = MOVES | {"Cast", "Concat", "Where"}
 ARITHMETIC = frozenset(
@@ -270,7 +269,7 @@ def movers(
     results in FP32. Nodes that read the result in 16 bits read it through a Cast.
     """
     links = Links(model)
-    wide = {node.name for node in links.nodes if not bodies(node) and is_wide(node)}
+    wide = {node.name for node in links.nodes if not walk.bodies(node) and is_wide(node)}
     given = {value.name for value in model.graph.input} - links.constants.keys()
     found: dict[str, NodeProto] = {}
     fp32 = given | {name for n in links.nodes if n.name in wide for name in n.output}
@@ -284,7 +283,7 @@ def movers(
         return bool(floats) and fp32.issuperset(floats)
 
     for node in links.nodes:  # makers come before readers
-        exact = node.op_type in EXACT and node.name not in wide and not bodies(node)
+        exact = node.op_type in EXACT and node.name not in wide and not walk.bodies(node)
         if exact and moves_fp32(node):
             found[node.name] = node
             fp32.update(node.output)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enginefarm.graph.model import walk
-from enginefarm.graph.model.walk import bodies
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -57,7 +56,7 @@ def branches(graph: GraphProto) -> Iterator[GraphProto]:
     yield graph
     for node in graph.node:
         if node.op_type == "If":
-            for body in bodies(node):
+            for body in walk.bodies(node):
                 yield from branches(body)
 
 

@@ -11,8 +11,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from enginefarm.graph.model import onnx_shapes, walk
-from enginefarm.graph.model.edit import rewrite
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, rewrite
 
 OPERATOR = "AffineGrid"
 

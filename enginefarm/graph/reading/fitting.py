@@ -16,8 +16,7 @@ from enginefarm.documents.builder import DTYPES
 from enginefarm.documents.recipe import Recipe, TensorSpec
 from enginefarm.errors import EnginefarmError, SourceError
 from enginefarm.graph.model import onnx_files, onnx_shapes, ort, walk
-from enginefarm.graph.model.edit import copied
-from enginefarm.graph.model.free_names import FreeNames, rename
+from enginefarm.graph.model.edit import FreeNames, copied, rename
 from enginefarm.graph.reading import refused
 
 SIZES_LEFT_OUT = "enginefarm.sizes_left_out"

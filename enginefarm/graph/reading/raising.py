@@ -20,10 +20,8 @@ from onnx import (
 
 from enginefarm.errors import EnginefarmError, one_line
 from enginefarm.graph.model import onnx_files, onnx_shapes, walk
-from enginefarm.graph.model.edit import copied, rewrite
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, copied, rewrite
 from enginefarm.graph.model.operators import OPSET
-from enginefarm.graph.model.walk import bodies
 
 IR = 4
 """The first IR version in which weights need not be inputs too: OnnxSlim and others need it."""
@@ -190,7 +188,7 @@ def _bounds_of_loops(model: ModelProto) -> None:
     free = FreeNames(model)
     made = {MOST_STEPS: free.make("most_steps"), True: free.make("go_on")}
     for node in loops:
-        count, (body,) = constants.get(node.input[0]), bodies(node)
+        count, (body,) = constants.get(node.input[0]), walk.bodies(node)
         steps = numpy_helper.to_array(count).max(initial=0) if count else 0
         if (not node.input[0] or steps > MOST_STEPS) and body.input[0].name in walk.reads(body):
             node.input[0] = made[MOST_STEPS]

@@ -21,8 +21,7 @@ from onnx import (
 from enginefarm.errors import SourceError, one_line
 from enginefarm.graph.model import walk
 from enginefarm.graph.model.constants import to_initializers
-from enginefarm.graph.model.edit import replace_nodes
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, replace_nodes
 
 MODE_OF_ITS_OWN = 14
 """The first opset in which an attribute says that a BatchNormalization trains. Before, it is that

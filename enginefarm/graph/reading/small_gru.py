@@ -10,8 +10,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from enginefarm.graph.model import walk
-from enginefarm.graph.model.edit import drop_unused, rewrite
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, drop_unused, rewrite
 
 OPERATOR = "GRU"
 NEVER_END = range(3, 7)

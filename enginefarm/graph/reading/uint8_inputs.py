@@ -9,7 +9,7 @@ from __future__ import annotations
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from enginefarm.graph.model import walk
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames
 from enginefarm.graph.model.operators import MOVES
 
 

@@ -16,8 +16,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, de
 
 from enginefarm.errors import PrecisionError
 from enginefarm.graph.model import onnx_shapes, walk
-from enginefarm.graph.model.edit import replace_nodes, rewrite
-from enginefarm.graph.model.free_names import FreeNames
+from enginefarm.graph.model.edit import FreeNames, replace_nodes, rewrite
 from enginefarm.graph.reading import affine_grid, small_gru
 
 Shapes = dict[str, list[int | str | None]]

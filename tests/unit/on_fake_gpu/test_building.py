@@ -26,7 +26,7 @@ from enginefarm.host.detect import NvmlGpu
 from enginefarm.progress import SINK
 from enginefarm.run.engine import Engine
 from enginefarm.toolchains import BuildOutput, BuildRequest, tensorrt
-from enginefarm.toolchains.combine_caches import combine
+from enginefarm.toolchains.tensorrt import combine
 
 Reference = Callable[..., Path]
 BUILD = "10.16.1.11"

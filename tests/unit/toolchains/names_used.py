@@ -33,7 +33,6 @@ FILES: dict[str, tuple[str, ...]] = {
     "toolchains/built_plan.py": ("runtime", "engine"),
     "toolchains/parsing.py": ("network", "parser", "first", "error"),
     "toolchains/tensorrt.py": ("builder", "config", "network", "parser", "cache", "inspector"),
-    "toolchains/combine_caches.py": ("builder", "config", "cache"),
     "toolchains/tensorrt_rtx.py": ("builder", "config", "network", "parser"),
     "run/refit.py": ("runtime", "engine", "refitter"),
     "run/trt.py": (),

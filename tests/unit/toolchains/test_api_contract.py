@@ -22,7 +22,6 @@ BOTH = {
 }
 NATIVE = {
     "toolchains/tensorrt.py",
-    "toolchains/combine_caches.py",
     "run/refit.py",
 }
 USED_BY = {

@@ -17,7 +17,7 @@ import pytest
 from enginefarm.errors import BuildError, EngineRunError
 from enginefarm.run import trt as trt_api
 from enginefarm.run.engine import Engine
-from enginefarm.toolchains import combine_caches
+from enginefarm.toolchains import tensorrt
 from enginefarm.toolchains.tensorrt import read_timing_cache, use_timing_cache
 
 
@@ -90,14 +90,12 @@ def test_a_refused_cache_is_combined_with_none(
         ILogger=ILogger,
         Builder=lambda logger: SimpleNamespace(create_builder_config=lambda: config),
     )
-    monkeypatch.setattr(combine_caches, "load", lambda: trt)
-    monkeypatch.setattr(combine_caches, "Messages", lambda: config.messages)
+    monkeypatch.setattr(tensorrt, "load", lambda: trt)
+    monkeypatch.setattr(tensorrt, "Messages", lambda: config.messages)
     (tmp_path / "a").write_bytes(b"ptrt a")
     (tmp_path / "b").write_bytes(b"not a cache")
     with pytest.raises(BuildError, match="does not combine"):
-        combine_caches.combine_here(
-            json.dumps([str(tmp_path / name) for name in ("a", "b", "out")])
-        )
+        tensorrt.combine_here(json.dumps([str(tmp_path / name) for name in ("a", "b", "out")]))
     assert not (tmp_path / "out").exists()
 
 

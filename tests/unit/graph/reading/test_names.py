@@ -13,7 +13,7 @@ from toy_graphs import exported, run
 
 from enginefarm.errors import ExportError
 from enginefarm.graph.model import onnx_files
-from enginefarm.graph.model.free_names import rename
+from enginefarm.graph.model.edit import rename
 
 X = np.array([[-1, 0, 1, 2]], np.float32)
 IF = """<ir_version: 8, opset_import: ["" : 17]>
