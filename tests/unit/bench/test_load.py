@@ -197,6 +197,10 @@ def test_a_stream_that_fails_is_raised() -> None:
         capacity([broken], 1.0, FakeClock())
 
 
+def test_a_busy_machine_that_begins_too_late_measures_one_pass_all_the_same() -> None:
+    assert capacity([lambda: None], 0.0, WallClock()).per_s > 0
+
+
 def test_sessions_of_onnx_runtime(tmp_path: Path) -> None:
     path = tiny_onnx.float_gemm(tmp_path / "model.onnx")
     feeds = {"x": np.ones((8, 4), np.float32)}
