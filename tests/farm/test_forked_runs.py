@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ import asyncio, json, os, signal, sys, tempfile, time
 from types import SimpleNamespace
 from uuid import uuid4
 from enginefarm.farm.worker import run_process
+from enginefarm.farm.worker.serve import private_tmpdir
 
 class Channel:
     def register(self, run_id):
@@ -54,7 +56,8 @@ async def main():
         status = await run(*json.loads(line))
         print(json.dumps([status, time.monotonic() - started]), flush=True)
 
-asyncio.run(main())
+with private_tmpdir():
+    asyncio.run(main())
 """
 
 NO_RUN = {"PREFECT__FLOW_RUN_ID": "none such"}
@@ -160,6 +163,19 @@ def test_runs_that_end_leave_no_process_and_no_open_file_behind(worker: Worker) 
     # What they took of the processor is known after they have ended: benchmarks/farm.py asks.
     times = worker.forkserver().cpu_times()
     assert times.children_user + times.children_system > 0
+
+
+def test_a_worker_that_ends_leaves_no_file_behind_and_says_nothing(tmp_path: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        worker_with(tmp_path, TMPDIR=temporary) as worker,
+    ):
+        assert worker.run()[0] == 1
+        assert worker.process.stdin
+        worker.process.stdin.close()
+        assert worker.process.wait(PATIENCE_S) == 0
+        assert [*Path(temporary).iterdir()] == []
+    assert "multiprocessing" not in worker.errors.read_text()
 
 
 def test_other_settings_than_the_workers_are_imported_anew(worker: Worker) -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -53,6 +54,8 @@ def prepare() -> None:
     be killed, its runs die, and the next run starts another one.
     """
     os.environ.update(get_current_settings().to_environment_variables(exclude_unset=True))
+    # Else multiprocessing makes its own folder there, and fails to remove it after the worker has.
+    multiprocessing.current_process()._config["tempdir"] = tempfile.gettempdir()  # pyright: ignore
     forkserver.set_forkserver_preload([PRELOADED])
     forkserver.ensure_running()
 
