@@ -11,7 +11,7 @@ from enginefarm.documents.manifest import Manifest
 from enginefarm.errors import BuildOutOfMemory, EnginefarmError
 from enginefarm.farm.policy import NO_RESULTS
 from enginefarm.farm.worker.card import check_spec
-from tasks.engine import build_plan, record_manifest, upload_plan
+from tasks.engine import build_plan, publish_engine
 
 
 @flow(name="build-engine", **NO_RESULTS)
@@ -34,5 +34,4 @@ def build_here(job: Job) -> tuple[Manifest, bool]:
         built = build_plan(job, workspace_mib=smaller_workspace(job.spec))
     if isinstance(built, Manifest):
         return built, True
-    uploaded = upload_plan(job, built)
-    return record_manifest(job, uploaded), False
+    return publish_engine(job, built), False

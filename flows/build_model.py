@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import deployment
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -108,36 +107,38 @@ def _build(recipe: str, gpus: Gpus, precisions: Precisions) -> State[list[Outcom
     return _final_state(wanted.name, outcomes)
 
 
-@dataclass(frozen=True)
-class PendingBuild:
-    """An engine that is being built: the task of its graph, then its own task."""
-
-    target: plan.BuildTarget
-    graph: PrefectFuture[Any]
-    engine: PrefectFuture[Any]
+Pending = tuple[plan.BuildTarget, PrefectFuture[Any]]
+"""An engine that is being built, and its task; the task of its graph when that one failed."""
 
 
-def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[PendingBuild]:
+def _build_missing(wanted: Recipe, found: Survey, on_farm: bool) -> list[Pending]:
     """The stages that the missing engines need, and a run for each of these engines.
 
+    Tasks are given values: Prefect asks the server for the state of each future that one is given.
     Raises: what export, reference and slim raise: without these there is no engine at all.
     """
     missing = [planned.target for planned in found.builds if not planned.cached]
-    exported = export_model.submit(wanted)
-    reference = reference_outputs.submit(wanted, exported)
-    slimmed = slim_model.submit(wanted, exported)
-    prepared = {
-        precision: prepare_precision.submit(wanted, slimmed, reference, precision)
+    exported = export_model(wanted)
+    made = reference_outputs.submit(wanted, exported), slim_model.submit(wanted, exported)
+    reference, slimmed = (stage.result() for stage in made)
+    graphs = {
+        prepare_precision.submit(wanted, slimmed, reference, precision): precision
         for precision in dict.fromkeys(target.precision for target in missing)
     }
-    built = [
-        PendingBuild(target, graph, engine.submit(wanted, target, slimmed, graph, on_farm))
-        for target in missing
-        for graph in [prepared[target.precision]]
-    ]
-    outcome_rows.preload()  # while the export runs
-    for stage in (exported, reference, slimmed):
-        stage.result()
+    built: list[Pending] = []
+    for graph in as_completed([*graphs]):
+        prepared: Any = graph.result(raise_on_failure=False)
+        built += [
+            (
+                target,
+                engine.submit(wanted, target, slimmed, prepared, on_farm)
+                if isinstance(prepared, PreparedGraph)
+                else graph,
+            )
+            for target in missing
+            if target.precision == graphs[graph]
+        ]
+    outcome_rows.preload()  # while the engines are built
     return built
 
 
@@ -192,24 +193,20 @@ def _gather(
     wanted: Recipe,
     found: Survey,
     cached: PrefectFuture[Any],
-    built: list[PendingBuild],
+    built: list[Pending],
 ) -> list[Outcome]:
     """Outcomes in the recipe's order: GPUs, then precisions."""
     rows: list[Outcome] = list(cached.result())
     rows += [outcome.of_skip(wanted.name, skip) for skip in found.skipped]
-    rows += [_outcome(wanted, pending) for pending in built]
+    rows += [_outcome(wanted, target, task) for target, task in built]
     return outcome.in_order(wanted, rows)
 
 
-def _outcome(wanted: Recipe, pending: PendingBuild) -> Outcome:
-    # Prefect never starts an engine whose graph failed: the graph's error is the reason.
-    result = pending.graph.result(raise_on_failure=False)
-    if not isinstance(result, BaseException):
-        result = pending.engine.result(raise_on_failure=False)
+def _outcome(wanted: Recipe, target: plan.BuildTarget, task: PrefectFuture[Any]) -> Outcome:
+    result = task.result(raise_on_failure=False)
     if isinstance(result, EngineMissing):
         return result.outcome
     if isinstance(result, EnginefarmError):
-        target = pending.target
         return outcome.of_error(wanted.name, target.gpu, target.precision, result)
     if isinstance(result, BaseException):
         raise result

@@ -1,4 +1,4 @@
-"""Once an engine, on one machine and in this order: build, upload, record."""
+"""Once an engine, on one machine and in this order: build, publish."""
 
 from __future__ import annotations
 
@@ -32,15 +32,12 @@ def build_plan(
     return built
 
 
-@task(name="upload", task_run_name="upload {job.spec.label}", **STEP)
-def upload_plan(job: engines.Job, built: engines.BuildResult) -> engines.BuildResult:
+@task(name="publish", task_run_name="publish {job.spec.label}", **STEP)
+def publish_engine(job: engines.Job, built: engines.BuildResult) -> Manifest:
+    site = stages.here()
     with metrics.transfers():
-        return engines.upload(stages.here(), built)
-
-
-@task(name="record", task_run_name="record {job.spec.label}", **STEP)
-def record_manifest(job: engines.Job, built: engines.BuildResult) -> Manifest:
-    manifest = engines.publish(stages.here(), job, built)
+        uploaded = engines.upload(site, built)
+    manifest = engines.publish(site, job, uploaded)
     publish_log(manifest)
     _log(job, f"manifest {manifest.spec_digest[:12]}")
     return manifest

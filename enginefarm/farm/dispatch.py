@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +13,13 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
@@ -39,6 +45,9 @@ from enginefarm.store.site import whole
 from enginefarm.store.statements import is_named
 
 POLL_S = 1.0
+WAITING_S = 30.0
+"""How often children are looked at that have not ended, in seconds."""
+
 PAGE = 200
 
 NIGHT_QUEUE = "night"
@@ -89,8 +98,10 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
 def _start_child(job: Job, pool: str) -> FlowRun:
     """Starts a child run. A parent that was restarted gets the child of its earlier attempt."""
     try:
-        child = _start_run(
+        child = _started(
+            run_deployment,
             f"build-engine/{pool}",
+            timeout=0,
             parameters={"job": job.model_dump(mode="json")},
             flow_run_name=f"{job.recipe} {job.spec.label}",
             idempotency_key=f"{flow_run.id}:{job.spec.digest}",
@@ -108,15 +119,15 @@ def _start_child(job: Job, pool: str) -> FlowRun:
     return child
 
 
-def _start_run(deployment: str, **options: Any) -> FlowRun:
-    """Starts a run of the deployment, and retries while the server is unreachable or busy.
+def _started(start: Callable[..., Any], *arguments: Any, **options: Any) -> FlowRun:
+    """Starts a run, and retries while the server is unreachable or busy.
 
     The idempotency key makes sure that a retry starts no second run.
     Raises: BuildCancelled; the server's refusal, or its last error.
     """
     for pause_s in BACKOFF_S:
         try:
-            return cast(FlowRun, run_deployment(deployment, timeout=0, **options))
+            return cast(FlowRun, start(*arguments, **options))
         except httpx.TransportError:
             pass
         except PrefectHTTPStatusError as error:
@@ -124,7 +135,7 @@ def _start_run(deployment: str, **options: Any) -> FlowRun:
                 raise
         if CANCEL.wait(pause_s):
             raise BuildCancelled("the parent run was cancelled")
-    return cast(FlowRun, run_deployment(deployment, timeout=0, **options))
+    return cast(FlowRun, start(*arguments, **options))
 
 
 def _restart(child: FlowRun) -> None:
@@ -168,6 +179,7 @@ class _Children:
         self._waiting: dict[UUID, threading.Event] = {}
         self._ended: dict[UUID, FlowRun] = {}
         self._thread: threading.Thread | None = None
+        self._looked_at_all = time.monotonic()
 
     def wait(self, run_id: UUID) -> FlowRun:
         """The run in its last state. Raises: BuildCancelled when this process is to stop."""
@@ -194,10 +206,17 @@ class _Children:
                 CANCEL.wait(POLL_S)
 
     def _check(self, client: SyncPrefectClient, ids: list[UUID]) -> None:
+        # The server answers with each run's parameters: it is seldom asked for runs that wait.
+        types = [*TERMINAL_STATES]
+        if time.monotonic() - self._looked_at_all > WAITING_S:
+            self._looked_at_all = time.monotonic()
+            types.append(StateType.SCHEDULED)
+        wanted = FlowRunFilter(
+            id=FlowRunFilterId(any_=ids),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)),
+        )
         try:
-            runs = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
-            )
+            runs = client.read_flow_runs(flow_run_filter=wanted, limit=PAGE)
         except (httpx.HTTPError, PrefectHTTPStatusError):
             return  # the server is away: the children continue, and so does the wait
         for run in runs:
@@ -238,8 +257,10 @@ def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
     recipes: the parameter of build-model -> the recipe's name, which names the waiting run.
     """
     started = {
-        file: _start_run(
+        file: _started(
+            run_deployment,
             "build-model/build-model",
+            timeout=0,
             parameters={"recipe": str(file)},
             work_queue_name=NIGHT_QUEUE,
             flow_run_name=name,
@@ -264,26 +285,26 @@ def queue_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
     """
     pending = [row for row in outcomes if row.on_device == "pending"]
     with get_client(sync_client=True) as client:
-        for pool in sorted({farm.pool_of(row.gpu) for row in pending}):
-            deployments.ensure_applied(client, "benchmark-engine", pool)
-    for row in pending:
-        left = _start_run(
-            f"benchmark-engine/{farm.pool_of(row.gpu)}",
-            parameters={
-                "spec_digest": row.spec_digest,
-                "budget": recipe.budget(row.precision).model_dump(mode="json"),
-                "class_scores": list(recipe.verification.class_scores),
-            },
-            flow_run_name=f"{row.recipe} {row.label}",
-            as_subflow=False,
-            idempotency_key=f"benchmark:{row.spec_digest}",
-        )
-        _restart_benchmark(left)
+        deployed = {
+            pool: deployments.ensure_applied(client, "benchmark-engine", pool)
+            for pool in sorted({farm.pool_of(row.gpu) for row in pending})
+        }
+        for row in pending:
+            left = _started(
+                client.create_flow_run_from_deployment,
+                deployed[farm.pool_of(row.gpu)],
+                parameters={
+                    "spec_digest": row.spec_digest,
+                    "budget": recipe.budget(row.precision).model_dump(mode="json"),
+                    "class_scores": list(recipe.verification.class_scores),
+                },
+                name=f"{row.recipe} {row.label}",
+                idempotency_key=f"benchmark:{row.spec_digest}",
+            )
+            _restart_benchmark(client, left)
 
 
-def _restart_benchmark(left: FlowRun) -> None:
+def _restart_benchmark(client: SyncPrefectClient, left: FlowRun) -> None:
     state = left.state
-    if state is None or not state.is_final() or state.is_completed():
-        return
-    with get_client(sync_client=True) as client:
+    if state is not None and state.is_final() and not state.is_completed():
         client.set_flow_run_state(left.id, Scheduled(), force=True)

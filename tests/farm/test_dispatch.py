@@ -72,27 +72,25 @@ def test_a_server_that_is_too_busy_to_start_a_run_is_asked_again(
 ) -> None:
     answers = iter([refused, refused, "the run"])
 
-    def run_deployment(name: str, **options: object) -> object:
+    def start(name: str) -> object:
         found = next(answers)
         if isinstance(found, Exception):
             raise found
         return found
 
-    monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
     monkeypatch.setattr(dispatch, "BACKOFF_S", [0, 0])
-    assert dispatch._start_run("build-engine/cpu") == "the run"
+    assert dispatch._started(start, "build-engine/cpu") == "the run"
 
 
-def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_not_asked_again() -> None:
     asked: list[str] = []
 
-    def run_deployment(name: str, **options: object) -> object:
+    def start(name: str) -> object:
         asked.append(name)
         raise answer(409)
 
-    monkeypatch.setattr(dispatch, "run_deployment", run_deployment)
     with pytest.raises(PrefectHTTPStatusError):
-        dispatch._start_run("build-engine/cpu")
+        dispatch._started(start, "build-engine/cpu")
     assert asked == ["build-engine/cpu"]
 
 

@@ -147,15 +147,18 @@ def apply(
     return [_apply(row, pool, when) for row in ROWS for pool in _pools_of(row, gpus)]
 
 
-def ensure_applied(client: SyncPrefectClient, flow: str, pool: str) -> None:
-    """Creates the pool, and registers what its engines need, unless the server has it."""
+def ensure_applied(client: SyncPrefectClient, flow: str, pool: str) -> UUID:
+    """The flow's deployment in that pool; creates the pool, and registers what its engines need,
+    unless the server has it."""
     farm.ensure_pool(client, pool)
+    name = f"{flow}/{pool}"
     try:
-        client.read_deployment_by_name(f"{flow}/{pool}")
+        return client.read_deployment_by_name(name).id
     except ObjectNotFound:
         for row in ROWS:
             if row.pools in (BUILDERS, GPUS) and pool in _pools_of(row, (pool,)):
                 _apply(row, pool, Night())
+    return client.read_deployment_by_name(name).id
 
 
 def _pools_of(row: Row, gpus: Iterable[str]) -> tuple[str, ...]:
