@@ -206,16 +206,12 @@ def set_common(trt: Any, config: Any, options: BuilderOptions) -> None:
         set_flag(trt, config, "SPARSE_WEIGHTS", "builder.sparse_weights")
 
 
-def write_plan(
-    trt: Any, builder: Any, network: Any, config: Any, dest: Path, messages: Messages
-) -> None:
-    """Builds and writes the plan, with progress.
+def write_plan(builder: Any, network: Any, config: Any, dest: Path, messages: Messages) -> None:
+    """Builds and writes the plan.
 
     Raises: BuildError with the logger's cause; BuildOutOfMemory; BuildCancelled; HostError
     for what this host lacks, such as a library of TensorRT's.
     """
-    monitor = make_monitor(trt)
-    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         if not messages.errors:

@@ -115,8 +115,10 @@ class TensorRT:
         config = make_config(trt, builder, request)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
         cache_used = use_timing_cache(config, request.timing_cache, messages)
+        monitor = builder_api.make_monitor(trt)
+        config.progress_monitor = monitor
         plan = request.work_dir / "engine.plan"
-        builder_api.write_plan(trt, builder, network, config, plan, messages)
+        builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network, request.onnx),

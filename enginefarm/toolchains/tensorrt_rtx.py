@@ -98,9 +98,11 @@ class TensorRTRTX:
         parsing.let_attention_decompose(trt, network)
         config = _config(trt, builder, request.spec)
         builder_api.add_profiles(builder, config, network, request.spec.profiles)
+        monitor = builder_api.make_monitor(trt)
+        config.progress_monitor = monitor
         layers = builder_api.write_network(network, request.work_dir / "layers.json")
         plan = request.work_dir / "engine.plan"
-        builder_api.write_plan(trt, builder, network, config, plan, messages)
+        builder_api.write_plan(builder, network, config, plan, messages)
         return BuildOutput(
             plan=plan,
             tensors=builder_api.network_tensors(network, request.onnx),

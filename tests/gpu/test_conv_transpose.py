@@ -64,7 +64,7 @@ def test_it_builds_and_agrees(tmp_path: Path) -> None:
     config.set_tactic_sources(sum(1 << int(one) for one in sources))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     plan = tmp_path / "up.plan"
-    builder_api.write_plan(trt, builder, network, config, plan, messages)
+    builder_api.write_plan(builder, network, config, plan, messages)
     feeds = {"x": np.random.default_rng(1).standard_normal((2, CHANNELS, 8, 8)).astype(np.float32)}
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = np.asarray(session.run(None, feeds)[0]).ravel()

@@ -45,7 +45,7 @@ def built(onnx: Path, dest: Path, obey: bool) -> Path:
             wide = {trt.LayerType.SHAPE, trt.LayerType.CONSTANT, trt.LayerType.CAST}
             if kinds <= {trt.DataType.HALF, trt.DataType.FLOAT} and layer.type not in wide:
                 layer.precision = trt.DataType.HALF
-    builder_api.write_plan(trt, builder, network, config, dest, messages)
+    builder_api.write_plan(builder, network, config, dest, messages)
     return dest
 
 

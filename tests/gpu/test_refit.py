@@ -65,7 +65,7 @@ def build(
         builder_api.set_flag(trt, config, "FP16", "precision")
     if refit:
         builder_api.set_flag(trt, config, "REFIT", "refit")
-    builder_api.write_plan(trt, builder, network, config, work / "engine.plan", messages)
+    builder_api.write_plan(builder, network, config, work / "engine.plan", messages)
     return (work / "engine.plan").read_bytes(), time.monotonic() - create
 
 
