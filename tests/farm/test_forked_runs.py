@@ -183,7 +183,7 @@ def test_other_settings_than_the_workers_are_imported_anew(worker: Worker) -> No
     assert status == 1
     assert seconds > 4 * worker.run()[1]
     said = worker.errors.read_text()
-    assert "its settings differ from its worker's" in said
+    assert "a Python of its own" in said
     assert "| DEBUG   | prefect" in said
 
 

@@ -126,5 +126,5 @@ def test_a_port_that_is_taken_is_one_clear_error(tmp_path: Path) -> None:
             check=False,
         )
     assert ended.returncode == 70, ended.stderr
-    assert "server has ended" in ended.stderr
+    assert "server ended with status" in ended.stderr
     assert "Traceback" not in ended.stderr

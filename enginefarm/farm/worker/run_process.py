@@ -100,15 +100,15 @@ class RunStarter(NamedTuple):
 def run(environment: Mapping[str, str], folder: str) -> None:
     """A flow run with exactly this environment, in a process that was just forked.
 
-    With other settings than the forkserver has read, this process becomes a new Python.
+    With other settings than the forkserver has read, or from one that has not imported what it
+    was told to (it ignores ImportError), this process becomes a new Python.
     """
-    from enginefarm.farm.worker import preloaded
-
-    die_with_parent(preloaded.PID)
+    preloaded = sys.modules.get(PRELOADED)
+    die_with_parent(preloaded.PID if preloaded else os.getppid())
     os.chdir(folder)
     os.set_inheritable(0, True)  # multiprocessing opens /dev/null for this process alone
-    if _settings(environment) != _settings(os.environ):
-        print("run: its settings differ from its worker's, so it imports anew", file=sys.stderr)
+    if preloaded is None or _settings(environment) != _settings(os.environ):
+        print("run: it starts a Python of its own, for which it imports anew", file=sys.stderr)
         python = [sys.executable, "-P", "-m", __name__]
         os.execve(sys.executable, python, environment)  # noqa: S606
     os.environ.clear()
