@@ -148,7 +148,7 @@ def _cpu_s(farm: Farm, labels: Sequence[str]) -> dict[str, float]:
     """CPU seconds used so far, by what used them."""
 
     def of_runs(name: str) -> float:
-        """Of the runs that this worker's forkserver forked, and of their children."""
+        """Returns the CPU seconds of the worker's runs and of their children."""
         (forkserver,) = farm.forkservers(name)
         # A run's state is final a little before its process has ended.
         until(lambda: not forkserver.children(), f"the last run of {name} has ended")

@@ -19,7 +19,8 @@ from enginefarm.building import engine as engines
 from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import EnginefarmError
 from enginefarm.farm import outcome_rows
-from enginefarm.farm.dispatch import build_on_pool, cancel_on_error, online_offers, queue_benchmarks
+from enginefarm.farm.benchmarks import queue_benchmarks
+from enginefarm.farm.dispatch import build_on_pool, cancel_on_error, online_offers
 from enginefarm.farm.parameters import Gpus, Precisions, RecipePath, build_name, recipe_file_at
 from enginefarm.farm.policy import NO_RESULTS, STEP
 from enginefarm.planning import outcome, plan

@@ -37,7 +37,7 @@ def main() -> int:
     chosen = parser.parse_args()
     pins = [line for line in LOCK.read_text("utf-8").splitlines() if "==" in line]
     try:
-        # One request first: if there is no answer, the other 190 are not sent.
+        # Send one request first. If it fails, the other 190 would fail too.
         probe = asked(pins[:1])
         if not audited(probe):
             raise Unreachable(next(row["skip_reason"] for row in probe))

@@ -26,11 +26,7 @@ from enginefarm.building.signing_checks import (
 from enginefarm.child import output_files
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents.gpus import gpu
-from enginefarm.documents.manifest import (
-    BuildRecord,
-    DeviceVerification,
-    Manifest,
-)
+from enginefarm.documents.manifest import BuildRecord, DeviceVerification, Manifest
 from enginefarm.documents.spec import BuildSpec
 from enginefarm.documents.stage import StageOutput, StageRecord
 from enginefarm.errors import (

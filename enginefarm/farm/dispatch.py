@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,24 +29,20 @@ from enginefarm.building.engine import Job
 from enginefarm.child.cancellation import CANCEL
 from enginefarm.documents import written_errors
 from enginefarm.documents.manifest import Manifest
-from enginefarm.documents.recipe import Recipe
 from enginefarm.errors import BuildCancelled, EnginefarmError, FarmError
 from enginefarm.farm import recovery
 from enginefarm.farm.night import RunEnd
 from enginefarm.farm.policy import BACKOFF_S
-from enginefarm.farm.server import connection as farm
-from enginefarm.farm.server import deployments
 from enginefarm.farm.shares import Lanes
 from enginefarm.farm.worker import card as workers
 from enginefarm.planning import stages
-from enginefarm.planning.outcome import Outcome
 from enginefarm.planning.plan import Offer
 from enginefarm.store.site import whole
 from enginefarm.store.statements import is_named
 
 POLL_S = 1.0
 WAITING_S = 30.0
-"""How often children are looked at that have not ended, in seconds."""
+"""How often children that have not ended are checked, in seconds."""
 
 PAGE = 200
 
@@ -98,7 +94,7 @@ def build_on_pool(job: Job, pool: str) -> tuple[Manifest, bool]:
 def _start_child(job: Job, pool: str) -> FlowRun:
     """Starts a child run. A parent that was restarted gets the child of its earlier attempt."""
     try:
-        child = _started(
+        child = started(
             run_deployment,
             f"build-engine/{pool}",
             timeout=0,
@@ -119,7 +115,7 @@ def _start_child(job: Job, pool: str) -> FlowRun:
     return child
 
 
-def _started(start: Callable[..., Any], *arguments: Any, **options: Any) -> FlowRun:
+def started(start: Callable[..., Any], *arguments: Any, **options: Any) -> FlowRun:
     """Starts a run, and retries while the server is unreachable or busy.
 
     The idempotency key makes sure that a retry starts no second run.
@@ -256,8 +252,8 @@ def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
 
     recipes: the parameter of build-model -> the recipe's name, which names the waiting run.
     """
-    started = {
-        file: _started(
+    children = {
+        file: started(
             run_deployment,
             "build-model/build-model",
             timeout=0,
@@ -269,42 +265,10 @@ def build_recipes(recipes: Mapping[Path, str]) -> dict[Path, RunEnd]:
         for file, name in recipes.items()
     }
     ended: dict[Path, RunEnd] = {}
-    for file, child in started.items():
+    for file, child in children.items():
         state = CHILDREN.wait(child.id).state
         assert state is not None
         why = "" if state.is_completed() else state.message or ""
         name = state.name or state.type.value
         ended[file] = RunEnd(name, why, state.is_completed(), str(child.id))
     return ended
-
-
-def queue_benchmarks(recipe: Recipe, outcomes: Sequence[Outcome]) -> None:
-    """Queues a benchmark for each engine that has not run on its GPU yet.
-
-    Each spec has one such run; a run that failed or was cancelled is rescheduled.
-    """
-    pending = [row for row in outcomes if row.on_device == "pending"]
-    with get_client(sync_client=True) as client:
-        deployed = {
-            pool: deployments.ensure_applied(client, "benchmark-engine", pool)
-            for pool in sorted({farm.pool_of(row.gpu) for row in pending})
-        }
-        for row in pending:
-            left = _started(
-                client.create_flow_run_from_deployment,
-                deployed[farm.pool_of(row.gpu)],
-                parameters={
-                    "spec_digest": row.spec_digest,
-                    "budget": recipe.budget(row.precision).model_dump(mode="json"),
-                    "class_scores": list(recipe.verification.class_scores),
-                },
-                name=f"{row.recipe} {row.label}",
-                idempotency_key=f"benchmark:{row.spec_digest}",
-            )
-            _restart_benchmark(client, left)
-
-
-def _restart_benchmark(client: SyncPrefectClient, left: FlowRun) -> None:
-    state = left.state
-    if state is not None and state.is_final() and not state.is_completed():
-        client.set_flow_run_state(left.id, Scheduled(), force=True)

@@ -60,7 +60,9 @@ def record(
         written = written or judged(manifest)  # it was withdrawn before
         quarantine(store, written, log)
     if written is None:
-        raise StoreMissing(f"manifest {manifest.spec_digest[:12]} is no longer in the store")
+        raise StoreMissing(
+            f"manifest {manifest.spec_digest[:12]} was removed from the store meanwhile"
+        )
     return written
 
 

@@ -79,7 +79,7 @@ def test_a_server_that_is_too_busy_to_start_a_run_is_asked_again(
         return found
 
     monkeypatch.setattr(dispatch, "BACKOFF_S", [0, 0])
-    assert dispatch._started(start, "build-engine/cpu") == "the run"
+    assert dispatch.started(start, "build-engine/cpu") == "the run"
 
 
 def test_a_refusal_is_not_asked_again() -> None:
@@ -90,7 +90,7 @@ def test_a_refusal_is_not_asked_again() -> None:
         raise answer(409)
 
     with pytest.raises(PrefectHTTPStatusError):
-        dispatch._started(start, "build-engine/cpu")
+        dispatch.started(start, "build-engine/cpu")
     assert asked == ["build-engine/cpu"]
 
 

@@ -54,7 +54,7 @@ def test_what_differs_between_kinds_is_a_column_of_their_rows() -> None:
         for node in nodes(path):
             if not isinstance(node, ast.Compare):
                 continue
-            inside = isinstance(node.ops[0], ast.In | ast.NotIn)  # what is looked for is no kind
+            inside = isinstance(node.ops[0], ast.In | ast.NotIn)  # the left side is the value
             sides = node.comparators if inside else [node.left, *node.comparators]
             texts = {one.value for side in sides for one in ast.walk(side) if is_text(one)}
             if texts & KINDS:

@@ -199,7 +199,7 @@ def searched(
 
 def accepted(model: ModelProto, evidence: Evidence) -> bool:
     """Whether the judge accepts the graph."""
-    assert evidence.judge is not None, "without a judge there is no search"
+    assert evidence.judge is not None, "a search needs a function that judges the graph"
     with TemporaryDirectory(prefix="enginefarm-") as folder:
         return evidence.judge(onnx_files.write(model, Path(folder)))
 
